@@ -1,0 +1,57 @@
+# Everything runs in .venv, made here with nothing but Python 3.11 or newer, venv and make.
+#   make demo      the main job on a trillion-parameter model
+#   make test      the fast tests          make lint      format, lint, types, import arrows
+#   make weights   fetch SmolLM2-135M      make clean     remove what make made
+# Override the interpreter with `make PYTHON=/path/to/python test`.
+
+usable = $(1) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do \
+	$(call usable,$$candidate) && echo $$candidate && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := $(BIN)/lpu compare kimi-k2 --system lpx-9 --batch 1 --context 8192
+# Very quiet: the first run installs some 80 packages, and their names are not the result.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.PHONY: demo test weights lint clean
+.DEFAULT_GOAL := test
+
+# The second comparison shows a model that does not fit: exit code 1 is its honest answer.
+demo: $(VENV)/.installed
+	$(DEMO) --weights-format int4 --top 10 --check 2
+	$(DEMO) --weights-format fp8 --top 3 || [ $$? -eq 1 ]
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+weights: $(VENV)/.installed
+	$(BIN)/python -m models.weights.fetch
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.made:
+	@test -n '$(PYTHON)' && $(call usable,$(PYTHON)) || { \
+	  echo "make: Python 3.11 or newer with the venv module is needed, found '$(PYTHON)';" \
+	    "name one with make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1' # the first with --group
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing lpu_jax into $(VENV) (once, a minute or two) ..."
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing lpu_jax and its test tools into $(VENV) (once, a minute or two) ..."
+	$(PIP) install -c constraints.txt -e . --group dev
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find lpu_jax models sharding tests -name __pycache__ -type d -prune -exec rm -rf {} +

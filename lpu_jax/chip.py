@@ -1,0 +1,257 @@
+"""One LPU chip as numbers: GroqChip1 and the Groq 3 LPU, every number with its source.
+
+What a functional unit computes, and the formula of what it costs, is in `datapath`; links between
+chips are in `topology`. Not modelled: power, yield (spare superlanes), the instruction set.
+
+Sources, by key (most rows were read in extracts, not in the papers themselves):
+ISCA20 Abts et al., "Think Fast: A Tensor Streaming Processor", ISCA 2020. ISCA22 Abts et al., "A
+Software-defined Tensor Streaming Multiprocessor", ISCA 2022. WS20 D. Abts, ML-HW workshop slides,
+2020. GAPI user code of the Groq API by third parties. GF groq/groqflow on GitHub. NVB NVIDIA
+technical blog "Inside NVIDIA Groq 3 LPX", 2026.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from .errors import unknown
+from .provenance import Constant, const, vary
+
+_NOT_PUBLIC = "not public for this chip; assumed the same as on GroqChip1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MxmMode:
+    """How the matrix unit works on one kind of operand.
+
+    Attributes:
+        k_tile: length of the contraction one array sums in a cycle.
+        columns: outputs of one array in a cycle.
+        arrays: arrays that work at once.
+        operand_bytes: bytes of one operand value as the array holds it.
+    """
+
+    k_tile: int
+    columns: int
+    arrays: int
+    operand_bytes: int
+
+    @property
+    def macs_per_cycle(self) -> int:
+        """Multiply-accumulates of the whole chip in one cycle."""
+        return self.k_tile * self.columns * self.arrays
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of one full weight tile as the array holds it."""
+        return self.k_tile * self.columns * self.operand_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipSpec:
+    """One chip in base units; the defaults are GroqChip1 (TSP v1).
+
+    Change a number with `provenance.vary`, which keeps the source of each number true.
+    """
+
+    name: str
+    title: str
+
+    #: Clock of every functional unit.
+    clock_hz: float = const(0.9e9, "Hz", "published", "ISCA20, GF: nominal 900 MHz")
+    #: Byte-wide data paths side by side.
+    lanes: int = const(320, "1", "published", "ISCA20: 20 superlanes x 16 lanes")
+    #: One byte on every lane.
+    vector_bytes: int = const(320, "B", "published", "ISCA20: maximum vector length 320")
+    #: Lanes of one superlane; vector lengths step by it.
+    superlane_lanes: int = const(16, "1", "published", "ISCA20: 16 lanes per superlane")
+    #: All streams across one cut of the chip, both directions.
+    streams_bytes_per_cycle: int = const(
+        20_480, "B/cycle", "derived", "ISCA20: 64 one-byte streams per lane x 320 lanes"
+    )
+    #: On-chip memory; there is no other.
+    sram_bytes: int = const(
+        88 * 20 * 2 * 4096 * 16, "B", "derived", "ISCA20: 88 slices of 2.5 MiB = 220 MiB"
+    )
+    #: Part of the SRAM that instructions and spare addresses take.
+    reserved_fraction: float = const(
+        0.05, "1", "assumed", "no public figure for instructions in SRAM", 0.0, 0.10
+    )
+    #: Reads plus writes of all MEM slices.
+    sram_bytes_per_cycle: int = const(
+        56_320, "B/cycle", "derived", "ISCA20: 88 slices x (1 read + 1 write) x 320 B"
+    )
+    #: Widest flow of weights into the matrix arrays.
+    weight_stream_bytes_per_cycle: float = const(
+        20_480, "B/cycle", "derived", "GAPI S16 weight layout: 16 streams per array, 4 arrays"
+    )
+    mxm_fp16: MxmMode | None = const(
+        MxmMode(k_tile=160, columns=320, arrays=2, operand_bytes=2),
+        "mode",
+        "published",
+        "ISCA22 section 5.2: two [1x160]x[160x320] sub-operations per cycle",
+    )
+    mxm_int8: MxmMode | None = const(
+        MxmMode(k_tile=320, columns=320, arrays=4, operand_bytes=1),
+        "mode",
+        "published",
+        "ISCA22 section 5.2: four [1x320]x[320x320] sub-operations per cycle",
+    )
+    mxm_fp8: MxmMode | None = const(
+        None, "mode", "published", "WS20, GAPI: inputs are INT8, UINT8 and FP16"
+    )
+    #: Tile rows an array takes in one cycle while a tile is installed.
+    array_load_rows_per_cycle: int = const(
+        16, "1/cycle", "derived", "GAPI: weights arrive on 16 streams, one row of 320 B each"
+    )
+    #: From the first activation in to the first result out.
+    mxm_latency_cycles: int = const(64, "cycle", "assumed", "no public figure", 20, 160)
+    #: Rounds of weights that may be installed before they are needed.
+    prefetch_rounds: int = const(
+        1,
+        "1",
+        "assumed",
+        "double buffering (LW, IW) is unconfirmed; range up to all of a GroqChip1's SRAM",
+        1,
+        563,
+    )
+    vxm_alus_per_lane: int = const(16, "1", "published", "ISCA20, GAPI: 4x4 ALUs per lane")
+    #: ALUs that can do the special functions.
+    vxm_large_alus_per_lane: int = const(8, "1", "published", "GAPI: alu % 8 in {0, 5, 2, 7}")
+    #: 32-bit stream groups into the VXM, and as many out of it.
+    vxm_stream_groups: int = const(8, "1", "published", "GAPI: SG4[0..7] in each direction")
+    vxm_entry_cycles: int = const(5, "cycle", "published", "GAPI: entry 4 and 1 read")
+    alu_cycles: int = const(3, "cycle", "published", "GAPI: one ALU operation takes 3 cycles")
+    #: Crossing from one functional unit to the next.
+    transit_cycles: int = const(
+        22, "cycle", "assumed", "GAPI examples: 22 to a first read, 50 for MEM-VXM-SXM", 10, 50
+    )
+    #: One per hemisphere.
+    sxm_vectors_per_cycle: int = const(
+        2, "1/cycle", "derived", "ISCA20 floorplan: one SXM in each of two hemispheres"
+    )
+    sxm_transpose_cycles: int = const(4, "cycle", "published", "GAPI: transpose 4 cycles")
+    #: One rotation of lanes followed by the addition of its result.
+    lane_rotate_cycles: int = const(
+        9, "cycle", "assumed", "GAPI: 4 cycles to cross the SXM, VXM entry 5; no figure for both"
+    )
+    mem_slices: int = const(88, "1", "published", "ISCA20: 44 slices in each hemisphere")
+    mem_slices_per_hop: int = const(4, "1", "published", "GAPI: 44 slices take 11 cycles")
+    #: One address of one slice: what a gather reads at a time.
+    gather_bytes_per_read: int = const(320, "B", "derived", "ISCA20: a slice address is 20 x 16 B")
+    frame_payload_bytes: int = const(320, "B", "published", "ISCA22: a frame carries one vector")
+    frame_bytes: int = const(328, "B", "published", "ISCA22: 320 B payload and 8 B")
+
+    #: Constants whose value or provenance differs from the defaults above.
+    replaced: tuple[Constant, ...] = ()
+
+    @property
+    def mxm_modes(self) -> Mapping[str, MxmMode]:
+        """The matrix unit's modes by kind of operand: `"fp16"`, `"int8"`, `"fp8"`."""
+        modes = {"fp16": self.mxm_fp16, "int8": self.mxm_int8, "fp8": self.mxm_fp8}
+        return MappingProxyType({kind: mode for kind, mode in modes.items() if mode is not None})
+
+    def mxm_mode(self, operand: str) -> MxmMode:
+        """Look up the matrix unit's mode for one kind of operand.
+
+        Args:
+            operand: `"fp16"`, `"int8"` or `"fp8"`.
+
+        Returns:
+            The mode.
+
+        Raises:
+            UnknownNameError: if this chip's matrix unit does not take that operand.
+        """
+        modes = self.mxm_modes
+        if operand not in modes:
+            raise unknown(f"MXM operand on {self.name}", operand, modes)
+        return modes[operand]
+
+
+GROQCHIP1 = ChipSpec(name="groqchip1", title="GroqChip1 (TSP v1)")
+
+
+def _assumed_mode(operand: str, mode: MxmMode, source: str) -> Constant:
+    return Constant(
+        name=f"mxm_{operand}", value=mode, unit="mode", status="assumed", source=source
+    )
+
+
+_EIGHT_BIT_MODE = MxmMode(k_tile=320, columns=320, arrays=4, operand_bytes=1)
+
+GROQ3_LPU = vary(
+    GROQCHIP1,
+    Constant(
+        name="clock_hz",
+        value=1.5e9,
+        unit="Hz",
+        status="derived",
+        source="NVB: 315 PFLOPS FP8 / 256 chips, if a cycle still does 409,600 8-bit MACs",
+    ),
+    Constant(
+        name="vector_bytes", value=320, unit="B", status="published", source="NVB: 320-byte vectors"
+    ),
+    Constant(
+        name="frame_payload_bytes",
+        value=320,
+        unit="B",
+        status="derived",
+        source="NVB: 320-byte vectors; one vector per frame as on GroqChip1",
+    ),
+    Constant(
+        name="sram_bytes", value=500_000_000, unit="B", status="published", source="NVB: 500 MB"
+    ),
+    Constant(
+        name="sram_bytes_per_cycle",
+        value=100_000,
+        unit="B/cycle",
+        status="derived",
+        source="NVB: 150 TB/s over the derived clock",
+    ),
+    Constant(
+        name="weight_stream_bytes_per_cycle",
+        value=100_000,
+        unit="B/cycle",
+        status="assumed",
+        source="stream width not public; assumed as wide as the SRAM",
+        low=30_720,
+        high=100_000,
+    ),
+    _assumed_mode("fp16", MxmMode(k_tile=160, columns=320, arrays=2, operand_bytes=2), _NOT_PUBLIC),
+    _assumed_mode("int8", _EIGHT_BIT_MODE, _NOT_PUBLIC),
+    _assumed_mode(
+        "fp8", _EIGHT_BIT_MODE, "NVB prints FP8 PFLOPS; assumed at GroqChip1's int8 tile and rate"
+    ),
+    unchanged=_NOT_PUBLIC,
+    name="groq3-lpu",
+    title="NVIDIA Groq 3 LPU (LP30)",
+)
+
+_CHIPS = {chip.name: chip for chip in (GROQCHIP1, GROQ3_LPU)}
+
+
+def chip(name: str) -> ChipSpec:
+    """Look up a named chip.
+
+    Args:
+        name: `"groqchip1"` or `"groq3-lpu"`.
+
+    Returns:
+        Its specification.
+
+    Raises:
+        UnknownNameError: if there is no such chip.
+    """
+    if name not in _CHIPS:
+        raise unknown("chip", name, _CHIPS)
+    return _CHIPS[name]
+
+
+def named_chips() -> tuple[ChipSpec, ...]:
+    """List the named chips.
+
+    Returns:
+        Their specifications.
+    """
+    return tuple(_CHIPS.values())

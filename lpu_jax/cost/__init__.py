@@ -1,0 +1,1 @@
+"""Time and placement read from a program: link schedules, unit schedules, reports."""

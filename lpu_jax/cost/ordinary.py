@@ -1,0 +1,122 @@
+"""Costs of ordinary JAX primitives, for functions that are not written in datapath operations.
+
+Every row is assumed: the vendor's compiler is not public. A report lists the rows it used. A primitive without a row is an
+error that names it. Not modelled: convolutions, sorting, scatters and data-dependent loops.
+"""
+
+from math import prod
+
+from ..datapath.primitive import AluChain, CostRule, free
+from ..datapath.sxm import move_cost
+from ..datapath.vxm import reduction_cost
+from ..datapath.work import Machine, Request, Unit, Work, ceil_div, vectors
+from ..datapath import mxm
+from ..errors import CostError
+from ..numerics.elementary import ALU_OPERATIONS
+
+_ADD, _EXP, _SIGMOID, _DIV, _RSQRT = (
+    AluChain(operations=row.operations, depth=row.depth, large=row.operations if row.large else 0)
+    for row in (ALU_OPERATIONS[name] for name in ("add", "exp", "sigmoid", "div", "rsqrt"))
+)
+
+#: Element-wise primitives as ALU operations. tanh is priced as a sigmoid, log and erf as an exponential.
+ELEMENT_WISE = {
+    **dict.fromkeys(
+        "add sub mul max min neg abs sign floor ceil round select_n eq ne lt le gt ge and or not xor is_finite "
+        "convert_element_type clamp integer_pow square stop_gradient add_any".split(),
+        _ADD,
+    ),
+    **dict.fromkeys("exp exp2 log log1p expm1 erf pow sin cos".split(), _EXP),
+    **dict.fromkeys("logistic tanh".split(), _SIGMOID),
+    "div": _DIV,
+    **dict.fromkeys("rsqrt sqrt".split(), _RSQRT),
+}
+
+
+def _dot_general(machine: Machine, request: Request) -> Work:
+    """A contraction on the MXM: batch dimensions are matrices, the second operand is stationary."""
+    (contract_x, contract_w), (batch_x, _) = request.params["dimension_numbers"]
+    x, w = request.operands
+    kind = "int8" if x.dtype == "int8" else "fp16"
+    groups = prod(x.shape[d] for d in batch_x)
+    k = prod(x.shape[d] for d in contract_x)
+    m = prod(n for d, n in enumerate(x.shape) if d not in (*contract_x, *batch_x))
+    n = w.size / max(1, groups * k)
+    bits = min(w.bits, 16)
+    return mxm.rounds_cost(machine, kind=kind, groups=groups, m=m, k=k, n=n, weight_bits=bits)
+
+
+def _reduce(machine: Machine, request: Request) -> Work:
+    """A reduction over the last axis folds lanes; over others it adds vectors."""
+    (x,) = request.operands
+    if len(x.shape) - 1 in request.params["axes"]:
+        return reduction_cost(machine, request)
+    chip = machine.chip
+    total = vectors(x, chip)
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=total / chip.vxm_stream_groups,
+        latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles),
+        result_is_last=True,
+    )
+
+
+def _move(machine: Machine, request: Request) -> Work:
+    return move_cost(machine, request.results[0])
+
+
+def _access(machine: Machine, request: Request) -> Work:
+    """Reads or writes at computed addresses: one vector per cycle and hemisphere."""
+    chip = machine.chip
+    moved = request.results[0]
+    return Work(
+        unit=Unit.MEM,
+        busy_cycles=ceil_div(moved.size_bytes, chip.vector_bytes) / chip.sxm_vectors_per_cycle,
+        latency_cycles=chip.mem_slices / 2 / chip.mem_slices_per_hop,
+        moved_bytes=moved.size_bytes,
+    )
+
+
+def _collective(kind: str) -> CostRule:
+    def rule(machine: Machine, request: Request) -> Work:
+        x, out = request.operands[0], request.results[0]
+        n_chips = request.params.get("axis_size")
+        if not isinstance(n_chips, int):
+            raise CostError(
+                f"{kind}: the number of chips is not in the equation; use lpu_jax.datapath.c2c instead."
+            )
+        whole = out if kind == "all_gather" else x
+        first, last = machine.collective_cycles(kind, "auto", n_chips, whole.size_bytes)
+        return Work(unit=Unit.C2C, busy_cycles=last - first, latency_cycles=first)
+
+    return rule
+
+
+RULES: dict[str, CostRule] = {
+    "dot_general": _dot_general,
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split(), _reduce
+    ),
+    **dict.fromkeys("transpose concatenate slice pad rev split".split(), _move),
+    **dict.fromkeys("gather dynamic_slice dynamic_update_slice".split(), _access),
+    **dict.fromkeys("iota expand_dims axis_index pvary sharding_constraint".split(), free),
+    "all_gather": _collective("all_gather"),
+    "reduce_scatter": _collective("reduce_scatter"),
+    "all_to_all": _collective("all_to_all"),
+}
+
+
+def rule_of(name: str) -> tuple[CostRule | None, AluChain | None]:
+    """Find the row of a primitive: a cost rule, or its ALU operations.
+
+    Raises:
+        CostError: if there is none; the sentence names the primitive.
+    """
+    if name in ELEMENT_WISE:
+        return None, ELEMENT_WISE[name]
+    if name in RULES:
+        return RULES[name], None
+    raise CostError(
+        f"primitive {name!r} has no cost rule; write it in operations of lpu_jax.datapath, or in one of: "
+        f"{', '.join(sorted({*ELEMENT_WISE, *RULES}))}."
+    )

@@ -1,0 +1,424 @@
+"""From a jaxpr to the chip's program: a list of operations whose dimensions may be symbols.
+
+One trace of a block with symbolic dimensions serves every plan: `bind` puts numbers, or arrays with one number per plan,
+in place of the symbols. Element-wise VXM operations that feed each other are joined into chains, as the chip joins ALUs.
+Not modelled: dead code (all equations are scheduled) and reordering: operations keep the order of the program.
+"""
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import numpy as np
+from jax.export import is_symbolic_dim
+from jax.extend.core import ClosedJaxpr, Literal
+
+from ..datapath.primitive import DEFINITIONS, AluChain, CostRule, free
+from ..datapath.work import Length, Machine, Operand, Quantity, Request, Unit, Work, largest
+from ..errors import CostError
+from . import ordinary
+
+#: Equations whose body is part of the program, with the name of the parameter that holds it.
+INLINED = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "shard_map": "jaxpr",
+}
+#: Layout that the compiler decides: it names values again and moves nothing.
+FREE_LAYOUT = frozenset({"reshape", "squeeze", "broadcast_in_dim", "slice", "copy"})
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A dimension that depends on symbols, compiled for numbers and for arrays."""
+
+    text: str
+    code: CodeType = field(compare=False, repr=False)
+
+    def __call__(self, symbols: Mapping[str, Length]) -> Length:
+        """Evaluate with a value, or one value per plan, for each symbol."""
+        functions = {
+            "floordiv": np.floor_divide,
+            "mod": np.mod,
+            "max": np.maximum,
+            "min": np.minimum,
+            "__builtins__": {},
+        }
+        value: Length = eval(self.code, functions, dict(symbols))  # noqa: S307 (an arithmetic AST, checked in `expression`)
+        return value
+
+
+_ARITHMETIC = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant,
+    ast.Add, ast.Sub, ast.Mult, ast.Pow, ast.USub,
+)  # fmt: skip
+
+
+def expression(dimension: Any) -> Expression:
+    """Compile a symbolic dimension from its printed form, the syntax that `jax.export.symbolic_shape` reads."""
+    text = str(dimension)
+    tree = ast.parse(text.replace("^", "**"), mode="eval")
+    for node in ast.walk(tree):
+        if not isinstance(node, _ARITHMETIC):
+            raise CostError(f"dimension {text!r} is not integer arithmetic.")
+    return Expression(text, compile(tree, text, "eval"))
+
+
+def _symbols_to_expressions(value: Any) -> Any:
+    """Replace symbolic dimensions inside shapes and parameters."""
+    if isinstance(value, tuple):
+        return tuple(_symbols_to_expressions(item) for item in value)
+    return expression(value) if is_symbolic_dim(value) else value
+
+
+def _evaluate(value: Any, symbols: Mapping[str, Length]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_evaluate(item, symbols) for item in value)
+    return value(symbols) if isinstance(value, Expression) else value
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape and type of a value; dimensions are ints or expressions."""
+
+    dimensions: tuple[Any, ...]
+    dtype: str
+
+    def bind(self, symbols: Mapping[str, Length]) -> Operand:
+        """Put numbers in place of symbols."""
+        return Operand(shape=_evaluate(self.dimensions, symbols), dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation: what it reads and makes, by number of the value, and its cost rule."""
+
+    name: str
+    reads: tuple[int | None, ...]  #: None is a constant
+    makes: tuple[int, ...]
+    operands: tuple[Shape, ...]
+    results: tuple[Shape, ...]
+    params: Mapping[str, Any]
+    rule: CostRule
+    copies: tuple[Any, ...] = ()  #: lengths of batch dimensions around the operation
+    result_known: bool = False  #: the result is in memory before the program runs
+
+    def work(self, machine: Machine, symbols: Mapping[str, Length]) -> Work:
+        """Cost of the operation for numbers, or arrays with one number per plan, in place of symbols."""
+        request = Request(
+            operands=tuple(shape.bind(symbols) for shape in self.operands),
+            results=tuple(shape.bind(symbols) for shape in self.results),
+            params={name: _evaluate(value, symbols) for name, value in self.params.items()},
+        )
+        work = self.rule(machine, request)
+        if not self.copies:
+            return work
+        times: Quantity = 1.0
+        for length in self.copies:
+            times = times * _evaluate(length, symbols)
+        return Work(
+            **{
+                **vars(work),
+                "busy_cycles": work.busy_cycles * times,
+                "moved_bytes": work.moved_bytes * times,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The operations of one chip in program order, and the numbers of the values that come in and go out."""
+
+    operations: tuple[Operation, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int | None, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the operations, in order."""
+        return tuple(operation.name for operation in self.operations)
+
+
+def read(jaxpr: ClosedJaxpr, *, strict: bool = False) -> Program:
+    """Read a jaxpr as the program of one chip.
+
+    Args:
+        jaxpr: traced with `lpu_jax.mesh.trace` or `jax.make_jaxpr`; dimensions may be symbolic.
+        strict: allow datapath operations and free layout only, as the project's own layers must.
+
+    Returns:
+        The program, its element-wise operations joined into chains.
+
+    Raises:
+        CostError: an equation has no cost rule; the sentence names its primitive.
+    """
+    reader = _Reader(strict)
+    inputs = [reader.new() for _ in jaxpr.jaxpr.invars]
+    reader.known.update(inputs)
+    outputs = reader.walk(jaxpr.jaxpr, inputs)
+    operations = _join_chains(reader.operations, [v for v in outputs if v is not None])
+    return Program(operations=tuple(operations), inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+class _Reader:
+    """Walks equations, numbering values; values that only name another again share its number."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.operations: list[_Draft] = []
+        self.known: set[int] = set()
+        self.shapes: dict[int, Shape] = {}
+        self._count = 0
+
+    def new(self) -> int:
+        self._count += 1
+        return self._count
+
+    def walk(self, jaxpr: Any, arguments: Iterable[int | None]) -> list[int | None]:
+        numbers: dict[Any, int | None] = dict(zip(jaxpr.invars, arguments, strict=True))
+        numbers.update(dict.fromkeys(jaxpr.constvars))
+
+        def number(atom: Any) -> int | None:
+            return None if isinstance(atom, Literal) else numbers[atom]
+
+        for equation in jaxpr.eqns:
+            made = self._equation(equation, [number(atom) for atom in equation.invars])
+            numbers.update(zip(equation.outvars, made, strict=True))
+        return [number(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, reads: list[int | None]) -> list[int | None]:
+        name = equation.primitive.name
+        if name in INLINED:
+            body = equation.params[INLINED[name]]
+            return self.walk(getattr(body, "jaxpr", body), reads)
+        if name == "scan" and not self.strict:
+            return self._scan(equation, reads)
+        if name in FREE_LAYOUT and (name != "slice" or _is_leading_slice(equation)):
+            return [reads[0]]
+        definition = DEFINITIONS.get(equation.primitive)
+        if definition is not None and definition.emulator_only:
+            return [None] * len(equation.outvars)
+        params = dict(equation.params)
+        levels = params.pop("levels", ())
+        if definition is None:
+            if self.strict:
+                raise CostError(
+                    f"{name}: not a datapath operation or free layout; a layer may hold nothing else."
+                )
+            if all(value is None for value in reads):
+                return [None] * len(equation.outvars)  # arithmetic on constants is done by the compiler
+            rule, chain = ordinary.rule_of(name)
+        else:
+            rule = definition.cost
+            chain = definition.chain(params) if definition.chain is not None else None
+        return self._emit(equation, reads, params, levels, rule, chain)
+
+    def _emit(
+        self,
+        equation: Any,
+        reads: list[int | None],
+        params: dict[str, Any],
+        levels: tuple[tuple[bool, ...], ...],
+        rule: CostRule | None,
+        chain: AluChain | None,
+    ) -> list[int | None]:
+        makes = [self.new() for _ in equation.outvars]
+        copies: list[Any] = []
+        operands = [list(atom.aval.shape) for atom in equation.invars]
+        for flags in levels:
+            copies.append([shape.pop(0) for shape, f in zip(operands, flags, strict=True) if f][0])
+        results = [list(atom.aval.shape)[len(levels) :] for atom in equation.outvars]
+        in_place = equation.primitive.name == "mem_append" or rule is free
+        known = in_place and (reads[0] is None or reads[0] in self.known)
+        if known:
+            self.known.update(makes)
+        draft = _Draft(
+            name=equation.primitive.name,
+            reads=reads,
+            makes=makes,
+            operands=[_shape(s, a) for s, a in zip(operands, equation.invars, strict=True)],
+            results=[_shape(s, a) for s, a in zip(results, equation.outvars, strict=True)],
+            params={k: _symbols_to_expressions(v) for k, v in params.items()},
+            rule=rule,
+            alu=chain,
+            copies=[_symbols_to_expressions(length) for length in copies],
+            known=known,
+        )
+        self.operations.append(draft)
+        return list(makes)
+
+    def _scan(self, equation: Any, reads: list[int | None]) -> list[int | None]:
+        """Unroll a loop of known length; its stacked operands and results are named as a whole."""
+        params = equation.params
+        n_consts, n_carry = params["num_consts"], params["num_carry"]
+        consts, carry, stacked = (
+            reads[:n_consts],
+            reads[n_consts : n_consts + n_carry],
+            reads[n_consts + n_carry :],
+        )
+        made: list[int | None] = []
+        for _ in range(params["length"]):
+            out = self.walk(params["jaxpr"].jaxpr, [*consts, *carry, *stacked])
+            carry, made = out[:n_carry], out[n_carry:]
+        return [*carry, *made]
+
+
+def _shape(dimensions: list[Any], atom: Any) -> Shape:
+    return Shape(_symbols_to_expressions(tuple(dimensions)), atom.aval.dtype.name)
+
+
+def _is_leading_slice(equation: Any) -> bool:
+    """A slice that keeps every dimension but the first whole is a range of addresses."""
+    starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
+    shape = equation.invars[0].aval.shape
+    strides = equation.params["strides"] or (1,) * len(shape)
+    return all(
+        start == 0 and limit == size and stride == 1
+        for start, limit, size, stride in list(zip(starts, limits, shape, strides, strict=True))[1:]
+    )
+
+
+# --- chains of element-wise operations ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Draft:
+    """An operation while the program is read; `chain` collects the operations joined to it."""
+
+    name: str
+    reads: list[int | None]
+    makes: list[int]
+    operands: list[Shape]
+    results: list[Shape]
+    params: dict[str, Any]
+    rule: CostRule | None
+    alu: AluChain | None
+    copies: list[Any]
+    known: bool
+    chain: list["_Draft"] = field(default_factory=list)
+
+    @property
+    def size(self) -> str:
+        """Number of values of the result, in a form that can be compared."""
+        return repr((self.results[0].dimensions, self.copies))
+
+
+def _join_chains(drafts: list[_Draft], outputs: list[int]) -> list[Operation]:
+    """Join each element-wise operation to the latest chain it continues, if nothing it reads comes after that chain."""
+    items: list[_Draft] = []
+    made_at: dict[int, int] = {}
+    for draft in drafts:
+        place = _chain_to_continue(draft, items, made_at)
+        if place is None:
+            place = len(items)
+            items.append(draft)
+            draft.chain = [draft]
+        else:
+            items[place].chain.append(draft)
+        made_at.update(dict.fromkeys(draft.makes, place))
+    readers: dict[int, set[int]] = {}
+    for place, item in enumerate(items):
+        for part in item.chain:
+            for value in part.reads:
+                if value is not None:
+                    readers.setdefault(value, set()).add(place)
+    leaving = set(outputs)
+    return [
+        _chained(item, place, readers, leaving) if item.alu is not None else _single(item)
+        for place, item in enumerate(items)
+    ]
+
+
+def _chain_to_continue(
+    draft: _Draft, items: list[_Draft], made_at: dict[int, int]
+) -> int | None:
+    if draft.alu is None:
+        return None
+    places = [made_at[value] for value in draft.reads if value in made_at]
+    if not places:
+        return None
+    latest = max(places)
+    head = items[latest]
+    return latest if head.alu is not None and head.size == draft.size else None
+
+
+def _single(draft: _Draft) -> Operation:
+    if draft.rule is None:
+        raise AssertionError(f"{draft.name} has neither a cost rule nor an ALU chain")
+    return Operation(
+        name=draft.name,
+        reads=tuple(draft.reads),
+        makes=tuple(draft.makes),
+        operands=tuple(draft.operands),
+        results=tuple(draft.results),
+        params=draft.params,
+        rule=draft.rule,
+        copies=tuple(draft.copies),
+        result_known=draft.known,
+    )
+
+
+def _chained(
+    head: _Draft, place: int, readers: dict[int, set[int]], leaving: set[int]
+) -> Operation:
+    """Describe a chain as one operation: values from outside in, values used outside out."""
+    inside = {value for part in head.chain for value in part.makes}
+    reads: dict[int, Shape] = {}
+    makes: dict[int, Shape] = {}
+    depth: dict[int | None, int] = {}
+    alu = [part.alu for part in head.chain if part.alu is not None]
+    for part, row in zip(head.chain, alu, strict=True):
+        for value, shape in zip(part.reads, part.operands, strict=True):
+            if value is not None and value not in inside:
+                reads.setdefault(value, shape)
+        deepest = max((depth.get(value, 0) for value in part.reads), default=0) + row.depth
+        for value, shape in zip(part.makes, part.results, strict=True):
+            depth[value] = deepest
+            if value in leaving or readers.get(value, set()) - {place}:
+                makes[value] = shape
+    names = [part.name.removeprefix("vxm_") for part in head.chain]
+    return Operation(
+        name="vxm_" + "+".join(names),
+        reads=tuple(reads),
+        makes=tuple(makes),
+        operands=tuple(reads.values()),
+        results=(head.results[0], *makes.values()),
+        params={
+            "operations": sum(row.operations for row in alu),
+            "large": sum(row.large for row in alu),
+            "depth": max(depth.values()),
+        },
+        rule=chain_cost,
+        copies=tuple(head.copies),
+    )
+
+
+def chain_cost(machine: Machine, request: Request) -> Work:
+    """Cost a chain of `d` ALU operations over `v` vectors: `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles.
+
+    The first result of the request is the shape the chain runs over; the others are the values that leave it.
+    """
+    chip = machine.chip
+    lanes = float(chip.lanes)
+    steps = np.ceil(request.results[0].size / lanes)
+    read = sum((np.ceil(x.size / lanes) for x in request.operands), 0.0)
+    made = sum((np.ceil(x.size / lanes) for x in request.results[1:]), 0.0)
+    busy = largest(
+        steps * request.params["operations"] / chip.vxm_alus_per_lane,
+        steps * request.params["large"] / chip.vxm_large_alus_per_lane,
+        read / chip.vxm_stream_groups,
+        made / chip.vxm_stream_groups,
+    )
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=busy,
+        latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles * request.params["depth"]),
+    )

@@ -1,0 +1,152 @@
+"""A static schedule: every unit executes its operations in program order, for one plan or for thousands at once.
+
+An operation starts when its unit is free and its operands, or their first vectors, are there. In-order issue is monotone
+(more bytes are never faster) and reproducible. Numbers may be arrays with one entry per plan; one plan is one number.
+Not modelled: moving operations past each other, and conflicts for streams or memory banks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..datapath.work import Length, Machine, Quantity, Unit, Work, ceil, largest
+from .program import Operation, Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One operation in the schedule, in cycles from the start of the program."""
+
+    operation: Operation
+    work: Work
+    start: Quantity
+    first: Quantity  #: when its first result vector is there
+    last: Quantity  #: when its last result vector is there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A scheduled program with its bounds, in cycles."""
+
+    cycles: Quantity
+    lower_cycles: Quantity  #: every unit perfectly overlapped
+    upper_cycles: Quantity  #: nothing overlapped
+    busy_cycles: Mapping[Unit, Quantity]
+    slots: tuple[Slot, ...]
+
+
+def schedule(program: Program, machine: Machine, symbols: Mapping[str, Length] | None = None) -> Timing:
+    """Schedule a program on the units of one chip.
+
+    Args:
+        program: from `program.read`.
+        machine: chip and links.
+        symbols: a number, or an array with one number per plan, for each symbol of the program.
+
+    Returns:
+        Cycles: scheduled, and a lower and an upper bound; `lower <= cycles <= upper` always.
+    """
+    works = [operation.work(machine, symbols or {}) for operation in program.operations]
+    slots = _in_order(program, works, machine)
+    end: Quantity = largest(0.0, *(slot.last for slot in slots))
+    busy = {
+        unit: _total(work.busy_cycles for work in works if work.unit is unit)
+        for unit in Unit
+        if unit is not Unit.FREE
+    }
+    transit = float(machine.chip.transit_cycles)
+    upper = _total(
+        work.busy_cycles + work.latency_cycles + work.install_cycles + transit
+        for work in works
+        if work.unit is not Unit.FREE
+    )
+    lower = largest(_critical_path(program, works, transit), *busy.values())
+    return Timing(
+        cycles=ceil(end),
+        lower_cycles=lower,
+        upper_cycles=ceil(upper),
+        busy_cycles=busy,
+        slots=tuple(slots),
+    )
+
+
+def _total(quantities: Any) -> Quantity:
+    total: Quantity = 0.0
+    for quantity in quantities:
+        total = total + quantity
+    return total
+
+
+def _in_order(program: Program, works: list[Work], machine: Machine) -> list[Slot]:
+    """Issue each operation on its unit in program order."""
+    transit = float(machine.chip.transit_cycles)
+    known: set[int | None] = {None, *program.inputs}
+    first: dict[int | None, Quantity] = dict.fromkeys(known, 0.0)
+    last: dict[int | None, Quantity] = dict.fromkeys(known, 0.0)
+    unit_free: dict[Unit, Quantity] = dict.fromkeys(Unit, 0.0)
+    buffer_free: Quantity = 0.0  # when the MXM's second weight buffer can take the next round
+    slots = []
+    for operation, work in zip(program.operations, works, strict=True):
+        if work.unit is Unit.FREE:
+            begin = first_out = largest(0.0, *(first[v] for v in operation.reads))
+            last_out = largest(0.0, *(last[v] for v in operation.reads))
+        else:
+            ready = [
+                (last if i in work.waits_for else first)[value] + transit
+                for i, value in enumerate(operation.reads)
+                if i != work.stationary
+            ]
+            begin = largest(unit_free[work.unit], *ready)
+            if work.stationary is not None:
+                weights = operation.reads[work.stationary]
+                there = 0.0 if weights in known else last[weights] + transit
+                installed = largest(buffer_free, there) + work.install_cycles
+                begin = largest(begin, installed, last[weights] + transit)
+            # It cannot end before its slowest operand has come in; an MXM reads that one in its first round.
+            arrived = largest(0.0, *(last[v] + transit for v in operation.reads))
+            end = largest(begin + work.busy_cycles, arrived + _after_arrival(work))
+            last_out = end + work.latency_cycles
+            first_out = _first_result(work, begin, end, last_out)
+            unit_free[work.unit] = last_out if work.unit is Unit.C2C else end
+            if work.stationary is not None:
+                buffer_free = end - work.drain_cycles
+        slots.append(
+            Slot(operation=operation, work=work, start=begin, first=first_out, last=last_out)
+        )
+        first.update(dict.fromkeys(operation.makes, first_out))
+        last.update(dict.fromkeys(operation.makes, last_out))
+        if operation.result_known:
+            known.update(operation.makes)
+    return slots
+
+
+def _after_arrival(work: Work) -> Quantity:
+    """Cycles an operation still needs when its last operand vector has arrived."""
+    return work.busy_cycles - work.drain_cycles if work.stationary is not None else 0.0
+
+
+def _first_result(work: Work, begin: Quantity, end: Quantity, last: Quantity) -> Quantity:
+    if work.result_is_last:
+        return last
+    if work.stationary is not None:  # partial sums of all K tiles are complete in the last round
+        return end - work.drain_cycles + work.latency_cycles
+    return begin + work.latency_cycles
+
+
+def _critical_path(program: Program, works: list[Work], transit: float) -> Quantity:
+    """Longest chain of dependences if every operation had a unit of its own and took vectors as they are made."""
+    first: dict[int | None, Quantity] = dict.fromkeys((None, *program.inputs), 0.0)
+    last: dict[int | None, Quantity] = dict.fromkeys((None, *program.inputs), 0.0)
+    longest: Quantity = 0.0
+    for operation, work in zip(program.operations, works, strict=True):
+        step = 0.0 if work.unit is Unit.FREE else transit
+        begin = largest(0.0, *(first[v] + step for v in operation.reads))
+        arrived = largest(0.0, *(last[v] + step for v in operation.reads))
+        last_out = largest(begin + work.busy_cycles, arrived) + work.latency_cycles
+        first_out = last_out if work.result_is_last else begin + work.latency_cycles
+        first.update(dict.fromkeys(operation.makes, first_out))
+        last.update(dict.fromkeys(operation.makes, last_out))
+        longest = largest(longest, last_out)
+    return np.floor(longest)

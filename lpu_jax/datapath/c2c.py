@@ -1,0 +1,308 @@
+"""C2C, the chip-to-chip links: collectives with a stated order of summation, and the hand-over between stages.
+
+What it computes: values cross chips in the type of the operand (the wire format); sums are made in fp32 in ascending chip
+order, inside each node first where the run of chips is longer than a node, and rounded to the wire format per level.
+What it costs: the link schedule of the algorithm over the run of chips (`lpu_jax.cost.links`).
+Not modelled: runs that begin in the middle of a node are summed as if they began at its first chip.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import batching
+from jaxtyping import Array, Float
+
+from ..errors import MeshError
+from ..numerics import elementary, rounding
+from .primitive import primitive
+from .work import Machine, Request, Unit, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A run of neighbouring chips that a collective spans.
+
+    The names are mesh axes, outermost first; their product is the run. `tiers` are the chips of a node, of a rack, and
+    so on: they fix the order of summation. `algorithm` fixes the link schedule; `auto` takes the fastest legal one.
+    """
+
+    names: tuple[str, ...]
+    size: Any  #: chips; an int, or a symbolic dimension while a block is traced for every plan at once
+    tiers: tuple[int, ...] = ()
+    algorithm: str = "auto"
+
+    def check(self, caller: str) -> None:
+        """Verify that the running mesh has the axis with this size.
+
+        Raises:
+            MeshError: if it does not.
+        """
+        if not isinstance(self.size, int) or not self.names:
+            return
+        try:
+            found = prod(lax.axis_size(name) for name in self.names)
+        except NameError:
+            raise MeshError(
+                f"{caller}: axis {'/'.join(self.names)} is not an axis of the running mesh."
+            ) from None
+        if found != self.size:
+            raise MeshError(
+                f"{caller}: axis {'/'.join(self.names)} has {found} chips in the running mesh but {self.size} in the plan."
+            )
+
+
+def joined(*axes: Axis) -> Axis:
+    """Join axes, outermost first, into the run of chips they make together."""
+    size: Any = 1
+    for axis in axes:
+        size = size * axis.size
+    names = tuple(name for axis in axes for name in axis.names)
+    return Axis(names=names, size=size, tiers=axes[0].tiers, algorithm=axes[0].algorithm)
+
+
+def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:
+    axis.check(caller)
+    # A single chip in a concrete plan keeps the operation in its program, so that every plan has the same program.
+    out: Array = bind(
+        x,
+        names=axis.names,
+        stacked=(),
+        size=axis.size,
+        tiers=axis.tiers,
+        algorithm=axis.algorithm,
+        **params,
+    )
+    return out
+
+
+def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
+    """Add the partial sums of all chips of `axis`; every chip gets the result, in the operand's type.
+
+    Fidelity:
+        Order-dependent, the order is fixed: fp32 additions by ascending chip number within each level, rounded to the
+        operand's type after each level. `direct` and `one_shot` give the same bits; one chip returns its operand.
+    """
+    return _bind(_all_reduce, "c2c.all_reduce", x, axis)
+
+
+def all_gather(x: Array, axis: Axis, *, dim: int, keep: Any = None) -> Array:
+    """Put the chips' shares side by side along `dim` (negative); of the result the first `keep` places are kept.
+
+    Fidelity: exact.
+    """
+    return _bind(_all_gather, "c2c.all_gather", x, axis, dim=_negative(x, dim), keep=keep)
+
+
+def reduce_scatter(x: Float[Array, "..."], axis: Axis, *, dim: int) -> Float[Array, "..."]:
+    """Add partial sums as `all_reduce` does and leave each chip its share along `dim` (negative).
+
+    Fidelity: order-dependent, the order is fixed, as for `all_reduce`.
+    """
+    return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=_negative(x, dim))
+
+
+def all_to_all(x: Array, axis: Axis, *, dim: int) -> Array:
+    """Send the i-th share along `dim` to chip i and put what arrives in chip order. Fidelity: exact."""
+    return _bind(_all_to_all, "c2c.all_to_all", x, axis, dim=_negative(x, dim))
+
+
+def hand_over(x: Array) -> Array:
+    """Send the hidden state, in its wire format, to the next stage's chips. Fidelity: exact."""
+    out: Array = _hand_over(x)
+    return out
+
+
+def _negative(x: Array, dim: int) -> int:
+    return dim if dim < 0 else dim - x.ndim
+
+
+# --- meanings -----------------------------------------------------------------------------------------------------------
+
+
+def _parts(x: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
+    """Collect what all chips hold: `[n, ...]`, in chip order."""
+    x = x.reshape(-1, *x.shape[len(stacked) :])
+    if names:
+        x = lax.all_gather(x, names, axis=0)
+    return x.reshape(-1, *x.shape[1 + bool(names) :])
+
+
+def _round_to_wire(x: Array, dtype: Any) -> Array:
+    return rounding.to_fp16(x) if dtype == jnp.float16 else x.astype(dtype)
+
+
+def _ordered_sum(parts: Array, dtype: Any) -> Array:
+    """Add parts in ascending order in fp32; guarded, so that no product before the link is contracted into the sum."""
+    parts = elementary.guarded(parts.astype(jnp.float32))
+    total = lax.scan(lambda acc, part: (acc + part, None), parts[0], parts[1:])[0]
+    return _round_to_wire(total, dtype)
+
+
+def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
+    n_chips, dtype = parts.shape[0], parts.dtype
+    if n_chips == 1:
+        return parts[0]
+    if not tiers or n_chips <= tiers[0]:
+        return _ordered_sum(parts, dtype)
+    runs = [
+        _tiered_sum(parts[i : i + tiers[0]], ()) for i in range(0, n_chips, tiers[0])
+    ]
+    return _tiered_sum(jnp.stack(runs), tuple(level // tiers[0] for level in tiers[1:]))
+
+
+def _own_share(shares: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
+    """From the results of all chips, `[n, ...]`, take those of the chips this device holds: `[*stacked, ...]`."""
+    shares = shares.reshape(-1, *stacked, *shares.shape[1:])
+    return lax.dynamic_index_in_dim(shares, lax.axis_index(names), 0, False) if names else shares[0]
+
+
+def _cut(x: Array, n_shares: int, dim: int) -> Array:
+    """Cut `dim` (negative) into shares and put them in front: `[..., n c, ...] -> [n, ..., c, ...]`."""
+    at = x.ndim + dim
+    x = x.reshape(*x.shape[:at], n_shares, -1, *x.shape[at + 1 :])
+    return jnp.moveaxis(x, at, 0)
+
+
+def _laid_out(parts: Array, dim: int) -> Array:
+    """Undo `_cut`: `[n, ..., c, ...] -> [..., n c, ...]`."""
+    at = parts.ndim - 1 + dim
+    x = jnp.moveaxis(parts, 0, at)
+    return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+
+
+def _all_reduce_meaning(x: Array, *, names: Any, stacked: Any, tiers: Any, **_: Any) -> Array:
+    return _tiered_sum(_parts(x, names, stacked), tiers)
+
+
+def _all_gather_meaning(
+    x: Array, *, names: Any, stacked: Any, dim: int, keep: int | None, **_: Any
+) -> Array:
+    out = _laid_out(_parts(x, names, stacked), dim)
+    return out if keep is None else lax.slice_in_dim(out, 0, keep, axis=out.ndim + dim)
+
+
+def _reduce_scatter_meaning(
+    x: Array, *, names: Any, stacked: Any, size: int, tiers: Any, dim: int, **_: Any
+) -> Array:
+    total = _tiered_sum(_parts(x, names, stacked), tiers)
+    return _own_share(_cut(total, size, dim), names, stacked)
+
+
+def _all_to_all_meaning(
+    x: Array, *, names: Any, stacked: Any, size: int, dim: int, **_: Any
+) -> Array:
+    sent = _cut(_parts(x, names, stacked), size, dim)  # [to, from, ...]
+    received = jax.vmap(lambda parts: _laid_out(parts, dim))(sent)
+    return _own_share(received, names, stacked)
+
+
+# --- shapes, batching, cost ---------------------------------------------------------------------------------------------
+
+
+def _scaled(x: Any, stacked: tuple[int, ...], dim: int | None, factor: Any, keep_stack: bool) -> Any:
+    """Shape of a result: the stacked chips are kept or joined, and dimension `dim` is set by `factor`."""
+    shape = list(x.shape if keep_stack else x.shape[len(stacked) :])
+    if dim is not None:
+        shape[dim] = factor(shape[dim])
+    return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+
+
+def _all_reduce_shape(x: Any, *, stacked: Any, **_: Any) -> Any:
+    return _scaled(x, stacked, None, None, keep_stack=False)
+
+
+def _all_gather_shape(x: Any, *, stacked: Any, size: Any, dim: int, keep: Any, **_: Any) -> Any:
+    return _scaled(
+        x, stacked, dim, lambda n: n * size if keep is None else keep, keep_stack=False
+    )
+
+
+def _reduce_scatter_shape(x: Any, *, stacked: Any, size: Any, dim: int, **_: Any) -> Any:
+    return _scaled(x, stacked, dim, lambda n: n // size, keep_stack=True)
+
+
+def _all_to_all_shape(x: Any, *, stacked: Any, **_: Any) -> Any:
+    return _scaled(x, stacked, None, None, keep_stack=True)
+
+
+def _named_axis_rule(
+    replicated: bool,
+    prim: Any,
+    axis_data: Any,
+    operands: Sequence[Array],
+    dims: Sequence[Any],
+    *,
+    names: tuple[str, ...],
+    stacked: tuple[int, ...],
+    **params: Any,
+) -> tuple[Any, Any]:
+    """Collect the chips of a virtual axis in front of the operand; any other batch axis stays behind them."""
+    (x,), (dim,) = operands, dims
+    if axis_data.name not in names:
+        if dim is batching.not_mapped:
+            return prim.bind(x, names=names, stacked=stacked, **params), [dim]
+        x = jnp.moveaxis(x, dim, len(stacked))
+        out = prim.bind(x, names=names, stacked=stacked, **params)
+        return out, [0 if replicated else len(stacked)]
+    if axis_data.name != names[-1]:
+        raise MeshError(
+            f"virtual axis {axis_data.name!r} must be the innermost of {names}: nest virtual axes inside device axes."
+        )
+    x = (
+        jnp.broadcast_to(x[None], (axis_data.size, *x.shape))
+        if dim is batching.not_mapped
+        else jnp.moveaxis(x, dim, 0)
+    )
+    out = prim.bind(x, names=names[:-1], stacked=(axis_data.size, *stacked), **params)
+    return out, [batching.not_mapped if replicated else 0]
+
+
+def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any:
+    def cost(machine: Machine, request: Request) -> Work:
+        # the full vector: what each chip holds before a reduction, or after a gather
+        whole = request.results[0] if kind == "all_gather" else request.operands[0]
+        first, last = machine.collective_cycles(
+            kind, request.params["algorithm"], request.params["size"], whole.size_bytes
+        )
+        return Work(
+            unit=Unit.C2C,
+            busy_cycles=last - first,
+            latency_cycles=first,
+            moved_bytes=whole.size_bytes,
+        )
+
+    def rule(*args: Any, **params: Any) -> tuple[Any, Any]:
+        return _named_axis_rule(replicated, *args, **params)
+
+    return primitive(
+        f"c2c_{kind}", abstract=shape, meaning=meaning, cost=cost, named_axis_rule=rule
+    )
+
+
+_all_reduce = _collective("all_reduce", _all_reduce_shape, _all_reduce_meaning, replicated=True)
+_all_gather = _collective("all_gather", _all_gather_shape, _all_gather_meaning, replicated=True)
+_reduce_scatter = _collective(
+    "reduce_scatter", _reduce_scatter_shape, _reduce_scatter_meaning, replicated=False
+)
+_all_to_all = _collective("all_to_all", _all_to_all_shape, _all_to_all_meaning, replicated=False)
+
+
+def _hand_over_cost(machine: Machine, request: Request) -> Work:
+    (x,) = request.operands
+    first, last = machine.collective_cycles("send", "auto", 0, x.size_bytes)
+    return Work(
+        unit=Unit.C2C, busy_cycles=last - first, latency_cycles=first, moved_bytes=x.size_bytes
+    )
+
+
+_hand_over = primitive(
+    "c2c_hand_over",
+    abstract=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    meaning=lambda x: x,
+    cost=_hand_over_cost,
+)

@@ -1,0 +1,185 @@
+"""MEM, the memory slices: addresses computed at run time, and the growing cache.
+
+What it computes: reads of rows by address, and writes of new keys and values in place; no value changes.
+What it costs: a read or write of one 320-byte vector per address.
+Not modelled: conflicts between the two banks of a slice; weights and state are read while they are used.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int32, Num
+
+from .primitive import free, primitive
+from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, product
+
+
+def _access_cost(machine: Machine, n_vectors: Quantity, moved: Operand) -> Work:
+    """Read or write `n_vectors` at run-time addresses, one per cycle in each hemisphere (assumed)."""
+    chip = machine.chip
+    return Work(
+        unit=Unit.MEM,
+        busy_cycles=n_vectors / chip.sxm_vectors_per_cycle,
+        latency_cycles=chip.mem_slices / 2 / chip.mem_slices_per_hop,
+        moved_bytes=moved.size_bytes,
+    )
+
+
+def _row_vectors(machine: Machine, rows: Operand) -> Quantity:
+    """Vectors of rows that each begin at an address of their own."""
+    row_bytes = rows.shape[-1] * rows.bits / 8
+    return product(rows.shape[:-1]) * ceil_div(row_bytes, machine.chip.vector_bytes)
+
+
+def _lookup_meaning(table: Array, ids: Array, first: Array) -> Array:
+    local = ids - first
+    held = (local >= 0) & (local < table.shape[0])
+    rows = jnp.take(table, jnp.where(held, local, 0), axis=0)
+    return jnp.where(jnp.broadcast_to(held[..., None], rows.shape), rows, jnp.zeros((), rows.dtype))
+
+
+_lookup = primitive(
+    "mem_lookup",
+    abstract=lambda table, ids, first: jax.ShapeDtypeStruct(
+        (*ids.shape, *table.shape[1:]), table.dtype
+    ),
+    meaning=_lookup_meaning,
+    cost=lambda machine, request: _access_cost(
+        machine, _row_vectors(machine, request.results[0]), request.results[0]
+    ),
+)
+
+
+def lookup(
+    table: Num[Array, "n d"], ids: Int32[Array, "..."], first: Int32[Array, ""]
+) -> Num[Array, "... d"]:
+    """Read rows of a chip's share of a table; rows that other chips hold come as zeros.
+
+    Args:
+        table: rows `first .. first + n`.
+        ids: global row numbers.
+        first: global number of the share's first row.
+
+    Fidelity: exact.
+    """
+    return _lookup(table, ids, first)  # type: ignore[no-any-return]
+
+
+_address = primitive(
+    "mem_address",
+    abstract=lambda table, ids: jax.ShapeDtypeStruct(ids.shape, jnp.int32),
+    meaning=lambda table, ids: jnp.where(ids >= 0, table[jnp.maximum(ids, 0)], -1),
+    cost=lambda machine, request: _access_cost(
+        machine, request.results[0].size, request.results[0]
+    ),
+)
+
+
+def select_expert(
+    table: Int32[Array, " experts"], ids: Int32[Array, " slots"]
+) -> Int32[Array, " slots"]:
+    """Find where the experts in use are stored: the one place where data chooses an address.
+
+    Args:
+        table: store row of every expert, -1 where this chip does not hold it.
+        ids: experts in use, -1 for empty slots.
+
+    Returns:
+        Store rows for `mxm.matmul(..., rows=)`, -1 for empty slots.
+
+    Fidelity: exact.
+    """
+    return _address(table, ids)  # type: ignore[no-any-return]
+
+
+def _append_meaning(cache: Array, new: Array, positions: Array, *, axis: int) -> Array:
+    def one(cache: Array, new: Array, position: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(cache, new, position, axis=axis - 1)
+
+    return jax.vmap(one)(cache, new, positions)
+
+
+def _append_cost(machine: Machine, request: Request) -> Work:
+    """New rows are written whole; new columns are one narrow write in every row they cross."""
+    _, new, _ = request.operands
+    n_vectors = _row_vectors(machine, new)
+    return _access_cost(machine, n_vectors, new)
+
+
+_append = primitive(
+    "mem_append",
+    abstract=lambda cache, new, positions, *, axis: jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+    meaning=_append_meaning,
+    cost=_append_cost,
+)
+
+
+def append(
+    cache: Num[Array, "b ..."], new: Num[Array, "b ..."], positions: Int32[Array, " b"], axis: int
+) -> Num[Array, "b ..."]:
+    """Write new entries of each sequence into its cache, in place.
+
+    Args:
+        cache: allocated for the whole context along `axis`.
+        new: the same shape but for `axis`.
+        positions: where each sequence's new entries begin; the caller keeps `position + new` within the cache.
+        axis: positive number of the context axis.
+
+    Fidelity: exact.
+    """
+    return _append(cache, new, positions, axis=axis)  # type: ignore[no-any-return]
+
+
+_take_share = primitive(
+    "mem_take_share",
+    abstract=lambda x, index, *, n_local: jax.ShapeDtypeStruct((n_local, *x.shape[1:]), x.dtype),
+    meaning=lambda x, index, *, n_local: lax.dynamic_slice_in_dim(
+        x, index * n_local, n_local, axis=0
+    ),
+    cost=free,
+)
+
+
+def take_share(x: Num[Array, "n ..."], index: Int32[Array, ""], n_local: Any) -> Num[Array, "..."]:
+    """Take share `index` of the leading axis, `n_local` long: each chip reads its own addresses. Free. Fidelity: exact."""
+    return _take_share(x, index, n_local=n_local)  # type: ignore[no-any-return]
+
+
+_take_rows = primitive(
+    "mem_take_rows",
+    abstract=lambda x, rows: jax.ShapeDtypeStruct((x.shape[0], 1, *x.shape[2:]), x.dtype),
+    meaning=lambda x, rows: jax.vmap(
+        lambda one, row: lax.dynamic_slice_in_dim(one, row, 1, axis=0)
+    )(x, rows),
+    cost=lambda machine, request: _access_cost(
+        machine, _row_vectors(machine, request.results[0]), request.results[0]
+    ),
+)
+
+
+def take_rows(x: Num[Array, "b t d"], rows: Int32[Array, " b"]) -> Num[Array, "b 1 d"]:
+    """Read one row of each sequence by address. Fidelity: exact."""
+    return _take_rows(x, rows)  # type: ignore[no-any-return]
+
+
+_gather_rows = primitive(
+    "mem_gather_rows",
+    abstract=lambda table, positions, *, n_new: jax.ShapeDtypeStruct(
+        (positions.shape[0], n_new, *table.shape[1:]), table.dtype
+    ),
+    meaning=lambda table, positions, *, n_new: jax.vmap(
+        lambda position: lax.dynamic_slice_in_dim(table, position, n_new, axis=0)
+    )(positions),
+    cost=lambda machine, request: _access_cost(
+        machine, _row_vectors(machine, request.results[0]), request.results[0]
+    ),
+)
+
+
+def rows_from(
+    table: Num[Array, "n d"], positions: Int32[Array, " b"], n_new: Any
+) -> Num[Array, "b n_new d"]:
+    """Read `n_new` consecutive rows from each position, for tables computed in advance. Fidelity: exact."""
+    return _gather_rows(table, positions, n_new=n_new)  # type: ignore[no-any-return]

@@ -1,0 +1,258 @@
+"""MXM, the matrix unit: products of activations with an installed weight tile.
+
+What it computes: each K tile is summed exactly and rounded once (RNE) to fp32; tiles are added in fp32 in ascending order.
+What it costs: rounds of weight tiles, each as long as the larger of its installation and its rows.
+Not modelled: accumulators wider than fp32 between tiles, and the skew of a vector across superlanes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import batching
+from jaxtyping import Array, Float16, Float32, Int32, Num
+
+from ..errors import LpuError
+from ..numerics import accumulate
+from ..numerics.quantized import QuantizedArray, widen
+from .primitive import free, primitive
+from .work import Length, Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest
+
+#: Rows of one weight tile by operand type (hardware: [1 x K] x [K x 320] sub-operations).
+K_TILE = {"float16": 160, "int8": 320, "float8_e4m3fn": 320}
+#: Name of the operand kind in `ChipSpec.mxm_modes`.
+MODE = {"float16": "fp16", "int8": "int8", "float8_e4m3fn": "fp8"}
+RESULT = {"float16": jnp.float32, "int8": jnp.int32, "float8_e4m3fn": jnp.float32}
+
+
+def matmul(
+    x: Num[Array, "..."],
+    w: Num[Array, "..."] | QuantizedArray,
+    *,
+    rows: Int32[Array, " g"] | None = None,
+) -> Float32[Array, "..."] | Int32[Array, "..."]:
+    """Multiply activations by stationary weights: `y = x @ w`.
+
+    Forms: `[m, k] @ [k, n]`; `[m, k] @ [g, k, n] -> [g, m, n]` (rows shared by all matrices);
+    `[g, m, k] @ [g, k, n] -> [g, m, n]`. With `rows`, matrix `rows[i]` of a store `[e, k, n]` is the i-th operand: data
+    chooses the address from which weights stream, never how many stream; a negative row gives zeros.
+
+    Args:
+        x: activations, float16, int8 or float8_e4m3fn.
+        w: weights of the same type, or a `QuantizedArray` of a narrower storage format, widened to float16 at the array.
+        rows: addresses of matrices in `w`.
+
+    Returns:
+        float32, or int32 for int8 operands.
+
+    Raises:
+        LpuError: operands of different or unsupported types, or shapes that do not fit.
+
+    Fidelity:
+        Exact within a K tile (160 rows for fp16, 320 for 8-bit operands), one rounding (RNE) to fp32; order-dependent
+        across tiles: fp32 additions in ascending order. The result does not depend on the number of rows or columns.
+
+    Source:
+        Abts et al., ISCA 2022, section 5.2 (sub-operations); one rounding per tile is assumed.
+    """
+    weight_bits = None
+    if isinstance(w, QuantizedArray):
+        weight_bits = w.bits_per_value
+        w = w.codes if x.dtype == w.codes.dtype else widened(w)
+    name = x.dtype.name
+    if name not in K_TILE or w.dtype != x.dtype:
+        raise LpuError(
+            f"mxm.matmul: operands {x.dtype.name} and {w.dtype.name} were given; both must be one of {', '.join(K_TILE)}."
+        )
+    if w.ndim not in (2, 3) or x.ndim not in (2, 3) or (x.ndim == 3 and w.ndim == 2):
+        raise LpuError(
+            f"mxm.matmul: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], [m, k] @ [g, k, n] "
+            "and [g, m, k] @ [g, k, n]."
+        )
+    if x.shape[-1] != w.shape[-2]:
+        raise LpuError(
+            f"mxm.matmul: x has {x.shape[-1]} columns but w has {w.shape[-2]} rows; they must be equal."
+        )
+    addressed = rows is not None
+    operands = (x, w, rows) if addressed else (x, w)
+    out: Array = _matmul(
+        *operands,
+        shared_x=x.ndim == 2,
+        grouped=w.ndim == 3,
+        addressed=addressed,
+        weight_bits=float(weight_bits if weight_bits is not None else 8 * w.dtype.itemsize),
+    )
+    return out
+
+
+def widened(w: QuantizedArray) -> Float16[Array, "..."]:
+    """Widen stored weights to float16, as the array does while installing them.
+
+    Fidelity: one rounding (RNE) of code times scale to float16. Costs nothing: installation is priced by the stored bits.
+    """
+    out: Array = _widen(w.codes, w.scales, scheme=w.scheme)
+    return out
+
+
+def _abstract(
+    x: Any, w: Any, *rows: Any, shared_x: bool, grouped: bool, addressed: bool, weight_bits: float
+) -> Any:
+    del weight_bits, shared_x
+    lead = (rows[0].shape[0],) if addressed else (w.shape[0],) if grouped else ()
+    return jax.ShapeDtypeStruct((*lead, x.shape[-2], w.shape[-1]), RESULT[x.dtype.name])
+
+
+def _meaning(
+    x: Array, w: Array, *rows: Array, shared_x: bool, grouped: bool, addressed: bool, weight_bits: float
+) -> Array:
+    del weight_bits
+    k_tile = K_TILE[x.dtype.name]
+    if not grouped:
+        return accumulate.matmul(x, w, k_tile)
+    zeros = jnp.zeros((x.shape[-2], w.shape[-1]), RESULT[x.dtype.name])
+    n_groups = rows[0].shape[0] if addressed else w.shape[0]
+
+    def one(i: Array) -> Array:
+        activations = x if shared_x else lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
+        row = rows[0][i] if addressed else i
+        weights = lax.dynamic_index_in_dim(w, jnp.maximum(row, 0), 0, keepdims=False)
+        if not addressed:
+            return accumulate.matmul(activations, weights, k_tile)
+        return lax.cond(
+            row >= 0, lambda: accumulate.matmul(activations, weights, k_tile), lambda: zeros
+        )
+
+    # One matrix at a time: a batched conditional would run both of its branches for every matrix.
+    return lax.map(one, jnp.arange(n_groups, dtype=jnp.int32))
+
+
+def _cost(machine: Machine, request: Request) -> Work:
+    x, w = request.operands[:2]
+    return rounds_cost(
+        machine,
+        kind=MODE[x.dtype],
+        groups=request.results[0].shape[0] if request.params["grouped"] else 1,
+        m=x.shape[-2],
+        k=w.shape[-2],
+        n=w.shape[-1],
+        weight_bits=request.params["weight_bits"],
+    )
+
+
+def rounds_cost(
+    machine: Machine,
+    *,
+    kind: str,
+    groups: Length,
+    m: Length,
+    k: Length,
+    n: Quantity,
+    weight_bits: float,
+) -> Work:
+    """Cost `groups` products `[m, k] @ [k, n]`: rounds of weight tiles, one tile per array in a round.
+
+    `R = ceil(groups * ceil(k / k_tile) * ceil(n / 320) / arrays)` rounds; the first installs before the start, each other
+    takes the larger of its installation and its `m` rows. A round installs as fast as the weight streams deliver its
+    stored bytes and the arrays load its rows; only occupied rows and columns are streamed (assumed).
+    """
+    chip = machine.chip
+    mode = chip.mxm_mode(kind)
+    rounds = ceil(groups * ceil_div(k, mode.k_tile) * ceil_div(n, mode.columns) / mode.arrays)
+    stored_bytes = groups * (k * n) * weight_bits / 8
+    tile_rows = -largest(-1.0 * k, -float(mode.k_tile))
+    install = largest(
+        stored_bytes / rounds / chip.weight_stream_bytes_per_cycle,
+        tile_rows / chip.array_load_rows_per_cycle,
+    )
+    return Work(
+        unit=Unit.MXM,
+        busy_cycles=(rounds - 1) * largest(install, m * 1.0) + m,
+        latency_cycles=float(chip.mxm_latency_cycles),
+        install_cycles=install,
+        drain_cycles=m * 1.0,
+        stationary=1,
+        moved_bytes=stored_bytes,
+    )
+
+
+def _batching_rule(
+    prim: Any,
+    operands: Sequence[Array],
+    dims: Sequence[Any],
+    *,
+    shared_x: bool,
+    grouped: bool,
+    addressed: bool,
+    weight_bits: float,
+) -> tuple[list[Array], list[int]]:
+    """Fold a new axis into rows where the weights do not carry it, into matrices where they do."""
+    x, w, *rows = (
+        operand if dim is batching.not_mapped else jnp.moveaxis(operand, dim, 0)
+        for operand, dim in zip(operands, dims, strict=True)
+    )
+    x_new, w_new, *rows_new = (dim is not batching.not_mapped for dim in dims)
+    size = next(o.shape[0] for o, new in zip((x, w, *rows), (x_new, w_new, *rows_new), strict=True) if new)
+
+    def bind(x: Array, w: Array, rows: list[Array], shared_x: bool, grouped: bool) -> Array:
+        (out,) = prim.bind(
+            x, w, *rows, shared_x=shared_x, grouped=grouped, addressed=bool(rows), weight_bits=weight_bits
+        )
+        return out
+
+    if not w_new and not any(rows_new):  # the same matrices: the new axis is more rows
+        if shared_x:
+            y = bind(x.reshape(-1, x.shape[-1]), w, rows, True, grouped)
+            y = y.reshape(*y.shape[:-2], size, -1, y.shape[-1])
+            return [y], [y.ndim - 3]
+        y = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])  # [c, g, m, k] -> [g, c m, k]
+        y = bind(y, w, rows, False, grouped)
+        return [y.reshape(y.shape[0], size, -1, y.shape[-1])], [1]
+    if not grouped:  # one matrix per entry of the new axis
+        return [bind(x, w, rows, not x_new, True)], [0]
+    # Matrices of all entries become one list of matrices.
+    per_entry = rows[0].shape[-1] if addressed else w.shape[-3]
+    if addressed:
+        rows = [_store_rows(rows[0], rows_new[0], w_new, size, w.shape[-3])]
+    if w_new:
+        w = w.reshape(-1, *w.shape[-2:])
+    if not addressed and not w_new:
+        raise AssertionError("grouped weights without a new axis were folded into rows above")
+    if x_new or not shared_x:
+        if shared_x:  # [c, m, k]: one x per entry
+            x = jnp.broadcast_to(x[:, None], (size, per_entry, *x.shape[1:]))
+        elif not x_new:  # [g, m, k]: one x per matrix
+            x = jnp.broadcast_to(x[None], (size, *x.shape))
+        x = x.reshape(-1, *x.shape[-2:])
+    y = bind(x, w, rows, x.ndim == 2, True)
+    return [y.reshape(size, per_entry, *y.shape[1:])], [0]
+
+
+def _store_rows(rows: Array, rows_new: bool, w_new: bool, size: int, n_matrices: int) -> Array:
+    """Addresses in the joined store of all entries; a negative address stays negative."""
+    if not rows_new:
+        rows = jnp.broadcast_to(rows[None], (size, *rows.shape))
+    if w_new:
+        first = (jnp.arange(size, dtype=rows.dtype) * n_matrices)[:, None]
+        rows = jnp.where(rows >= 0, rows + first, rows)
+    return rows.reshape(-1)
+
+
+_matmul = primitive(
+    "mxm_matmul",
+    abstract=_abstract,
+    meaning=_meaning,
+    cost=_cost,
+    batching_rule=_batching_rule,
+    needs_x64=True,
+)
+
+_widen = primitive(
+    "mxm_widen",
+    abstract=lambda codes, scales, *, scheme: jax.ShapeDtypeStruct(codes.shape, jnp.float16),
+    meaning=lambda codes, scales, *, scheme: widen(
+        QuantizedArray(codes=codes, scales=scales, scheme=scheme)
+    ),
+    cost=free,
+)

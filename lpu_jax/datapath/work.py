@@ -1,0 +1,150 @@
+"""What an operation asks of the machine: the unit it occupies and for how long.
+
+Cost rules return these records; the scheduler reads them. Quantities are cycles of the chip's clock, as floats or as
+NumPy arrays with one entry per plan. This module knows no operation and no schedule.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..chip import ChipSpec
+
+#: One number, or one number per plan.
+Quantity = float | NDArray[np.float64]
+#: A dimension of an array: one length, or one length per plan.
+Length = int | NDArray[np.int64]
+
+
+#: Bits of one value by dtype name; weights in narrower storage carry their own number.
+BITS = {
+    "bool": 8,
+    "int8": 8,
+    "float8_e4m3fn": 8,
+    "float8_e5m2": 8,
+    "float16": 16,
+    "bfloat16": 16,
+    "int32": 32,
+    "float32": 32,
+}
+
+
+class Unit(StrEnum):
+    """A functional unit that executes one operation at a time, in program order."""
+
+    FREE = "free"  #: layout and addressing decided by the compiler: no unit, no time
+    MXM = "MXM"  #: matrix unit
+    VXM = "VXM"  #: vector unit
+    SXM = "SXM"  #: switch unit: moves data between lanes
+    MEM = "MEM"  #: memory slices
+    C2C = "C2C"  #: chip-to-chip links
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """Shape and storage of one operand or result, as cost rules see it."""
+
+    shape: tuple[Length, ...]
+    dtype: str
+
+    @property
+    def bits(self) -> int:
+        """Bits per value."""
+        return BITS[self.dtype]
+
+    @property
+    def size(self) -> Quantity:
+        """Number of values."""
+        return product(self.shape)
+
+    @property
+    def size_bytes(self) -> Quantity:
+        """Stored bytes without padding."""
+        return self.size * self.bits / 8
+
+
+class Machine(Protocol):
+    """The machine a cost rule may ask: a chip, and the links that a collective runs over."""
+
+    @property
+    def chip(self) -> ChipSpec:
+        """The chip that runs the program."""
+        ...
+
+    def collective_cycles(
+        self, kind: str, algorithm: str, n_chips: Length, payload_bytes: Quantity
+    ) -> tuple[Quantity, Quantity]:
+        """Cycles until the first vector has arrived, and until the last one has."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One operation put to its cost rule."""
+
+    operands: tuple[Operand, ...]
+    results: tuple[Operand, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One operation on one unit.
+
+    `busy_cycles` is how long the unit takes vectors, `latency_cycles` how long the first vector needs through it.
+    """
+
+    unit: Unit
+    busy_cycles: Quantity = 0.0
+    latency_cycles: Quantity = 0.0
+    #: operands that must be complete before the start; the others are taken vector by vector
+    waits_for: tuple[int, ...] = ()
+    #: the first result vector appears only with the last (reductions)
+    result_is_last: bool = False
+    #: MXM: cycles to install the first round of weights, and cycles of the last round of rows
+    install_cycles: Quantity = 0.0
+    drain_cycles: Quantity = 0.0
+    #: MXM: the operand that is installed
+    stationary: int | None = None
+    #: bytes read from memory or sent over links
+    moved_bytes: Quantity = 0.0
+
+
+def product(lengths: tuple[Length, ...]) -> Quantity:
+    """Multiply dimensions, each a length or one length per plan."""
+    result: Quantity = 1.0
+    for length in lengths:
+        result = result * length
+    return result
+
+
+def ceil_div(length: Quantity, divisor: Quantity) -> Quantity:
+    """Divide rounding up."""
+    return ceil(length / divisor)
+
+
+def ceil(value: Quantity) -> Quantity:
+    """Round up, one number or one per plan."""
+    return np.ceil(value) if isinstance(value, np.ndarray) else float(math.ceil(value))
+
+
+def largest(*values: Quantity) -> Quantity:
+    """Take the largest of numbers or of arrays with one number per plan."""
+    result = values[0]
+    for value in values[1:]:
+        result = (
+            np.maximum(result, value)
+            if isinstance(result, np.ndarray) or isinstance(value, np.ndarray)
+            else max(result, value)
+        )
+    return result
+
+
+def vectors(operand: Operand, chip: ChipSpec) -> Quantity:
+    """Count the lane-wide vectors of an operand: `ceil(values / lanes)`, densely packed."""
+    return ceil_div(operand.size, chip.lanes)

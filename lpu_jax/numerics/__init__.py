@@ -1,0 +1,1 @@
+"""Numerics: formats, roundings, exact tile sums, quantised arrays, elementary functions."""

@@ -1,0 +1,1 @@
+"""Transformers for the emulated machine: configurations, parameters, weights, layers."""

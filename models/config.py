@@ -1,0 +1,260 @@
+"""One frozen description of a transformer, from a Hugging Face `config.json` or written by hand.
+
+Holds sizes and rules only, never a tensor. Not described: vision towers, multi-token-prediction
+blocks (used for speculation only), sliding windows, sparse attention. A file that asks for one of
+these is refused, because a reader that skips an unknown key miscounts the model.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lpu_jax.errors import ConfigError
+
+from .rope import Llama3Scaling, RopeConfig, YarnScaling
+
+__all__ = [
+    "GqaConfig",
+    "Llama3Scaling",
+    "MlaConfig",
+    "ModelConfig",
+    "MoeConfig",
+    "RopeConfig",
+    "YarnScaling",
+    "from_hf",
+    "with_layers",
+]
+
+
+def _require_positive(owner: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(owner, field)
+        if value <= 0:
+            name = type(owner).__name__
+            raise ConfigError(f"{name}.{field} must be above 0, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GqaConfig:
+    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key and value heads."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
+                f"{self.n_kv_heads}."
+            )
+
+    @property
+    def q_per_kv(self) -> int:
+        """Query heads that read one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def softmax_scale(self) -> float:
+        """What multiplies q·k before the softmax."""
+        return float(self.head_dim**-0.5)
+
+    @property
+    def cached_values_per_token(self) -> int:
+        """Values a layer keeps per token: a key and a value per KV head."""
+        return 2 * self.n_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlaConfig:
+    """Multi-head latent attention: keys and values come from one latent of `kv_lora_rank` values.
+
+    `latent_norm_eps` is 1e-6 whatever the model's norms use: Hugging Face's class fixes it.
+    `rope_temperature` is YaRN's m; its square multiplies the softmax scale.
+    """
+
+    n_heads: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    nope_head_dim: int
+    rope_head_dim: int
+    v_head_dim: int
+    latent_norm_eps: float = 1e-6
+    rope_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            "n_heads",
+            "q_lora_rank",
+            "kv_lora_rank",
+            "nope_head_dim",
+            "rope_head_dim",
+            "v_head_dim",
+            "latent_norm_eps",
+            "rope_temperature",
+        )
+
+    @property
+    def query_head_dim(self) -> int:
+        """Values of one query head: the part without position, then the rotated part."""
+        return self.nope_head_dim + self.rope_head_dim
+
+    @property
+    def softmax_scale(self) -> float:
+        """What multiplies q·k before the softmax, m² included."""
+        return float(self.query_head_dim**-0.5 * self.rope_temperature**2)
+
+    @property
+    def cached_values_per_token(self) -> int:
+        """Values a layer keeps per token: the latent and the rotated key all heads share."""
+        return self.kv_lora_rank + self.rope_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """Mixture of experts with the sigmoid router of DeepSeek-V3 ("noaux_tc").
+
+    Experts lie in `n_groups` equal groups, of which a token may use `topk_groups`. `normalise`
+    divides the chosen scores by their sum; `routed_scaling` multiplies them afterwards. The first
+    `n_dense_layers` layers have a dense MLP instead.
+    """
+
+    n_experts: int
+    top_k: int
+    n_shared: int
+    d_expert: int
+    n_groups: int = 1
+    topk_groups: int = 1
+    routed_scaling: float = 1.0
+    normalise: bool = True
+    n_dense_layers: int = 0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
+        if self.n_shared < 0 or self.n_dense_layers < 0:
+            raise ConfigError(
+                f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
+                f"{self.n_dense_layers}."
+            )
+        if self.n_experts % self.n_groups or self.topk_groups > self.n_groups:
+            raise ConfigError(
+                f"n_groups must divide n_experts and be at least topk_groups, got "
+                f"{self.n_experts} experts, {self.n_groups} groups, topk_groups "
+                f"{self.topk_groups}."
+            )
+        if self.n_groups > 1 and self.experts_per_group < 2:
+            raise ConfigError(
+                f"a group is scored by its two best experts, so groups need 2 experts or more, "
+                f"got {self.experts_per_group}."
+            )
+        if self.top_k > self.topk_groups * self.experts_per_group:
+            raise ConfigError(
+                f"top_k must fit in the chosen groups ({self.topk_groups} groups of "
+                f"{self.experts_per_group}), got {self.top_k}."
+            )
+
+    @property
+    def experts_per_group(self) -> int:
+        """Experts in one routing group."""
+        return self.n_experts // self.n_groups
+
+    @property
+    def d_shared(self) -> int:
+        """Width of the shared experts together; 0 when there are none."""
+        return self.n_shared * self.d_expert
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer with RMS norms and SwiGLU MLPs.
+
+    `released_format` is a hint: the format of the published weight matrices ("bf16", "fp16",
+    "fp8" e4m3 in 128x128 blocks, "int4" in groups of 32, or the file's own word). For "int4" only
+    the routed experts are narrow.
+    """
+
+    name: str
+    family: Literal["llama", "deepseek"]
+    n_layers: int
+    d_model: int
+    d_ff: int
+    vocab_size: int
+    max_position: int
+    norm_eps: float
+    tie_embeddings: bool
+    attention: GqaConfig | MlaConfig
+    rope: RopeConfig
+    moe: MoeConfig | None = None
+    released_format: str = "bf16"
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "n_layers", "d_model", "d_ff", "vocab_size", "max_position", "norm_eps"
+        )
+        if (self.family == "deepseek") != isinstance(self.attention, MlaConfig):
+            raise ConfigError(
+                f"{self.name}: the deepseek family has latent attention and llama does not, got "
+                f"family {self.family} with {type(self.attention).__name__}."
+            )
+        rotated = (
+            self.attention.rope_head_dim
+            if isinstance(self.attention, MlaConfig)
+            else self.attention.head_dim
+        )
+        if self.rope.dim != rotated:
+            raise ConfigError(
+                f"{self.name}: rope.dim must equal the rotated head width {rotated}, got "
+                f"{self.rope.dim}."
+            )
+        if self.moe is not None and self.family == "llama":
+            raise ConfigError(f"{self.name}: the llama family has no mixture of experts.")
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Return whether layer `layer` (from 0) holds experts rather than a dense MLP.
+
+        Raises:
+            ConfigError: if the model has no such layer.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise ConfigError(f"{self.name}: layer must be 0 to {self.n_layers - 1}, got {layer}.")
+        return self.moe is not None and layer >= self.moe.n_dense_layers
+
+    @property
+    def n_moe_layers(self) -> int:
+        """Layers that hold experts."""
+        return 0 if self.moe is None else max(0, self.n_layers - self.moe.n_dense_layers)
+
+    def kv_bytes_per_token(self, bytes_per_value: int | float = 2) -> float:
+        """Return the cache bytes of one token over all layers."""
+        return float(self.n_layers * self.attention.cached_values_per_token * bytes_per_value)
+
+
+def with_layers(model_cfg: ModelConfig, n_layers: int) -> ModelConfig:
+    """Return the model cut (or grown) to `n_layers` layers; dense layers stay first."""
+    return dataclasses.replace(model_cfg, n_layers=n_layers)
+
+
+def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
+    """Read a Hugging Face configuration.
+
+    Args:
+        source: the parsed `config.json`, or the path of one (or of its folder).
+
+    Returns:
+        The configuration. Its name is `_name_or_path` when the file has one, else the name of
+        the file's folder or the model type.
+
+    Raises:
+        ConfigError: if the file cannot be read, its `model_type` is not llama, deepseek_v3 or
+            kimi_k2, a key is missing or of the wrong type, or an unknown key may bear a size.
+    """
+    # The reader imports the classes above, so it can only be imported once they exist.
+    from .hf_config import read_hf_config
+
+    return read_hf_config(source)

@@ -1,0 +1,1 @@
+"""Transformer layers as per-chip programs of datapath operations."""

@@ -1,0 +1,163 @@
+"""The mixture-of-experts block: routing, experts in static slots, and their ordered sum.
+
+The chip cannot run a data-dependent number of instructions: data chooses from which address weights stream, the number of
+slots is fixed. The block is cut at that place: `route`, `mem.select_expert`, `experts`.
+Not built: capacity below the worst case, softmax routing, experts with biases.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Float16, Float32, Int32
+
+from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
+from lpu_jax.datapath.c2c import Axis
+from models.config import ModelConfig, MoeConfig
+
+from .linear import Split, add_residual, as_matrix
+from .mlp import gated_mlp, swiglu
+from .norm import rms_norm
+
+
+def route(
+    y: Float16[Array, "m d"], router: Array, bias: Float32[Array, " e"], moe: MoeConfig
+) -> tuple[Int32[Array, "m k"], Float32[Array, "m k"]]:
+    """Choose experts by the sigmoid router with a correction bias and limited groups; every chip routes every row.
+
+    Args:
+        y: normalised rows.
+        router: `[d, e]`.
+        bias: added to the scores to choose, not to weigh.
+        moe: the router's numbers.
+
+    Returns:
+        Experts of each row by falling biased score, and their weights: the unbiased scores, normalised and scaled.
+
+    Fidelity: approximate; a choice between equal scores takes the lower expert.
+    """
+    m = y.shape[0]
+    scores = vxm.sigmoid(mxm.matmul(y, router))
+    biased = vxm.add(scores, bias.reshape(1, moe.n_experts))
+    if moe.n_groups > 1:
+        grouped = biased.reshape(m, moe.n_groups, moe.experts_per_group)
+        best_two, _ = vxm.top_k(grouped, 2)
+        group_scores = vxm.sum_lanes(best_two).reshape(m, moe.n_groups)
+        _, groups = vxm.top_k(group_scores, moe.topk_groups)
+        biased = vxm.keep_groups(biased, groups, moe.n_groups)
+    _, ids = vxm.top_k(biased, moe.top_k)
+    weights = vxm.take_lanes(scores, ids)
+    if moe.normalise:
+        weights = vxm.div(weights, vxm.add(vxm.sum_lanes(weights), 1e-20))
+    return ids, vxm.mul(weights, moe.routed_scaling)
+
+
+def experts(
+    y: Float16[Array, "m d"],
+    gate_up: Any,
+    down: Any,
+    rows: Int32[Array, " slots"],
+    gates: Float32[Array, "slots m"],
+    *,
+    split: Split,
+    axes: Mapping[str, Axis],
+) -> Float32[Array, "n m d_out"]:
+    """Run the experts in the slots over all rows and weigh their results.
+
+    Args:
+        y: normalised rows.
+        gate_up: store `[held, d, 2, f]`.
+        down: store `[held, f, d]`.
+        rows: where in the store each slot's expert lies, -1 for an empty slot.
+        gates: weight of each slot for each row, 0 where the row does not use it.
+        split: how `down` is split over the tensor axis.
+        axes: `expert` and `tensor`.
+
+    Returns:
+        Weighed results of each slot; exact zeros where a row does not use it.
+    """
+    h = mxm.matmul(y, as_matrix(gate_up, rows=1, batch=1), rows=rows)
+    h = swiglu(h, gate_up.shape[3])
+    if split is Split.COLUMN:
+        h = c2c.all_gather(h, axes["tensor"], dim=-1)
+    out = mxm.matmul(h, as_matrix(down, rows=1, batch=1), rows=rows)
+    gate = gates.reshape(*gates.shape, 1)
+    return vxm.select(vxm.less_equal(gate, 0.0), 0.0, vxm.mul(out, gate))
+
+
+def mixture(
+    x: Float16[Array, "b t d"],
+    weights: Mapping[str, Any],
+    placement: Mapping[str, Array],
+    *,
+    cfg: ModelConfig,
+    split: Split,
+    n_local: Any,
+    n_slots: Any,
+    axes: Mapping[str, Axis],
+) -> Float16[Array, "b t d"]:
+    """Mixture-of-experts block with a shared expert.
+
+    Args:
+        x: hidden state, replicated in the group.
+        weights: as in `models.params`, this chip's experts and its share of their width.
+        placement: `first_expert` `[1]`, and `address` `[1, e]`: the store row of every expert.
+        cfg: the model.
+        split: `ROW`: partial sums are added by an all-reduce. `COLUMN`: every expert's result is gathered and summed by
+            ascending expert id, so that the split moves no rounding.
+        n_local: experts of each chip, padding included.
+        n_slots: static slots; `min(n_local, rows * top_k)` cannot overflow.
+        axes: `expert` and `tensor`, neighbours along `tensor`.
+
+    Returns:
+        The new hidden state, replicated.
+    """
+    moe = cfg.moe
+    assert moe is not None
+    b, t, d = x.shape
+    everywhere = c2c.joined(axes["expert"], axes["tensor"])
+    y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
+    ids, gate_weights = route(y, weights["router"], weights["router_bias"], moe)
+    slots = vxm.local_slots(
+        ids, placement["first_expert"].reshape(()), n_local=n_local, n_slots=n_slots
+    )
+    rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
+    gates = vxm.one_hot_gate(slots, ids, gate_weights)
+    parts = experts(
+        y, weights["gate_up"], weights["down"], rows, gates, split=split, axes=axes
+    )
+    routed = _combine(parts, split, axes, everywhere, d)
+    if not moe.n_shared:
+        return add_residual(x, routed.reshape(b, t, d))
+    shared = gated_mlp(
+        y, weights["shared_gate_up"], weights["shared_down"], split=split, axis=everywhere
+    )
+    both = vxm.to_fp16(vxm.add(vxm.to_fp32(routed), vxm.to_fp32(shared)))
+    return add_residual(x, both.reshape(b, t, d))
+
+
+def _combine(
+    parts: Float32[Array, "slots m d_out"],
+    split: Split,
+    axes: Mapping[str, Axis],
+    everywhere: Axis,
+    d_model: int,
+) -> Float16[Array, "m d"]:
+    """Sum the experts' results over slots and chips."""
+    if split is Split.ROW:
+        return c2c.all_reduce(vxm.to_fp16(vxm.sum_leading(parts)), everywhere)
+    n_slots, m, width = parts.shape
+    chips, ways = axes["expert"].size, axes["tensor"].size
+    gathered = c2c.all_gather(vxm.to_fp16(parts), everywhere, dim=-3)
+    by_expert = sxm.rearrange(
+        gathered,
+        "(c w s) m d -> (c s) m (w d)",
+        c=chips,
+        w=ways,
+        s=n_slots,
+        m=m,
+        d=width,
+    )
+    terms = vxm.to_fp32(sxm.keep_columns(by_expert, d_model))
+    return vxm.to_fp16(vxm.sum_leading(terms))
+
+

@@ -1,0 +1,51 @@
+"""Rotary position embedding from tables that lie in memory."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float32
+from numpy.typing import NDArray
+
+from lpu_jax.datapath import sxm, vxm
+from models.rope import RopeConfig
+
+
+def rotary_tables(
+    rope: RopeConfig, rotary_dim: int, n_positions: int
+) -> dict[str, NDArray[np.float32]]:
+    """Compute the tables of cosines and signed sines in advance, in float64, rounded once to fp32.
+
+    Args:
+        rope: frequencies and pairing.
+        rotary_dim: values of a head that are rotated.
+        n_positions: allocated context.
+
+    Returns:
+        `cos` and `sin`, `[n_positions, rotary_dim]`; `sin` is negative on the first member of a pair.
+    """
+    frequencies = np.asarray(rope.inverse_frequencies(), np.float64)
+    angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies[None, :]
+    cos, sin = np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
+    if rope.interleaved:
+        tables = (np.repeat(cos, 2, axis=1), np.stack([-sin, sin], axis=-1).reshape(n_positions, -1))
+    else:
+        tables = (np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1))
+    assert tables[0].shape == (n_positions, rotary_dim)
+    return {"cos": tables[0].astype(np.float32), "sin": tables[1].astype(np.float32)}
+
+
+def rotate(
+    x: Float32[Array, "..."], cos: Any, sin: Any, *, interleaved: bool
+) -> Float32[Array, "..."]:
+    """Rotate pairs of the last axis: `x * cos + swap(x) * sin`.
+
+    Args:
+        x: heads, last axis `rotary_dim`.
+        cos: table rows, broadcast to `x` over dimensions of length one.
+        sin: the same, signed.
+        interleaved: pairs are neighbours.
+
+    Fidelity: two products and one sum, each rounded to fp32.
+    """
+    swapped = sxm.swap_pairs(x, interleaved=interleaved)
+    return vxm.add(vxm.mul(x, cos), vxm.mul(swapped, sin))

@@ -1,0 +1,65 @@
+"""The two ends of a model: the embedding table and the output head, both split over the vocabulary."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Float16, Float32, Int32
+
+from lpu_jax.datapath import c2c, mem, vxm
+from lpu_jax.datapath.c2c import Axis
+from models.config import ModelConfig
+
+from .linear import linear
+from .norm import rms_norm
+
+
+def embed(
+    tokens: Int32[Array, "b t"],
+    weights: Mapping[str, Any],
+    first: Int32[Array, " 1"],
+    *,
+    axes: Mapping[str, Axis],
+) -> Float16[Array, "b t d"]:
+    """Look tokens up: the chip that holds a row sends it to all; the others send zeros.
+
+    Args:
+        tokens: token ids.
+        weights: `table`, this chip's rows.
+        first: number of its first row.
+        axes: `tensor`.
+
+    Fidelity: exact.
+    """
+    rows = mem.lookup(weights["table"], tokens, first.reshape(()))
+    return c2c.all_reduce(rows, axes["tensor"])
+
+
+def head(
+    x: Float16[Array, "b t d"],
+    weights: Mapping[str, Any],
+    rows: Int32[Array, " b"],
+    first: Int32[Array, " 1"],
+    *,
+    cfg: ModelConfig,
+    axes: Mapping[str, Axis],
+) -> tuple[Int32[Array, "b 1"], Float32[Array, "b v"]]:
+    """Compute logits of one row of each sequence and the most likely token.
+
+    Args:
+        x: hidden state.
+        weights: `norm`, and `out` `[d, v]`, this chip's columns.
+        rows: the row of each sequence that is asked for.
+        first: number of the chip's first column.
+        cfg: the model.
+        axes: `tensor`.
+
+    Returns:
+        Token ids (on all chips), and this chip's logits.
+    """
+    y = mem.take_rows(x, rows)
+    y = rms_norm(vxm.to_fp32(y.reshape(y.shape[0], y.shape[2])), weights["norm"], cfg.norm_eps)
+    logits = linear(y, weights["out"])
+    best, token = vxm.arg_max(logits, first.reshape(()), cfg.vocab_size)
+    best = c2c.all_gather(best, axes["tensor"], dim=-1)
+    token = c2c.all_gather(token, axes["tensor"], dim=-1)
+    return vxm.take_best(best, token), logits

@@ -1,0 +1,227 @@
+"""Every parameter of a model as data: shape, logical axes, role and initial spread.
+
+The one list that the layers, the weight sources, the placement and the parameter count share.
+Holds no values and no formats: which role is stored in which format is the precision policy's job.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lpu_jax.errors import ConfigError, unknown
+
+from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+
+Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
+Kind = Literal["embed", "attention", "dense", "moe", "head"]
+
+#: The block kinds, in the order a token meets them.
+KINDS: tuple[Kind, ...] = ("embed", "attention", "dense", "moe", "head")
+
+#: The parameters of a "moe" block that exist once per routed expert, expert dimension first.
+EXPERT_PARAMETERS = ("gate_up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamSpec:
+    """One parameter, seen as `batch` leading dimensions, then `rows`, then columns.
+
+    Attributes:
+        shape: sizes, outermost first.
+        axes: the logical axis of each dimension; None where a dimension is never split.
+        rows: how many dimensions after the batch ones form the contraction (K) side of the
+            matrix. The rest are its columns. 0 for vectors that are added or multiplied.
+        batch: how many leading dimensions count separate matrices (experts; heads of k_b, v_b).
+        role: what the precision policy calls it.
+        std: standard deviation of a random initial value; 0 for norms, which start near 1.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    rows: int
+    role: Role
+    std: float
+    batch: int = 0
+
+    @property
+    def n_values(self) -> int:
+        """Number of parameters."""
+        return math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """`(matrices, k, n)`: how many matrices there are and the size of each."""
+        first_column = self.batch + self.rows
+        return (
+            math.prod(self.shape[: self.batch]),
+            math.prod(self.shape[self.batch : first_column]),
+            math.prod(self.shape[first_column:]),
+        )
+
+
+def _matrix(
+    role: Role,
+    *dims: tuple[int, str | None] | int,
+    rows: int = 1,
+    batch: int = 0,
+) -> ParamSpec:
+    """Describe a matrix; a bare size is a dimension without a logical axis."""
+    pairs = [dim if isinstance(dim, tuple) else (dim, None) for dim in dims]
+    shape = tuple(size for size, _ in pairs)
+    fan_in = math.prod(shape[batch : batch + rows])
+    return ParamSpec(
+        shape=shape,
+        axes=tuple(axis for _, axis in pairs),
+        rows=rows,
+        batch=batch,
+        role=role,
+        std=fan_in**-0.5,
+    )
+
+
+def _norm(size: int) -> ParamSpec:
+    return ParamSpec(shape=(size,), axes=(None,), rows=0, role="norm", std=0.0)
+
+
+def block_params(model_cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
+    """Return the parameters of one block, by name.
+
+    Args:
+        model_cfg: the model.
+        kind: "embed", "attention", "dense", "moe" or "head".
+
+    Returns:
+        Name to specification, in the order a token meets them. A tied model's `head.out` is its
+        transposed embedding table.
+
+    Raises:
+        UnknownNameError: if `kind` is not a block kind.
+        ConfigError: if the model has no block of this kind.
+    """
+    d_model = model_cfg.d_model
+    match kind:
+        case "embed":
+            return {"table": _embedding(model_cfg)}
+        case "attention":
+            if isinstance(model_cfg.attention, MlaConfig):
+                return _latent_attention(d_model, model_cfg.attention)
+            return _grouped_attention(d_model, model_cfg.attention)
+        case "dense":
+            return _dense(d_model, model_cfg.d_ff)
+        case "moe":
+            if model_cfg.moe is None:
+                raise ConfigError(f"{model_cfg.name} has no moe block: all its layers are dense.")
+            return _mixture(d_model, model_cfg.moe)
+        case "head":
+            out = _matrix("head", d_model, (model_cfg.vocab_size, "vocab"))
+            return {"norm": _norm(d_model), "out": out}
+        case _:
+            raise unknown("block kind", kind, KINDS)
+
+
+def _embedding(model_cfg: ModelConfig) -> ParamSpec:
+    # A look-up sums nothing, so its values start at 1; a tied table must also serve as the head.
+    std = model_cfg.d_model**-0.5 if model_cfg.tie_embeddings else 1.0
+    return ParamSpec(
+        shape=(model_cfg.vocab_size, model_cfg.d_model),
+        axes=("vocab", None),
+        rows=1,
+        role="embedding",
+        std=std,
+    )
+
+
+def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
+    kv_heads, per_kv = (gqa.n_kv_heads, "kv_heads"), (gqa.q_per_kv, "q_per_kv")
+    head_dim = gqa.head_dim
+    return {
+        "norm": _norm(d_model),
+        "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
+        "kv": _matrix("attention", d_model, kv_heads, 2, head_dim),
+        "o": _matrix("attention", kv_heads, per_kv, head_dim, (d_model, "d_out"), rows=3),
+    }
+
+
+def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
+    heads, latent = (mla.n_heads, "heads"), mla.kv_lora_rank
+    return {
+        "norm": _norm(d_model),
+        "a": _matrix("attention", d_model, mla.q_lora_rank + latent + mla.rope_head_dim),
+        "q_norm": _norm(mla.q_lora_rank),
+        "kv_norm": _norm(latent),
+        "q_b": _matrix("attention", mla.q_lora_rank, heads, mla.query_head_dim),
+        # Absorbed form: k_b takes a query into the latent space, v_b takes the latent out of it.
+        "k_b": _matrix("attention", heads, mla.nope_head_dim, latent, batch=1),
+        "v_b": _matrix("attention", heads, latent, mla.v_head_dim, batch=1),
+        "o": _matrix("attention", heads, mla.v_head_dim, (d_model, "d_out"), rows=2),
+    }
+
+
+def _dense(d_model: int, d_ff: int) -> dict[str, ParamSpec]:
+    return {
+        "norm": _norm(d_model),
+        "gate_up": _matrix("dense", d_model, 2, (d_ff, "mlp")),
+        "down": _matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
+    }
+
+
+def _mixture(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
+    experts, width = (moe.n_experts, "experts"), (moe.d_expert, "expert_mlp")
+    params = {
+        "norm": _norm(d_model),
+        "router": _matrix("router", d_model, moe.n_experts),
+        # Small against the router's scores (0 to 1), large enough to change which are chosen.
+        "router_bias": ParamSpec(
+            shape=(moe.n_experts,), axes=(None,), rows=0, role="router", std=0.05
+        ),
+        "gate_up": _matrix("expert", experts, d_model, 2, width, batch=1),
+        "down": _matrix("expert", experts, width, (d_model, "d_out"), batch=1),
+    }
+    if moe.n_shared:
+        shared = (moe.d_shared, "shared_mlp")
+        params["shared_gate_up"] = _matrix("shared", d_model, 2, shared)
+        params["shared_down"] = _matrix("shared", shared, (d_model, "d_out"))
+    return params
+
+
+def n_parameters(model_cfg: ModelConfig) -> int:
+    """Return the parameter count, router biases included, multi-token prediction excluded.
+
+    A tied embedding table counts once, as the head.
+    """
+    return round(_count(model_cfg, include_embedding=True, expert_share=1.0))
+
+
+def n_active(model_cfg: ModelConfig, include_embedding: bool = False) -> float:
+    """Return the parameters one token uses; routed experts count as `top_k / n_experts`.
+
+    Args:
+        model_cfg: the model.
+        include_embedding: count the input embedding too. A tied table is counted once, as the
+            head, either way.
+
+    Returns:
+        The count.
+    """
+    moe = model_cfg.moe
+    share = 1.0 if moe is None else moe.top_k / moe.n_experts
+    return _count(model_cfg, include_embedding=include_embedding, expert_share=share)
+
+
+def _count(model_cfg: ModelConfig, include_embedding: bool, expert_share: float) -> float:
+    def block(kind: Kind) -> float:
+        return math.fsum(
+            spec.n_values * (expert_share if spec.role == "expert" else 1.0)
+            for spec in block_params(model_cfg, kind).values()
+        )
+
+    n_moe = model_cfg.n_moe_layers
+    n_dense = model_cfg.n_layers - n_moe
+    total = block("head") + model_cfg.n_layers * block("attention")
+    if include_embedding and not model_cfg.tie_embeddings:
+        total += block("embed")
+    if n_dense:
+        total += n_dense * block("dense")
+    if n_moe:
+        total += n_moe * block("moe")
+    return total

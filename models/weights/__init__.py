@@ -1,0 +1,1 @@
+"""Where parameter values come from: Hugging Face tensors, GGUF files, or a seeded generator."""

@@ -1,0 +1,244 @@
+"""Read GGUF files of the llama architecture: configuration, tokenizer and weights.
+
+Weights appear under their Hugging Face names, dequantised to float32 one tensor at a time. Not
+read: other architectures, Llama 3.1's `rope_freqs` table, biases, experts; each is refused.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from gguf import GGUFReader, dequantize
+
+from lpu_jax.errors import ConfigError, WeightsError
+
+from ..config import GqaConfig, ModelConfig, RopeConfig
+from ..tokenizer import TokenizerData
+from .source import HfTensors, from_hf_tensors
+
+#: GGUF tensor names to Hugging Face's; those of a layer lie between `blk.{i}.` and `.weight`.
+_GLOBAL_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+#: What the reader raises on a file that is cut short or damaged.
+_DAMAGE = (ValueError, IndexError, KeyError, OverflowError, TypeError)
+
+
+class _Metadata:
+    """The key/value part of a GGUF file, with checked types."""
+
+    def __init__(self, reader: GGUFReader, path: Path) -> None:
+        self._reader = reader
+        self.path = path
+
+    def get(self, key: str) -> Any:
+        field = self._reader.fields.get(key)
+        return None if field is None else field.contents()
+
+    def require(self, key: str, kind: type, expected: str) -> Any:
+        value = self.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            got = "it is missing" if value is None else f"got {value!r:.60}"
+            raise WeightsError(f"{self.path}: key {key!r} must be {expected}; {got}.")
+        return value
+
+    def integer(self, key: str) -> int:
+        return int(self.require(key, int, "a whole number"))
+
+    def float32(self, key: str) -> float:
+        """Return the shortest decimal of a stored float32: 1e-05, not 9.99999974e-06."""
+        return float(str(np.float32(self.require(key, float, "a number"))))
+
+    def text(self, key: str) -> str:
+        return str(self.require(key, str, "a text"))
+
+
+class _LazyTensors(Mapping[str, np.ndarray]):
+    """Hugging Face names to float32 arrays, dequantised at each look-up."""
+
+    def __init__(self, reader: GGUFReader, gqa: GqaConfig, path: Path) -> None:
+        self._tensors = {_hf_name(tensor.name, path): tensor for tensor in reader.tensors}
+        self._gqa = gqa
+        self._path = path
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        except (NotImplementedError, *_DAMAGE) as problem:
+            raise WeightsError(
+                f"{self._path}: tensor {tensor.name!r} of type {tensor.tensor_type.name} cannot "
+                f"be decoded: {problem}."
+            ) from problem
+        if name.endswith("q_proj.weight"):
+            return _half_split_rows(values, self._gqa.n_heads)
+        if name.endswith("k_proj.weight"):
+            return _half_split_rows(values, self._gqa.n_kv_heads)
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufModel:
+    """An opened GGUF file: what it describes and where its weights come from."""
+
+    config: ModelConfig
+    weights: HfTensors
+    tokenizer: TokenizerData
+
+
+def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
+    """Open a GGUF file of the llama architecture.
+
+    Args:
+        path: the file. It stays memory-mapped; a tensor is decoded when it is asked for.
+
+    Returns:
+        Its configuration, a weight source, and the data of its tokenizer.
+
+    Raises:
+        WeightsError: if it is not a GGUF file, is cut short or damaged, has another architecture,
+            lacks a key or a tensor, or holds a tensor this program would ignore.
+
+    Fidelity:
+        Exact: a dequantised value is what the format defines, in float32. Query and key rows,
+        which this format permutes for interleaved rotation, are put back into half-split order.
+    """
+    path = Path(path)
+    try:
+        reader = GGUFReader(path)
+    except OSError as problem:
+        raise WeightsError(f"{path}: cannot be read: {problem.strerror}.") from problem
+    except _DAMAGE as problem:
+        raise WeightsError(f"{path}: not a whole GGUF file: {problem}.") from problem
+    metadata = _Metadata(reader, path)
+    architecture = metadata.text("general.architecture")
+    if architecture != "llama":
+        raise WeightsError(f"{path}: architecture must be llama, got {architecture!r}.")
+    names = [tensor.name for tensor in reader.tensors]
+    try:
+        model_cfg = _read_config(
+            metadata,
+            is_tied="output.weight" not in names,
+            weight_type=_commonest_type(reader),
+        )
+    except ConfigError as problem:
+        raise WeightsError(f"{path}: {problem}") from problem
+    assert isinstance(model_cfg.attention, GqaConfig)  # _read_config builds no other
+    weights = from_hf_tensors(model_cfg, _LazyTensors(reader, model_cfg.attention, path))
+    _require_tensors(names, model_cfg, path)
+    return GgufModel(config=model_cfg, weights=weights, tokenizer=_read_tokenizer(metadata))
+
+
+def _half_split_rows(weight: np.ndarray, n_heads: int) -> np.ndarray:
+    """Undo GGUF's row order: within a head, (pair, which of the two) -> (which, pair)."""
+    return rearrange(weight, "(n pair two) d -> (n two pair) d", n=n_heads, two=2)
+
+
+def _hf_name(name: str, path: Path) -> str:
+    if name in _GLOBAL_NAMES:
+        return _GLOBAL_NAMES[name]
+    match name.split("."):
+        case ["blk", layer, part, "weight"] if part in _LAYER_NAMES and layer.isdecimal():
+            return f"model.layers.{layer}.{_LAYER_NAMES[part]}.weight"
+    raise WeightsError(f"{path}: tensor {name!r} is not part of a plain llama model.")
+
+
+def _require_tensors(names: list[str], model_cfg: ModelConfig, path: Path) -> None:
+    expected = ["token_embd.weight", "output_norm.weight"]
+    for layer in range(model_cfg.n_layers):
+        expected += [f"blk.{layer}.{part}.weight" for part in _LAYER_NAMES]
+    missing = sorted(set(expected).difference(names))
+    if missing:
+        raise WeightsError(
+            f"{path}: tensor {missing[0]!r} is missing ({len(missing)} missing in all)."
+        )
+
+
+def _commonest_type(reader: GGUFReader) -> str:
+    """Return the storage type of most matrices, such as "q4_1"."""
+    types = [tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1]
+    return Counter(types).most_common(1)[0][0].lower() if types else "f32"
+
+
+def _read_config(metadata: _Metadata, is_tied: bool, weight_type: str) -> ModelConfig:
+    d_model = metadata.integer("llama.embedding_length")
+    n_heads = metadata.integer("llama.attention.head_count")
+    if n_heads < 1:
+        raise WeightsError(f"{metadata.path}: llama.attention.head_count must be 1 or more.")
+    scaling = metadata.get("llama.rope.scaling.type")
+    if scaling not in (None, "none"):
+        raise WeightsError(f"{metadata.path}: rope scaling must be none, got {scaling!r}.")
+    head_dim = metadata.get("llama.attention.key_length") or d_model // n_heads
+    attention = GqaConfig(
+        n_heads=n_heads,
+        n_kv_heads=metadata.get("llama.attention.head_count_kv") or n_heads,
+        head_dim=head_dim,
+    )
+    bos, eos = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
+    return ModelConfig(
+        name=metadata.path.stem,
+        family="llama",
+        n_layers=metadata.integer("llama.block_count"),
+        d_model=d_model,
+        d_ff=metadata.integer("llama.feed_forward_length"),
+        vocab_size=metadata.integer("llama.vocab_size"),
+        max_position=metadata.integer("llama.context_length"),
+        norm_eps=metadata.float32("llama.attention.layer_norm_rms_epsilon"),
+        tie_embeddings=is_tied,
+        attention=attention,
+        rope=RopeConfig(
+            theta=metadata.float32("llama.rope.freq_base"),
+            dim=metadata.get("llama.rope.dimension_count") or head_dim,
+            interleaved=False,
+        ),
+        released_format=weight_type,
+        bos_token_id=bos,
+        eos_token_ids=() if eos is None else (eos,),
+    )
+
+
+def _read_tokenizer(metadata: _Metadata) -> TokenizerData:
+    prefix = "tokenizer.ggml."
+    tokens = metadata.require(prefix + "tokens", list, "a list of tokens")
+    token_types = metadata.require(prefix + "token_type", list, "a list of token types")
+    if len(tokens) != len(token_types):
+        raise WeightsError(
+            f"{metadata.path}: {prefix}token_type must have one entry per token "
+            f"({len(tokens)}), got {len(token_types)}."
+        )
+    return TokenizerData(
+        model=metadata.text(prefix + "model"),
+        pre_tokenizer=metadata.text(prefix + "pre"),
+        tokens=tuple(tokens),
+        token_types=tuple(token_types),
+        merges=tuple(metadata.require(prefix + "merges", list, "a list of merges")),
+        bos_token_id=metadata.get(prefix + "bos_token_id"),
+        eos_token_id=metadata.get(prefix + "eos_token_id"),
+        add_bos=bool(metadata.get(prefix + "add_bos_token")),
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )

