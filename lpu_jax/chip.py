@@ -58,7 +58,7 @@ class ChipSpec:
     title: str
 
     #: Clock of every functional unit.
-    clock_hz: float = const(0.9e9, "Hz", "published", "ISCA20, GF: nominal 900 MHz")
+    clock_hz: int | float = const(0.9e9, "Hz", "published", "ISCA20, GF: nominal 900 MHz")
     #: Byte-wide data paths side by side.
     lanes: int = const(320, "1", "published", "ISCA20: 20 superlanes x 16 lanes")
     #: One byte on every lane.
@@ -66,7 +66,7 @@ class ChipSpec:
     #: Lanes of one superlane; vector lengths step by it.
     superlane_lanes: int = const(16, "1", "published", "ISCA20: 16 lanes per superlane")
     #: All streams across one cut of the chip, both directions.
-    streams_bytes_per_cycle: int = const(
+    streams_bytes_per_cycle: int | float = const(
         20_480, "B/cycle", "derived", "ISCA20: 64 one-byte streams per lane x 320 lanes"
     )
     #: On-chip memory; there is no other.
@@ -74,15 +74,15 @@ class ChipSpec:
         88 * 20 * 2 * 4096 * 16, "B", "derived", "ISCA20: 88 slices of 2.5 MiB = 220 MiB"
     )
     #: Part of the SRAM that instructions and spare addresses take.
-    reserved_fraction: float = const(
+    reserved_fraction: int | float = const(
         0.05, "1", "assumed", "no public figure for instructions in SRAM", 0.0, 0.10
     )
     #: Reads plus writes of all MEM slices.
-    sram_bytes_per_cycle: int = const(
+    sram_bytes_per_cycle: int | float = const(
         56_320, "B/cycle", "derived", "ISCA20: 88 slices x (1 read + 1 write) x 320 B"
     )
     #: Widest flow of weights into the matrix arrays.
-    weight_stream_bytes_per_cycle: float = const(
+    weight_stream_bytes_per_cycle: int | float = const(
         20_480, "B/cycle", "derived", "GAPI S16 weight layout: 16 streams per array, 4 arrays"
     )
     mxm_fp16: MxmMode | None = const(
@@ -173,9 +173,7 @@ GROQCHIP1 = ChipSpec(name="groqchip1", title="GroqChip1 (TSP v1)")
 
 
 def _assumed_mode(operand: str, mode: MxmMode, source: str) -> Constant:
-    return Constant(
-        name=f"mxm_{operand}", value=mode, unit="mode", status="assumed", source=source
-    )
+    return Constant(name=f"mxm_{operand}", value=mode, unit="mode", status="assumed", source=source)
 
 
 _EIGHT_BIT_MODE = MxmMode(k_tile=320, columns=320, arrays=4, operand_bytes=1)

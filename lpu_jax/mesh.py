@@ -49,8 +49,9 @@ class ChipMesh:
                 size=size,
                 tiers=self.tiers,
                 algorithm=self.algorithm,
+                stride=prod(inner for _, inner in self.axes[i + 1 :]),
             )
-            for name, size in self.axes
+            for i, (name, size) in enumerate(self.axes)
         }
 
 

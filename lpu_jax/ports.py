@@ -8,6 +8,12 @@ Not modelled: cable lengths and spare ports.
 
 import functools
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: One number, or one per plan.
+Numbers = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +159,17 @@ class PortMap:
         """Largest share of a vector that one chip carries, over all its links."""
         return self.parts_per_chip / self.n_links
 
-    def links_per_chip(self, n_peers: int) -> int:
+    def links_per_chip(self, n_peers: Numbers) -> Numbers:
         """Bound the links that one chip has to a contiguous range of peers.
 
         Args:
-            n_peers: peers in the range.
+            n_peers: peers in the range, a number or an array.
 
         Returns:
-            An upper bound, exact where parts fall on whole chips.
+            An upper bound of the same shape, exact where parts fall on whole chips.
         """
         if self._chips_per_part:
-            return min(self.ports, -(-n_peers // self._chips_per_part))
-        return min(self.ports, n_peers * self.parts_per_chip)
+            links = np.ceil(np.asarray(n_peers) / self._chips_per_part)
+        else:
+            links = np.asarray(n_peers, np.float64) * self.parts_per_chip
+        return np.minimum(self.ports, links)

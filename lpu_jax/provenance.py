@@ -36,8 +36,8 @@ class Constant:
     unit: str
     status: str
     source: str
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a constant that does not say where it comes from."""
@@ -47,11 +47,11 @@ class Constant:
             raise ValueError(f"constant {self.name!r} needs a unit and a source")
         if (self.low is None) != (self.high is None):
             raise ValueError(f"constant {self.name!r}: give both ends of its range or none")
-        if self.low is not None and self.high is not None:
-            if not self.low <= self.value <= self.high:
-                raise ValueError(
-                    f"constant {self.name!r}: {self.value} outside {self.low}..{self.high}"
-                )
+        has_range = self.low is not None and self.high is not None
+        if has_range and not self.low <= self.value <= self.high:
+            raise ValueError(
+                f"constant {self.name!r}: {self.value} outside {self.low}..{self.high}"
+            )
 
 
 def const(
@@ -59,8 +59,8 @@ def const(
     unit: str,
     status: str,
     source: str,
-    low: float | None = None,
-    high: float | None = None,
+    low: int | float | None = None,
+    high: int | float | None = None,
 ) -> Any:
     """Declare a dataclass field that is a constant of the machine.
 

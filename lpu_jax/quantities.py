@@ -13,7 +13,7 @@ _COUNTS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 _SIGNIFICANT_DIGITS = 4
 
 
-def _scaled(value: float, steps: tuple[tuple[str, float], ...], digits: int) -> str:
+def _scaled(value: int | float, steps: tuple[tuple[str, float], ...], digits: int) -> str:
     """Write `value` in the largest step that keeps its rounded mantissa at 1 or more."""
     if not math.isfinite(value):
         return f"{value} {steps[-1][0]}".rstrip()
@@ -29,7 +29,9 @@ def _scaled(value: float, steps: tuple[tuple[str, float], ...], digits: int) -> 
     return f"{text} {name}".rstrip()
 
 
-def format_bytes(n_bytes: float, *, binary: bool = False, digits: int = _SIGNIFICANT_DIGITS) -> str:
+def format_bytes(
+    n_bytes: int | float, *, binary: bool = False, digits: int = _SIGNIFICANT_DIGITS
+) -> str:
     """Write a number of bytes in MB, GB (powers of 1000) or MiB, GiB (powers of 1024).
 
     Args:
@@ -47,7 +49,7 @@ def format_bytes(n_bytes: float, *, binary: bool = False, digits: int = _SIGNIFI
     return _scaled(n_bytes, _BINARY_BYTES if binary else _DECIMAL_BYTES, digits)
 
 
-def format_seconds(seconds: float, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
+def format_seconds(seconds: int | float, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
     """Write a time in s, ms, us or ns.
 
     Args:
@@ -64,7 +66,7 @@ def format_seconds(seconds: float, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
     return _scaled(seconds, _SECONDS, digits)
 
 
-def format_count(count: float, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
+def format_count(count: int | float, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
     """Write a count, such as a number of parameters, in k, M, G or T.
 
     Args:
@@ -81,7 +83,7 @@ def format_count(count: float, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
     return _scaled(count, _COUNTS, digits)
 
 
-def format_rate(per_second: float, of: str, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
+def format_rate(per_second: int | float, of: str, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
     """Write a rate: bytes per second (`of="B"`) or events per second (`of="tokens"`).
 
     Args:

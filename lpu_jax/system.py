@@ -12,8 +12,9 @@ from typing import Any
 
 from .chip import GROQ3_LPU, GROQCHIP1, ChipSpec, chip
 from .errors import ConfigError, PlanError, UnknownNameError, unknown
+from .machines import GroqTopology, LpxTopology
 from .provenance import Constant, constants_of, vary
-from .topology import GroqTopology, LpxTopology, Topology
+from .topology import Topology
 
 _GROQ_NODE_CHIPS = 8
 # GroqRack product: 8 of its 9 nodes compute, one is spare.
@@ -176,7 +177,9 @@ def _read_chip(path: Path, table: dict[str, Any]) -> ChipSpec:
     replaced = []
     for key, value in changes.items():
         if key not in settable:
-            raise ConfigError(f"{path}: key 'chip.{key}': {unknown('chip constant', key, settable)}")
+            raise ConfigError(
+                f"{path}: key 'chip.{key}': {unknown('chip constant', key, settable)}"
+            )
         _check_number(path, key, value, known[key].value)
         replaced.append(
             Constant(
@@ -187,7 +190,7 @@ def _read_chip(path: Path, table: dict[str, Any]) -> ChipSpec:
     return dataclasses.replace(vary(spec, *replaced), name=name)
 
 
-def _check_number(path: Path, key: str, value: Any, like: float) -> None:
+def _check_number(path: Path, key: str, value: Any, like: int | float) -> None:
     """Refuse a constant that is no number of the kind it replaces."""
     whole = isinstance(like, int) and not key.endswith("bytes_per_cycle")
     expected = "a whole number" if whole else "a number"
@@ -196,6 +199,8 @@ def _check_number(path: Path, key: str, value: Any, like: float) -> None:
         raise ConfigError(f"{path}: key 'chip.{key}' must be {expected}, got {value!r}")
     if key == "reserved_fraction":
         if not 0 <= value < 1:
-            raise ConfigError(f"{path}: key 'chip.{key}' must be at least 0 and below 1, got {value}")
+            raise ConfigError(
+                f"{path}: key 'chip.{key}' must be at least 0 and below 1, got {value}"
+            )
     elif not 0 < value < float("inf"):
         raise ConfigError(f"{path}: key 'chip.{key}' must be positive and finite, got {value}")

@@ -1,32 +1,24 @@
 """Chips, the links between them, and where groups of chips are put.
 
 A machine has levels: a node is a few chips with a link between any two, a rack is a few nodes, and
-there may be racks. Chips are numbered node by node, rack by rack. `GroqTopology` is the first
-generation (GroqNode, GroqRack, dragonfly), `LpxTopology` the second (trays of a Groq 3 LPX rack).
-How collectives use the links is in `cost.links`.
+there may be racks. Chips are numbered node by node, rack by rack. The machines themselves are in
+`machines`; how collectives use the links is in `cost.links`.
 
 Not modelled: link errors, synchronisation of clocks, spare nodes, links to the host. The last node
 is physically whole even if `n_chips` does not fill it: its other chips forward but hold nothing.
-
-Sources, by key (mostly read in extracts): ISCA22 Abts et al., "A Software-defined Tensor Streaming
-Multiprocessor", ISCA 2022. SA26 SemiAnalysis, "Nvidia - The Inference Kingdom Expands", 2026. HC26
-Hot Chips 2026, Arsovski and Raghavan, "Think Fast: LPU Accelerator for Heterogeneous Compute".
 """
 
 import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 from .errors import PlanError
-from .ports import Link, PortMap
+from .ports import Link, Numbers, PortMap
 from .provenance import Constant, const
-
-#: One number, or one per plan.
-Numbers = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +68,29 @@ class Topology(ABC):
         replaced: constants that differ from the class's own (`provenance.vary`).
     """
 
+    family: ClassVar[str]
+
     n_chips: int
     replaced: tuple[Constant, ...] = ()
 
+    #: Chips of a node.
+    node_chips: int
+    #: Largest machine of the family.
+    max_chips: int
+    #: Rate of the link between two chips of a node, one way.
+    local_bytes_per_s: float
+    #: Rate of one link between nodes of a rack, one way.
+    node_link_bytes_per_s: float
+    #: Rate of one link between racks, one way.
+    rack_link_bytes_per_s: float
+    #: Time of one vector over a link inside a node, memory to memory.
+    local_hop_s: float
+    #: The same between two nodes of a half rack.
+    node_step_s: float
+    #: What the other half of the rack takes in addition.
+    half_rack_step_s: float
+    #: Time of one vector between two linked racks.
+    rack_hop_s: float
     frame_payload_bytes: int = const(320, "B", "published", "ISCA22: a frame carries one vector")
     frame_bytes: int = const(328, "B", "published", "ISCA22: 320 B payload and 8 B")
 
@@ -89,22 +101,18 @@ class Topology(ABC):
                 f"a {self.family} machine has 1 to {self.max_chips} chips, not {self.n_chips}"
             )
 
+    def node_hop_s(self, half_racks: Numbers) -> Numbers:
+        """Time of one vector between nodes of a rack, memory to memory.
+
+        Args:
+            half_racks: half racks the transfer may have to touch.
+
+        Returns:
+            Seconds, of the shape of `half_racks`.
+        """
+        return self.node_step_s + np.where(np.asarray(half_racks) > 1, self.half_rack_step_s, 0.0)
+
     # What a machine of this family must say about itself.
-
-    @property
-    @abstractmethod
-    def family(self) -> str:
-        """Name of the family: `"groq"` or `"lpx"`."""
-
-    @property
-    @abstractmethod
-    def max_chips(self) -> int:
-        """Largest machine of the family."""
-
-    @property
-    @abstractmethod
-    def node_chips(self) -> int:
-        """Chips of a node."""
 
     @property
     @abstractmethod
@@ -115,42 +123,6 @@ class Topology(ABC):
     @abstractmethod
     def nodes_per_half_rack(self) -> int:
         """Nodes of a half rack, the level between node and rack; a whole rack if there is none."""
-
-    @property
-    @abstractmethod
-    def local_bytes_per_s(self) -> float:
-        """Rate of the link between two chips of a node, one way."""
-
-    @property
-    @abstractmethod
-    def node_link_bytes_per_s(self) -> float:
-        """Rate of one link between nodes of a rack, one way."""
-
-    @property
-    @abstractmethod
-    def rack_link_bytes_per_s(self) -> float:
-        """Rate of one link between racks, one way."""
-
-    @property
-    @abstractmethod
-    def local_hop_s(self) -> float:
-        """Time of one vector over a link inside a node, memory to memory."""
-
-    @abstractmethod
-    def node_hop_s(self, half_racks: Numbers) -> Numbers:
-        """Time of one vector between nodes of a rack.
-
-        Args:
-            half_racks: half racks the transfer may have to touch.
-
-        Returns:
-            Seconds, of the shape of `half_racks`.
-        """
-
-    @property
-    @abstractmethod
-    def rack_hop_s(self) -> float:
-        """Time of one vector between two linked racks."""
 
     @property
     @abstractmethod
@@ -200,7 +172,7 @@ class Topology(ABC):
         """Racks of the machine; the last may be used in part."""
         return -(-self.n_chips // self.rack_chips)
 
-    def frame_s(self, link_bytes_per_s: float) -> float:
+    def frame_s(self, link_bytes_per_s: int | float) -> float:
         """Time between two vectors that follow each other on a link.
 
         Args:
@@ -244,7 +216,10 @@ class Topology(ABC):
             return (0,) if abs(rack_a - rack_b) == 1 and a == b else ()
         if self.rack_wiring == "rack":
             return self.rack_ports.parts_between(rack_a, a, rack_b, b)
-        (place_a, chip_a), (place_b, chip_b) = divmod(a, self.node_chips), divmod(b, self.node_chips)
+        (place_a, chip_a), (place_b, chip_b) = (
+            divmod(a, self.node_chips),
+            divmod(b, self.node_chips),
+        )
         if place_a != place_b:
             return ()
         return self.rack_ports.parts_between(rack_a, chip_a, rack_b, chip_b)
@@ -356,7 +331,9 @@ class Topology(ABC):
         first = np.asarray(bases, np.int64)
         if group_chips is not None:
             if group_chips % n:
-                raise PlanError(f"a group of {group_chips} chips is not cut evenly into runs of {n}")
+                raise PlanError(
+                    f"a group of {group_chips} chips is not cut evenly into runs of {n}"
+                )
             first = np.add.outer(first, np.arange(0, group_chips, n)).reshape(-1)
         if n < 1 or first.size == 0 or first.min() < 0 or first.max() + n > self.n_chips:
             raise PlanError(f"runs of {n} chips leave the machine's {self.n_chips} chips")
@@ -377,9 +354,7 @@ class Topology(ABC):
         )
 
 
-def _place(
-    n_groups: int, group_chips: int, units: tuple[int, ...]
-) -> Int[np.ndarray, " groups"]:
+def _place(n_groups: int, group_chips: int, units: tuple[int, ...]) -> Int[np.ndarray, " groups"]:
     """Put groups one after another, moving each on to a unit's edge rather than across it.
 
     A group no larger than a unit must lie inside one; a larger group starts at a unit's edge. The
@@ -400,211 +375,3 @@ def _place(
         bases[index] = cursor
         cursor += group_chips
     return bases
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroqTopology(Topology):
-    """GroqChip1 machines: nodes of 8 chips; up to 33 nodes linked in pairs, or racks of 9 nodes.
-
-    Which chip of a node carries which link, and which node which inter-rack link, is assumed.
-    """
-
-    chips_per_node: int = const(8, "1", "published", "ISCA22: a GroqNode is 8 chips")
-    node_global_ports: int = const(32, "1", "published", "ISCA22: 4 global links per chip")
-    linked_nodes: int = const(33, "1", "published", "ISCA22: 33 nodes, every pair linked")
-    rack_nodes: int = const(9, "1", "published", "ISCA22: a rack of 9 nodes is a local group")
-    rack_node_links: int = const(2, "1", "published", "ISCA22: double links inside a rack")
-    rack_global_ports: int = const(144, "1", "published", "ISCA22: 144 of 288 ports leave the rack")
-    largest_chips: int = const(10_440, "1", "published", "ISCA22: 145 racks of 72 chips")
-    most_hops: int = const(
-        5, "1", "published", "ISCA22, one extract says 6; our wiring needs 7 beyond 17 racks"
-    )
-    link_bytes_per_s: float = const(
-        12.5e9, "B/s", "published", "ISCA22: 4 lanes of 25 Gb/s in built systems"
-    )
-    hop_s: float = const(722e-9, "s", "published", "ISCA22: per hop, memory to memory")
-
-    @property
-    def family(self) -> str:
-        return "groq"
-
-    @property
-    def max_chips(self) -> int:
-        return self.largest_chips
-
-    @property
-    def node_chips(self) -> int:
-        return self.chips_per_node
-
-    @property
-    def _is_flat(self) -> bool:
-        """Whether every pair of nodes is linked, so that racks are only furniture."""
-        return self.n_nodes <= self.linked_nodes
-
-    @property
-    def nodes_per_rack(self) -> int:
-        return self.linked_nodes if self._is_flat else self.rack_nodes
-
-    @property
-    def nodes_per_half_rack(self) -> int:
-        return self.nodes_per_rack
-
-    @property
-    def local_bytes_per_s(self) -> float:
-        return self.link_bytes_per_s
-
-    @property
-    def node_link_bytes_per_s(self) -> float:
-        return self.link_bytes_per_s
-
-    @property
-    def rack_link_bytes_per_s(self) -> float:
-        return self.link_bytes_per_s
-
-    @property
-    def local_hop_s(self) -> float:
-        return self.hop_s
-
-    def node_hop_s(self, half_racks: Numbers) -> Numbers:
-        return np.full(np.shape(half_racks), self.hop_s)
-
-    @property
-    def rack_hop_s(self) -> float:
-        return self.hop_s
-
-    @functools.cached_property
-    def node_ports(self) -> PortMap:
-        ports = self.node_global_ports // self.node_chips
-        if self._is_flat:
-            peers = max(1, self.n_nodes - 1)
-            n_links = self.node_global_ports // peers
-        else:
-            peers, n_links = self.rack_nodes - 1, self.rack_node_links
-            ports = n_links * peers // self.node_chips
-        return PortMap(positions=self.node_chips, ports=ports, peers=peers, n_links=n_links)
-
-    @property
-    def _node_ports_between_racks(self) -> int:
-        return self.rack_global_ports // self.rack_nodes
-
-    @property
-    def rack_wiring(self) -> Literal["line", "node", "rack"]:
-        return "node" if self.n_racks - 1 <= self._node_ports_between_racks else "rack"
-
-    @functools.cached_property
-    def rack_ports(self) -> PortMap:
-        peers = max(1, self.n_racks - 1)
-        ports = self._node_ports_between_racks // self.node_chips
-        if self.rack_wiring == "node":
-            n_links = self._node_ports_between_racks // peers
-            return PortMap(positions=self.node_chips, ports=ports, peers=peers, n_links=n_links)
-        n_links = self.rack_global_ports // peers
-        return PortMap(positions=self.rack_chips, ports=ports, peers=peers, n_links=n_links)
-
-    def reach_s(self, n_chips: int) -> float:
-        if n_chips <= 1:
-            return 0.0
-        if n_chips <= self.node_chips:
-            return self.hop_s
-        hops = 3 if n_chips <= self.rack_chips else self.most_hops
-        return hops * self.hop_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class LpxTopology(Topology):
-    """Groq 3 LPX: trays of 16 chips, racks of 16 trays, racks in a line.
-
-    The wiring is an analyst's (NVIDIA itself prints trays of 8 chips); latencies are HC26's.
-    """
-
-    tray_chips: int = const(16, "1", "published", "SA26, HC26: 16 chips per tray (NVIDIA says 8)")
-    rack_trays: int = const(16, "1", "published", "SA26: 16 trays per rack")
-    half_rack_trays: int = const(8, "1", "derived", "HC26: 128 chips at the second latency step")
-    most_racks: int = const(
-        64, "1", "assumed", "9 racks are the published point; the line is taken to go on alike"
-    )
-    tray_link_bytes_per_s: float = const(
-        50e9, "B/s", "derived", "SA26: 4x100G to each of 15 peers"
-    )
-    tray_to_tray_bytes_per_s: float = const(
-        25e9, "B/s", "derived", "SA26: 2x100G to one chip of each other tray; equal position assumed"
-    )
-    rack_to_rack_bytes_per_s: float = const(
-        50e9, "B/s", "derived", "SA26: 4x100G per chip between racks in a daisy chain"
-    )
-    tray_hop_s: float = const(350e-9, "s", "published", "HC26: 16 chips in 0.35 us")
-    half_rack_step_s: float = const(400e-9, "s", "derived", "HC26: 128 chips in 0.75 us")
-    rack_step_s: float = const(400e-9, "s", "derived", "HC26: 256 chips in 1.15 us")
-    racks_step_s: float = const(225e-9, "s", "derived", "HC26: (2.95 - 1.15 us) / 8 further racks")
-
-    @property
-    def family(self) -> str:
-        return "lpx"
-
-    @property
-    def max_chips(self) -> int:
-        return self.most_racks * self.rack_trays * self.tray_chips
-
-    @property
-    def node_chips(self) -> int:
-        return self.tray_chips
-
-    @property
-    def nodes_per_rack(self) -> int:
-        return self.rack_trays
-
-    @property
-    def nodes_per_half_rack(self) -> int:
-        return self.half_rack_trays
-
-    @property
-    def local_bytes_per_s(self) -> float:
-        return self.tray_link_bytes_per_s
-
-    @property
-    def node_link_bytes_per_s(self) -> float:
-        return self.tray_to_tray_bytes_per_s
-
-    @property
-    def rack_link_bytes_per_s(self) -> float:
-        return self.rack_to_rack_bytes_per_s
-
-    @property
-    def local_hop_s(self) -> float:
-        return self.tray_hop_s
-
-    def node_hop_s(self, half_racks: Numbers) -> Numbers:
-        across = np.asarray(half_racks) > 1
-        return self.half_rack_step_s + np.where(across, self.rack_step_s, 0.0)
-
-    @property
-    def rack_hop_s(self) -> float:
-        return self.racks_step_s
-
-    @functools.cached_property
-    def node_ports(self) -> PortMap:
-        peers = self.rack_trays - 1
-        return PortMap(
-            positions=self.tray_chips, ports=peers, peers=peers, n_links=self.tray_chips
-        )
-
-    @property
-    def rack_wiring(self) -> Literal["line", "node", "rack"]:
-        return "line"
-
-    @functools.cached_property
-    def rack_ports(self) -> PortMap:
-        return PortMap(positions=self.tray_chips, ports=2, peers=2, n_links=self.tray_chips)
-
-    def reach_s(self, n_chips: int) -> float:
-        if n_chips <= 1:
-            return 0.0
-        further_trays = n_chips > self.tray_chips
-        further_half = n_chips > self.tray_chips * self.half_rack_trays
-        further_racks = -(-n_chips // self.rack_chips) - 1
-        return (
-            self.tray_hop_s
-            + further_trays * self.half_rack_step_s
-            + further_half * self.rack_step_s
-            + further_racks * self.racks_step_s
-        )

@@ -90,7 +90,7 @@ class YarnScaling:
         if first == last:
             last += 0.001  # the published rule's own guard against 0 / 0
         ramp = np.clip((np.arange(dim // 2) - first) / (last - first), 0.0, 1.0)
-        return frequencies * ((1.0 - ramp) + ramp / self.factor)
+        return np.asarray(frequencies * ((1.0 - ramp) + ramp / self.factor))
 
     def _pair_of_turns(self, turns: float, dim: int, theta: float) -> float:
         """Return the (fractional) pair that makes `turns` full turns over the original context."""

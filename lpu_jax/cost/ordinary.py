@@ -86,7 +86,7 @@ def _collective(kind: str) -> CostRule:
                 f"{kind}: the number of chips is not in the equation; use lpu_jax.datapath.c2c instead."
             )
         whole = out if kind == "all_gather" else x
-        first, last = machine.collective_cycles(kind, "auto", n_chips, whole.size_bytes)
+        first, last = machine.collective_cycles(kind, "auto", n_chips, 1, whole.size_bytes)
         return Work(unit=Unit.C2C, busy_cycles=last - first, latency_cycles=first)
 
     return rule

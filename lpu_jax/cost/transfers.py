@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from ..errors import CostError, unknown
-from ..topology import Link, Topology
+from ..ports import Link
+from ..topology import Topology
 from .links import ALGORITHMS, KINDS
 
 SPREAD = "spread in node"
@@ -219,9 +220,7 @@ def _gather(
                         recorder.add(gate, to, sources=landed, atom=atom, share=share)
 
 
-def _direct(
-    recorder: _Recorder, kind: str, algorithm: str, chips: Sequence[int]
-) -> list[Transfer]:
+def _direct(recorder: _Recorder, kind: str, algorithm: str, chips: Sequence[int]) -> list[Transfer]:
     """Record the algorithms inside one node."""
     everyone = frozenset(chips)
     recorder.begin(SPREAD if kind != "send" else "send in node")
@@ -320,9 +319,7 @@ def _exchange_racks(
     return landed
 
 
-def _line(
-    recorder: _Recorder, chips: Sequence[int], sums: Mapping[int, frozenset[int]]
-) -> None:
+def _line(recorder: _Recorder, chips: Sequence[int], sums: Mapping[int, frozenset[int]]) -> None:
     """Record the exchange along a line of racks, then the gather."""
     topology = recorder.topology
     rack_chips, size = topology.rack_chips, topology.node_chips

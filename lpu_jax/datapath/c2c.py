@@ -1,4 +1,4 @@
-"""C2C, the chip-to-chip links: collectives with a stated order of summation, and the hand-over between stages.
+"""C2C, the chip-to-chip links: collectives with a stated order of summation.
 
 What it computes: values cross chips in the type of the operand (the wire format); sums are made in fp32 in ascending chip
 order, inside each node first where the run of chips is longer than a node, and rounded to the wire format per level.
@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.interpreters import batching
 from jaxtyping import Array, Float
 
 from ..errors import MeshError
@@ -35,6 +34,7 @@ class Axis:
     size: Any  #: chips; an int, or a symbolic dimension while a block is traced for every plan at once
     tiers: tuple[int, ...] = ()
     algorithm: str = "auto"
+    stride: Any = 1  #: chips from one chip of the run to the next
 
     def check(self, caller: str) -> None:
         """Verify that the running mesh has the axis with this size.
@@ -62,7 +62,13 @@ def joined(*axes: Axis) -> Axis:
     for axis in axes:
         size = size * axis.size
     names = tuple(name for axis in axes for name in axis.names)
-    return Axis(names=names, size=size, tiers=axes[0].tiers, algorithm=axes[0].algorithm)
+    return Axis(
+        names=names,
+        size=size,
+        tiers=axes[0].tiers,
+        algorithm=axes[0].algorithm,
+        stride=axes[-1].stride,
+    )
 
 
 def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:
@@ -75,6 +81,7 @@ def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:
         size=axis.size,
         tiers=axis.tiers,
         algorithm=axis.algorithm,
+        stride=axis.stride,
         **params,
     )
     return out
@@ -111,9 +118,9 @@ def all_to_all(x: Array, axis: Axis, *, dim: int) -> Array:
     return _bind(_all_to_all, "c2c.all_to_all", x, axis, dim=_negative(x, dim))
 
 
-def hand_over(x: Array) -> Array:
-    """Send the hidden state, in its wire format, to the next stage's chips. Fidelity: exact."""
-    out: Array = _hand_over(x)
+def send(x: Array, axis: Axis) -> Array:
+    """Send what each chip holds, in its wire format, to a chip of the same run. Fidelity: exact."""
+    out: Array = _send(x, size=axis.size, stride=axis.stride, algorithm=axis.algorithm)
     return out
 
 
@@ -244,7 +251,7 @@ def _named_axis_rule(
     """Collect the chips of a virtual axis in front of the operand; any other batch axis stays behind them."""
     (x,), (dim,) = operands, dims
     if axis_data.name not in names:
-        if dim is batching.not_mapped:
+        if dim is None:
             return prim.bind(x, names=names, stacked=stacked, **params), [dim]
         x = jnp.moveaxis(x, dim, len(stacked))
         out = prim.bind(x, names=names, stacked=stacked, **params)
@@ -255,19 +262,20 @@ def _named_axis_rule(
         )
     x = (
         jnp.broadcast_to(x[None], (axis_data.size, *x.shape))
-        if dim is batching.not_mapped
+        if dim is None
         else jnp.moveaxis(x, dim, 0)
     )
     out = prim.bind(x, names=names[:-1], stacked=(axis_data.size, *stacked), **params)
-    return out, [batching.not_mapped if replicated else 0]
+    return out, [None if replicated else 0]
 
 
 def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any:
     def cost(machine: Machine, request: Request) -> Work:
         # the full vector: what each chip holds before a reduction, or after a gather
         whole = request.results[0] if kind == "all_gather" else request.operands[0]
+        params = request.params
         first, last = machine.collective_cycles(
-            kind, request.params["algorithm"], request.params["size"], whole.size_bytes
+            kind, params["algorithm"], params["size"], params["stride"], whole.size_bytes
         )
         return Work(
             unit=Unit.C2C,
@@ -292,17 +300,19 @@ _reduce_scatter = _collective(
 _all_to_all = _collective("all_to_all", _all_to_all_shape, _all_to_all_meaning, replicated=False)
 
 
-def _hand_over_cost(machine: Machine, request: Request) -> Work:
-    (x,) = request.operands
-    first, last = machine.collective_cycles("send", "auto", 0, x.size_bytes)
+def _send_cost(machine: Machine, request: Request) -> Work:
+    (x,), params = request.operands, request.params
+    first, last = machine.collective_cycles(
+        "send", params["algorithm"], params["size"], params["stride"], x.size_bytes
+    )
     return Work(
         unit=Unit.C2C, busy_cycles=last - first, latency_cycles=first, moved_bytes=x.size_bytes
     )
 
 
-_hand_over = primitive(
-    "c2c_hand_over",
-    abstract=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-    meaning=lambda x: x,
-    cost=_hand_over_cost,
+_send = primitive(
+    "c2c_send",
+    abstract=lambda x, **_: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    meaning=lambda x, **_: x,
+    cost=_send_cost,
 )

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.interpreters import batching
 from jaxtyping import Array, Float16, Float32, Int32, Num
 
 from ..errors import LpuError
@@ -189,10 +188,10 @@ def _batching_rule(
 ) -> tuple[list[Array], list[int]]:
     """Fold a new axis into rows where the weights do not carry it, into matrices where they do."""
     x, w, *rows = (
-        operand if dim is batching.not_mapped else jnp.moveaxis(operand, dim, 0)
+        operand if dim is None else jnp.moveaxis(operand, dim, 0)
         for operand, dim in zip(operands, dims, strict=True)
     )
-    x_new, w_new, *rows_new = (dim is not batching.not_mapped for dim in dims)
+    x_new, w_new, *rows_new = (dim is not None for dim in dims)
     size = next(o.shape[0] for o, new in zip((x, w, *rows), (x_new, w_new, *rows_new), strict=True) if new)
 
     def bind(x: Array, w: Array, rows: list[Array], shared_x: bool, grouped: bool) -> Array:

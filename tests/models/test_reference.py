@@ -75,10 +75,7 @@ MUTATIONS = {
     "group limit": ("deepseek_v3", lambda cfg: with_moe(cfg, topk_groups=4)),
     "renormalisation": ("deepseek_v3", lambda cfg: with_moe(cfg, normalise=False)),
     "routed scaling": ("kimi_k2", lambda cfg: with_moe(cfg, routed_scaling=2.5)),
-    "yarn range": (
-        "deepseek_v3",
-        lambda cfg: with_rope(cfg, scaling=dataclasses.replace(cfg.rope.scaling, beta_fast=4.0)),
-    ),
+    "yarn scaling": ("deepseek_v3", lambda cfg: with_rope(cfg, scaling=None)),
 }
 
 

@@ -1,4 +1,8 @@
-"""Named models equal the published configuration files."""
+"""Named models equal the published configuration files.
+
+`data/configs` holds them unedited, as shipped in the PyPI package aiconfigurator-core 0.12.0
+(NVIDIA, Apache-2.0); llama-2-70b, whose original is gated, is assembled from derived checkpoints.
+"""
 
 import dataclasses
 from pathlib import Path

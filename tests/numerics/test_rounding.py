@@ -29,12 +29,17 @@ GFLOAT = {
 }
 
 
+jitted_encode = jax.jit(rounding.encode, static_argnums=(1, 2))
+jitted_decode = jax.jit(rounding.decode, static_argnums=1)
+round_product = jax.jit(rounding.round_product, static_argnums=2)
+
+
 def encode(x, fmt, overflow="saturate"):
-    return np.asarray(rounding.encode(jnp.asarray(x, jnp.float32), fmt, overflow))
+    return np.asarray(jitted_encode(jnp.asarray(x, jnp.float32), fmt, overflow))
 
 
 def decode(codes, fmt):
-    return np.asarray(rounding.decode(jnp.asarray(codes), fmt))
+    return np.asarray(jitted_decode(jnp.asarray(codes), fmt))
 
 
 def all_codes(fmt):
@@ -47,7 +52,7 @@ def ml_dtypes_values(fmt):
 
 
 def hard_values(fmt):
-    """Random bit patterns, every value of the format, every midpoint, and the neighbours of both."""
+    """Random bit patterns, all values of the format, all midpoints, the neighbours of both."""
     rng = np.random.default_rng(0)
     random = rng.integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -74,7 +79,7 @@ def as_ml_dtypes(x, fmt):
 def test_encode_equals_ml_dtypes(fmt):
     x = hard_values(fmt)
     expected, is_nan = as_ml_dtypes(x, fmt)
-    got = np.asarray(jax.jit(lambda v: rounding.encode(v, fmt, "ieee"))(jnp.asarray(x)))
+    got = encode(x, fmt, "ieee")
     np.testing.assert_array_equal(got[~is_nan], expected[~is_nan])
     magnitude = got[is_nan] & ((1 << (fmt.bits - 1)) - 1)
     np.testing.assert_array_equal(magnitude, fmt.nan_code)
@@ -85,12 +90,9 @@ def test_saturating_encode_only_differs_where_it_overflows(fmt):
     x = hard_values(fmt)
     x = x[~np.isnan(x)]
     plain, saturated = (
-        np.asarray(decode(encode(x, fmt, mode), fmt))
-        for mode in ("ieee", "saturate")
+        np.asarray(decode(encode(x, fmt, mode), fmt)) for mode in ("ieee", "saturate")
     )
-    expected = np.where(
-        np.isfinite(plain), plain, np.copysign(np.float32(fmt.max_value), x)
-    )
+    expected = np.where(np.isfinite(plain), plain, np.copysign(np.float32(fmt.max_value), x))
     np.testing.assert_array_equal(saturated, expected)
 
 
@@ -99,7 +101,7 @@ def test_integer_encode_rounds_half_even_and_saturates(fmt):
     x = hard_values(fmt)
     expected = np.clip(np.rint(np.nan_to_num(x, nan=0.0)), -fmt.max_code - 1, fmt.max_code)
     codes = encode(x, fmt)
-    np.testing.assert_array_equal(rounding.to_signed(codes, fmt), expected)
+    np.testing.assert_array_equal(rounding.to_signed(jnp.asarray(codes), fmt), expected)
     np.testing.assert_array_equal(decode(codes, fmt), expected)
 
 
@@ -189,13 +191,13 @@ def test_products_are_rounded_once(fmt):
     # A zero product has the sign of its factors, which a Fraction cannot hold.
     exact = [v or float(c * s) for v, c, s in zip(exact, codes, scales, strict=True)]
     expected = [scalar.encode(v, fmt, "ieee") for v in exact]
-    got = rounding.round_product(jnp.asarray(codes), jnp.asarray(scales), fmt)
+    got = round_product(jnp.asarray(codes), jnp.asarray(scales), fmt)
     np.testing.assert_array_equal(got, expected)
 
 
 def test_rounding_a_product_twice_is_noticed():
     codes, scales = near_midpoint_products()
-    got = rounding.round_product(jnp.asarray(codes), jnp.asarray(scales), FP16)
+    got = round_product(jnp.asarray(codes), jnp.asarray(scales), FP16)
     assert ((codes * scales).astype(np.float16).view(np.uint16) != np.asarray(got)).any()
 
 

@@ -1,0 +1,262 @@
+"""The blocks of a model: which there are, the per-chip program of each kind, and its arguments as shapes.
+
+One list of arguments serves the trace (shapes), the placement (stored bytes) and the run (how arrays are split): every
+dimension knows its logical axis. Lengths are per chip and may be symbolic. Holds no values and knows no plan.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lpu_jax.numerics.quantized import QuantizedArray
+
+from .config import MlaConfig, ModelConfig
+from .layers.attention import grouped_attention, latent_attention
+from .layers.linear import Split
+from .layers.mlp import dense_mlp
+from .layers.moe import mixture
+from .layers.vocabulary import embed, head
+from .params import ParamSpec, block_params
+from .policy import Policy
+
+Kind = Literal["embed", "attention", "dense", "moe", "head"]
+#: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
+Dimension = tuple[Any, str | None]
+
+CODE_DTYPES = {"int4": jnp.int8, "int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One block of the chain that a stage may hold."""
+
+    kind: Kind
+    layer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One array of a block's arguments, as one chip holds it."""
+
+    dimensions: tuple[Dimension, ...]
+    dtype: Any
+    #: `weights` and `cache` are held for the whole life of the program; `tables` are constants; the rest come and go.
+    kind: Literal["weights", "scales", "cache", "tables", "state"]
+    bits: float  #: stored bits per value
+    #: for matrices: how many leading dimensions are separate matrices, and how many after them are rows
+    batch: int = 0
+    rows: int = 0
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Lengths on one chip."""
+        return tuple(length for length, _ in self.dimensions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Lengths on one chip by logical axis, and over how many chips each axis is split. All may be symbolic or arrays."""
+
+    local: Mapping[str, Any]
+    ways: Mapping[str, Any]
+
+    def share(self, axis: str | None, length: int) -> Dimension:
+        """This chip's share of a dimension of `length`."""
+        return (self.local[axis], axis) if axis in self.local else (length, None)
+
+    def gathered(self, axis: str) -> Dimension:
+        """The whole dimension, padding included, on every chip."""
+        return (self.local[axis] * self.ways[axis], None)
+
+
+def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
+    """List the blocks a token passes, from the embedding to the head."""
+    layers = [
+        block
+        for i in range(cfg.n_layers)
+        for block in (
+            Block(kind="attention", layer=i),
+            Block(kind="moe" if cfg.is_moe_layer(i) else "dense", layer=i),
+        )
+    ]
+    return (
+        Block(kind="embed", layer=0),
+        *layers,
+        Block(kind="head", layer=cfg.n_layers - 1),
+    )
+
+
+def block_kinds(cfg: ModelConfig) -> tuple[Kind, ...]:
+    """Kinds of block a model has, each once, in the order of the chain."""
+    return tuple(dict.fromkeys(block.kind for block in block_chain(cfg)))
+
+
+def block_program(
+    cfg: ModelConfig, kind: Kind, split: Split, *, n_local: Any = None, n_slots: Any = None
+) -> Callable[..., Any]:
+    """Give the per-chip program of a block; it takes the arguments of `block_arguments` and `axes=`.
+
+    Args:
+        cfg: the model.
+        kind: the kind of block.
+        split: how its output projection is split over chips.
+        n_local: experts of each chip (MoE only).
+        n_slots: static expert slots of each chip (MoE only).
+    """
+    match kind:
+        case "embed":
+            return embed
+        case "attention":
+            layer = latent_attention if isinstance(cfg.attention, MlaConfig) else grouped_attention
+            return partial(layer, cfg=cfg, split=split)
+        case "dense":
+            return partial(dense_mlp, cfg=cfg, split=split)
+        case "moe":
+            return partial(mixture, cfg=cfg, split=split, n_local=n_local, n_slots=n_slots)
+        case "head":
+            return partial(head, cfg=cfg)
+
+
+def block_arguments(
+    cfg: ModelConfig, kind: Kind, policy: Policy, split: Split, sizes: Sizes
+) -> tuple[Any, ...]:
+    """Describe the arguments of a block's program, as a tree of `Leaf`.
+
+    Args:
+        cfg: the model.
+        kind: the kind of block.
+        policy: formats of the weights.
+        split: how the output projection is split.
+        sizes: lengths of one chip: logical axes of `models.params`, `batch` (all sequences), `batch_local` (of one chip),
+            `tokens` (new ones per sequence) and `context` (allocated).
+    """
+    weights = {
+        name: _weight(name, spec, policy, split, sizes)
+        for name, spec in block_params(cfg, kind).items()
+    }
+    batch, tokens = sizes.local["batch"], sizes.local["tokens"]
+    hidden = _state(jnp.float16, batch, tokens, cfg.d_model)
+    first = Leaf(dimensions=((1, "vocab"),), dtype=jnp.int32, kind="tables", bits=32)
+    match kind:
+        case "embed":
+            return _state(jnp.int32, batch, tokens), weights, first
+        case "attention":
+            share = Leaf(
+                dimensions=((1, "batch_local"),), dtype=jnp.int32, kind="tables", bits=32
+            )
+            return hidden, weights, _cache(cfg, sizes), _tables(cfg, sizes), _state(jnp.int32, batch), share
+        case "dense":
+            return hidden, weights
+        case "moe":
+            assert cfg.moe is not None
+            placement = {
+                "first_expert": Leaf(
+                    dimensions=((1, "experts"),), dtype=jnp.int32, kind="tables", bits=32
+                ),
+                "address": Leaf(
+                    dimensions=((1, "experts"), (cfg.moe.n_experts, None)),
+                    dtype=jnp.int32,
+                    kind="tables",
+                    bits=32,
+                ),
+            }
+            return hidden, weights, placement
+        case "head":
+            return hidden, weights, _state(jnp.int32, batch), first
+
+
+def shapes(arguments: Any) -> Any:
+    """Turn a tree of `Leaf` into shapes that JAX traces."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments, is_leaf=is_leaf
+    )
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether a tree node is a `Leaf`."""
+    return isinstance(value, Leaf)
+
+
+def _state(dtype: Any, *lengths: Any) -> Leaf:
+    return Leaf(
+        dimensions=tuple((length, None) for length in lengths),
+        dtype=dtype,
+        kind="state",
+        bits=8 * jnp.dtype(dtype).itemsize,
+    )
+
+
+def _weight(name: str, spec: ParamSpec, policy: Policy, split: Split, sizes: Sizes) -> Any:
+    """Describe a weight; one with an output axis is split along its rows or along its columns."""
+    dimensions = []
+    for axis, length in zip(spec.axes, spec.shape, strict=True):
+        if axis == "d_out":
+            axis = "shared_d_out" if name.startswith("shared") else "d_out"
+            share = sizes.share(axis, length) if split is Split.COLUMN else (length, None)
+        elif axis != "experts" and axis in sizes.ways and "d_out" in spec.axes and split is Split.COLUMN:
+            share = sizes.gathered(axis)
+        else:
+            share = sizes.share(axis, length)
+        dimensions.append(share)
+    scheme = policy.scheme(spec)
+    leaf = partial(Leaf, kind="weights", batch=spec.batch, rows=spec.rows)
+    if scheme is None:
+        return leaf(dimensions=tuple(dimensions), dtype=jnp.float32, bits=policy.bits(spec))
+    if scheme.name == "fp16":
+        return leaf(dimensions=tuple(dimensions), dtype=jnp.float16, bits=16)
+    codes = leaf(
+        dimensions=tuple(dimensions), dtype=CODE_DTYPES[scheme.name], bits=scheme.bits_per_value
+    )
+    last_row = spec.batch + spec.rows - 1
+    scales = [
+        (1, None)
+        if scheme.group_rows is None and spec.batch <= i <= last_row
+        else (-(-length // (scheme.group_rows or 1)), axis)
+        if i == last_row
+        else (length, axis)
+        for i, (length, axis) in enumerate(dimensions)
+    ]
+    per_column = scheme.group_rows is None
+    return QuantizedArray(
+        codes=codes,
+        scales=Leaf(
+            dimensions=tuple(scales),
+            dtype=jnp.float32,
+            kind="weights" if per_column else "scales",  # group scales are counted with the codes
+            bits=32 if per_column else 0,
+        ),
+        scheme=scheme.name,
+    )
+
+
+def _cache(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
+    """Keys and values in the layouts that the matrix unit installs."""
+    batch: Dimension = (sizes.local["batch_local"], "batch_local")
+    context: Dimension = (sizes.local["context"], None)
+    if isinstance(cfg.attention, MlaConfig):
+        lead: tuple[Dimension, ...] = (batch,)
+        key_dim, value_dim = cfg.attention.cached_values_per_token, cfg.attention.kv_lora_rank
+    else:
+        lead = (batch, sizes.share("kv_heads", cfg.attention.n_kv_heads))
+        key_dim = value_dim = cfg.attention.head_dim
+    leaf = partial(Leaf, dtype=jnp.float16, kind="cache", bits=16, batch=len(lead), rows=1)
+    return {
+        "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
+        "values": leaf(dimensions=(*lead, context, (value_dim, None))),
+    }
+
+
+def _tables(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
+    mla = cfg.attention
+    rotary = mla.rope_head_dim if isinstance(mla, MlaConfig) else mla.head_dim
+    table = Leaf(
+        dimensions=((sizes.local["context"], None), (rotary, None)),
+        dtype=jnp.float32,
+        kind="tables",
+        bits=32,
+    )
+    return {"cos": table, "sin": table}

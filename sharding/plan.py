@@ -1,0 +1,188 @@
+"""A plan is a value: how many stages, how many chips in each, and how each kind of block splits its group of chips.
+
+Read from and written to TOML or JSON. Whether a plan is legal for a model and a machine is `legal`'s question.
+"""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lpu_jax.errors import PlanError, unknown
+from models.layers.linear import Split
+
+
+def _positive(owner: str, **degrees: int | None) -> None:
+    for name, degree in degrees.items():
+        if degree is not None and (not isinstance(degree, int) or degree < 1):
+            raise PlanError(f"{owner} {name} is {degree!r}; it must be a whole number of at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionShard:
+    """How an attention block splits its group: heads over `tensor`, sequences over `data`, copies over `replica`."""
+
+    tensor: int = 1
+    data: int = 1
+    replica: int = 1
+    split: Split = Split.ROW
+
+    def __post_init__(self) -> None:
+        _positive("attention", tensor=self.tensor, data=self.data, replica=self.replica)
+        object.__setattr__(self, "split", Split(self.split))
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of the group it needs."""
+        return self.tensor * self.data * self.replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpShard:
+    """How a dense MLP splits its group: columns over `tensor`, copies over `replica`."""
+
+    tensor: int = 1
+    replica: int = 1
+    split: Split = Split.ROW
+
+    def __post_init__(self) -> None:
+        _positive("mlp", tensor=self.tensor, replica=self.replica)
+        object.__setattr__(self, "split", Split(self.split))
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of the group it needs."""
+        return self.tensor * self.replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeShard:
+    """How a MoE block splits its group: experts over `expert`, their columns over `tensor`, copies over `replica`.
+
+    `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot overflow.
+    """
+
+    expert: int = 1
+    tensor: int = 1
+    replica: int = 1
+    split: Split = Split.ROW
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive(
+            "moe", expert=self.expert, tensor=self.tensor, replica=self.replica, slots=self.slots
+        )
+        object.__setattr__(self, "split", Split(self.split))
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of the group it needs."""
+        return self.expert * self.tensor * self.replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Stages of `group_chips` chips each, and the split of every kind of block.
+
+    The embedding and the head split the vocabulary over the whole group. `collective` is the algorithm of every collective:
+    `auto` takes the fastest legal one.
+    """
+
+    stages: int = 1
+    group_chips: int
+    attention: AttentionShard
+    mlp: MlpShard
+    moe: MoeShard | None = None
+    collective: str = "auto"
+
+    def __post_init__(self) -> None:
+        _positive("plan", stages=self.stages, group_chips=self.group_chips)
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of all stages."""
+        return self.stages * self.group_chips
+
+    @property
+    def name(self) -> str:
+        """A short name: stages x chips, then degrees above one, `a` attention, `f` dense MLP, `e` experts."""
+        attention = _degrees("a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica)
+        mlp = _degrees("f", t=self.mlp.tensor, r=self.mlp.replica)
+        moe = (
+            []
+            if self.moe is None
+            else [_degrees("m", e=self.moe.expert, t=self.moe.tensor, r=self.moe.replica)]
+        )
+        splits = {self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])}
+        split = splits.pop() if len(splits) == 1 else "mixed"
+        return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain values, for JSON."""
+        return asdict(self)
+
+
+def _degrees(kind: str, **degrees: int) -> str:
+    return f"{kind}:" + ("·".join(f"{n}{name}" for name, n in degrees.items() if n > 1) or "1")
+
+
+_PARTS: dict[str, Any] = {"attention": AttentionShard, "mlp": MlpShard, "moe": MoeShard}
+
+
+def plan_from_dict(data: Any, where: str = "plan") -> Plan:
+    """Read a plan from plain values.
+
+    Args:
+        data: as `Plan.as_dict` writes it.
+        where: named in errors, such as a file.
+
+    Raises:
+        PlanError: a key is unknown, missing or of the wrong type: the sentence names it.
+    """
+    if not isinstance(data, dict):
+        raise PlanError(f"{where}: expected a table of plan fields, got {type(data).__name__}.")
+    _known_keys(where, data, Plan)
+    values = dict(data)
+    if not isinstance(values.get("group_chips"), int):
+        raise PlanError(
+            f"{where}: key 'group_chips' must be a whole number, got {values.get('group_chips')!r}."
+        )
+    for name, part in _PARTS.items():
+        given = values.get(name)
+        if given is None and name == "moe":
+            continue
+        if not isinstance(given, dict):
+            raise PlanError(f"{where}: key {name!r} must be a table of degrees, got {given!r}.")
+        _known_keys(f"{where}, {name}", given, part)
+        if given.get("split", "row") not in list(Split):
+            raise PlanError(
+                f"{where}: key '{name}.split' must be one of row, column, got {given['split']!r}."
+            )
+        values[name] = part(**given)
+    return Plan(**values)
+
+
+def _known_keys(where: str, data: dict[str, Any], owner: Any) -> None:
+    known = [field.name for field in fields(owner)]
+    for key in data:
+        if key not in known:
+            raise unknown(f"key in {where}", key, known)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan from a TOML or JSON file.
+
+    Raises:
+        PlanError: the file cannot be read or is not a plan; one sentence names the file and the place.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan file {path} cannot be read: {error}.") from None
+    try:
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:  # both readers' errors are ValueErrors
+        raise PlanError(f"plan file {path} is malformed: {error}.") from None
+    return plan_from_dict(data, f"plan file {path}")
