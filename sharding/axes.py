@@ -34,7 +34,7 @@ LOGICAL: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
     "attention": {
         "batch_local": ("data",),
         "kv_heads": ("tensor",),
-        "heads": ("tensor",),
+        "heads": ("tensor", "query"),
         "q_per_kv": ("query",),
         "d_out": ("tensor", "query"),
     },

@@ -75,7 +75,7 @@ def _hierarchy(
     rates: Rates,
     run: Run,
     *,
-    single: tuple[float, Numbers, Numbers],
+    single: tuple[Numbers, Numbers, Numbers],
     single_fan_out: Numbers,
     shares: tuple[Numbers, Numbers, Numbers],
     far_factor: Numbers = 1.0,
@@ -96,6 +96,10 @@ def _hierarchy(
     neighbours = topology.node_chips - 1
     first_share = np.where(run.single, single[0], np.where(run.far, whole, shares[0]))
     last_share = np.where(run.single, single[2], np.where(run.far, last, shares[2]))
+    # Of runs no larger than a node some may lie inside one while others straddle.
+    mixed = run.many & (run.n <= topology.node_chips)
+    first_share = np.maximum(first_share, np.where(mixed, single[0], 0.0))
+    last_share = np.maximum(last_share, np.where(mixed, single[2], 0.0))
     local_fan_out = np.where(run.single, single_fan_out, neighbours)
     receivers = np.where(run.far, topology.nodes_per_rack, run.nodes)
     node_share = np.where(run.far, run.sharing * far_factor / ports.n_links, shares[1])

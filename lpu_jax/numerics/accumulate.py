@@ -151,14 +151,14 @@ def matmul_fp16(
             return undecided | (low != high)
 
         undecided = lax.cond(all_exact, lambda: undecided, test)
-        return (total + positive_zero(sums.astype(jnp.float32)), undecided), None
+        return (total + _positive_zero(sums.astype(jnp.float32)), undecided), None
 
     shape = (x.shape[0], w.shape[1])
     # Starting from +0 equals starting from the first tile: tile sums are never -0.
     start = (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.bool_))
     (total, undecided), _ = lax.scan(add_tile, start, (x_tiles, w_tiles, largest, *given))
-    # A sum of finite operands is below 2**41, so a non-finite total comes from a non-finite operand:
-    # the float64 sum followed IEEE 754, and the test, which no NaN passes, does not matter.
+    # A sum of finite operands is below 2**41, so a non-finite total has a non-finite operand: the
+    # float64 sum followed IEEE 754, and the test, which no NaN passes, does not matter.
     undecided &= jnp.isfinite(total)
     return repair.repair(total, undecided, x_tiles, w_tiles, repair_cap)
 
@@ -237,14 +237,14 @@ def matmul_e4m3(
         total: Float32[Array, "m n"], tile: tuple[Array, Array]
     ) -> tuple[Float32[Array, "m n"], None]:
         sums = repair.exact_dot(tile[0].astype(jnp.float64), tile[1].astype(jnp.float64))
-        return total + positive_zero(sums.astype(jnp.float32)), None
+        return total + _positive_zero(sums.astype(jnp.float32)), None
 
     start = jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)
     total, _ = lax.scan(add_tile, start, (_split_rows(x, k_tile), _split_weights(w, k_tile)))
     return total
 
 
-def positive_zero(tile_sums: Float32[Array, "..."]) -> Float32[Array, "..."]:
+def _positive_zero(tile_sums: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Give zero sums a plus sign: whether a GEMM starts from +0 or returns -0 is its choice."""
     return jnp.where(tile_sums == 0, jnp.float32(0), tile_sums)
 

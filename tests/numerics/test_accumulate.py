@@ -114,6 +114,7 @@ def cases():
         "largest": (np.full((m, k), 65504, np.float16), np.full((k, n), -65504, np.float16)),
         "zeros": (np.zeros((m, k), np.float16), -np.zeros((k, n), np.float16)),
         "one row of weights": (normal[:, :1], weights[:1]),
+        "one product of zero and a negative": (np.zeros((m, 1), np.float16), -abs(weights[:1])),
     }
 
 

@@ -1,0 +1,171 @@
+"""What a chip must hold: weights, cache, tables and activations of its stage, in the layout the matrix unit streams.
+
+Bytes come from the storage format of the arguments of a block's program. Matrices are padded to whole tiles after sharding
+(rows to the tile height, columns to the lanes); the fullest chip decides. All lengths may be arrays, one entry per plan.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from lpu_jax.chip import ChipSpec
+from lpu_jax.cost.program import Program
+from lpu_jax.datapath.work import Length, Quantity, ceil_div, largest, product
+from models.blocks import Leaf, is_leaf
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockBytes:
+    """Bytes that a block adds to the fullest chip of its stage."""
+
+    weights: Quantity
+    cache: Quantity
+    tables: Quantity  #: constants that blocks of one kind share
+    activations: Quantity  #: live at once, at most
+
+
+def block_bytes(arguments: Any, program: Program, symbols: Mapping[str, Length], chip: ChipSpec) -> BlockBytes:
+    """Measure a block: its arguments as stored, and its live values.
+
+    Args:
+        arguments: tree of `Leaf` with lengths as numbers or arrays.
+        program: the block's program.
+        symbols: values of the program's symbols.
+        chip: tile heights and lanes.
+    """
+    held = {"weights": 0.0, "cache": 0.0, "tables": 0.0, "scales": 0.0, "state": 0.0}
+    for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
+        held[leaf.kind] = held[leaf.kind] + padded_bytes(leaf, chip)
+    return BlockBytes(
+        weights=held["weights"],
+        cache=held["cache"],
+        tables=held["tables"],
+        activations=peak_live_bytes(program, symbols) + held["state"],
+    )
+
+
+def padded_bytes(leaf: Leaf, chip: ChipSpec) -> Quantity:
+    """Stored bytes of an argument; a matrix `[k, n]` fills whole tiles, a vector whole lanes."""
+    shape = leaf.shape
+    if not leaf.rows:
+        return ceil_div(product(shape), chip.lanes) * chip.lanes * leaf.bits / 8
+    operand = np.dtype(leaf.dtype).name
+    # int4 codes lie in int8 arrays here but are widened: their stored width tells them from int8 operands
+    height = chip.mxm_mode("int8" if operand == "int8" and leaf.bits == 8 else "fp16").k_tile
+    if operand == "float32":  # scales per column: one row
+        height = 1
+    first_column = leaf.batch + leaf.rows
+    rows = ceil_div(product(shape[leaf.batch : first_column]), height) * height
+    columns = ceil_div(product(shape[first_column:]), chip.lanes) * chip.lanes
+    return product(shape[: leaf.batch]) * rows * columns * leaf.bits / 8
+
+
+def peak_live_bytes(program: Program, symbols: Mapping[str, Length]) -> Quantity:
+    """Bytes of intermediate values that are live at once, at most, in program order.
+
+    Values that another names again, and those known before the program runs (caches written in place), add nothing.
+    """
+    last_read: dict[int | None, int] = {}
+    for at, operation in enumerate(program.operations):
+        last_read.update(dict.fromkeys(operation.reads, at))
+    last_read.update(dict.fromkeys(program.outputs, len(program.operations)))
+    live: Quantity = 0.0
+    peak: Quantity = 0.0
+    ends: dict[int, list[Quantity]] = {}
+    for at, operation in enumerate(program.operations):
+        if not operation.result_known:
+            shapes = operation.results[-len(operation.makes) :] if operation.makes else ()
+            for value, shape in zip(operation.makes, shapes, strict=True):
+                size = shape.bind(symbols).size_bytes
+                live = live + size
+                ends.setdefault(last_read.get(value, at), []).append(size)
+        peak = largest(peak, live)
+        for size in ends.pop(at, []):
+            live = live - size
+    return peak
+
+
+def usable_bytes(chip: ChipSpec) -> float:
+    """SRAM of a chip without what is reserved for instructions."""
+    return chip.sram_bytes * (1 - chip.reserved_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuts:
+    """A chain of blocks cut into stages; one entry per plan."""
+
+    fullest_bytes: Float[np.ndarray, " plans"]  #: weights and cache of the fullest stage's chip
+    fullest_cache_bytes: Float[np.ndarray, " plans"]
+    slowest_cycles: Float[np.ndarray, " plans"]
+    stage_of_block: Int[np.ndarray, "blocks plans"]
+
+
+def cut_stages(
+    weights: Sequence[Quantity],
+    cache: Sequence[Quantity],
+    cycles: Sequence[Quantity],
+    n_stages: Int[np.ndarray, " plans"],
+) -> Cuts:
+    """Cut the chain between any two blocks so that the fullest stage holds as little as can be.
+
+    Args:
+        weights: bytes of each block, a number or one per plan.
+        cache: the same for the cache.
+        cycles: time of each block.
+        n_stages: stages of each plan.
+
+    Returns:
+        The cuts, found by bisection on the capacity to one part in 10^6; stages are filled in order.
+    """
+    plans = n_stages.shape
+    held = np.stack([np.broadcast_to(w + c, plans) for w, c in zip(weights, cache, strict=True)])
+    low, high = np.maximum(held.max(0), held.sum(0) / n_stages), held.sum(0)
+    while np.any(high - low > 1e-6 * high + 1):
+        middle = (low + high) / 2
+        fits = _stages_needed(held, middle) <= n_stages
+        low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+    stage_of_block = _fill(held, high)
+    kept = np.stack([np.broadcast_to(c, plans) for c in cache])
+    time = np.stack([np.broadcast_to(c, plans) for c in cycles])
+    per_stage = [_per_stage(values, stage_of_block) for values in (held, kept, time)]
+    return Cuts(
+        fullest_bytes=per_stage[0],
+        fullest_cache_bytes=per_stage[1],
+        slowest_cycles=per_stage[2],
+        stage_of_block=stage_of_block,
+    )
+
+
+def _stages_needed(held: Float[np.ndarray, "blocks plans"], capacity: Float[np.ndarray, " plans"]) -> Any:
+    return _fill(held, capacity)[-1] + 1
+
+
+def _fill(held: Float[np.ndarray, "blocks plans"], capacity: Float[np.ndarray, " plans"]) -> Any:
+    """Put blocks into the current stage while they fit; return the stage of each block."""
+    stage = np.zeros(held.shape, np.int64)
+    filled = np.zeros(held.shape[1])
+    current = np.zeros(held.shape[1], np.int64)
+    for i, block in enumerate(held):
+        filled = filled + block
+        over = filled > capacity
+        current = current + over
+        filled = np.where(over, block, filled)
+        stage[i] = current
+    return stage
+
+
+def _per_stage(values: Float[np.ndarray, "blocks plans"], stage: Int[np.ndarray, "blocks plans"]) -> Any:
+    """Largest sum of a stage."""
+    best = np.zeros(values.shape[1])
+    running = np.zeros(values.shape[1])
+    previous = stage[0]
+    for value, place in zip(values, stage, strict=True):
+        running = np.where(place == previous, running + value, value)
+        best = np.maximum(best, running)
+        previous = place
+    return best

@@ -1,0 +1,89 @@
+"""One symbolic trace per kind of block: the program that every plan shares.
+
+The per-chip program is traced once with a symbol for each length that a plan decides. Not per plan: plans are rows of
+numbers for these symbols.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+from jax.export import symbolic_shape
+
+from lpu_jax.cost.program import Program, read
+from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.work import Length
+from models.blocks import Kind, Sizes, block_arguments, block_program, shapes
+from models.config import ModelConfig
+from models.layers.linear import Split
+from models.policy import Policy
+
+from .axes import LOGICAL, MESH_AXES, axis_lengths
+
+#: Lengths of every block that do not come from an axis of its weights.
+_COMMON = ("batch_local", "tokens", "context", "slots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTrace:
+    """A block's program in symbols: local lengths by logical axis, degrees by mesh axis."""
+
+    kind: Kind
+    program: Program
+
+
+@cache
+def trace_block(
+    cfg: ModelConfig, kind: Kind, policy_name: str, split: Split, collective: str
+) -> BlockTrace:
+    """Trace a kind of block with symbols for everything a plan decides.
+
+    Raises:
+        CostError: the block holds something else than datapath operations and free layout.
+    """
+    from models.policy import policy_named  # the cache is keyed by the policy's name
+
+    policy: Policy = policy_named(policy_name)
+    names = [*axis_lengths(cfg, kind), *_COMMON, *(f"n_{axis}" for axis in MESH_AXES[kind])]
+    symbol: dict[str, Any] = dict(zip(names, symbolic_shape(",".join(names)), strict=True))
+    ways = {axis: symbol[f"n_{axis}"] for axis in MESH_AXES[kind]}
+    n_data = ways.get("data", 1)
+    local = {name: symbol[name] for name in axis_lengths(cfg, kind)}
+    # Replicated lengths of one chip: a dimension that is never split keeps its number.
+    local = {name: s for name, s in local.items() if name in LOGICAL[kind]}
+    local |= {
+        "batch": symbol["batch_local"] * n_data,
+        "batch_local": symbol["batch_local"],
+        "tokens": symbol["tokens"],
+        "context": symbol["context"],
+    }
+    logical_ways = {}
+    for logical, axes in LOGICAL[kind].items():
+        product: Any = 1
+        for axis in axes:
+            product = product * ways[axis]
+        logical_ways[logical] = product
+    arguments = block_arguments(
+        cfg, kind, policy, split, Sizes(local=local, ways=logical_ways)
+    )
+    program = block_program(
+        cfg, kind, split, n_local=local.get("experts"), n_slots=symbol["slots"]
+    )
+    stride: Any = 1
+    axes_of_chip: dict[str, Axis] = {}
+    for axis in reversed(MESH_AXES[kind]):
+        axes_of_chip[axis] = Axis(names=(), size=ways[axis], algorithm=collective, stride=stride)
+        stride = stride * ways[axis]
+    jaxpr = jax.make_jaxpr(lambda *args: program(*args, axes=axes_of_chip))(*shapes(arguments))
+    return BlockTrace(kind=kind, program=read(jaxpr, strict=True))
+
+
+def symbol_values(
+    sizes: Sizes, ways_by_axis: Mapping[str, Length], slots: Length
+) -> dict[str, Length]:
+    """Numbers for the symbols of a block's trace."""
+    values = {name: value for name, value in sizes.local.items() if name != "batch"}
+    values.setdefault("batch_local", sizes.local["batch"])
+    return values | {f"n_{axis}": n for axis, n in ways_by_axis.items()} | {"slots": slots}
