@@ -1,7 +1,8 @@
 """The explicit chip mesh: one per-chip program run on virtual chips, on devices, on both, or traced without any.
 
-A per-chip program is `program(*shards, axes=axes)`; `axes` maps each mesh axis to the `Axis` that collectives take. All
-four ways take global arrays and `PartitionSpec`s, and give the same bits. This is the only module that looks at devices.
+A per-chip program is `program(*shards, axes=axes)`; `axes` maps each mesh axis to the `Axis` that
+collectives take. All four ways take global arrays and `PartitionSpec`s, and give the same bits.
+This is the only module that looks at devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,8 @@ class ChipMesh:
     """Named axes laid onto a run of chips, outermost first; neighbours along the last axis are neighbouring chips."""
 
     axes: tuple[tuple[str, int], ...]
-    tiers: tuple[int, ...] = ()  #: chips of a node, a rack, ...: the order of summation across chips
+    #: chips of a node, a rack, ...: the order of summation across chips
+    tiers: tuple[int, ...] = ()
     algorithm: str = "auto"
 
     @property
@@ -61,7 +63,8 @@ def run_virtual(
     """Run on virtual chips: every axis is a `vmap` with its name. Only what a spec splits is held once per chip.
 
     Raises:
-        ValueError: if an output whose spec names no axis differs between chips (its replication is not proven).
+        ValueError: if an output whose spec names no axis differs between chips (its replication is
+            not proven).
     """
     return _virtual(partial(program, axes=mesh.as_axes()), mesh.axes, in_specs, out_specs)
 
@@ -91,7 +94,8 @@ def run_nested(
     Args:
         program: the per-chip program.
         mesh: the chips.
-        devices: for some axes, over how many devices their chips are spread (a divisor of the axis).
+        devices: for some axes, over how many devices their chips are spread (a divisor of the
+            axis).
         in_specs: how each argument is split over the axes.
         out_specs: the same for the results.
 
@@ -119,7 +123,9 @@ def run_nested(
             *(
                 None
                 if entry is None
-                else tuple(f"{name}_{suffix}" for name in (entry if isinstance(entry, tuple) else (entry,)))
+                else tuple(
+                    f"{name}_{suffix}" for name in (entry if isinstance(entry, tuple) else (entry,))
+                )
                 for entry in spec
             )
         )
@@ -174,7 +180,7 @@ def _device_mesh(axes: tuple[tuple[str, int], ...]) -> Mesh:
     )
 
 
-# --- virtual chips --------------------------------------------------------------------------------------------------------
+# --- virtual chips --------------------------------------------------------------------------------
 
 
 def _virtual(
@@ -222,12 +228,13 @@ def _map_axis(
     in_axes = tuple(0 if name in _names(spec) else None for spec in arg_specs)
 
     def step(*leaves: Any) -> Any:
-        # The result's structure is known once the program has run, so its axes are a prefix tree built from the specs.
+        # The result's structure is known once the program has run, so its axes are a prefix tree
+        # built from the specs.
         split = jax.tree.leaves(out_specs, is_leaf=_is_spec)
         out_axes = [0 if name in _names(spec) else None for spec in split]
-        return jax.vmap(
-            mapped, in_axes=in_axes, out_axes=out_axes, axis_name=name, axis_size=size
-        )(*leaves)
+        return jax.vmap(mapped, in_axes=in_axes, out_axes=out_axes, axis_name=name, axis_size=size)(
+            *leaves
+        )
 
     return step
 

@@ -127,7 +127,8 @@ class PortMap:
         """
         if own == other:
             return ()
-        return tuple(i for i in range(self.n_links) if self.ends(own, other, i) == (chip, far))
+        found = _by_near_chip(self, own, other).get(chip, ())
+        return tuple(part for part, end in found if end == far)
 
     def far_ends(self, own: int, chip: int, other: int) -> tuple[int, ...]:
         """List the chips of another node that a chip has a link to.
@@ -142,8 +143,8 @@ class PortMap:
         """
         if own == other:
             return ()
-        ends = (self.ends(own, other, part) for part in range(self.n_links))
-        return tuple(sorted({far for near, far in ends if near == chip}))
+        found = _by_near_chip(self, own, other).get(chip, ())
+        return tuple(sorted({far for _, far in found}))
 
     @functools.cached_property
     def parts_per_chip(self) -> int:
@@ -173,3 +174,13 @@ class PortMap:
         else:
             links = np.asarray(n_peers, np.float64) * self.parts_per_chip
         return np.minimum(self.ports, links)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _by_near_chip(ports: PortMap, own: int, other: int) -> dict[int, tuple[tuple[int, int], ...]]:
+    """List the links of a pair of nodes by the sending chip: number and receiving chip of each."""
+    found: dict[int, tuple[tuple[int, int], ...]] = {}
+    for part in range(ports.n_links):
+        near, far = ports.ends(own, other, part)
+        found[near] = (*found.get(near, ()), (part, far))
+    return found

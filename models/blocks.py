@@ -1,7 +1,8 @@
 """The blocks of a model: which there are, the per-chip program of each kind, and its arguments as shapes.
 
-One list of arguments serves the trace (shapes), the placement (stored bytes) and the run (how arrays are split): every
-dimension knows its logical axis. Lengths are per chip and may be symbolic. Holds no values and knows no plan.
+One list of arguments serves the trace (shapes), the placement (stored bytes) and the run (how
+arrays are split): every dimension knows its logical axis. Lengths are per chip and may be symbolic.
+Holds no values and knows no plan.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,10 +45,12 @@ class Leaf:
 
     dimensions: tuple[Dimension, ...]
     dtype: Any
-    #: `weights` and `cache` are held for the whole life of the program; `tables` are constants; the rest come and go.
+    #: `weights` and `cache` are held for the whole life of the program; `tables` are constants; the
+    #: rest come and go.
     kind: Literal["weights", "scales", "cache", "tables", "state"]
     bits: float  #: stored bits per value
-    #: for matrices: how many leading dimensions are separate matrices, and how many after them are rows
+    #: for matrices: how many leading dimensions are separate matrices, and how many after them are
+    #: rows
     batch: int = 0
     rows: int = 0
 
@@ -59,7 +62,10 @@ class Leaf:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Lengths on one chip by logical axis, and over how many chips each axis is split. All may be symbolic or arrays."""
+    """Lengths on one chip by logical axis, and over how many chips each axis is split.
+
+    All may be symbolic or arrays.
+    """
 
     local: Mapping[str, Any]
     ways: Mapping[str, Any]
@@ -131,8 +137,8 @@ def block_arguments(
         kind: the kind of block.
         policy: formats of the weights.
         split: how the output projection is split.
-        sizes: lengths of one chip: logical axes of `models.params`, `batch` (all sequences), `batch_local` (of one chip),
-            `tokens` (new ones per sequence) and `context` (allocated).
+        sizes: lengths of one chip: logical axes of `models.params`, `batch` (all sequences),
+            `batch_local` (of one chip), `tokens` (new ones per sequence) and `context` (allocated).
     """
     weights = {
         name: _weight(name, spec, policy, split, sizes)
@@ -145,10 +151,15 @@ def block_arguments(
         case "embed":
             return _state(jnp.int32, batch, tokens), weights, first
         case "attention":
-            share = Leaf(
-                dimensions=((1, "batch_local"),), dtype=jnp.int32, kind="tables", bits=32
+            share = Leaf(dimensions=((1, "batch_local"),), dtype=jnp.int32, kind="tables", bits=32)
+            return (
+                hidden,
+                weights,
+                _cache(cfg, sizes),
+                _tables(cfg, sizes),
+                _state(jnp.int32, batch),
+                share,
             )
-            return hidden, weights, _cache(cfg, sizes), _tables(cfg, sizes), _state(jnp.int32, batch), share
         case "dense":
             return hidden, weights
         case "moe":
@@ -197,7 +208,12 @@ def _weight(name: str, spec: ParamSpec, policy: Policy, split: Split, sizes: Siz
         if axis == "d_out":
             axis = "shared_d_out" if name.startswith("shared") else "d_out"
             share = sizes.share(axis, length) if split is Split.COLUMN else (length, None)
-        elif axis != "experts" and axis in sizes.ways and "d_out" in spec.axes and split is Split.COLUMN:
+        elif (
+            axis != "experts"
+            and axis in sizes.ways
+            and "d_out" in spec.axes
+            and split is Split.COLUMN
+        ):
             share = sizes.gathered(axis)
         else:
             share = sizes.share(axis, length)

@@ -1,7 +1,8 @@
 """Precision policies: which role of a weight is stored in which format.
 
-Activations, the cache and what crosses chips are fp16 in every policy here, except that int8 weights multiply int8
-activations (scaled per row). Norms and router biases are fp32: they are vectors.
+Activations, the cache and what crosses chips are fp16 in every policy here, except that int8
+weights multiply int8 activations (scaled per row). Norms and router biases are fp32: they are
+vectors.
 """
 
 from collections.abc import Mapping

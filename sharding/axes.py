@@ -1,7 +1,8 @@
 """From a plan's degrees to lengths and specs: logical axes onto mesh axes, shares rounded up to whole pieces.
 
-Lengths may be numbers, arrays with one entry per plan, or symbols, so that the search, a single plan and the symbolic
-trace of a block use the same rules. The order of a block's mesh axes decides which chips are neighbours.
+Lengths may be numbers, arrays with one entry per plan, or symbols, so that the search, a single
+plan and the symbolic trace of a block use the same rules. The order of a block's mesh axes decides
+which chips are neighbours.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
 """What a chip must hold: weights, cache, tables and activations of its stage, in the layout the matrix unit streams.
 
-Bytes come from the storage format of the arguments of a block's program. Matrices are padded to whole tiles after sharding
-(rows to the tile height, columns to the lanes); the fullest chip decides. All lengths may be arrays, one entry per plan.
+Bytes come from the storage format of the arguments of a block's program. Matrices are padded to
+whole tiles after sharding (rows to the tile height, columns to the lanes); the fullest chip
+decides. All lengths may be arrays, one entry per plan.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ from lpu_jax.datapath.work import Length, Quantity, ceil_div, largest, product
 from models.blocks import Leaf, is_leaf
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class BlockBytes:
     """Bytes that a block adds to the fullest chip of its stage."""
@@ -29,7 +29,9 @@ class BlockBytes:
     activations: Quantity  #: live at once, at most
 
 
-def block_bytes(arguments: Any, program: Program, symbols: Mapping[str, Length], chip: ChipSpec) -> BlockBytes:
+def block_bytes(
+    arguments: Any, program: Program, symbols: Mapping[str, Length], chip: ChipSpec
+) -> BlockBytes:
     """Measure a block: its arguments as stored, and its live values.
 
     Args:
@@ -55,7 +57,8 @@ def padded_bytes(leaf: Leaf, chip: ChipSpec) -> Quantity:
     if not leaf.rows:
         return ceil_div(product(shape), chip.lanes) * chip.lanes * leaf.bits / 8
     operand = np.dtype(leaf.dtype).name
-    # int4 codes lie in int8 arrays here but are widened: their stored width tells them from int8 operands
+    # int4 codes lie in int8 arrays here but are widened: their stored width tells them from int8
+    # operands
     height = chip.mxm_mode("int8" if operand == "int8" and leaf.bits == 8 else "fp16").k_tile
     if operand == "float32":  # scales per column: one row
         height = 1
@@ -68,7 +71,8 @@ def padded_bytes(leaf: Leaf, chip: ChipSpec) -> Quantity:
 def peak_live_bytes(program: Program, symbols: Mapping[str, Length]) -> Quantity:
     """Bytes of intermediate values that are live at once, at most, in program order.
 
-    Values that another names again, and those known before the program runs (caches written in place), add nothing.
+    Values that another names again, and those known before the program runs (caches written in
+    place), add nothing.
     """
     last_read: dict[int | None, int] = {}
     for at, operation in enumerate(program.operations):
@@ -100,7 +104,8 @@ class Cuts:
     """A chain of blocks cut into stages; one entry per plan."""
 
     fullest_bytes: Float[np.ndarray, " plans"]  #: weights and cache of the fullest stage's chip
-    fullest_cache_bytes: Float[np.ndarray, " plans"]
+    fullest_stage_cache_bytes: Float[np.ndarray, " plans"]  #: the cache part of these
+    fullest_cache_bytes: Float[np.ndarray, " plans"]  #: cache of the stage that holds most of it
     slowest_cycles: Float[np.ndarray, " plans"]
     stage_of_block: Int[np.ndarray, "blocks plans"]
 
@@ -120,7 +125,8 @@ def cut_stages(
         n_stages: stages of each plan.
 
     Returns:
-        The cuts, found by bisection on the capacity to one part in 10^6; stages are filled in order.
+        The cuts, found by bisection on the capacity to one part in 10^6; stages are filled in
+        order.
     """
     plans = n_stages.shape
     held = np.stack([np.broadcast_to(w + c, plans) for w, c in zip(weights, cache, strict=True)])
@@ -132,16 +138,19 @@ def cut_stages(
     stage_of_block = _fill(held, high)
     kept = np.stack([np.broadcast_to(c, plans) for c in cache])
     time = np.stack([np.broadcast_to(c, plans) for c in cycles])
-    per_stage = [_per_stage(values, stage_of_block) for values in (held, kept, time)]
+    fullest, cache_there = _fullest_stage(held, kept, stage_of_block)
     return Cuts(
-        fullest_bytes=per_stage[0],
-        fullest_cache_bytes=per_stage[1],
-        slowest_cycles=per_stage[2],
+        fullest_bytes=fullest,
+        fullest_stage_cache_bytes=cache_there,
+        fullest_cache_bytes=_fullest_stage(kept, kept, stage_of_block)[0],
+        slowest_cycles=_fullest_stage(time, time, stage_of_block)[0],
         stage_of_block=stage_of_block,
     )
 
 
-def _stages_needed(held: Float[np.ndarray, "blocks plans"], capacity: Float[np.ndarray, " plans"]) -> Any:
+def _stages_needed(
+    held: Float[np.ndarray, "blocks plans"], capacity: Float[np.ndarray, " plans"]
+) -> Any:
     return _fill(held, capacity)[-1] + 1
 
 
@@ -159,13 +168,21 @@ def _fill(held: Float[np.ndarray, "blocks plans"], capacity: Float[np.ndarray, "
     return stage
 
 
-def _per_stage(values: Float[np.ndarray, "blocks plans"], stage: Int[np.ndarray, "blocks plans"]) -> Any:
-    """Largest sum of a stage."""
-    best = np.zeros(values.shape[1])
-    running = np.zeros(values.shape[1])
+def _fullest_stage(
+    values: Float[np.ndarray, "blocks plans"],
+    beside: Float[np.ndarray, "blocks plans"],
+    stage: Int[np.ndarray, "blocks plans"],
+) -> tuple[Any, Any]:
+    """Largest sum of `values` of a stage, and the sum of `beside` in that stage."""
+    best, best_beside = np.zeros((2, values.shape[1]))
+    running, running_beside = np.zeros((2, values.shape[1]))
     previous = stage[0]
-    for value, place in zip(values, stage, strict=True):
-        running = np.where(place == previous, running + value, value)
-        best = np.maximum(best, running)
+    for value, other, place in zip(values, beside, stage, strict=True):
+        same = place == previous
+        running = np.where(same, running, 0.0) + value
+        running_beside = np.where(same, running_beside, 0.0) + other
+        better = running > best
+        best = np.where(better, running, best)
+        best_beside = np.where(better, running_beside, best_beside)
         previous = place
-    return best
+    return best, best_beside

@@ -1,6 +1,7 @@
 """A plan is a value: how many stages, how many chips in each, and how each kind of block splits its group of chips.
 
-Read from and written to TOML or JSON. Whether a plan is legal for a model and a machine is `legal`'s question.
+Read from and written to TOML or JSON. Whether a plan is legal for a model and a machine is
+`legal`'s question.
 """
 
 import json
@@ -16,7 +17,9 @@ from models.layers.linear import Split
 def _positive(owner: str, **degrees: int | None) -> None:
     for name, degree in degrees.items():
         if degree is not None and (not isinstance(degree, int) or degree < 1):
-            raise PlanError(f"{owner} {name} is {degree!r}; it must be a whole number of at least 1.")
+            raise PlanError(
+                f"{owner} {name} is {degree!r}; it must be a whole number of at least 1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ class MlpShard:
 class MoeShard:
     """How a MoE block splits its group: experts over `expert`, their columns over `tensor`, copies over `replica`.
 
-    `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot overflow.
+    `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot
+    overflow.
     """
 
     expert: int = 1
@@ -85,8 +89,8 @@ class MoeShard:
 class Plan:
     """Stages of `group_chips` chips each, and the split of every kind of block.
 
-    The embedding and the head split the vocabulary over the whole group. `collective` is the algorithm of every collective:
-    `auto` takes the fastest legal one.
+    The embedding and the head split the vocabulary over the whole group. `collective` is the
+    algorithm of every collective: `auto` takes the fastest legal one.
     """
 
     stages: int = 1
@@ -107,7 +111,9 @@ class Plan:
     @property
     def name(self) -> str:
         """A short name: stages x chips, then degrees above one, `a` attention, `f` dense MLP, `e` experts."""
-        attention = _degrees("a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica)
+        attention = _degrees(
+            "a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica
+        )
         mlp = _degrees("f", t=self.mlp.tensor, r=self.mlp.replica)
         moe = (
             []
@@ -174,7 +180,8 @@ def read_plan(path: str | Path) -> Plan:
     """Read a plan from a TOML or JSON file.
 
     Raises:
-        PlanError: the file cannot be read or is not a plan; one sentence names the file and the place.
+        PlanError: the file cannot be read or is not a plan; one sentence names the file and the
+            place.
     """
     path = Path(path)
     try:

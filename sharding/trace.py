@@ -1,7 +1,7 @@
 """One symbolic trace per kind of block: the program that every plan shares.
 
-The per-chip program is traced once with a symbol for each length that a plan decides. Not per plan: plans are rows of
-numbers for these symbols.
+The per-chip program is traced once with a symbol for each length that a plan decides. Not per plan:
+plans are rows of numbers for these symbols.
 """
 
 from collections.abc import Mapping
@@ -65,12 +65,8 @@ def trace_block(
         for axis in axes:
             product = product * ways[axis]
         logical_ways[logical] = product
-    arguments = block_arguments(
-        cfg, kind, policy, split, Sizes(local=local, ways=logical_ways)
-    )
-    program = block_program(
-        cfg, kind, split, n_local=local.get("experts"), n_slots=symbol["slots"]
-    )
+    arguments = block_arguments(cfg, kind, policy, split, Sizes(local=local, ways=logical_ways))
+    program = block_program(cfg, kind, split, n_local=local.get("experts"), n_slots=symbol["slots"])
     stride: Any = 1
     axes_of_chip: dict[str, Axis] = {}
     for axis in reversed(MESH_AXES[kind]):

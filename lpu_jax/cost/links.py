@@ -58,10 +58,10 @@ def schedule(
         UnknownNameError: if the kind or the algorithm has no such name.
 
     Fidelity:
-        Exact against `cost.transfers` for runs that fill whole nodes of one rack, where links and
-        chips divide each other; an upper bound otherwise. Over racks, all_gather and
-        reduce_scatter are priced as an all_reduce of the whole vector, all_to_all as an
-        all_gather of everything.
+        Exact against `cost.transfers` inside a node, for runs of whole LPX trays, and for
+        all_reduce over all nodes of a GroqChip1 machine whose links divide its chips evenly; an
+        upper bound otherwise. Over racks, all_gather and reduce_scatter are priced as an
+        all_reduce of the whole vector, all_to_all as an all_gather of everything.
 
     Source:
         The three-hop schedule: ISCA22. Which chip owns which link: assumed (`ports`).

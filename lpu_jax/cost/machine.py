@@ -84,7 +84,9 @@ class PlacedMachine:
         keys = np.stack([self.group_of_plan, n, gap], axis=1)
         distinct, back = np.unique(keys, axis=0, return_inverse=True)
         spans = stack_spans([self._one_span(*(int(x) for x in key)) for key in distinct])
-        return Span(**{name: np.asarray(value)[back.reshape(-1)] for name, value in vars(spans).items()})
+        return Span(
+            **{name: np.asarray(value)[back.reshape(-1)] for name, value in vars(spans).items()}
+        )
 
     def _one_span(self, group: int, n_chips: int, stride: int) -> Span:
         """Span of a run; one whose chips are apart touches what the chips between would, with fewer chips in each node."""

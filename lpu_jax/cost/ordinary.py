@@ -1,16 +1,17 @@
 """Costs of ordinary JAX primitives, for functions that are not written in datapath operations.
 
-Every row is assumed: the vendor's compiler is not public. A report lists the rows it used. A primitive without a row is an
-error that names it. Not modelled: convolutions, sorting, scatters and data-dependent loops.
+Every row is assumed: the vendor's compiler is not public. A report lists the rows it used. A
+primitive without a row is an error that names it. Not modelled: convolutions, sorting, scatters and
+data-dependent loops.
 """
 
 from math import prod
 
+from ..datapath import mxm
 from ..datapath.primitive import AluChain, CostRule, free
 from ..datapath.sxm import move_cost
 from ..datapath.vxm import reduction_cost
 from ..datapath.work import Machine, Request, Unit, Work, ceil_div, vectors
-from ..datapath import mxm
 from ..errors import CostError
 from ..numerics.elementary import ALU_OPERATIONS
 
@@ -22,14 +23,43 @@ _ADD, _EXP, _SIGMOID, _DIV, _RSQRT = (
 #: Element-wise primitives as ALU operations. tanh is priced as a sigmoid, log and erf as an exponential.
 ELEMENT_WISE = {
     **dict.fromkeys(
-        "add sub mul max min neg abs sign floor ceil round select_n eq ne lt le gt ge and or not xor is_finite "
-        "convert_element_type clamp integer_pow square stop_gradient add_any".split(),
+        [
+            "add",
+            "sub",
+            "mul",
+            "max",
+            "min",
+            "neg",
+            "abs",
+            "sign",
+            "floor",
+            "ceil",
+            "round",
+            "select_n",
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "and",
+            "or",
+            "not",
+            "xor",
+            "is_finite",
+            "convert_element_type",
+            "clamp",
+            "integer_pow",
+            "square",
+            "stop_gradient",
+            "add_any",
+        ],
         _ADD,
     ),
-    **dict.fromkeys("exp exp2 log log1p expm1 erf pow sin cos".split(), _EXP),
-    **dict.fromkeys("logistic tanh".split(), _SIGMOID),
+    **dict.fromkeys(["exp", "exp2", "log", "log1p", "expm1", "erf", "pow", "sin", "cos"], _EXP),
+    **dict.fromkeys(["logistic", "tanh"], _SIGMOID),
     "div": _DIV,
-    **dict.fromkeys("rsqrt sqrt".split(), _RSQRT),
+    **dict.fromkeys(["rsqrt", "sqrt"], _RSQRT),
 }
 
 
@@ -95,11 +125,21 @@ def _collective(kind: str) -> CostRule:
 RULES: dict[str, CostRule] = {
     "dot_general": _dot_general,
     **dict.fromkeys(
-        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split(), _reduce
+        [
+            "reduce_sum",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_and",
+            "reduce_or",
+            "argmax",
+            "argmin",
+        ],
+        _reduce,
     ),
-    **dict.fromkeys("transpose concatenate slice pad rev split".split(), _move),
-    **dict.fromkeys("gather dynamic_slice dynamic_update_slice".split(), _access),
-    **dict.fromkeys("iota expand_dims axis_index pvary sharding_constraint".split(), free),
+    **dict.fromkeys(["transpose", "concatenate", "slice", "pad", "rev", "split"], _move),
+    **dict.fromkeys(["gather", "dynamic_slice", "dynamic_update_slice"], _access),
+    **dict.fromkeys(["iota", "expand_dims", "axis_index", "pvary", "sharding_constraint"], free),
     "all_gather": _collective("all_gather"),
     "reduce_scatter": _collective("reduce_scatter"),
     "all_to_all": _collective("all_to_all"),

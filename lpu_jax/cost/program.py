@@ -1,8 +1,9 @@
 """From a jaxpr to the chip's program: a list of operations whose dimensions may be symbols.
 
-One trace of a block with symbolic dimensions serves every plan: `bind` puts numbers, or arrays with one number per plan,
-in place of the symbols. Element-wise VXM operations that feed each other are joined into chains, as the chip joins ALUs.
-Not modelled: dead code (all equations are scheduled) and reordering: operations keep the order of the program.
+One trace of a block with symbolic dimensions serves every plan: `bind` puts numbers, or arrays with
+one number per plan, in place of the symbols. Element-wise VXM operations that feed each other are
+joined into chains, as the chip joins ALUs. Not modelled: dead code (all equations are scheduled)
+and reordering: operations keep the order of the program.
 """
 
 import ast
@@ -52,7 +53,8 @@ class Expression:
             "min": np.minimum,
             "__builtins__": {},
         }
-        value: Length = eval(self.code, functions, dict(symbols))  # noqa: S307 (an arithmetic AST, checked in `expression`)
+
+        value: Length = eval(self.code, functions, dict(symbols))
         return value
 
 
@@ -214,7 +216,9 @@ class _Reader:
                     f"{name}: not a datapath operation or free layout; a layer may hold nothing else."
                 )
             if all(value is None for value in reads):
-                return [None] * len(equation.outvars)  # arithmetic on constants is done by the compiler
+                return [None] * len(
+                    equation.outvars
+                )  # arithmetic on constants is done by the compiler
             rule, chain = ordinary.rule_of(name)
         else:
             rule = definition.cost
@@ -286,7 +290,7 @@ def _is_leading_slice(equation: Any) -> bool:
     )
 
 
-# --- chains of element-wise operations ------------------------------------------------------------------------------------
+# --- chains of element-wise operations ------------------------------------------------------------
 
 
 @dataclass
@@ -337,9 +341,7 @@ def _join_chains(drafts: list[_Draft], outputs: list[int]) -> list[Operation]:
     ]
 
 
-def _chain_to_continue(
-    draft: _Draft, items: list[_Draft], made_at: dict[int, int]
-) -> int | None:
+def _chain_to_continue(draft: _Draft, items: list[_Draft], made_at: dict[int, int]) -> int | None:
     if draft.alu is None:
         return None
     places = [made_at[value] for value in draft.reads if value in made_at]
@@ -404,7 +406,8 @@ def _chained(
 def chain_cost(machine: Machine, request: Request) -> Work:
     """Cost a chain of `d` ALU operations over `v` vectors: `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles.
 
-    The first result of the request is the shape the chain runs over; the others are the values that leave it.
+    The first result of the request is the shape the chain runs over; the others are the values that
+    leave it.
     """
     chip = machine.chip
     lanes = float(chip.lanes)

@@ -1,8 +1,9 @@
 """A static schedule: every unit executes its operations in program order, for one plan or for thousands at once.
 
-An operation starts when its unit is free and its operands, or their first vectors, are there. In-order issue is monotone
-(more bytes are never faster) and reproducible. Numbers may be arrays with one entry per plan; one plan is one number.
-Not modelled: moving operations past each other, and conflicts for streams or memory banks.
+An operation starts when its unit is free and its operands, or their first vectors, are there.
+In-order issue is monotone (more bytes are never faster) and reproducible. Numbers may be arrays
+with one entry per plan; one plan is one number. Not modelled: moving operations past each other,
+and conflicts for streams or memory banks.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,9 @@ class Timing:
     slots: tuple[Slot, ...]
 
 
-def schedule(program: Program, machine: Machine, symbols: Mapping[str, Length] | None = None) -> Timing:
+def schedule(
+    program: Program, machine: Machine, symbols: Mapping[str, Length] | None = None
+) -> Timing:
     """Schedule a program on the units of one chip.
 
     Args:
@@ -104,7 +107,8 @@ def _in_order(program: Program, works: list[Work], machine: Machine) -> list[Slo
                 there = 0.0 if weights in known else last[weights] + transit
                 installed = largest(buffer_free, there) + work.install_cycles
                 begin = largest(begin, installed, last[weights] + transit)
-            # It cannot end before its slowest operand has come in; an MXM reads that one in its first round.
+            # It cannot end before its slowest operand has come in; an MXM reads that one in its
+            # first round.
             arrived = largest(0.0, *(last[v] + transit for v in operation.reads))
             end = largest(begin + work.busy_cycles, arrived + _after_arrival(work))
             last_out = end + work.latency_cycles

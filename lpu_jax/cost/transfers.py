@@ -85,6 +85,7 @@ class _Recorder:
         self.transfers: list[Transfer] = []
         self.step = 0
         self._names: list[str] = []
+        self._links: dict[tuple[int, int, int], Link] = {}
 
     def begin(self, name: str) -> None:
         """Start a step; a step of the same name and occasion is told apart by a suffix."""
@@ -104,16 +105,19 @@ class _Recorder:
         part: int = 0,
     ) -> None:
         """Record a transfer over the link number `part` from `src` to `dst`."""
-        links = [link for link in self.topology.links_between(src, dst) if link.part == part]
-        if not links:
-            raise CostError(f"no link {part} from chip {src} to chip {dst}")
+        key = (src, dst, part)
+        if key not in self._links:
+            links = self.topology.links_between(src, dst)
+            if all(link.part != part for link in links):
+                raise CostError(f"no link {part} from chip {src} to chip {dst}")
+            self._links[key] = next(link for link in links if link.part == part)
         self.transfers.append(
             Transfer(
                 step=self.step,
                 name=self.name,
                 src=src,
                 dst=dst,
-                link=links[0],
+                link=self._links[key],
                 share=Fraction(1, self.n_atoms) if share is None else share,
                 atom=atom,
                 sources=sources,

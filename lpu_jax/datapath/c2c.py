@@ -1,9 +1,10 @@
 """C2C, the chip-to-chip links: collectives with a stated order of summation.
 
-What it computes: values cross chips in the type of the operand (the wire format); sums are made in fp32 in ascending chip
-order, inside each node first where the run of chips is longer than a node, and rounded to the wire format per level.
-What it costs: the link schedule of the algorithm over the run of chips (`lpu_jax.cost.links`).
-Not modelled: runs that begin in the middle of a node are summed as if they began at its first chip.
+What it computes: values cross chips in the type of the operand (the wire format); sums are made in
+fp32 in ascending chip order, inside each node first where the run of chips is longer than a node,
+and rounded to the wire format per level. What it costs: the link schedule of the algorithm over the
+run of chips (`lpu_jax.cost.links`). Not modelled: runs that begin in the middle of a node are
+summed as if they began at its first chip.
 """
 
 from collections.abc import Sequence
@@ -26,12 +27,14 @@ from .work import Machine, Request, Unit, Work
 class Axis:
     """A run of neighbouring chips that a collective spans.
 
-    The names are mesh axes, outermost first; their product is the run. `tiers` are the chips of a node, of a rack, and
-    so on: they fix the order of summation. `algorithm` fixes the link schedule; `auto` takes the fastest legal one.
+    The names are mesh axes, outermost first; their product is the run. `tiers` are the chips of a
+    node, of a rack, and so on: they fix the order of summation. `algorithm` fixes the link
+    schedule; `auto` takes the fastest legal one.
     """
 
     names: tuple[str, ...]
-    size: Any  #: chips; an int, or a symbolic dimension while a block is traced for every plan at once
+    #: chips; an int, or a symbolic dimension while a block is traced for every plan at once
+    size: Any
     tiers: tuple[int, ...] = ()
     algorithm: str = "auto"
     stride: Any = 1  #: chips from one chip of the run to the next
@@ -73,7 +76,8 @@ def joined(*axes: Axis) -> Axis:
 
 def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:
     axis.check(caller)
-    # A single chip in a concrete plan keeps the operation in its program, so that every plan has the same program.
+    # A single chip in a concrete plan keeps the operation in its program, so that every plan has
+    # the same program.
     out: Array = bind(
         x,
         names=axis.names,
@@ -91,8 +95,9 @@ def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
     """Add the partial sums of all chips of `axis`; every chip gets the result, in the operand's type.
 
     Fidelity:
-        Order-dependent, the order is fixed: fp32 additions by ascending chip number within each level, rounded to the
-        operand's type after each level. `direct` and `one_shot` give the same bits; one chip returns its operand.
+        Order-dependent, the order is fixed: fp32 additions by ascending chip number within each
+        level, rounded to the operand's type after each level. `direct` and `one_shot` give the same
+        bits; one chip returns its operand.
     """
     return _bind(_all_reduce, "c2c.all_reduce", x, axis)
 
@@ -114,7 +119,10 @@ def reduce_scatter(x: Float[Array, "..."], axis: Axis, *, dim: int) -> Float[Arr
 
 
 def all_to_all(x: Array, axis: Axis, *, dim: int) -> Array:
-    """Send the i-th share along `dim` to chip i and put what arrives in chip order. Fidelity: exact."""
+    """Send the i-th share along `dim` to chip i and put what arrives in chip order.
+
+    Fidelity: exact.
+    """
     return _bind(_all_to_all, "c2c.all_to_all", x, axis, dim=_negative(x, dim))
 
 
@@ -128,7 +136,7 @@ def _negative(x: Array, dim: int) -> int:
     return dim if dim < 0 else dim - x.ndim
 
 
-# --- meanings -----------------------------------------------------------------------------------------------------------
+# --- meanings -------------------------------------------------------------------------------------
 
 
 def _parts(x: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
@@ -156,9 +164,7 @@ def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
         return parts[0]
     if not tiers or n_chips <= tiers[0]:
         return _ordered_sum(parts, dtype)
-    runs = [
-        _tiered_sum(parts[i : i + tiers[0]], ()) for i in range(0, n_chips, tiers[0])
-    ]
+    runs = [_tiered_sum(parts[i : i + tiers[0]], ()) for i in range(0, n_chips, tiers[0])]
     return _tiered_sum(jnp.stack(runs), tuple(level // tiers[0] for level in tiers[1:]))
 
 
@@ -208,10 +214,12 @@ def _all_to_all_meaning(
     return _own_share(received, names, stacked)
 
 
-# --- shapes, batching, cost ---------------------------------------------------------------------------------------------
+# --- shapes, batching, cost -----------------------------------------------------------------------
 
 
-def _scaled(x: Any, stacked: tuple[int, ...], dim: int | None, factor: Any, keep_stack: bool) -> Any:
+def _scaled(
+    x: Any, stacked: tuple[int, ...], dim: int | None, factor: Any, keep_stack: bool
+) -> Any:
     """Shape of a result: the stacked chips are kept or joined, and dimension `dim` is set by `factor`."""
     shape = list(x.shape if keep_stack else x.shape[len(stacked) :])
     if dim is not None:
@@ -224,9 +232,7 @@ def _all_reduce_shape(x: Any, *, stacked: Any, **_: Any) -> Any:
 
 
 def _all_gather_shape(x: Any, *, stacked: Any, size: Any, dim: int, keep: Any, **_: Any) -> Any:
-    return _scaled(
-        x, stacked, dim, lambda n: n * size if keep is None else keep, keep_stack=False
-    )
+    return _scaled(x, stacked, dim, lambda n: n * size if keep is None else keep, keep_stack=False)
 
 
 def _reduce_scatter_shape(x: Any, *, stacked: Any, size: Any, dim: int, **_: Any) -> Any:

@@ -1,8 +1,8 @@
 """MEM, the memory slices: addresses computed at run time, and the growing cache.
 
-What it computes: reads of rows by address, and writes of new keys and values in place; no value changes.
-What it costs: a read or write of one 320-byte vector per address.
-Not modelled: conflicts between the two banks of a slice; weights and state are read while they are used.
+What it computes: reads of rows by address, and writes of new keys and values in place; no value
+changes. What it costs: a read or write of one 320-byte vector per address. Not modelled: conflicts
+between the two banks of a slice; weights and state are read while they are used.
 """
 
 from typing import Any
@@ -124,7 +124,8 @@ def append(
     Args:
         cache: allocated for the whole context along `axis`.
         new: the same shape but for `axis`.
-        positions: where each sequence's new entries begin; the caller keeps `position + new` within the cache.
+        positions: where each sequence's new entries begin; the caller keeps `position + new` within
+            the cache.
         axis: positive number of the context axis.
 
     Fidelity: exact.
@@ -143,7 +144,10 @@ _take_share = primitive(
 
 
 def take_share(x: Num[Array, "n ..."], index: Int32[Array, ""], n_local: Any) -> Num[Array, "..."]:
-    """Take share `index` of the leading axis, `n_local` long: each chip reads its own addresses. Free. Fidelity: exact."""
+    """Take share `index` of the leading axis, `n_local` long: each chip reads its own addresses.
+
+    Free. Fidelity: exact.
+    """
     return _take_share(x, index, n_local=n_local)  # type: ignore[no-any-return]
 
 
@@ -181,5 +185,8 @@ _gather_rows = primitive(
 def rows_from(
     table: Num[Array, "n d"], positions: Int32[Array, " b"], n_new: Any
 ) -> Num[Array, "b n_new d"]:
-    """Read `n_new` consecutive rows from each position, for tables computed in advance. Fidelity: exact."""
+    """Read `n_new` consecutive rows from each position, for tables computed in advance.
+
+    Fidelity: exact.
+    """
     return _gather_rows(table, positions, n_new=n_new)  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
 """MXM, the matrix unit: products of activations with an installed weight tile.
 
-What it computes: each K tile is summed exactly and rounded once (RNE) to fp32; tiles are added in fp32 in ascending order.
-What it costs: rounds of weight tiles, each as long as the larger of its installation and its rows.
-Not modelled: accumulators wider than fp32 between tiles, and the skew of a vector across superlanes.
+What it computes: each K tile is summed exactly and rounded once (RNE) to fp32; tiles are added in
+fp32 in ascending order. What it costs: rounds of weight tiles, each as long as the larger of its
+installation and its rows. Not modelled: accumulators wider than fp32 between tiles, and the skew of
+a vector across superlanes.
 """
 
 from collections.abc import Sequence
@@ -35,12 +36,14 @@ def matmul(
     """Multiply activations by stationary weights: `y = x @ w`.
 
     Forms: `[m, k] @ [k, n]`; `[m, k] @ [g, k, n] -> [g, m, n]` (rows shared by all matrices);
-    `[g, m, k] @ [g, k, n] -> [g, m, n]`. With `rows`, matrix `rows[i]` of a store `[e, k, n]` is the i-th operand: data
-    chooses the address from which weights stream, never how many stream; a negative row gives zeros.
+    `[g, m, k] @ [g, k, n] -> [g, m, n]`. With `rows`, matrix `rows[i]` of a store `[e, k, n]` is
+    the i-th operand: data chooses the address from which weights stream, never how many stream; a
+    negative row gives zeros.
 
     Args:
         x: activations, float16, int8 or float8_e4m3fn.
-        w: weights of the same type, or a `QuantizedArray` of a narrower storage format, widened to float16 at the array.
+        w: weights of the same type, or a `QuantizedArray` of a narrower storage format, widened to
+            float16 at the array.
         rows: addresses of matrices in `w`.
 
     Returns:
@@ -50,8 +53,9 @@ def matmul(
         LpuError: operands of different or unsupported types, or shapes that do not fit.
 
     Fidelity:
-        Exact within a K tile (160 rows for fp16, 320 for 8-bit operands), one rounding (RNE) to fp32; order-dependent
-        across tiles: fp32 additions in ascending order. The result does not depend on the number of rows or columns.
+        Exact within a K tile (160 rows for fp16, 320 for 8-bit operands), one rounding (RNE) to
+        fp32; order-dependent across tiles: fp32 additions in ascending order. The result does not
+        depend on the number of rows or columns.
 
     Source:
         Abts et al., ISCA 2022, section 5.2 (sub-operations); one rounding per tile is assumed.
@@ -89,7 +93,8 @@ def matmul(
 def widened(w: QuantizedArray) -> Float16[Array, "..."]:
     """Widen stored weights to float16, as the array does while installing them.
 
-    Fidelity: one rounding (RNE) of code times scale to float16. Costs nothing: installation is priced by the stored bits.
+    Fidelity: one rounding (RNE) of code times scale to float16. Costs nothing: installation is
+    priced by the stored bits.
     """
     out: Array = _widen(w.codes, w.scales, scheme=w.scheme)
     return out
@@ -104,7 +109,13 @@ def _abstract(
 
 
 def _meaning(
-    x: Array, w: Array, *rows: Array, shared_x: bool, grouped: bool, addressed: bool, weight_bits: float
+    x: Array,
+    w: Array,
+    *rows: Array,
+    shared_x: bool,
+    grouped: bool,
+    addressed: bool,
+    weight_bits: float,
 ) -> Array:
     del weight_bits
     k_tile = K_TILE[x.dtype.name]
@@ -152,9 +163,10 @@ def rounds_cost(
 ) -> Work:
     """Cost `groups` products `[m, k] @ [k, n]`: rounds of weight tiles, one tile per array in a round.
 
-    `R = ceil(groups * ceil(k / k_tile) * ceil(n / 320) / arrays)` rounds; the first installs before the start, each other
-    takes the larger of its installation and its `m` rows. A round installs as fast as the weight streams deliver its
-    stored bytes and the arrays load its rows; only occupied rows and columns are streamed (assumed).
+    `R = ceil(groups * ceil(k / k_tile) * ceil(n / 320) / arrays)` rounds; the first installs before
+    the start, each other takes the larger of its installation and its `m` rows. A round installs as
+    fast as the weight streams deliver its stored bytes and the arrays load its rows; only occupied
+    rows and columns are streamed (assumed).
     """
     chip = machine.chip
     mode = chip.mxm_mode(kind)
@@ -192,11 +204,19 @@ def _batching_rule(
         for operand, dim in zip(operands, dims, strict=True)
     )
     x_new, w_new, *rows_new = (dim is not None for dim in dims)
-    size = next(o.shape[0] for o, new in zip((x, w, *rows), (x_new, w_new, *rows_new), strict=True) if new)
+    size = next(
+        o.shape[0] for o, new in zip((x, w, *rows), (x_new, w_new, *rows_new), strict=True) if new
+    )
 
     def bind(x: Array, w: Array, rows: list[Array], shared_x: bool, grouped: bool) -> Array:
         (out,) = prim.bind(
-            x, w, *rows, shared_x=shared_x, grouped=grouped, addressed=bool(rows), weight_bits=weight_bits
+            x,
+            w,
+            *rows,
+            shared_x=shared_x,
+            grouped=grouped,
+            addressed=bool(rows),
+            weight_bits=weight_bits,
         )
         return out
 
@@ -205,7 +225,9 @@ def _batching_rule(
             y = bind(x.reshape(-1, x.shape[-1]), w, rows, True, grouped)
             y = y.reshape(*y.shape[:-2], size, -1, y.shape[-1])
             return [y], [y.ndim - 3]
-        y = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])  # [c, g, m, k] -> [g, c m, k]
+        y = jnp.moveaxis(x, 0, 1).reshape(
+            x.shape[1], -1, x.shape[-1]
+        )  # [c, g, m, k] -> [g, c m, k]
         y = bind(y, w, rows, False, grouped)
         return [y.reshape(y.shape[0], size, -1, y.shape[-1])], [1]
     if not grouped:  # one matrix per entry of the new axis

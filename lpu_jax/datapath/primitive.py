@@ -1,8 +1,9 @@
 """The factory of datapath operations: one call makes a typed JAX primitive with every rule it needs.
 
-A primitive that lacks a rule cannot be made. A batching rule binds the same primitive again with one more entry in its
-static `levels`, so that an operation stays visible, with its parameters, under any nesting of `vmap`. Units with a
-better rule of their own (MXM, C2C) pass it. Derivatives are not defined: the emulator runs inference.
+A primitive that lacks a rule cannot be made. A batching rule binds the same primitive again with
+one more entry in its static `levels`, so that an operation stays visible, with its parameters,
+under any nesting of `vmap`. Units with a better rule of their own (MXM, C2C) pass it. Derivatives
+are not defined: the emulator runs inference.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,17 +84,21 @@ def primitive(
 
     Args:
         name: as it appears in jaxprs and reports.
-        abstract: `(*operands, **params) -> ShapeDtypeStruct`, or a tuple of them; keeps symbolic dimensions.
+        abstract: `(*operands, **params) -> ShapeDtypeStruct`, or a tuple of them; keeps symbolic
+            dimensions.
         meaning: `(*operands, **params) -> array(s)`, the lowering, as traceable JAX.
         cost: rule from shapes to `Work`; or
         chain: rule from parameters to `AluChain`, for element-wise VXM operations.
-        batching_rule: `(operands, dims, **params)`; left out, a leading dimension is added to `levels`.
-        named_axis_rule: `(axis_data, operands, dims, **params)` for collectives, instead of `batching_rule`.
+        batching_rule: `(operands, dims, **params)`; left out, a leading dimension is added to
+            `levels`.
+        named_axis_rule: `(axis_data, operands, dims, **params)` for collectives, instead of
+            `batching_rule`.
         needs_x64: the meaning uses 64-bit types; they are enabled around it and nowhere else.
         emulator_only: not part of the chip's program; neither placed nor timed.
 
     Raises:
-        TypeError: if the operation has not exactly one of `cost` and `chain` (none when emulator-only).
+        TypeError: if the operation has not exactly one of `cost` and `chain` (none when
+            emulator-only).
     """
     if (cost is not None) + (chain is not None) != (0 if emulator_only else 1):
         raise TypeError(f"{name}: exactly one of `cost` and `chain` must be given")
@@ -158,4 +163,3 @@ def add_level(
     ]
     out = prim.bind(*moved, levels=(flags, *levels), **params)
     return out, [0] * len(out)
-

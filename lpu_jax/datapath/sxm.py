@@ -1,8 +1,9 @@
 """SXM, the switch unit: moves values between lanes.
 
-What it computes: rearrangements written as einops patterns, splits, joins and the rotary pair swap; no value changes.
-What it costs: nothing where the order of values in memory does not change, else vectors through the two hemispheres.
-Not modelled: which of shift, permute, distribute and transpose the compiler would pick.
+What it computes: rearrangements written as einops patterns, splits, joins and the rotary pair swap;
+no value changes. What it costs: nothing where the order of values in memory does not change, else
+vectors through the two hemispheres. Not modelled: which of shift, permute, distribute and transpose
+the compiler would pick.
 """
 
 import re
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Num
 
 from .primitive import free, primitive
-from .work import Machine, Operand, Quantity, Request, Unit, Work, product
+from .work import Machine, Operand, Quantity, Request, Unit, Work
 
 Axes = tuple[tuple[str, ...], ...]
 
@@ -41,9 +42,7 @@ def _axis_lengths(pattern: str, shape: tuple[Any, ...], known: dict[str, Any]) -
 def _rearranged(x: Any, *, pattern: str, lengths: tuple[tuple[str, Any], ...]) -> Any:
     size = dict(lengths)
     return jax.ShapeDtypeStruct(
-        tuple(
-            product_of(size[name] for name in names) for names in _parse(pattern.split("->")[1])
-        ),
+        tuple(product_of(size[name] for name in names) for names in _parse(pattern.split("->")[1])),
         x.dtype,
     )
 
@@ -95,8 +94,8 @@ _rearrange = primitive(
 def rearrange(x: Num[Array, "..."], pattern: str, **lengths: Any) -> Num[Array, "..."]:
     """Rearrange axes by an einops pattern.
 
-    A pure reshape is a reshape of the program: free. Anything else passes the SXM, unless all axes but one of those that
-    change places have length one.
+    A pure reshape is a reshape of the program: free. Anything else passes the SXM, unless all axes
+    but one of those that change places have length one.
 
     Args:
         x: any array.

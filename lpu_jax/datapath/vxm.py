@@ -1,8 +1,9 @@
 """VXM, the vector unit: fp32 arithmetic, one rounding per operation, sums in a stated order.
 
-What it computes: element-wise operations from `numerics.elementary`, reductions along lanes, comparisons and selections.
-What it costs: element-wise operations are chained through the 16 ALUs of a lane; reductions pay lane rotations.
-Not modelled: 16-bit ALU modes, and the placement of an operation on one of the 16 ALUs.
+What it computes: element-wise operations from `numerics.elementary`, reductions along lanes,
+comparisons and selections. What it costs: element-wise operations are chained through the 16 ALUs
+of a lane; reductions pay lane rotations. Not modelled: 16-bit ALU modes, and the placement of an
+operation on one of the 16 ALUs.
 """
 
 from collections.abc import Callable
@@ -78,7 +79,10 @@ _to_int8 = _element_wise(
 
 
 def add(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
-    """Add, rounded to fp32. Operands have equal rank (size-1 dimensions are spread) or are numbers. Fidelity: exact."""
+    """Add, rounded to fp32.
+
+    Operands have equal rank (size-1 dimensions are spread) or are numbers. Fidelity: exact.
+    """
     return _add(*_spread(x, y))
 
 
@@ -128,7 +132,10 @@ def less_equal(x: Array | Scalar, y: Array | Scalar) -> Bool[Array, "..."]:
 
 
 def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Exponential by the stated polynomial. Fidelity: approximate, see `numerics.elementary.exp`."""
+    """Exponential by the stated polynomial.
+
+    Fidelity: approximate, see `numerics.elementary.exp`.
+    """
     return _exp(x)
 
 
@@ -162,14 +169,15 @@ def to_int8(x: Float32[Array, "..."]) -> Int8[Array, "..."]:
     return _to_int8(x)
 
 
-# --- reductions along lanes -------------------------------------------------------------------------------------------
+# --- reductions along lanes -----------------------------------------------------------------------
 
 
 def _lane_fold_cycles(machine: Machine, rows: Quantity) -> Quantity:
     """Fold 320 lanes to one for each row: by rotations, or by a transpose and additions across vectors.
 
-    Source: `9 * (9 + ceil(rows / 2) - 1)` for nine rotate-and-add steps over two hemispheres; a transpose moves fp32
-    vectors (4 byte-vectors each) through the SXM, then 320 vectors of `rows` lanes are added.
+    Source: `9 * (9 + ceil(rows / 2) - 1)` for nine rotate-and-add steps over two hemispheres; a
+    transpose moves fp32 vectors (4 byte-vectors each) through the SXM, then 320 vectors of `rows`
+    lanes are added.
     """
     chip = machine.chip
     rotations = chip.lane_rotate_cycles * (chip.lane_rotate_cycles + ceil(rows / 2) - 1)
@@ -260,7 +268,7 @@ def sum_leading(x: Float32[Array, "n *rest"]) -> Float32[Array, "*rest"]:
     return _sum_leading(x)  # type: ignore[no-any-return]
 
 
-# --- comparisons with positions, selections ---------------------------------------------------------------------------
+# --- comparisons with positions, selections -------------------------------------------------------
 
 
 def _causal_mask_meaning(scores: Array, positions: Array, *, query_stride: int) -> Array:
@@ -288,8 +296,8 @@ def causal_mask(
     """Set scores of keys that a query may not see to minus infinity.
 
     Args:
-        scores: `groups` is a multiple of the batch, sequence by sequence; query `r` of a group is new token
-            `r % n_new`.
+        scores: `groups` is a multiple of the batch, sequence by sequence; query `r` of a group is
+            new token `r % n_new`.
         positions: position of the first new token of each sequence.
         n_new: new tokens per sequence.
 
@@ -331,7 +339,10 @@ _top_k = primitive("vxm_top_k", abstract=_top_k_shapes, meaning=_top_k_meaning, 
 def top_k(
     x: Float32[Array, "*rows n"], k: int
 ) -> tuple[Float32[Array, "*rows {k}"], Int32[Array, "*rows {k}"]]:
-    """Take the `k` largest of each row with their places, descending; of equal values the first. Fidelity: exact."""
+    """Take the `k` largest of each row with their places, descending; of equal values the first.
+
+    Fidelity: exact.
+    """
     return _top_k(x, k=k)  # type: ignore[no-any-return]
 
 
@@ -343,7 +354,10 @@ def _small_cost(operations: int) -> Callable[[Machine, Request], Work]:
         total = vectors(request.results[0], chip) * operations
         return Work(
             unit=Unit.VXM,
-            busy_cycles=largest(total / chip.vxm_alus_per_lane, vectors(request.results[0], chip) / chip.vxm_stream_groups),
+            busy_cycles=largest(
+                total / chip.vxm_alus_per_lane,
+                vectors(request.results[0], chip) / chip.vxm_stream_groups,
+            ),
             latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles * operations,
         )
 
@@ -368,7 +382,10 @@ _keep_groups = primitive(
 def keep_groups(
     x: Float32[Array, "*rows n"], groups: Int32[Array, "*rows kept"], n_groups: int
 ) -> Float32[Array, "*rows n"]:
-    """Set values outside the kept groups (equal runs of the last axis) to minus infinity. Fidelity: exact."""
+    """Set values outside the kept groups (equal runs of the last axis) to minus infinity.
+
+    Fidelity: exact.
+    """
     return _keep_groups(x, groups, n_groups=n_groups)
 
 
@@ -500,5 +517,8 @@ _take_best = primitive(
 
 
 def take_best(values: Float32[Array, "m n"], labels: Int32[Array, "m n"]) -> Int32[Array, "m 1"]:
-    """Take the label of the largest value of each row; of equal values the first. Fidelity: exact."""
+    """Take the label of the largest value of each row; of equal values the first.
+
+    Fidelity: exact.
+    """
     return _take_best(values, labels)  # type: ignore[no-any-return]

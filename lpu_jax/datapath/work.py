@@ -1,7 +1,8 @@
 """What an operation asks of the machine: the unit it occupies and for how long.
 
-Cost rules return these records; the scheduler reads them. Quantities are cycles of the chip's clock, as floats or as
-NumPy arrays with one entry per plan. This module knows no operation and no schedule.
+Cost rules return these records; the scheduler reads them. Quantities are cycles of the chip's
+clock, as floats or as NumPy arrays with one entry per plan. This module knows no operation and no
+schedule.
 """
 
 import math
@@ -104,7 +105,8 @@ class Request:
 class Work:
     """One operation on one unit.
 
-    `busy_cycles` is how long the unit takes vectors, `latency_cycles` how long the first vector needs through it.
+    `busy_cycles` is how long the unit takes vectors, `latency_cycles` how long the first vector
+    needs through it.
     """
 
     unit: Unit

@@ -1,9 +1,9 @@
 """Attention blocks: grouped queries (GQA) and the absorbed form of latent attention (MLA).
 
-Per-chip programs: the `tensor` axis splits key/value heads (or latent heads), `query` splits the query
-heads of one key/value head, `data` splits sequences. The cache is the stationary operand of
-the matrix unit, keys as `[head_dim, context]` and values as `[context, head_dim]`; both lie in memory in that layout.
-Not built: sliding windows, attention sinks, a split of the context.
+Per-chip programs: the `tensor` axis splits key/value heads (or latent heads), `query` splits the
+query heads of one key/value head, `data` splits sequences. The cache is the stationary operand of
+the matrix unit, keys as `[head_dim, context]` and values as `[context, head_dim]`; both lie in
+memory in that layout. Not built: sliding windows, attention sinks, a split of the context.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ def attend(
     """Softmax attention of each group of rows over its own context; `q` is already scaled.
 
     Fidelity:
-        Approximate, order-dependent; a longer allocated context changes no bit, because masked keys contribute exact
-        zeros and K tiles of the second product start at position 0.
+        Approximate, order-dependent; a longer allocated context changes no bit, because masked keys
+        contribute exact zeros and K tiles of the second product start at position 0.
     """
     scores = vxm.causal_mask(mxm.matmul(q, keys), positions, n_new)
     weights = vxm.exp(vxm.sub(scores, vxm.max_lanes(scores)))
@@ -88,14 +88,15 @@ def grouped_attention(
     key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, 1))
 
     def rotated(x: Array, shape: tuple[Any, ...]) -> Array:
-        return rotate(
-            x, cos.reshape(shape), sin.reshape(shape), interleaved=cfg.rope.interleaved
-        )
+        return rotate(x, cos.reshape(shape), sin.reshape(shape), interleaved=cfg.rope.interleaved)
 
     q = vxm.to_fp16(vxm.mul(rotated(q, (b, 1, 1, t, h)), cfg.attention.softmax_scale))
     key = vxm.to_fp16(rotated(key, (b, 1, t, h)))
     keys = mem.append(
-        cache["keys"], sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h), positions, axis=3
+        cache["keys"],
+        sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h),
+        positions,
+        axis=3,
     )
     values = mem.append(cache["values"], vxm.to_fp16(value), positions, axis=2)
 
@@ -130,8 +131,10 @@ def latent_attention(
 
     Args:
         x: hidden state, replicated in the group.
-        weights: `norm`, `a`, `q_norm`, `kv_norm`, `q_b`, `k_b`, `v_b`, `o` (`models.params`), this chip's heads.
-        cache: `keys` `[b, latent + rope, s]` and `values` `[b, s, latent]`: the latent lies in memory in both layouts.
+        weights: `norm`, `a`, `q_norm`, `kv_norm`, `q_b`, `k_b`, `v_b`, `o` (`models.params`), this
+            chip's heads.
+        cache: `keys` `[b, latent + rope, s]` and `values` `[b, s, latent]`: the latent lies in
+            memory in both layouts.
         tables: `cos` and `sin`, `[s, rope]`.
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
@@ -156,12 +159,13 @@ def latent_attention(
 
     q_low, kv_low, key_rope = sxm.split(linear(y, weights["a"]), (mla.q_lora_rank, latent, rope))
     kv_low = rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps)
-    key_rope = rotate(
-        key_rope.reshape(b, t, rope), cos, sin, interleaved=cfg.rope.interleaved
-    )
+    key_rope = rotate(key_rope.reshape(b, t, rope), cos, sin, interleaved=cfg.rope.interleaved)
     new = sxm.join(kv_low.reshape(b, t, latent), vxm.to_fp16(key_rope))
     keys = mem.append(
-        cache["keys"], sxm.rearrange(new, "b t c -> b c t", b=b, t=t, c=latent + rope), positions, axis=2
+        cache["keys"],
+        sxm.rearrange(new, "b t c -> b c t", b=b, t=t, c=latent + rope),
+        positions,
+        axis=2,
     )
     values = mem.append(cache["values"], kv_low.reshape(b, t, latent), positions, axis=1)
 
@@ -184,9 +188,7 @@ def latent_attention(
     mixed = vxm.to_fp16(attend(q, keys, values, positions, t))
     mixed = sxm.rearrange(mixed, "b (n t) c -> n (b t) c", n=n, b=b, t=t, c=latent)
     heads = mxm.matmul(mixed, as_matrix(weights["v_b"], rows=1, batch=1))
-    heads = sxm.rearrange(
-        vxm.to_fp16(heads), "n m v -> m (n v)", n=n, m=b * t, v=mla.v_head_dim
-    )
+    heads = sxm.rearrange(vxm.to_fp16(heads), "n m v -> m (n v)", n=n, m=b * t, v=mla.v_head_dim)
     out = project_out(heads, weights["o"], rows=2, split=split, axis=heads_axis, d_model=d)
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
     return add_residual(x, out), {"keys": keys, "values": values}

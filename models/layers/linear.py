@@ -1,14 +1,15 @@
 """Products with stored weights, and the join of partial results over chips.
 
-Holds only datapath operations and free layout. A weight keeps the dimensions of its logical axes until it is used; here it
-becomes a matrix. How the chips of an axis join their results is the plan's choice (`Split`).
+Holds only datapath operations and free layout. A weight keeps the dimensions of its logical axes
+until it is used; here it becomes a matrix. How the chips of an axis join their results is the
+plan's choice (`Split`).
 """
 
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float16, Float32, Int32
+from jaxtyping import Array, Float16, Float32
 
 from lpu_jax.datapath import c2c, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
@@ -24,7 +25,9 @@ class Split(StrEnum):
     """How an output projection is split over the chips of its axis."""
 
     ROW = "row"  #: each chip holds rows; partial sums are added by an all-reduce: roundings move with the split
-    COLUMN = "column"  #: each chip holds columns; inputs and outputs are gathered: no rounding moves
+    COLUMN = (
+        "column"  #: each chip holds columns; inputs and outputs are gathered: no rounding moves
+    )
 
 
 def as_matrix(w: Weight, *, rows: int, batch: int = 0) -> Weight:
@@ -49,8 +52,8 @@ def _flat(x: Any, rows: int, batch: int) -> Any:
 def linear(x: Float16[Array, "m k"], w: Weight, *, rows: int = 1) -> Float32[Array, "m n"]:
     """Multiply by a stored matrix.
 
-    float16 weights and narrow formats that are widened to float16 multiply the activations as they are. int8 weights
-    multiply int8 activations, scaled per row by `max |x| / 127`.
+    float16 weights and narrow formats that are widened to float16 multiply the activations as they
+    are. int8 weights multiply int8 activations, scaled per row by `max |x| / 127`.
 
     Args:
         x: activations.
@@ -89,8 +92,8 @@ def project_out(
         d_model: columns of the whole result.
 
     Fidelity:
-        `COLUMN`: the same bits for any number of chips. `ROW`: order-dependent, partial sums are rounded to fp16 for the
-        wire and added in chip order.
+        `COLUMN`: the same bits for any number of chips. `ROW`: order-dependent, partial sums are
+        rounded to fp16 for the wire and added in chip order.
     """
     if split is Split.ROW:
         return c2c.all_reduce(vxm.to_fp16(linear(x, w, rows=rows)), axis)
@@ -99,13 +102,9 @@ def project_out(
     return c2c.all_gather(y, axis, dim=-1, keep=d_model)
 
 
-def add_residual(
-    x: Float16[Array, "b t d"], y: Float16[Array, "b t d"]
-) -> Float16[Array, "b t d"]:
+def add_residual(x: Float16[Array, "b t d"], y: Float16[Array, "b t d"]) -> Float16[Array, "b t d"]:
     """Add a block's result to the hidden state, which leaves every block in the wire format.
 
     Fidelity: one fp32 addition, one rounding to fp16.
     """
     return vxm.to_fp16(vxm.add(vxm.to_fp32(x), vxm.to_fp32(y)))
-
-

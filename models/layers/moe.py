@@ -1,8 +1,8 @@
 """The mixture-of-experts block: routing, experts in static slots, and their ordered sum.
 
-The chip cannot run a data-dependent number of instructions: data chooses from which address weights stream, the number of
-slots is fixed. The block is cut at that place: `route`, `mem.select_expert`, `experts`.
-Not built: capacity below the worst case, softmax routing, experts with biases.
+The chip cannot run a data-dependent number of instructions: data chooses from which address weights
+stream, the number of slots is fixed. The block is cut at that place: `route`, `mem.select_expert`,
+`experts`. Not built: capacity below the worst case, softmax routing, experts with biases.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,8 @@ def route(
         moe: the router's numbers.
 
     Returns:
-        Experts of each row by falling biased score, and their weights: the unbiased scores, normalised and scaled.
+        Experts of each row by falling biased score, and their weights: the unbiased scores,
+        normalised and scaled.
 
     Fidelity: approximate; a choice between equal scores takes the lower expert.
     """
@@ -102,8 +103,8 @@ def mixture(
         weights: as in `models.params`, this chip's experts and its share of their width.
         placement: `first_expert` `[1]`, and `address` `[1, e]`: the store row of every expert.
         cfg: the model.
-        split: `ROW`: partial sums are added by an all-reduce. `COLUMN`: every expert's result is gathered and summed by
-            ascending expert id, so that the split moves no rounding.
+        split: `ROW`: partial sums are added by an all-reduce. `COLUMN`: every expert's result is
+            gathered and summed by ascending expert id, so that the split moves no rounding.
         n_local: experts of each chip, padding included.
         n_slots: static slots; `min(n_local, rows * top_k)` cannot overflow.
         axes: `expert` and `tensor`, neighbours along `tensor`.
@@ -122,9 +123,7 @@ def mixture(
     )
     rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
     gates = vxm.one_hot_gate(slots, ids, gate_weights)
-    parts = experts(
-        y, weights["gate_up"], weights["down"], rows, gates, split=split, axes=axes
-    )
+    parts = experts(y, weights["gate_up"], weights["down"], rows, gates, split=split, axes=axes)
     routed = _combine(parts, split, axes, everywhere, d)
     if not moe.n_shared:
         return add_residual(x, routed.reshape(b, t, d))
@@ -159,5 +158,3 @@ def _combine(
     )
     terms = vxm.to_fp32(sxm.keep_columns(by_expert, d_model))
     return vxm.to_fp16(vxm.sum_leading(terms))
-
-

@@ -21,13 +21,17 @@ def rotary_tables(
         n_positions: allocated context.
 
     Returns:
-        `cos` and `sin`, `[n_positions, rotary_dim]`; `sin` is negative on the first member of a pair.
+        `cos` and `sin`, `[n_positions, rotary_dim]`; `sin` is negative on the first member of a
+        pair.
     """
     frequencies = np.asarray(rope.inverse_frequencies(), np.float64)
     angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies[None, :]
     cos, sin = np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
     if rope.interleaved:
-        tables = (np.repeat(cos, 2, axis=1), np.stack([-sin, sin], axis=-1).reshape(n_positions, -1))
+        tables = (
+            np.repeat(cos, 2, axis=1),
+            np.stack([-sin, sin], axis=-1).reshape(n_positions, -1),
+        )
     else:
         tables = (np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1))
     assert tables[0].shape == (n_positions, rotary_dim)

@@ -1,0 +1,228 @@
+"""Which plans exist for a model and a machine; every rejection has a reason in one sentence.
+
+Legality is about shapes only: whether a legal plan fits is `placement`'s question, how fast it is `evaluate`'s.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lpu_jax.errors import LpuError, PlanError
+from lpu_jax.system import System
+from models.blocks import block_chain
+from models.config import GqaConfig, ModelConfig
+from models.layers.linear import Split
+from models.policy import Policy
+
+from .axes import Request, granules
+from .plan import AttentionShard, MlpShard, MoeShard, Plan
+
+
+def check_request(request: Request, cfg: ModelConfig) -> None:
+    """Refuse a request that no plan can serve.
+
+    Raises:
+        LpuError: batch, tokens or context is below 1, or the context exceeds the model's positions.
+    """
+    for name in ("batch", "tokens", "context"):
+        if getattr(request, name) < 1:
+            raise LpuError(f"{name} is {getattr(request, name)}; it must be at least 1.")
+    if request.context > cfg.max_position:
+        raise LpuError(
+            f"context is {request.context}; {cfg.name} has {cfg.max_position} positions at most."
+        )
+
+
+def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
+    """Refuse a weights format that the model's shapes or the chip cannot take.
+
+    Raises:
+        LpuError: heads are cut by groups that share a scale, or the chip has no such operands.
+    """
+    if "int8" in policy.formats.values():
+        system.chip.mxm_mode("int8")
+    scheme = granules(cfg, "attention", policy)
+    attention = cfg.attention
+    widths = (
+        (attention.head_dim,)
+        if isinstance(attention, GqaConfig)
+        else (attention.v_head_dim, attention.nope_head_dim)
+    )
+    for rows in scheme.values():
+        if any(width % rows for width in widths):
+            raise LpuError(
+                f"weights format {policy.name} shares a scale between {rows} rows, which does not divide the head "
+                f"width {min(widths)} of {cfg.name}."
+            )
+
+
+def check_plan(
+    plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
+) -> None:
+    """Refuse a plan that does not exist.
+
+    Raises:
+        PlanError: which part, what was given and what is allowed.
+    """
+    n_blocks = len(block_chain(cfg))
+    if plan.stages > n_blocks:
+        raise PlanError(f"{plan.stages} stages were asked for; {cfg.name} has {n_blocks} blocks.")
+    if plan.n_chips > system.n_chips:
+        raise PlanError(
+            f"{plan.stages} stages of {plan.group_chips} chips need {plan.n_chips} chips; {system.name} has "
+            f"{system.n_chips}."
+        )
+    if (plan.moe is None) != (cfg.moe is None):
+        raise PlanError(
+            f"{cfg.name} has {'no ' if cfg.moe is None else ''}MoE blocks; the plan must "
+            f"{'not ' if cfg.moe is None else ''}have a part 'moe'."
+        )
+    for name, shard in (("attention", plan.attention), ("mlp", plan.mlp), ("moe", plan.moe)):
+        if shard is not None and shard.n_chips != plan.group_chips:
+            parts = " x ".join(
+                f"{axis} {getattr(shard, axis)}"
+                for axis in ("expert", "tensor", "data", "replica")
+                if hasattr(shard, axis)
+            )
+            raise PlanError(
+                f"{name}: {parts} = {shard.n_chips} chips, but a group has {plan.group_chips}; off by "
+                f"{abs(shard.n_chips - plan.group_chips)}."
+            )
+    for reason in (
+        attention_reason(cfg, plan.attention.tensor),
+        data_reason(plan.attention.data, request.batch),
+        columns_reason("mlp", cfg.d_ff, plan.mlp.tensor, granules(cfg, "dense", policy).get("mlp", 1))
+        if cfg.n_moe_layers < cfg.n_layers
+        else None,
+        columns_reason("vocabulary", cfg.vocab_size, plan.group_chips, 1),
+        *(moe_reasons(cfg, plan.moe, policy, request) if plan.moe else ()),
+    ):
+        if reason is not None:
+            raise PlanError(reason)
+
+
+def attention_reason(cfg: ModelConfig, tensor: int) -> str | None:
+    """Why attention cannot be split over `tensor` chips; None if it can."""
+    attention = cfg.attention
+    if isinstance(attention, GqaConfig):
+        kv = attention.n_kv_heads
+        if tensor <= kv or (tensor % kv == 0 and attention.q_per_kv % (tensor // kv) == 0):
+            return None
+        return (
+            f"attention: tensor {tensor} is more ways than the {kv} key/value heads of {cfg.name} and not {kv} times a "
+            f"divisor of the {attention.q_per_kv} query heads of each."
+        )
+    if tensor <= attention.n_heads:
+        return None
+    return f"attention: tensor {tensor} is more ways than the {attention.n_heads} heads of {cfg.name}."
+
+
+def data_reason(data: int, batch: int) -> str | None:
+    """Why sequences cannot be split over `data` chips; None if they can."""
+    if batch % data == 0:
+        return None
+    return f"attention: data {data} does not divide the batch of {batch}."
+
+
+def columns_reason(what: str, columns: int, ways: int, piece: int) -> str | None:
+    """Why columns cannot be split; None if they can. Columns are dealt in pieces that share scales."""
+    if ways <= -(-columns // piece):
+        return None
+    pieces = f"{columns} columns" + (f" in pieces of {piece}" if piece > 1 else "")
+    return f"{what}: tensor {ways} is more ways than its {pieces}."
+
+
+def moe_reasons(
+    cfg: ModelConfig, shard: MoeShard, policy: Policy, request: Request
+) -> Iterator[str | None]:
+    """Why a MoE block cannot be split so; None for each rule it keeps."""
+    moe = cfg.moe
+    assert moe is not None
+    pieces = granules(cfg, "moe", policy)
+    if shard.expert > moe.n_experts:
+        yield f"moe: expert {shard.expert} is more ways than the {moe.n_experts} experts of {cfg.name}."
+    yield columns_reason("moe", moe.d_expert, shard.tensor, pieces.get("expert_mlp", 1))
+    if shard.slots is not None:
+        local = -(-moe.n_experts // shard.expert)
+        worst = min(local, request.batch * request.tokens * moe.top_k)
+        if shard.slots < worst:
+            yield (
+                f"moe: slots {shard.slots} could leave experts out; the worst case is {worst} slots of "
+                f"{local} experts on a chip."
+            )
+
+
+def divisors(number: int) -> list[int]:
+    """Divisors, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+@dataclass
+class Search:
+    """Legal plans of a model on a machine, and how many ways were refused for which reason."""
+
+    cfg: ModelConfig
+    system: System
+    policy: Policy
+    request: Request
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def groups(self) -> list[tuple[int, int]]:
+        """Stages and chips of a group: for every number of stages all chips, whole nodes, or a power of two of them."""
+        n_blocks = len(block_chain(self.cfg))
+        node = self.system.topology.node_chips
+        found = set()
+        for stages in range(1, min(n_blocks, self.system.n_chips) + 1):
+            most = self.system.n_chips // stages
+            found |= {(stages, chips) for chips in (most, most // node * node, 1 << (most.bit_length() - 1))}
+        return sorted((stages, chips) for stages, chips in found if chips >= 1)
+
+    def plans(self) -> Iterator[Plan]:
+        """All legal plans with one split rule for all blocks."""
+        for stages, chips in self.groups():
+            for split in Split:
+                for attention in self._attention(chips, split):
+                    for mlp in self._mlp(chips, split):
+                        for moe in self._moe(chips, split):
+                            yield Plan(
+                                stages=stages, group_chips=chips, attention=attention, mlp=mlp, moe=moe
+                            )
+
+    def _keep(self, reason: str | None) -> bool:
+        if reason is not None:
+            self.refused[reason] += 1
+        return reason is None
+
+    def _attention(self, chips: int, split: Split) -> list[AttentionShard]:
+        found = []
+        for tensor in divisors(chips):
+            if not self._keep(attention_reason(self.cfg, tensor)):
+                continue
+            # Sequences are split as far as the batch allows: a replica would hold weights and cache again.
+            data = max(d for d in divisors(chips // tensor) if self.request.batch % d == 0)
+            found.append(
+                AttentionShard(
+                    tensor=tensor, data=data, replica=chips // tensor // data, split=split
+                )
+            )
+        return found
+
+    def _mlp(self, chips: int, split: Split) -> list[MlpShard]:
+        if self.cfg.n_moe_layers == self.cfg.n_layers:
+            return [MlpShard(replica=chips, split=split)]
+        piece = granules(self.cfg, "dense", self.policy).get("mlp", 1)
+        for tensor in reversed(divisors(chips)):
+            if self._keep(columns_reason("mlp", self.cfg.d_ff, tensor, piece)):
+                return [MlpShard(tensor=tensor, replica=chips // tensor, split=split)]
+        raise AssertionError("one way always exists")
+
+    def _moe(self, chips: int, split: Split) -> list[MoeShard | None]:
+        if self.cfg.moe is None:
+            return [None]
+        found: list[MoeShard | None] = []
+        for expert in divisors(chips):
+            shard = MoeShard(expert=expert, tensor=chips // expert, split=split)
+            reasons = moe_reasons(self.cfg, shard, self.policy, self.request)
+            if all(self._keep(reason) for reason in reasons):
+                found.append(shard)
+        return found
