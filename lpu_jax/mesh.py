@@ -1,4 +1,4 @@
-"""The explicit chip mesh: one per-chip program run on virtual chips, on devices, on both, or traced without any.
+"""The explicit chip mesh: one per-chip program on virtual chips, devices or both, or traced.
 
 A per-chip program is `program(*shards, axes=axes)`; `axes` maps each mesh axis to the `Axis` that
 collectives take. All four ways take global arrays and `PartitionSpec`s, and give the same bits.
@@ -27,7 +27,10 @@ Specs = Any  #: a PartitionSpec, or a tree of them that is a prefix of the argum
 
 @dataclass(frozen=True, kw_only=True)
 class ChipMesh:
-    """Named axes laid onto a run of chips, outermost first; neighbours along the last axis are neighbouring chips."""
+    """Named axes laid onto a run of chips, outermost first.
+
+    Neighbours along the last axis are neighbouring chips.
+    """
 
     axes: tuple[tuple[str, int], ...]
     #: chips of a node, a rack, ...: the order of summation across chips
@@ -40,7 +43,7 @@ class ChipMesh:
         return prod(size for _, size in self.axes)
 
     def as_axes(self) -> dict[str, Axis]:
-        """Describe each axis to a program; an axis of one chip has no name and its collectives do nothing."""
+        """Describe each axis to a program; on an axis of one chip collectives do nothing."""
         return self._axes({name: ((name, size),) for name, size in self.axes})
 
     def _axes(self, carriers: Mapping[str, tuple[tuple[str, int], ...]]) -> dict[str, Axis]:
@@ -60,7 +63,9 @@ class ChipMesh:
 def run_virtual(
     program: Program, mesh: ChipMesh, in_specs: Specs, out_specs: Specs
 ) -> Callable[..., Any]:
-    """Run on virtual chips: every axis is a `vmap` with its name. Only what a spec splits is held once per chip.
+    """Run on virtual chips: every axis is a `vmap` with its name.
+
+    Only what a spec splits is held once per chip.
 
     Raises:
         ValueError: if an output whose spec names no axis differs between chips (its replication is
@@ -106,13 +111,15 @@ def run_nested(
     for name, count in devices.items():
         if name not in sizes or sizes[name] % count:
             raise MeshError(
-                f"axis {name!r} of {sizes.get(name, 0)} chips cannot be spread over {count} devices: not a divisor."
+                f"axis {name!r} of {sizes.get(name, 0)} chips cannot be spread over {count} "
+                "devices: not a divisor."
             )
     outer = tuple((f"{name}_device", devices.get(name, 1)) for name, _ in mesh.axes)
     inner = tuple((f"{name}_virtual", size // devices.get(name, 1)) for name, size in mesh.axes)
     if any(a > 1 and b > 1 for i, (_, a) in enumerate(inner) for _, b in outer[i + 1 :]):
         raise MeshError(
-            "devices must split the outermost axes first: a joint run of chips would not be in chip order."
+            "devices must split the outermost axes first: a joint run of chips would not be in "
+            "chip order."
         )
     axes = mesh._axes(
         {name: (o, i) for (name, _), o, i in zip(mesh.axes, outer, inner, strict=True)}
@@ -148,7 +155,10 @@ def run_nested(
 def trace(
     program: Program, mesh: ChipMesh, in_specs: Specs, out_specs: Specs, *args: Any
 ) -> ClosedJaxpr:
-    """Trace for a mesh of any size, without devices and without allocating: arguments may be `ShapeDtypeStruct`s."""
+    """Trace for a mesh of any size, without devices and without allocating.
+
+    Arguments may be `ShapeDtypeStruct`s.
+    """
     abstract = AbstractMesh(
         tuple(size for _, size in mesh.axes),
         tuple(name for name, _ in mesh.axes),
@@ -186,7 +196,10 @@ def _device_mesh(axes: tuple[tuple[str, int], ...]) -> Mesh:
 def _virtual(
     program: Program, axes: tuple[tuple[str, int], ...], in_specs: Specs, out_specs: Specs
 ) -> Callable[..., Any]:
-    """Nest one `vmap` per axis around the program, the first axis outermost; `out_specs` names every result."""
+    """Nest one `vmap` per axis around the program, the first axis outermost.
+
+    `out_specs` names every result.
+    """
     axes = tuple((name, size) for name, size in axes if size > 1)
     sizes = dict(axes)
     # A single chip is no axis.
@@ -291,7 +304,10 @@ def _cut(x: jax.Array, spec: P, sizes: dict[str, int]) -> jax.Array:
 
 
 def _join(x: jax.Array, spec: P, sizes: Mapping[str, int]) -> jax.Array:
-    """Undo `_cut`: put the chip axes, which come first and in the order of the mesh, back into their dimensions."""
+    """Undo `_cut`: put the chip axes back into their dimensions.
+
+    They come first and in the order of the mesh.
+    """
     chips = [name for name in sizes if name in _names(spec)]
     order: list[int] = []
     shape: list[int] = []

@@ -1,4 +1,4 @@
-"""The blocks of a model: which there are, the per-chip program of each kind, and its arguments as shapes.
+"""The blocks of a model: the per-chip program of each kind, and its arguments as shapes.
 
 One list of arguments serves the trace (shapes), the placement (stored bytes) and the run (how
 arrays are split): every dimension knows its logical axis. Lengths are per chip and may be symbolic.
@@ -104,7 +104,7 @@ def block_kinds(cfg: ModelConfig) -> tuple[Kind, ...]:
 def block_program(
     cfg: ModelConfig, kind: Kind, split: Split, *, n_local: Any = None, n_slots: Any = None
 ) -> Callable[..., Any]:
-    """Give the per-chip program of a block; it takes the arguments of `block_arguments` and `axes=`.
+    """Give the per-chip program of a block; it takes what `block_arguments` lists and `axes=`.
 
     Args:
         cfg: the model.

@@ -47,17 +47,20 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
             Policy(
                 "int4",
                 {"expert": "int4"},
-                "Kimi K2 Thinking / K2.5 released form: routed experts int4 in groups of 32, the rest 16-bit",
+                "Kimi K2 Thinking / K2.5 released form: routed experts int4 in groups of 32, the "
+                "rest 16-bit",
             ),
             Policy(
                 "fp8",
                 dict.fromkeys(_MATRICES, "fp8"),
-                "DeepSeek-V3 / Kimi K2 released form: e4m3 in 128x128 blocks; embedding, head and router 16-bit",
+                "DeepSeek-V3 / Kimi K2 released form: e4m3 in 128x128 blocks; embedding, head and "
+                "router 16-bit",
             ),
             Policy(
                 "int8",
                 dict.fromkeys((*_MATRICES, "head"), "int8"),
-                "Groq's int8 flow: symmetric, per output column (assumed); embedding and router 16-bit",
+                "Groq's int8 flow: symmetric, per output column (assumed); embedding and router "
+                "16-bit",
             ),
         )
     }

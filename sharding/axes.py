@@ -1,4 +1,4 @@
-"""From a plan's degrees to lengths and specs: logical axes onto mesh axes, shares rounded up to whole pieces.
+"""From a plan's degrees to lengths and specs: logical axes onto mesh axes, shares rounded up.
 
 Lengths may be numbers, arrays with one entry per plan, or symbols, so that the search, a single
 plan and the symbolic trace of a block use the same rules. The order of a block's mesh axes decides
@@ -78,7 +78,7 @@ def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
 
 
 def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
-    """Split a tensor degree into ways over key/value heads and ways over the query heads of one of them."""
+    """Split a tensor degree into ways over key/value heads and over the query heads of one."""
     if isinstance(cfg.attention, GqaConfig) and tensor > cfg.attention.n_kv_heads:
         return cfg.attention.n_kv_heads, tensor // cfg.attention.n_kv_heads
     return tensor, 1
@@ -113,7 +113,7 @@ def sizes(
     ways_by_axis: Mapping[str, Any],
     request: Request,
 ) -> Sizes:
-    """Lengths on one chip: each share is rounded up to whole pieces; the fullest chip holds that many.
+    """Lengths on one chip: shares are rounded up to whole pieces, as on the fullest chip.
 
     Args:
         cfg: the model.
@@ -150,7 +150,7 @@ def chip_mesh(
 
 
 def partition_specs(kind: Kind, arguments: Any) -> Any:
-    """How each argument of a block is split over its mesh axes, from the logical axes of its dimensions."""
+    """How arguments of a block are split over its mesh axes, from their logical axes."""
 
     def spec(leaf: Leaf) -> P:
         return P(*(LOGICAL[kind].get(axis) if axis else None for _, axis in leaf.dimensions))
@@ -163,7 +163,7 @@ def global_shapes(kind: Kind, arguments: Any, sizes: Sizes) -> Any:
 
     def whole(leaf: Leaf) -> jax.ShapeDtypeStruct:
         shape = tuple(
-            length * (sizes.ways[axis] if axis in sizes.ways else 1)
+            length * (1 if axis is None else sizes.ways.get(axis, 1))
             for length, axis in leaf.dimensions
         )
         return jax.ShapeDtypeStruct(shape, leaf.dtype)

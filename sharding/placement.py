@@ -1,4 +1,4 @@
-"""What a chip must hold: weights, cache, tables and activations of its stage, in the layout the matrix unit streams.
+"""What a chip must hold: weights, cache, tables and activations, as the matrix unit streams them.
 
 Bytes come from the storage format of the arguments of a block's program. Matrices are padded to
 whole tiles after sharding (rows to the tile height, columns to the lanes); the fullest chip

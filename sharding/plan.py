@@ -1,4 +1,4 @@
-"""A plan is a value: how many stages, how many chips in each, and how each kind of block splits its group of chips.
+"""A plan is a value: stages, chips in each, and how each kind of block splits them.
 
 Read from and written to TOML or JSON. Whether a plan is legal for a model and a machine is
 `legal`'s question.
@@ -24,7 +24,10 @@ def _positive(owner: str, **degrees: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShard:
-    """How an attention block splits its group: heads over `tensor`, sequences over `data`, copies over `replica`."""
+    """How an attention block splits its group.
+
+    Heads over `tensor`, sequences over `data`, copies over `replica`.
+    """
 
     tensor: int = 1
     data: int = 1
@@ -61,7 +64,9 @@ class MlpShard:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeShard:
-    """How a MoE block splits its group: experts over `expert`, their columns over `tensor`, copies over `replica`.
+    """How a MoE block splits its group.
+
+    Experts over `expert`, their columns over `tensor`, copies over `replica`.
 
     `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot
     overflow.
@@ -110,7 +115,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """A short name: stages x chips, then degrees above one, `a` attention, `f` dense MLP, `e` experts."""
+        """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE."""
         attention = _degrees(
             "a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica
         )

@@ -1,4 +1,4 @@
-"""A chip and its links as cost rules ask for them: for one group of chips, or for one group per plan.
+"""A chip and its links as cost rules ask for them, for one group of chips or one per plan.
 
 Knows where the groups of a plan lie and prices a collective at the worst-placed run of all of them.
 Not modelled: two collectives at once; programs are in order, so there is one at a time in a group.
@@ -89,7 +89,10 @@ class PlacedMachine:
         )
 
     def _one_span(self, group: int, n_chips: int, stride: int) -> Span:
-        """Span of a run; one whose chips are apart touches what the chips between would, with fewer chips in each node."""
+        """Span of a run.
+
+        One whose chips are apart touches what the chips between would, with fewer in each node.
+        """
         key = (group, n_chips, stride)
         if key not in self._spans:
             placed = self.groups[group]

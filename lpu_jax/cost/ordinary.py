@@ -20,7 +20,8 @@ _ADD, _EXP, _SIGMOID, _DIV, _RSQRT = (
     for row in (ALU_OPERATIONS[name] for name in ("add", "exp", "sigmoid", "div", "rsqrt"))
 )
 
-#: Element-wise primitives as ALU operations. tanh is priced as a sigmoid, log and erf as an exponential.
+#: Element-wise primitives as ALU operations. tanh is priced as a sigmoid, log and erf as an
+#: exponential.
 ELEMENT_WISE = {
     **dict.fromkeys(
         [
@@ -65,7 +66,7 @@ ELEMENT_WISE = {
 
 def _dot_general(machine: Machine, request: Request) -> Work:
     """A contraction on the MXM: batch dimensions are matrices, the second operand is stationary."""
-    (contract_x, contract_w), (batch_x, _) = request.params["dimension_numbers"]
+    (contract_x, _), (batch_x, _) = request.params["dimension_numbers"]
     x, w = request.operands
     kind = "int8" if x.dtype == "int8" else "fp16"
     groups = prod(x.shape[d] for d in batch_x)
@@ -113,7 +114,8 @@ def _collective(kind: str) -> CostRule:
         n_chips = request.params.get("axis_size")
         if not isinstance(n_chips, int):
             raise CostError(
-                f"{kind}: the number of chips is not in the equation; use lpu_jax.datapath.c2c instead."
+                f"{kind}: the number of chips is not in the equation; "
+                "use lpu_jax.datapath.c2c instead."
             )
         whole = out if kind == "all_gather" else x
         first, last = machine.collective_cycles(kind, "auto", n_chips, 1, whole.size_bytes)
@@ -157,6 +159,6 @@ def rule_of(name: str) -> tuple[CostRule | None, AluChain | None]:
     if name in RULES:
         return RULES[name], None
     raise CostError(
-        f"primitive {name!r} has no cost rule; write it in operations of lpu_jax.datapath, or in one of: "
-        f"{', '.join(sorted({*ELEMENT_WISE, *RULES}))}."
+        f"primitive {name!r} has no cost rule; write it in operations of lpu_jax.datapath, or in "
+        f"one of: {', '.join(sorted({*ELEMENT_WISE, *RULES}))}."
     )

@@ -53,7 +53,6 @@ class Expression:
             "min": np.minimum,
             "__builtins__": {},
         }
-
         value: Length = eval(self.code, functions, dict(symbols))
         return value
 
@@ -65,7 +64,7 @@ _ARITHMETIC = (
 
 
 def expression(dimension: Any) -> Expression:
-    """Compile a symbolic dimension from its printed form, the syntax that `jax.export.symbolic_shape` reads."""
+    """Compile a symbolic dimension from its printed form, as `symbolic_shape` reads it."""
     text = str(dimension)
     tree = ast.parse(text.replace("^", "**"), mode="eval")
     for node in ast.walk(tree):
@@ -114,7 +113,7 @@ class Operation:
     result_known: bool = False  #: the result is in memory before the program runs
 
     def work(self, machine: Machine, symbols: Mapping[str, Length]) -> Work:
-        """Cost of the operation for numbers, or arrays with one number per plan, in place of symbols."""
+        """Cost of the operation with numbers, or arrays with one per plan, in place of symbols."""
         request = Request(
             operands=tuple(shape.bind(symbols) for shape in self.operands),
             results=tuple(shape.bind(symbols) for shape in self.results),
@@ -137,7 +136,7 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """The operations of one chip in program order, and the numbers of the values that come in and go out."""
+    """The operations of one chip in program order, and the values that come in and go out."""
 
     operations: tuple[Operation, ...]
     inputs: tuple[int, ...]
@@ -213,12 +212,12 @@ class _Reader:
         if definition is None:
             if self.strict:
                 raise CostError(
-                    f"{name}: not a datapath operation or free layout; a layer may hold nothing else."
+                    f"{name}: not a datapath operation or free layout; a layer may hold nothing "
+                    "else."
                 )
             if all(value is None for value in reads):
-                return [None] * len(
-                    equation.outvars
-                )  # arithmetic on constants is done by the compiler
+                # Arithmetic on constants is done by the compiler.
+                return [None] * len(equation.outvars)
             rule, chain = ordinary.rule_of(name)
         else:
             rule = definition.cost
@@ -238,7 +237,8 @@ class _Reader:
         copies: list[Any] = []
         operands = [list(atom.aval.shape) for atom in equation.invars]
         for flags in levels:
-            copies.append([shape.pop(0) for shape, f in zip(operands, flags, strict=True) if f][0])
+            sizes = [shape.pop(0) for shape, f in zip(operands, flags, strict=True) if f]
+            copies.append(sizes[0])
         results = [list(atom.aval.shape)[len(levels) :] for atom in equation.outvars]
         in_place = equation.primitive.name == "mem_append" or rule is free
         known = in_place and (reads[0] is None or reads[0] in self.known)
@@ -316,7 +316,10 @@ class _Draft:
 
 
 def _join_chains(drafts: list[_Draft], outputs: list[int]) -> list[Operation]:
-    """Join each element-wise operation to the latest chain it continues, if nothing it reads comes after that chain."""
+    """Join each element-wise operation to the latest chain it continues.
+
+    Nothing it reads may come after that chain.
+    """
     items: list[_Draft] = []
     made_at: dict[int, int] = {}
     for draft in drafts:
@@ -404,9 +407,9 @@ def _chained(
 
 
 def chain_cost(machine: Machine, request: Request) -> Work:
-    """Cost a chain of `d` ALU operations over `v` vectors: `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles.
+    """Cost a chain of `d` ALU operations over `v` vectors.
 
-    The first result of the request is the shape the chain runs over; the others are the values that
+    It takes `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles. The first result of the request is the shape the chain runs over; the others are the values that
     leave it.
     """
     chip = machine.chip

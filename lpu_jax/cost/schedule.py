@@ -1,4 +1,4 @@
-"""A static schedule: every unit executes its operations in program order, for one plan or for thousands at once.
+"""A static schedule: every unit executes its operations in program order, for many plans at once.
 
 An operation starts when its unit is free and its operands, or their first vectors, are there.
 In-order issue is monotone (more bytes are never faster) and reproducible. Numbers may be arrays
@@ -140,7 +140,10 @@ def _first_result(work: Work, begin: Quantity, end: Quantity, last: Quantity) ->
 
 
 def _critical_path(program: Program, works: list[Work], transit: float) -> Quantity:
-    """Longest chain of dependences if every operation had a unit of its own and took vectors as they are made."""
+    """Longest chain of dependences.
+
+    Every operation has a unit of its own and takes vectors as they are made.
+    """
     first: dict[int | None, Quantity] = dict.fromkeys((None, *program.inputs), 0.0)
     last: dict[int | None, Quantity] = dict.fromkeys((None, *program.inputs), 0.0)
     longest: Quantity = 0.0

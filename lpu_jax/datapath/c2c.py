@@ -55,7 +55,8 @@ class Axis:
             ) from None
         if found != self.size:
             raise MeshError(
-                f"{caller}: axis {'/'.join(self.names)} has {found} chips in the running mesh but {self.size} in the plan."
+                f"{caller}: axis {'/'.join(self.names)} has {found} chips in the running mesh but "
+                f"{self.size} in the plan."
             )
 
 
@@ -92,7 +93,7 @@ def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:
 
 
 def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
-    """Add the partial sums of all chips of `axis`; every chip gets the result, in the operand's type.
+    """Add the partial sums of all chips of `axis`; every chip gets the sum, in the operand's type.
 
     Fidelity:
         Order-dependent, the order is fixed: fp32 additions by ascending chip number within each
@@ -103,7 +104,7 @@ def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
 
 
 def all_gather(x: Array, axis: Axis, *, dim: int, keep: Any = None) -> Array:
-    """Put the chips' shares side by side along `dim` (negative); of the result the first `keep` places are kept.
+    """Put the chips' shares side by side along `dim` (negative) and keep the first `keep` places.
 
     Fidelity: exact.
     """
@@ -152,7 +153,10 @@ def _round_to_wire(x: Array, dtype: Any) -> Array:
 
 
 def _ordered_sum(parts: Array, dtype: Any) -> Array:
-    """Add parts in ascending order in fp32; guarded, so that no product before the link is contracted into the sum."""
+    """Add parts in ascending order in fp32.
+
+    They are guarded, so that no product before the link is contracted into the sum.
+    """
     parts = elementary.guarded(parts.astype(jnp.float32))
     total = lax.scan(lambda acc, part: (acc + part, None), parts[0], parts[1:])[0]
     return _round_to_wire(total, dtype)
@@ -169,13 +173,13 @@ def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
 
 
 def _own_share(shares: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
-    """From the results of all chips, `[n, ...]`, take those of the chips this device holds: `[*stacked, ...]`."""
+    """Take from the results of all chips `[n, ...]` those of this device: `[*stacked, ...]`."""
     shares = shares.reshape(-1, *stacked, *shares.shape[1:])
     return lax.dynamic_index_in_dim(shares, lax.axis_index(names), 0, False) if names else shares[0]
 
 
 def _cut(x: Array, n_shares: int, dim: int) -> Array:
-    """Cut `dim` (negative) into shares and put them in front: `[..., n c, ...] -> [n, ..., c, ...]`."""
+    """Cut `dim` (negative) into shares, put in front: `[..., n c, ...] -> [n, ..., c, ...]`."""
     at = x.ndim + dim
     x = x.reshape(*x.shape[:at], n_shares, -1, *x.shape[at + 1 :])
     return jnp.moveaxis(x, at, 0)
@@ -220,7 +224,7 @@ def _all_to_all_meaning(
 def _scaled(
     x: Any, stacked: tuple[int, ...], dim: int | None, factor: Any, keep_stack: bool
 ) -> Any:
-    """Shape of a result: the stacked chips are kept or joined, and dimension `dim` is set by `factor`."""
+    """Shape of a result: stacked chips are kept or joined, dimension `dim` is set by `factor`."""
     shape = list(x.shape if keep_stack else x.shape[len(stacked) :])
     if dim is not None:
         shape[dim] = factor(shape[dim])
@@ -254,7 +258,7 @@ def _named_axis_rule(
     stacked: tuple[int, ...],
     **params: Any,
 ) -> tuple[Any, Any]:
-    """Collect the chips of a virtual axis in front of the operand; any other batch axis stays behind them."""
+    """Collect the chips of a virtual axis in front; any other batch axis stays behind them."""
     (x,), (dim,) = operands, dims
     if axis_data.name not in names:
         if dim is None:
@@ -264,7 +268,8 @@ def _named_axis_rule(
         return out, [0 if replicated else len(stacked)]
     if axis_data.name != names[-1]:
         raise MeshError(
-            f"virtual axis {axis_data.name!r} must be the innermost of {names}: nest virtual axes inside device axes."
+            f"virtual axis {axis_data.name!r} must be the innermost of {names}: nest virtual axes "
+            "inside device axes."
         )
     x = (
         jnp.broadcast_to(x[None], (axis_data.size, *x.shape))

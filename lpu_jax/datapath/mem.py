@@ -17,7 +17,7 @@ from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, pro
 
 
 def _access_cost(machine: Machine, n_vectors: Quantity, moved: Operand) -> Work:
-    """Read or write `n_vectors` at run-time addresses, one per cycle in each hemisphere (assumed)."""
+    """Access `n_vectors` at run-time addresses, one per cycle in each hemisphere (assumed)."""
     chip = machine.chip
     return Work(
         unit=Unit.MEM,

@@ -67,16 +67,18 @@ def matmul(
     name = x.dtype.name
     if name not in K_TILE or w.dtype != x.dtype:
         raise LpuError(
-            f"mxm.matmul: operands {x.dtype.name} and {w.dtype.name} were given; both must be one of {', '.join(K_TILE)}."
+            f"mxm.matmul: operands {x.dtype.name} and {w.dtype.name} were given; both must be "
+            f"one of {', '.join(K_TILE)}."
         )
     if w.ndim not in (2, 3) or x.ndim not in (2, 3) or (x.ndim == 3 and w.ndim == 2):
         raise LpuError(
-            f"mxm.matmul: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], [m, k] @ [g, k, n] "
-            "and [g, m, k] @ [g, k, n]."
+            f"mxm.matmul: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], "
+            "[m, k] @ [g, k, n] and [g, m, k] @ [g, k, n]."
         )
     if x.shape[-1] != w.shape[-2]:
         raise LpuError(
-            f"mxm.matmul: x has {x.shape[-1]} columns but w has {w.shape[-2]} rows; they must be equal."
+            f"mxm.matmul: x has {x.shape[-1]} columns but w has {w.shape[-2]} rows; they must be "
+            "equal."
         )
     addressed = rows is not None
     operands = (x, w, rows) if addressed else (x, w)
@@ -161,7 +163,7 @@ def rounds_cost(
     n: Quantity,
     weight_bits: float,
 ) -> Work:
-    """Cost `groups` products `[m, k] @ [k, n]`: rounds of weight tiles, one tile per array in a round.
+    """Cost `groups` products `[m, k] @ [k, n]`: rounds of weight tiles, one per array in a round.
 
     `R = ceil(groups * ceil(k / k_tile) * ceil(n / 320) / arrays)` rounds; the first installs before
     the start, each other takes the larger of its installation and its `m` rows. A round installs as
@@ -225,9 +227,8 @@ def _batching_rule(
             y = bind(x.reshape(-1, x.shape[-1]), w, rows, True, grouped)
             y = y.reshape(*y.shape[:-2], size, -1, y.shape[-1])
             return [y], [y.ndim - 3]
-        y = jnp.moveaxis(x, 0, 1).reshape(
-            x.shape[1], -1, x.shape[-1]
-        )  # [c, g, m, k] -> [g, c m, k]
+        # [c, g, m, k] -> [g, c m, k]
+        y = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])
         y = bind(y, w, rows, False, grouped)
         return [y.reshape(y.shape[0], size, -1, y.shape[-1])], [1]
     if not grouped:  # one matrix per entry of the new axis

@@ -1,4 +1,4 @@
-"""The factory of datapath operations: one call makes a typed JAX primitive with every rule it needs.
+"""The factory of datapath operations: one call makes a JAX primitive with every rule it needs.
 
 A primitive that lacks a rule cannot be made. A batching rule binds the same primitive again with
 one more entry in its static `levels`, so that an operation stays visible, with its parameters,
@@ -27,7 +27,7 @@ Levels = tuple[tuple[bool, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class AluChain:
-    """An element-wise VXM operation: it can be chained to its neighbours without touching memory."""
+    """An element-wise VXM operation: chained to its neighbours without touching memory."""
 
     operations: int  #: ALU operations per value
     depth: int  #: longest path through ALUs
@@ -36,7 +36,7 @@ class AluChain:
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """What the cost reading knows of a primitive: exactly one of `cost` and `chain`, or neither if it is free."""
+    """What the cost reading knows of a primitive: one of `cost` and `chain`, or emulator-only."""
 
     name: str
     cost: CostRule | None
@@ -155,7 +155,7 @@ def abstract_results(abstract: Shapes) -> Callable[..., list[Any]]:
 def add_level(
     prim: Primitive, operands: Sequence[Any], dims: Sequence[Any], *, levels: Levels, **params: Any
 ) -> tuple[Any, Any]:
-    """Batching rule of most operations: move the batch dimension in front and note it in `levels`."""
+    """Batch most operations: move the batch dimension in front and note it in `levels`."""
     flags = tuple(dim is not None for dim in dims)
     moved = [
         jnp.moveaxis(operand, dim, 0) if flag else operand

@@ -21,7 +21,7 @@ Axes = tuple[tuple[str, ...], ...]
 
 
 def _parse(side: str) -> Axes:
-    """Split one side of a pattern into dimensions, each a tuple of axis names: `"b (n h)"` -> `(("b",), ("n", "h"))`."""
+    """Split one side of a pattern into dimensions: `"b (n h)"` -> `(("b",), ("n", "h"))`."""
     tokens = re.findall(r"\(([^)]*)\)|(\S+)", side)
     return tuple(tuple(group.split()) if group or not name else (name,) for group, name in tokens)
 
@@ -56,7 +56,10 @@ def product_of(lengths: Any) -> Any:
 
 
 def move_cost(machine: Machine, x: Operand, moved: Quantity | bool = True) -> Work:
-    """Send an operand once through the SXM, counted in byte-vectors; where `moved` is false it stays and costs nothing."""
+    """Send an operand once through the SXM, counted in byte-vectors.
+
+    Where `moved` is false it stays and costs nothing.
+    """
     chip = machine.chip
     byte_vectors = x.size_bytes / chip.vector_bytes
     return Work(
@@ -114,7 +117,7 @@ def rearrange(x: Num[Array, "..."], pattern: str, **lengths: Any) -> Num[Array, 
 
 
 def _split_cost(machine: Machine, request: Request) -> Work:
-    """Parts after the first must be shifted to lane 0 unless every boundary falls between two vectors."""
+    """Shift parts after the first to lane 0, unless all boundaries fall between two vectors."""
     lanes = machine.chip.lanes
     edge: Any = 0
     moved: Quantity | bool = False

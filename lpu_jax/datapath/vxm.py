@@ -24,7 +24,7 @@ Scalar = float | int
 def _element_wise(
     name: str, meaning: Callable[..., Array], dtype: Any = jnp.float32, alu: str | None = None
 ) -> Callable[..., Array]:
-    """Make an element-wise primitive of equal-shaped operands; `alu` is its row in the ALU table."""
+    """Make an element-wise primitive of equal shapes; `alu` is its row in the ALU table."""
     count = elementary.ALU_OPERATIONS[alu or name]
     row = AluChain(
         operations=count.operations,
@@ -173,7 +173,7 @@ def to_int8(x: Float32[Array, "..."]) -> Int8[Array, "..."]:
 
 
 def _lane_fold_cycles(machine: Machine, rows: Quantity) -> Quantity:
-    """Fold 320 lanes to one for each row: by rotations, or by a transpose and additions across vectors.
+    """Fold 320 lanes to one for each row: by rotations, or by a transpose and additions.
 
     Source: `9 * (9 + ceil(rows / 2) - 1)` for nine rotate-and-add steps over two hemispheres; a
     transpose moves fp32 vectors (4 byte-vectors each) through the SXM, then 320 vectors of `rows`
@@ -188,6 +188,7 @@ def _lane_fold_cycles(machine: Machine, rows: Quantity) -> Quantity:
 
 
 def reduction_cost(machine: Machine, request: Request) -> Work:
+    """Cost a reduction of the last axis: add the vectors of a row, then fold its lanes."""
     chip = machine.chip
     (x,) = request.operands
     rows = product(x.shape[:-1])
@@ -260,7 +261,7 @@ _sum_leading = primitive(
 )
 
 
-def sum_leading(x: Float32[Array, "n *rest"]) -> Float32[Array, "*rest"]:
+def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     """Sum the leading axis in ascending order, starting from +0.
 
     Fidelity: order-dependent, the order is fixed; zeros anywhere in the list change no bit.
@@ -307,7 +308,10 @@ def causal_mask(
 
 
 def _top_k_cost(machine: Machine, request: Request) -> Work:
-    """`k` selections, each a maximum over the vectors of a row after one transpose, and one masking operation (assumed)."""
+    """Cost `k` selections after one transpose (assumed).
+
+    Each is a maximum over the vectors of a row, and one masking operation.
+    """
     chip = machine.chip
     (x,) = request.operands
     rows = product(x.shape[:-1])
@@ -347,7 +351,10 @@ def top_k(
 
 
 def _small_cost(operations: int) -> Callable[[Machine, Request], Work]:
-    """Cost of index arithmetic on short vectors: `operations` ALU operations on each vector of the result (assumed)."""
+    """Cost index arithmetic on short vectors (assumed).
+
+    `operations` ALU operations run on each vector of the result.
+    """
 
     def cost(machine: Machine, request: Request) -> Work:
         chip = machine.chip
@@ -422,7 +429,7 @@ _one_hot_gate = primitive(
 def one_hot_gate(
     slot_ids: Int32[Array, " slots"], ids: Int32[Array, "m k"], weights: Float32[Array, "m k"]
 ) -> Float32[Array, "slots m"]:
-    """Spread routing weights over slots: weight of slot's expert for each row, 0 where the row does not use it.
+    """Spread routing weights over slots: 0 where a row does not use the slot's expert.
 
     Fidelity: exact: a row names an expert at most once, so nothing is added.
     """
@@ -455,7 +462,7 @@ _local_slots = primitive(
 def local_slots(
     ids: Int32[Array, "m k"], first: Int32[Array, ""], *, n_local: Any, n_slots: Any
 ) -> Int32[Array, " slots"]:
-    """List the experts in use that this chip holds, ascending, in a fixed number of slots; empty slots are -1.
+    """List the experts in use that this chip holds, ascending, in slots; empty slots are -1.
 
     Args:
         ids: experts each row uses.
@@ -492,7 +499,7 @@ _arg_max = primitive(
 def arg_max(
     x: Float32[Array, "m n"], first: Int32[Array, ""], n_valid: int
 ) -> tuple[Float32[Array, "m 1"], Int32[Array, "m 1"]]:
-    """Find the largest value of each row and its global column; columns from `n_valid` on are padding.
+    """Find the largest value of each row and its global column; from `n_valid` on is padding.
 
     Args:
         x: a chip's share of the columns.

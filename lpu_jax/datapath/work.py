@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ..chip import ChipSpec
 
 #: One number, or one number per plan.
-Quantity = float | NDArray[np.float64]
+Quantity = float | int | NDArray[Any]
 #: A dimension of an array: one length, or one length per plan.
-Length = int | NDArray[np.int64]
+Length = int | NDArray[Any]
 
 
 #: Bits of one value by dtype name; weights in narrower storage carry their own number.
@@ -69,6 +69,7 @@ class Operand:
         return self.size * self.bits / 8
 
 
+@runtime_checkable
 class Machine(Protocol):
     """The machine a cost rule may ask: a chip, and the links that a collective runs over."""
 

@@ -127,7 +127,9 @@ def latent_attention(
     split: Split,
     axes: Mapping[str, Axis],
 ) -> tuple[Float16[Array, "b t d"], Cache]:
-    """Multi-head latent attention in absorbed form: queries are taken into the latent space, values out of it.
+    """Multi-head latent attention in absorbed form.
+
+    Queries are taken into the latent space, values out of it.
 
     Args:
         x: hidden state, replicated in the group.
@@ -147,7 +149,7 @@ def latent_attention(
     """
     mla = cfg.attention
     assert isinstance(mla, MlaConfig)
-    b, _, s = cache["keys"].shape
+    b = cache["keys"].shape[0]
     t, d = x.shape[1], x.shape[2]
     n = weights["q_b"].shape[1]
     latent, rope, nope = mla.kv_lora_rank, mla.rope_head_dim, mla.nope_head_dim

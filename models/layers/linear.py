@@ -24,10 +24,10 @@ SMALLEST_MAXIMUM = 1e-30
 class Split(StrEnum):
     """How an output projection is split over the chips of its axis."""
 
-    ROW = "row"  #: each chip holds rows; partial sums are added by an all-reduce: roundings move with the split
-    COLUMN = (
-        "column"  #: each chip holds columns; inputs and outputs are gathered: no rounding moves
-    )
+    #: each chip holds rows; partial sums are added by an all-reduce: roundings move with the split
+    ROW = "row"
+    #: each chip holds columns; inputs and outputs are gathered: no rounding moves
+    COLUMN = "column"
 
 
 def as_matrix(w: Weight, *, rows: int, batch: int = 0) -> Weight:
@@ -81,7 +81,7 @@ def _linear_int8(x: Float16[Array, "m k"], w: QuantizedArray) -> Float32[Array, 
 def project_out(
     x: Float16[Array, "m k"], w: Weight, *, rows: int, split: Split, axis: Axis, d_model: int
 ) -> Float16[Array, "m d"]:
-    """Multiply what the chips of an axis hold by the output projection and leave the result on all of them.
+    """Multiply what the chips of an axis hold by the output projection; the result is on all.
 
     Args:
         x: a chip's share of the columns.

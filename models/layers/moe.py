@@ -22,7 +22,9 @@ from .norm import rms_norm
 def route(
     y: Float16[Array, "m d"], router: Array, bias: Float32[Array, " e"], moe: MoeConfig
 ) -> tuple[Int32[Array, "m k"], Float32[Array, "m k"]]:
-    """Choose experts by the sigmoid router with a correction bias and limited groups; every chip routes every row.
+    """Choose experts by the sigmoid router with a correction bias and limited groups.
+
+    Every chip routes every row.
 
     Args:
         y: normalised rows.

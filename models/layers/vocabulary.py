@@ -1,4 +1,4 @@
-"""The two ends of a model: the embedding table and the output head, both split over the vocabulary."""
+"""The two ends of a model: embedding table and output head, both split over the vocabulary."""
 
 from collections.abc import Mapping
 from typing import Any
