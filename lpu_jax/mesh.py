@@ -313,7 +313,8 @@ def _join(x: jax.Array, spec: P, sizes: Mapping[str, int]) -> jax.Array:
     shape: list[int] = []
     for dim in range(x.ndim - len(chips)):
         entry = spec[dim] if dim < len(spec) else None
-        group = [chips.index(name) for name in entry or ()]
+        names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        group = [chips.index(name) for name in names]
         order += [*group, len(chips) + dim]
         shape.append(prod(x.shape[i] for i in (*group, len(chips) + dim)))
     return jnp.transpose(x, order).reshape(shape)

@@ -48,7 +48,7 @@ class Leaf:
     #: `weights` and `cache` are held for the whole life of the program; `tables` are constants; the
     #: rest come and go.
     kind: Literal["weights", "scales", "cache", "tables", "state"]
-    bits: float  #: stored bits per value
+    bits: float | int  #: stored bits per value
     #: for matrices: how many leading dimensions are separate matrices, and how many after them are
     #: rows
     batch: int = 0
@@ -72,7 +72,9 @@ class Sizes:
 
     def share(self, axis: str | None, length: int) -> Dimension:
         """This chip's share of a dimension of `length`."""
-        return (self.local[axis], axis) if axis in self.local else (length, None)
+        return (
+            (self.local[axis], axis) if axis is not None and axis in self.local else (length, None)
+        )
 
     def gathered(self, axis: str) -> Dimension:
         """The whole dimension, padding included, on every chip."""
@@ -209,7 +211,8 @@ def _weight(name: str, spec: ParamSpec, policy: Policy, split: Split, sizes: Siz
             axis = "shared_d_out" if name.startswith("shared") else "d_out"
             share = sizes.share(axis, length) if split is Split.COLUMN else (length, None)
         elif (
-            axis != "experts"
+            axis is not None
+            and axis != "experts"
             and axis in sizes.ways
             and "d_out" in spec.axes
             and split is Split.COLUMN

@@ -31,7 +31,7 @@ class Policy:
         """Storage of a parameter; None for vectors, which are fp32."""
         return scheme_named(self.formats.get(spec.role, "fp16")) if spec.rows else None
 
-    def bits(self, spec: ParamSpec) -> float:
+    def bits(self, spec: ParamSpec) -> float | int:
         """Stored bits per value."""
         scheme = self.scheme(spec)
         return VECTOR_BITS if scheme is None else scheme.bits_per_value

@@ -18,6 +18,14 @@ from .axes import Request, granules
 from .plan import AttentionShard, MlpShard, MoeShard, Plan
 
 
+@dataclass(frozen=True)
+class Reason:
+    """Why a split does not exist: the rule it breaks, and the sentence for a user."""
+
+    rule: str
+    sentence: str
+
+
 def check_request(request: Request, cfg: ModelConfig) -> None:
     """Refuse a request that no plan can serve.
 
@@ -98,57 +106,70 @@ def check_plan(
         *(moe_reasons(cfg, plan.moe, policy, request) if plan.moe else ()),
     ):
         if reason is not None:
-            raise PlanError(reason)
+            raise PlanError(reason.sentence)
 
 
-def attention_reason(cfg: ModelConfig, tensor: int) -> str | None:
+def attention_reason(cfg: ModelConfig, tensor: int) -> Reason | None:
     """Why attention cannot be split over `tensor` chips; None if it can."""
     attention = cfg.attention
     if isinstance(attention, GqaConfig):
         kv = attention.n_kv_heads
         if tensor <= kv or (tensor % kv == 0 and attention.q_per_kv % (tensor // kv) == 0):
             return None
-        return (
+        return Reason(
+            "attention: more ways than heads, or heads not divisible",
             f"attention: tensor {tensor} is more ways than the {kv} key/value heads of {cfg.name} and not {kv} times a "
-            f"divisor of the {attention.q_per_kv} query heads of each."
+            f"divisor of the {attention.q_per_kv} query heads of each.",
         )
     if tensor <= attention.n_heads:
         return None
-    return f"attention: tensor {tensor} is more ways than the {attention.n_heads} heads of {cfg.name}."
+    return Reason(
+        "attention: more ways than heads, or heads not divisible",
+        f"attention: tensor {tensor} is more ways than the {attention.n_heads} heads of {cfg.name}.",
+    )
 
 
-def data_reason(data: int, batch: int) -> str | None:
+def data_reason(data: int, batch: int) -> Reason | None:
     """Why sequences cannot be split over `data` chips; None if they can."""
     if batch % data == 0:
         return None
-    return f"attention: data {data} does not divide the batch of {batch}."
+    return Reason(
+        "attention: data does not divide the batch",
+        f"attention: data {data} does not divide the batch of {batch}.",
+    )
 
 
-def columns_reason(what: str, columns: int, ways: int, piece: int) -> str | None:
+def columns_reason(what: str, columns: int, ways: int, piece: int) -> Reason | None:
     """Why columns cannot be split; None if they can. Columns are dealt in pieces that share scales."""
     if ways <= -(-columns // piece):
         return None
     pieces = f"{columns} columns" + (f" in pieces of {piece}" if piece > 1 else "")
-    return f"{what}: tensor {ways} is more ways than its {pieces}."
+    return Reason(
+        f"{what}: more ways than columns", f"{what}: tensor {ways} is more ways than its {pieces}."
+    )
 
 
 def moe_reasons(
     cfg: ModelConfig, shard: MoeShard, policy: Policy, request: Request
-) -> Iterator[str | None]:
+) -> Iterator[Reason | None]:
     """Why a MoE block cannot be split so; None for each rule it keeps."""
     moe = cfg.moe
     assert moe is not None
     pieces = granules(cfg, "moe", policy)
     if shard.expert > moe.n_experts:
-        yield f"moe: expert {shard.expert} is more ways than the {moe.n_experts} experts of {cfg.name}."
+        yield Reason(
+            "moe: more ways than experts",
+            f"moe: expert {shard.expert} is more ways than the {moe.n_experts} experts of {cfg.name}.",
+        )
     yield columns_reason("moe", moe.d_expert, shard.tensor, pieces.get("expert_mlp", 1))
     if shard.slots is not None:
         local = -(-moe.n_experts // shard.expert)
         worst = min(local, request.batch * request.tokens * moe.top_k)
         if shard.slots < worst:
-            yield (
+            yield Reason(
+                "moe: too few slots",
                 f"moe: slots {shard.slots} could leave experts out; the worst case is {worst} slots of "
-                f"{local} experts on a chip."
+                f"{local} experts on a chip.",
             )
 
 
@@ -188,9 +209,9 @@ class Search:
                                 stages=stages, group_chips=chips, attention=attention, mlp=mlp, moe=moe
                             )
 
-    def _keep(self, reason: str | None) -> bool:
+    def _keep(self, reason: Reason | None) -> bool:
         if reason is not None:
-            self.refused[reason] += 1
+            self.refused[reason.rule] += 1
         return reason is None
 
     def _attention(self, chips: int, split: Split) -> list[AttentionShard]:

@@ -40,7 +40,13 @@ def block_bytes(
         symbols: values of the program's symbols.
         chip: tile heights and lanes.
     """
-    held = {"weights": 0.0, "cache": 0.0, "tables": 0.0, "scales": 0.0, "state": 0.0}
+    held: dict[str, Quantity] = {
+        "weights": 0.0,
+        "cache": 0.0,
+        "tables": 0.0,
+        "scales": 0.0,
+        "state": 0.0,
+    }
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
         held[leaf.kind] = held[leaf.kind] + padded_bytes(leaf, chip)
     return BlockBytes(

@@ -7,6 +7,7 @@ and reordering: operations keep the order of the program.
 """
 
 import ast
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import CodeType
@@ -46,17 +47,18 @@ class Expression:
 
     def __call__(self, symbols: Mapping[str, Length]) -> Length:
         """Evaluate with a value, or one value per plan, for each symbol."""
-        functions = {
-            "floordiv": np.floor_divide,
-            "mod": np.mod,
-            "max": np.maximum,
-            "min": np.minimum,
-            "__builtins__": {},
-        }
-        value: Length = eval(self.code, functions, dict(symbols))
+        value: Length = eval(self.code, dict(_FUNCTIONS), dict(symbols))
         return value
 
 
+#: What the printed form of a symbolic dimension calls; numbers stay Python integers.
+_FUNCTIONS: Mapping[str, Any] = {
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "max": largest,
+    "min": lambda *values: -largest(*(-value for value in values)),
+    "__builtins__": {},
+}
 _ARITHMETIC = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant,
     ast.Add, ast.Sub, ast.Mult, ast.Pow, ast.USub,
@@ -409,8 +411,8 @@ def _chained(
 def chain_cost(machine: Machine, request: Request) -> Work:
     """Cost a chain of `d` ALU operations over `v` vectors.
 
-    It takes `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles. The first result of the request is the shape the chain runs over; the others are the values that
-    leave it.
+    It takes `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles. The first result of the request
+    is the shape the chain runs over; the others are the values that leave it.
     """
     chip = machine.chip
     lanes = float(chip.lanes)

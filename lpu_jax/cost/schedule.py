@@ -54,7 +54,7 @@ def schedule(
     works = [operation.work(machine, symbols or {}) for operation in program.operations]
     slots = _in_order(program, works, machine)
     end: Quantity = largest(0.0, *(slot.last for slot in slots))
-    busy = {
+    busy: dict[Unit, Quantity] = {
         unit: _total(work.busy_cycles for work in works if work.unit is unit)
         for unit in Unit
         if unit is not Unit.FREE

@@ -132,12 +132,14 @@ def _meaning(
         weights = lax.dynamic_index_in_dim(w, jnp.maximum(row, 0), 0, keepdims=False)
         if not addressed:
             return accumulate.matmul(activations, weights, k_tile)
-        return lax.cond(
+        y: Array = lax.cond(
             row >= 0, lambda: accumulate.matmul(activations, weights, k_tile), lambda: zeros
         )
+        return y
 
     # One matrix at a time: a batched conditional would run both of its branches for every matrix.
-    return lax.map(one, jnp.arange(n_groups, dtype=jnp.int32))
+    out: Array = lax.map(one, jnp.arange(n_groups, dtype=jnp.int32))
+    return out
 
 
 def _cost(machine: Machine, request: Request) -> Work:
@@ -211,7 +213,7 @@ def _batching_rule(
     )
 
     def bind(x: Array, w: Array, rows: list[Array], shared_x: bool, grouped: bool) -> Array:
-        (out,) = prim.bind(
+        out: list[Array] = prim.bind(
             x,
             w,
             *rows,
@@ -220,7 +222,7 @@ def _batching_rule(
             addressed=bool(rows),
             weight_bits=weight_bits,
         )
-        return out
+        return out[0]
 
     if not w_new and not any(rows_new):  # the same matrices: the new axis is more rows
         if shared_x:

@@ -304,7 +304,7 @@ def causal_mask(
 
     Fidelity: exact.
     """
-    return _causal_mask(scores, positions, query_stride=n_new)
+    return _causal_mask(scores, positions, query_stride=n_new)  # type: ignore[no-any-return]
 
 
 def _top_k_cost(machine: Machine, request: Request) -> Work:
@@ -393,7 +393,7 @@ def keep_groups(
 
     Fidelity: exact.
     """
-    return _keep_groups(x, groups, n_groups=n_groups)
+    return _keep_groups(x, groups, n_groups=n_groups)  # type: ignore[no-any-return]
 
 
 _take_lanes = primitive(
@@ -408,7 +408,7 @@ def take_lanes(
     x: Float32[Array, "*rows n"], ids: Int32[Array, "*rows k"]
 ) -> Float32[Array, "*rows k"]:
     """Select values of each row by their places. Fidelity: exact."""
-    return _take_lanes(x, ids)
+    return _take_lanes(x, ids)  # type: ignore[no-any-return]
 
 
 def _one_hot_gate_meaning(slot_ids: Array, ids: Array, weights: Array) -> Array:
@@ -433,7 +433,7 @@ def one_hot_gate(
 
     Fidelity: exact: a row names an expert at most once, so nothing is added.
     """
-    return _one_hot_gate(slot_ids, ids, weights)
+    return _one_hot_gate(slot_ids, ids, weights)  # type: ignore[no-any-return]
 
 
 def _local_slots_meaning(ids: Array, first: Array, *, n_local: int, n_slots: int) -> Array:
@@ -472,7 +472,7 @@ def local_slots(
 
     Fidelity: exact.
     """
-    return _local_slots(ids, first, n_local=n_local, n_slots=n_slots)
+    return _local_slots(ids, first, n_local=n_local, n_slots=n_slots)  # type: ignore[no-any-return]
 
 
 def _arg_max_meaning(x: Array, first: Array, *, n_valid: int) -> tuple[Array, Array]:

@@ -152,8 +152,8 @@ class QuantizedArray:
     scheme: str = field(metadata={"static": True})
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weights."""
+    def shape(self) -> tuple[Any, ...]:
+        """Shape of the weights; dimensions may be symbolic."""
         return tuple(self.codes.shape)
 
     @property

@@ -39,7 +39,7 @@ def as_matrix(w: Weight, *, rows: int, batch: int = 0) -> Weight:
     return _flat(w, rows, batch)
 
 
-def _flat(x: Any, rows: int, batch: int) -> Any:
+def _flat(x: Array, rows: int, batch: int) -> Array:
     k: Any = 1
     for size in x.shape[batch : batch + rows]:
         k = k * size

@@ -1,0 +1,294 @@
+"""The `lpu` command. Exit codes: 0 ok; 1 the answer is no; 2 bad input, one sentence on standard error.
+
+Parses arguments, calls the library and prints; nothing is decided here.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lpu_jax.errors import LpuError
+from lpu_jax.quantities import format_bytes, format_count
+from lpu_jax.system import named_systems
+from lpu_jax.system import system as named_system
+from models.params import n_active, n_parameters
+from models.policy import POLICIES, policy_named
+from models.zoo import SOURCES, named_models
+from models.zoo import model as named_model
+
+from . import compare as comparing
+from . import report
+from .plan import Plan, read_plan
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Compare, check and run sharding plans of transformers on emulated LPU chips.",
+)
+
+NO, BAD_INPUT = 1, 2
+
+
+class Objective(StrEnum):
+    """What plans are ranked by."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    PARETO = "pareto"
+
+
+ModelName = Annotated[str, typer.Argument(help="Zoo name, or path of a config.json.")]
+SystemName = Annotated[str, typer.Option("--system", help="System name, or path of a TOML file.")]
+Json = Annotated[
+    str | None, typer.Option("--json", help="Write JSON to FILE; - for standard output alone.")
+]
+Format = Annotated[
+    str, typer.Option("--weights-format", help=f"Precision policy: {', '.join(POLICIES)}.")
+]
+Batch = Annotated[int, typer.Option(help="Sequences per micro-batch.")]
+Context = Annotated[int, typer.Option(help="Allocated positions per sequence.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    try:
+        app(args=arguments)
+    except LpuError as error:
+        print(f"lpu: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def _emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) -> None:
+    """Print text, or write JSON: to a file beside the text, or alone to standard output."""
+    if as_json == "-":
+        print(json.dumps(data(), indent=1))
+        return
+    if as_json is not None:
+        _write(Path(as_json), json.dumps(data(), indent=1) + "\n")
+    print(text())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file or none of it."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LpuError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+@app.command()
+def systems(as_json: Json = None) -> None:
+    """List the named systems with chips, SRAM and the sources of every number."""
+    found = named_systems()
+
+    def text() -> str:
+        made = report.table(
+            ("system", "left"), ("chips", "right"), ("chip", "left"), ("SRAM", "right"), ("assumed", "right")
+        )
+        for machine in found:
+            constants = machine.constants()
+            assumed = sum(constant.status == "assumed" for constant in constants)
+            made.add_row(
+                machine.name,
+                str(machine.n_chips),
+                machine.chip.title,
+                format_bytes(machine.sram_bytes),
+                f"{assumed} of {len(constants)} numbers",
+            )
+        return report.render(
+            made,
+            "Also groq-N for N chips and lpx-N for N racks. --json gives every number with its source.",
+        )
+
+    def data() -> Any:
+        return [
+            {
+                "name": machine.name,
+                "chips": machine.n_chips,
+                "chip": machine.chip.name,
+                "sram_bytes": machine.sram_bytes,
+                "constants": [
+                    {**vars(constant), "value": str(constant.value)} for constant in machine.constants()
+                ],
+            }
+            for machine in found
+        ]
+
+    _emit(as_json, data, text)
+
+
+@app.command()
+def models(as_json: Json = None) -> None:
+    """List the named models with parameters and bytes."""
+    found = named_models()
+
+    def text() -> str:
+        made = report.table(
+            ("model", "left"), ("layers", "right"), ("parameters", "right"), ("active", "right"),
+            ("16-bit bytes", "right"), ("source", "left"),
+        )  # fmt: skip
+        for name, cfg in found.items():
+            made.add_row(
+                name,
+                str(cfg.n_layers),
+                format_count(n_parameters(cfg), digits=4),
+                format_count(n_active(cfg), digits=4),
+                format_bytes(2 * n_parameters(cfg)),
+                SOURCES[name],
+            )
+        return report.render(made)
+
+    def data() -> Any:
+        return [
+            {
+                "name": name,
+                "layers": cfg.n_layers,
+                "parameters": n_parameters(cfg),
+                "active_parameters": n_active(cfg),
+                "bytes_16_bit": 2 * n_parameters(cfg),
+                "source": SOURCES[name],
+            }
+            for name, cfg in found.items()
+        ]
+
+    _emit(as_json, data, text)
+
+
+@app.command()
+def compare(
+    model: ModelName,
+    system: SystemName,
+    weights_format: Format = "fp16",
+    batch: Batch = 1,
+    context: Context = 4096,
+    top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
+    objective: Annotated[Objective, typer.Option(help="What plans are ranked by.")] = Objective.LATENCY,
+    check: Annotated[
+        int, typer.Option(min=0, help="Run the first N plans on virtual chips and report their error.")
+    ] = 0,
+    as_json: Json = None,
+) -> None:
+    """Search legal plans and rank them by time, with memory fit and, with --check, numerical error."""
+    found = comparing.compare(
+        model,
+        system,
+        weights_format=weights_format,
+        batch=batch,
+        context=context,
+        top=top,
+        objective=objective.value,
+    )
+    if check and found.fitting:
+        found = comparing.with_numerics(found, check, progress=_progress())
+    _emit(as_json, found.as_dict, found.table)
+    if not found.fitting:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def plan(
+    model: ModelName,
+    system: SystemName,
+    plan: Annotated[Path, typer.Option("--plan", help="Plan as TOML or JSON.")],
+    weights_format: Format = "fp16",
+    batch: Batch = 1,
+    context: Context = 4096,
+    as_json: Json = None,
+) -> None:
+    """Show one plan: its row, and what the fullest chip holds."""
+    found = comparing.compare(
+        model,
+        system,
+        [read_plan(plan)],
+        weights_format=weights_format,
+        batch=batch,
+        context=context,
+    )
+    (row,) = found.rows
+    _emit(
+        as_json,
+        found.as_dict,
+        lambda: report.render(found.table(), report.memory_map(row)) if row.fits else found.table(),
+    )
+    if not row.fits:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def check(
+    model: ModelName,
+    system: SystemName,
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option("--plan", help="Plan as TOML or JSON; repeat to compare. Default: three plans."),
+    ] = None,
+    weights_format: Format = "fp16",
+    tokens: Annotated[int, typer.Option(min=1, max=64, help="Tokens to decode.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic weights.")] = 0,
+    as_json: Json = None,
+) -> None:
+    """Run plans on virtual chips, full width, one dense and one MoE layer, against the float32 reference."""
+    from . import verify  # needs JAX's compiler; the other commands start without it
+
+    cfg, machine, policy = named_model(model), named_system(system), policy_named(weights_format)
+    plans: list[Plan] = (
+        [read_plan(path) for path in plan]
+        if plan
+        else verify.default_plans(cfg, machine, policy)
+    )
+    results = verify.compare_plans(
+        cfg, machine, plans, policy, tokens=tokens, seed=seed, progress=_progress()
+    )
+    _emit(
+        as_json,
+        lambda: [result.as_dict() for result in results],
+        lambda: verify.report_text(cfg, machine, policy, results),
+    )
+    if not verify.as_promised(results):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    weights: Annotated[Path, typer.Option("--weights", help="GGUF file of a Llama model.")],
+    system: SystemName = "groq-node",
+    plan: Annotated[Path | None, typer.Option("--plan", help="Plan as TOML or JSON.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 8,
+    as_json: Json = None,
+) -> None:
+    """Continue a prompt with real weights on emulated chips: faithful numerics, greedy, with a cache."""
+    from . import generate as generating
+
+    made = generating.generate_from_file(
+        weights,
+        prompt,
+        named_system(system),
+        read_plan(plan) if plan else None,
+        max_new_tokens=max_tokens,
+        progress=_progress(),
+    )
+    _emit(as_json, made.as_dict, made.text_report)
+
+
+def _progress() -> Callable[[str], None]:
+    """Say on standard error what long work is doing, if somebody is looking."""
+    if not sys.stderr.isatty():
+        return lambda _: None
+
+    def say(what: str) -> None:
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+
+    return say

@@ -1,0 +1,289 @@
+"""The main job: rank the plans of a model on a machine and say what each costs and whether it fits."""
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+
+from lpu_jax.errors import PlanError, unknown
+from lpu_jax.provenance import Constant
+from lpu_jax.system import System
+from lpu_jax.system import system as named_system
+from models.config import ModelConfig
+from models.params import n_parameters
+from models.policy import Policy, policy_named
+from models.zoo import model as named_model
+
+from . import report
+from .axes import Request
+from .evaluate import Evaluation, evaluate
+from .legal import Search, check_plan, check_policy, check_request
+from .plan import Plan
+
+Objective = Literal["latency", "throughput", "pareto"]
+OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
+
+#: New tokens per sequence that a prefill step takes (assumed; rows of one pass through the matrix unit).
+PREFILL_CHUNK_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One plan of a comparison."""
+
+    plan: Plan
+    fits: bool
+    reason: str | None  #: why it does not fit
+    short_bytes: float  #: what the fullest chip lacks, negative where there is room
+    sram_used_fraction: float
+    decode_latency_s: float
+    decode_latency_lower_s: float
+    decode_latency_upper_s: float
+    tokens_per_s_per_user: float
+    tokens_per_s_total: float
+    in_flight: int
+    hand_over_s: float
+    prefill_latency_s: float
+    wire_bytes_per_token: float
+    memory_bytes: Mapping[str, float]  #: of the fullest chip
+    numerics: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as plain values; scripts parse these names."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "plan"},
+            "plan": self.plan.as_dict(),
+            "name": self.plan.name,
+            "chips": self.plan.n_chips,
+            "stages": self.plan.stages,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Ranked plans of a model on a machine, and what was searched."""
+
+    model: ModelConfig
+    system: System
+    policy: Policy
+    request: Request
+    objective: Objective
+    rows: tuple[Row, ...]  #: the best that fit; if none fits, those that lack least
+    legal: int
+    fitting: int
+    rejected: Mapping[str, int]  #: plans and ways refused, by reason
+    nearest: Row | None  #: the plan that does not fit and lacks least
+    assumed: tuple[Constant, ...] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as plain values."""
+        return {
+            "model": {
+                "name": self.model.name,
+                "parameters": n_parameters(self.model),
+                "weights_format": self.policy.name,
+            },
+            "system": {
+                "name": self.system.name,
+                "chips": self.system.n_chips,
+                "sram_bytes": self.system.sram_bytes,
+            },
+            "request": vars(self.request),
+            "objective": self.objective,
+            "rows": [row.as_dict() for row in self.rows],
+            "searched": {
+                "legal": self.legal,
+                "fitting": self.fitting,
+                "rejected": dict(self.rejected),
+                "nearest_that_does_not_fit": self.nearest.as_dict() if self.nearest else None,
+            },
+            "versions": versions(),
+            "assumed": [
+                {
+                    "name": constant.name,
+                    "value": str(constant.value),
+                    "unit": constant.unit,
+                    "source": constant.source,
+                    "low": constant.low,
+                    "high": constant.high,
+                }
+                for constant in self.assumed
+            ],
+        }
+
+    def to_json(self) -> str:
+        """The comparison as JSON text."""
+        return json.dumps(self.as_dict(), indent=1)
+
+    def table(self) -> str:
+        """The comparison as text for a terminal."""
+        return report.comparison_text(self)
+
+
+def compare(
+    model: str | ModelConfig,
+    system: str | System,
+    plans: Sequence[Plan] | None = None,
+    *,
+    weights_format: str = "fp16",
+    batch: int = 1,
+    context: int = 4096,
+    top: int = 10,
+    objective: Objective = "latency",
+) -> Comparison:
+    """Rank plans; nothing of the model is allocated.
+
+    Args:
+        model: a zoo name, the path of a `config.json`, or a configuration.
+        system: a system's name, the path of a TOML file, or a system.
+        plans: the plans to rank; left out, all legal ones are searched.
+        weights_format: name of a precision policy.
+        batch: sequences per micro-batch.
+        context: allocated positions per sequence.
+        top: how many rows to keep.
+        objective: `latency` of a token, `throughput` of all in flight, or the `pareto` front of both rates.
+
+    Returns:
+        The ranked rows, the number of plans searched and fitting, and the reasons of the others.
+
+    Raises:
+        LpuError: an unknown name, an impossible number or an illegal plan: one sentence.
+    """
+    cfg = named_model(model) if isinstance(model, str) else model
+    machine = named_system(system) if isinstance(system, str) else system
+    policy = policy_named(weights_format)
+    request = Request(batch=batch, context=context)
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
+    check_request(request, cfg)
+    check_policy(policy, cfg, machine)
+    refused: Counter[str] = Counter()
+    if plans is None:
+        search = Search(cfg, machine, policy, request)
+        plans = list(search.plans())
+        refused = search.refused
+    for plan in plans[:1] if refused else plans:
+        check_plan(plan, cfg, machine, policy, request)
+    if not plans:
+        raise PlanError(f"{machine.name} has no legal plan for {cfg.name}.")
+    evaluation = evaluate(plans, cfg, machine, policy, request)
+    order = rank(evaluation, objective)
+    best, nearest = _best_of_each_shape(evaluation, order), _nearest(evaluation)
+    fits = evaluation.fits
+    kept = best[:top] if fits.any() else nearest[:top]
+    chosen = [*kept, *nearest[:1]]
+    rows = _rows(evaluation, chosen, cfg, machine, policy, request)
+    return Comparison(
+        model=cfg,
+        system=machine,
+        policy=policy,
+        request=request,
+        objective=objective,
+        rows=tuple(rows[: len(kept)]),
+        legal=len(plans),
+        fitting=int(fits.sum()),
+        rejected={**Counter(_reason(evaluation, i) for i in np.flatnonzero(~fits)), **refused},
+        nearest=rows[-1] if nearest else None,
+        assumed=tuple(c for c in machine.constants() if c.status == "assumed"),
+    )
+
+
+def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
+    """Order the plans that fit, best first; equal plans keep the order of the search."""
+    fitting = np.flatnonzero(evaluation.fits)
+    per_user, total = evaluation.tokens_per_s_per_user, evaluation.tokens_per_s_total
+    first, second = (total, per_user) if objective == "throughput" else (per_user, total)
+    order = fitting[np.lexsort((-second[fitting], -first[fitting]))]
+    if objective != "pareto":
+        return [int(i) for i in order]
+    front, best = [], -np.inf
+    for i in order:
+        if total[i] > best:
+            front.append(int(i))
+            best = total[i]
+    return front
+
+
+def _best_of_each_shape(evaluation: Evaluation, order: Sequence[int]) -> list[int]:
+    """Keep the best number of stages of plans that split their groups alike."""
+    seen: dict[Plan, int] = {}
+    for i in order:
+        seen.setdefault(replace(evaluation.plans[i], stages=1), i)
+    return list(seen.values())
+
+
+def _nearest(evaluation: Evaluation) -> list[int]:
+    """Plans that do not fit, by what the fullest chip lacks, each shape once."""
+    missing = np.flatnonzero(~evaluation.fits)
+    order = missing[np.lexsort((evaluation.latency_cycles[missing], evaluation.short_bytes[missing]))]
+    return _best_of_each_shape(evaluation, [int(i) for i in order])
+
+
+def _reason(evaluation: Evaluation, i: int) -> str:
+    """Which part of the memory is too much."""
+    usable = evaluation.sram_bytes - evaluation.reserved_bytes
+    if evaluation.weight_bytes[i] > usable:
+        return "does not fit: weights alone exceed a chip's SRAM"
+    if evaluation.weight_bytes[i] + evaluation.cache_bytes[i] > usable:
+        return "does not fit: weights and cache exceed a chip's SRAM"
+    return "does not fit: weights, cache and activations exceed a chip's SRAM"
+
+
+def _rows(
+    evaluation: Evaluation,
+    chosen: Sequence[int],
+    cfg: ModelConfig,
+    system: System,
+    policy: Policy,
+    request: Request,
+) -> list[Row]:
+    plans = [evaluation.plans[i] for i in chosen]
+    chunk = min(request.context, PREFILL_CHUNK_TOKENS)
+    chunks = -(-request.context // chunk)
+    prefill = evaluate(plans, cfg, system, policy, replace(request, tokens=chunk))
+    prefill_s = (
+        prefill.latency_cycles + (chunks - 1) * prefill.slowest_stage_cycles
+    ) / evaluation.clock_hz
+    return [
+        Row(
+            plan=plan,
+            fits=bool(evaluation.fits[i]),
+            reason=None if evaluation.fits[i] else _reason(evaluation, i),
+            short_bytes=float(evaluation.short_bytes[i]),
+            sram_used_fraction=float(
+                (evaluation.used_bytes[i] + evaluation.reserved_bytes) / evaluation.sram_bytes
+            ),
+            decode_latency_s=float(evaluation.latency_s[i]),
+            decode_latency_lower_s=float(evaluation.lower_cycles[i] / evaluation.clock_hz),
+            decode_latency_upper_s=float(evaluation.upper_cycles[i] / evaluation.clock_hz),
+            tokens_per_s_per_user=float(evaluation.tokens_per_s_per_user[i]),
+            tokens_per_s_total=float(evaluation.tokens_per_s_total[i]),
+            in_flight=int(evaluation.in_flight[i]),
+            hand_over_s=float(evaluation.hand_over_cycles[i] / evaluation.clock_hz),
+            prefill_latency_s=float(prefill_s[row]),
+            wire_bytes_per_token=float(evaluation.wire_bytes[i] / request.batch),
+            memory_bytes={
+                "weights": float(evaluation.weight_bytes[i]),
+                "cache": float(evaluation.cache_bytes[i]),
+                "activations": float(evaluation.activation_bytes[i]),
+                "reserved": evaluation.reserved_bytes,
+                "sram": evaluation.sram_bytes,
+            },
+        )
+        for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    return {
+        "lpu_jax": version("lpu-jax"),
+        "jax": version("jax"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,125 @@
+"""Run placed blocks on chips: virtual ones or devices; blocks of one shape share one compiled program.
+
+Holds no arithmetic and no time: the block's own per-chip program is run as it is traced for the cost reading.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float16, Int32
+
+from lpu_jax.errors import PlanError, unknown
+from lpu_jax.mesh import ChipMesh, run_devices, run_virtual
+from models.blocks import Kind, block_program
+from models.config import ModelConfig
+from models.layers.linear import Split
+
+from .load import LoadedBlock
+
+Execution = Literal["virtual", "devices"]
+_RUNNERS: Mapping[str, Callable[..., Any]] = {"virtual": run_virtual, "devices": run_devices}
+#: Distinct programs kept compiled; a model has at most five kinds of block.
+_PROGRAMS_KEPT = 64
+
+
+def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: Execution = "virtual") -> Any:
+    """Run a block's program on the chips of its plan.
+
+    Args:
+        cfg: the model.
+        block: the placed block; see `with_inputs`.
+        execution: `virtual` chips in one process, or one chip on each of JAX's `devices`.
+
+    Returns:
+        The results of the block's program, as global arrays, padding included.
+
+    Raises:
+        UnknownNameError: there is no such execution.
+        MeshError: there are fewer devices than chips.
+
+    Fidelity: the same bits for every execution.
+    """
+    if execution not in _RUNNERS:
+        raise unknown("execution", execution, _RUNNERS)
+    in_specs, in_tree = jax.tree.flatten(block.in_specs)
+    out_specs, out_tree = jax.tree.flatten(block.out_specs)
+    run = _compiled(
+        cfg,
+        block.kind,
+        block.split,
+        block.mesh,
+        (block.n_local, block.n_slots),
+        (tuple(in_specs), in_tree),
+        (tuple(out_specs), out_tree),
+        execution,
+    )
+    return run(*block.arguments)
+
+
+@lru_cache(maxsize=_PROGRAMS_KEPT)
+def _compiled(
+    cfg: ModelConfig,
+    kind: Kind,
+    split: Split,
+    mesh: ChipMesh,
+    experts: tuple[int | None, int | None],
+    in_specs: tuple[tuple[Any, ...], Any],
+    out_specs: tuple[tuple[Any, ...], Any],
+    execution: str,
+) -> Callable[..., Any]:
+    program = block_program(cfg, kind, split, n_local=experts[0], n_slots=experts[1])
+    specs, results = (jax.tree.unflatten(tree, leaves) for leaves, tree in (in_specs, out_specs))
+    return jax.jit(_RUNNERS[execution](program, mesh, specs, results))
+
+
+def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
+    """Replace leading inputs beside the weights: hidden state or tokens, then cache and positions, or rows.
+
+    Args:
+        block: the placed block.
+        inputs: for `attention`: hidden state, cache, positions; for `head`: hidden state, rows; else the first input.
+
+    Raises:
+        PlanError: an input has another shape than the block was placed for.
+    """
+    slots = {"attention": (0, 2, 4), "head": (0, 2)}.get(block.kind, (0,))
+    arguments = list(block.arguments)
+    for slot, given in zip(slots, inputs, strict=False):
+        want, have = (jax.tree.map(np.shape, tree) for tree in (arguments[slot], given))
+        if want != have:
+            raise PlanError(f"{block.kind} block: an input of shape {have} was given, not {want}.")
+        arguments[slot] = given
+    return replace(block, arguments=tuple(arguments))
+
+
+def run_attention(
+    cfg: ModelConfig,
+    block: LoadedBlock,
+    hidden: Float16[Array, "b t d"],
+    cache: Any,
+    positions: Int32[Array, " b"],
+    *,
+    execution: Execution = "virtual",
+) -> tuple[Float16[Array, "b t d"], Any]:
+    """Run an attention block on as many sequences as there are; the last chips of the data axis may have none.
+
+    Args:
+        cfg: the model.
+        block: the placed attention block.
+        hidden: hidden state of the new tokens.
+        cache: what the last call returned, or `block.arguments[2]`.
+        positions: position of each sequence's first new token.
+        execution: as for `run_block`.
+
+    Returns:
+        The new hidden state and the new cache.
+    """
+    missing = block.request.batch - hidden.shape[0]
+    padded = np.pad(np.asarray(hidden), ((0, missing), (0, 0), (0, 0))) if missing else hidden
+    starts = np.pad(np.asarray(positions), (0, missing)) if missing else positions
+    out, cache = run_block(cfg, with_inputs(block, padded, cache, starts), execution=execution)
+    return (out[: hidden.shape[0]] if missing else out), cache

@@ -1,0 +1,400 @@
+"""Bring weights into a plan: stored once in the policy's formats, then padded to whole shares of a plan.
+
+Arrays stay global: `lpu_jax.mesh` cuts them. Not done here: reading checkpoints, packing of narrow codes, and the order in
+which a real machine would fill its memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int
+
+from lpu_jax.errors import PlanError
+from lpu_jax.mesh import ChipMesh
+from lpu_jax.numerics.quantized import (
+    QuantizedArray,
+    Scheme,
+    dequantize,
+    quantize,
+    scheme_named,
+    widen,
+)
+from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
+from models.config import MlaConfig, ModelConfig
+from models.layers.linear import Split
+from models.layers.rotary import rotary_tables
+from models.params import EXPERT_PARAMETERS, ParamSpec, block_params
+from models.policy import Policy
+from models.weights.source import WeightSource
+
+from .axes import (
+    Request,
+    chip_mesh,
+    degrees,
+    global_shapes,
+    partition_specs,
+    result_specs,
+    sizes,
+)
+from .plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBlock:
+    """The weights of a block in their stored formats, whole: no plan has padded or split them yet."""
+
+    cfg: ModelConfig
+    kind: Kind
+    policy: Policy
+    weights: Mapping[str, Any]  #: arrays or `QuantizedArray`s, in the dimensions of `models.params`
+    held: tuple[int, ...] | None = None  #: experts of a compact store, ascending; None: all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBlock:
+    """A block placed on the chips of one plan: what `sharding.execute.run_block` runs."""
+
+    kind: Kind
+    split: Split
+    arguments: tuple[Any, ...]  #: of the block's program, as global arrays, padding included
+    in_specs: tuple[Any, ...]
+    out_specs: Any
+    mesh: ChipMesh
+    request: Request  #: batch rounded up to whole shares of the data axis
+    n_local: int | None = None  #: experts of one chip, padding included
+    n_slots: int | None = None
+
+
+def load_block(
+    source: WeightSource,
+    plan: Plan,
+    kind: Kind,
+    layer: int,
+    policy: Policy,
+    request: Request,
+    *,
+    tiers: tuple[int, ...] = (),
+    held_experts: Sequence[int] | None = None,
+) -> LoadedBlock:
+    """Read a block's weights, store them in the policy's formats and place them on the chips of a plan.
+
+    Args:
+        source: where the weights come from.
+        plan: how the block is split.
+        kind: the kind of block.
+        layer: its layer.
+        policy: formats of the weights.
+        request: batch, new tokens and allocated context.
+        tiers: chips of a node, of a rack, ...: the order of sums across chips.
+        held_experts: keep only these experts, in a store that every chip addresses; a chip's address table names only
+            the experts that it would hold, so that the block computes the same values. None keeps all.
+
+    Returns:
+        The block, its caches empty and its hidden state zero.
+
+    Raises:
+        PlanError: the plan does not describe this kind of block, or the policy's groups do not fit the model's heads.
+
+    Fidelity: exact but for the storage formats, each rounded as `quantized.quantize` says.
+    """
+    stored = store_block(source, kind, layer, policy, held_experts=held_experts)
+    return place_block(stored, plan, request, tiers=tiers)
+
+
+# --- stored form, common to all plans -----------------------------------------------------------------------------------
+
+
+def store_block(
+    source: WeightSource,
+    kind: Kind,
+    layer: int,
+    policy: Policy,
+    *,
+    held_experts: Sequence[int] | None = None,
+    known_experts: dict[int, dict[str, Any]] | None = None,
+) -> StoredBlock:
+    """Read a block's weights and quantise the whole, unpadded matrices.
+
+    Args:
+        source: where the weights come from.
+        kind: the kind of block.
+        layer: its layer.
+        policy: formats.
+        held_experts: as for `load_block`.
+        known_experts: stored experts of this layer by number; those that are missing are added.
+    """
+    cfg = source.config
+    specs = block_params(cfg, kind)
+    weights = {
+        name: store_weight(values, specs[name], policy)
+        for name, values in source.block(kind, layer).items()
+    }
+    if kind != "moe":
+        return StoredBlock(cfg=cfg, kind=kind, policy=policy, weights=weights)
+    assert cfg.moe is not None
+    held = None if held_experts is None else tuple(sorted(set(held_experts)))
+    known = {} if known_experts is None else known_experts
+    chosen = range(cfg.moe.n_experts) if held is None else held
+    for number in chosen:
+        if number not in known:
+            known[number] = store_expert(source, layer, number, policy)
+    weights |= {
+        name: jax.tree.map(lambda *parts: np.stack(parts), *(known[i][name] for i in chosen))
+        for name in EXPERT_PARAMETERS
+    }
+    return StoredBlock(cfg=cfg, kind=kind, policy=policy, weights=weights, held=held)
+
+
+def store_expert(
+    source: WeightSource, layer: int, expert_id: int, policy: Policy
+) -> dict[str, Any]:
+    """Read one routed expert and quantise it."""
+    specs = block_params(source.config, "moe")
+    return {
+        name: store_weight(values, _one_of_batch(specs[name]), policy)
+        for name, values in source.expert(layer, expert_id).items()
+    }
+
+
+def _one_of_batch(spec: ParamSpec) -> ParamSpec:
+    return replace(spec, shape=spec.shape[1:], axes=spec.axes[1:], batch=0)
+
+
+def store_weight(values: Float32[np.ndarray, "..."], spec: ParamSpec, policy: Policy) -> Any:
+    """Round a weight to its stored format; codes and scales keep the dimensions of `spec`.
+
+    Raises:
+        PlanError: a group of rows that share a scale would reach from one head into the next.
+    """
+    scheme = policy.scheme(spec)
+    if scheme is None:
+        return values
+    if scheme.name == "fp16":
+        with np.errstate(over="ignore"):  # to infinity, as the format defines
+            return values.astype(np.float16)
+    last_row = spec.shape[spec.batch + spec.rows - 1]
+    if spec.rows > 1 and scheme.group_rows and last_row % scheme.group_rows:
+        raise PlanError(
+            f"weights format {scheme.name} shares scales over {scheme.group_rows} rows, which "
+            f"does not divide a head's {last_row} rows; choose another weights format."
+        )
+    matrix = values.reshape(*spec.shape[: spec.batch], *spec.matrix_shape[1:])
+    stored = _quantize(matrix, scheme.name)
+    return QuantizedArray(
+        codes=np.asarray(stored.codes).reshape(spec.shape),
+        scales=np.asarray(stored.scales).reshape(_scales_shape(spec, scheme)),
+        scheme=scheme.name,
+    )
+
+
+_quantize = jax.jit(quantize, static_argnums=1)
+_widen = jax.jit(widen)
+_dequantize = jax.jit(dequantize)
+
+
+def _scales_shape(spec: ParamSpec, scheme: Scheme) -> tuple[int, ...]:
+    """Shape of the scales in the dimensions of the weight, as `models.blocks` describes them."""
+    shape = list(spec.shape)
+    last_row = spec.batch + spec.rows - 1
+    if scheme.group_rows is None:
+        shape[spec.batch : last_row + 1] = [1] * spec.rows
+    else:
+        shape[last_row] = -(-shape[last_row] // scheme.group_rows)
+    return tuple(shape)
+
+
+def _as_matrices(weight: QuantizedArray, spec: ParamSpec) -> QuantizedArray:
+    """Join the rows and the columns of a stored weight: `[*batch, k, n]`."""
+    lead = weight.codes.shape[: spec.batch]
+    _, k, n = spec.matrix_shape
+    return QuantizedArray(
+        codes=weight.codes.reshape(*lead, k, n),
+        scales=weight.scales.reshape(*lead, -1, n),
+        scheme=weight.scheme,
+    )
+
+
+def stored_values(weight: Any, spec: ParamSpec) -> Float32[np.ndarray, "..."]:
+    """Return the values that a stored weight stands for, in float32.
+
+    Fidelity: as `quantized.dequantize`.
+    """
+    if isinstance(weight, QuantizedArray):
+        return np.asarray(_dequantize(_as_matrices(weight, spec))).reshape(weight.codes.shape)
+    return np.asarray(weight, np.float32)
+
+
+def widened(weight: Any, spec: ParamSpec) -> Any:
+    """Widen a stored weight to float16 once, as the matrix unit does at each use; others are returned as they are.
+
+    int8 matrices that multiply int8 activations keep their codes.
+
+    Fidelity: the same bits as widening at the matrix unit.
+    """
+    if not isinstance(weight, QuantizedArray) or (weight.scheme == "int8" and not spec.batch):
+        return weight
+    return np.asarray(_widen(_as_matrices(weight, spec))).reshape(weight.codes.shape)
+
+
+# --- placed on the chips of a plan --------------------------------------------------------------------------------------
+
+
+def place_block(
+    stored: StoredBlock,
+    plan: Plan,
+    request: Request,
+    *,
+    tiers: tuple[int, ...] = (),
+    widen_once: bool = False,
+) -> LoadedBlock:
+    """Pad a stored block to whole shares of a plan and add what else its program takes.
+
+    Args:
+        stored: the weights.
+        plan: how the block is split.
+        request: batch, new tokens and allocated context.
+        tiers: as for `load_block`.
+        widen_once: hold narrow weights as the float16 values that the matrix unit makes of them: the same bits, and
+            faster when a block runs more than once.
+
+    Raises:
+        PlanError: the plan does not describe this kind of block.
+    """
+    cfg, kind, policy = stored.cfg, stored.kind, stored.policy
+    if kind == "moe" and plan.moe is None:
+        raise PlanError(f"plan {plan.name!r} does not say how mixture-of-experts blocks are split.")
+    split = block_split(plan, kind)
+    ways = degrees(plan, kind, cfg)
+    data = ways.get("data", 1)
+    request = replace(request, batch=-(-request.batch // data) * data)
+    local = sizes(cfg, kind, policy, ways, request)
+    leaves = block_arguments(cfg, kind, policy, split, local)
+    weights = dict(stored.weights)
+    specs = block_params(cfg, kind)
+    leaf_weights = leaves[1]
+    for name, weight in weights.items():
+        if widen_once:
+            weights[name] = widened(weight, specs[name])
+        leaf_weights[name] = _described(leaf_weights[name], weights[name], stored, name)
+    state = _state(stored, leaves, local, data)
+    arguments = (state[0], weights, *state[1:])
+    whole = global_shapes(kind, leaves, local)
+    slots = _slots(stored, plan, local, request)
+    return LoadedBlock(
+        kind=kind,
+        split=split,
+        arguments=jax.tree.map(_padded, arguments, whole),
+        in_specs=partition_specs(kind, leaves),
+        out_specs=result_specs(kind, leaves),
+        mesh=chip_mesh(kind, ways, tiers, plan.collective),
+        request=request,
+        **slots,
+    )
+
+
+def block_split(plan: Plan, kind: Kind) -> Split:
+    """How a plan splits the output projection of a kind of block; the vocabulary's two ends have none."""
+    if kind == "attention":
+        return plan.attention.split
+    if kind == "moe" and plan.moe is not None:
+        return plan.moe.split
+    return plan.mlp.split
+
+
+def _described(leaf: Any, weight: Any, stored: StoredBlock, name: str) -> Any:
+    """Change a weight's description where it was widened, or is a compact store that no axis splits."""
+    if isinstance(leaf, QuantizedArray) and not isinstance(weight, QuantizedArray):
+        leaf = replace(leaf.codes, dtype=jnp.float16, bits=16)
+    if stored.held is None or stored.kind != "moe" or name not in EXPERT_PARAMETERS:
+        return leaf
+    n_held = len(stored.held)
+
+    def compact(part: Leaf) -> Leaf:
+        return replace(part, dimensions=((n_held, None), *part.dimensions[1:]))
+
+    return jax.tree.map(compact, leaf, is_leaf=is_leaf)
+
+
+def _slots(stored: StoredBlock, plan: Plan, local: Sizes, request: Request) -> dict[str, int]:
+    if stored.kind != "moe":
+        return {}
+    moe = stored.cfg.moe
+    assert moe is not None
+    assert plan.moe is not None
+    n_local = int(local.local["experts"])
+    worst = min(n_local, request.batch * request.tokens * moe.top_k)
+    return {"n_local": n_local, "n_slots": plan.moe.slots or worst}
+
+
+def _state(
+    stored: StoredBlock, leaves: tuple[Any, ...], local: Sizes, data: int
+) -> tuple[Any, ...]:
+    """Everything a block's program takes beside its weights, in its order without the weights."""
+    cfg, kind = stored.cfg, stored.kind
+    hidden, *_rest = (_zeros(leaf, local) for leaf in leaves[:1])
+    match kind:
+        case "embed":
+            return hidden, _firsts(local, "vocab")
+        case "attention":
+            mla = cfg.attention
+            rotary = mla.rope_head_dim if isinstance(mla, MlaConfig) else mla.head_dim
+            cache = jax.tree.map(partial(_zeros, sizes=local), leaves[2], is_leaf=is_leaf)
+            return (
+                hidden,
+                cache,
+                rotary_tables(cfg.rope, rotary, int(local.local["context"])),
+                np.zeros(local.local["batch"], np.int32),
+                np.arange(data, dtype=np.int32),
+            )
+        case "dense":
+            return (hidden,)
+        case "moe":
+            return hidden, _placement(stored, local)
+        case "head":
+            return hidden, np.zeros(local.local["batch"], np.int32), _firsts(local, "vocab")
+
+
+def _zeros(leaf: Leaf, sizes: Sizes) -> Any:
+    shape = tuple(length * sizes.ways.get(axis, 1) for length, axis in leaf.dimensions)
+    return np.zeros(shape, leaf.dtype)
+
+
+def _firsts(local: Sizes, axis: str) -> Int[np.ndarray, " chips"]:
+    """Number of the first row of each chip's share."""
+    return np.arange(local.ways[axis], dtype=np.int32) * np.int32(local.local[axis])
+
+
+def _placement(stored: StoredBlock, local: Sizes) -> dict[str, Int[np.ndarray, "..."]]:
+    """Which experts a chip holds, and in which row of the store each of them lies."""
+    moe = stored.cfg.moe
+    assert moe is not None
+    first = _firsts(local, "experts")
+    number = np.arange(moe.n_experts, dtype=np.int32)
+    within = number[None, :] - first[:, None]
+    is_here = (within >= 0) & (within < local.local["experts"])
+    row = within
+    if stored.held is not None:
+        of_expert = np.full(moe.n_experts, -1, np.int32)
+        of_expert[list(stored.held)] = np.arange(len(stored.held), dtype=np.int32)
+        row = np.broadcast_to(of_expert[None, :], within.shape)
+    return {"first_expert": first, "address": np.where(is_here, row, -1).astype(np.int32)}
+
+
+def _padded(values: Any, whole: jax.ShapeDtypeStruct) -> Any:
+    """Append zeros to every dimension until it has whole shares."""
+    missing = [want - have for want, have in zip(whole.shape, values.shape, strict=True)]
+    assert min(missing, default=0) >= 0
+    assert np.dtype(values.dtype) == np.dtype(whole.dtype), (values.dtype, whole.dtype)
+    if not any(missing):
+        return values
+    out = np.zeros(whole.shape, values.dtype)
+    out[tuple(slice(length) for length in values.shape)] = values
+    return out
+
+
+_ = scheme_named
