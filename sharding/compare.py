@@ -3,7 +3,7 @@
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Literal
@@ -191,6 +191,31 @@ def compare(
         nearest=rows[-1] if nearest else None,
         assumed=tuple(c for c in machine.constants() if c.status == "assumed"),
     )
+
+
+def with_numerics(
+    comparison: Comparison, n_plans: int, progress: Callable[[str], None] = lambda _: None
+) -> Comparison:
+    """Run the first plans of a comparison on virtual chips and note their numerical error.
+
+    Two tokens are decoded with synthetic weights through one dense and one MoE layer at full width.
+
+    Args:
+        comparison: from `compare`.
+        n_plans: how many rows.
+        progress: told what is being done.
+    """
+    from . import verify  # the only part of a comparison that needs the reference model
+
+    plans = [row.plan for row in comparison.rows[:n_plans]]
+    results = verify.compare_plans(
+        comparison.model, comparison.system, plans, comparison.policy, progress=progress
+    )
+    checked = [
+        replace(row, numerics=result.as_dict())
+        for row, result in zip(comparison.rows[:n_plans], results, strict=True)
+    ]
+    return replace(comparison, rows=(*checked, *comparison.rows[n_plans:]))
 
 
 def rank(evaluation: Evaluation, objective: Objective) -> list[int]:

@@ -21,7 +21,6 @@ from lpu_jax.numerics.quantized import (
     Scheme,
     dequantize,
     quantize,
-    scheme_named,
     widen,
 )
 from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
@@ -143,11 +142,14 @@ def store_block(
     for number in chosen:
         if number not in known:
             known[number] = store_expert(source, layer, number, policy)
-    weights |= {
-        name: jax.tree.map(lambda *parts: np.stack(parts), *(known[i][name] for i in chosen))
-        for name in EXPERT_PARAMETERS
-    }
+    if chosen:
+        weights |= {name: _stacked([known[i][name] for i in chosen]) for name in EXPERT_PARAMETERS}
     return StoredBlock(cfg=cfg, kind=kind, policy=policy, weights=weights, held=held)
+
+
+def _stacked(experts: list[Any]) -> Any:
+    """Put stored experts into one store, in their order."""
+    return jax.tree.map(lambda *parts: np.stack(parts), *experts)
 
 
 def store_expert(
@@ -273,18 +275,18 @@ def place_block(
     data = ways.get("data", 1)
     request = replace(request, batch=-(-request.batch // data) * data)
     local = sizes(cfg, kind, policy, ways, request)
-    leaves = block_arguments(cfg, kind, policy, split, local)
-    weights = dict(stored.weights)
-    specs = block_params(cfg, kind)
-    leaf_weights = leaves[1]
-    for name, weight in weights.items():
-        if widen_once:
-            weights[name] = widened(weight, specs[name])
-        leaf_weights[name] = _described(leaf_weights[name], weights[name], stored, name)
-    state = _state(stored, leaves, local, data)
-    arguments = (state[0], weights, *state[1:])
+    hidden, leaf_weights, *rest = block_arguments(cfg, kind, policy, split, local)
+    weights, specs = dict(stored.weights), block_params(cfg, kind)
+    if widen_once:
+        weights = {name: widened(weight, specs[name]) for name, weight in weights.items()}
+    described = {
+        name: _described(leaf_weights[name], weight, stored, name)
+        for name, weight in weights.items()
+    }
+    leaves = (hidden, described, *rest)
+    first_state, *more_state = _state(stored, leaves, local, data)
+    arguments = (first_state, weights, *more_state)
     whole = global_shapes(kind, leaves, local)
-    slots = _slots(stored, plan, local, request)
     return LoadedBlock(
         kind=kind,
         split=split,
@@ -293,7 +295,7 @@ def place_block(
         out_specs=result_specs(kind, leaves),
         mesh=chip_mesh(kind, ways, tiers, plan.collective),
         request=request,
-        **slots,
+        **_slots(stored, plan, local, request),
     )
 
 
@@ -336,7 +338,7 @@ def _state(
 ) -> tuple[Any, ...]:
     """Everything a block's program takes beside its weights, in its order without the weights."""
     cfg, kind = stored.cfg, stored.kind
-    hidden, *_rest = (_zeros(leaf, local) for leaf in leaves[:1])
+    hidden = _zeros(leaves[0], local)
     match kind:
         case "embed":
             return hidden, _firsts(local, "vocab")
@@ -396,5 +398,3 @@ def _padded(values: Any, whole: jax.ShapeDtypeStruct) -> Any:
     out[tuple(slice(length) for length in values.shape)] = values
     return out
 
-
-_ = scheme_named

@@ -1,1 +1,5 @@
-"""Time and placement read from a program: link schedules, unit schedules, reports."""
+"""The time reading: from a jaxpr to cycles, by unit and by link."""
+
+from .report import Report, time
+
+__all__ = ["Report", "time"]

@@ -143,6 +143,7 @@ class Program:
     operations: tuple[Operation, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int | None, ...]
+    ordinary: tuple[str, ...] = ()  #: JAX primitives priced by the assumed rules of `ordinary`
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,7 +169,12 @@ def read(jaxpr: ClosedJaxpr, *, strict: bool = False) -> Program:
     reader.known.update(inputs)
     outputs = reader.walk(jaxpr.jaxpr, inputs)
     operations = _join_chains(reader.operations, [v for v in outputs if v is not None])
-    return Program(operations=tuple(operations), inputs=tuple(inputs), outputs=tuple(outputs))
+    return Program(
+        operations=tuple(operations),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        ordinary=tuple(sorted(reader.ordinary)),
+    )
 
 
 class _Reader:
@@ -178,7 +184,7 @@ class _Reader:
         self.strict = strict
         self.operations: list[_Draft] = []
         self.known: set[int] = set()
-        self.shapes: dict[int, Shape] = {}
+        self.ordinary: set[str] = set()
         self._count = 0
 
     def new(self) -> int:
@@ -221,6 +227,7 @@ class _Reader:
                 # Arithmetic on constants is done by the compiler.
                 return [None] * len(equation.outvars)
             rule, chain = ordinary.rule_of(name)
+            self.ordinary.add(name)
         else:
             rule = definition.cost
             chain = definition.chain(params) if definition.chain is not None else None

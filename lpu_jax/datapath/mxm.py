@@ -129,12 +129,13 @@ def _meaning(
     def one(i: Array) -> Array:
         activations = x if shared_x else lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
         row = rows[0][i] if addressed else i
-        weights = lax.dynamic_index_in_dim(w, jnp.maximum(row, 0), 0, keepdims=False)
-        if not addressed:
+
+        def product() -> Array:
+            # Inside the branch: an empty slot must not copy a matrix.
+            weights = lax.dynamic_index_in_dim(w, row, 0, keepdims=False)
             return accumulate.matmul(activations, weights, k_tile)
-        y: Array = lax.cond(
-            row >= 0, lambda: accumulate.matmul(activations, weights, k_tile), lambda: zeros
-        )
+
+        y: Array = lax.cond(row >= 0, product, lambda: zeros) if addressed else product()
         return y
 
     # One matrix at a time: a batched conditional would run both of its branches for every matrix.

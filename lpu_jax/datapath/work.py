@@ -56,7 +56,7 @@ class Operand:
     @property
     def bits(self) -> int:
         """Bits per value."""
-        return BITS[self.dtype]
+        return BITS.get(self.dtype) or 8 * np.dtype(self.dtype).itemsize
 
     @property
     def size(self) -> Quantity:

@@ -1,0 +1,253 @@
+"""When a function runs: the time of any JAX function on one chip of a system, with its reasons.
+
+The report has a row for each operation, the use of each unit, and every assumption that took part:
+constants of the machine that no public source states, and rules for ordinary JAX primitives.
+Not modelled: what happens before the first and after the last operation, such as host transfers.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import PartitionSpec as P
+
+from .. import mesh as chip_mesh
+from ..chip import ChipSpec, MxmMode
+from ..datapath.work import Unit
+from ..mesh import ChipMesh
+from ..provenance import Constant, constants_of
+from ..quantities import format_bytes, format_seconds
+from ..system import System
+from ..system import system as system_named
+from .machine import one_group
+from .program import Program, read
+from .schedule import Slot, Timing, schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationRow:
+    """One operation of the program as scheduled, in cycles from its start."""
+
+    name: str
+    unit: str
+    start_cycle: float
+    busy_cycles: float  #: how long the unit takes vectors
+    end_cycle: float  #: when the last result vector is there
+    moved_bytes: float  #: read from memory or sent over links
+    share: float  #: of the whole time that its unit is busy with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The time of one program on one chip.
+
+    `lower` is what it takes with every unit perfectly overlapped, `upper` with nothing overlapped.
+    """
+
+    system: str
+    n_chips: int
+    clock_hz: float
+    cycles: float
+    lower_cycles: float
+    upper_cycles: float
+    operations: tuple[OperationRow, ...]
+    utilisation: dict[str, float]  #: busy share of the time, by unit
+    assumed: tuple[Constant, ...]  #: constants without a public source that were read
+    assumed_rules: tuple[str, ...]  #: ordinary JAX primitives that were priced by assumed rules
+
+    @property
+    def seconds(self) -> float:
+        """Scheduled time."""
+        return self.cycles / self.clock_hz
+
+    @property
+    def lower_s(self) -> float:
+        """Lower bound of the time."""
+        return self.lower_cycles / self.clock_hz
+
+    @property
+    def upper_s(self) -> float:
+        """Upper bound of the time."""
+        return self.upper_cycles / self.clock_hz
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {
+            "seconds": self.seconds,
+            "lower_s": self.lower_s,
+            "upper_s": self.upper_s,
+            "operations": [asdict(row) for row in self.operations],
+            "utilisation": dict(self.utilisation),
+            "assumed": [asdict(constant) for constant in self.assumed],
+            "assumed_rules": list(self.assumed_rules),
+        }
+
+    def table(self) -> str:
+        """The report as text: the time, its bounds, a line for each operation, the assumptions."""
+        lines = [
+            f"{format_seconds(self.seconds)} ({self.cycles:.0f} cycles) on {self.system}, "
+            f"{self.n_chips} chip{'s' if self.n_chips > 1 else ''}; "
+            f"between {format_seconds(self.lower_s)} and {format_seconds(self.upper_s)}",
+            "",
+            f"{'start':>9} {'busy':>9} {'end':>9} {'share':>6} {'moved':>9}  unit operation",
+        ]
+        lines += [
+            f"{row.start_cycle:>9.0f} {row.busy_cycles:>9.0f} {row.end_cycle:>9.0f} "
+            f"{row.share:>6.1%} {format_bytes(row.moved_bytes, digits=3):>9}  "
+            f"{row.unit:<4} {_short(row.name)}"
+            for row in self.operations
+        ]
+        used = ", ".join(f"{unit} {share:.1%}" for unit, share in self.utilisation.items())
+        lines += ["", f"busy: {used or 'nothing'}"]
+        if self.assumed:
+            names = ", ".join(f"{c.name} {_value(c)}" for c in self.assumed)
+            lines.append(f"assumed constants: {names}")
+        if self.assumed_rules:
+            lines.append(f"assumed rules of JAX primitives: {', '.join(self.assumed_rules)}")
+        return "\n".join(lines)
+
+
+def time(
+    fn: Callable[..., Any],
+    *args: Any,
+    system: str | System,
+    mesh: ChipMesh | None = None,
+    in_specs: Any = None,
+    out_specs: Any = None,
+) -> Report:
+    """Time any JAX function on one chip of a system, without running it.
+
+    Args:
+        fn: the program of one chip. With a mesh it is called as `fn(*shards, axes=axes)`.
+        *args: arrays or `jax.ShapeDtypeStruct`s; with a mesh they are global.
+        system: a named system, or one of your own.
+        mesh: the chips that run the program together; None for a single chip.
+        in_specs: with a mesh, how each argument is split; None: all chips hold all of it.
+        out_specs: the same for the results.
+
+    Returns:
+        The scheduled time, its bounds, and what they rest on.
+
+    Raises:
+        CostError: an operation has no cost rule; the sentence names its primitive.
+        PlanError: the system has fewer chips than the mesh.
+        UnknownNameError: there is no such system.
+        TypeError: specs were given without a mesh.
+
+    Fidelity:
+        Approximate: the schedule is static and exact for the stated rules; rules of ordinary JAX
+        primitives are assumed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jax.ShapeDtypeStruct((16, 320), jnp.float16)
+        >>> time(lambda x: x @ x.T, x, system="groq-node").operations[-1].unit
+        'MXM'
+    """
+    if mesh is None and (in_specs is not None or out_specs is not None):
+        raise TypeError("time: in_specs and out_specs were given without a mesh.")
+    placed = system if isinstance(system, System) else system_named(system)
+    n_chips = 1 if mesh is None else mesh.n_chips
+    program = read(_trace(fn, args, mesh, in_specs, out_specs))
+    chip = _ObservedChip(**vars(placed.chip))
+    timing = schedule(program, one_group(replace(placed, chip=chip), n_chips))
+    assumed = _assumed(placed, vars(chip)["_read"], timing)
+    return report(program, timing, placed, n_chips, assumed)
+
+
+def report(
+    program: Program,
+    timing: Timing,
+    system: System,
+    n_chips: int,
+    assumed: tuple[Constant, ...] = (),
+) -> Report:
+    """Describe a schedule of one program on one chip.
+
+    Args:
+        program: what was scheduled.
+        timing: its schedule, for one plan.
+        system: the machine.
+        n_chips: chips that run the program together.
+        assumed: constants without a public source that took part.
+    """
+    cycles = float(timing.cycles)
+    return Report(
+        system=system.name,
+        n_chips=n_chips,
+        clock_hz=float(system.chip.clock_hz),
+        cycles=cycles,
+        lower_cycles=float(timing.lower_cycles),
+        upper_cycles=float(timing.upper_cycles),
+        operations=tuple(
+            _row(slot, cycles) for slot in timing.slots if slot.work.unit is not Unit.FREE
+        ),
+        utilisation={
+            unit.value: float(busy) / cycles for unit, busy in timing.busy_cycles.items() if busy
+        },
+        assumed=assumed,
+        assumed_rules=program.ordinary,
+    )
+
+
+def _trace(
+    fn: Callable[..., Any], args: tuple[Any, ...], mesh: ChipMesh | None, *specs: Any
+) -> ClosedJaxpr:
+    if mesh is None:
+        return jax.make_jaxpr(fn)(*args)
+    in_specs, out_specs = (P() if spec is None else spec for spec in specs)
+    return chip_mesh.trace(fn, mesh, in_specs, out_specs, *args)
+
+
+def _row(slot: Slot, cycles: float) -> OperationRow:
+    busy = float(slot.work.busy_cycles)
+    return OperationRow(
+        name=slot.operation.name,
+        unit=slot.work.unit.value,
+        start_cycle=float(slot.start),
+        busy_cycles=busy,
+        end_cycle=float(slot.last),
+        moved_bytes=float(slot.work.moved_bytes),
+        share=busy / cycles if cycles else 0.0,
+    )
+
+
+def _value(constant: Constant) -> str:
+    value = constant.value
+    if not isinstance(value, int | float):
+        return ""
+    unit = "" if constant.unit == "1" else f" {constant.unit}"
+    low_high = "" if constant.low is None else f" ({constant.low:g}..{constant.high:g})"
+    return f"{value:g}{unit}{low_high}"
+
+
+_LONGEST_NAME = 60
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+class _ObservedChip(ChipSpec):
+    """A chip that notes which of its constants are read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        # Fields of a frozen dataclass cannot be set, so the notes lie beside them.
+        object.__getattribute__(self, "__dict__").setdefault("_read", set()).add(name)
+        return object.__getattribute__(self, name)
+
+    def mxm_mode(self, operand: str) -> MxmMode:
+        """Look up a mode without reading those of other operands."""
+        mode: MxmMode | None = getattr(self, f"mxm_{operand}", None)
+        return super().mxm_mode(operand) if mode is None else mode
+
+
+def _assumed(system: System, read_names: set[str], timing: Timing) -> tuple[Constant, ...]:
+    """List the assumed constants of the chip that were read, and of the links if any were used."""
+    constants = [c for c in constants_of(system.chip) if c.name in read_names]
+    if any(slot.work.unit is Unit.C2C and slot.last > slot.start for slot in timing.slots):
+        constants += constants_of(system.topology)
+    return tuple(c for c in constants if c.status == "assumed")

@@ -1,0 +1,511 @@
+"""What a plan does to the numbers: the sharded model on virtual chips beside a float32 model of the same stored weights.
+
+A few blocks decode a few tokens, one after another, from random hidden states. Only the experts that tokens choose are
+made, so that a trillion parameters never exist. Not measured: the error of the stored formats themselves (the reference
+holds the same stored values), perplexity, and blocks that were left out.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float16, Float32, Int
+
+from lpu_jax.datapath import vxm
+from lpu_jax.errors import PlanError
+from lpu_jax.system import System
+from models.blocks import Kind
+from models.config import ModelConfig, MoeConfig
+from models.layers.linear import Split
+from models.layers.moe import route
+from models.layers.norm import rms_norm
+from models.params import EXPERT_PARAMETERS, block_params
+from models.policy import Policy
+from models.reference import Module, Moe, reference_block
+from models.weights.source import WeightSource
+from models.weights.synthetic import SyntheticWeights
+
+from .axes import Request, degrees
+from .execute import Execution, run_attention, run_block, with_inputs
+from .load import (
+    StoredBlock,
+    block_split,
+    place_block,
+    store_block,
+    store_expert,
+    stored_values,
+    widened,
+)
+from .plan import Plan
+
+#: Allocated positions; a longer context changes no bit. One vector of 320 lanes.
+_CONTEXT = 320
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCheck:
+    """Errors after one block. In dB: signal over noise, both summed over all tokens and columns."""
+
+    kind: Kind
+    layer: int
+    sqnr_db: float  #: of the hidden state after the block
+    change_sqnr_db: float  #: of what the block added to the hidden state
+    max_abs_err: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """How far a plan's numbers are from a float32 model with the same stored weights."""
+
+    plan: Plan
+    sqnr_db: float  #: of the last hidden state
+    max_abs_err: float
+    fidelity: Literal["faithful"]
+    blocks: tuple[BlockCheck, ...]
+    routes_agree: bool | None  #: the reference alone chooses the same experts; None without experts
+    #: smallest lead of a chosen expert's score over the best one left out, in the reference
+    router_margin: float | None
+    rounding_moved: tuple[str, ...]  #: where the plan rounds, or adds in an order, that one chip does not
+    output_hash: str  #: SHA-256 of the last hidden state's bits
+    output: Float16[np.ndarray, "tokens d"] = field(repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain values for JSON, without the output; an infinite SQNR (no error at all) is None."""
+        values = {
+            name: getattr(self, name)
+            for name in (
+                "sqnr_db",
+                "max_abs_err",
+                "fidelity",
+                "routes_agree",
+                "router_margin",
+                "output_hash",
+            )
+        }
+        values["sqnr_db"] = _finite(self.sqnr_db)
+        values["rounding_moved"] = list(self.rounding_moved)
+        values["blocks"] = [
+            {
+                "kind": block.kind,
+                "layer": block.layer,
+                "sqnr_db": _finite(block.sqnr_db),
+                "change_sqnr_db": _finite(block.change_sqnr_db),
+                "max_abs_err": block.max_abs_err,
+            }
+            for block in self.blocks
+        ]
+        return values
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def check(
+    cfg: ModelConfig,
+    system: System,
+    plan: Plan,
+    policy: Policy,
+    source: WeightSource | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    tokens: int = 2,
+    seed: int = 0,
+    execution: Execution = "virtual",
+) -> CheckResult:
+    """Check one plan; see `compare_plans`."""
+    (result,) = compare_plans(
+        cfg,
+        system,
+        [plan],
+        policy,
+        source,
+        layers=layers,
+        tokens=tokens,
+        seed=seed,
+        execution=execution,
+    )
+    return result
+
+
+def compare_plans(
+    cfg: ModelConfig,
+    system: System,
+    plans: Sequence[Plan],
+    policy: Policy,
+    source: WeightSource | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    tokens: int = 2,
+    seed: int = 0,
+    execution: Execution = "virtual",
+) -> list[CheckResult]:
+    """Run some layers of a model under several plans and compare each with the float32 reference.
+
+    Tokens are decoded one after another with a cache; the first layer starts from seeded random hidden states. The
+    reference is forced to the experts that the emulated router chose.
+
+    Args:
+        cfg: the model.
+        system: its node and rack sizes fix the order of sums across chips.
+        plans: all are run on the same weights.
+        policy: formats of the weights.
+        source: weights; by default random ones made from `seed`.
+        layers: run in this order; by default the first layer, and the first one with experts.
+        tokens: how many.
+        seed: of the hidden states, and of random weights.
+        execution: `virtual` chips, or `devices`.
+
+    Returns:
+        One result per plan.
+
+    Raises:
+        PlanError: no tokens or layers were asked for, or a plan lacks the split of a kind of block.
+
+    Fidelity: the emulation is faithful, bit for bit; the reference is float32 and order-dependent.
+    """
+    if not 1 <= tokens <= _CONTEXT:
+        raise PlanError(f"check: {tokens} tokens were asked for; 1 to {_CONTEXT} are possible.")
+    chosen = default_layers(cfg) if layers is None else tuple(layers)
+    if not chosen:
+        raise PlanError("check: no layers were asked for; at least one is needed.")
+    weights = SyntheticWeights(cfg, seed) if source is None else source
+    start = _hidden_states(tokens, cfg.d_model, seed)
+    topology = system.topology
+    tiers = (topology.node_chips, topology.rack_chips)
+    runs = [_Run(plan=plan, hidden=start, reference=start.astype(np.float32)) for plan in plans]
+    for kind, layer in _blocks(cfg, chosen):
+        step = _Step(weights, policy, kind, layer, tiers, execution)
+        step.run(runs)
+    return [run.result(cfg, tiers, [kind for kind, _ in _blocks(cfg, chosen)]) for run in runs]
+
+
+def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
+    """The first layer, and the first one with experts if there is one."""
+    with_experts = [layer for layer in range(cfg.n_layers) if cfg.is_moe_layer(layer)]
+    return tuple(dict.fromkeys([0, *with_experts[:1]]))
+
+
+def _blocks(cfg: ModelConfig, layers: Sequence[int]) -> Iterator[tuple[Kind, int]]:
+    for layer in layers:
+        yield "attention", layer
+        yield ("moe" if cfg.is_moe_layer(layer) else "dense"), layer
+
+
+def _hidden_states(tokens: int, d_model: int, seed: int) -> Float16[np.ndarray, "tokens d"]:
+    """Random rows with the spread of an embedding table's."""
+    generator = np.random.default_rng([seed, d_model])
+    return generator.standard_normal((tokens, d_model), dtype=np.float32).astype(np.float16)
+
+
+def sqnr_db(reference: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."]) -> float:
+    """Signal over noise in dB, `10 log10(sum ref^2 / sum (ref - x)^2)`, summed in float64; infinite without noise."""
+    wide = reference.astype(np.float64)
+    noise = float(np.sum((wide - values.astype(np.float64)) ** 2))
+    signal = float(np.sum(wide**2))
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+# --- one plan's way through the blocks ----------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """A plan's hidden states, emulated and in the reference, after the blocks so far."""
+
+    plan: Plan
+    hidden: Float16[np.ndarray, "tokens d"]
+    reference: Float32[np.ndarray, "tokens d"]
+    routes: tuple[bytes, ...] = ()  #: experts chosen so far: plans that agree share their reference
+    checks: list[BlockCheck] = field(default_factory=list)
+    routes_agree: bool | None = None
+    router_margin: float | None = None
+
+    def advance(
+        self,
+        kind: Kind,
+        layer: int,
+        hidden: Float16[np.ndarray, "tokens d"],
+        reference: Float32[np.ndarray, "tokens d"],
+    ) -> None:
+        """Note the errors of a block and step behind it."""
+        change = hidden.astype(np.float32) - self.hidden.astype(np.float32)
+        self.checks.append(
+            BlockCheck(
+                kind=kind,
+                layer=layer,
+                sqnr_db=sqnr_db(reference, hidden),
+                change_sqnr_db=sqnr_db(reference - self.reference, change),
+                max_abs_err=_max_abs(reference, hidden),
+            )
+        )
+        self.hidden, self.reference = hidden, reference
+
+    def note_routing(self, agree: bool, margin: float) -> None:
+        """Note how firmly the reference makes the same choice of experts."""
+        self.routes_agree = agree and self.routes_agree is not False
+        self.router_margin = min(margin, math.inf if self.router_margin is None else self.router_margin)
+
+    def result(self, cfg: ModelConfig, tiers: tuple[int, ...], kinds: Sequence[Kind]) -> CheckResult:
+        return CheckResult(
+            plan=self.plan,
+            sqnr_db=self.checks[-1].sqnr_db,
+            max_abs_err=self.checks[-1].max_abs_err,
+            fidelity="faithful",
+            blocks=tuple(self.checks),
+            routes_agree=self.routes_agree,
+            router_margin=self.router_margin,
+            rounding_moved=rounding_moved(cfg, self.plan, tiers, kinds),
+            output_hash=hashlib.sha256(self.hidden.tobytes()).hexdigest(),
+            output=self.hidden,
+        )
+
+
+def _max_abs(reference: Float32[np.ndarray, "..."], hidden: Float16[np.ndarray, "..."]) -> float:
+    return float(np.max(np.abs(reference - hidden.astype(np.float32))))
+
+
+def rounding_moved(
+    cfg: ModelConfig, plan: Plan, tiers: tuple[int, ...], kinds: Sequence[Kind]
+) -> tuple[str, ...]:
+    """Say in words where a plan rounds or adds otherwise than one chip does.
+
+    Args:
+        cfg: the model.
+        plan: the plan.
+        tiers: chips of a node and of a rack.
+        kinds: kinds of block to speak of.
+    """
+    said = {
+        "attention": "attention output",
+        "dense": "dense MLP output",
+        "moe": "sum over experts and shared expert's output",
+    }
+    sentences = []
+    for kind in dict.fromkeys(kinds):
+        ways = degrees(plan, kind, cfg)
+        n_chips = math.prod(
+            n for axis, n in ways.items() if axis in ("tensor", "query", "expert")
+        )
+        if block_split(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
+            continue
+        order = "added in chip order"
+        if tiers and n_chips > tiers[0]:
+            order = f"added in chip order inside each run of {tiers[0]} chips, rounded, then across runs"
+            if len(tiers) > 1 and n_chips > tiers[1]:
+                order += f" and across racks of {tiers[1]}"
+        sentences.append(
+            f"{said[kind]}: partial sums over {n_chips} chips are rounded to fp16 and {order} (row split)"
+        )
+    return tuple(sentences)
+
+
+# --- one block under all plans ------------------------------------------------------------------------------------------
+
+
+class _Step:
+    """One block: its weights are made once, every plan runs on them, then they are dropped."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        policy: Policy,
+        kind: Kind,
+        layer: int,
+        tiers: tuple[int, ...],
+        execution: Execution,
+    ) -> None:
+        self.source, self.policy, self.kind, self.layer = source, policy, kind, layer
+        self.cfg: ModelConfig = source.config
+        self.tiers, self.execution = tiers, execution
+        self.specs = block_params(self.cfg, kind)
+
+    def run(self, runs: Sequence[_Run]) -> None:
+        """Move every plan behind the block."""
+        if self.kind == "moe":
+            self._run_mixture(runs)
+            return
+        stored = store_block(self.source, self.kind, self.layer, self.policy)
+        references = self._references(runs, reference_block(self.cfg, self.kind, self._values(stored)))
+        wide = self._wide(stored)
+        for run, reference in zip(runs, references, strict=True):
+            run.advance(self.kind, self.layer, self._emulate(run, wide), reference)
+
+    def _values(self, stored: StoredBlock) -> dict[str, Float32[np.ndarray, "..."]]:
+        return {
+            name: stored_values(weight, self.specs[name]) for name, weight in stored.weights.items()
+        }
+
+    def _wide(self, stored: StoredBlock) -> StoredBlock:
+        """Widen narrow weights once for all plans."""
+        weights = {name: widened(w, self.specs[name]) for name, w in stored.weights.items()}
+        return replace(stored, weights=weights)
+
+    def _emulate(self, run: _Run, stored: StoredBlock) -> Float16[np.ndarray, "tokens d"]:
+        """Decode the tokens one after another."""
+        request = Request(batch=1, tokens=1, context=_CONTEXT)
+        block = place_block(stored, run.plan, request, tiers=self.tiers)
+        rows = []
+        cache = block.arguments[2] if self.kind == "attention" else None
+        for position, row in enumerate(run.hidden):
+            hidden = row.reshape(1, 1, -1)
+            if self.kind == "attention":
+                start = np.full(1, position, np.int32)
+                out, cache = run_attention(
+                    self.cfg, block, hidden, cache, start, execution=self.execution
+                )
+            else:
+                out = run_block(self.cfg, with_inputs(block, hidden), execution=self.execution)
+            rows.append(np.asarray(out)[0, 0])
+        return np.stack(rows)
+
+    def _references(self, runs: Sequence[_Run], module: Module) -> list[Float32[np.ndarray, "tokens d"]]:
+        """Run the reference once for all plans whose tokens took the same experts so far."""
+        known: dict[tuple[bytes, ...], Float32[np.ndarray, "tokens d"]] = {}
+        for run in runs:
+            if run.routes not in known:
+                known[run.routes] = np.asarray(module(jnp.asarray(run.reference)[None])[0])
+        return [known[run.routes] for run in runs]
+
+    # mixture of experts: route first, then make only the experts in use
+
+    def _run_mixture(self, runs: Sequence[_Run]) -> None:
+        moe = self.cfg.moe
+        assert moe is not None
+        stored = store_block(self.source, "moe", self.layer, self.policy, held_experts=())
+        routes = [self._routes(stored, run.hidden, moe) for run in runs]
+        held = tuple(sorted({int(i) for ids in routes for i in ids.reshape(-1)}))
+        reference = _MixtureReference(self.cfg, moe, self._values(stored))
+        for run, ids in zip(runs, routes, strict=True):
+            run.routes = (*run.routes, ids.tobytes())
+            run.note_routing(*reference.begin(run.routes, run.reference, ids))
+        kept: dict[str, list[Any]] = {name: [] for name in EXPERT_PARAMETERS}
+        for number in held:
+            expert = store_expert(self.source, self.layer, number, self.policy)
+            reference.add(number, {n: stored_values(expert[n], self._one(n)) for n in expert})
+            for name in EXPERT_PARAMETERS:
+                kept[name].append(widened(expert[name], self._one(name)))
+        experts = {name: np.stack(parts) for name, parts in kept.items()}
+        kept.clear()
+        full = replace(self._wide(stored), weights=self._wide(stored).weights | experts, held=held)
+        for run in runs:
+            out = self._emulate(run, full)
+            run.advance("moe", self.layer, out, reference.totals[run.routes])
+
+    def _one(self, name: str) -> Any:
+        spec = self.specs[name]
+        return replace(spec, shape=spec.shape[1:], axes=spec.axes[1:], batch=0)
+
+    def _routes(
+        self, stored: StoredBlock, hidden: Float16[np.ndarray, "tokens d"], moe: MoeConfig
+    ) -> Int[np.ndarray, "tokens k"]:
+        """Route each token by the block's own layer functions, on the hidden state that all chips hold."""
+        weights = stored.weights
+        ids = [
+            _choose(
+                row.reshape(1, -1),
+                weights["norm"],
+                weights["router"],
+                weights["router_bias"],
+                moe=moe,
+                eps=self.cfg.norm_eps,
+            )
+            for row in hidden
+        ]
+        return np.concatenate([np.asarray(one) for one in ids])
+
+
+@partial(jax.jit, static_argnames=("moe", "eps"))
+def _choose(
+    row: Float16[Array, "1 d"],
+    norm: Float32[Array, " d"],
+    router: Array,
+    bias: Float32[Array, " e"],
+    *,
+    moe: MoeConfig,
+    eps: float,
+) -> Int[Array, "1 k"]:
+    return route(rms_norm(vxm.to_fp32(row), norm, eps), router, bias, moe)[0]
+
+
+class _MixtureReference:
+    """The float32 mixture, one expert in memory at a time."""
+
+    def __init__(self, cfg: ModelConfig, moe: MoeConfig, shared: dict[str, Any]) -> None:
+        self.cfg, self.moe, self.shared = cfg, moe, shared
+        self.totals: dict[tuple[bytes, ...], Float32[np.ndarray, "tokens d"]] = {}
+        self.inputs: dict[tuple[bytes, ...], tuple[Any, Any]] = {}
+        # an expert's own share: the block without shared experts, holding this expert alone
+        self.alone = replace(cfg, moe=replace(moe, n_shared=0))
+        self.base = self._module(cfg, (), shared)
+
+    def begin(
+        self,
+        key: tuple[bytes, ...],
+        hidden: Float32[np.ndarray, "tokens d"],
+        ids: Int[np.ndarray, "tokens k"],
+    ) -> tuple[bool, float]:
+        """Run everything but the routed experts, and compare the router's choice.
+
+        Returns:
+            Whether the reference chooses the same experts for every token, and its smallest margin.
+        """
+        x = jnp.asarray(hidden)[None]
+        if key not in self.totals:
+            self.inputs[key] = x, jnp.asarray(ids)[None]
+            self.totals[key] = np.asarray(self.base(x)[0])
+        own = np.asarray(self.base.route(x)[0][0])
+        agree = all(set(a) == set(b) for a, b in zip(own.tolist(), ids.tolist(), strict=True))
+        normed = np.asarray(self.base.norm(x)[0], np.float64)
+        return agree, _margin(normed, self.shared["router"], self.shared["router_bias"], self.moe)
+
+    def add(self, number: int, values: dict[str, Float32[np.ndarray, "..."]]) -> None:
+        """Add one expert's share wherever a token chose it."""
+        stacked = {name: value[None] for name, value in values.items()}
+        module = self._module(self.alone, (number,), self.shared | stacked)
+        for key, (x, ids) in self.inputs.items():
+            share = module(x, ids) - x
+            self.totals[key] = self.totals[key] + np.asarray(share[0])
+
+    def _module(self, cfg: ModelConfig, held: tuple[int, ...], params: dict[str, Any]) -> Moe:
+        moe = self.moe
+        empty = {
+            "gate_up": np.zeros((0, cfg.d_model, 2, moe.d_expert), np.float32),
+            "down": np.zeros((0, moe.d_expert, cfg.d_model), np.float32),
+        }
+        module = reference_block(cfg, "moe", empty | params, held)
+        assert isinstance(module, Moe)
+        return module
+
+
+def _margin(
+    normed: Float[np.ndarray, "tokens d"],
+    router: Float32[np.ndarray, "d e"],
+    bias: Float32[np.ndarray, " e"],
+    moe: MoeConfig,
+) -> float:
+    """Smallest distance in score between what the router took and the best that it left, groups included; in float64."""
+    scores = 1 / (1 + np.exp(-(normed @ router.astype(np.float64)))) + bias[None, :]
+    smallest = math.inf
+    for row in scores:
+        if moe.n_groups > 1:
+            grouped = row.reshape(moe.n_groups, -1)
+            best_two = np.sort(grouped, axis=1)[:, -2:].sum(1)
+            order = np.argsort(-best_two, kind="stable")
+            ranked = best_two[order]
+            if moe.topk_groups < moe.n_groups:
+                smallest = min(smallest, ranked[moe.topk_groups - 1] - ranked[moe.topk_groups])
+            row = grouped[order[: moe.topk_groups]].reshape(-1)
+        ranked = np.sort(row)[::-1]
+        if moe.top_k < len(ranked):
+            smallest = min(smallest, ranked[moe.top_k - 1] - ranked[moe.top_k])
+    return float(smallest)
+
