@@ -6,26 +6,12 @@ these is refused, because a reader that skips an unknown key miscounts the model
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lpu_jax.errors import ConfigError
 
-from .rope import Llama3Scaling, RopeConfig, YarnScaling
-
-__all__ = [
-    "GqaConfig",
-    "Llama3Scaling",
-    "MlaConfig",
-    "ModelConfig",
-    "MoeConfig",
-    "RopeConfig",
-    "YarnScaling",
-    "from_hf",
-    "with_layers",
-]
+from .rope import RopeConfig
 
 
 def _require_positive(owner: object, *fields: str) -> None:
@@ -238,23 +224,3 @@ class ModelConfig:
 def with_layers(model_cfg: ModelConfig, n_layers: int) -> ModelConfig:
     """Return the model cut (or grown) to `n_layers` layers; dense layers stay first."""
     return dataclasses.replace(model_cfg, n_layers=n_layers)
-
-
-def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
-    """Read a Hugging Face configuration.
-
-    Args:
-        source: the parsed `config.json`, or the path of one (or of its folder).
-
-    Returns:
-        The configuration. Its name is `_name_or_path` when the file has one, else the name of
-        the file's folder or the model type.
-
-    Raises:
-        ConfigError: if the file cannot be read, its `model_type` is not llama, deepseek_v3 or
-            kimi_k2, a key is missing or of the wrong type, or an unknown key may bear a size.
-    """
-    # The reader imports the classes above, so it can only be imported once they exist.
-    from .hf_config import read_hf_config
-
-    return read_hf_config(source)

@@ -117,8 +117,20 @@ class _Keys:
         return default if value is None else value
 
 
-def read_hf_config(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
-    """Return the configuration in `source`; `models.config.from_hf` is the public name."""
+def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
+    """Read a Hugging Face configuration.
+
+    Args:
+        source: the parsed `config.json`, or the path of one (or of its folder).
+
+    Returns:
+        The configuration. Its name is `_name_or_path` when the file has one, else the name of
+        the file's folder or the model type.
+
+    Raises:
+        ConfigError: if the file cannot be read, its `model_type` is not llama, deepseek_v3 or
+            kimi_k2, a key is missing or of the wrong type, or an unknown key may bear a size.
+    """
     keys = _open(source)
     model_type = keys.text("model_type")
     if model_type not in FAMILIES:

@@ -8,16 +8,9 @@ from pathlib import Path
 
 from lpu_jax.errors import unknown
 
-from .config import (
-    GqaConfig,
-    Llama3Scaling,
-    MlaConfig,
-    ModelConfig,
-    MoeConfig,
-    RopeConfig,
-    YarnScaling,
-    from_hf,
-)
+from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+from .hf_config import from_hf
+from .rope import Llama3Scaling, RopeConfig, YarnScaling
 
 _AICONFIGURATOR = "config.json shipped in the PyPI package aiconfigurator-core 0.12.0 (NVIDIA)"
 

@@ -65,10 +65,15 @@ ELEMENT_WISE = {
 
 
 def _dot_general(machine: Machine, request: Request) -> Work:
-    """A contraction on the MXM: batch dimensions are matrices, the second operand is stationary."""
+    """A contraction on the MXM: batch dimensions are matrices, the second operand is stationary.
+
+    Operands that the chip's matrix unit does not take, such as float32, are priced as float16.
+    """
     (contract_x, _), (batch_x, _) = request.params["dimension_numbers"]
     x, w = request.operands
-    kind = "int8" if x.dtype == "int8" else "fp16"
+    kind = mxm.MODE.get(x.dtype, "fp16") if x.dtype == w.dtype else "fp16"
+    if kind == "fp8" and machine.chip.mxm_fp8 is None:
+        kind = "fp16"
     groups = prod(x.shape[d] for d in batch_x)
     k = prod(x.shape[d] for d in contract_x)
     m = prod(n for d, n in enumerate(x.shape) if d not in (*contract_x, *batch_x))

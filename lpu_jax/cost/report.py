@@ -103,7 +103,7 @@ class Report:
         used = ", ".join(f"{unit} {share:.1%}" for unit, share in self.utilisation.items())
         lines += ["", f"busy: {used or 'nothing'}"]
         if self.assumed:
-            names = ", ".join(f"{c.name} {_value(c)}" for c in self.assumed)
+            names = ", ".join(f"{c.name} {_value(c)}".strip() for c in self.assumed)
             lines.append(f"assumed constants: {names}")
         if self.assumed_rules:
             lines.append(f"assumed rules of JAX primitives: {', '.join(self.assumed_rules)}")

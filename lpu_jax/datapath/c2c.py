@@ -282,17 +282,19 @@ def _named_axis_rule(
 
 def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any:
     def cost(machine: Machine, request: Request) -> Work:
-        # the full vector: what each chip holds before a reduction, or after a gather
-        whole = request.results[0] if kind == "all_gather" else request.operands[0]
         params = request.params
+        # the full vector: what each chip holds before a reduction, or after a gather
+        whole_bytes = request.operands[0].size_bytes
+        if kind == "all_gather":
+            whole_bytes = whole_bytes * params["size"]
         first, last = machine.collective_cycles(
-            kind, params["algorithm"], params["size"], params["stride"], whole.size_bytes
+            kind, params["algorithm"], params["size"], params["stride"], whole_bytes
         )
         return Work(
             unit=Unit.C2C,
             busy_cycles=last - first,
             latency_cycles=first,
-            moved_bytes=whole.size_bytes,
+            moved_bytes=whole_bytes,
         )
 
     def rule(*args: Any, **params: Any) -> tuple[Any, Any]:

@@ -164,7 +164,7 @@ def rounds_cost(
     m: Length,
     k: Length,
     n: Quantity,
-    weight_bits: float,
+    weight_bits: float | int,
 ) -> Work:
     """Cost `groups` products `[m, k] @ [k, n]`: rounds of weight tiles, one per array in a round.
 

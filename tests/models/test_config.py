@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import ConfigError
-from models.config import GqaConfig, MlaConfig, MoeConfig, from_hf, with_layers
+from models.config import GqaConfig, MlaConfig, MoeConfig, with_layers
+from models.hf_config import from_hf
 
 DATA = Path(__file__).parent / "data"
 ROPE_FACTS = json.loads((DATA / "rope.json").read_text())

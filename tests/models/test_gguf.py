@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lpu_jax.errors import WeightsError
-from models.config import from_hf
+from models.hf_config import from_hf
 from models.tokenizer import Tokenizer, TokenizerData
 from models.weights.fetch import GGUF_NAME, FetchError, _extract, fetch
 from models.weights.gguf import load_gguf

@@ -14,8 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from lpu_jax.errors import ConfigError, WeightsError
-from models.config import ModelConfig, YarnScaling, from_hf
+from models.config import ModelConfig
+from models.hf_config import from_hf
 from models.reference import Moe, Transformer, reference_block, with_experts
+from models.rope import YarnScaling
 from models.tokenizer import Tokenizer
 from models.weights.gguf import load_gguf
 from models.weights.source import HfTensors, from_hf_tensors

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import ConfigError, WeightsError
-from models.config import MlaConfig, MoeConfig, RopeConfig
+from models.config import MlaConfig, MoeConfig
 from models.params import block_params
+from models.rope import RopeConfig
 from models.weights.synthetic import NORM_RANGE, SyntheticWeights
 from models.zoo import DEEPSEEK_V3, SMOLLM2_135M
 

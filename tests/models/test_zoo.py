@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lpu_jax.errors import ConfigError, UnknownNameError
-from models.config import from_hf
+from models.hf_config import from_hf
 from models.zoo import SOURCES, model, named_models
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
