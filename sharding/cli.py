@@ -1,6 +1,6 @@
-"""The `lpu` command. Exit codes: 0 ok; 1 the answer is no; 2 bad input, one sentence on standard error.
+"""The `lpu` command: parses arguments, calls the library and prints; nothing is decided here.
 
-Parses arguments, calls the library and prints; nothing is decided here.
+Exit codes: 0 ok; 1 the answer is no; 2 bad input, with one sentence on standard error.
 """
 
 import json
@@ -95,7 +95,11 @@ def systems(as_json: Json = None) -> None:
 
     def text() -> str:
         made = report.table(
-            ("system", "left"), ("chips", "right"), ("chip", "left"), ("SRAM", "right"), ("assumed", "right")
+            ("system", "left"),
+            ("chips", "right"),
+            ("chip", "left"),
+            ("SRAM", "right"),
+            ("assumed", "right"),
         )
         for machine in found:
             constants = machine.constants()
@@ -109,7 +113,8 @@ def systems(as_json: Json = None) -> None:
             )
         return report.render(
             made,
-            "Also groq-N for N chips and lpx-N for N racks. --json gives every number with its source.",
+            "Also groq-N for N chips and lpx-N for N racks. --json gives every number with its "
+            "source.",
         )
 
     def data() -> Any:
@@ -120,7 +125,8 @@ def systems(as_json: Json = None) -> None:
                 "chip": machine.chip.name,
                 "sram_bytes": machine.sram_bytes,
                 "constants": [
-                    {**vars(constant), "value": str(constant.value)} for constant in machine.constants()
+                    {**vars(constant), "value": str(constant.value)}
+                    for constant in machine.constants()
                 ],
             }
             for machine in found
@@ -174,13 +180,16 @@ def compare(
     batch: Batch = 1,
     context: Context = 4096,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
-    objective: Annotated[Objective, typer.Option(help="What plans are ranked by.")] = Objective.LATENCY,
+    objective: Annotated[
+        Objective, typer.Option(help="What plans are ranked by.")
+    ] = Objective.LATENCY,
     check: Annotated[
-        int, typer.Option(min=0, help="Run the first N plans on virtual chips and report their error.")
+        int,
+        typer.Option(min=0, help="Run the first N plans on virtual chips and report their error."),
     ] = 0,
     as_json: Json = None,
 ) -> None:
-    """Search legal plans and rank them by time, with memory fit and, with --check, numerical error."""
+    """Search legal plans; rank them by time, with memory fit and, with --check, numerical error."""
     found = comparing.compare(
         model,
         system,
@@ -232,21 +241,21 @@ def check(
     system: SystemName,
     plan: Annotated[
         list[Path] | None,
-        typer.Option("--plan", help="Plan as TOML or JSON; repeat to compare. Default: three plans."),
+        typer.Option(
+            "--plan", help="Plan as TOML or JSON; repeat to compare. Default: three plans."
+        ),
     ] = None,
     weights_format: Format = "fp16",
     tokens: Annotated[int, typer.Option(min=1, max=64, help="Tokens to decode.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic weights.")] = 0,
     as_json: Json = None,
 ) -> None:
-    """Run plans on virtual chips, full width, one dense and one MoE layer, against the float32 reference."""
+    """Run plans on virtual chips, full width, one layer of a kind, against a float32 reference."""
     from . import verify  # needs JAX's compiler; the other commands start without it
 
     cfg, machine, policy = named_model(model), named_system(system), policy_named(weights_format)
     plans: list[Plan] = (
-        [read_plan(path) for path in plan]
-        if plan
-        else verify.default_plans(cfg, machine, policy)
+        [read_plan(path) for path in plan] if plan else verify.default_plans(cfg, machine, policy)
     )
     results = verify.compare_plans(
         cfg, machine, plans, policy, tokens=tokens, seed=seed, progress=_progress()
@@ -269,7 +278,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 8,
     as_json: Json = None,
 ) -> None:
-    """Continue a prompt with real weights on emulated chips: faithful numerics, greedy, with a cache."""
+    """Continue a prompt with real weights on emulated chips: faithful numerics, greedy, cached."""
     from . import generate as generating
 
     made = generating.generate_from_file(

@@ -1,4 +1,4 @@
-"""The main job: rank the plans of a model on a machine and say what each costs and whether it fits."""
+"""The main job: rank a model's plans on a machine, what each costs and whether it fits."""
 
 import json
 import platform
@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from lpu_jax.errors import PlanError, unknown
 from lpu_jax.provenance import Constant
@@ -28,7 +29,7 @@ from .plan import Plan
 Objective = Literal["latency", "throughput", "pareto"]
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
 
-#: New tokens per sequence that a prefill step takes (assumed; rows of one pass through the matrix unit).
+#: New tokens per sequence that a prefill step takes at most (assumed).
 PREFILL_CHUNK_TOKENS = 128
 
 
@@ -48,7 +49,8 @@ class Row:
     tokens_per_s_total: float
     in_flight: int
     hand_over_s: float
-    prefill_latency_s: float
+    prefill_latency_s: float  #: of a whole context of every sequence of the batch
+    prefill_chunk_tokens: int  #: new tokens per sequence of a step: as many as fit
     wire_bytes_per_token: float
     memory_bytes: Mapping[str, float]  #: of the fullest chip
     numerics: Mapping[str, Any] | None = None
@@ -146,7 +148,8 @@ def compare(
         batch: sequences per micro-batch.
         context: allocated positions per sequence.
         top: how many rows to keep.
-        objective: `latency` of a token, `throughput` of all in flight, or the `pareto` front of both rates.
+        objective: `latency` of a token, `throughput` of all in flight, or the `pareto` front of
+            both rates.
 
     Returns:
         The ranked rows, the number of plans searched and fitting, and the reasons of the others.
@@ -162,16 +165,18 @@ def compare(
         raise unknown("objective", objective, OBJECTIVES)
     check_request(request, cfg)
     check_policy(policy, cfg, machine)
-    refused: Counter[str] = Counter()
+    refused: Mapping[str, int] = {}
     if plans is None:
         search = Search(cfg, machine, policy, request)
-        plans = list(search.plans())
+        evaluation = evaluate(list(search.plans()), cfg, machine, policy, request)
+        evaluation = _without_idle_stages(evaluation, cfg, machine, policy)
         refused = search.refused
-    for plan in plans[:1] if refused else plans:
-        check_plan(plan, cfg, machine, policy, request)
-    if not plans:
-        raise PlanError(f"{machine.name} has no legal plan for {cfg.name}.")
-    evaluation = evaluate(plans, cfg, machine, policy, request)
+    else:
+        if not plans:
+            raise PlanError("no plan was given; at least one is needed.")
+        for plan in plans:
+            check_plan(plan, cfg, machine, policy, request)
+        evaluation = evaluate(plans, cfg, machine, policy, request)
     order = rank(evaluation, objective)
     best, nearest = _best_of_each_shape(evaluation, order), _nearest(evaluation)
     fits = evaluation.fits
@@ -185,9 +190,9 @@ def compare(
         request=request,
         objective=objective,
         rows=tuple(rows[: len(kept)]),
-        legal=len(plans),
+        legal=len(evaluation.plans),
         fitting=int(fits.sum()),
-        rejected={**Counter(_reason(evaluation, i) for i in np.flatnonzero(~fits)), **refused},
+        rejected={**Counter(_reason(evaluation, int(i)) for i in np.flatnonzero(~fits)), **refused},
         nearest=rows[-1] if nearest else None,
         assumed=tuple(c for c in machine.constants() if c.status == "assumed"),
     )
@@ -234,6 +239,21 @@ def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
     return front
 
 
+def _without_idle_stages(
+    evaluation: Evaluation, cfg: ModelConfig, system: System, policy: Policy
+) -> Evaluation:
+    """Evaluate plans without the stages that hold no block: these only cost chips and hand-overs.
+
+    The others hold what they held: fewer stages of the same chips cannot need more memory.
+    """
+    busy = evaluation.cuts.busy_stages
+    plans = dict.fromkeys(
+        plan if plan.stages == n else replace(plan, stages=int(n))
+        for plan, n in zip(evaluation.plans, busy, strict=True)
+    )
+    return evaluate(list(plans), cfg, system, policy, evaluation.request)
+
+
 def _best_of_each_shape(evaluation: Evaluation, order: Sequence[int]) -> list[int]:
     """Keep the best number of stages of plans that split their groups alike."""
     seen: dict[Plan, int] = {}
@@ -245,7 +265,9 @@ def _best_of_each_shape(evaluation: Evaluation, order: Sequence[int]) -> list[in
 def _nearest(evaluation: Evaluation) -> list[int]:
     """Plans that do not fit, by what the fullest chip lacks, each shape once."""
     missing = np.flatnonzero(~evaluation.fits)
-    order = missing[np.lexsort((evaluation.latency_cycles[missing], evaluation.short_bytes[missing]))]
+    order = missing[
+        np.lexsort((evaluation.latency_cycles[missing], evaluation.short_bytes[missing]))
+    ]
     return _best_of_each_shape(evaluation, [int(i) for i in order])
 
 
@@ -268,12 +290,7 @@ def _rows(
     request: Request,
 ) -> list[Row]:
     plans = [evaluation.plans[i] for i in chosen]
-    chunk = min(request.context, PREFILL_CHUNK_TOKENS)
-    chunks = -(-request.context // chunk)
-    prefill = evaluate(plans, cfg, system, policy, replace(request, tokens=chunk))
-    prefill_s = (
-        prefill.latency_cycles + (chunks - 1) * prefill.slowest_stage_cycles
-    ) / evaluation.clock_hz
+    chunk_tokens, prefill_s = _prefill(plans, evaluation.fits[chosen], cfg, system, policy, request)
     return [
         Row(
             plan=plan,
@@ -291,6 +308,7 @@ def _rows(
             in_flight=int(evaluation.in_flight[i]),
             hand_over_s=float(evaluation.hand_over_cycles[i] / evaluation.clock_hz),
             prefill_latency_s=float(prefill_s[row]),
+            prefill_chunk_tokens=int(chunk_tokens[row]),
             wire_bytes_per_token=float(evaluation.wire_bytes[i] / request.batch),
             memory_bytes={
                 "weights": float(evaluation.weight_bytes[i]),
@@ -302,6 +320,37 @@ def _rows(
         )
         for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))
     ]
+
+
+def _prefill(
+    plans: Sequence[Plan],
+    fits: Bool[np.ndarray, " plans"],
+    cfg: ModelConfig,
+    system: System,
+    policy: Policy,
+    request: Request,
+) -> tuple[Int[np.ndarray, " plans"], Float[np.ndarray, " plans"]]:
+    """Choose the largest chunk whose activations fit, halving it; time a whole context with it.
+
+    A plan that does not fit anyway keeps the largest chunk.
+
+    Returns:
+        Tokens of a chunk, and seconds.
+    """
+    chunk = min(request.context, PREFILL_CHUNK_TOKENS)
+    tokens, seconds = np.zeros(len(plans), np.int64), np.zeros(len(plans))
+    left = np.arange(len(plans))
+    while left.size:
+        step = evaluate(
+            [plans[i] for i in left], cfg, system, policy, replace(request, tokens=chunk)
+        )
+        chunks = -(-request.context // chunk)
+        cycles = step.latency_cycles + (chunks - 1) * step.slowest_stage_cycles
+        done = step.fits | ~fits[left] | (chunk == 1)
+        tokens[left[done]] = chunk
+        seconds[left[done]] = cycles[done] / step.clock_hz
+        left, chunk = left[~done], chunk // 2
+    return tokens, seconds
 
 
 def versions() -> dict[str, str]:

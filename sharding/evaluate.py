@@ -1,7 +1,9 @@
 """A plan's time and memory, for one plan or for thousands at once: a plan is a row of numbers.
 
-Each kind of block is evaluated once for every distinct row of its own degrees; plans are sums of blocks. Latency of one
-token: embedding, blocks stage by stage, hand-overs, head and the way back. Stages are cut between any two blocks.
+Each kind of block is evaluated once for every distinct row of its own degrees; plans are sums of
+blocks. Latency of one token: embedding, blocks stage by stage, hand-overs, head and the way back.
+Stages are cut between any two blocks.
+
 Not modelled: host and sampling time (0, assumed), and overlap between blocks of a stage.
 """
 
@@ -46,7 +48,7 @@ class BlockReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Numbers of many plans, one entry per plan; cycles of the chip's clock and bytes of the fullest chip."""
+    """Numbers of many plans, one entry per plan: cycles of the clock, bytes of the fullest chip."""
 
     plans: Sequence[Plan]
     request: Request
@@ -79,7 +81,7 @@ class Evaluation:
     @property
     def fits(self) -> Bool[np.ndarray, " plans"]:
         """Whether the fullest chip holds its share."""
-        return self.short_bytes <= 0
+        return np.asarray(self.short_bytes <= 0)
 
     @property
     def latency_s(self) -> Numbers:
@@ -93,10 +95,10 @@ class Evaluation:
 
     @property
     def tokens_per_s_total(self) -> Numbers:
-        """Rate of all micro-batches in flight: bound by the slowest stage, or by what is in flight."""
+        """Rate of all micro-batches: bound by the slowest stage, or by what is in flight."""
         batch = self.request.batch * self.request.tokens
         per_stage = batch * self.clock_hz / self.slowest_stage_cycles
-        return np.minimum(per_stage, self.in_flight * batch / self.latency_s)
+        return np.asarray(np.minimum(per_stage, self.in_flight * batch / self.latency_s))
 
 
 def evaluate(
@@ -119,7 +121,9 @@ def evaluate(
     chain = [blocks[block.kind] for block in block_chain(cfg)]
     clock = float(system.chip.clock_hz)
     payload = request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
-    hops = np.array([_hand_over_cycles(g, system, payload) for g in groups])[group_of_plan]
+    hops = np.array([_hand_over_cycles(g, system, payload, request.batch) for g in groups])[
+        group_of_plan
+    ]
     n_stages = np.array([plan.stages for plan in plans])
     cuts = cut_stages(
         [block.held.weights for block in chain],
@@ -127,12 +131,18 @@ def evaluate(
         [block.timing.cycles for block in chain],
         n_stages,
     )
-    activations = np.max([np.broadcast_to(b.held.activations, n_stages.shape) for b in blocks.values()], 0)
-    tables = np.max([np.broadcast_to(b.held.tables, n_stages.shape) for b in blocks.values()], 0)
+    activations = np.max(
+        [np.broadcast_to(b.held.activations, n_stages.shape) for b in blocks.values()], 0
+    )
+    # A stage may hold blocks of every kind; blocks of one kind share their tables.
+    tables = np.sum([np.broadcast_to(b.held.tables, n_stages.shape) for b in blocks.values()], 0)
     spare = usable_bytes(system.chip) - cuts.fullest_bytes - activations - tables
     more = np.floor(np.maximum(spare, 0) / np.maximum(cuts.fullest_cache_bytes, 1))
     total = {
-        name: sum((np.broadcast_to(getattr(b.timing, name), n_stages.shape) for b in chain), np.zeros(n_stages.shape))
+        name: sum(
+            (np.broadcast_to(getattr(b.timing, name), n_stages.shape) for b in chain),
+            np.zeros(n_stages.shape),
+        )
         for name in ("cycles", "lower_cycles", "upper_cycles")
     }
     return Evaluation(
@@ -152,12 +162,14 @@ def evaluate(
         activation_bytes=activations + tables,
         reserved_bytes=system.chip.sram_bytes - usable_bytes(system.chip),
         sram_bytes=float(system.chip.sram_bytes),
-        in_flight=np.minimum(1 + more, n_stages).astype(np.int64),
+        in_flight=np.minimum(1 + more, cuts.busy_stages).astype(np.int64),
         cuts=cuts,
     )
 
 
-def _groups(plans: Sequence[Plan], system: System) -> tuple[tuple[Groups, ...], Int[np.ndarray, " plans"]]:
+def _groups(
+    plans: Sequence[Plan], system: System
+) -> tuple[tuple[Groups, ...], Int[np.ndarray, " plans"]]:
     """Place the stages of each distinct pair of stages and chips."""
     index: dict[tuple[int, int], int] = {}
     of_plan = np.array(
@@ -169,14 +181,17 @@ def _groups(plans: Sequence[Plan], system: System) -> tuple[tuple[Groups, ...], 
     return groups, of_plan
 
 
-def _hand_over_cycles(group: Groups, system: System, payload_bytes: float) -> tuple[float, float]:
+def _hand_over_cycles(
+    group: Groups, system: System, payload_bytes: float, batch: int
+) -> tuple[float, float]:
     """Cycles of all hand-overs of a token, the way back included, and of the slowest one."""
     if len(group.bases) == 1:
         return 0.0, 0.0
     clock = float(system.chip.clock_hz)
     steps = hand_overs(system.topology, clock, group.chips, group.bases).cycles(payload_bytes)
-    back = hand_overs(system.topology, clock, group.chips, group.bases[[-1, 0]]).cycles(TOKEN_BYTES)
-    return float(np.sum(steps) + np.sum(back)), float(np.max(steps))
+    back = hand_overs(system.topology, clock, group.chips, group.bases[[-1, 0]])
+    token_ids = back.cycles(TOKEN_BYTES * batch)
+    return float(np.sum(steps) + np.sum(token_ids)), float(np.max(steps))
 
 
 def _evaluate_kind(
@@ -189,7 +204,7 @@ def _evaluate_kind(
     policy: Policy,
     request: Request,
 ) -> BlockReport:
-    """Evaluate a kind of block for each distinct row of degrees, once per split rule and collective."""
+    """Evaluate a kind of block for each distinct row of degrees, per split rule and collective."""
     names = MESH_AXES[kind]
     rows = np.array(
         [
@@ -239,16 +254,12 @@ def evaluate_block(
     sizes = axes.sizes(cfg, kind, policy, ways, request)
     if kind == "moe":
         assert cfg.moe is not None
-        worst = np.minimum(
-            sizes.local["experts"], request.batch * request.tokens * cfg.moe.top_k
-        )
+        worst = np.minimum(sizes.local["experts"], request.batch * request.tokens * cfg.moe.top_k)
         slots = np.where(np.asarray(slots) > 0, np.minimum(slots, worst), worst)
     symbols = symbol_values(sizes, ways, slots)
     timing = schedule(program, machine, symbols)
     arguments = block_arguments(cfg, kind, policy, split, sizes)
-    wire = sum(
-        (slot.work.moved_bytes for slot in timing.slots if slot.work.unit is Unit.C2C), 0.0
-    )
+    wire = sum((slot.work.moved_bytes for slot in timing.slots if slot.work.unit is Unit.C2C), 0.0)
     return BlockReport(
         timing=timing,
         held=block_bytes(arguments, program, symbols, machine.chip),
@@ -257,8 +268,15 @@ def evaluate_block(
 
 
 def _split(plan: Plan, kind: Kind) -> Split:
-    part = {"attention": plan.attention, "dense": plan.mlp, "moe": plan.moe}.get(kind)
-    return part.split if part is not None else Split.ROW
+    match kind:
+        case "attention":
+            return plan.attention.split
+        case "dense":
+            return plan.mlp.split
+        case "moe" if plan.moe is not None:
+            return plan.moe.split
+        case _:
+            return Split.ROW
 
 
 def _slots(plan: Plan, kind: Kind) -> int:

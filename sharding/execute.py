@@ -18,7 +18,9 @@ from models.blocks import Kind, block_program
 from models.config import ModelConfig
 from models.layers.linear import Split
 
-from .load import LoadedBlock
+from .axes import degrees
+from .load import LoadedBlock, block_split
+from .plan import Plan
 
 Execution = Literal["virtual", "devices"]
 _RUNNERS: Mapping[str, Callable[..., Any]] = {"virtual": run_virtual, "devices": run_devices}
@@ -74,6 +76,13 @@ def _compiled(
     program = block_program(cfg, kind, split, n_local=experts[0], n_slots=experts[1])
     specs, results = (jax.tree.unflatten(tree, leaves) for leaves, tree in (in_specs, out_specs))
     return jax.jit(_RUNNERS[execution](program, mesh, specs, results))
+
+
+def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
+    """Name the program that a plan needs for a kind of block: plans with equal keys share it when their tiers agree."""
+    slots = plan.moe.slots if kind == "moe" and plan.moe is not None else None
+    ways = tuple(degrees(plan, kind, cfg).items())
+    return kind, ways, block_split(plan, kind), plan.collective, slots
 
 
 def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:

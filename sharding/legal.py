@@ -1,11 +1,13 @@
 """Which plans exist for a model and a machine; every rejection has a reason in one sentence.
 
-Legality is about shapes only: whether a legal plan fits is `placement`'s question, how fast it is `evaluate`'s.
+Legality is about shapes only: whether a legal plan fits is `placement`'s question, how fast it is
+`evaluate`'s.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System
@@ -59,8 +61,8 @@ def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
     for rows in scheme.values():
         if any(width % rows for width in widths):
             raise LpuError(
-                f"weights format {policy.name} shares a scale between {rows} rows, which does not divide the head "
-                f"width {min(widths)} of {cfg.name}."
+                f"weights format {policy.name} shares a scale between {rows} rows, which does not "
+                f"divide the head width {min(widths)} of {cfg.name}."
             )
 
 
@@ -77,8 +79,8 @@ def check_plan(
         raise PlanError(f"{plan.stages} stages were asked for; {cfg.name} has {n_blocks} blocks.")
     if plan.n_chips > system.n_chips:
         raise PlanError(
-            f"{plan.stages} stages of {plan.group_chips} chips need {plan.n_chips} chips; {system.name} has "
-            f"{system.n_chips}."
+            f"{plan.stages} stages of {plan.group_chips} chips need {plan.n_chips} chips; "
+            f"{system.name} has {system.n_chips}."
         )
     if (plan.moe is None) != (cfg.moe is None):
         raise PlanError(
@@ -93,13 +95,15 @@ def check_plan(
                 if hasattr(shard, axis)
             )
             raise PlanError(
-                f"{name}: {parts} = {shard.n_chips} chips, but a group has {plan.group_chips}; off by "
-                f"{abs(shard.n_chips - plan.group_chips)}."
+                f"{name}: {parts} = {shard.n_chips} chips, but a group has "
+                f"{plan.group_chips}; off by {abs(shard.n_chips - plan.group_chips)}."
             )
     for reason in (
         attention_reason(cfg, plan.attention.tensor),
         data_reason(plan.attention.data, request.batch),
-        columns_reason("mlp", cfg.d_ff, plan.mlp.tensor, granules(cfg, "dense", policy).get("mlp", 1))
+        columns_reason(
+            "mlp", cfg.d_ff, plan.mlp.tensor, granules(cfg, "dense", policy).get("mlp", 1)
+        )
         if cfg.n_moe_layers < cfg.n_layers
         else None,
         columns_reason("vocabulary", cfg.vocab_size, plan.group_chips, 1),
@@ -118,14 +122,15 @@ def attention_reason(cfg: ModelConfig, tensor: int) -> Reason | None:
             return None
         return Reason(
             "attention: more ways than heads, or heads not divisible",
-            f"attention: tensor {tensor} is more ways than the {kv} key/value heads of {cfg.name} and not {kv} times a "
-            f"divisor of the {attention.q_per_kv} query heads of each.",
+            f"attention: tensor {tensor} is more ways than the {kv} key/value heads of {cfg.name} "
+            f"and not {kv} times a divisor of the {attention.q_per_kv} query heads of each.",
         )
     if tensor <= attention.n_heads:
         return None
     return Reason(
         "attention: more ways than heads, or heads not divisible",
-        f"attention: tensor {tensor} is more ways than the {attention.n_heads} heads of {cfg.name}.",
+        f"attention: tensor {tensor} is more ways than the {attention.n_heads} heads of "
+        f"{cfg.name}.",
     )
 
 
@@ -140,7 +145,7 @@ def data_reason(data: int, batch: int) -> Reason | None:
 
 
 def columns_reason(what: str, columns: int, ways: int, piece: int) -> Reason | None:
-    """Why columns cannot be split; None if they can. Columns are dealt in pieces that share scales."""
+    """Why columns cannot be split; None if they can. Pieces of columns share scales."""
     if ways <= -(-columns // piece):
         return None
     pieces = f"{columns} columns" + (f" in pieces of {piece}" if piece > 1 else "")
@@ -159,7 +164,8 @@ def moe_reasons(
     if shard.expert > moe.n_experts:
         yield Reason(
             "moe: more ways than experts",
-            f"moe: expert {shard.expert} is more ways than the {moe.n_experts} experts of {cfg.name}.",
+            f"moe: expert {shard.expert} is more ways than the {moe.n_experts} experts of "
+            f"{cfg.name}.",
         )
     yield columns_reason("moe", moe.d_expert, shard.tensor, pieces.get("expert_mlp", 1))
     if shard.slots is not None:
@@ -168,8 +174,8 @@ def moe_reasons(
         if shard.slots < worst:
             yield Reason(
                 "moe: too few slots",
-                f"moe: slots {shard.slots} could leave experts out; the worst case is {worst} slots of "
-                f"{local} experts on a chip.",
+                f"moe: slots {shard.slots} could leave experts out; the worst case is {worst} "
+                f"slots of {local} experts on a chip.",
             )
 
 
@@ -189,25 +195,28 @@ class Search:
     refused: Counter[str] = field(default_factory=Counter)
 
     def groups(self) -> list[tuple[int, int]]:
-        """Stages and chips of a group: for every number of stages all chips, whole nodes, or a power of two of them."""
+        """Stages and chips of a group: per number of stages, all chips, whole nodes, or 2^n."""
         n_blocks = len(block_chain(self.cfg))
         node = self.system.topology.node_chips
         found = set()
         for stages in range(1, min(n_blocks, self.system.n_chips) + 1):
             most = self.system.n_chips // stages
-            found |= {(stages, chips) for chips in (most, most // node * node, 1 << (most.bit_length() - 1))}
+            found |= {
+                (stages, chips)
+                for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
+            }
         return sorted((stages, chips) for stages, chips in found if chips >= 1)
 
     def plans(self) -> Iterator[Plan]:
         """All legal plans with one split rule for all blocks."""
         for stages, chips in self.groups():
             for split in Split:
-                for attention in self._attention(chips, split):
-                    for mlp in self._mlp(chips, split):
-                        for moe in self._moe(chips, split):
-                            yield Plan(
-                                stages=stages, group_chips=chips, attention=attention, mlp=mlp, moe=moe
-                            )
+                for attention, mlp, moe in product(
+                    self._attention(chips, split), self._mlp(chips, split), self._moe(chips, split)
+                ):
+                    yield Plan(
+                        stages=stages, group_chips=chips, attention=attention, mlp=mlp, moe=moe
+                    )
 
     def _keep(self, reason: Reason | None) -> bool:
         if reason is not None:
@@ -219,7 +228,8 @@ class Search:
         for tensor in divisors(chips):
             if not self._keep(attention_reason(self.cfg, tensor)):
                 continue
-            # Sequences are split as far as the batch allows: a replica would hold weights and cache again.
+            # Sequences are split as far as the batch allows: a replica would hold its weights and
+            # cache again.
             data = max(d for d in divisors(chips // tensor) if self.request.batch % d == 0)
             found.append(
                 AttentionShard(

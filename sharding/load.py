@@ -393,8 +393,8 @@ def _padded(values: Any, whole: jax.ShapeDtypeStruct) -> Any:
     assert min(missing, default=0) >= 0
     assert np.dtype(values.dtype) == np.dtype(whole.dtype), (values.dtype, whole.dtype)
     if not any(missing):
-        return values
+        return jnp.asarray(values)  # no copy of what is a JAX array already: plans share it
     out = np.zeros(whole.shape, values.dtype)
     out[tuple(slice(length) for length in values.shape)] = values
-    return out
+    return jnp.asarray(out)
 

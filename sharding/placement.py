@@ -63,9 +63,10 @@ def padded_bytes(leaf: Leaf, chip: ChipSpec) -> Quantity:
     if not leaf.rows:
         return ceil_div(product(shape), chip.lanes) * chip.lanes * leaf.bits / 8
     operand = np.dtype(leaf.dtype).name
-    # int4 codes lie in int8 arrays here but are widened: their stored width tells them from int8
-    # operands
-    height = chip.mxm_mode("int8" if operand == "int8" and leaf.bits == 8 else "fp16").k_tile
+    # Of int8 codes only single matrices multiply int8 activations (`models.layers.linear`); stores
+    # of many matrices and int4 codes, which lie in int8 arrays here, are widened to fp16.
+    narrow = operand == "int8" and leaf.bits == 8 and not leaf.batch
+    height = chip.mxm_mode("int8" if narrow else "fp16").k_tile
     if operand == "float32":  # scales per column: one row
         height = 1
     first_column = leaf.batch + leaf.rows
@@ -114,6 +115,11 @@ class Cuts:
     fullest_cache_bytes: Float[np.ndarray, " plans"]  #: cache of the stage that holds most of it
     slowest_cycles: Float[np.ndarray, " plans"]
     stage_of_block: Int[np.ndarray, "blocks plans"]
+
+    @property
+    def busy_stages(self) -> Int[np.ndarray, " plans"]:
+        """Stages that hold a block; where blocks are coarse the last stages stay empty."""
+        return np.asarray(self.stage_of_block[-1] + 1)
 
 
 def cut_stages(

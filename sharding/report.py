@@ -27,7 +27,13 @@ def render(*parts: Any) -> str:
 
 def table(*columns: tuple[str, str], title: str | None = None) -> Table:
     """Make a table; each column is a heading and `left` or `right`."""
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        pad_edge=False,
+        min_width=len(title or ""),
+    )
     for heading, justify in columns:
         made.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     return made
@@ -37,9 +43,11 @@ def comparison_text(comparison: "Comparison") -> str:
     """The table of a comparison with what was asked, what was searched and what was refused."""
     c = comparison
     head = (
-        f"{c.model.name}: {format_count(n_parameters(c.model), digits=4)} parameters, weights {c.policy.name}; "
+        f"{c.model.name}: {format_count(n_parameters(c.model), digits=4)} parameters, "
+        f"weights {c.policy.name}; "
         f"{c.system.name}: {c.system.n_chips} chips of {c.system.chip.title}, "
-        f"{format_bytes(c.system.sram_bytes, digits=4)} SRAM; batch {c.request.batch}, context {c.request.context}"
+        f"{format_bytes(c.system.sram_bytes, digits=4)} SRAM; batch {c.request.batch}, "
+        f"context {c.request.context}"
     )
     rows = table(
         ("#", "right"),
@@ -96,8 +104,8 @@ def _searched(comparison: "Comparison") -> str:
     nearest = comparison.nearest
     if nearest is not None:
         lines.append(
-            f"  nearest that does not fit: {nearest.plan.name}, short of {format_bytes(nearest.short_bytes)} on the "
-            "fullest chip."
+            f"  nearest that does not fit: {nearest.plan.name}, short of "
+            f"{format_bytes(nearest.short_bytes)} on the fullest chip."
         )
     return "\n".join(lines)
 
@@ -124,5 +132,3 @@ def memory_map(row: "Row") -> Table:
         f"{abs(row.short_bytes) / sram:.1%}",
     )
     return made
-
-

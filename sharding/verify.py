@@ -8,6 +8,7 @@ holds the same stored values), perplexity, and blocks that were left out.
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -27,13 +28,14 @@ from models.layers.moe import route
 from models.layers.norm import rms_norm
 from models.params import EXPERT_PARAMETERS, block_params
 from models.policy import Policy
-from models.reference import Module, Moe, reference_block
+from models.reference import Moe, reference_block
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
 from .axes import Request, degrees
-from .execute import Execution, run_attention, run_block, with_inputs
+from .execute import Execution, program_key, run_attention, run_block, with_inputs
 from .load import (
+    LoadedBlock,
     StoredBlock,
     block_split,
     place_block,
@@ -46,6 +48,8 @@ from .plan import Plan
 
 #: Allocated positions; a longer context changes no bit. One vector of 320 lanes.
 _CONTEXT = 320
+#: Plans compiled and run side by side: memory holds one cut copy of a block's weights for each.
+_WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +184,18 @@ def compare_plans(
     topology = system.topology
     tiers = (topology.node_chips, topology.rack_chips)
     runs = [_Run(plan=plan, hidden=start, reference=start.astype(np.float32)) for plan in plans]
-    for kind, layer in _blocks(cfg, chosen):
-        step = _Step(weights, policy, kind, layer, tiers, execution)
-        step.run(runs)
+    steps = [
+        _Step(weights, policy, kind, layer, tiers, execution)
+        for kind, layer in _blocks(cfg, chosen)
+    ]
+    with ThreadPoolExecutor(_WORKERS) as workers:
+        coming = workers.submit(steps[0].store)
+        for i, step in enumerate(steps):
+            stored = coming.result()
+            if i + 1 < len(steps):
+                coming = workers.submit(steps[i + 1].store)
+            step.run(runs, stored, workers)
+            del stored
     return [run.result(cfg, tiers, [kind for kind, _ in _blocks(cfg, chosen)]) for run in runs]
 
 
@@ -328,16 +341,42 @@ class _Step:
         self.tiers, self.execution = tiers, execution
         self.specs = block_params(self.cfg, kind)
 
-    def run(self, runs: Sequence[_Run]) -> None:
+    def store(self) -> StoredBlock:
+        """Make the block's weights; of a mixture everything but the routed experts."""
+        held = () if self.kind == "moe" else None
+        return store_block(self.source, self.kind, self.layer, self.policy, held_experts=held)
+
+    def run(self, runs: Sequence[_Run], stored: StoredBlock, workers: Executor) -> None:
         """Move every plan behind the block."""
         if self.kind == "moe":
-            self._run_mixture(runs)
+            self._run_mixture(runs, stored, workers)
             return
-        stored = store_block(self.source, self.kind, self.layer, self.policy)
-        references = self._references(runs, reference_block(self.cfg, self.kind, self._values(stored)))
-        wide = self._wide(stored)
-        for run, reference in zip(runs, references, strict=True):
-            run.advance(self.kind, self.layer, self._emulate(run, wide), reference)
+        references = self._references(runs, self._values(stored))
+        outputs = self._emulate_all(runs, self._wide(stored), workers)
+        for run, output, reference in zip(runs, outputs, references, strict=True):
+            run.advance(self.kind, self.layer, output, reference)
+
+    def _emulate_all(
+        self, runs: Sequence[_Run], stored: StoredBlock, workers: Executor
+    ) -> list[Float16[np.ndarray, "tokens d"]]:
+        """Run the plans side by side, because compiling takes longest; those that share a program one after another."""
+        request = Request(batch=1, tokens=1, context=_CONTEXT)
+        groups: dict[Any, list[_Run]] = {}
+        for run in runs:
+            program = program_key(self.cfg, self.kind, run.plan)
+            groups.setdefault(program, []).append(run)
+
+        def emulate(group: list[_Run]) -> dict[int, Float16[np.ndarray, "tokens d"]]:
+            outputs = {}
+            for run in group:
+                block = place_block(stored, run.plan, request, tiers=self.tiers)
+                outputs[id(run)] = self._emulate(run, block)
+            return outputs
+
+        done: dict[int, Any] = {}
+        for outputs in workers.map(emulate, groups.values()):
+            done |= outputs
+        return [done[id(run)] for run in runs]
 
     def _values(self, stored: StoredBlock) -> dict[str, Float32[np.ndarray, "..."]]:
         return {
@@ -345,14 +384,15 @@ class _Step:
         }
 
     def _wide(self, stored: StoredBlock) -> StoredBlock:
-        """Widen narrow weights once for all plans."""
-        weights = {name: widened(w, self.specs[name]) for name, w in stored.weights.items()}
+        """Widen narrow weights once, and hand them to JAX once, for all plans."""
+        weights = {
+            name: jax.tree.map(jnp.asarray, widened(weight, self.specs[name]))
+            for name, weight in stored.weights.items()
+        }
         return replace(stored, weights=weights)
 
-    def _emulate(self, run: _Run, stored: StoredBlock) -> Float16[np.ndarray, "tokens d"]:
+    def _emulate(self, run: _Run, block: LoadedBlock) -> Float16[np.ndarray, "tokens d"]:
         """Decode the tokens one after another."""
-        request = Request(batch=1, tokens=1, context=_CONTEXT)
-        block = place_block(stored, run.plan, request, tiers=self.tiers)
         rows = []
         cache = block.arguments[2] if self.kind == "attention" else None
         for position, row in enumerate(run.hidden):
@@ -367,8 +407,11 @@ class _Step:
             rows.append(np.asarray(out)[0, 0])
         return np.stack(rows)
 
-    def _references(self, runs: Sequence[_Run], module: Module) -> list[Float32[np.ndarray, "tokens d"]]:
+    def _references(
+        self, runs: Sequence[_Run], values: dict[str, Float32[np.ndarray, "..."]]
+    ) -> list[Float32[np.ndarray, "tokens d"]]:
         """Run the reference once for all plans whose tokens took the same experts so far."""
+        module = reference_block(self.cfg, self.kind, values)
         known: dict[tuple[bytes, ...], Float32[np.ndarray, "tokens d"]] = {}
         for run in runs:
             if run.routes not in known:
@@ -377,28 +420,33 @@ class _Step:
 
     # mixture of experts: route first, then make only the experts in use
 
-    def _run_mixture(self, runs: Sequence[_Run]) -> None:
+    def _run_mixture(
+        self, runs: Sequence[_Run], stored: StoredBlock, workers: Executor
+    ) -> None:
         moe = self.cfg.moe
         assert moe is not None
-        stored = store_block(self.source, "moe", self.layer, self.policy, held_experts=())
         routes = [self._routes(stored, run.hidden, moe) for run in runs]
         held = tuple(sorted({int(i) for ids in routes for i in ids.reshape(-1)}))
         reference = _MixtureReference(self.cfg, moe, self._values(stored))
         for run, ids in zip(runs, routes, strict=True):
             run.routes = (*run.routes, ids.tobytes())
             run.note_routing(*reference.begin(run.routes, run.reference, ids))
-        kept: dict[str, list[Any]] = {name: [] for name in EXPERT_PARAMETERS}
-        for number in held:
-            expert = store_expert(self.source, self.layer, number, self.policy)
+        store = {
+            name: np.empty((len(held), *self.specs[name].shape[1:]), np.float16)
+            for name in EXPERT_PARAMETERS
+        }
+        make = partial(store_expert, self.source, self.layer, policy=self.policy)
+        for row, (number, expert) in enumerate(zip(held, workers.map(make, held), strict=True)):
             reference.add(number, {n: stored_values(expert[n], self._one(n)) for n in expert})
             for name in EXPERT_PARAMETERS:
-                kept[name].append(widened(expert[name], self._one(name)))
-        experts = {name: np.stack(parts) for name, parts in kept.items()}
-        kept.clear()
-        full = replace(self._wide(stored), weights=self._wide(stored).weights | experts, held=held)
-        for run in runs:
-            out = self._emulate(run, full)
-            run.advance("moe", self.layer, out, reference.totals[run.routes])
+                store[name][row] = widened(expert[name], self._one(name))
+        wide = self._wide(stored)
+        while store:  # one copy in memory at a time
+            name, values = store.popitem()
+            wide = replace(wide, weights={**wide.weights, name: jnp.asarray(values)})
+        outputs = self._emulate_all(runs, replace(wide, held=held), workers)
+        for run, output in zip(runs, outputs, strict=True):
+            run.advance("moe", self.layer, output, reference.totals[run.routes])
 
     def _one(self, name: str) -> Any:
         spec = self.specs[name]

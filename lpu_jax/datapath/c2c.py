@@ -84,12 +84,19 @@ def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:
         names=axis.names,
         stacked=(),
         size=axis.size,
-        tiers=axis.tiers,
+        tiers=_own_tiers(axis),
         algorithm=axis.algorithm,
         stride=axis.stride,
         **params,
     )
     return out
+
+
+def _own_tiers(axis: Axis) -> tuple[int, ...]:
+    """How many chips of the run lie in a node, a rack, ...: fewer where other chips lie between."""
+    if not isinstance(axis.stride, int):
+        return axis.tiers
+    return tuple(tier // axis.stride for tier in axis.tiers if tier // axis.stride > 1)
 
 
 def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
@@ -152,12 +159,9 @@ def _round_to_wire(x: Array, dtype: Any) -> Array:
     return rounding.to_fp16(x) if dtype == jnp.float16 else x.astype(dtype)
 
 
-def _ordered_sum(parts: Array, dtype: Any) -> Array:
-    """Add parts in ascending order in fp32.
-
-    They are guarded, so that no product before the link is contracted into the sum.
-    """
-    parts = elementary.guarded(parts.astype(jnp.float32))
+def _ordered_sum(parts: Array, dtype: Any, axis: int = 0) -> Array:
+    """Add parts in ascending order in fp32; guarded, so that no product before the link is contracted into the sum."""
+    parts = elementary.guarded(jnp.moveaxis(parts, axis, 0).astype(jnp.float32))
     total = lax.scan(lambda acc, part: (acc + part, None), parts[0], parts[1:])[0]
     return _round_to_wire(total, dtype)
 
@@ -168,8 +172,14 @@ def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
         return parts[0]
     if not tiers or n_chips <= tiers[0]:
         return _ordered_sum(parts, dtype)
-    runs = [_tiered_sum(parts[i : i + tiers[0]], ()) for i in range(0, n_chips, tiers[0])]
-    return _tiered_sum(jnp.stack(runs), tuple(level // tiers[0] for level in tiers[1:]))
+    # All whole runs in one scan: a scan for each run would take long to compile.
+    n_whole = n_chips // tiers[0]
+    whole = parts[: n_whole * tiers[0]].reshape(n_whole, tiers[0], *parts.shape[1:])
+    runs = _ordered_sum(whole, dtype, axis=1)
+    if n_chips % tiers[0]:
+        rest = _tiered_sum(parts[n_whole * tiers[0] :], ())
+        runs = jnp.concatenate([runs, rest[None]])
+    return _tiered_sum(runs, tuple(level // tiers[0] for level in tiers[1:]))
 
 
 def _own_share(shares: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:

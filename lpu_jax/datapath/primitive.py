@@ -8,7 +8,7 @@ are not defined: the emulator runs inference.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -122,9 +122,13 @@ def primitive(
             out = function(*args)
         return list(out) if isinstance(out, tuple | list) else [out]
 
+    @cache  # jit knows a function by its identity: without this, every eager call would compile
+    def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        return jax.jit(partial(lowering, **dict(params)))
+
     prim.def_abstract_eval(abstract_rule)
     mlir.register_lowering(prim, mlir.lower_fun(lowering, multiple_results=True))
-    prim.def_impl(lambda *args, **params: jax.jit(partial(lowering, **params))(*args))
+    prim.def_impl(lambda *args, **params: compiled(tuple(sorted(params.items())))(*args))
     if named_axis_rule is not None:
         batching.fancy_primitive_batchers[prim] = partial(named_axis_rule, prim)
     elif batching_rule is not None:
