@@ -6,7 +6,6 @@ Exit codes: 0 ok; 1 the answer is no; 2 bad input, with one sentence on standard
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +23,7 @@ from models.zoo import SOURCES, named_models
 from models.zoo import model as named_model
 
 from . import compare as comparing
-from . import report
+from . import certify, report
 from .plan import Plan, read_plan
 
 app = typer.Typer(
@@ -79,12 +78,16 @@ def _emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str])
 
 def _write(path: Path, text: str) -> None:
     """Write a whole file or none of it."""
+    # A device or a pipe is written to, not replaced; a directory is refused by `open`.
+    replaces = path.is_file() or not path.exists()
+    target = path.with_name(f".{path.name}.{os.getpid()}.tmp") if replaces else path
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        target.write_text(text, encoding="utf-8")
+        if replaces:
+            target.replace(path)
     except OSError as error:
+        if replaces:
+            target.unlink(missing_ok=True)
         raise LpuError(f"{path} cannot be written: {error.strerror}.") from None
 
 
@@ -200,7 +203,7 @@ def compare(
         objective=objective.value,
     )
     if check and found.fitting:
-        found = comparing.with_numerics(found, check, progress=_progress())
+        found = comparing.with_numerics(found, check)
     _emit(as_json, found.as_dict, found.table)
     if not found.fitting:
         raise typer.Exit(NO)
@@ -255,17 +258,17 @@ def check(
 
     cfg, machine, policy = named_model(model), named_system(system), policy_named(weights_format)
     plans: list[Plan] = (
-        [read_plan(path) for path in plan] if plan else verify.default_plans(cfg, machine, policy)
+        [read_plan(path) for path in plan] if plan else certify.default_plans(cfg, machine, policy)
     )
     results = verify.compare_plans(
-        cfg, machine, plans, policy, tokens=tokens, seed=seed, progress=_progress()
+        cfg, machine, plans, policy, tokens=tokens, seed=seed
     )
     _emit(
         as_json,
         lambda: [result.as_dict() for result in results],
-        lambda: verify.report_text(cfg, machine, policy, results),
+        lambda: certify.check_text(cfg, machine, policy, results),
     )
-    if not verify.as_promised(results):
+    if not certify.as_promised(results):
         raise typer.Exit(NO)
 
 

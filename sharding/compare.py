@@ -3,7 +3,7 @@
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Literal
@@ -199,7 +199,7 @@ def compare(
 
 
 def with_numerics(
-    comparison: Comparison, n_plans: int, progress: Callable[[str], None] = lambda _: None
+    comparison: Comparison, n_plans: int
 ) -> Comparison:
     """Run the first plans of a comparison on virtual chips and note their numerical error.
 
@@ -208,13 +208,12 @@ def with_numerics(
     Args:
         comparison: from `compare`.
         n_plans: how many rows.
-        progress: told what is being done.
     """
     from . import verify  # the only part of a comparison that needs the reference model
 
     plans = [row.plan for row in comparison.rows[:n_plans]]
     results = verify.compare_plans(
-        comparison.model, comparison.system, plans, comparison.policy, progress=progress
+        comparison.model, comparison.system, plans, comparison.policy
     )
     checked = [
         replace(row, numerics=result.as_dict())
@@ -342,7 +341,7 @@ def _prefill(
     left = np.arange(len(plans))
     while left.size:
         step = evaluate(
-            [plans[i] for i in left], cfg, system, policy, replace(request, tokens=chunk)
+            [plans[int(i)] for i in left], cfg, system, policy, replace(request, tokens=chunk)
         )
         chunks = -(-request.context // chunk)
         cycles = step.latency_cycles + (chunks - 1) * step.slowest_stage_cycles

@@ -71,7 +71,7 @@ class Evaluation:
     @property
     def used_bytes(self) -> Numbers:
         """Bytes of the fullest chip without the reserve."""
-        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+        return np.asarray(self.weight_bytes + self.cache_bytes + self.activation_bytes)
 
     @property
     def short_bytes(self) -> Numbers:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lpu_jax.cost.links import ALGORITHMS
 from lpu_jax.errors import PlanError, unknown
 from models.layers.linear import Split
 
@@ -36,7 +37,6 @@ class AttentionShard:
 
     def __post_init__(self) -> None:
         _positive("attention", tensor=self.tensor, data=self.data, replica=self.replica)
-        object.__setattr__(self, "split", Split(self.split))
 
     @property
     def n_chips(self) -> int:
@@ -54,7 +54,6 @@ class MlpShard:
 
     def __post_init__(self) -> None:
         _positive("mlp", tensor=self.tensor, replica=self.replica)
-        object.__setattr__(self, "split", Split(self.split))
 
     @property
     def n_chips(self) -> int:
@@ -82,7 +81,6 @@ class MoeShard:
         _positive(
             "moe", expert=self.expert, tensor=self.tensor, replica=self.replica, slots=self.slots
         )
-        object.__setattr__(self, "split", Split(self.split))
 
     @property
     def n_chips(self) -> int:
@@ -107,6 +105,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         _positive("plan", stages=self.stages, group_chips=self.group_chips)
+        if self.collective not in ("auto", *ALGORITHMS):
+            raise unknown("collective", self.collective, ("auto", *ALGORITHMS))
 
     @property
     def n_chips(self) -> int:
@@ -155,23 +155,38 @@ def plan_from_dict(data: Any, where: str = "plan") -> Plan:
         raise PlanError(f"{where}: expected a table of plan fields, got {type(data).__name__}.")
     _known_keys(where, data, Plan)
     values = dict(data)
-    if not isinstance(values.get("group_chips"), int):
-        raise PlanError(
-            f"{where}: key 'group_chips' must be a whole number, got {values.get('group_chips')!r}."
-        )
+    for name in ("group_chips", "stages"):
+        if name in values or name == "group_chips":
+            _whole_number(where, name, values.get(name))
     for name, part in _PARTS.items():
         given = values.get(name)
-        if given is None and name == "moe":
-            continue
-        if not isinstance(given, dict):
-            raise PlanError(f"{where}: key {name!r} must be a table of degrees, got {given!r}.")
-        _known_keys(f"{where}, {name}", given, part)
-        if given.get("split", "row") not in list(Split):
-            raise PlanError(
-                f"{where}: key '{name}.split' must be one of row, column, got {given['split']!r}."
-            )
-        values[name] = part(**given)
+        if given is not None or name != "moe":
+            values[name] = _read_part(where, name, given, part)
+    if not isinstance(values.get("collective", "auto"), str):
+        raise PlanError(f"{where}: key 'collective' must be a name, got {values['collective']!r}.")
     return Plan(**values)
+
+
+def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
+    """Read the split of one kind of block."""
+    if not isinstance(given, dict):
+        raise PlanError(f"{where}: key {name!r} must be a table of degrees, got {given!r}.")
+    _known_keys(f"{where}, {name}", given, part)
+    values = dict(given)
+    for key, degree in given.items():
+        if key != "split" and not (key == "slots" and degree is None):
+            _whole_number(where, f"{name}.{key}", degree)
+    split = values.get("split", "row")
+    if split not in list(Split):
+        raise PlanError(f"{where}: key '{name}.split' must be one of row, column, got {split!r}.")
+    return part(**values | {"split": Split(split)})
+
+
+def _whole_number(where: str, key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PlanError(
+            f"{where}: key {key!r} must be a whole number of at least 1, got {value!r}."
+        )
 
 
 def _known_keys(where: str, data: dict[str, Any], owner: Any) -> None:

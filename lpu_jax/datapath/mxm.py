@@ -63,7 +63,7 @@ def matmul(
     weight_bits = None
     if isinstance(w, QuantizedArray):
         weight_bits = w.bits_per_value
-        # int8 codes are multiplied as they are: their scales are per column, for the caller to apply
+        # int8 codes are multiplied bare: their scales are per column, for the caller to apply
         w = w.codes if w.scheme == "int8" and x.dtype == jnp.int8 else widened(w)
     name = x.dtype.name
     if name not in K_TILE or w.dtype != x.dtype:

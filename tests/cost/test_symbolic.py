@@ -1,0 +1,199 @@
+"""One symbolic trace per kind of block gives the times of a trace made for each plan, exactly."""
+
+import dataclasses
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lpu_jax import mesh
+from lpu_jax.cost.machine import Groups, PlacedMachine, one_group
+from lpu_jax.cost.program import read
+from lpu_jax.cost.schedule import Timing, schedule
+from lpu_jax.system import system
+from models import zoo
+from models.blocks import Kind, block_arguments, block_kinds, block_program
+from models.config import GqaConfig, ModelConfig
+from models.layers.linear import Split
+from models.policy import POLICIES, policy_named
+from sharding import axes
+from sharding.axes import Request
+from sharding.trace import symbol_values, trace_block
+
+LLAMA = zoo.model("llama-2-70b")
+KIMI = zoo.model("kimi-k2")
+assert isinstance(LLAMA.attention, GqaConfig)
+assert KIMI.moe is not None
+TINY_LLAMA = dataclasses.replace(
+    LLAMA,
+    d_model=96,
+    d_ff=160,
+    vocab_size=320,
+    attention=dataclasses.replace(LLAMA.attention, n_heads=6, n_kv_heads=2, head_dim=128),
+)
+TINY_KIMI = dataclasses.replace(
+    KIMI,
+    d_model=128,
+    d_ff=288,
+    vocab_size=512,
+    moe=dataclasses.replace(KIMI.moe, n_experts=12, top_k=4, d_expert=64),
+)
+MODELS = {"llama": LLAMA, "tiny llama": TINY_LLAMA, "kimi": KIMI, "tiny kimi": TINY_KIMI}
+#: 18 kinds of block x 12 plans.
+PLANS_PER_KIND = 12
+GROQ_CHIPS = 576
+SYSTEMS = ("lpx-4", f"groq-{GROQ_CHIPS}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One block of one plan: degrees by mesh axis, and what is asked of it."""
+
+    cfg: ModelConfig
+    kind: Kind
+    policy: str
+    split: Split
+    ways: dict[str, int]
+    request: Request
+    slots: int
+    system: str
+
+    @property
+    def sizes(self) -> Any:
+        return axes.sizes(
+            self.cfg, self.kind, policy_named(self.policy), self.ways, self.request
+        )
+
+
+def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Case]:
+    rng = random.Random(f"{seed}/{cfg.name}/{cfg.d_model}/{kind}")
+    for _ in range(n):
+        ways = {axis: 1 for axis in axes.MESH_AXES[kind]}
+        for axis in ways:
+            ways[axis] = rng.choice([1, 1, 2, 3, 4, 8])
+        if kind == "attention":
+            tensor = rng.choice([1, 2, 3, 4, 8, 16])
+            ways["tensor"], ways["query"] = axes.split_heads(cfg, tensor)
+        yield Case(
+            cfg=cfg,
+            kind=kind,
+            policy=rng.choice(list(POLICIES)),
+            split=rng.choice(list(Split)),
+            ways=ways,
+            request=Request(
+                batch=ways.get("data", 1) * rng.choice([1, 2, 5]),
+                tokens=rng.choice([1, 1, 2, 7, 64]),
+                context=rng.choice([64, 320, 1000, 4096]),
+            ),
+            slots=rng.choice([1, 2, 5, 12]),
+            system="lpx-4" if math.prod(ways.values()) > GROQ_CHIPS else rng.choice(SYSTEMS),
+        )
+
+
+def machine_of(case: Case) -> PlacedMachine:
+    return one_group(system(case.system), math.prod(case.ways.values()))
+
+
+def symbolic_timing(case: Case) -> Timing:
+    traced = trace_block(case.cfg, case.kind, case.policy, case.split, "auto")
+    values = symbol_values(case.sizes, case.ways, case.slots)
+    return schedule(traced.program, machine_of(case), values)
+
+
+def concrete_timing(case: Case) -> Timing:
+    sizes = case.sizes
+    arguments = block_arguments(
+        case.cfg, case.kind, policy_named(case.policy), case.split, sizes
+    )
+    program = block_program(
+        case.cfg,
+        case.kind,
+        case.split,
+        n_local=sizes.local.get("experts"),
+        n_slots=case.slots,
+    )
+    jaxpr = mesh.trace(
+        program,
+        axes.chip_mesh(case.kind, case.ways, (), "auto"),
+        axes.partition_specs(case.kind, arguments),
+        axes.result_specs(case.kind, arguments),
+        *axes.global_shapes(case.kind, arguments, sizes),
+    )
+    return schedule(read(jaxpr, strict=True), machine_of(case))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, kind) for n, cfg in MODELS.items() for kind in block_kinds(cfg)]
+)
+def test_symbolic_and_concrete_traces_give_the_same_cycles(name: str, kind: Kind) -> None:
+    for case in random_cases(0, MODELS[name], kind, PLANS_PER_KIND):
+        symbolic, concrete = symbolic_timing(case), concrete_timing(case)
+        for field in ("cycles", "lower_cycles", "upper_cycles", "busy_cycles"):
+            assert getattr(symbolic, field) == getattr(concrete, field), (field, case)
+        assert symbolic.lower_cycles <= symbolic.cycles <= symbolic.upper_cycles, case
+
+
+def test_many_plans_at_once_are_timed_as_one_by_one() -> None:
+    cases = [
+        dataclasses.replace(case, policy="int4", split=Split.ROW, system="lpx-4")
+        for case in random_cases(1, KIMI, "moe", 20)
+    ]
+    chips = [math.prod(case.ways.values()) for case in cases]
+    topology = system("lpx-4").topology
+    together = PlacedMachine(
+        system=system("lpx-4"),
+        groups=tuple(Groups(n, topology.stage_bases(1, n)) for n in chips),
+        group_of_plan=np.arange(len(cases)),
+    )
+    rows = [symbol_values(case.sizes, case.ways, case.slots) for case in cases]
+    columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    timing = schedule(trace_block(KIMI, "moe", "int4", Split.ROW, "auto").program, together, columns)
+    for i, case in enumerate(cases):
+        alone = symbolic_timing(case)
+        for field in ("cycles", "lower_cycles", "upper_cycles"):
+            assert getattr(timing, field)[i] == getattr(alone, field), (field, case)
+
+
+@pytest.mark.parametrize("kind", block_kinds(KIMI))
+@pytest.mark.parametrize("grown", ["batch_local", "tokens", "context", "slots"])
+def test_more_work_is_never_faster(kind: Kind, grown: str) -> None:
+    for case in random_cases(2, KIMI, kind, 3):
+        machine = machine_of(case)
+        n = np.asarray([1, 2, 3, 8, 31, 32, 33, 64, 320, 321, 1000, 4096])
+        values: dict[str, Any] = {
+            name: np.full(n.shape, value)
+            for name, value in symbol_values(case.sizes, case.ways, case.slots).items()
+        }
+        values[grown] = n
+        many = dataclasses.replace(machine, group_of_plan=np.zeros(n.shape, np.int64))
+        program = trace_block(KIMI, kind, case.policy, case.split, "auto").program
+        timing = schedule(program, many, values)
+        for field in ("cycles", "lower_cycles", "upper_cycles"):
+            cycles = np.broadcast_to(getattr(timing, field), n.shape)
+            assert np.all(np.diff(cycles) >= 0), (field, cycles, case)
+
+
+def test_twice_the_clock_and_bandwidth_and_half_the_latency_take_half_the_time() -> None:
+    for case in [*random_cases(3, LLAMA, "attention", 3), *random_cases(3, KIMI, "moe", 3)]:
+        machine = machine_of(case)
+        chip, topology = machine.system.chip, machine.system.topology
+        faster = {
+            field.name: getattr(topology, field.name) * (2 if "bytes_per_s" in field.name else 0.5)
+            for field in dataclasses.fields(topology)
+            if field.name.endswith("_s")
+        }
+        assert len(faster) >= 4
+        quick = dataclasses.replace(
+            machine.system,
+            chip=dataclasses.replace(chip, clock_hz=2 * chip.clock_hz),
+            topology=dataclasses.replace(topology, **faster),
+        )
+        program = trace_block(case.cfg, case.kind, case.policy, case.split, "auto").program
+        values = symbol_values(case.sizes, case.ways, case.slots)
+        slow_s = schedule(program, machine, values).cycles / chip.clock_hz
+        quick_machine = dataclasses.replace(machine, system=quick, _spans={})
+        quick_s = schedule(program, quick_machine, values).cycles / quick.chip.clock_hz
+        assert quick_s == slow_s / 2

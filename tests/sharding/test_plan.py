@@ -1,0 +1,127 @@
+"""A plan is read and written without loss, and every malformed file gets one clear sentence."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lpu_jax.errors import PlanError, UnknownNameError
+from models.layers.linear import Split
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, plan_from_dict, read_plan
+
+PLAN = Plan(
+    stages=61,
+    group_chips=32,
+    attention=AttentionShard(tensor=16, replica=2),
+    mlp=MlpShard(tensor=32),
+    moe=MoeShard(expert=2, tensor=16, slots=8),
+)
+DENSE = replace(PLAN, moe=None)
+TOML = """
+stages = 61
+group_chips = 32
+[attention]
+tensor = 16
+replica = 2
+[mlp]
+tensor = 32
+[moe]
+expert = 2
+tensor = 16
+slots = 8
+"""
+
+
+def test_toml_and_json_say_the_same_plan(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(TOML)
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN.as_dict()))
+    assert read_plan(tmp_path / "plan.toml") == PLAN
+    assert read_plan(tmp_path / "plan.json") == PLAN
+
+
+@pytest.mark.parametrize("plan", [PLAN, DENSE, replace(PLAN, collective="hierarchical")])
+def test_a_plan_survives_json(plan: Plan) -> None:
+    again = plan_from_dict(json.loads(json.dumps(plan.as_dict())))
+    assert again == plan
+    assert isinstance(again.attention.split, Split)
+
+
+def test_name_and_chips() -> None:
+    assert PLAN.n_chips == 61 * 32
+    assert PLAN.name == "61x32 a:16t·2r f:32t m:2e·16t row"
+    mixed = replace(PLAN, mlp=replace(PLAN.mlp, split=Split.COLUMN))
+    assert mixed.name.endswith("mixed")
+
+
+@pytest.mark.parametrize("degree", [0, -1, 2.0, "2"])
+def test_degrees_below_one_are_refused_in_python() -> None:
+    with pytest.raises(PlanError, match="moe slots is 0; it must be a whole number of at least 1"):
+        MoeShard(slots=0)
+    with pytest.raises(PlanError, match="plan stages is -3"):
+        replace(PLAN, stages=-3)
+
+
+def test_degrees_are_whole_and_positive(degree: Any) -> None:
+    with pytest.raises(PlanError, match="whole number of at least 1"):
+        plan_from_dict(PLAN.as_dict() | {"stages": degree})
+    with pytest.raises(PlanError, match=r"'attention.tensor' must be"):
+        plan_from_dict(PLAN.as_dict() | {"attention": {"tensor": degree}})
+
+
+def _changed(**changes: Any) -> dict[str, Any]:
+    data = PLAN.as_dict() | changes
+    return {key: value for key, value in data.items() if value != "absent"}
+
+
+MALFORMED = [
+    ([1, 2], PlanError, "expected a table of plan fields, got list"),
+    (
+        _changed(group_chips="absent"),
+        PlanError,
+        "'group_chips' must be a whole number of at least 1, got None",
+    ),
+    (
+        _changed(group_chips="32"),
+        PlanError,
+        "'group_chips' must be a whole number of at least 1, got '32'",
+    ),
+    (_changed(group_chips=True), PlanError, "whole number"),
+    (_changed(attention="absent"), PlanError, "'attention' must be a table of degrees, got None"),
+    (_changed(mlp=[8]), PlanError, r"'mlp' must be a table of degrees, got \[8\]"),
+    (_changed(moe=3), PlanError, "'moe' must be a table of degrees, got 3"),
+    (_changed(stagez=2), UnknownNameError, "unknown key in .* 'stagez'; nearest: stages"),
+    (_changed(attention={"tenser": 2}), UnknownNameError, "attention 'tenser'; nearest: tensor"),
+    (_changed(mlp={"split": "rows"}), PlanError, "'mlp.split' must be one of row, column, got 'ro"),
+    (_changed(mlp={"split": ["row"]}), PlanError, "'mlp.split' must be one of row, column"),
+    (_changed(mlp={"tensor": None}), PlanError, "'mlp.tensor' must be a whole number"),
+    (_changed(collective="rings"), UnknownNameError, "unknown collective 'rings'; known: auto, "),
+    (_changed(collective=3), PlanError, "'collective' must be a name, got 3"),
+]
+
+
+@pytest.mark.parametrize(("data", "error", "sentence"), MALFORMED)
+def test_malformed_plans_name_file_and_key(
+    data: Any, error: type[Exception], sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(error, match=sentence) as caught:
+        read_plan(path)
+    assert "bad.json" in str(caught.value) or "collective" in sentence
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.toml", b"stages = = 3"), ("a.json", b"{"), ("a.toml", b"\xff\xfe"), ("a.json", b"")],
+)
+def test_unreadable_text(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PlanError, match=rf"plan file .*{name} (is malformed|cannot be read)"):
+        read_plan(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"none.toml cannot be read"):
+        read_plan(tmp_path / "none.toml")
