@@ -213,7 +213,7 @@ def _evaluate_kind(
         ]
     )
     variants = [(_split(plan, kind), plan.collective) for plan in plans]
-    parts: list[tuple[Int[np.ndarray, " rows"], BlockReport]] = []
+    parts: list[tuple[Int[np.ndarray, "..."], BlockReport]] = []
     for split, collective in dict.fromkeys(variants):
         chosen = np.array([i for i, v in enumerate(variants) if v == (split, collective)])
         distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)
@@ -256,6 +256,7 @@ def evaluate_block(
         assert cfg.moe is not None
         worst = np.minimum(sizes.local["experts"], request.batch * request.tokens * cfg.moe.top_k)
         slots = np.where(np.asarray(slots) > 0, np.minimum(slots, worst), worst)
+        slots = slots if slots.ndim else int(slots)
     symbols = symbol_values(sizes, ways, slots)
     timing = schedule(program, machine, symbols)
     arguments = block_arguments(cfg, kind, policy, split, sizes)
@@ -315,7 +316,7 @@ def _take(report: BlockReport, rows: Int[np.ndarray, " plans"], n_rows: int) -> 
     return _map(lambda x: np.broadcast_to(np.asarray(x, np.float64), (n_rows,))[rows], report)
 
 
-def _merge(parts: list[tuple[Int[np.ndarray, " rows"], BlockReport]], n_plans: int) -> BlockReport:
+def _merge(parts: list[tuple[Int[np.ndarray, "..."], BlockReport]], n_plans: int) -> BlockReport:
     """Put the plans of all variants back into their order."""
     order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
     assert len(order) == n_plans

@@ -14,6 +14,7 @@ from lpu_jax.system import System
 from models.blocks import block_chain
 from models.config import GqaConfig, ModelConfig
 from models.layers.linear import Split
+from models.params import block_params
 from models.policy import Policy
 
 from .axes import Request, granules
@@ -51,18 +52,15 @@ def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
     """
     if "int8" in policy.formats.values():
         system.chip.mxm_mode("int8")
-    scheme = granules(cfg, "attention", policy)
-    attention = cfg.attention
-    widths = (
-        (attention.head_dim,)
-        if isinstance(attention, GqaConfig)
-        else (attention.v_head_dim, attention.nope_head_dim)
-    )
-    for rows in scheme.values():
-        if any(width % rows for width in widths):
+    for spec in block_params(cfg, "attention").values():
+        scheme = policy.scheme(spec)
+        if scheme is None or scheme.group_rows is None or spec.rows < 2:
+            continue
+        width = spec.shape[spec.batch + spec.rows - 1]
+        if width % scheme.group_rows:
             raise LpuError(
-                f"weights format {policy.name} shares a scale between {rows} rows, which does not "
-                f"divide the head width {min(widths)} of {cfg.name}."
+                f"weights format {policy.name} shares a scale between {scheme.group_rows} rows, "
+                f"which does not divide the head width {width} of {cfg.name}."
             )
 
 

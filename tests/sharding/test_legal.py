@@ -5,8 +5,9 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System, system
 from models.config import ModelConfig
@@ -50,7 +51,7 @@ def test_a_good_plan_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"stages": 124, "group_chips": 1}, "124 stages were asked for; kimi-k2 has 123 blocks"),
+        ({"stages": 125, "group_chips": 1}, "125 stages were asked for; kimi-k2 has 124 blocks"),
         ({"stages": 73}, "73 stages of 32 chips need 2336 chips; lpx-9 has 2304"),
         ({"moe": None}, "kimi-k2 has MoE blocks; the plan must have a part 'moe'"),
         (
@@ -113,7 +114,7 @@ def test_more_ways_than_there_are_parts(plan: Plan, sentence: str) -> None:
 
 
 def test_dense_models() -> None:
-    with pytest.raises(PlanError, match="llama-2-70b has no MoE blocks; .* must not have a part"):
+    with pytest.raises(PlanError, match=r"llama-2-70b has no MoE blocks; .* must not have a part"):
         check_plan(replace(GOOD_LLAMA, moe=MoeShard(expert=24)), LLAMA, RACKS, FP16, ONE_TOKEN)
     uneven = replace(GOOD_LLAMA, attention=AttentionShard(tensor=24))
     sentence = "tensor 24 is more ways than the 8 key/value heads .* divisor of the 8 query heads"
@@ -140,7 +141,7 @@ def test_context_beyond_the_positions() -> None:
 
 def test_formats_that_the_shapes_cannot_take() -> None:
     # fp8 shares a scale between 128 rows of `o`; SmolLM2's heads are 64 wide
-    with pytest.raises(LpuError, match="fp8 shares a scale between 128 rows.* head width 64"):
+    with pytest.raises(LpuError, match=r"fp8 shares a scale between 128 rows.* head width 64"):
         check_policy(policy_named("fp8"), model("smollm2-135m"), LPX)
 
 
@@ -196,6 +197,7 @@ def test_the_search_misses_no_legal_plan_and_yields_no_other(cfg: ModelConfig, b
     assert set(searched) == _every_plan(cfg, machine, request)
 
 
+@settings(max_examples=10)  # each lists some thousand plans
 @given(
     st.sampled_from(["groq-node", "groq-40", "lpx-1"]),
     st.sampled_from(["kimi-k2", "deepseek-v3", "llama-3.1-8b", "llama-2-70b"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lpu_jax.errors import PlanError, UnknownNameError
 from models.layers.linear import Split
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, plan_from_dict, read_plan
@@ -54,7 +55,6 @@ def test_name_and_chips() -> None:
     assert mixed.name.endswith("mixed")
 
 
-@pytest.mark.parametrize("degree", [0, -1, 2.0, "2"])
 def test_degrees_below_one_are_refused_in_python() -> None:
     with pytest.raises(PlanError, match="moe slots is 0; it must be a whole number of at least 1"):
         MoeShard(slots=0)
@@ -62,6 +62,7 @@ def test_degrees_below_one_are_refused_in_python() -> None:
         replace(PLAN, stages=-3)
 
 
+@pytest.mark.parametrize("degree", [0, -1, 2.0, "2"])
 def test_degrees_are_whole_and_positive(degree: Any) -> None:
     with pytest.raises(PlanError, match="whole number of at least 1"):
         plan_from_dict(PLAN.as_dict() | {"stages": degree})
