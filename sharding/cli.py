@@ -22,8 +22,10 @@ from models.policy import POLICIES, policy_named
 from models.zoo import SOURCES, named_models
 from models.zoo import model as named_model
 
-from . import compare as comparing
 from . import certify, report
+from . import compare as comparing
+from .axes import Request
+from .legal import one_stage_plans
 from .plan import Plan, read_plan
 
 app = typer.Typer(
@@ -35,6 +37,8 @@ app = typer.Typer(
 )
 
 NO, BAD_INPUT = 1, 2
+#: Positions for which `generate` judges whether its plan fits.
+GENERATE_CONTEXT = 1024
 
 
 class Objective(StrEnum):
@@ -260,9 +264,7 @@ def check(
     plans: list[Plan] = (
         [read_plan(path) for path in plan] if plan else certify.default_plans(cfg, machine, policy)
     )
-    results = verify.compare_plans(
-        cfg, machine, plans, policy, tokens=tokens, seed=seed
-    )
+    results = verify.compare_plans(cfg, machine, plans, policy, tokens=tokens, seed=seed)
     _emit(
         as_json,
         lambda: [result.as_dict() for result in results],
@@ -282,25 +284,37 @@ def generate(
     as_json: Json = None,
 ) -> None:
     """Continue a prompt with real weights on emulated chips: faithful numerics, greedy, cached."""
+    from models.tokenizer import Tokenizer
+    from models.weights.gguf import load_gguf
+
     from . import generate as generating
 
-    made = generating.generate_from_file(
-        weights,
-        prompt,
-        named_system(system),
-        read_plan(plan) if plan else None,
-        max_new_tokens=max_tokens,
-        progress=_progress(),
+    machine = named_system(system)
+    file = load_gguf(weights)
+    context = min(file.config.max_position, GENERATE_CONTEXT)
+    found = comparing.compare(
+        file.config,
+        machine,
+        [read_plan(plan)]
+        if plan
+        else one_stage_plans(file.config, machine, policy_named("fp16"), Request(context=context)),
+        context=context,
+        top=1,
     )
-    _emit(as_json, made.as_dict, made.text_report)
-
-
-def _progress() -> Callable[[str], None]:
-    """Say on standard error what long work is doing, if somebody is looking."""
-    if not sys.stderr.isatty():
-        return lambda _: None
-
-    def say(what: str) -> None:
-        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
-
-    return say
+    (row,) = found.rows
+    if not row.fits:
+        print(found.table())
+        raise typer.Exit(NO)
+    made = generating.generate(
+        file.weights,
+        Tokenizer(file.tokenizer),
+        prompt,
+        machine,
+        row.plan,
+        max_new_tokens=max_tokens,
+    )
+    _emit(
+        as_json,
+        lambda: made.as_dict() | {"plan": row.plan.as_dict(), "system": machine.name},
+        lambda: report.generation_text(prompt, made, row.plan, machine),
+    )

@@ -198,9 +198,7 @@ def compare(
     )
 
 
-def with_numerics(
-    comparison: Comparison, n_plans: int
-) -> Comparison:
+def with_numerics(comparison: Comparison, n_plans: int) -> Comparison:
     """Run the first plans of a comparison on virtual chips and note their numerical error.
 
     Two tokens are decoded with synthetic weights through one dense and one MoE layer at full width.
@@ -212,9 +210,7 @@ def with_numerics(
     from . import verify  # the only part of a comparison that needs the reference model
 
     plans = [row.plan for row in comparison.rows[:n_plans]]
-    results = verify.compare_plans(
-        comparison.model, comparison.system, plans, comparison.policy
-    )
+    results = verify.compare_plans(comparison.model, comparison.system, plans, comparison.policy)
     checked = [
         replace(row, numerics=result.as_dict())
         for row, result in zip(comparison.rows[:n_plans], results, strict=True)
@@ -329,26 +325,25 @@ def _prefill(
     policy: Policy,
     request: Request,
 ) -> tuple[Int[np.ndarray, " plans"], Float[np.ndarray, " plans"]]:
-    """Choose the largest chunk whose activations fit, halving it; time a whole context with it.
+    """Choose the chunk that takes in a whole context fastest, of those whose activations fit.
 
-    A plan that does not fit anyway keeps the largest chunk.
+    Large chunks share the installation of weights, but in MoE blocks every slot multiplies all
+    rows of a chunk. A plan that does not fit for one token has chunks as if it did.
 
     Returns:
         Tokens of a chunk, and seconds.
     """
     chunk = min(request.context, PREFILL_CHUNK_TOKENS)
-    tokens, seconds = np.zeros(len(plans), np.int64), np.zeros(len(plans))
-    left = np.arange(len(plans))
-    while left.size:
-        step = evaluate(
-            [plans[int(i)] for i in left], cfg, system, policy, replace(request, tokens=chunk)
-        )
+    tokens, seconds = np.ones(len(plans), np.int64), np.full(len(plans), np.inf)
+    while chunk:
+        step = evaluate(plans, cfg, system, policy, replace(request, tokens=chunk))
         chunks = -(-request.context // chunk)
         cycles = step.latency_cycles + (chunks - 1) * step.slowest_stage_cycles
-        done = step.fits | ~fits[left] | (chunk == 1)
-        tokens[left[done]] = chunk
-        seconds[left[done]] = cycles[done] / step.clock_hz
-        left, chunk = left[~done], chunk // 2
+        allowed = step.fits | ~fits | (chunk == 1)
+        better = allowed & (cycles / step.clock_hz < seconds)
+        tokens = np.where(better, chunk, tokens)
+        seconds = np.where(better, cycles / step.clock_hz, seconds)
+        chunk //= 2
     return tokens, seconds
 
 

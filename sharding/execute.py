@@ -6,7 +6,7 @@ Holds no arithmetic and no time: the block's own per-chip program is run as it i
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,13 +22,12 @@ from .axes import degrees
 from .load import LoadedBlock, block_split
 from .plan import Plan
 
-Execution = Literal["virtual", "devices"]
 _RUNNERS: Mapping[str, Callable[..., Any]] = {"virtual": run_virtual, "devices": run_devices}
 #: Distinct programs kept compiled; a model has at most five kinds of block.
 _PROGRAMS_KEPT = 64
 
 
-def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: Execution = "virtual") -> Any:
+def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual") -> Any:
     """Run a block's program on the chips of its plan.
 
     Args:
@@ -108,11 +107,11 @@ def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
 def run_attention(
     cfg: ModelConfig,
     block: LoadedBlock,
-    hidden: Float16[Array, "b t d"],
+    hidden: Float16[Array | np.ndarray, "b t d"],
     cache: Any,
-    positions: Int32[Array, " b"],
+    positions: Int32[Array | np.ndarray, " b"],
     *,
-    execution: Execution = "virtual",
+    execution: str = "virtual",
 ) -> tuple[Float16[Array, "b t d"], Any]:
     """Run an attention block on as many sequences as there are; the last chips of the data axis may have none.
 

