@@ -213,7 +213,7 @@ def _evaluate_kind(
         ]
     )
     variants = [(_split(plan, kind), plan.collective) for plan in plans]
-    parts: list[tuple[Int[np.ndarray, "..."], BlockReport]] = []
+    parts: list[tuple[Int[np.ndarray, " ..."], BlockReport]] = []
     for split, collective in dict.fromkeys(variants):
         chosen = np.array([i for i, v in enumerate(variants) if v == (split, collective)])
         distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)

@@ -1,6 +1,7 @@
-"""Run placed blocks on chips: virtual ones or devices; blocks of one shape share one compiled program.
+"""Run placed blocks on virtual chips or on devices; blocks of one shape share one program.
 
-Holds no arithmetic and no time: the block's own per-chip program is run as it is traced for the cost reading.
+Holds no arithmetic and no time: the block's own per-chip program is run as it is traced for the
+cost reading.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,18 +79,19 @@ def _compiled(
 
 
 def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
-    """Name the program that a plan needs for a kind of block: plans with equal keys share it when their tiers agree."""
+    """Name the program that a plan needs for a kind of block, on a given system."""
     slots = plan.moe.slots if kind == "moe" and plan.moe is not None else None
     ways = tuple(degrees(plan, kind, cfg).items())
     return kind, ways, block_split(plan, kind), plan.collective, slots
 
 
 def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
-    """Replace leading inputs beside the weights: hidden state or tokens, then cache and positions, or rows.
+    """Replace the leading inputs beside the weights.
 
     Args:
         block: the placed block.
-        inputs: for `attention`: hidden state, cache, positions; for `head`: hidden state, rows; else the first input.
+        inputs: for `attention`: hidden state, cache, positions; for `head`: hidden state, rows;
+            else the first input.
 
     Raises:
         PlanError: an input has another shape than the block was placed for.
@@ -113,7 +115,7 @@ def run_attention(
     *,
     execution: str = "virtual",
 ) -> tuple[Float16[Array, "b t d"], Any]:
-    """Run an attention block on as many sequences as there are; the last chips of the data axis may have none.
+    """Run an attention block on any number of sequences; the last data shares may stay empty.
 
     Args:
         cfg: the model.

@@ -1,10 +1,10 @@
 """Text from real weights on emulated chips: prefill, then greedy decoding with a cache.
 
-The prompt is padded to a bucket, so that prompts of many lengths share two compiled programs per kind of block. Not
-built: sampling, several prompts at once, chat templates.
+The prompt is padded to a bucket, so that prompts of many lengths share two compiled programs per
+kind of block. Not built: sampling, several prompts at once, chat templates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -24,10 +24,10 @@ from models.tokenizer import Tokenizer
 from models.weights.source import WeightSource
 
 from .axes import Request
+from .emulate import sqnr_db
 from .execute import run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 from .plan import Plan
-from .verify import sqnr_db
 
 #: Prompts are padded to a multiple of this many tokens.
 BUCKET = 32
@@ -71,6 +71,7 @@ def generate(
     *,
     policy: Policy | None = None,
     max_new_tokens: int = 8,
+    stop_tokens: Collection[int] | None = None,
     reference: bool = True,
     execution: str = "virtual",
     on_token: Callable[[str], None] | None = None,
@@ -84,7 +85,8 @@ def generate(
         system: its node and rack sizes fix the order of sums across chips.
         plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
         policy: formats of the weights, fp16 by default.
-        max_new_tokens: stop after so many, or behind an end-of-text token.
+        max_new_tokens: stop after so many, or behind a stop token.
+        stop_tokens: by default those that the model's configuration names as end of text.
         reference: compare the logits with a float32 model of the unrounded weights.
         execution: `virtual` chips, or `devices`.
         on_token: called with each piece of text as it comes.
@@ -93,7 +95,8 @@ def generate(
         Text, tokens and comparison.
 
     Raises:
-        PlanError: the prompt is empty, no token is asked for, or both do not fit the model's positions.
+        PlanError: the prompt is empty, no token is asked for, or both do not fit the model's
+            positions.
         WeightsError: the tokenizer has more tokens than the model.
 
     Fidelity: faithful: every block runs the datapath's own rounding.
@@ -114,7 +117,8 @@ def generate(
     first_logits: Float32[np.ndarray, " vocab"] | None = None
     seconds = []
     pending = prompt_tokens
-    while len(new) < max_new_tokens and not (new and new[-1] in cfg.eos_token_ids):
+    stops = cfg.eos_token_ids if stop_tokens is None else stop_tokens
+    while len(new) < max_new_tokens and not (new and new[-1] in stops):
         begun = perf_counter()
         token, logits = chips.advance(pending)
         seconds.append(perf_counter() - begun)
@@ -163,7 +167,7 @@ def _compare(
     new: list[int],
     logits: Float32[np.ndarray, " vocab"],
 ) -> tuple[float, float]:
-    """Run the reference once over prompt and answer: SQNR of the first step, agreement of all steps."""
+    """Run the reference over prompt and answer: SQNR of the first step, agreement of all."""
     whole = jnp.asarray([prompt_tokens + new[:-1]], jnp.int32)
     expected = np.asarray(Transformer(source)(whole)[0, len(prompt_tokens) - 1 :])
     agree = float(np.mean(expected.argmax(-1) == np.asarray(new)))
@@ -212,8 +216,8 @@ class _Chips:
 
     def advance(self, tokens: list[int]) -> tuple[int, Float32[np.ndarray, " vocab"]]:
         """Run new tokens through all blocks and return the most likely next one and the logits."""
-        # The first call is the prompt, padded at its end: later tokens overwrite the padding's cache entries before any
-        # query may see them.
+        # The first call is the prompt, padded at its end: later tokens overwrite the padding's
+        # cache entries before any query may see them.
         bucket = 1 if self.position else max(self.placed)
         row = np.zeros((1, bucket), np.int32)
         row[0, : len(tokens)] = tokens

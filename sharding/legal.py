@@ -206,14 +206,21 @@ class Search:
         return sorted((stages, chips) for stages, chips in found if chips >= 1)
 
     def plans(self) -> Iterator[Plan]:
-        """All legal plans with one split rule for all blocks."""
+        """All legal plans with one split rule for attention and dense MLPs, and one for experts."""
         for stages, chips in self.groups():
-            for split in Split:
-                for attention, mlp, moe in product(
-                    self._attention(chips, split), self._mlp(chips, split), self._moe(chips, split)
-                ):
+            attention = {split: self._attention(chips, split) for split in Split}
+            mlp = {split: self._mlp(chips, split) for split in Split}
+            moe = {split: self._moe(chips, split) for split in Split}
+            for split, moe_split in product(Split, Split):
+                if self.cfg.moe is None and split is not moe_split:
+                    continue
+                for shards in product(attention[split], mlp[split], moe[moe_split]):
                     yield Plan(
-                        stages=stages, group_chips=chips, attention=attention, mlp=mlp, moe=moe
+                        stages=stages,
+                        group_chips=chips,
+                        attention=shards[0],
+                        mlp=shards[1],
+                        moe=shards[2],
                     )
 
     def _keep(self, reason: Reason | None) -> bool:

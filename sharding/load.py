@@ -1,7 +1,7 @@
-"""Bring weights into a plan: stored once in the policy's formats, then padded to whole shares of a plan.
+"""Bring weights into a plan: stored in the policy's formats, then padded to whole shares.
 
-Arrays stay global: `lpu_jax.mesh` cuts them. Not done here: reading checkpoints, packing of narrow codes, and the order in
-which a real machine would fill its memory.
+Arrays stay global: `lpu_jax.mesh` cuts them. Not done here: reading checkpoints, packing of narrow
+codes, and the order in which a real machine would fill its memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ from .plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBlock:
-    """The weights of a block in their stored formats, whole: no plan has padded or split them yet."""
+    """The whole weights of a block in their stored formats: no plan has padded or split them."""
 
     cfg: ModelConfig
     kind: Kind
@@ -80,7 +80,7 @@ def load_block(
     tiers: tuple[int, ...] = (),
     held_experts: Sequence[int] | None = None,
 ) -> LoadedBlock:
-    """Read a block's weights, store them in the policy's formats and place them on the chips of a plan.
+    """Read a block's weights, store them in the policy's formats and place them on a plan's chips.
 
     Args:
         source: where the weights come from.
@@ -90,14 +90,16 @@ def load_block(
         policy: formats of the weights.
         request: batch, new tokens and allocated context.
         tiers: chips of a node, of a rack, ...: the order of sums across chips.
-        held_experts: keep only these experts, in a store that every chip addresses; a chip's address table names only
-            the experts that it would hold, so that the block computes the same values. None keeps all.
+        held_experts: keep only these experts, in a store that every chip addresses; a chip's
+            address table names only the experts that it would hold, so that the block computes the
+            same values. None keeps all.
 
     Returns:
         The block, its caches empty and its hidden state zero.
 
     Raises:
-        PlanError: the plan does not describe this kind of block, or the policy's groups do not fit the model's heads.
+        PlanError: the plan does not describe this kind of block, or the policy's groups do not fit
+            the model's heads.
 
     Fidelity: exact but for the storage formats, each rounded as `quantized.quantize` says.
     """
@@ -105,7 +107,7 @@ def load_block(
     return place_block(stored, plan, request, tiers=tiers)
 
 
-# --- stored form, common to all plans -----------------------------------------------------------------------------------
+# --- stored form, common to all plans ---------------------------------------------------------
 
 
 def store_block(
@@ -232,9 +234,9 @@ def stored_values(weight: Any, spec: ParamSpec) -> Float32[np.ndarray, "..."]:
 
 
 def widened(weight: Any, spec: ParamSpec) -> Any:
-    """Widen a stored weight to float16 once, as the matrix unit does at each use; others are returned as they are.
+    """Widen a narrow stored weight to float16 once, as the matrix unit does at each use.
 
-    int8 matrices that multiply int8 activations keep their codes.
+    Others are returned as they are; int8 matrices that multiply int8 activations keep their codes.
 
     Fidelity: the same bits as widening at the matrix unit.
     """
@@ -243,7 +245,7 @@ def widened(weight: Any, spec: ParamSpec) -> Any:
     return np.asarray(_widen(_as_matrices(weight, spec))).reshape(weight.codes.shape)
 
 
-# --- placed on the chips of a plan --------------------------------------------------------------------------------------
+# --- placed on the chips of a plan ------------------------------------------------------------
 
 
 def place_block(
@@ -261,8 +263,8 @@ def place_block(
         plan: how the block is split.
         request: batch, new tokens and allocated context.
         tiers: as for `load_block`.
-        widen_once: hold narrow weights as the float16 values that the matrix unit makes of them: the same bits, and
-            faster when a block runs more than once.
+        widen_once: hold narrow weights as the float16 values that the matrix unit makes of them:
+            the same bits, and faster when a block runs more than once.
 
     Raises:
         PlanError: the plan does not describe this kind of block.
@@ -300,7 +302,7 @@ def place_block(
 
 
 def block_split(plan: Plan, kind: Kind) -> Split:
-    """How a plan splits the output projection of a kind of block; the vocabulary's two ends have none."""
+    """How a plan splits the output projection of a kind of block; embedding and head have none."""
     if kind == "attention":
         return plan.attention.split
     if kind == "moe" and plan.moe is not None:
@@ -309,7 +311,7 @@ def block_split(plan: Plan, kind: Kind) -> Split:
 
 
 def _described(leaf: Any, weight: Any, stored: StoredBlock, name: str) -> Any:
-    """Change a weight's description where it was widened, or is a compact store that no axis splits."""
+    """Change the description of a weight that was widened, or is a store that no axis splits."""
     if isinstance(leaf, QuantizedArray) and not isinstance(weight, QuantizedArray):
         leaf = replace(leaf.codes, dtype=jnp.float16, bits=16)
     if stored.held is None or stored.kind != "moe" or name not in EXPERT_PARAMETERS:
@@ -362,7 +364,9 @@ def _state(
 
 
 def _zeros(leaf: Leaf, sizes: Sizes) -> Any:
-    shape = tuple(length * sizes.ways.get(axis, 1) for length, axis in leaf.dimensions)
+    shape = tuple(
+        length * (sizes.ways.get(axis, 1) if axis else 1) for length, axis in leaf.dimensions
+    )
     return np.zeros(shape, leaf.dtype)
 
 
@@ -397,4 +401,3 @@ def _padded(values: Any, whole: jax.ShapeDtypeStruct) -> Any:
     out = np.zeros(whole.shape, values.dtype)
     out[tuple(slice(length) for length in values.shape)] = values
     return jnp.asarray(out)
-

@@ -62,8 +62,9 @@ def test_logits_are_those_of_the_float32_model(tiny):
     expected = np.asarray(Transformer(SyntheticWeights(TINY))(prompt))[0, -1].astype(np.float64)
     noise = np.sum((expected - tiny.logits) ** 2)
     sqnr = 10 * np.log10(np.sum(expected**2) / noise)
-    assert sqnr > 50
-    assert tiny.sqnr_db == pytest.approx(sqnr)
+    assert sqnr > 50, sqnr
+    # the reference there ran over the answer too: its sums may differ in the last bits
+    assert tiny.sqnr_db == pytest.approx(sqnr, abs=0.01)
 
 
 def test_each_token_is_the_references_choice_after_the_ones_before(tiny):
@@ -80,10 +81,16 @@ def test_each_token_is_the_references_choice_after_the_ones_before(tiny):
 
 
 def test_text_stops_behind_an_end_token(tiny):
-    cfg = replace(TINY, eos_token_ids=(tiny.tokens[0],))
     pieces = []
     found = generate(
-        SyntheticWeights(cfg), TOKENIZER, "hello", NODE, EIGHT, reference=False, on_token=pieces.append
+        SyntheticWeights(TINY),
+        TOKENIZER,
+        "hello",
+        NODE,
+        EIGHT,
+        stop_tokens=tiny.tokens[:1],
+        reference=False,
+        on_token=pieces.append,
     )
     assert found.tokens == tiny.tokens[:1]
     assert found.sqnr_db is None

@@ -1,4 +1,4 @@
-"""Weights placed on the chips of a plan: padding, formats, tables, and the compact store of experts."""
+"""Weights placed on the chips of a plan: padding, formats, tables, the compact expert store."""
 
 from dataclasses import replace
 
@@ -109,7 +109,7 @@ def test_scales_of_structured_weights_follow_their_heads():
 
 def test_groups_of_rows_may_not_cross_heads():
     source = SyntheticWeights(replace(SMOLLM2_135M, n_layers=1))
-    with pytest.raises(PlanError, match="fp8 shares scales over 128 rows.*64 rows"):
+    with pytest.raises(PlanError, match=r"fp8 shares scales over 128 rows.*64 rows"):
         store_block(source, "attention", 0, policy_named("fp8"))
 
 

@@ -159,7 +159,8 @@ SMOL = model("smollm2-135m")
 def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan]:
     """All legal plans of the search's group sizes, by trying every combination of degrees."""
     found = set()
-    for (stages, chips), split in product(Search(cfg, machine, INT4, request).groups(), Split):
+    groups = Search(cfg, machine, INT4, request).groups()
+    for (stages, chips), split, moe_split in product(groups, Split, Split if cfg.moe else [None]):
         degrees = _divisors(chips)
         for tensor, mlp, expert in product(degrees, degrees, degrees if cfg.moe else [1]):
             # The search's rules: sequences as far apart as the batch allows, experts not copied.
@@ -171,8 +172,8 @@ def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan
                     tensor=tensor, data=data, replica=chips // tensor // data, split=split
                 ),
                 mlp=MlpShard(tensor=mlp, replica=chips // mlp, split=split),
-                moe=MoeShard(expert=expert, tensor=chips // expert, split=split)
-                if cfg.moe
+                moe=MoeShard(expert=expert, tensor=chips // expert, split=moe_split)
+                if moe_split
                 else None,
             )
             try:

@@ -1,0 +1,59 @@
+"""One transformer block on eight chips, read three ways: its values, what a chip holds, its time."""
+
+import hashlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from lpu_jax.cost import time
+from lpu_jax.mesh import ChipMesh, run_virtual
+from lpu_jax.quantities import format_bytes
+from lpu_jax.system import system
+from models import zoo
+from models.layers.linear import Split
+from models.layers.mlp import dense_mlp
+from models.weights.synthetic import SyntheticWeights
+
+N_CHIPS, SYSTEM = 8, "groq-node"
+cfg = zoo.model("smollm2-135m")
+weights = SyntheticWeights(cfg).block("dense", layer=0)
+weights = {n: jnp.asarray(w, jnp.float16 if w.ndim > 1 else jnp.float32) for n, w in weights.items()}
+x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, cfg.d_model)), jnp.float16)
+
+# The program of one chip, written once. The plan: columns of the hidden layer over all chips.
+mesh = ChipMesh(axes=(("tensor", N_CHIPS),), tiers=(8,))
+shards = {"norm": P(), "gate_up": P(None, None, "tensor")}
+
+
+def program(split: Split) -> tuple:
+    down = P("tensor", None) if split is Split.ROW else P(None, "tensor")
+    return partial(dense_mlp, cfg=cfg, split=split), (P(), shards | {"down": down})
+
+
+def main() -> None:
+    print(f"Values: the dense block of {cfg.name}, bit for bit as the chips would round")
+    one_chip, specs = program(Split.COLUMN)
+    alone = jax.jit(run_virtual(one_chip, ChipMesh(axes=(("tensor", 1),)), specs, P()))(x, weights)
+    for split in Split:
+        block, specs = program(split)
+        out = jax.jit(run_virtual(block, mesh, specs, P()))(x, weights)
+        bits = hashlib.sha256(np.asarray(out).tobytes()).hexdigest()[:12]
+        same = np.mean(np.asarray(out) == np.asarray(alone))
+        print(f"  {split:6} split over {N_CHIPS} chips: bits {bits}, {same:.1%} as on one chip")
+
+    print("\nPlacement: what one chip holds")
+    chip = system(SYSTEM).chip
+    share = {n: w.nbytes / (1 if n == "norm" else N_CHIPS) for n, w in weights.items()}
+    for name, n_bytes in (share | {"all": sum(share.values())}).items():
+        print(f"  {name:8} {format_bytes(n_bytes):>9}  {n_bytes / chip.sram_bytes:.3%} of its SRAM")
+
+    print("\nTime: when each operation runs")
+    block, specs = program(Split.ROW)
+    print(time(block, x, weights, system=SYSTEM, mesh=mesh, in_specs=specs, out_specs=P()).table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Layers hold datapath operations and free layout only, for one chip or for thousands."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lpu_jax import mesh
+from lpu_jax.cost.program import Program, read
+from lpu_jax.datapath import vxm
+from lpu_jax.errors import CostError
+from models import zoo
+from models.blocks import Kind, block_arguments, block_kinds, block_program
+from models.config import ModelConfig
+from models.layers.linear import Split
+from models.policy import POLICIES, policy_named
+from sharding import axes
+from sharding.axes import Request
+
+KIMI, LLAMA = zoo.model("kimi-k2"), zoo.model("llama-3.1-405b")
+#: Over 2,048 chips: experts and their columns; heads and sequences; columns and copies.
+WAYS: dict[Kind, dict[str, int]] = {
+    "embed": {"tensor": 2048},
+    "attention": {"replica": 4, "data": 64, "tensor": 8, "query": 1},
+    "dense": {"replica": 16, "tensor": 128},
+    "moe": {"replica": 1, "expert": 384, "tensor": 8},
+    "head": {"tensor": 2048},
+}
+BLOCKS = [
+    pytest.param(cfg, kind, id=f"{cfg.name}-{kind}")
+    for cfg in (KIMI, LLAMA)
+    for kind in block_kinds(cfg)
+]
+
+
+def traced(
+    cfg: ModelConfig,
+    kind: Kind,
+    policy: str,
+    split: Split,
+    wrap: Callable[[Any], Any] = lambda program: program,
+) -> Any:
+    """Trace a block over thousands of chips; nothing is allocated."""
+    ways = WAYS[kind]
+    sizes = axes.sizes(cfg, kind, policy_named(policy), ways, Request(batch=128, context=8192))
+    arguments = block_arguments(cfg, kind, policy_named(policy), split, sizes)
+    program = block_program(cfg, kind, split, n_local=sizes.local.get("experts"), n_slots=1)
+    return mesh.trace(
+        wrap(program),
+        axes.chip_mesh(kind, ways, (16, 256), "auto"),
+        axes.partition_specs(kind, arguments),
+        axes.result_specs(kind, arguments),
+        *axes.global_shapes(kind, arguments, sizes),
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("split", Split)
+@pytest.mark.parametrize(("cfg", "kind"), BLOCKS)
+def test_every_block_over_thousands_of_chips_is_a_program(
+    cfg: ModelConfig, kind: Kind, split: Split, policy: str
+) -> None:
+    program = read(traced(cfg, kind, policy, split), strict=True)
+    assert isinstance(program, Program)
+    assert program.ordinary == ()
+    assert program.operations
+
+
+@pytest.mark.parametrize(("cfg", "kind"), BLOCKS)
+def test_tracing_twice_gives_the_same_program(cfg: ModelConfig, kind: Kind) -> None:
+    first, second = (traced(cfg, kind, "fp16", Split.ROW) for _ in range(2))
+    assert str(first) == str(second)
+
+
+def test_the_collectives_are_those_of_the_split() -> None:
+    row = read(traced(KIMI, "moe", "int4", Split.ROW), strict=True).names
+    column = read(traced(KIMI, "moe", "int4", Split.COLUMN), strict=True).names
+    assert [n for n in row if n.startswith("c2c")] == ["c2c_all_reduce"] * 2
+    # hidden values, every expert's results, the shared expert's values and results
+    assert [n for n in column if n.startswith("c2c")] == ["c2c_all_gather"] * 4
+
+
+@pytest.mark.parametrize("name", ["sin", "tanh", "sort"])
+def test_a_layer_with_another_operation_is_refused_by_name(name: str) -> None:
+    def with_another(program: Any, x: jax.Array, *args: Any, axes: Any) -> jax.Array:
+        y = vxm.to_fp32(program(x, *args, axes=axes))
+        return getattr(jnp, name)(y)
+
+    jaxpr = traced(KIMI, "dense", "fp16", Split.ROW, lambda p: partial(with_another, p))
+    with pytest.raises(CostError, match=f"^{name}: not a datapath operation or free layout"):
+        read(jaxpr, strict=True)
+
+
+def test_a_compiled_block_is_not_traced_again_for_the_same_shapes() -> None:
+    traces = []
+
+    @jax.jit
+    def block(x: jax.Array) -> jax.Array:
+        traces.append(x.shape)
+        return vxm.exp(vxm.mul(x, x))
+
+    for value in (1.0, 2.0):
+        block(jnp.full((2, 3), value, jnp.float32))
+    assert traces == [(2, 3)]

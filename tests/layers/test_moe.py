@@ -1,0 +1,65 @@
+"""The mixture of experts: the sum over experts does not depend on where they lie."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from placed_blocks import TINY_KIMI, hidden, place, plan, runner, sqnr_db
+
+from models.layers.linear import Split
+from models.reference import reference_block, with_experts
+from models.weights.synthetic import SyntheticWeights
+from sharding.axes import Request
+
+BATCH = 5
+#: The block's change of the hidden state against float32 weights that are not rounded to float16.
+SQNR_DB = 55.0
+
+
+@functools.cache
+def run(
+    split: Split, expert: int, tensor: int, way: str = "virtual", batch: int = BATCH
+) -> jax.Array:
+    request = Request(batch=batch, tokens=1, context=1)
+    the_plan = plan("moe", split, expert=expert, tensor=tensor)
+    block = place(TINY_KIMI, "moe", the_plan, request, tiers=(4,))
+    x = hidden(64, 1, TINY_KIMI.d_model)[:batch]
+    return runner(TINY_KIMI, block, way, {"expert": 4})(x, *block.arguments[1:])
+
+
+def test_experts_and_columns_over_eight_chips_equal_one_chip() -> None:
+    alone = run(Split.COLUMN, 1, 1)
+    np.testing.assert_array_equal(run(Split.COLUMN, 4, 2), alone)
+
+
+def test_the_block_is_close_to_float32() -> None:
+    assert TINY_KIMI.moe is not None
+    held = tuple(range(TINY_KIMI.moe.n_experts))
+    params = with_experts(SyntheticWeights(TINY_KIMI), 1, held)
+    x = np.asarray(hidden(64, 1, TINY_KIMI.d_model)[:BATCH], np.float32)
+    expected = np.asarray(reference_block(TINY_KIMI, "moe", params, held)(jax.numpy.asarray(x))) - x
+    assert sqnr_db(expected, np.asarray(run(Split.COLUMN, 1, 1), np.float32) - x) > SQNR_DB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["devices", "nested"])
+def test_devices_give_the_bits_of_virtual_chips(way: str) -> None:
+    np.testing.assert_array_equal(run(Split.ROW, 8, 1), run(Split.ROW, 8, 1, way))
+
+
+@pytest.mark.slow
+def test_a_row_split_moves_roundings() -> None:
+    assert np.any(np.asarray(run(Split.ROW, 8, 1)) != np.asarray(run(Split.COLUMN, 1, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("expert", "tensor"), [(5, 1), (1, 3), (2, 4)])  # 5 and 3 pad
+def test_padded_splits_equal_one_chip(expert: int, tensor: int) -> None:
+    np.testing.assert_array_equal(run(Split.COLUMN, expert, tensor), run(Split.COLUMN, 1, 1))
+
+
+@pytest.mark.slow
+def test_a_row_does_not_depend_on_the_batch() -> None:
+    one = run(Split.COLUMN, 1, 1, batch=1)
+    np.testing.assert_array_equal(run(Split.COLUMN, 1, 1, batch=64)[:1], one)
