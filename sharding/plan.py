@@ -115,7 +115,10 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE."""
+        """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
+
+        Last the split of output projections, or one for each part if they differ.
+        """
         attention = _degrees(
             "a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica
         )
@@ -125,8 +128,8 @@ class Plan:
             if self.moe is None
             else [_degrees("m", e=self.moe.expert, t=self.moe.tensor, r=self.moe.replica)]
         )
-        splits = {self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])}
-        split = splits.pop() if len(splits) == 1 else "mixed"
+        splits = [self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])]
+        split = splits[0] if len(set(splits)) == 1 else "/".join(splits)
         return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split])
 
     def as_dict(self) -> dict[str, Any]:

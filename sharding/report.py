@@ -78,8 +78,8 @@ def legend() -> str:
     """What a plan's name means."""
     return (
         "plan: stages x chips of a stage, then ways of a:attention, f:dense MLP, m:experts over "
-        "t tensor, e expert, d data, r replica; row or column: split of output projections. "
-        "SRAM: fullest chip, reserve included."
+        "t tensor, e expert, d data, r replica; row or column: split of output "
+        "projections (a/f/m if they differ). SRAM: fullest chip, reserve included."
     )
 
 

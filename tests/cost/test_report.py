@@ -102,7 +102,8 @@ def test_links_are_timed_over_the_chips_of_the_mesh() -> None:
 
     x = jax.ShapeDtypeStruct((1, 160), jnp.float16)  # one vector of 320 bytes
     one, pair, rack = (
-        cost.time(program, x, system="groq-576", mesh=ChipMesh(axes=(("x", n),))) for n in (1, 2, 64)
+        cost.time(program, x, system="groq-576", mesh=ChipMesh(axes=(("x", n),)))
+        for n in (1, 2, 64)
     )
     hop_cycles = 722e-9 * 0.9e9
     assert one.operations[0].end_cycle == one.operations[0].start_cycle
@@ -141,9 +142,7 @@ def test_a_primitive_without_a_rule_is_named() -> None:
 
 def test_more_chips_than_the_system_has_are_refused() -> None:
     with pytest.raises(PlanError, match="16 chips"):
-        cost.time(
-            lambda x, *, axes: x, X, system="groq-node", mesh=ChipMesh(axes=(("x", 16),))
-        )
+        cost.time(lambda x, *, axes: x, X, system="groq-node", mesh=ChipMesh(axes=(("x", 16),)))
 
 
 def test_an_unknown_system_is_named() -> None:

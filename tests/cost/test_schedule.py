@@ -50,6 +50,16 @@ def test_rows_hide_the_installation_of_weights() -> None:
     assert out.busy_cycles[Unit.MXM] == 6 * 30
 
 
+@pytest.mark.parametrize("m", [1, 30])
+def test_the_next_weights_are_installed_during_the_last_round(m: int) -> None:
+    def two(x: jax.Array, w: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return mxm.matmul(x, w), mxm.matmul(x, v)
+
+    first, second = timing(two, shape(m, 500), shape(500, 700), shape(500, 700)).slots
+    last_round = first.start + first.work.busy_cycles - m
+    assert second.start == last_round + max(10, m)  # ten cycles to install, m rows to hide them
+
+
 def test_int8_streams_four_tiles_in_twenty_cycles() -> None:
     # 2 x 4 tiles of [320 x 320] on four arrays: two rounds of 409,600 B over 20,480 B per cycle.
     out = timing(mxm.matmul, shape(1, 640, dtype="int8"), shape(640, 1280, dtype="int8"))

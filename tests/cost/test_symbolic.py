@@ -63,15 +63,13 @@ class Case:
 
     @property
     def sizes(self) -> Any:
-        return axes.sizes(
-            self.cfg, self.kind, policy_named(self.policy), self.ways, self.request
-        )
+        return axes.sizes(self.cfg, self.kind, policy_named(self.policy), self.ways, self.request)
 
 
 def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Case]:
     rng = random.Random(f"{seed}/{cfg.name}/{cfg.d_model}/{kind}")
     for _ in range(n):
-        ways = {axis: 1 for axis in axes.MESH_AXES[kind]}
+        ways = dict.fromkeys(axes.MESH_AXES[kind], 1)
         for axis in ways:
             ways[axis] = rng.choice([1, 1, 2, 3, 4, 8])
         if kind == "attention":
@@ -105,9 +103,7 @@ def symbolic_timing(case: Case) -> Timing:
 
 def concrete_timing(case: Case) -> Timing:
     sizes = case.sizes
-    arguments = block_arguments(
-        case.cfg, case.kind, policy_named(case.policy), case.split, sizes
-    )
+    arguments = block_arguments(case.cfg, case.kind, policy_named(case.policy), case.split, sizes)
     program = block_program(
         case.cfg,
         case.kind,
@@ -150,7 +146,9 @@ def test_many_plans_at_once_are_timed_as_one_by_one() -> None:
     )
     rows = [symbol_values(case.sizes, case.ways, case.slots) for case in cases]
     columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
-    timing = schedule(trace_block(KIMI, "moe", "int4", Split.ROW, "auto").program, together, columns)
+    timing = schedule(
+        trace_block(KIMI, "moe", "int4", Split.ROW, "auto").program, together, columns
+    )
     for i, case in enumerate(cases):
         alone = symbolic_timing(case)
         for field in ("cycles", "lower_cycles", "upper_cycles"):

@@ -1,7 +1,7 @@
 """Collectives: four ways of running give the bits of a NumPy loop in the stated order.
 
-The partial sums are plain products, computed right before the link: a compiler that joined a product
-into an addition of the collective would change bits between the ways of running.
+The partial sums are plain products, computed right before the link: a compiler that joined a
+product into an addition of the collective would change bits between the ways of running.
 """
 
 from collections.abc import Callable

@@ -89,9 +89,7 @@ def test_groups_that_are_not_kept_are_minus_infinity() -> None:
     x = jnp.arange(12.0).reshape(2, 6)
     kept = vxm.keep_groups(x, jnp.asarray([[0, 2], [1, 1]], jnp.int32), 3)
     inf = -np.inf
-    np.testing.assert_array_equal(
-        kept, [[0, 1, inf, inf, 4, 5], [inf, inf, 8, 9, inf, inf]]
-    )
+    np.testing.assert_array_equal(kept, [[0, 1, inf, inf, 4, 5], [inf, inf, 8, 9, inf, inf]])
 
 
 def test_arg_max_is_global_and_skips_padding() -> None:

@@ -19,7 +19,9 @@ SQNR_DB = {"fp16": 55.0, "int8": 32.0}
 
 
 @functools.cache
-def run(split: Split, n: int, *, policy: str, way: str = "virtual", batch: int = BATCH) -> jax.Array:
+def run(
+    split: Split, n: int, *, policy: str, way: str = "virtual", batch: int = BATCH
+) -> jax.Array:
     request = Request(batch=batch, tokens=1, context=1)
     the_plan = plan("dense", split, tensor=n)
     block = place(TINY_LLAMA, "dense", the_plan, request, policy=policy, tiers=(4,))

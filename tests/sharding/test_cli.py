@@ -108,6 +108,19 @@ def test_an_unwritable_path_leaves_nothing(run: Run, tmp_path: Path, where: str)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_write_that_fails_at_the_end_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = run(*SMALL, "--json", str(tmp_path / "out.json"))
+    _is_one_sentence(result)
+    assert "No space left on device" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pipe_is_written_to_and_not_replaced(run: Run, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -198,7 +198,7 @@ def test_the_search_misses_no_legal_plan_and_yields_no_other(cfg: ModelConfig, b
     assert set(searched) == _every_plan(cfg, machine, request)
 
 
-@settings(max_examples=10)  # each lists some thousand plans
+@settings(max_examples=6)  # each lists some thousand plans
 @given(
     st.sampled_from(["groq-node", "groq-40", "lpx-1"]),
     st.sampled_from(["kimi-k2", "deepseek-v3", "llama-3.1-8b", "llama-2-70b"]),
