@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int
 
-from lpu_jax.datapath import vxm
+from lpu_jax.datapath import mxm, vxm
 from models.blocks import Kind
 from models.config import ModelConfig, MoeConfig
 from models.layers.moe import route
@@ -263,7 +263,8 @@ def _choose(
     moe: MoeConfig,
     eps: float,
 ) -> Int[Array, "1 k"]:
-    return route(rms_norm(vxm.to_fp32(row), norm, eps), router, bias, moe)[0]
+    y = rms_norm(vxm.to_fp32(row), norm, eps)
+    return route(mxm.matmul(y, router), bias, moe)[0]
 
 
 class _MixtureReference:

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float16, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from models.config import GqaConfig, MlaConfig, ModelConfig
 
+from ..config import GqaConfig, MlaConfig, ModelConfig
 from .linear import Split, add_residual, as_matrix, linear, project_out
 from .norm import rms_norm
 from .rotary import rotate

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float16, Float32
 
 from lpu_jax.datapath import sxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from models.config import ModelConfig
 
+from ..config import ModelConfig
 from .linear import Split, add_residual, linear, project_out
 from .norm import rms_norm
 
@@ -20,22 +20,6 @@ def swiglu(gate_up: Float32[Array, "*rows two_f"], width: Any) -> Float16[Array,
     """
     gate, up = sxm.split(gate_up, (width, width))
     return vxm.to_fp16(vxm.mul(vxm.silu(gate), up))
-
-
-def gated_mlp(
-    y: Float16[Array, "m d"], gate_up: Any, down: Any, *, split: Split, axis: Axis
-) -> Float16[Array, "m d"]:
-    """Apply a gated MLP whose width is split over `axis`; the result is on all chips.
-
-    Args:
-        y: normalised rows.
-        gate_up: `[d, 2, f]`, this chip's share of `f`.
-        down: `[f, d]`, this chip's share of rows or columns, as `split` says.
-        split: how `down` is split.
-        axis: the chips.
-    """
-    h = swiglu(linear(y, gate_up), gate_up.shape[2])
-    return project_out(h, down, rows=1, split=split, axis=axis, d_model=y.shape[-1])
 
 
 def dense_mlp(
@@ -60,5 +44,6 @@ def dense_mlp(
     """
     b, t, d = x.shape
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
-    out = gated_mlp(y, weights["gate_up"], weights["down"], split=split, axis=axes["tensor"])
+    h = swiglu(linear(y, weights["gate_up"]), weights["gate_up"].shape[2])
+    out = project_out(h, weights["down"], rows=1, split=split, axis=axes["tensor"], d_model=d)
     return add_residual(x, out.reshape(b, t, d))

@@ -12,23 +12,22 @@ from jaxtyping import Array, Float16, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from models.config import ModelConfig, MoeConfig
 
-from .linear import Split, add_residual, as_matrix
-from .mlp import gated_mlp, swiglu
+from ..config import ModelConfig, MoeConfig
+from .linear import Split, add_residual, as_matrix, linear, project_out
+from .mlp import swiglu
 from .norm import rms_norm
 
 
 def route(
-    y: Float16[Array, "m d"], router: Array, bias: Float32[Array, " e"], moe: MoeConfig
+    logits: Float32[Array, "m e"], bias: Float32[Array, " e"], moe: MoeConfig
 ) -> tuple[Int32[Array, "m k"], Float32[Array, "m k"]]:
     """Choose experts by the sigmoid router with a correction bias and limited groups.
 
     Every chip routes every row.
 
     Args:
-        y: normalised rows.
-        router: `[d, e]`.
+        logits: normalised rows times the router's matrix.
         bias: added to the scores to choose, not to weigh.
         moe: the router's numbers.
 
@@ -38,8 +37,8 @@ def route(
 
     Fidelity: approximate; a choice between equal scores takes the lower expert.
     """
-    m = y.shape[0]
-    scores = vxm.sigmoid(mxm.matmul(y, router))
+    m = logits.shape[0]
+    scores = vxm.sigmoid(logits)
     biased = vxm.add(scores, bias.reshape(1, moe.n_experts))
     if moe.n_groups > 1:
         grouped = biased.reshape(m, moe.n_groups, moe.experts_per_group)
@@ -119,33 +118,44 @@ def mixture(
     b, t, d = x.shape
     everywhere = c2c.joined(axes["expert"], axes["tensor"])
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
-    ids, gate_weights = route(y, weights["router"], weights["router_bias"], moe)
+    logits = mxm.matmul(y, weights["router"])
+    # The shared expert needs no route: its products keep the matrix unit busy while experts are
+    # chosen on the vector unit.
+    shared = linear(y, weights["shared_gate_up"]) if moe.n_shared else None
+    ids, gate_weights = route(logits, weights["router_bias"], moe)
+    shared_out = None
+    if shared is not None:
+        h = swiglu(shared, weights["shared_gate_up"].shape[2])
+        down = weights["shared_down"]
+        if split is Split.ROW:
+            shared_out = linear(h, down)
+        else:
+            whole = project_out(h, down, rows=1, split=split, axis=everywhere, d_model=d)
+            shared_out = vxm.to_fp32(whole)
     slots = vxm.local_slots(
         ids, placement["first_expert"].reshape(()), n_local=n_local, n_slots=n_slots
     )
     rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
     gates = vxm.one_hot_gate(slots, ids, gate_weights)
     parts = experts(y, weights["gate_up"], weights["down"], rows, gates, split=split, axes=axes)
-    routed = _combine(parts, split, axes, everywhere, d)
-    if not moe.n_shared:
-        return add_residual(x, routed.reshape(b, t, d))
-    shared = gated_mlp(
-        y, weights["shared_gate_up"], weights["shared_down"], split=split, axis=everywhere
-    )
-    both = vxm.to_fp16(vxm.add(vxm.to_fp32(routed), vxm.to_fp32(shared)))
-    return add_residual(x, both.reshape(b, t, d))
+    if split is Split.COLUMN:
+        parts = _gathered(parts, axes, everywhere, d)
+    out = vxm.sum_leading(parts)
+    if shared_out is not None:
+        out = vxm.add(out, shared_out)
+    out = vxm.to_fp16(out)
+    if split is Split.ROW:
+        out = c2c.all_reduce(out, everywhere)
+    return add_residual(x, out.reshape(b, t, d))
 
 
-def _combine(
+def _gathered(
     parts: Float32[Array, "slots m d_out"],
-    split: Split,
     axes: Mapping[str, Axis],
     everywhere: Axis,
     d_model: int,
-) -> Float16[Array, "m d"]:
-    """Sum the experts' results over slots and chips."""
-    if split is Split.ROW:
-        return c2c.all_reduce(vxm.to_fp16(vxm.sum_leading(parts)), everywhere)
+) -> Float32[Array, "n m d"]:
+    """Bring the experts' results of all chips together, by ascending expert id."""
     n_slots, m, width = parts.shape
     chips, ways = axes["expert"].size, axes["tensor"].size
     gathered = c2c.all_gather(vxm.to_fp16(parts), everywhere, dim=-3)
@@ -158,5 +168,4 @@ def _combine(
         m=m,
         d=width,
     )
-    terms = vxm.to_fp32(sxm.keep_columns(by_expert, d_model))
-    return vxm.to_fp16(vxm.sum_leading(terms))
+    return vxm.to_fp32(sxm.keep_columns(by_expert, d_model))

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float32
 from numpy.typing import NDArray
 
 from lpu_jax.datapath import sxm, vxm
-from models.rope import RopeConfig
+
+from ..rope import RopeConfig
 
 
 def rotary_tables(

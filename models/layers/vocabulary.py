@@ -7,8 +7,8 @@ from jaxtyping import Array, Float16, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, vxm
 from lpu_jax.datapath.c2c import Axis
-from models.config import ModelConfig
 
+from ..config import ModelConfig
 from .linear import linear
 from .norm import rms_norm
 
