@@ -1,9 +1,9 @@
 """Exact MXM products against a plain float32 `jnp.dot` of the same shape, as ratios of one run.
 
-Timed: the compiled call with operands in memory, interleaved, the minimum of the repeats. The dot reads float32 operands; the
-exact product reads float16 and makes its certificate on the fly. Says nothing about the speed of a real chip. Run with
-`python benchmarks/bench_mxm.py`; for one core prepend
-`XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0`.
+Timed: the compiled call with operands in memory, interleaved, the minimum of the repeats. The dot
+reads float32 operands; the exact product reads float16 and makes its certificate on the fly. Says
+nothing about the speed of a real chip. Run with `python benchmarks/bench_mxm.py`; for one core
+prepend `XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0`.
 """
 
 import time

@@ -1,7 +1,7 @@
 """How many plans a second the search evaluates, time and memory, without any tensor value.
 
-Timed: `sharding.compare` in one process, cold (imports done, nothing traced) and warm (blocks traced). Run with
-`python benchmarks/bench_search.py`.
+Timed: `sharding.compare` in one process, cold (imports done, nothing traced) and warm (blocks
+traced). Run with `python benchmarks/bench_search.py`.
 """
 
 import time

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sharding.compare import versions
+from sharding.comparison import versions
 
 RESULTS = Path(__file__).parent / "results"
 

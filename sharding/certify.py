@@ -1,6 +1,7 @@
-"""Three plans that show what a split does to the bits, what is promised of them, and the report of a check.
+"""Three plans that show what a split does to the bits, and the report of their check.
 
-Plans that split by columns and by experts promise the bits of one chip; plans that split rows do not.
+Plans that split by columns and by experts promise the bits of one chip; plans that split rows do
+not.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan]:
-    """Choose three plans: two split by columns with different degrees, and the fastest, split by rows.
+    """Choose three plans: two split by columns with different degrees, and one split by rows.
 
     Args:
         cfg: the model.
@@ -32,8 +33,8 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
         policy: formats of the weights.
 
     Returns:
-        The fastest plan split by columns that fits (or that lacks least), one like it with other degrees, and the first
-        one's degrees split by rows.
+        The fastest plan split by columns that fits (or that lacks least), one like it with other
+        degrees, and the first one's degrees split by rows.
 
     Raises:
         PlanError: the machine has no two different splits of a group.
@@ -86,9 +87,13 @@ def check_text(
 ) -> str:
     """Lay a check out as text: errors, equality of bits, and where roundings moved."""
     rows = report.table(
-        ("#", "right"), ("plan", "left"), ("SQNR", "right"), ("max error", "right"), ("bits", "left"),
+        ("#", "right"),
+        ("plan", "left"),
+        ("SQNR", "right"),
+        ("max error", "right"),
+        ("bits", "left"),
         ("as one chip", "left"),
-    )  # fmt: skip
+    )
     hashes = list(dict.fromkeys(result.output_hash for result in results))
     lines = []
     for number, result in enumerate(results, 1):
@@ -104,8 +109,9 @@ def check_text(
     blocks = ", ".join(f"{block.kind} of layer {block.layer}" for block in results[0].blocks)
     routing = _routing(results)
     return report.render(
-        f"{cfg.name}, weights {policy.name}, {system.name}: {results[0].output.shape[0]} tokens decoded through "
-        f"{blocks}; faithful numerics against float32 arithmetic on the same stored weights",
+        f"{cfg.name}, weights {policy.name}, {system.name}: {results[0].output.shape[0]} tokens "
+        f"decoded through {blocks}; faithful numerics against float32 arithmetic on the same "
+        "stored weights",
         rows,
         "Where roundings moved:" if lines else "No rounding moved.",
         *lines,
@@ -123,6 +129,7 @@ def _routing(results: Sequence["CheckResult"]) -> list[str]:
         return []
     agree = all(r.routes_agree for r in results)
     return [
-        f"Router: the float32 reference, on its own, {'chooses' if agree else 'would not choose'} the same experts; "
+        f"Router: the float32 reference, on its own, "
+        f"{'chooses' if agree else 'would not choose'} the same experts; "
         f"smallest margin {min(margins):.3g}."
     ]

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.console import Console
 
 from lpu_jax.errors import LpuError
 from lpu_jax.quantities import format_bytes, format_count
@@ -25,6 +26,7 @@ from models.zoo import model as named_model
 from . import certify, report
 from . import compare as comparing
 from .axes import Request
+from .comparison import memory_map
 from .legal import one_stage_plans
 from .plan import Plan, read_plan
 
@@ -37,6 +39,7 @@ app = typer.Typer(
 )
 
 NO, BAD_INPUT = 1, 2
+Result = TypeVar("Result")
 #: Positions for which `generate` judges whether its plan fits.
 GENERATE_CONTEXT = 1024
 
@@ -207,7 +210,7 @@ def compare(
         objective=objective.value,
     )
     if check and found.fitting:
-        found = comparing.with_numerics(found, check)
+        found = _watched(lambda say: comparing.with_numerics(found, check, progress=say))
     _emit(as_json, found.as_dict, found.table)
     if not found.fitting:
         raise typer.Exit(NO)
@@ -236,7 +239,11 @@ def plan(
     _emit(
         as_json,
         found.as_dict,
-        lambda: report.render(found.table(), report.memory_map(row)) if row.fits else found.table(),
+        lambda: (
+            "\n".join([found.table(), report.render(memory_map(row))])
+            if row.fits
+            else found.table()
+        ),
     )
     if not row.fits:
         raise typer.Exit(NO)
@@ -264,7 +271,11 @@ def check(
     plans: list[Plan] = (
         [read_plan(path) for path in plan] if plan else certify.default_plans(cfg, machine, policy)
     )
-    results = verify.compare_plans(cfg, machine, plans, policy, tokens=tokens, seed=seed)
+    results = _watched(
+        lambda say: verify.compare_plans(
+            cfg, machine, plans, policy, tokens=tokens, seed=seed, progress=say
+        )
+    )
     _emit(
         as_json,
         lambda: [result.as_dict() for result in results],
@@ -305,16 +316,28 @@ def generate(
     if not row.fits:
         print(found.table())
         raise typer.Exit(NO)
-    made = generating.generate(
-        file.weights,
-        Tokenizer(file.tokenizer),
-        prompt,
-        machine,
-        row.plan,
-        max_new_tokens=max_tokens,
+    made = _watched(
+        lambda say: generating.generate(
+            file.weights,
+            Tokenizer(file.tokenizer),
+            prompt,
+            machine,
+            row.plan,
+            max_new_tokens=max_tokens,
+            on_token=say,
+        )
     )
     _emit(
         as_json,
         lambda: made.as_dict() | {"plan": row.plan.as_dict(), "system": machine.name},
-        lambda: report.generation_text(prompt, made, row.plan, machine),
+        lambda: generating.generation_text(prompt, made, row.plan, machine),
     )
+
+
+def _watched(work: Callable[[Callable[[str], None]], Result]) -> Result:
+    """Do long work, saying on standard error what is being done if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return work(lambda _: None)
+    with console.status("starting") as status:
+        return work(status.update)

@@ -1,130 +1,29 @@
 """The main job: rank a model's plans on a machine, what each costs and whether it fits."""
 
-import json
-import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lpu_jax.errors import PlanError, unknown
-from lpu_jax.provenance import Constant
 from lpu_jax.system import System
 from lpu_jax.system import system as named_system
 from models.config import ModelConfig
-from models.params import n_parameters
 from models.policy import Policy, policy_named
 from models.zoo import model as named_model
 
-from . import report
 from .axes import Request
+from .comparison import Comparison, Objective, Row
 from .evaluate import Evaluation, evaluate
 from .legal import Search, check_plan, check_policy, check_request
 from .plan import Plan
 
-Objective = Literal["latency", "throughput", "pareto"]
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
 
 #: New tokens per sequence that a prefill step takes at most (assumed).
 PREFILL_CHUNK_TOKENS = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One plan of a comparison."""
-
-    plan: Plan
-    fits: bool
-    reason: str | None  #: why it does not fit
-    short_bytes: float  #: what the fullest chip lacks, negative where there is room
-    sram_used_fraction: float
-    decode_latency_s: float
-    decode_latency_lower_s: float
-    decode_latency_upper_s: float
-    tokens_per_s_per_user: float
-    tokens_per_s_total: float
-    in_flight: int
-    hand_over_s: float
-    prefill_latency_s: float  #: of a whole context of every sequence of the batch
-    prefill_chunk_tokens: int  #: new tokens per sequence of a step: as many as fit
-    wire_bytes_per_token: float
-    memory_bytes: Mapping[str, float]  #: of the fullest chip
-    numerics: Mapping[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row as plain values; scripts parse these names."""
-        return {
-            **{name: value for name, value in vars(self).items() if name != "plan"},
-            "plan": self.plan.as_dict(),
-            "name": self.plan.name,
-            "chips": self.plan.n_chips,
-            "stages": self.plan.stages,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Ranked plans of a model on a machine, and what was searched."""
-
-    model: ModelConfig
-    system: System
-    policy: Policy
-    request: Request
-    objective: Objective
-    rows: tuple[Row, ...]  #: the best that fit; if none fits, those that lack least
-    legal: int
-    fitting: int
-    rejected: Mapping[str, int]  #: plans and ways refused, by reason
-    nearest: Row | None  #: the plan that does not fit and lacks least
-    assumed: tuple[Constant, ...] = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The comparison as plain values."""
-        return {
-            "model": {
-                "name": self.model.name,
-                "parameters": n_parameters(self.model),
-                "weights_format": self.policy.name,
-            },
-            "system": {
-                "name": self.system.name,
-                "chips": self.system.n_chips,
-                "sram_bytes": self.system.sram_bytes,
-            },
-            "request": vars(self.request),
-            "objective": self.objective,
-            "rows": [row.as_dict() for row in self.rows],
-            "searched": {
-                "legal": self.legal,
-                "fitting": self.fitting,
-                "rejected": dict(self.rejected),
-                "nearest_that_does_not_fit": self.nearest.as_dict() if self.nearest else None,
-            },
-            "versions": versions(),
-            "assumed": [
-                {
-                    "name": constant.name,
-                    "value": str(constant.value),
-                    "unit": constant.unit,
-                    "source": constant.source,
-                    "low": constant.low,
-                    "high": constant.high,
-                }
-                for constant in self.assumed
-            ],
-        }
-
-    def to_json(self) -> str:
-        """The comparison as JSON text."""
-        return json.dumps(self.as_dict(), indent=1)
-
-    def table(self) -> str:
-        """The comparison as text for a terminal."""
-        return report.comparison_text(self)
 
 
 def compare(
@@ -198,7 +97,9 @@ def compare(
     )
 
 
-def with_numerics(comparison: Comparison, n_plans: int) -> Comparison:
+def with_numerics(
+    comparison: Comparison, n_plans: int, progress: Callable[[str], None] = lambda _: None
+) -> Comparison:
     """Run the first plans of a comparison on virtual chips and note their numerical error.
 
     Two tokens are decoded with synthetic weights through one dense and one MoE layer at full width.
@@ -206,6 +107,7 @@ def with_numerics(comparison: Comparison, n_plans: int) -> Comparison:
     Args:
         comparison: from `compare`.
         n_plans: how many rows.
+        progress: told what is being done.
     """
     from . import verify  # the only part of a comparison that needs the reference model
 
@@ -345,13 +247,3 @@ def _prefill(
         seconds = np.where(better, cycles / step.clock_hz, seconds)
         chunk //= 2
     return tokens, seconds
-
-
-def versions() -> dict[str, str]:
-    """Versions that results depend on."""
-    return {
-        "lpu_jax": version("lpu-jax"),
-        "jax": version("jax"),
-        "numpy": version("numpy"),
-        "python": platform.python_version(),
-    }

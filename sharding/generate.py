@@ -243,3 +243,24 @@ class _Chips:
             self.cfg, with_inputs(block, hidden, rows), execution=self.execution
         )
         return int(best[0, 0]), np.asarray(jax.device_get(logits))[0, : self.cfg.vocab_size]
+
+
+def generation_text(prompt: str, made: Generation, plan: Plan, system: System) -> str:
+    """What was generated, where, and how far its first logits are from the reference."""
+    steps = f"{len(made.tokens)} tokens"
+    lines = [f"{prompt}{made.text}", ""]
+    lines.append(
+        f"{steps}, greedy, on {plan.n_chips} virtual chips of {system.name}, plan "
+        f"{plan.name}; faithful numerics"
+    )
+    if made.sqnr_db is not None and made.argmax_agreement is not None:
+        lines.append(
+            f"logits of the first step against float32: SQNR {made.sqnr_db:.1f} dB; "
+            f"the reference prefers the same token at {made.argmax_agreement:.0%} of the steps"
+        )
+    decode = f", {sum(made.decode_s) / len(made.decode_s):.2f} s a token" if made.decode_s else ""
+    lines.append(
+        f"on this computer: prompt {made.prefill_s:.1f} s with compilation{decode} "
+        "(nothing of the chips)"
+    )
+    return "\n".join(lines)

@@ -8,7 +8,7 @@ that were left out.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,8 +25,9 @@ from models.policy import Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
-from .axes import degrees
+from .axes import Request, degrees
 from .emulate import CONTEXT, BlockCheck, Run, Step
+from .legal import check_plan
 from .load import block_split
 from .plan import Plan
 
@@ -122,6 +123,7 @@ def compare_plans(
     tokens: int = 2,
     seed: int = 0,
     execution: str = "virtual",
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[CheckResult]:
     """Run some layers of a model under several plans and compare each with the float32 reference.
 
@@ -138,12 +140,13 @@ def compare_plans(
         tokens: how many.
         seed: of the hidden states, and of random weights.
         execution: `virtual` chips, or `devices`.
+        progress: told what is being done.
 
     Returns:
         One result per plan.
 
     Raises:
-        PlanError: no tokens or layers were asked for, or a plan lacks the split of a kind of block.
+        PlanError: no tokens or layers were asked for, or a plan is not legal.
 
     Fidelity: the emulation is faithful, bit for bit; the reference is float32 and order-dependent.
     """
@@ -152,6 +155,10 @@ def compare_plans(
     chosen = default_layers(cfg) if layers is None else tuple(layers)
     if not chosen:
         raise PlanError("check: no layers were asked for; at least one is needed.")
+    for plan in plans:
+        # The single sequence is padded to as many as the plan spreads over chips.
+        request = Request(batch=plan.attention.data, context=CONTEXT)
+        check_plan(plan, cfg, system, policy, request)
     weights = SyntheticWeights(cfg, seed) if source is None else source
     start = _hidden_states(tokens, cfg.d_model, seed)
     topology = system.topology
@@ -163,6 +170,7 @@ def compare_plans(
     with ThreadPoolExecutor(_WORKERS) as workers:
         coming = workers.submit(steps[0].store)
         for i, step in enumerate(steps):
+            progress(f"{step.kind} of layer {step.layer}, {len(plans)} plans")
             stored = coming.result()
             if i + 1 < len(steps):
                 coming = workers.submit(steps[i + 1].store)

@@ -17,7 +17,8 @@ from gguf import GGUFReader, dequantize
 
 from lpu_jax.errors import ConfigError, WeightsError
 
-from ..config import GqaConfig, ModelConfig, RopeConfig
+from ..config import GqaConfig, ModelConfig
+from ..rope import RopeConfig
 from ..tokenizer import TokenizerData
 from .source import HfTensors, from_hf_tensors
 

@@ -1,0 +1,222 @@
+"""The result of a comparison: ranked rows, as plain values and as text."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Literal
+
+from rich.table import Table
+
+from lpu_jax.provenance import Constant
+from lpu_jax.quantities import format_bytes, format_count, format_seconds
+from lpu_jax.system import System
+from models.config import ModelConfig
+from models.params import n_parameters
+from models.policy import Policy
+
+from . import report
+from .axes import Request
+from .plan import Plan
+
+Objective = Literal["latency", "throughput", "pareto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One plan of a comparison."""
+
+    plan: Plan
+    fits: bool
+    reason: str | None  #: why it does not fit
+    short_bytes: float  #: what the fullest chip lacks, negative where there is room
+    sram_used_fraction: float
+    decode_latency_s: float
+    decode_latency_lower_s: float
+    decode_latency_upper_s: float
+    tokens_per_s_per_user: float
+    tokens_per_s_total: float
+    in_flight: int
+    hand_over_s: float
+    prefill_latency_s: float  #: of a whole context of every sequence of the batch
+    prefill_chunk_tokens: int  #: new tokens per sequence of a step: as many as fit
+    wire_bytes_per_token: float
+    memory_bytes: Mapping[str, float]  #: of the fullest chip
+    numerics: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as plain values; scripts parse these names."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "plan"},
+            "plan": self.plan.as_dict(),
+            "name": self.plan.name,
+            "chips": self.plan.n_chips,
+            "stages": self.plan.stages,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Ranked plans of a model on a machine, and what was searched."""
+
+    model: ModelConfig
+    system: System
+    policy: Policy
+    request: Request
+    objective: Objective
+    rows: tuple[Row, ...]  #: the best that fit; if none fits, those that lack least
+    legal: int
+    fitting: int
+    rejected: Mapping[str, int]  #: plans and ways refused, by reason
+    nearest: Row | None  #: the plan that does not fit and lacks least
+    assumed: tuple[Constant, ...] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as plain values."""
+        return {
+            "model": {
+                "name": self.model.name,
+                "parameters": n_parameters(self.model),
+                "weights_format": self.policy.name,
+            },
+            "system": {
+                "name": self.system.name,
+                "chips": self.system.n_chips,
+                "sram_bytes": self.system.sram_bytes,
+            },
+            "request": vars(self.request),
+            "objective": self.objective,
+            "rows": [row.as_dict() for row in self.rows],
+            "searched": {
+                "legal": self.legal,
+                "fitting": self.fitting,
+                "rejected": dict(self.rejected),
+                "nearest_that_does_not_fit": self.nearest.as_dict() if self.nearest else None,
+            },
+            "versions": versions(),
+            "assumed": [
+                {
+                    "name": constant.name,
+                    "value": str(constant.value),
+                    "unit": constant.unit,
+                    "source": constant.source,
+                    "low": constant.low,
+                    "high": constant.high,
+                }
+                for constant in self.assumed
+            ],
+        }
+
+    def to_json(self) -> str:
+        """The comparison as JSON text."""
+        return json.dumps(self.as_dict(), indent=1)
+
+    def table(self) -> str:
+        """The comparison as text for a terminal."""
+        return comparison_text(self)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The table of a comparison with what was asked, what was searched and what was refused."""
+    c = comparison
+    head = (
+        f"{c.model.name}: {format_count(n_parameters(c.model), digits=4)} parameters, "
+        f"weights {c.policy.name}; "
+        f"{c.system.name}: {c.system.n_chips} chips of {c.system.chip.title}, "
+        f"{format_bytes(c.system.sram_bytes, digits=4)} SRAM; batch {c.request.batch}, "
+        f"context {c.request.context}"
+    )
+    rows = report.table(
+        ("#", "right"),
+        ("plan", "left"),
+        ("chips", "right"),
+        ("SRAM", "right"),
+        ("token", "right"),
+        ("lower..upper", "right"),
+        ("tok/s user", "right"),
+        ("tok/s total", "right"),
+        ("prefill", "right"),
+        ("hand-over", "right"),
+        ("wire/token", "right"),
+        ("SQNR", "right"),
+    )
+    for number, row in enumerate(c.rows, 1):
+        rows.add_row(str(number), *_cells(row))
+    lines = [head, rows, legend(), _searched(c)]
+    if not c.fitting and c.nearest is not None:
+        lines += ["No plan fits.", memory_map(c.nearest)]
+    return report.render(*lines)
+
+
+def legend() -> str:
+    """What a plan's name means."""
+    return (
+        "plan: stages x chips of a stage, then ways of a:attention, f:dense MLP, m:experts over "
+        "t tensor, e expert, d data, r replica; row or column: split of output "
+        "projections (a/f/m if they differ). SRAM: fullest chip, reserve included."
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    numerics = row.numerics
+    return [
+        row.plan.name,
+        str(row.plan.n_chips),
+        f"{row.sram_used_fraction:.1%}",
+        format_seconds(row.decode_latency_s),
+        f"{format_seconds(row.decode_latency_lower_s)}..{format_seconds(row.decode_latency_upper_s)}",
+        f"{row.tokens_per_s_per_user:.0f}",
+        f"{row.tokens_per_s_total:.0f}",
+        format_seconds(row.prefill_latency_s),
+        format_seconds(row.hand_over_s),
+        format_bytes(row.wire_bytes_per_token),
+        "-" if numerics is None else f"{numerics['sqnr_db']:.1f} dB",
+    ]
+
+
+def _searched(comparison: Comparison) -> str:
+    lines = [f"{comparison.legal} legal plans, {comparison.fitting} fit."]
+    for reason, count in sorted(comparison.rejected.items(), key=lambda item: -item[1])[:6]:
+        lines.append(f"  {count:>7} refused: {reason}")
+    nearest = comparison.nearest
+    if nearest is not None:
+        lines.append(
+            f"  nearest that does not fit: {nearest.plan.name}, short of "
+            f"{format_bytes(nearest.short_bytes)} on the fullest chip."
+        )
+    return "\n".join(lines)
+
+
+def memory_map(row: Row) -> Table:
+    """What the fullest chip of a plan would hold."""
+    made = report.table(
+        ("fullest chip", "left"),
+        ("bytes", "right"),
+        ("of SRAM", "right"),
+        title=f"Memory map of {row.plan.name}",
+    )
+    sram = row.memory_bytes["sram"]
+    for name, size in row.memory_bytes.items():
+        if name != "sram":
+            made.add_row(name, format_bytes(size), f"{size / sram:.1%}")
+    total = sum(size for name, size in row.memory_bytes.items() if name != "sram")
+    made.add_section()
+    made.add_row("needed", format_bytes(total), f"{total / sram:.1%}")
+    made.add_row("there is", format_bytes(sram), "100.0%")
+    made.add_row(
+        "short of" if row.short_bytes > 0 else "spare",
+        format_bytes(abs(row.short_bytes)),
+        f"{abs(row.short_bytes) / sram:.1%}",
+    )
+    return made
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    return {
+        "lpu_jax": version("lpu-jax"),
+        "jax": version("jax"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+    }
