@@ -209,8 +209,10 @@ def read_plan(path: str | Path) -> Plan:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"plan file {path} cannot be read: {error}.") from None
+    except OSError as error:
+        raise PlanError(f"plan file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise PlanError(f"plan file {path} cannot be read: it is not UTF-8 text.") from None
     try:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:  # both readers' errors are ValueErrors

@@ -78,7 +78,8 @@ def test_tracing_twice_gives_the_same_program(cfg: ModelConfig, kind: Kind) -> N
 def test_the_collectives_are_those_of_the_split() -> None:
     row = read(traced(KIMI, "moe", "int4", Split.ROW), strict=True).names
     column = read(traced(KIMI, "moe", "int4", Split.COLUMN), strict=True).names
-    assert [n for n in row if n.startswith("c2c")] == ["c2c_all_reduce"] * 2
+    # routed and shared partial sums are added on the chip and cross the links once
+    assert [n for n in row if n.startswith("c2c")] == ["c2c_all_reduce"]
     # hidden values, every expert's results, the shared expert's values and results
     assert [n for n in column if n.startswith("c2c")] == ["c2c_all_gather"] * 4
 
