@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxtyping import Array, Float16, Float32, Int32
 
-from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
+from lpu_jax.datapath import c2c, mem, mxm, selection, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig, MoeConfig
@@ -42,12 +42,12 @@ def route(
     biased = vxm.add(scores, bias.reshape(1, moe.n_experts))
     if moe.n_groups > 1:
         grouped = biased.reshape(m, moe.n_groups, moe.experts_per_group)
-        best_two, _ = vxm.top_k(grouped, 2)
+        best_two, _ = selection.top_k(grouped, 2)
         group_scores = vxm.sum_lanes(best_two).reshape(m, moe.n_groups)
-        _, groups = vxm.top_k(group_scores, moe.topk_groups)
-        biased = vxm.keep_groups(biased, groups, moe.n_groups)
-    _, ids = vxm.top_k(biased, moe.top_k)
-    weights = vxm.take_lanes(scores, ids)
+        _, groups = selection.top_k(group_scores, moe.topk_groups)
+        biased = selection.keep_groups(biased, groups, moe.n_groups)
+    _, ids = selection.top_k(biased, moe.top_k)
+    weights = selection.take_lanes(scores, ids)
     if moe.normalise:
         weights = vxm.div(weights, vxm.add(vxm.sum_lanes(weights), 1e-20))
     return ids, vxm.mul(weights, moe.routed_scaling)
@@ -132,11 +132,11 @@ def mixture(
         else:
             whole = project_out(h, down, rows=1, split=split, axis=everywhere, d_model=d)
             shared_out = vxm.to_fp32(whole)
-    slots = vxm.local_slots(
+    slots = selection.local_slots(
         ids, placement["first_expert"].reshape(()), n_local=n_local, n_slots=n_slots
     )
     rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
-    gates = vxm.one_hot_gate(slots, ids, gate_weights)
+    gates = selection.one_hot_gate(slots, ids, gate_weights)
     parts = experts(y, weights["gate_up"], weights["down"], rows, gates, split=split, axes=axes)
     if split is Split.COLUMN:
         parts = _gathered(parts, axes, everywhere, d)

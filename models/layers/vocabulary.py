@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import Array, Float16, Float32, Int32
 
-from lpu_jax.datapath import c2c, mem, vxm
+from lpu_jax.datapath import c2c, mem, selection, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig
@@ -59,7 +59,7 @@ def head(
     y = mem.take_rows(x, rows)
     y = rms_norm(vxm.to_fp32(y.reshape(y.shape[0], y.shape[2])), weights["norm"], cfg.norm_eps)
     logits = linear(y, weights["out"])
-    best, token = vxm.arg_max(logits, first.reshape(()), cfg.vocab_size)
+    best, token = selection.arg_max(logits, first.reshape(()), cfg.vocab_size)
     best = c2c.all_gather(best, axes["tensor"], dim=-1)
     token = c2c.all_gather(token, axes["tensor"], dim=-1)
-    return vxm.take_best(best, token), logits
+    return selection.take_best(best, token), logits

@@ -12,7 +12,7 @@ import pytest
 from lpu_jax.cost.machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.schedule import schedule
-from lpu_jax.datapath import mem, sxm, vxm
+from lpu_jax.datapath import mem, selection, sxm, vxm
 from lpu_jax.datapath.primitive import free, primitive
 from lpu_jax.datapath.work import Unit
 from lpu_jax.system import system
@@ -70,35 +70,35 @@ def test_a_query_sees_its_own_position_and_those_before() -> None:
 
 
 def test_top_k_takes_the_first_of_equal_values() -> None:
-    best, ids = vxm.top_k(jnp.asarray([[1.0, 3.0, 3.0, 2.0]]), 3)
+    best, ids = selection.top_k(jnp.asarray([[1.0, 3.0, 3.0, 2.0]]), 3)
     np.testing.assert_array_equal(best, [[3, 3, 2]])
     np.testing.assert_array_equal(ids, [[1, 2, 3]])
 
 
 def test_slots_list_the_local_experts_in_use_ascending() -> None:
     ids = jnp.asarray([[7, 4], [5, 7], [0, 1]], jnp.int32)
-    slots = vxm.local_slots(ids, jnp.int32(4), n_local=4, n_slots=4)
+    slots = selection.local_slots(ids, jnp.int32(4), n_local=4, n_slots=4)
     np.testing.assert_array_equal(slots, [4, 5, 7, -1])
     weights = jnp.asarray([[0.25, 0.75], [0.5, 0.125], [1.0, 2.0]], jnp.float32)
-    gates = vxm.one_hot_gate(slots, ids, weights)
+    gates = selection.one_hot_gate(slots, ids, weights)
     expected = [[0.75, 0, 0], [0, 0.5, 0], [0.25, 0.125, 0], [0, 0, 0]]
     np.testing.assert_array_equal(gates, expected)
 
 
 def test_groups_that_are_not_kept_are_minus_infinity() -> None:
     x = jnp.arange(12.0).reshape(2, 6)
-    kept = vxm.keep_groups(x, jnp.asarray([[0, 2], [1, 1]], jnp.int32), 3)
+    kept = selection.keep_groups(x, jnp.asarray([[0, 2], [1, 1]], jnp.int32), 3)
     inf = -np.inf
     np.testing.assert_array_equal(kept, [[0, 1, inf, inf, 4, 5], [inf, inf, 8, 9, inf, inf]])
 
 
 def test_arg_max_is_global_and_skips_padding() -> None:
     x = jnp.asarray([[1.0, 5.0, 9.0], [2.0, 2.0, 9.0]])
-    best, column = vxm.arg_max(x, jnp.int32(30), 32)  # column 32 is padding
+    best, column = selection.arg_max(x, jnp.int32(30), 32)  # column 32 is padding
     np.testing.assert_array_equal(best, [[5], [2]])
     np.testing.assert_array_equal(column, [[31], [30]])
     labels = jnp.asarray([[7, 8, 9], [7, 8, 9]], jnp.int32)
-    np.testing.assert_array_equal(vxm.take_best(x, labels), [[9], [9]])
+    np.testing.assert_array_equal(selection.take_best(x, labels), [[9], [9]])
 
 
 # --- switch unit --------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_every_operation_stays_itself_under_nested_vmaps_and_equals_a_loop() -> 
     for function in (
         vxm.sum_lanes,
         vxm.exp,
-        lambda x: vxm.top_k(x, 3)[1],
+        lambda x: selection.top_k(x, 3)[1],
         lambda x: sxm.swap_pairs(x, interleaved=True),
         lambda x: sxm.rearrange(x, "a b -> b a"),
     ):

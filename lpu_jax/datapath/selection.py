@@ -1,0 +1,241 @@
+"""VXM selections: top-k, routing gates, expert slots and arg-max; data that names places.
+
+What it computes: comparisons and selections; no value changes. What it costs: passes over vectors
+and index arithmetic on short ones, all assumed. Not modelled: sorting networks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float32, Int32
+
+from .primitive import primitive
+from .vxm import reduction_cost
+from .work import Machine, Request, Unit, Work, ceil_div, largest, product, vectors
+
+
+def _top_k_cost(machine: Machine, request: Request) -> Work:
+    """Cost `k` selections after one transpose (assumed).
+
+    Each is a maximum over the vectors of a row, and one masking operation.
+    """
+    chip = machine.chip
+    (x,) = request.operands
+    rows = product(x.shape[:-1])
+    k = request.params["k"]
+    passes = ceil_div(x.shape[-1] * ceil_div(rows, chip.lanes), chip.vxm_stream_groups)
+    transpose = rows * ceil_div(x.shape[-1], chip.lanes) * 4 / chip.sxm_vectors_per_cycle
+    per_selection = passes + chip.vxm_entry_cycles + 3 * chip.alu_cycles
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=transpose + chip.sxm_transpose_cycles + k * per_selection,
+        latency_cycles=chip.vxm_entry_cycles,
+        result_is_last=True,
+    )
+
+
+def _top_k_shapes(x: Any, *, k: int) -> tuple[Any, Any]:
+    shape = (*x.shape[:-1], k)
+    return jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _top_k_meaning(x: Array, *, k: int) -> tuple[Array, Array]:
+    values, ids = lax.top_k(x, k)
+    return values, ids.astype(jnp.int32)
+
+
+_top_k = primitive("vxm_top_k", abstract=_top_k_shapes, meaning=_top_k_meaning, cost=_top_k_cost)
+
+
+def top_k(
+    x: Float32[Array, "*rows n"], k: int
+) -> tuple[Float32[Array, "*rows {k}"], Int32[Array, "*rows {k}"]]:
+    """Take the `k` largest of each row with their places, descending; of equal values the first.
+
+    Fidelity: exact.
+    """
+    return _top_k(x, k=k)  # type: ignore[no-any-return]
+
+
+def _small_cost(operations: int) -> Callable[[Machine, Request], Work]:
+    """Cost index arithmetic on short vectors (assumed).
+
+    `operations` ALU operations run on each vector of the result.
+    """
+
+    def cost(machine: Machine, request: Request) -> Work:
+        chip = machine.chip
+        total = vectors(request.results[0], chip) * operations
+        return Work(
+            unit=Unit.VXM,
+            busy_cycles=largest(
+                total / chip.vxm_alus_per_lane,
+                vectors(request.results[0], chip) / chip.vxm_stream_groups,
+            ),
+            latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles * operations,
+        )
+
+    return cost
+
+
+def _keep_groups_meaning(x: Array, groups: Array, *, n_groups: int) -> Array:
+    size = x.shape[-1] // n_groups
+    number = lax.broadcasted_iota(jnp.int32, (*groups.shape, n_groups), groups.ndim)
+    kept = (groups[..., :, None] == number).any(-2)
+    return jnp.where(jnp.repeat(kept, size, axis=-1), x, -jnp.inf)
+
+
+_keep_groups = primitive(
+    "vxm_keep_groups",
+    abstract=lambda x, groups, *, n_groups: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    meaning=_keep_groups_meaning,
+    cost=_small_cost(4),
+)
+
+
+def keep_groups(
+    x: Float32[Array, "*rows n"], groups: Int32[Array, "*rows kept"], n_groups: int
+) -> Float32[Array, "*rows n"]:
+    """Set values outside the kept groups (equal runs of the last axis) to minus infinity.
+
+    Fidelity: exact.
+    """
+    return _keep_groups(x, groups, n_groups=n_groups)  # type: ignore[no-any-return]
+
+
+_take_lanes = primitive(
+    "vxm_take_lanes",
+    abstract=lambda x, ids: jax.ShapeDtypeStruct(ids.shape, x.dtype),
+    meaning=lambda x, ids: jnp.take_along_axis(x, ids, axis=-1, mode="clip"),
+    cost=_small_cost(2),
+)
+
+
+def take_lanes(
+    x: Float32[Array, "*rows n"], ids: Int32[Array, "*rows k"]
+) -> Float32[Array, "*rows k"]:
+    """Select values of each row by their places. Fidelity: exact."""
+    return _take_lanes(x, ids)  # type: ignore[no-any-return]
+
+
+def _one_hot_gate_meaning(slot_ids: Array, ids: Array, weights: Array) -> Array:
+    hits = (ids[None] == slot_ids[:, None, None]) & (slot_ids >= 0)[:, None, None]
+    return jnp.where(hits, weights[None], 0.0).sum(-1)
+
+
+_one_hot_gate = primitive(
+    "vxm_one_hot_gate",
+    abstract=lambda slot_ids, ids, weights: jax.ShapeDtypeStruct(
+        (slot_ids.shape[0], ids.shape[0]), jnp.float32
+    ),
+    meaning=_one_hot_gate_meaning,
+    cost=_small_cost(4),
+)
+
+
+def one_hot_gate(
+    slot_ids: Int32[Array, " slots"], ids: Int32[Array, "m k"], weights: Float32[Array, "m k"]
+) -> Float32[Array, "slots m"]:
+    """Spread routing weights over slots: 0 where a row does not use the slot's expert.
+
+    Fidelity: exact: a row names an expert at most once, so nothing is added.
+    """
+    return _one_hot_gate(slot_ids, ids, weights)  # type: ignore[no-any-return]
+
+
+def _local_slots_meaning(ids: Array, first: Array, *, n_local: int, n_slots: int) -> Array:
+    local = first + jnp.arange(n_local, dtype=jnp.int32)
+    used = (ids.reshape(-1)[None, :] == local[:, None]).any(-1)
+    place = jnp.cumsum(used.astype(jnp.int32), dtype=jnp.int32) - 1
+    slots = jnp.full((n_slots,), -1, jnp.int32)
+    return slots.at[jnp.where(used, place, n_slots)].set(local, mode="drop")
+
+
+_local_slots = primitive(
+    "vxm_local_slots",
+    abstract=lambda ids, first, *, n_local, n_slots: jax.ShapeDtypeStruct((n_slots,), jnp.int32),
+    meaning=_local_slots_meaning,
+    cost=lambda machine, request: Work(
+        unit=Unit.VXM,
+        # one comparison per named expert, and a prefix sum of nine shift-and-add steps (assumed)
+        busy_cycles=request.operands[0].size / machine.chip.vxm_alus_per_lane
+        + 9 * machine.chip.lane_rotate_cycles,
+        latency_cycles=machine.chip.vxm_entry_cycles,
+        result_is_last=True,
+    ),
+)
+
+
+def local_slots(
+    ids: Int32[Array, "m k"], first: Int32[Array, ""], *, n_local: Any, n_slots: Any
+) -> Int32[Array, " slots"]:
+    """List the experts in use that this chip holds, ascending, in slots; empty slots are -1.
+
+    Args:
+        ids: experts each row uses.
+        first: id of the chip's first expert; it holds `n_local` from there.
+        n_local: experts held.
+        n_slots: slots; must be at least `min(n_local, m * k)` or experts may be left out.
+
+    Fidelity: exact.
+    """
+    return _local_slots(ids, first, n_local=n_local, n_slots=n_slots)  # type: ignore[no-any-return]
+
+
+def _arg_max_meaning(x: Array, first: Array, *, n_valid: int) -> tuple[Array, Array]:
+    columns = first + jnp.arange(x.shape[-1], dtype=jnp.int32)
+    x = jnp.where(jnp.broadcast_to(columns < n_valid, x.shape), x, -jnp.inf)
+    best = jnp.argmax(x, axis=-1, keepdims=True).astype(jnp.int32)
+    return jnp.take_along_axis(x, best, axis=-1), first + best
+
+
+def _arg_max_shapes(x: Any, first: Any, *, n_valid: int) -> tuple[Any, Any]:
+    shape = (*x.shape[:-1], 1)
+    return jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _arg_max_cost(machine: Machine, request: Request) -> Work:
+    return reduction_cost(machine, Request(operands=request.operands[:1], results=request.results))
+
+
+_arg_max = primitive(
+    "vxm_arg_max", abstract=_arg_max_shapes, meaning=_arg_max_meaning, cost=_arg_max_cost
+)
+
+
+def arg_max(
+    x: Float32[Array, "m n"], first: Int32[Array, ""], n_valid: int
+) -> tuple[Float32[Array, "m 1"], Int32[Array, "m 1"]]:
+    """Find the largest value of each row and its global column; from `n_valid` on is padding.
+
+    Args:
+        x: a chip's share of the columns.
+        first: global number of the share's first column.
+        n_valid: number of real columns over all chips.
+
+    Fidelity: exact; of equal values the first.
+    """
+    return _arg_max(x, first, n_valid=n_valid)  # type: ignore[no-any-return]
+
+
+_take_best = primitive(
+    "vxm_take_best",
+    abstract=lambda values, labels: jax.ShapeDtypeStruct((values.shape[0], 1), labels.dtype),
+    meaning=lambda values, labels: jnp.take_along_axis(
+        labels, jnp.argmax(values, axis=-1, keepdims=True), axis=-1
+    ),
+    cost=lambda machine, request: reduction_cost(
+        machine, Request(operands=request.operands[:1], results=request.results)
+    ),
+)
+
+
+def take_best(values: Float32[Array, "m n"], labels: Int32[Array, "m n"]) -> Int32[Array, "m 1"]:
+    """Take the label of the largest value of each row; of equal values the first.
+
+    Fidelity: exact.
+    """
+    return _take_best(values, labels)  # type: ignore[no-any-return]
