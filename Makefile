@@ -14,7 +14,9 @@ DEMO := $(BIN)/lpu compare kimi-k2 --system lpx-9 --batch 1 --context 8192
 # Very quiet: the first run installs some 80 packages, and their names are not the result.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test weights lint clean
+.PHONY: demo test test-slow weights lint clean
+# One process a core; files stay whole, because their tests share what they compile.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 .DEFAULT_GOAL := test
 
 # The second comparison shows a model that does not fit: exit code 1 is its honest answer.
@@ -23,7 +25,11 @@ demo: $(VENV)/.installed
 	$(DEMO) --weights-format fp8 --top 3 || [ $$? -eq 1 ]
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# Tests that take long, and those that need what `make weights` fetches.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 weights: $(VENV)/.installed
 	$(BIN)/python -m models.weights.fetch
