@@ -47,7 +47,7 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
         range(len(plans)),
         key=lambda i: (max(evaluation.short_bytes[i], 0.0), evaluation.latency_cycles[i]),
     )
-    by_column = [plans[i] for i in order if plans[i].attention.split is Split.COLUMN]
+    by_column = [plans[i] for i in order if promises_one_chip_bits(plans[i])]
     first = by_column[0]
     others = [
         plan

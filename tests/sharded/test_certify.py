@@ -1,0 +1,81 @@
+"""The three default plans of a check, what they promise, and how the report says it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lpu_jax.errors import PlanError
+from lpu_jax.system import system
+from models.layers.linear import Split
+from models.policy import policy_named
+from models.zoo import model
+from sharding.axes import Request
+from sharding.certify import (
+    as_promised,
+    check_text,
+    default_plans,
+    promises_one_chip_bits,
+    split_by,
+)
+from sharding.legal import check_plan
+from sharding.verify import BlockCheck, CheckResult
+
+KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), policy_named("int4")
+
+
+@pytest.fixture(scope="module")
+def plans() -> list:
+    return default_plans(KIMI, LPX, INT4)
+
+
+def test_default_plans_are_two_by_columns_and_one_by_rows(plans: list) -> None:
+    assert [promises_one_chip_bits(plan) for plan in plans] == [True, True, False]
+    first, second, third = plans
+    assert first.attention.tensor != second.attention.tensor
+    assert first.moe.expert != second.moe.expert
+    # the third differs from the first in nothing but the rounding points
+    assert split_by(third, Split.COLUMN) == first
+    for plan in plans:
+        check_plan(plan, KIMI, LPX, INT4, Request(context=4096))
+
+
+def test_a_machine_with_one_split_has_no_default_plans() -> None:
+    with pytest.raises(PlanError, match="only one split of llama-3.1-8b by columns; give --plan"):
+        default_plans(model("llama-3.1-8b"), system("groq-1"), policy_named("fp16"))
+
+
+def test_one_row_split_part_ends_the_promise(plans: list) -> None:
+    for part in ("attention", "mlp", "moe"):
+        shard = replace(getattr(plans[0], part), split=Split.ROW)
+        assert not promises_one_chip_bits(replace(plans[0], **{part: shard}))
+
+
+def _result(plan: object, bits: str) -> CheckResult:
+    block = BlockCheck(kind="dense", layer=0, sqnr_db=60.0, change_sqnr_db=59.0, max_abs_err=0.01)
+    return CheckResult(
+        plan=plan,
+        sqnr_db=60.0,
+        max_abs_err=0.01,
+        fidelity="faithful",
+        blocks=(block,),
+        routes_agree=True,
+        router_margin=0.5,
+        rounding_moved=() if promises_one_chip_bits(plan) else ("dense MLP output: here",),
+        output_hash=bits * 16,
+        output=np.zeros((2, 4), np.float16),
+    )
+
+
+def test_promise_is_kept_by_equal_bits_of_column_plans(plans: list) -> None:
+    kept = [_result(plan, bits) for plan, bits in zip(plans, ("aaaa", "aaaa", "bbbb"), strict=True)]
+    broken = [
+        _result(plan, bits) for plan, bits in zip(plans, ("aaaa", "bbbb", "bbbb"), strict=True)
+    ]
+    assert as_promised(kept)
+    assert not as_promised(broken)
+    text = check_text(KIMI, LPX, INT4, kept)
+    assert text.count("(A)") == 2
+    assert "plan 3: dense MLP output: here" in text
+    assert "same bits" in text
+    assert "FAILED" in check_text(KIMI, LPX, INT4, broken)
