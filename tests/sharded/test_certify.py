@@ -41,7 +41,7 @@ def test_default_plans_are_two_by_columns_and_one_by_rows(plans: list) -> None:
 
 
 def test_a_machine_with_one_split_has_no_default_plans() -> None:
-    with pytest.raises(PlanError, match="only one split of llama-3.1-8b by columns; give --plan"):
+    with pytest.raises(PlanError, match=r"only one split of llama-3\.1-8b by columns; give --plan"):
         default_plans(model("llama-3.1-8b"), system("groq-1"), policy_named("fp16"))
 
 
