@@ -213,8 +213,6 @@ class _Reader:
         if name in FREE_LAYOUT and (name != "slice" or _is_leading_slice(equation)):
             return [reads[0]]
         definition = DEFINITIONS.get(equation.primitive)
-        if definition is not None and definition.emulator_only:
-            return [None] * len(equation.outvars)
         params = dict(equation.params)
         levels = params.pop("levels", ())
         if definition is None:

@@ -36,13 +36,11 @@ class AluChain:
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """What the cost reading knows of a primitive: one of `cost` and `chain`, or emulator-only."""
+    """What the cost reading knows of a primitive: exactly one of `cost` and `chain`."""
 
     name: str
     cost: CostRule | None
     chain: Callable[[dict[str, Any]], AluChain] | None
-    #: costs nothing and is not part of the chip's program: metadata of the emulator
-    emulator_only: bool
 
 
 DEFINITIONS: dict[Primitive, Definition] = {}
@@ -78,7 +76,6 @@ def primitive(
     batching_rule: Callable[..., Any] | None = None,
     named_axis_rule: Callable[..., Any] | None = None,
     needs_x64: bool = False,
-    emulator_only: bool = False,
 ) -> Callable[..., Any]:
     """Make a datapath operation and return the function that binds it.
 
@@ -94,13 +91,11 @@ def primitive(
         named_axis_rule: `(axis_data, operands, dims, **params)` for collectives, instead of
             `batching_rule`.
         needs_x64: the meaning uses 64-bit types; they are enabled around it and nowhere else.
-        emulator_only: not part of the chip's program; neither placed nor timed.
 
     Raises:
-        TypeError: if the operation has not exactly one of `cost` and `chain` (none when
-            emulator-only).
+        TypeError: if the operation has not exactly one of `cost` and `chain`.
     """
-    if (cost is not None) + (chain is not None) != (0 if emulator_only else 1):
+    if (cost is not None) + (chain is not None) != 1:
         raise TypeError(f"{name}: exactly one of `cost` and `chain` must be given")
     own_batching = batching_rule is not None or named_axis_rule is not None
     prim = Primitive(name)
@@ -135,14 +130,13 @@ def primitive(
         batching.primitive_batchers[prim] = partial(batching_rule, prim)
     else:
         batching.primitive_batchers[prim] = partial(add_level, prim)
-    DEFINITIONS[prim] = Definition(name=name, cost=cost, chain=chain, emulator_only=emulator_only)
+    DEFINITIONS[prim] = Definition(name=name, cost=cost, chain=chain)
 
     def bind(*operands: Any, **params: Any) -> Any:
         extra = {} if own_batching else {"levels": ()}
         out = prim.bind(*operands, **params, **extra)
         return out[0] if len(out) == 1 else tuple(out)
 
-    bind.primitive = prim  # type: ignore[attr-defined]
     return bind
 
 
