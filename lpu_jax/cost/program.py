@@ -268,22 +268,34 @@ class _Reader:
 
     def _scan(self, equation: Any, reads: list[int | None]) -> list[int | None]:
         """Unroll a loop of known length; its stacked operands and results are named as a whole."""
-        params = equation.params
-        n_consts, n_carry = params["num_consts"], params["num_carry"]
+        body = equation.params["jaxpr"].jaxpr
+        # Stacked operands have one dimension more than in the body; JAX versions differ in what
+        # else they say.
+        n_stacked = _n_longer(equation.invars, body.invars)
+        n_carry = len(equation.outvars) - _n_longer(equation.outvars, body.outvars)
+        n_consts = len(reads) - n_stacked - n_carry
         consts, carry, stacked = (
             reads[:n_consts],
             reads[n_consts : n_consts + n_carry],
             reads[n_consts + n_carry :],
         )
         made: list[int | None] = []
-        for _ in range(params["length"]):
-            out = self.walk(params["jaxpr"].jaxpr, [*consts, *carry, *stacked])
+        for _ in range(equation.params["length"]):
+            out = self.walk(body, [*consts, *carry, *stacked])
             carry, made = out[:n_carry], out[n_carry:]
         return [*carry, *made]
 
 
 def _shape(dimensions: list[Any], atom: Any) -> Shape:
     return Shape(_symbols_to_expressions(tuple(dimensions)), atom.aval.dtype.name)
+
+
+def _n_longer(outside: Any, inside: Any) -> int:
+    """Count values that have more dimensions outside of a loop than in its body."""
+    return sum(
+        len(whole.aval.shape) > len(part.aval.shape)
+        for whole, part in zip(outside, inside, strict=True)
+    )
 
 
 def _is_leading_slice(equation: Any) -> bool:
