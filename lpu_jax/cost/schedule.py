@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datapath.work import Length, Machine, Quantity, Unit, Work, ceil, largest
+from ..datapath.work import Length, Machine, Quantity, Unit, Work, ceil, choose, largest
 from .program import Operation, Program
 
 
@@ -61,7 +61,10 @@ def schedule(
     }
     transit = float(machine.chip.transit_cycles)
     upper = _total(
-        work.busy_cycles + work.latency_cycles + work.install_cycles + transit
+        work.busy_cycles
+        + work.latency_cycles
+        + work.install_cycles
+        + choose(work.absent, 0.0, transit)
         for work in works
         if work.unit is not Unit.FREE
     )
@@ -92,30 +95,33 @@ def _in_order(program: Program, works: list[Work], machine: Machine) -> list[Slo
     buffer_free: Quantity = 0.0  # when the MXM's second weight buffer can take the next round
     slots = []
     for operation, work in zip(program.operations, works, strict=True):
-        if work.unit is Unit.FREE:
-            begin = first_out = largest(0.0, *(first[v] for v in operation.reads))
-            last_out = largest(0.0, *(last[v] for v in operation.reads))
-        else:
+        # What an operation without work passes on: its operand is its result.
+        begin = first_out = largest(0.0, *(first[v] for v in operation.reads))
+        last_out = largest(0.0, *(last[v] for v in operation.reads))
+        if work.unit is not Unit.FREE:
             ready = [
                 (last if i in work.waits_for else first)[value] + transit
                 for i, value in enumerate(operation.reads)
                 if i != work.stationary
             ]
-            begin = largest(unit_free[work.unit], *ready)
+            start = largest(unit_free[work.unit], *ready)
             if work.stationary is not None:
                 weights = operation.reads[work.stationary]
                 there = 0.0 if weights in known else last[weights] + transit
                 installed = largest(buffer_free, there) + work.install_cycles
-                begin = largest(begin, installed, last[weights] + transit)
+                start = largest(start, installed, last[weights] + transit)
             # It cannot end before its slowest operand has come in; an MXM reads that one in its
             # first round.
-            arrived = largest(0.0, *(last[v] + transit for v in operation.reads))
-            end = largest(begin + work.busy_cycles, arrived + _after_arrival(work))
-            last_out = end + work.latency_cycles
-            first_out = _first_result(work, begin, end, last_out)
-            unit_free[work.unit] = last_out if work.unit is Unit.C2C else end
+            end = largest(start + work.busy_cycles, last_out + transit + _after_arrival(work))
             if work.stationary is not None:
                 buffer_free = end - work.drain_cycles
+            done = end + work.latency_cycles
+            freed = done if work.unit is Unit.C2C else end
+            absent = work.absent
+            unit_free[work.unit] = choose(absent, unit_free[work.unit], freed)
+            first_out = choose(absent, first_out, _first_result(work, start, end, done))
+            last_out = choose(absent, last_out, done)
+            begin = choose(absent, begin, start)
         slots.append(
             Slot(operation=operation, work=work, start=begin, first=first_out, last=last_out)
         )
@@ -148,7 +154,7 @@ def _critical_path(program: Program, works: list[Work], transit: float) -> Quant
     last: dict[int | None, Quantity] = dict.fromkeys((None, *program.inputs), 0.0)
     longest: Quantity = 0.0
     for operation, work in zip(program.operations, works, strict=True):
-        step = 0.0 if work.unit is Unit.FREE else transit
+        step = choose(work.absent, 0.0, transit) if work.unit is not Unit.FREE else 0.0
         begin = largest(0.0, *(first[v] + step for v in operation.reads))
         arrived = largest(0.0, *(last[v] + step for v in operation.reads))
         last_out = largest(begin + work.busy_cycles, arrived) + work.latency_cycles

@@ -307,7 +307,8 @@ def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any
             unit=Unit.C2C,
             busy_cycles=last - first,
             latency_cycles=first,
-            moved_bytes=whole_bytes,
+            moved_bytes=whole_bytes * (params["size"] > 1),
+            absent=params["size"] <= 1,
         )
 
     def rule(*args: Any, **params: Any) -> tuple[Any, Any]:

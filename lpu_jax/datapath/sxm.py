@@ -12,10 +12,11 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Num
 
 from .primitive import free, primitive
-from .work import Machine, Operand, Quantity, Request, Unit, Work
+from .work import Machine, Operand, Quantity, Request, Unit, Work, choose
 
 Axes = tuple[tuple[str, ...], ...]
 
@@ -55,7 +56,7 @@ def product_of(lengths: Any) -> Any:
     return result
 
 
-def move_cost(machine: Machine, x: Operand, moved: Quantity | bool = True) -> Work:
+def move_cost(machine: Machine, x: Operand, moved: Any = True) -> Work:
     """Send an operand once through the SXM, counted in byte-vectors.
 
     Where `moved` is false it stays and costs nothing.
@@ -64,8 +65,9 @@ def move_cost(machine: Machine, x: Operand, moved: Quantity | bool = True) -> Wo
     byte_vectors = x.size_bytes / chip.vector_bytes
     return Work(
         unit=Unit.SXM,
-        busy_cycles=moved * byte_vectors / chip.sxm_vectors_per_cycle,
-        latency_cycles=moved * float(chip.sxm_transpose_cycles),
+        busy_cycles=choose(moved, byte_vectors / chip.sxm_vectors_per_cycle, 0.0),
+        latency_cycles=choose(moved, float(chip.sxm_transpose_cycles), 0.0),
+        absent=np.logical_not(moved) if isinstance(moved, np.ndarray) else not moved,
     )
 
 

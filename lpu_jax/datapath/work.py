@@ -122,6 +122,9 @@ class Work:
     drain_cycles: Quantity = 0.0
     #: MXM: the operand that is installed
     stationary: int | None = None
+    #: there is nothing to do (a collective of one chip, a layout that already is so): the operand
+    #: is the result, and no unit is entered
+    absent: bool | NDArray[np.bool_] = False
     #: bytes read from memory or sent over links
     moved_bytes: Quantity = 0.0
 
@@ -154,6 +157,13 @@ def largest(*values: Quantity) -> Quantity:
             else max(result, value)
         )
     return result
+
+
+def choose(condition: Any, yes: Quantity, no: Quantity) -> Quantity:
+    """Take `yes` where a condition holds, for one plan or for each of many."""
+    if isinstance(condition, np.ndarray):
+        return np.where(condition, yes, no)
+    return yes if condition else no
 
 
 def vectors(operand: Operand, chip: ChipSpec) -> Quantity:
