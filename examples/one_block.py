@@ -19,10 +19,8 @@ from models.weights.synthetic import SyntheticWeights
 
 N_CHIPS, SYSTEM = 8, "groq-node"
 cfg = zoo.model("smollm2-135m")
-weights = SyntheticWeights(cfg).block("dense", layer=0)
-weights = {
-    n: jnp.asarray(w, jnp.float16 if w.ndim > 1 else jnp.float32) for n, w in weights.items()
-}
+stored = SyntheticWeights(cfg).block("dense", layer=0)
+weights = {n: jnp.asarray(w, ("float32", "float16")[w.ndim > 1]) for n, w in stored.items()}
 x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, cfg.d_model)), jnp.float16)
 
 # The program of one chip, written once. The plan: columns of the hidden layer over all chips.

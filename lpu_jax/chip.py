@@ -28,23 +28,16 @@ class MxmMode:
         k_tile: length of the contraction one array sums in a cycle.
         columns: outputs of one array in a cycle.
         arrays: arrays that work at once.
-        operand_bytes: bytes of one operand value as the array holds it.
     """
 
     k_tile: int
     columns: int
     arrays: int
-    operand_bytes: int
 
     @property
     def macs_per_cycle(self) -> int:
         """Multiply-accumulates of the whole chip in one cycle."""
         return self.k_tile * self.columns * self.arrays
-
-    @property
-    def tile_bytes(self) -> int:
-        """Bytes of one full weight tile as the array holds it."""
-        return self.k_tile * self.columns * self.operand_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +56,6 @@ class ChipSpec:
     lanes: int = const(320, "1", "published", "ISCA20: 20 superlanes x 16 lanes")
     #: One byte on every lane.
     vector_bytes: int = const(320, "B", "published", "ISCA20: maximum vector length 320")
-    #: Lanes of one superlane; vector lengths step by it.
-    superlane_lanes: int = const(16, "1", "published", "ISCA20: 16 lanes per superlane")
-    #: All streams across one cut of the chip, both directions.
-    streams_bytes_per_cycle: int | float = const(
-        20_480, "B/cycle", "derived", "ISCA20: 64 one-byte streams per lane x 320 lanes"
-    )
     #: On-chip memory; there is no other.
     sram_bytes: int = const(
         88 * 20 * 2 * 4096 * 16, "B", "derived", "ISCA20: 88 slices of 2.5 MiB = 220 MiB"
@@ -77,22 +64,18 @@ class ChipSpec:
     reserved_fraction: int | float = const(
         0.05, "1", "assumed", "no public figure for instructions in SRAM", 0.0, 0.10
     )
-    #: Reads plus writes of all MEM slices.
-    sram_bytes_per_cycle: int | float = const(
-        56_320, "B/cycle", "derived", "ISCA20: 88 slices x (1 read + 1 write) x 320 B"
-    )
     #: Widest flow of weights into the matrix arrays.
     weight_stream_bytes_per_cycle: int | float = const(
         20_480, "B/cycle", "derived", "GAPI S16 weight layout: 16 streams per array, 4 arrays"
     )
     mxm_fp16: MxmMode | None = const(
-        MxmMode(k_tile=160, columns=320, arrays=2, operand_bytes=2),
+        MxmMode(k_tile=160, columns=320, arrays=2),
         "mode",
         "published",
         "ISCA22 section 5.2: two [1x160]x[160x320] sub-operations per cycle",
     )
     mxm_int8: MxmMode | None = const(
-        MxmMode(k_tile=320, columns=320, arrays=4, operand_bytes=1),
+        MxmMode(k_tile=320, columns=320, arrays=4),
         "mode",
         "published",
         "ISCA22 section 5.2: four [1x320]x[320x320] sub-operations per cycle",
@@ -106,15 +89,6 @@ class ChipSpec:
     )
     #: From the first activation in to the first result out.
     mxm_latency_cycles: int = const(64, "cycle", "assumed", "no public figure", 20, 160)
-    #: Rounds of weights that may be installed before they are needed.
-    prefetch_rounds: int = const(
-        1,
-        "1",
-        "assumed",
-        "double buffering (LW, IW) is unconfirmed; range up to all of a GroqChip1's SRAM",
-        1,
-        563,
-    )
     vxm_alus_per_lane: int = const(16, "1", "published", "ISCA20, GAPI: 4x4 ALUs per lane")
     #: ALUs that can do the special functions.
     vxm_large_alus_per_lane: int = const(8, "1", "published", "GAPI: alu % 8 in {0, 5, 2, 7}")
@@ -137,10 +111,10 @@ class ChipSpec:
     )
     mem_slices: int = const(88, "1", "published", "ISCA20: 44 slices in each hemisphere")
     mem_slices_per_hop: int = const(4, "1", "published", "GAPI: 44 slices take 11 cycles")
-    #: One address of one slice: what a gather reads at a time.
-    gather_bytes_per_read: int = const(320, "B", "derived", "ISCA20: a slice address is 20 x 16 B")
-    frame_payload_bytes: int = const(320, "B", "published", "ISCA22: a frame carries one vector")
-    frame_bytes: int = const(328, "B", "published", "ISCA22: 320 B payload and 8 B")
+    #: Reads and writes of one vector at addresses known only at run time.
+    mem_accesses_per_cycle: int = const(
+        2, "1/cycle", "assumed", "no public figure; one in each of two hemispheres", 1, 4
+    )
 
     #: Constants whose value or provenance differs from the defaults above.
     replaced: tuple[Constant, ...] = ()
@@ -176,7 +150,7 @@ def _assumed_mode(operand: str, mode: MxmMode, source: str) -> Constant:
     return Constant(name=f"mxm_{operand}", value=mode, unit="mode", status="assumed", source=source)
 
 
-_EIGHT_BIT_MODE = MxmMode(k_tile=320, columns=320, arrays=4, operand_bytes=1)
+_EIGHT_BIT_MODE = MxmMode(k_tile=320, columns=320, arrays=4)
 
 GROQ3_LPU = vary(
     GROQCHIP1,
@@ -191,32 +165,18 @@ GROQ3_LPU = vary(
         name="vector_bytes", value=320, unit="B", status="published", source="NVB: 320-byte vectors"
     ),
     Constant(
-        name="frame_payload_bytes",
-        value=320,
-        unit="B",
-        status="derived",
-        source="NVB: 320-byte vectors; one vector per frame as on GroqChip1",
-    ),
-    Constant(
         name="sram_bytes", value=500_000_000, unit="B", status="published", source="NVB: 500 MB"
-    ),
-    Constant(
-        name="sram_bytes_per_cycle",
-        value=100_000,
-        unit="B/cycle",
-        status="derived",
-        source="NVB: 150 TB/s over the derived clock",
     ),
     Constant(
         name="weight_stream_bytes_per_cycle",
         value=100_000,
         unit="B/cycle",
         status="assumed",
-        source="stream width not public; assumed as wide as the SRAM",
+        source="width not public; assumed that of the SRAM (NVB: 150 TB/s over the derived clock)",
         low=30_720,
         high=100_000,
     ),
-    _assumed_mode("fp16", MxmMode(k_tile=160, columns=320, arrays=2, operand_bytes=2), _NOT_PUBLIC),
+    _assumed_mode("fp16", MxmMode(k_tile=160, columns=320, arrays=2), _NOT_PUBLIC),
     _assumed_mode("int8", _EIGHT_BIT_MODE, _NOT_PUBLIC),
     _assumed_mode(
         "fp8", _EIGHT_BIT_MODE, "NVB prints FP8 PFLOPS; assumed at GroqChip1's int8 tile and rate"
@@ -244,12 +204,3 @@ def chip(name: str) -> ChipSpec:
     if name not in _CHIPS:
         raise unknown("chip", name, _CHIPS)
     return _CHIPS[name]
-
-
-def named_chips() -> tuple[ChipSpec, ...]:
-    """List the named chips.
-
-    Returns:
-        Their specifications.
-    """
-    return tuple(_CHIPS.values())

@@ -1,4 +1,4 @@
-"""Print bytes, seconds, counts and rates for people.
+"""Print bytes, seconds, counts and a user's own values for people.
 
 Inside the program quantities are plain numbers in base units (bytes, seconds, 1/s), named with
 their unit; conversions happen here and only on the way out. Parsing is not offered.
@@ -11,6 +11,7 @@ _BINARY_BYTES = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 _COUNTS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 _SIGNIFICANT_DIGITS = 4
+_SHOWN_CHARACTERS = 60
 
 
 def _scaled(value: int | float, steps: tuple[tuple[str, float], ...], digits: int) -> str:
@@ -83,21 +84,21 @@ def format_count(count: int | float, *, digits: int = _SIGNIFICANT_DIGITS) -> st
     return _scaled(count, _COUNTS, digits)
 
 
-def format_rate(per_second: int | float, of: str, *, digits: int = _SIGNIFICANT_DIGITS) -> str:
-    """Write a rate: bytes per second (`of="B"`) or events per second (`of="tokens"`).
+def format_given(value: object) -> str:
+    """Write a value that a user gave, as it stands in an error: short, printable, on one line.
 
     Args:
-        per_second: base units per second.
-        of: what is counted.
-        digits: significant digits.
+        value: anything that a TOML or JSON file can hold.
 
     Returns:
-        The text.
+        Its `repr`, cut to 60 characters.
 
     Example:
-        >>> format_rate(12.5e9, "B"), format_rate(300.0, "tokens")
-        ('12.5 GB/s', '300 tokens/s')
+        >>> print(format_given("two\\nlines"))
+        'two\\nlines'
     """
-    if of == "B":
-        return f"{format_bytes(per_second, digits=digits)}/s"
-    return f"{format_count(per_second, digits=digits)} {of}/s"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits, deep nesting
+        return f"a {type(value).__name__} too large to print"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -4,6 +4,7 @@ Not modelled: host memory and host links; other kinds of accelerator beside the 
 """
 
 import dataclasses
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -14,12 +15,17 @@ from .chip import GROQ3_LPU, GROQCHIP1, ChipSpec, chip
 from .errors import ConfigError, PlanError, UnknownNameError, unknown
 from .machines import GroqTopology, LpxTopology
 from .provenance import Constant, constants_of, vary
+from .quantities import format_given
 from .topology import Topology
 
 _GROQ_NODE_CHIPS = 8
 # GroqRack product: 8 of its 9 nodes compute, one is spare.
 _GROQ_RACK_CHIPS = 64
 _LPX_RACK_CHIPS = 256
+#: A constant in a user's file may be this many times the chip's own, or as many times less: enough
+#: for any chip that could be built, and small enough to catch a wrong unit prefix of a clock.
+_PLAUSIBLE_FACTOR = 1000
+_LONGEST_NAME = 200
 _TOPOLOGIES: dict[str, type[GroqTopology] | type[LpxTopology]] = {
     "groq": GroqTopology,
     "lpx": LpxTopology,
@@ -123,23 +129,41 @@ def system(name_or_path: str | Path) -> System:
 
 def _read(path: Path) -> System:
     """Read a system from a TOML file."""
+    if not path.name.isprintable():
+        raise ConfigError(f"{str(path)!r}: the name of a file must have printable characters only")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
     allowed = {"name", "topology", "chips", "chip"}
     for key in table:
         if key not in allowed:
-            raise ConfigError(f"{path}: unknown key {key!r}; allowed: {', '.join(sorted(allowed))}")
+            raise ConfigError(
+                f"{path}: unknown key {format_given(key)}; allowed: {', '.join(sorted(allowed))}"
+            )
     family = _field(path, table, "topology", str)
     if family not in _TOPOLOGIES:
-        raise ConfigError(f"{path}: key 'topology' must be 'groq' or 'lpx', got {family!r}")
+        raise ConfigError(
+            f"{path}: key 'topology' must be 'groq' or 'lpx', got {format_given(family)}"
+        )
     n_chips = _field(path, table, "chips", int)
+    most_chips = max(topology.max_chips for topology in _TOPOLOGIES.values())
+    if not 1 <= n_chips <= most_chips:
+        raise ConfigError(
+            f"{path}: key 'chips' must be 1 to {most_chips}, got {format_given(n_chips)}"
+        )
     name = _field(path, table, "name", str) if "name" in table else path.stem
+    if not (name.isprintable() and 0 < len(name) <= _LONGEST_NAME):
+        raise ConfigError(
+            f"{path}: key 'name' must be 1 to {_LONGEST_NAME} printable characters, "
+            f"got {format_given(name)}"
+        )
     spec = _read_chip(path, table)
     try:
         return _build(name, spec, family, n_chips)
@@ -154,7 +178,7 @@ def _field(path: Path, table: dict[str, Any], key: str, kind: type) -> Any:
         raise ConfigError(f"{path}: key {key!r} is missing; expected {names[kind]}")
     value = table[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{path}: key {key!r} must be {names[kind]}, got {value!r}")
+        raise ConfigError(f"{path}: key {key!r} must be {names[kind]}, got {format_given(value)}")
     return value
 
 
@@ -187,7 +211,24 @@ def _read_chip(path: Path, table: dict[str, Any]) -> ChipSpec:
             )
         )
     name = f"{spec.name} ({path.name})"
-    return dataclasses.replace(vary(spec, *replaced), name=name)
+    changed: ChipSpec = dataclasses.replace(vary(spec, *replaced), name=name)
+    _check_together(path, changed)
+    return changed
+
+
+def _check_together(path: Path, spec: ChipSpec) -> None:
+    """Refuse constants that contradict one another."""
+    if spec.vector_bytes != spec.lanes:
+        raise ConfigError(
+            f"{path}: keys 'chip.vector_bytes' and 'chip.lanes' must be equal, because a vector is "
+            f"one byte on every lane, got {spec.vector_bytes} and {spec.lanes}"
+        )
+    if spec.vxm_large_alus_per_lane > spec.vxm_alus_per_lane:
+        raise ConfigError(
+            f"{path}: key 'chip.vxm_large_alus_per_lane' must be at most "
+            f"'chip.vxm_alus_per_lane', got {spec.vxm_large_alus_per_lane} and "
+            f"{spec.vxm_alus_per_lane}"
+        )
 
 
 def _check_number(path: Path, key: str, value: Any, like: int | float) -> None:
@@ -196,11 +237,18 @@ def _check_number(path: Path, key: str, value: Any, like: int | float) -> None:
     expected = "a whole number" if whole else "a number"
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ConfigError(f"{path}: key 'chip.{key}' must be {expected}, got {value!r}")
+        raise ConfigError(f"{path}: key 'chip.{key}' must be {expected}, got {format_given(value)}")
     if key == "reserved_fraction":
         if not 0 <= value < 1:
             raise ConfigError(
-                f"{path}: key 'chip.{key}' must be at least 0 and below 1, got {value}"
+                f"{path}: key 'chip.{key}' must be at least 0 and below 1, "
+                f"got {format_given(value)}"
             )
-    elif not 0 < value < float("inf"):
-        raise ConfigError(f"{path}: key 'chip.{key}' must be positive and finite, got {value}")
+        return
+    least, most = like / _PLAUSIBLE_FACTOR, like * _PLAUSIBLE_FACTOR
+    if not least <= value <= most:
+        least = max(1, math.ceil(least)) if whole else least
+        raise ConfigError(
+            f"{path}: key 'chip.{key}' must be from {least:g} to {most:g}, "
+            f"got {format_given(value)}"
+        )

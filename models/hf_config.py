@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lpu_jax.errors import ConfigError
+from lpu_jax.quantities import format_given
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from .rope import Llama3Scaling, RopeConfig, YarnScaling
@@ -37,6 +38,12 @@ _HARMLESS_KEYS = frozenset(_HARMLESS.split())
 
 _ROPE_HUB_KEYS = ("rope_theta", "rope_scaling")
 
+#: Limits of what a file may say. No size of a network comes near them; beyond them, arithmetic on
+#: bytes would leave 64 bits, or a list of layers would fill the memory of this computer.
+MOST = 2**40
+MOST_LAYERS = 10_000
+LEAST_NUMBER = 1e-20
+
 
 class _Keys:
     """A dictionary that remembers what was read from it and words its own complaints."""
@@ -50,19 +57,22 @@ class _Keys:
         return self.values.get(key) is not None
 
     def complain(self, key: str, expected: str) -> ConfigError:
-        got = f"got {self.values[key]!r}" if key in self.values else "it is missing"
+        got = f"got {format_given(self.values[key])}" if key in self.values else "it is missing"
         return ConfigError(f"{self.where}: key {key!r} must be {expected}; {got}.")
 
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def integer(
+        self, key: str, default: int | None = None, least: int = 1, most: int = MOST
+    ) -> int:
         value = self._take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.complain(key, f"a whole number, {least} or more")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.complain(key, f"a whole number from {least} to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise self.complain(key, "a number above 0")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not LEAST_NUMBER <= value <= MOST:
+            raise self.complain(key, f"a number from {LEAST_NUMBER} to {MOST}")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
@@ -76,8 +86,8 @@ class _Keys:
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._take(key, default)
-        if not isinstance(value, str):
-            raise self.complain(key, "a text")
+        if not isinstance(value, str) or not value.isprintable():
+            raise self.complain(key, "a text of printable characters")
         return value
 
     def mapping(self, key: str) -> "_Keys | None":
@@ -97,7 +107,10 @@ class _Keys:
     def token_ids(self, key: str) -> tuple[int, ...]:
         value = self._take(key, [])
         ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
+        if not all(
+            isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= MOST
+            for item in ids
+        ):
             raise self.complain(key, "a token number or a list of them")
         return tuple(ids)
 
@@ -107,8 +120,9 @@ class _Keys:
             unread = key not in self.read and key not in _HARMLESS_KEYS
             if unread and value and not isinstance(value, str):
                 raise ConfigError(
-                    f"{self.where}: key {key!r} = {value!r} is not known to this program and may "
-                    f"bear a size; remove it only if the network does not use it."
+                    f"{self.where}: key {format_given(key)} = {format_given(value)} is not known "
+                    f"to this program and may bear a size; remove it only if the network does not "
+                    f"use it."
                 )
 
     def _take(self, key: str, default: object) -> Any:
@@ -151,7 +165,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     model_cfg = ModelConfig(
         name=_name(keys, source, model_type),
         family=family,
-        n_layers=keys.integer("num_hidden_layers"),
+        n_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
         d_model=keys.integer("hidden_size"),
         d_ff=keys.integer("intermediate_size"),
         vocab_size=keys.integer("vocab_size"),
@@ -173,6 +187,8 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> _Keys:
     if isinstance(source, Mapping):
         return _unwrap(source, "config")
     path = Path(source)
+    if not str(path).isprintable():
+        raise ConfigError(f"{str(path)!r}: a path must have printable characters only.")
     path = path / "config.json" if path.is_dir() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -180,6 +196,8 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> _Keys:
         raise ConfigError(f"{path}: cannot be read: {problem.strerror}.") from problem
     except ValueError as problem:
         raise ConfigError(f"{path}: not valid JSON: {problem}.") from problem
+    except RecursionError as problem:
+        raise ConfigError(f"{path}: not valid JSON: nested too deeply.") from problem
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a JSON object, got {type(values).__name__}.")
     return _unwrap(values, str(path))
@@ -300,5 +318,6 @@ def _released_format(keys: _Keys) -> str:
         first: object = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
         weights = first.get("weights") if isinstance(first, Mapping) else None
         if isinstance(weights, Mapping) and weights.get("type") == "int":
-            return f"int{weights.get('num_bits')}"
+            bits = _Keys(weights, f"{quantisation.where}, weights").integer("num_bits", most=16)
+            return f"int{bits}"
     return method

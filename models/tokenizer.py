@@ -1,7 +1,8 @@
 """Text to token numbers and back, for the byte-pair tokenizers stored in GGUF files.
 
 Only the "gpt2" model with the "smollm" pre-tokenizer is known: digits one by one, then GPT-2's
-split and byte alphabet. Chat templates are kept as text and not rendered.
+split and byte alphabet. Chat templates are not read; the tokens that end a text are in the model's
+configuration.
 """
 
 from collections.abc import Sequence
@@ -28,9 +29,7 @@ class TokenizerData:
         token_types: GGUF's type of each token.
         merges: pairs in the order they are merged, each as "left right".
         bos_token_id: the token that begins a text, if any.
-        eos_token_id: the token that ends a text, if any.
         add_bos: whether `encode` puts the first before every text.
-        chat_template: the Jinja template of a conversation, if any; not rendered here.
     """
 
     model: str
@@ -39,9 +38,7 @@ class TokenizerData:
     token_types: tuple[int, ...]
     merges: tuple[str, ...]
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
     add_bos: bool = False
-    chat_template: str | None = None
 
 
 class Tokenizer:

@@ -6,7 +6,7 @@ not.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lpu_jax.errors import PlanError
 from lpu_jax.system import System
@@ -16,9 +16,10 @@ from models.policy import Policy
 
 from . import report
 from .axes import Request
+from .comparison import versions
 from .evaluate import evaluate
 from .legal import Search, check_policy
-from .plan import Plan
+from .plan import AttentionShard, MlpShard, MoeShard, Plan
 
 if TYPE_CHECKING:
     from .verify import CheckResult
@@ -47,7 +48,13 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
         range(len(plans)),
         key=lambda i: (max(evaluation.short_bytes[i], 0.0), evaluation.latency_cycles[i]),
     )
-    by_column = [plans[i] for i in order if promises_one_chip_bits(plans[i])]
+    by_column = [
+        plans[i] for i in order if promises_one_chip_bits(plans[i]) and _splits_all(plans[i])
+    ]
+    if not by_column:
+        raise PlanError(
+            f"{system.name} has no plan that splits every block of {cfg.name}; give --plan."
+        )
     first = by_column[0]
     others = [
         plan
@@ -71,9 +78,23 @@ def split_by(plan: Plan, split: Split) -> Plan:
 
 
 def promises_one_chip_bits(plan: Plan) -> bool:
-    """Whether every output projection of a plan is split by columns."""
-    parts = (plan.attention, plan.mlp, plan.moe)
-    return all(part is None or part.split is Split.COLUMN for part in parts)
+    """Whether every output projection of a plan is split by columns, or not split at all."""
+    return all(part.split is Split.COLUMN or ways == 1 for part, ways in _ways(plan))
+
+
+def _splits_all(plan: Plan) -> bool:
+    return all(ways > 1 for _, ways in _ways(plan))
+
+
+def _ways(plan: Plan) -> list[tuple[AttentionShard | MlpShard | MoeShard, int]]:
+    """The parts of a plan, and over how many chips each splits its output projection."""
+    parts: list[tuple[AttentionShard | MlpShard | MoeShard, int]] = [
+        (plan.attention, plan.attention.tensor),
+        (plan.mlp, plan.mlp.tensor),
+    ]
+    if plan.moe is not None:
+        parts.append((plan.moe, plan.moe.expert * plan.moe.tensor))
+    return parts
 
 
 def as_promised(results: Sequence["CheckResult"]) -> bool:
@@ -103,7 +124,7 @@ def check_text(
             f"{result.sqnr_db:.2f} dB",
             f"{result.max_abs_err:.3g}",
             f"{result.output_hash[:12]} ({chr(ord('A') + hashes.index(result.output_hash) % 26)})",
-            "certified" if promises_one_chip_bits(result.plan) else "no",
+            _label(result, results),
         )
         lines += [f"  plan {number}: {moved}" for moved in result.rounding_moved]
     blocks = ", ".join(f"{block.kind} of layer {block.layer}" for block in results[0].blocks)
@@ -120,6 +141,39 @@ def check_text(
         if as_promised(results)
         else "FAILED: plans that promise the same bits differ.",
     )
+
+
+def _label(result: "CheckResult", results: Sequence["CheckResult"]) -> str:
+    """Certified: a plan with other degrees that promises the same was run and has the same bits."""
+    if not promises_one_chip_bits(result.plan):
+        return "no"
+    others = {
+        r.output_hash for r in results if promises_one_chip_bits(r.plan) and r.plan != result.plan
+    }
+    return "certified" if others == {result.output_hash} else "promised"
+
+
+def check_dict(
+    cfg: ModelConfig, system: System, policy: Policy, results: Sequence["CheckResult"]
+) -> dict[str, Any]:
+    """A check as plain values, for JSON."""
+    return {
+        "model": cfg.name,
+        "system": system.name,
+        "weights_format": policy.name,
+        "tokens": int(results[0].output.shape[0]),
+        "as_promised": as_promised(results),
+        "versions": versions(),
+        "results": [
+            {
+                "plan": result.plan.as_dict(),
+                "name": result.plan.name,
+                "promises_one_chip_bits": promises_one_chip_bits(result.plan),
+                **result.as_dict(),
+            }
+            for result in results
+        ],
+    }
 
 
 def _routing(results: Sequence["CheckResult"]) -> list[str]:

@@ -40,8 +40,6 @@ app = typer.Typer(
 
 NO, BAD_INPUT = 1, 2
 Result = TypeVar("Result")
-#: Positions for which `generate` judges whether its plan fits.
-GENERATE_CONTEXT = 1024
 
 
 class Objective(StrEnum):
@@ -278,7 +276,7 @@ def check(
     )
     _emit(
         as_json,
-        lambda: [result.as_dict() for result in results],
+        lambda: certify.check_dict(cfg, machine, policy, results),
         lambda: certify.check_text(cfg, machine, policy, results),
     )
     if not certify.as_promised(results):
@@ -302,7 +300,9 @@ def generate(
 
     machine = named_system(system)
     file = load_gguf(weights)
-    context = min(file.config.max_position, GENERATE_CONTEXT)
+    tokenizer = Tokenizer(file.tokenizer)
+    positions = len(tokenizer.encode(prompt)) + max_tokens
+    context = min(file.config.max_position, positions)
     found = comparing.compare(
         file.config,
         machine,
@@ -314,12 +314,12 @@ def generate(
     )
     (row,) = found.rows
     if not row.fits:
-        print(found.table())
+        _emit(as_json, found.as_dict, found.table)
         raise typer.Exit(NO)
     made = _watched(
         lambda say: generating.generate(
             file.weights,
-            Tokenizer(file.tokenizer),
+            tokenizer,
             prompt,
             machine,
             row.plan,

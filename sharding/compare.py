@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lpu_jax.errors import PlanError, unknown
+from lpu_jax.errors import LpuError, PlanError, unknown
 from lpu_jax.system import System
 from lpu_jax.system import system as named_system
 from models.config import ModelConfig
@@ -56,6 +56,8 @@ def compare(
     Raises:
         LpuError: an unknown name, an impossible number or an illegal plan: one sentence.
     """
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise LpuError(f"top is {top!r}; it must be a whole number of at least 1.")
     cfg = named_model(model) if isinstance(model, str) else model
     machine = named_system(system) if isinstance(system, str) else system
     policy = policy_named(weights_format)
@@ -112,7 +114,9 @@ def with_numerics(
     from . import verify  # the only part of a comparison that needs the reference model
 
     plans = [row.plan for row in comparison.rows[:n_plans]]
-    results = verify.compare_plans(comparison.model, comparison.system, plans, comparison.policy)
+    results = verify.compare_plans(
+        comparison.model, comparison.system, plans, comparison.policy, progress=progress
+    )
     checked = [
         replace(row, numerics=result.as_dict())
         for row, result in zip(comparison.rows[:n_plans], results, strict=True)

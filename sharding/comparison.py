@@ -20,6 +20,9 @@ from . import report
 from .axes import Request
 from .plan import Plan
 
+#: Reasons that begin so refuse a plan for its memory; all others refuse a split for its shapes.
+DOES_NOT_FIT = "does not fit"
+
 Objective = Literal["latency", "throughput", "pareto"]
 
 
@@ -41,7 +44,7 @@ class Row:
     hand_over_s: float
     prefill_latency_s: float  #: of a whole context of every sequence of the batch
     prefill_chunk_tokens: int  #: new tokens per sequence of a step: as many as fit
-    wire_bytes_per_token: float
+    wire_bytes_per_token: float  #: payload of all collectives and hand-overs, each once
     memory_bytes: Mapping[str, float]  #: of the fullest chip
     numerics: Mapping[str, Any] | None = None
 
@@ -123,7 +126,7 @@ def comparison_text(comparison: Comparison) -> str:
     head = (
         f"{c.model.name}: {format_count(n_parameters(c.model), digits=4)} parameters, "
         f"weights {c.policy.name}; "
-        f"{c.system.name}: {c.system.n_chips} chips of {c.system.chip.title}, "
+        f"{c.system.name}: {_chips(c.system.n_chips)} of {c.system.chip.title}, "
         f"{format_bytes(c.system.sram_bytes, digits=4)} SRAM; batch {c.request.batch}, "
         f"context {c.request.context}"
     )
@@ -149,6 +152,10 @@ def comparison_text(comparison: Comparison) -> str:
     return report.render(*lines)
 
 
+def _chips(count: int) -> str:
+    return "1 chip" if count == 1 else f"{count} chips"
+
+
 def legend() -> str:
     """What a plan's name means."""
     return (
@@ -171,14 +178,20 @@ def _cells(row: Row) -> list[str]:
         format_seconds(row.prefill_latency_s),
         format_seconds(row.hand_over_s),
         format_bytes(row.wire_bytes_per_token),
-        "-" if numerics is None else f"{numerics['sqnr_db']:.1f} dB",
+        "-" if numerics is None else _decibels(numerics["sqnr_db"]),
     ]
+
+
+def _decibels(sqnr_db: float | None) -> str:
+    """An SQNR as text; None is no error at all."""
+    return "exact" if sqnr_db is None else f"{sqnr_db:.1f} dB"
 
 
 def _searched(comparison: Comparison) -> str:
     lines = [f"{comparison.legal} legal plans, {comparison.fitting} fit."]
     for reason, count in sorted(comparison.rejected.items(), key=lambda item: -item[1])[:6]:
-        lines.append(f"  {count:>7} refused: {reason}")
+        what = "refused" if reason.startswith(DOES_NOT_FIT) else "ways to split refused"
+        lines.append(f"  {count:>7} {what}: {reason}")
     nearest = comparison.nearest
     if nearest is not None:
         lines.append(

@@ -242,7 +242,7 @@ def evaluate_block(
     Args:
         kind: the kind of block.
         ways: chips along each of its mesh axes.
-        slots: expert slots, 0 for the worst case; ignored without experts.
+        slots: expert slots, at least the worst case of the request; ignored without experts.
         split: how output projections are split.
         collective: algorithm of its collectives.
         machine: chip and links.
@@ -255,7 +255,9 @@ def evaluate_block(
     if kind == "moe":
         assert cfg.moe is not None
         worst = np.minimum(sizes.local["experts"], request.batch * request.tokens * cfg.moe.top_k)
-        slots = np.where(np.asarray(slots) > 0, np.minimum(slots, worst), worst)
+        # More slots than the worst case of this request are run all the same; fewer are not legal,
+        # and those of a decode step do not bind a prefill step.
+        slots = np.maximum(slots, worst)
         slots = slots if slots.ndim else int(slots)
     symbols = symbol_values(sizes, ways, slots)
     timing = schedule(program, machine, symbols)

@@ -250,7 +250,7 @@ def generation_text(prompt: str, made: Generation, plan: Plan, system: System) -
     steps = f"{len(made.tokens)} tokens"
     lines = [f"{prompt}{made.text}", ""]
     lines.append(
-        f"{steps}, greedy, on {plan.n_chips} virtual chips of {system.name}, plan "
+        f"{steps}, greedy, on {plan.group_chips} virtual chips of {system.name}, plan "
         f"{plan.name}; faithful numerics"
     )
     if made.sqnr_db is not None and made.argmax_agreement is not None:

@@ -11,7 +11,7 @@ from itertools import product
 
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System
-from models.blocks import block_chain
+from models.blocks import block_chain, block_kinds
 from models.config import GqaConfig, ModelConfig
 from models.layers.linear import Split
 from models.params import block_params
@@ -19,6 +19,9 @@ from models.policy import Policy
 
 from .axes import Request, granules
 from .plan import AttentionShard, MlpShard, MoeShard, Plan
+
+#: No request is larger: a limit that keeps whole numbers exact.
+MOST_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
         LpuError: batch, tokens or context is below 1, or the context exceeds the model's positions.
     """
     for name in ("batch", "tokens", "context"):
-        if getattr(request, name) < 1:
-            raise LpuError(f"{name} is {getattr(request, name)}; it must be at least 1.")
+        number = getattr(request, name)
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise LpuError(f"{name} is {number!r}; it must be a whole number.")
+        if number < 1:
+            raise LpuError(f"{name} is {number}; it must be at least 1.")
+        if number > MOST_AT_ONCE:
+            raise LpuError(f"{name} is {number}; it must be at most {MOST_AT_ONCE}.")
     if request.context > cfg.max_position:
         raise LpuError(
             f"context is {request.context}; {cfg.name} has {cfg.max_position} positions at most."
@@ -48,8 +56,15 @@ def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
     """Refuse a weights format that the model's shapes or the chip cannot take.
 
     Raises:
-        LpuError: heads are cut by groups that share a scale, or the chip has no such operands.
+        LpuError: heads are cut by groups that share a scale, the chip has no such operands, or the
+            format stores nothing of this model otherwise than fp16 does.
     """
+    roles = {spec.role for kind in block_kinds(cfg) for spec in block_params(cfg, kind).values()}
+    if policy.formats and not roles & policy.formats.keys():
+        raise LpuError(
+            f"weights format {policy.name} stores {' and '.join(policy.formats)} weights, which "
+            f"{cfg.name} has none of; use another format, such as fp16."
+        )
     if "int8" in policy.formats.values():
         system.chip.mxm_mode("int8")
     for spec in block_params(cfg, "attention").values():
@@ -208,6 +223,8 @@ class Search:
     def plans(self) -> Iterator[Plan]:
         """All legal plans with one split rule for attention and dense MLPs, and one for experts."""
         for stages, chips in self.groups():
+            if not self._keep(columns_reason("vocabulary", self.cfg.vocab_size, chips, 1)):
+                continue
             attention = {split: self._attention(chips, split) for split in Split}
             mlp = {split: self._mlp(chips, split) for split in Split}
             moe = {split: self._moe(chips, split) for split in Split}

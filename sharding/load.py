@@ -332,7 +332,7 @@ def _slots(stored: StoredBlock, plan: Plan, local: Sizes, request: Request) -> d
     assert plan.moe is not None
     n_local = int(local.local["experts"])
     worst = min(n_local, request.batch * request.tokens * moe.top_k)
-    return {"n_local": n_local, "n_slots": plan.moe.slots or worst}
+    return {"n_local": n_local, "n_slots": max(plan.moe.slots or 0, worst)}
 
 
 def _state(

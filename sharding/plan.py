@@ -117,7 +117,8 @@ class Plan:
     def name(self) -> str:
         """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
 
-        Last the split of output projections, or one for each part if they differ.
+        Then the split of output projections, or one for each part if they differ; last the slots
+        and the collective if they are not the default.
         """
         attention = _degrees(
             "a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica
@@ -130,7 +131,9 @@ class Plan:
         )
         splits = [self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])]
         split = splits[0] if len(set(splits)) == 1 else "/".join(splits)
-        return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split])
+        rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
+        rest += [self.collective] if self.collective != "auto" else []
+        return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split, *rest])
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""

@@ -27,6 +27,7 @@ from models.weights.synthetic import SyntheticWeights
 
 from .axes import Request, degrees
 from .emulate import CONTEXT, BlockCheck, Run, Step
+from .evaluate import evaluate
 from .legal import check_plan
 from .load import block_split
 from .plan import Plan
@@ -147,6 +148,7 @@ def compare_plans(
 
     Raises:
         PlanError: no tokens or layers were asked for, or a plan is not legal.
+        CostError: a plan names a collective that does not exist over its links.
 
     Fidelity: the emulation is faithful, bit for bit; the reference is float32 and order-dependent.
     """
@@ -159,6 +161,8 @@ def compare_plans(
         # The single sequence is padded to as many as the plan spreads over chips.
         request = Request(batch=plan.attention.data, context=CONTEXT)
         check_plan(plan, cfg, system, policy, request)
+        if plan.collective != "auto":
+            evaluate([plan], cfg, system, policy, request)  # refuses links that do not exist
     weights = SyntheticWeights(cfg, seed) if source is None else source
     start = _hidden_states(tokens, cfg.d_model, seed)
     topology = system.topology

@@ -102,12 +102,12 @@ def _move(machine: Machine, request: Request) -> Work:
 
 
 def _access(machine: Machine, request: Request) -> Work:
-    """Reads or writes at computed addresses: one vector per cycle and hemisphere."""
+    """Reads or writes at computed addresses, vector by vector."""
     chip = machine.chip
     moved = request.results[0]
     return Work(
         unit=Unit.MEM,
-        busy_cycles=ceil_div(moved.size_bytes, chip.vector_bytes) / chip.sxm_vectors_per_cycle,
+        busy_cycles=ceil_div(moved.size_bytes, chip.vector_bytes) / chip.mem_accesses_per_cycle,
         latency_cycles=chip.mem_slices / 2 / chip.mem_slices_per_hop,
         moved_bytes=moved.size_bytes,
     )

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..errors import unknown
-
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
@@ -106,14 +104,3 @@ INT4 = _integer("int4", 4)
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {f.name: f for f in (FP32, FP16, BF16, E5M2, E4M3, INT8, INT4)}
 )
-
-
-def format_named(name: str) -> Format:
-    """Return the format called `name`.
-
-    Raises:
-        UnknownNameError: if there is no such format; the message lists the nearest names.
-    """
-    if name not in FORMATS:
-        raise unknown("format", name, FORMATS)
-    return FORMATS[name]

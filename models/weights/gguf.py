@@ -16,8 +16,10 @@ from einops import rearrange
 from gguf import GGUFReader, dequantize
 
 from lpu_jax.errors import ConfigError, WeightsError
+from lpu_jax.quantities import format_given
 
 from ..config import GqaConfig, ModelConfig
+from ..hf_config import LEAST_NUMBER, MOST, MOST_LAYERS
 from ..rope import RopeConfig
 from ..tokenizer import TokenizerData
 from .source import HfTensors, from_hf_tensors
@@ -53,24 +55,54 @@ class _Metadata:
 
     def get(self, key: str) -> Any:
         field = self._reader.fields.get(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except _DAMAGE as problem:
+            raise WeightsError(f"{self.path}: key {key!r} cannot be decoded.") from problem
 
     def require(self, key: str, kind: type, expected: str) -> Any:
         value = self.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
-            got = "it is missing" if value is None else f"got {value!r:.60}"
+            got = "it is missing" if value is None else f"got {format_given(value)}"
             raise WeightsError(f"{self.path}: key {key!r} must be {expected}; {got}.")
         return value
 
-    def integer(self, key: str) -> int:
-        return int(self.require(key, int, "a whole number"))
+    def integer(self, key: str, default: int | None = None, most: int = MOST) -> int:
+        if default is not None and self.get(key) is None:
+            return default
+        value: int = self.require(key, int, "a whole number")
+        if not 1 <= value <= most:
+            raise self.complain(key, f"a whole number from 1 to {most}", value)
+        return value
+
+    def token_id(self, key: str) -> int | None:
+        value = self.get(key)
+        if value is None or (isinstance(value, int) and 0 <= value <= MOST):
+            return value
+        raise self.complain(key, "a token number", value)
 
     def float32(self, key: str) -> float:
         """Return the shortest decimal of a stored float32: 1e-05, not 9.99999974e-06."""
-        return float(str(np.float32(self.require(key, float, "a number"))))
+        value = float(str(np.float32(self.require(key, float, "a number"))))
+        if not LEAST_NUMBER <= value <= MOST:
+            raise self.complain(key, f"a number from {LEAST_NUMBER} to {MOST}", value)
+        return value
 
     def text(self, key: str) -> str:
-        return str(self.require(key, str, "a text"))
+        value = str(self.require(key, str, "a text"))
+        if not value.isprintable():
+            raise self.complain(key, "a text of printable characters", value)
+        return value
+
+    def texts(self, key: str, expected: str) -> tuple[str, ...]:
+        values = self.require(key, list, expected)
+        if not all(isinstance(value, str) for value in values):
+            raise self.complain(key, expected, values)
+        return tuple(values)
+
+    def complain(self, key: str, expected: str, value: object) -> WeightsError:
+        got = format_given(value)
+        return WeightsError(f"{self.path}: key {key!r} must be {expected}; got {got}.")
 
 
 class _LazyTensors(Mapping[str, np.ndarray]):
@@ -88,7 +120,7 @@ class _LazyTensors(Mapping[str, np.ndarray]):
         except (NotImplementedError, *_DAMAGE) as problem:
             raise WeightsError(
                 f"{self._path}: tensor {tensor.name!r} of type {tensor.tensor_type.name} cannot "
-                f"be decoded: {problem}."
+                f"be decoded."
             ) from problem
         if name.endswith("q_proj.weight"):
             return _half_split_rows(values, self._gqa.n_heads)
@@ -130,12 +162,16 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
         which this format permutes for interleaved rotation, are put back into half-split order.
     """
     path = Path(path)
+    if not path.name.isprintable():
+        raise WeightsError(f"{str(path)!r}: the file's name must have printable characters only.")
     try:
         reader = GGUFReader(path)
     except OSError as problem:
         raise WeightsError(f"{path}: cannot be read: {problem.strerror}.") from problem
     except _DAMAGE as problem:
-        raise WeightsError(f"{path}: not a whole GGUF file: {problem}.") from problem
+        raise WeightsError(
+            f"{path}: cut short or damaged: not a whole GGUF file ({path.stat().st_size} bytes)."
+        ) from problem
     metadata = _Metadata(reader, path)
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
@@ -189,22 +225,22 @@ def _commonest_type(reader: GGUFReader) -> str:
 def _read_config(metadata: _Metadata, is_tied: bool, weight_type: str) -> ModelConfig:
     d_model = metadata.integer("llama.embedding_length")
     n_heads = metadata.integer("llama.attention.head_count")
-    if n_heads < 1:
-        raise WeightsError(f"{metadata.path}: llama.attention.head_count must be 1 or more.")
     scaling = metadata.get("llama.rope.scaling.type")
     if scaling not in (None, "none"):
-        raise WeightsError(f"{metadata.path}: rope scaling must be none, got {scaling!r}.")
-    head_dim = metadata.get("llama.attention.key_length") or d_model // n_heads
+        raise WeightsError(
+            f"{metadata.path}: rope scaling must be none, got {format_given(scaling)}."
+        )
+    head_dim = metadata.integer("llama.attention.key_length", default=max(1, d_model // n_heads))
     attention = GqaConfig(
         n_heads=n_heads,
-        n_kv_heads=metadata.get("llama.attention.head_count_kv") or n_heads,
+        n_kv_heads=metadata.integer("llama.attention.head_count_kv", default=n_heads),
         head_dim=head_dim,
     )
-    bos, eos = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
+    bos, eos = (metadata.token_id(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
     return ModelConfig(
         name=metadata.path.stem,
         family="llama",
-        n_layers=metadata.integer("llama.block_count"),
+        n_layers=metadata.integer("llama.block_count", most=MOST_LAYERS),
         d_model=d_model,
         d_ff=metadata.integer("llama.feed_forward_length"),
         vocab_size=metadata.integer("llama.vocab_size"),
@@ -214,7 +250,7 @@ def _read_config(metadata: _Metadata, is_tied: bool, weight_type: str) -> ModelC
         attention=attention,
         rope=RopeConfig(
             theta=metadata.float32("llama.rope.freq_base"),
-            dim=metadata.get("llama.rope.dimension_count") or head_dim,
+            dim=metadata.integer("llama.rope.dimension_count", default=head_dim),
             interleaved=False,
         ),
         released_format=weight_type,
@@ -225,7 +261,7 @@ def _read_config(metadata: _Metadata, is_tied: bool, weight_type: str) -> ModelC
 
 def _read_tokenizer(metadata: _Metadata) -> TokenizerData:
     prefix = "tokenizer.ggml."
-    tokens = metadata.require(prefix + "tokens", list, "a list of tokens")
+    tokens = metadata.texts(prefix + "tokens", "a list of tokens")
     token_types = metadata.require(prefix + "token_type", list, "a list of token types")
     if len(tokens) != len(token_types):
         raise WeightsError(
@@ -235,11 +271,9 @@ def _read_tokenizer(metadata: _Metadata) -> TokenizerData:
     return TokenizerData(
         model=metadata.text(prefix + "model"),
         pre_tokenizer=metadata.text(prefix + "pre"),
-        tokens=tuple(tokens),
+        tokens=tokens,
         token_types=tuple(token_types),
-        merges=tuple(metadata.require(prefix + "merges", list, "a list of merges")),
-        bos_token_id=metadata.get(prefix + "bos_token_id"),
-        eos_token_id=metadata.get(prefix + "eos_token_id"),
+        merges=metadata.texts(prefix + "merges", "a list of merges"),
+        bos_token_id=metadata.token_id(prefix + "bos_token_id"),
         add_bos=bool(metadata.get(prefix + "add_bos_token")),
-        chat_template=metadata.get("tokenizer.chat_template"),
     )

@@ -8,7 +8,7 @@ import pytest
 from lpu_jax.cost.machine import one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
-from lpu_jax.datapath import mxm, vxm
+from lpu_jax.datapath import c2c, mxm, sxm, vxm
 from lpu_jax.datapath.work import Unit
 from lpu_jax.system import system
 
@@ -143,3 +143,28 @@ def test_bounds_of_programs_of_one_unit_and_of_none() -> None:
         assert 0 < out.lower_cycles <= out.cycles <= out.upper_cycles
         for unit, busy in out.busy_cycles.items():
             assert busy <= out.cycles, unit
+
+
+def test_a_collective_of_one_chip_takes_nothing() -> None:
+    alone = c2c.Axis(names=(), size=1)
+
+    def without(x: jax.Array, w: jax.Array) -> jax.Array:
+        return mxm.matmul(x, w)
+
+    def with_collectives(x: jax.Array, w: jax.Array) -> jax.Array:
+        return c2c.all_gather(c2c.all_reduce(mxm.matmul(x, w), alone), alone, dim=-1)
+
+    shapes = shape(7, 500), shape(500, 700)
+    plain, joined = timing(without, *shapes), timing(with_collectives, *shapes)
+    for name in ("cycles", "lower_cycles", "upper_cycles", "busy_cycles"):
+        assert getattr(plain, name) == getattr(joined, name)
+
+
+def test_a_layout_that_is_already_so_takes_nothing() -> None:
+    def moved(x: jax.Array, w: jax.Array) -> jax.Array:
+        return sxm.rearrange(mxm.matmul(x, w), "(b t) (k h) -> b k t h", b=1, k=7)
+
+    shapes = shape(1, 500), shape(500, 700)  # b and t are one: nothing changes places
+    assert timing(moved, *shapes).cycles == timing(mxm.matmul, *shapes).cycles
+    longer = shape(3, 500), shape(500, 700)
+    assert timing(moved, *longer).cycles > timing(mxm.matmul, *longer).cycles

@@ -2,12 +2,19 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from lpu_jax.chip import GROQ3_LPU, GROQCHIP1, MxmMode, chip, named_chips
+from lpu_jax.chip import GROQ3_LPU, GROQCHIP1, MxmMode, chip
 from lpu_jax.errors import LpuError, UnknownNameError, unknown
 from lpu_jax.provenance import Constant, const, constants_of, vary
-from lpu_jax.quantities import format_bytes, format_count, format_rate, format_seconds
+from lpu_jax.quantities import format_bytes, format_count, format_given, format_seconds
+from lpu_jax.system import system
+from models.policy import policy_named
+from models.zoo import model
+from sharding.axes import Request
+from sharding.evaluate import evaluate
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 
 
 def test_published_peaks_of_groqchip1_are_exact():
@@ -29,25 +36,84 @@ def test_groq3_meets_its_printed_totals():
     # NVB: 315 PFLOPS FP8 and 40 PB/s per rack of 256; 5 % for its own rounding (38.4 = 32 trays).
     fp8_flop_per_s = 2 * GROQ3_LPU.mxm_modes["fp8"].macs_per_cycle * GROQ3_LPU.clock_hz
     assert 256 * fp8_flop_per_s == pytest.approx(315e15, rel=0.01)
-    sram_bytes_per_s = GROQ3_LPU.sram_bytes_per_cycle * GROQ3_LPU.clock_hz
-    assert 256 * sram_bytes_per_s == pytest.approx(40e15, rel=0.05)
+    # The weight stream is assumed as wide as the SRAM.
+    stream_bytes_per_s = GROQ3_LPU.weight_stream_bytes_per_cycle * GROQ3_LPU.clock_hz
+    assert 256 * stream_bytes_per_s == pytest.approx(40e15, rel=0.05)
 
 
 def test_derived_numbers_agree_with_what_they_are_derived_from():
     spec = GROQCHIP1
-    assert spec.streams_bytes_per_cycle == 64 * spec.lanes
-    assert spec.sram_bytes_per_cycle == spec.mem_slices * 2 * spec.gather_bytes_per_read
-    arrays = spec.mxm_modes["int8"].arrays
+    # ISCA20: 64 one-byte streams on every lane.
+    assert spec.weight_stream_bytes_per_cycle == 64 * spec.lanes
+    mode = spec.mxm_modes["int8"]
+    arrays = mode.arrays
     assert (
         spec.weight_stream_bytes_per_cycle
         == arrays * spec.array_load_rows_per_cycle * spec.vector_bytes
     )
     # From GAPI's S16 layout: a full int8 round is installed in 20 cycles.
-    round_bytes = arrays * spec.mxm_modes["int8"].tile_bytes
+    round_bytes = arrays * mode.k_tile * mode.columns
     assert round_bytes / spec.weight_stream_bytes_per_cycle == 20
 
 
-@pytest.mark.parametrize("spec", named_chips(), ids=lambda spec: spec.name)
+#: A latent-attention model with experts, and a grouped-query model with 8-bit products.
+EVALUATED = [
+    (
+        system("lpx-9"),
+        model("kimi-k2"),
+        policy_named("int4"),
+        Plan(
+            stages=61,
+            group_chips=32,
+            attention=AttentionShard(tensor=16, replica=2),
+            mlp=MlpShard(tensor=32),
+            moe=MoeShard(expert=2, tensor=16),
+        ),
+    ),
+    (
+        system("groq-576"),
+        model("llama-2-70b"),
+        policy_named("int8"),
+        Plan(
+            stages=36,
+            group_chips=16,
+            attention=AttentionShard(tensor=16),
+            mlp=MlpShard(tensor=16),
+        ),
+    ),
+]
+
+
+def readings(changes):
+    """Every number of both plans on chips with some constants changed."""
+    numbers = []
+    for machine, cfg, policy, plan in EVALUATED:
+        changed = dataclasses.replace(machine.chip, **changes)
+        machine = dataclasses.replace(machine, chip=changed)
+        report = evaluate([plan], cfg, machine, policy, Request(context=4096))
+        numbers += [report.latency_s, report.lower_cycles, report.upper_cycles]
+        numbers += [report.used_bytes, report.short_bytes]
+        for block in report.blocks.values():
+            numbers += block.timing.busy_cycles.values()
+    return np.concatenate([np.broadcast_to(number, (1,)) for number in numbers])
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [constant for constant in constants_of(GROQCHIP1) if constant.unit != "mode"],
+    ids=lambda constant: constant.name,
+)
+def test_every_constant_of_a_chip_takes_part_in_a_report(constant):
+    """A number that nothing reads would look like a part of the model and be none."""
+    kind = type(constant.value)
+    unchanged = readings({})
+    larger, smaller = (
+        readings({constant.name: kind(constant.value * factor)}) for factor in (3, 0.34)
+    )
+    assert (larger != unchanged).any() or (smaller != unchanged).any()
+
+
+@pytest.mark.parametrize("spec", [GROQCHIP1, GROQ3_LPU], ids=lambda spec: spec.name)
 def test_every_number_of_every_chip_has_a_source(spec):
     constants = {constant.name: constant for constant in constants_of(spec)}
     texts = {"name", "title", "replaced"}
@@ -101,7 +167,7 @@ def test_unknown_names_show_the_nearest():
         chip("groq-chip1")
     with pytest.raises(UnknownNameError, match=r"'fp8'.*fp16"):
         GROQCHIP1.mxm_mode("fp8")
-    assert GROQ3_LPU.mxm_mode("fp8") == MxmMode(k_tile=320, columns=320, arrays=4, operand_bytes=1)
+    assert GROQ3_LPU.mxm_mode("fp8") == MxmMode(k_tile=320, columns=320, arrays=4)
     assert isinstance(unknown("thing", "zzz", ["a", "b"]), LpuError)
     assert str(unknown("thing", "zzz", ["b", "a"])).endswith("known: a, b")
 
@@ -120,8 +186,9 @@ def test_unknown_names_show_the_nearest():
         (format_seconds(float("inf")), "inf ns"),
         (format_count(1_026_408_232_448), "1.026 T"),
         (format_count(288), "288"),
-        (format_rate(25e9, "B"), "25 GB/s"),
-        (format_rate(1234.5, "tokens", digits=3), "1.23 k tokens/s"),
+        (format_given("bell\a"), r"'bell\x07'"),
+        (format_given("x" * 100), "'" + "x" * 56 + "..."),
+        (format_given(10**5000), "a int too large to print"),
     ],
 )
 def test_quantities_print_in_readable_steps(text, expected):

@@ -93,15 +93,33 @@ GOOD = 'topology = "groq"\nchips = 8\n'
         ('topology = "ring"\nchips = 8\n', "'groq' or 'lpx', got 'ring'"),
         ('topology = "groq"\nchips = "8"\n', "'chips' must be an integer, got '8'"),
         ('topology = "groq"\nchips = true\n', "'chips' must be an integer, got True"),
-        ('topology = "groq"\nchips = 0\nchip = "groqchip1"\n', "'chips': .* not 0"),
+        ('topology = "groq"\nchips = 0\nchip = "groqchip1"\n', "'chips' must be 1 to .*, got 0"),
+        ('topology = "groq"\nchips = 10441\nchip = "groqchip1"\n', "'chips': .* not 10441"),
+        (f'topology = "groq"\nchips = 0x{"f" * 5000}\n', "got a int too large to print"),
+        ("chips = " + "9" * 5000, "not valid TOML"),
+        ("chips = " + "[" * 5000, "not valid TOML: nested too deeply"),
+        (GOOD + 'name = "a\\nb"\nchip = "groqchip1"\n', r"printable characters, got 'a\\nb'"),
+        (GOOD + 'name = ""\nchip = "groqchip1"\n', "'name' must be 1 to 200 printable"),
+        (GOOD + '"a\\u0007" = 1\nchip = "groqchip1"\n', r"unknown key 'a\\x07'"),
         (GOOD, "'chip' is missing"),
         (GOOD + 'chip = "h100"\n', "unknown chip 'h100'"),
         (GOOD + 'speed = 1\nchip = "groqchip1"\n', "unknown key 'speed'"),
         (GOOD + "[chip]\nclock_hz = 1e9\n", "'base' is missing"),
         (GOOD + '[chip]\nbase = "groqchip1"\nclok_hz = 1e9\n', "nearest: clock_hz"),
         (GOOD + '[chip]\nbase = "groqchip1"\nclock_hz = "fast"\n', "a number, got 'fast'"),
-        (GOOD + '[chip]\nbase = "groqchip1"\nclock_hz = -1.0\n', "positive and finite, got -1.0"),
-        (GOOD + '[chip]\nbase = "groqchip1"\nclock_hz = nan\n', "positive and finite, got nan"),
+        (
+            GOOD + '[chip]\nbase = "groqchip1"\nclock_hz = -1.0\n',
+            r"from 900000 to 9e\+11, got -1.0",
+        ),
+        (GOOD + '[chip]\nbase = "groqchip1"\nclock_hz = nan\n', r"from 900000 to .*, got nan"),
+        (GOOD + '[chip]\nbase = "groqchip1"\nclock_hz = inf\n', r"from 900000 to .*, got inf"),
+        (GOOD + '[chip]\nbase = "groqchip1"\nclock_hz = 0.9\n', r"from 900000 to .*, got 0.9"),
+        (GOOD + '[chip]\nbase = "groqchip1"\nmem_slices = 0\n', "from 1 to 88000, got 0"),
+        (GOOD + '[chip]\nbase = "groqchip1"\nlanes = 640\n', "equal, .* got 320 and 640"),
+        (
+            GOOD + '[chip]\nbase = "groqchip1"\nvxm_alus_per_lane = 4\n',
+            "at most 'chip.vxm_alus_per_lane', got 8 and 4",
+        ),
         (GOOD + '[chip]\nbase = "groqchip1"\nlanes = 1.5\n', "a whole number, got 1.5"),
         (GOOD + '[chip]\nbase = "groqchip1"\nreserved_fraction = 1.0\n', "below 1, got 1.0"),
         (GOOD + '[chip]\nbase = "groqchip1"\nmxm_fp16 = 3\n', "unknown chip constant 'mxm_fp16'"),
@@ -121,3 +139,8 @@ def test_a_missing_file_is_named(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read"):
         system(path)
+
+
+def test_a_file_whose_name_cannot_be_printed_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"bell\\x07\.toml'.* printable"):
+        system(tmp_path / "bell\a.toml")

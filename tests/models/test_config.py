@@ -70,10 +70,26 @@ def test_layer_kinds_and_cache_bytes():
     ("change", "message"),
     [
         ({"model_type": "mixtral"}, "'model_type' must be one of llama, deepseek_v3, kimi_k2"),
-        ({"hidden_size": "wide"}, "'hidden_size' must be a whole number, 1 or more; got 'wide'"),
-        ({"hidden_size": True}, "'hidden_size' must be a whole number, 1 or more; got True"),
+        (
+            {"hidden_size": "wide"},
+            "'hidden_size' must be a whole number from 1 to 1099511627776; got 'wide'",
+        ),
+        (
+            {"hidden_size": True},
+            "'hidden_size' must be a whole number from 1 to 1099511627776; got True",
+        ),
         ({"num_hidden_layers": None}, "'num_hidden_layers' must be a whole number"),
-        ({"rms_norm_eps": 0}, "'rms_norm_eps' must be a number above 0; got 0"),
+        ({"rms_norm_eps": 0}, "'rms_norm_eps' must be a number from 1e-20 to .*; got 0"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' must be a number from .*; got nan"),
+        ({"rope_theta": float("inf")}, "'rope_theta' must be a number from .*; got inf"),
+        ({"rope_theta": 10**400}, "'rope_theta' must be a number from 1e-20 to 1099511627776"),
+        ({"vocab_size": 2**40 + 1}, "'vocab_size' must be a whole number from 1 to"),
+        ({"hidden_size": 10**5000}, "got a int too large to print"),
+        ({"num_hidden_layers": 10_001}, "from 1 to 10000; got 10001"),
+        ({"eos_token_id": [2, -1]}, "'eos_token_id' must be a token number or a list"),
+        ({"_name_or_path": "a\x1b[31m"}, r"printable characters; got 'a\\x1b\[31m'"),
+        ({"torch_dtype": "a\nb"}, r"'torch_dtype' must be a text .*; got 'a\\nb'"),
+        ({"a\n": 3}, r"key 'a\\n' = 3 is not known"),
         ({"hidden_act": "gelu"}, "'hidden_act' must be \"silu\""),
         ({"attention_bias": True}, "'attention_bias' must be false"),
         ({"sliding_window": 4096}, "'sliding_window' must be null"),
@@ -127,8 +143,25 @@ def test_a_broken_file_is_named(tmp_path):
     broken.write_text("[1]")
     with pytest.raises(ConfigError, match="must hold a JSON object, got list"):
         from_hf(broken)
+    broken.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"config\.json: not valid JSON: nested too deeply"):
+        from_hf(broken)
+    broken.write_text('{"hidden_size": ' + "9" * 5000 + "}")
+    with pytest.raises(ConfigError, match=r"config\.json: not valid JSON"):
+        from_hf(broken)
     with pytest.raises(ConfigError, match=r"absent\.json: cannot be read"):
         from_hf(tmp_path / "absent.json")
+    with pytest.raises(ConfigError, match=r"bell\\x07\.json'.* printable"):
+        from_hf(tmp_path / "bell\a.json")
+
+
+@pytest.mark.parametrize("bits", [None, "four", 0, 17])
+def test_a_width_of_stored_weights_must_be_a_number_of_bits(bits):
+    weights = {"type": "int", "num_bits": bits}
+    quantisation = {"quant_method": "compressed-tensors", "config_groups": {"all": {}}}
+    quantisation["config_groups"]["all"]["weights"] = weights
+    with pytest.raises(ConfigError, match="'num_bits' must be a whole number from 1 to 16"):
+        from_hf(hub_fields("llama-3.1-8b") | {"quantization_config": quantisation})
 
 
 def test_sizes_that_cannot_be_are_refused():

@@ -157,7 +157,7 @@ def test_other_architectures_are_refused(tmp_path):
 def test_files_that_are_not_gguf_are_refused(tmp_path):
     path = tmp_path / "noise.gguf"
     path.write_bytes(b"PK\x03\x04" * 100)
-    with pytest.raises(WeightsError, match=r"noise\.gguf: not a whole GGUF file"):
+    with pytest.raises(WeightsError, match=r"noise\.gguf: cut short or damaged: not a whole GGUF"):
         load_gguf(path)
     path.write_bytes(b"")
     with pytest.raises(WeightsError, match="not a whole GGUF file"):
@@ -170,8 +170,12 @@ def test_files_that_are_not_gguf_are_refused(tmp_path):
 def test_truncated_files_are_refused(tiny, share):
     whole = tiny.read_bytes()
     tiny.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(WeightsError, match=r"tiny\.gguf: not a whole GGUF file"):
+    with pytest.raises(WeightsError, match="not a whole GGUF file") as caught:
         load_gguf(tiny)
+    n_bytes = tiny.stat().st_size
+    assert str(caught.value) == (
+        f"{tiny}: cut short or damaged: not a whole GGUF file ({n_bytes} bytes)."
+    )
 
 
 def test_a_missing_tensor_is_named(tmp_path):

@@ -11,9 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lpu_jax.errors import UnknownNameError
 from lpu_jax.numerics import rounding, scalar
-from lpu_jax.numerics.formats import BF16, E4M3, E5M2, FORMATS, FP16, FP32, INT4, INT8, format_named
+from lpu_jax.numerics.formats import BF16, E4M3, E5M2, FORMATS, FP16, FP32, INT4, INT8
 
 NARROW = {
     "fp16": np.float16,
@@ -199,9 +198,3 @@ def test_rounding_a_product_twice_is_noticed():
     codes, scales = near_midpoint_products()
     got = round_product(jnp.asarray(codes), jnp.asarray(scales), FP16)
     assert ((codes * scales).astype(np.float16).view(np.uint16) != np.asarray(got)).any()
-
-
-def test_unknown_format_names_the_nearest():
-    assert format_named("e4m3") is E4M3
-    with pytest.raises(UnknownNameError, match="e4m3"):
-        format_named("e4m3fn")

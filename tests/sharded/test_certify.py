@@ -1,5 +1,6 @@
 """The three default plans of a check, what they promise, and how the report says it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,14 @@ from models.zoo import model
 from sharding.axes import Request
 from sharding.certify import (
     as_promised,
+    check_dict,
     check_text,
     default_plans,
     promises_one_chip_bits,
     split_by,
 )
 from sharding.legal import check_plan
+from sharding.plan import AttentionShard, MlpShard, MoeShard, plan_from_dict
 from sharding.verify import BlockCheck, CheckResult
 
 KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), policy_named("int4")
@@ -41,8 +44,34 @@ def test_default_plans_are_two_by_columns_and_one_by_rows(plans: list) -> None:
 
 
 def test_a_machine_with_one_split_has_no_default_plans() -> None:
-    with pytest.raises(PlanError, match=r"only one split of llama-3\.1-8b by columns; give --plan"):
+    with pytest.raises(PlanError, match="groq-1 has no plan that splits every block"):
         default_plans(model("llama-3.1-8b"), system("groq-1"), policy_named("fp16"))
+
+
+def test_a_plan_alone_is_promised_not_certified(plans: list) -> None:
+    text = check_text(KIMI, LPX, INT4, [_result(plans[0], "aaaa")])
+    assert "promised" in text
+    assert "certified" not in text
+
+
+def test_one_chip_promises_its_own_bits(plans: list) -> None:
+    alone = split_by(
+        replace(
+            plans[0],
+            attention=AttentionShard(replica=32),
+            mlp=MlpShard(replica=32),
+            moe=MoeShard(replica=32),
+        ),
+        Split.ROW,
+    )
+    assert promises_one_chip_bits(alone)
+
+
+def test_json_says_which_plan_and_whether_the_promise_was_kept(plans: list) -> None:
+    found = check_dict(KIMI, LPX, INT4, [_result(plan, "aaaa") for plan in plans])
+    assert found["as_promised"] is True
+    assert [row["name"] for row in found["results"]] == [plan.name for plan in plans]
+    assert plan_from_dict(json.loads(json.dumps(found))["results"][0]["plan"]) == plans[0]
 
 
 def test_one_row_split_part_ends_the_promise(plans: list) -> None:
@@ -75,6 +104,7 @@ def test_promise_is_kept_by_equal_bits_of_column_plans(plans: list) -> None:
     assert as_promised(kept)
     assert not as_promised(broken)
     text = check_text(KIMI, LPX, INT4, kept)
+    assert text.count("certified") == 2
     assert text.count("(A)") == 2
     assert "plan 3: dense MLP output: here" in text
     assert "same bits" in text

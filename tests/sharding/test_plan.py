@@ -50,9 +50,9 @@ def test_a_plan_survives_json(plan: Plan) -> None:
 
 def test_name_and_chips() -> None:
     assert PLAN.n_chips == 61 * 32
-    assert PLAN.name == "61x32 a:16t·2r f:32t m:2e·16t row"
+    assert PLAN.name == "61x32 a:16t·2r f:32t m:2e·16t row slots 8"
     mixed = replace(PLAN, mlp=replace(PLAN.mlp, split=Split.COLUMN))
-    assert mixed.name.endswith("m:2e·16t row/column/row")
+    assert mixed.name.endswith("m:2e·16t row/column/row slots 8")
 
 
 def test_degrees_below_one_are_refused_in_python() -> None:
