@@ -20,7 +20,7 @@ from models.weights.synthetic import SyntheticWeights
 N_CHIPS, SYSTEM = 8, "groq-node"
 cfg = zoo.model("smollm2-135m")
 stored = SyntheticWeights(cfg).block("dense", layer=0)
-weights = {n: jnp.asarray(w, ("float32", "float16")[w.ndim > 1]) for n, w in stored.items()}
+weights = {n: jnp.asarray(w, "float16" if w.ndim > 1 else "float32") for n, w in stored.items()}
 x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, cfg.d_model)), jnp.float16)
 
 # The program of one chip, written once. The plan: columns of the hidden layer over all chips.

@@ -94,8 +94,8 @@ def format_given(value: object) -> str:
         Its `repr`, cut to 60 characters.
 
     Example:
-        >>> print(format_given("two\\nlines"))
-        'two\\nlines'
+        >>> format_given("x" * 100)[-8:]
+        'xxxxx...'
     """
     try:
         text = repr(value)

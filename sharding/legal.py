@@ -284,6 +284,8 @@ class Search:
 def one_stage_plans(
     cfg: ModelConfig, system: System, policy: Policy, request: Request
 ) -> list[Plan]:
-    """All legal plans that split every block over all chips of a machine."""
+    """All legal plans of one stage over all chips of a machine, heads split as far as can be."""
     search = Search(cfg, system, policy, request)
-    return [plan for plan in search.plans() if plan.group_chips == system.n_chips]
+    plans = [plan for plan in search.plans() if plan.group_chips == system.n_chips]
+    most = max((plan.attention.tensor for plan in plans), default=1)
+    return [plan for plan in plans if plan.attention.tensor == most]

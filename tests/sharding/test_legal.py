@@ -15,7 +15,7 @@ from models.layers.linear import Split
 from models.policy import policy_named
 from models.zoo import model
 from sharding.axes import Request
-from sharding.legal import Search, check_plan, check_policy, check_request
+from sharding.legal import Search, check_plan, check_policy, check_request, one_stage_plans
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 
 INT4 = policy_named("int4")
@@ -224,3 +224,10 @@ def test_refused_ways_are_counted() -> None:
     groups = [chips for _, chips in search.groups()]
     refused = sum(d not in (1, 2, 3, 9) for chips in groups for d in _divisors(chips))
     assert sum(search.refused.values()) == 2 * refused
+
+
+def test_one_stage_plans_split_heads_over_all_chips_as_far_as_can_be() -> None:
+    cfg = model("smollm2-135m")  # three key/value heads: of 8 chips' divisors, 1 and 2 are legal
+    plans = one_stage_plans(cfg, system("groq-node"), policy_named("fp16"), Request())
+    assert {(plan.stages, plan.group_chips) for plan in plans} == {(1, 8)}
+    assert {plan.attention.tensor for plan in plans} == {2}
