@@ -46,6 +46,19 @@ _LAYER_NAMES = {
 _DAMAGE = (ValueError, IndexError, KeyError, OverflowError, TypeError)
 
 
+class _Reader(GGUFReader):
+    """A reader that stops at the end of the file.
+
+    The library's own returns nothing beyond it and counts on, for ever if a damaged length says so.
+    """
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, *order: Any, **options: Any) -> Any:
+        values = super()._get(offset, dtype, count, *order, **options)
+        if values.size < count:
+            raise ValueError
+        return values
+
+
 class _Metadata:
     """The key/value part of a GGUF file, with checked types."""
 
@@ -165,7 +178,7 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
     if not path.name.isprintable():
         raise WeightsError(f"{str(path)!r}: the file's name must have printable characters only.")
     try:
-        reader = GGUFReader(path)
+        reader = _Reader(path)
     except OSError as problem:
         raise WeightsError(f"{path}: cannot be read: {problem.strerror}.") from problem
     except _DAMAGE as problem:

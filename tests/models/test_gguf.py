@@ -178,6 +178,18 @@ def test_truncated_files_are_refused(tiny, share):
     )
 
 
+def test_a_damaged_length_does_not_count_for_ever(tiny):
+    whole = bytearray(tiny.read_bytes())
+    key = b"tokenizer.ggml.token_type"
+    # After the key: the type "array" and the type of an item, 4 bytes each, then the length.
+    length = whole.index(key) + len(key) + 8
+    assert int.from_bytes(whole[length : length + 8], "little") == CONFIG.vocab_size
+    whole[length + 6] = 1
+    tiny.write_bytes(whole)
+    with pytest.raises(WeightsError, match=r"tiny\.gguf: cut short or damaged"):
+        load_gguf(tiny)
+
+
 def test_a_missing_tensor_is_named(tmp_path):
     left_out = "model.layers.0.mlp.up_proj.weight"
     path = write_gguf(tmp_path / "short.gguf", leave_out=left_out)
