@@ -25,10 +25,6 @@ class PlanError(LpuError):
     """A way of splitting a model that does not exist on the machine."""
 
 
-class CapacityError(LpuError):
-    """Something does not fit where it was put."""
-
-
 class WeightsError(LpuError):
     """A checkpoint that is broken, incomplete or of another model."""
 

@@ -5,7 +5,6 @@ blocks (used for speculation only), sliding windows, sparse attention. A file th
 these is refused, because a reader that skips an unknown key miscounts the model.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -219,8 +218,3 @@ class ModelConfig:
     def kv_bytes_per_token(self, bytes_per_value: int | float = 2) -> float:
         """Return the cache bytes of one token over all layers."""
         return float(self.n_layers * self.attention.cached_values_per_token * bytes_per_value)
-
-
-def with_layers(model_cfg: ModelConfig, n_layers: int) -> ModelConfig:
-    """Return the model cut (or grown) to `n_layers` layers; dense layers stay first."""
-    return dataclasses.replace(model_cfg, n_layers=n_layers)

@@ -86,33 +86,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def check(
-    cfg: ModelConfig,
-    system: System,
-    plan: Plan,
-    policy: Policy,
-    source: WeightSource | None = None,
-    *,
-    layers: Sequence[int] | None = None,
-    tokens: int = 2,
-    seed: int = 0,
-    execution: str = "virtual",
-) -> CheckResult:
-    """Check one plan; see `compare_plans`."""
-    (result,) = compare_plans(
-        cfg,
-        system,
-        [plan],
-        policy,
-        source,
-        layers=layers,
-        tokens=tokens,
-        seed=seed,
-        execution=execution,
-    )
-    return result
-
-
 def compare_plans(
     cfg: ModelConfig,
     system: System,

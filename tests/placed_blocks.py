@@ -58,6 +58,24 @@ TINY_KIMI = dataclasses.replace(
         n_dense_layers=1,
     ),
 )
+#: Six heads, which no power of two divides, and 24 experts.
+SIX_HEADS_KIMI = dataclasses.replace(
+    _KIMI,
+    n_layers=2,
+    d_model=64,
+    d_ff=160,
+    attention=dataclasses.replace(
+        _KIMI.attention,
+        n_heads=6,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        nope_head_dim=32,
+        rope_head_dim=32,
+        v_head_dim=32,
+    ),
+    rope=dataclasses.replace(_KIMI.rope, dim=32),
+    moe=dataclasses.replace(_KIMI.moe, n_experts=24, d_expert=64),
+)
 
 
 def plan(kind: Kind, split: Split = Split.COLUMN, **ways: int) -> Plan:

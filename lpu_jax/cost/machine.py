@@ -15,7 +15,6 @@ from ..errors import CostError
 from ..system import System
 from ..topology import Span, stack_spans
 from .links import ALGORITHMS, schedule
-from .steps import Schedule
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,3 @@ def one_group(system: System, n_chips: int) -> PlacedMachine:
         system=system,
         groups=(Groups(n_chips, system.topology.stage_bases(1, n_chips)),),
     )
-
-
-__all__ = ["Groups", "PlacedMachine", "Schedule", "one_group"]

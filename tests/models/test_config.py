@@ -1,13 +1,14 @@
 """Reading a Hugging Face configuration: right values, and one clear sentence when it is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lpu_jax.errors import ConfigError
-from models.config import GqaConfig, MlaConfig, MoeConfig, with_layers
+from models.config import GqaConfig, MlaConfig, MoeConfig
 from models.hf_config import from_hf
 
 DATA = Path(__file__).parent / "data"
@@ -61,7 +62,7 @@ def test_layer_kinds_and_cache_bytes():
     assert [model_cfg.is_moe_layer(layer) for layer in (0, 2, 3, 60)] == [False, False, True, True]
     # KiB per token of the published table, 68.6.
     assert model_cfg.kv_bytes_per_token() == 61 * (512 + 64) * 2
-    assert with_layers(model_cfg, 2).n_moe_layers == 0
+    assert replace(model_cfg, n_layers=2).n_moe_layers == 0
     with pytest.raises(ConfigError, match="layer must be 0 to 60, got 61"):
         model_cfg.is_moe_layer(61)
 

@@ -6,6 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from placed_blocks import SIX_HEADS_KIMI
 
 from lpu_jax.errors import MeshError, PlanError
 from lpu_jax.numerics.quantized import QuantizedArray
@@ -13,29 +14,17 @@ from models.layers.linear import Split
 from models.params import block_params
 from models.policy import policy_named
 from models.weights.synthetic import SyntheticWeights
-from models.zoo import KIMI_K2, SMOLLM2_135M
+from models.zoo import SMOLLM2_135M
 from sharding.axes import Request
 from sharding.execute import run_block, with_inputs
 from sharding.load import load_block, place_block, store_block, store_expert, store_weight, widened
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 
+#: Uneven in everything: words, experts and their width.
 TINY = replace(
-    KIMI_K2,
-    n_layers=2,
-    d_model=64,
-    d_ff=160,
+    SIX_HEADS_KIMI,
     vocab_size=100,
-    attention=replace(
-        KIMI_K2.attention,
-        n_heads=6,
-        q_lora_rank=32,
-        kv_lora_rank=32,
-        nope_head_dim=32,
-        rope_head_dim=32,
-        v_head_dim=32,
-    ),
-    rope=replace(KIMI_K2.rope, dim=32),
-    moe=replace(KIMI_K2.moe, n_experts=23, d_expert=96),
+    moe=replace(SIX_HEADS_KIMI.moe, n_experts=23, d_expert=96),
 )
 SOURCE = SyntheticWeights(TINY)
 DECODE = Request(batch=1, tokens=1, context=320)
