@@ -15,6 +15,7 @@ from lpu_jax.system import system
 from models import zoo
 from models.layers.linear import Split
 from models.layers.mlp import dense_mlp
+from models.policy import FP16
 from models.weights.synthetic import SyntheticWeights
 
 N_CHIPS, SYSTEM = 8, "groq-node"
@@ -30,7 +31,7 @@ shards = {"norm": P(), "gate_up": P(None, None, "tensor")}
 
 def program(split: Split) -> tuple:
     down = P("tensor", None) if split is Split.ROW else P(None, "tensor")
-    return partial(dense_mlp, cfg=cfg, split=split), (P(), shards | {"down": down})
+    return partial(dense_mlp, cfg=cfg, policy=FP16, split=split), (P(), shards | {"down": down})
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lpu_jax.numerics.quantized import QuantizedArray
+from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
 
 from .config import MlaConfig, ModelConfig
 from .layers.attention import grouped_attention, latent_attention
@@ -27,8 +28,6 @@ from .policy import Policy
 Kind = Literal["embed", "attention", "dense", "moe", "head"]
 #: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
 Dimension = tuple[Any, str | None]
-
-CODE_DTYPES = {"int4": jnp.int8, "int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,8 @@ class Leaf:
     #: rows
     batch: int = 0
     rows: int = 0
+    #: for weights: codes that multiply int8 activations as they are, where matrices are single
+    multiplies_bare: bool = False
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -104,13 +105,20 @@ def block_kinds(cfg: ModelConfig) -> tuple[Kind, ...]:
 
 
 def block_program(
-    cfg: ModelConfig, kind: Kind, split: Split, *, n_local: Any = None, n_slots: Any = None
+    cfg: ModelConfig,
+    kind: Kind,
+    policy: Policy,
+    split: Split,
+    *,
+    n_local: Any = None,
+    n_slots: Any = None,
 ) -> Callable[..., Any]:
     """Give the per-chip program of a block; it takes what `block_arguments` lists and `axes=`.
 
     Args:
         cfg: the model.
         kind: the kind of block.
+        policy: formats of rows, and the carry.
         split: how its output projection is split over chips.
         n_local: experts of each chip (MoE only).
         n_slots: static expert slots of each chip (MoE only).
@@ -120,13 +128,15 @@ def block_program(
             return embed
         case "attention":
             layer = latent_attention if isinstance(cfg.attention, MlaConfig) else grouped_attention
-            return partial(layer, cfg=cfg, split=split)
+            return partial(layer, cfg=cfg, policy=policy, split=split)
         case "dense":
-            return partial(dense_mlp, cfg=cfg, split=split)
+            return partial(dense_mlp, cfg=cfg, policy=policy, split=split)
         case "moe":
-            return partial(mixture, cfg=cfg, split=split, n_local=n_local, n_slots=n_slots)
+            return partial(
+                mixture, cfg=cfg, policy=policy, split=split, n_local=n_local, n_slots=n_slots
+            )
         case "head":
-            return partial(head, cfg=cfg)
+            return partial(head, cfg=cfg, policy=policy)
 
 
 def block_arguments(
@@ -225,30 +235,61 @@ def _weight(name: str, spec: ParamSpec, policy: Policy, split: Split, sizes: Siz
     leaf = partial(Leaf, kind="weights", batch=spec.batch, rows=spec.rows)
     if scheme is None:
         return leaf(dimensions=tuple(dimensions), dtype=jnp.float32, bits=policy.bits(spec))
-    if scheme.name == "fp16":
+    if scheme == FP16_PLAIN:
         return leaf(dimensions=tuple(dimensions), dtype=jnp.float16, bits=16)
-    codes = leaf(
-        dimensions=tuple(dimensions), dtype=CODE_DTYPES[scheme.name], bits=scheme.bits_per_value
-    )
-    last_row = spec.batch + spec.rows - 1
-    scales = [
-        (1, None)
-        if scheme.group_rows is None and spec.batch <= i <= last_row
-        else (-(-length // (scheme.group_rows or 1)), axis)
-        if i == last_row
-        else (length, axis)
-        for i, (length, axis) in enumerate(dimensions)
-    ]
-    per_column = scheme.group_rows is None
+    return _quantized(tuple(dimensions), spec, scheme)
+
+
+def _quantized(dimensions: tuple[Dimension, ...], spec: ParamSpec, scheme: Scheme) -> Any:
+    """Describe codes and scales of a weight, each in the dimensions of the weight."""
+    first_column = spec.batch + spec.rows
+    matrices = dimensions[: spec.batch]
+    rows, columns = dimensions[spec.batch : first_column], dimensions[first_column:]
     return QuantizedArray(
-        codes=codes,
-        scales=Leaf(
-            dimensions=tuple(scales),
-            dtype=jnp.float32,
-            kind="weights" if per_column else "scales",  # group scales are counted with the codes
-            bits=32 if per_column else 0,
+        codes=Leaf(
+            dimensions=dimensions,
+            dtype=scheme.code_dtype,
+            kind="weights",
+            bits=scheme.bits_per_value,
+            batch=spec.batch,
+            rows=spec.rows,
+            multiplies_bare=scheme.multiplies_bare and not spec.batch,
         ),
-        scheme=scheme.name,
+        scales=_scales(matrices, rows, columns, scheme),
+        tensor_scale=Leaf(
+            dimensions=(*matrices, *((1, None),) * (len(rows) + len(columns))),
+            dtype=jnp.float32,
+            kind="weights",
+            bits=32,
+        )
+        if scheme.is_two_level
+        else None,
+        scheme=scheme,
+    )
+
+
+def _scales(
+    matrices: tuple[Dimension, ...],
+    rows: tuple[Dimension, ...],
+    columns: tuple[Dimension, ...],
+    scheme: Scheme,
+) -> Leaf | None:
+    """Describe the scales of a weight; those of blocks are counted with the codes."""
+    if scheme.scale_format is None:
+        return None
+    is_counted = scheme.block_rows is None or scheme.block_columns is None
+    if scheme.block_rows is None:
+        rows = ((1, None),) * len(rows)
+    else:
+        *outer, (length, axis) = rows
+        rows = (*outer, (-(-length // scheme.block_rows), axis))
+    if scheme.block_columns is None:
+        columns = ((1, None),) * len(columns)
+    return Leaf(
+        dimensions=(*matrices, *rows, *columns),
+        dtype=scheme.scale_dtype,
+        kind="weights" if is_counted else "scales",
+        bits=scheme.scale_format.bits if is_counted else 0,
     )
 
 

@@ -1,78 +1,157 @@
-"""Precision policies: which role of a weight is stored in which format.
+"""Precision policies: which tensors of a model are held in which format, and how sums are carried.
 
-Activations, the cache and what crosses chips are fp16 in every policy here, except that int8
-weights multiply int8 activations (scaled per row). Norms and router biases are fp32: they are
-vectors.
+Everything not named is fp16: other weights, rows that multiply weights, the cache, what crosses
+chips. int8 weights multiply int8 rows (scaled per row). Scores, softmax, norms and logits are fp32
+in every policy. Norms and router biases are fp32: they are vectors. Not built: a cache in a
+narrower format than fp16.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
-from lpu_jax.errors import unknown
-from lpu_jax.numerics.quantized import Scheme, scheme_named
+from lpu_jax.errors import ConfigError, unknown
+from lpu_jax.numerics.accumulate import Carry
+from lpu_jax.numerics.schemes import (
+    BF16_PLAIN,
+    FP8_BLOCK128,
+    FP16_PLAIN,
+    INT4_GROUP32,
+    INT8_COLUMN,
+    MSFP16,
+    MXFP4,
+    NVFP4,
+    Scheme,
+)
 
-from .params import ParamSpec
+from .config import ModelConfig
+from .params import ParamSpec, Role
 
 #: Roles whose values are vectors in fp32.
 VECTOR_BITS = 32
 WIRE_BITS = 16
 
+#: Format of rows that multiply weights; "fp8" is e4m3fn without a scale, saturating.
+RowFormat = Literal["fp16", "fp8"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Formats by role; a role that is not named is fp16."""
+    """Formats by the role of a weight."""
 
     name: str
-    formats: Mapping[str, str] = field(default_factory=dict)
+    #: Storage of matrices; a role that is not named is fp16.
+    weights: Mapping[Role, Scheme] = field(default_factory=dict)
+    #: Format of the rows that multiply weights of a role; fp16 where it is not named.
+    rows: Mapping[Role, RowFormat] = field(default_factory=dict)
+    #: What the matrix unit carries from K tile to K tile.
+    carry: Carry = "fp32"
     source: str = ""
+
+    def __hash__(self) -> int:
+        """Hash the fields: traces of layers are kept by policy."""
+        return hash((self.name, *self.weights.items(), *self.rows.items(), self.carry))
 
     def scheme(self, spec: ParamSpec) -> Scheme | None:
         """Storage of a parameter; None for vectors, which are fp32."""
-        return scheme_named(self.formats.get(spec.role, "fp16")) if spec.rows else None
+        return self.weights.get(spec.role, FP16_PLAIN) if spec.rows else None
 
     def bits(self, spec: ParamSpec) -> float | int:
         """Stored bits per value."""
         scheme = self.scheme(spec)
         return VECTOR_BITS if scheme is None else scheme.bits_per_value
 
+    @property
+    def roles(self) -> frozenset[Role]:
+        """Roles that it treats otherwise than fp16."""
+        return frozenset(self.weights) | frozenset(self.rows)
 
-_MATRICES = ("attention", "dense", "expert", "shared")
 
-POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {
-        policy.name: policy
-        for policy in (
-            Policy("fp16", {}, "16-bit weights as released"),
-            Policy(
-                "int4",
-                {"expert": "int4"},
-                "Kimi K2 Thinking / K2.5 released form: routed experts int4 in groups of 32, the "
-                "rest 16-bit",
-            ),
-            Policy(
-                "fp8",
-                dict.fromkeys(_MATRICES, "fp8"),
-                "DeepSeek-V3 / Kimi K2 released form: e4m3 in 128x128 blocks; embedding, head and "
-                "router 16-bit",
-            ),
-            Policy(
-                "int8",
-                dict.fromkeys((*_MATRICES, "head"), "int8"),
-                "Groq's int8 flow: symmetric, per output column (assumed); embedding and router "
-                "16-bit",
-            ),
-        )
-    }
+_MATRICES: tuple[Role, ...] = ("attention", "dense", "expert", "shared")
+_MLP: tuple[Role, ...] = ("dense", "expert", "shared")
+#: The embedding is not multiplied: its rows are looked up, as fp16.
+_ALL: tuple[Role, ...] = (*_MATRICES, "router", "head")
+
+FP16 = Policy(name="fp16", source="16-bit weights, as the matrix unit takes them")
+BF16 = Policy(
+    name="bf16",
+    weights=dict.fromkeys(_ALL, BF16_PLAIN),
+    source="16-bit weights as most are released; widening to fp16 at the matrix unit is assumed",
+)
+INT4 = Policy(
+    name="int4",
+    weights={"expert": INT4_GROUP32},
+    source="Kimi K2 Thinking / K2.5 released form: routed experts int4 in groups of 32, the rest "
+    "16-bit",
+)
+FP8 = Policy(
+    name="fp8",
+    weights=dict.fromkeys(_MATRICES, FP8_BLOCK128),
+    source="DeepSeek-V3 / Kimi K2 released form: e4m3 in 128x128 blocks; embedding, head and "
+    "router 16-bit",
+)
+INT8 = Policy(
+    name="int8",
+    weights=dict.fromkeys((*_MATRICES, "head"), INT8_COLUMN),
+    source="Groq's int8 flow: symmetric, per output column (assumed); embedding and router 16-bit",
+)
+MX4 = Policy(
+    name="mxfp4",
+    weights=dict.fromkeys(_MATRICES, MXFP4),
+    source="OCP MXFP4 for all matrices but embedding, head and router (assumed)",
+)
+NV4 = Policy(
+    name="nvfp4",
+    weights=dict.fromkeys(_MATRICES, NVFP4),
+    source="NVFP4 for all matrices but embedding, head and router (assumed)",
+)
+#: The published part: block floating point for MoE weights, fp8 storage of activations where the
+#: model tolerates it, fp32 attention logits, 100 bits of intermediate accumulation.
+#: Assumed: boxes of 16 with 7 mantissa bits (MSFP16); that the tolerant activations are the rows
+#: that enter MLPs; that fp8 is e4m3 without a scale; that the accumulator reaches over all of K.
+TRUEPOINT = Policy(
+    name="groq-truepoint",
+    weights={"expert": MSFP16},
+    rows=dict.fromkeys(_MLP, "fp8"),
+    carry="exact",
+    source="Groq, blog of 2025-08-01, for the roles; block size, mantissa bits and which "
+    "activations are tolerant are assumed",
+)
+#: gpt-oss ships routed experts in MXFP4 and the rest in bf16.
+GPT_OSS = Policy(
+    name="mxfp4-experts",
+    weights={**dict.fromkeys(_ALL, BF16_PLAIN), "expert": MXFP4},
+    source="gpt-oss released form: routed experts MXFP4, the rest bf16",
 )
 
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {p.name: p for p in (FP16, BF16, INT8, FP8, INT4, MX4, NV4, GPT_OSS, TRUEPOINT)}
+)
+#: The name of whatever the checkpoint ships.
+RELEASED = "released"
+#: Policies by `ModelConfig.released_format`.
+_BY_RELEASED_FORMAT = {"fp16": FP16, "bf16": BF16, "fp8": FP8, "int4": INT4, "mxfp4": GPT_OSS}
 
-def policy_named(name: str) -> Policy:
+
+def policy_named(name: str, cfg: ModelConfig) -> Policy:
     """Find a policy.
+
+    Args:
+        name: of a policy, or "released" for the format in which the model's weights are published.
+        cfg: the model.
 
     Raises:
         UnknownNameError: if there is none of that name.
+        ConfigError: if the model is released in a format that no policy holds.
     """
+    if name == RELEASED:
+        if cfg.released_format not in _BY_RELEASED_FORMAT:
+            raise ConfigError(
+                f"{cfg.name} is released in {cfg.released_format}, which no policy holds; choose "
+                f"one of {', '.join(POLICIES)}."
+            )
+        return _BY_RELEASED_FORMAT[cfg.released_format]
     if name not in POLICIES:
-        raise unknown("weights format", name, POLICIES)
+        raise unknown("weights format", name, (*POLICIES, RELEASED))
     return POLICIES[name]

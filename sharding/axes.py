@@ -101,8 +101,8 @@ def granules(cfg: ModelConfig, kind: Kind, policy: Policy) -> dict[str, int]:
     for spec in block_params(cfg, kind).values():
         scheme = policy.scheme(spec)
         last_row = spec.axes[spec.batch + spec.rows - 1] if spec.rows else None
-        if scheme is not None and scheme.group_rows and last_row is not None:
-            pieces[last_row] = scheme.group_rows
+        if scheme is not None and scheme.row_granule > 1 and last_row is not None:
+            pieces[last_row] = scheme.row_granule
     return pieces
 
 

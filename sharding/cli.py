@@ -19,7 +19,7 @@ from lpu_jax.quantities import format_bytes, format_count
 from lpu_jax.system import named_systems
 from lpu_jax.system import system as named_system
 from models.params import n_active, n_parameters
-from models.policy import POLICIES, policy_named
+from models.policy import FP16, POLICIES, RELEASED, policy_named
 from models.zoo import SOURCES, named_models
 from models.zoo import model as named_model
 
@@ -56,7 +56,12 @@ Json = Annotated[
     str | None, typer.Option("--json", help="Write JSON to FILE; - for standard output alone.")
 ]
 Format = Annotated[
-    str, typer.Option("--weights-format", help=f"Precision policy: {', '.join(POLICIES)}.")
+    str,
+    typer.Option(
+        "--weights-format",
+        "--policy",
+        help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships).",
+    ),
 ]
 Batch = Annotated[int, typer.Option(help="Sequences per micro-batch.")]
 Context = Annotated[int, typer.Option(help="Allocated positions per sequence.")]
@@ -265,7 +270,8 @@ def check(
     """Run plans on virtual chips, full width, one layer of a kind, against a float32 reference."""
     from . import verify  # needs JAX's compiler; the other commands start without it
 
-    cfg, machine, policy = named_model(model), named_system(system), policy_named(weights_format)
+    cfg, machine = named_model(model), named_system(system)
+    policy = policy_named(weights_format, cfg)
     plans: list[Plan] = (
         [read_plan(path) for path in plan] if plan else certify.default_plans(cfg, machine, policy)
     )
@@ -308,7 +314,7 @@ def generate(
         machine,
         [read_plan(plan)]
         if plan
-        else one_stage_plans(file.config, machine, policy_named("fp16"), Request(context=context)),
+        else one_stage_plans(file.config, machine, FP16, Request(context=context)),
         context=context,
         top=1,
     )

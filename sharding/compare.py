@@ -60,7 +60,7 @@ def compare(
         raise LpuError(f"top is {top!r}; it must be a whole number of at least 1.")
     cfg = named_model(model) if isinstance(model, str) else model
     machine = named_system(system) if isinstance(system, str) else system
-    policy = policy_named(weights_format)
+    policy = policy_named(weights_format, cfg)
     request = Request(batch=batch, context=context)
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)

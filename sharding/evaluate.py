@@ -250,7 +250,7 @@ def evaluate_block(
         policy: formats of the weights.
         request: batch, tokens and context.
     """
-    program = trace_block(cfg, kind, policy.name, split, collective).program
+    program = trace_block(cfg, kind, policy, split, collective).program
     sizes = axes.sizes(cfg, kind, policy, ways, request)
     if kind == "moe":
         assert cfg.moe is not None

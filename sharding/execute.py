@@ -18,6 +18,7 @@ from lpu_jax.mesh import ChipMesh, run_devices, run_virtual
 from models.blocks import Kind, block_program
 from models.config import ModelConfig
 from models.layers.linear import Split
+from models.policy import Policy
 
 from .axes import degrees
 from .load import LoadedBlock, block_split
@@ -52,6 +53,7 @@ def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual
     run = _compiled(
         cfg,
         block.kind,
+        block.policy,
         block.split,
         block.mesh,
         (block.n_local, block.n_slots),
@@ -66,6 +68,7 @@ def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual
 def _compiled(
     cfg: ModelConfig,
     kind: Kind,
+    policy: Policy,
     split: Split,
     mesh: ChipMesh,
     experts: tuple[int | None, int | None],
@@ -73,7 +76,7 @@ def _compiled(
     out_specs: tuple[tuple[Any, ...], Any],
     execution: str,
 ) -> Callable[..., Any]:
-    program = block_program(cfg, kind, split, n_local=experts[0], n_slots=experts[1])
+    program = block_program(cfg, kind, policy, split, n_local=experts[0], n_slots=experts[1])
     specs, results = (jax.tree.unflatten(tree, leaves) for leaves, tree in (in_specs, out_specs))
     return jax.jit(_RUNNERS[execution](program, mesh, specs, results))
 

@@ -18,7 +18,7 @@ from lpu_jax.errors import PlanError, WeightsError
 from lpu_jax.system import System
 from models.blocks import Block, block_chain
 from models.config import ModelConfig
-from models.policy import Policy, policy_named
+from models.policy import FP16, Policy
 from models.reference import Transformer
 from models.tokenizer import Tokenizer
 from models.weights.source import WeightSource
@@ -107,7 +107,7 @@ def generate(
     chips = _Chips(
         source,
         plan,
-        policy_named("fp16") if policy is None else policy,
+        FP16 if policy is None else policy,
         system,
         len(prompt_tokens),
         max_new_tokens,

@@ -60,21 +60,21 @@ def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
             format stores nothing of this model otherwise than fp16 does.
     """
     roles = {spec.role for kind in block_kinds(cfg) for spec in block_params(cfg, kind).values()}
-    if policy.formats and not roles & policy.formats.keys():
+    if policy.roles and not roles & policy.roles:
         raise LpuError(
-            f"weights format {policy.name} stores {' and '.join(policy.formats)} weights, which "
-            f"{cfg.name} has none of; use another format, such as fp16."
+            f"weights format {policy.name} is about {' and '.join(sorted(policy.roles))} weights, "
+            f"which {cfg.name} has none of; use another format, such as fp16."
         )
-    if "int8" in policy.formats.values():
+    if any(scheme.multiplies_bare for scheme in policy.weights.values()):
         system.chip.mxm_mode("int8")
     for spec in block_params(cfg, "attention").values():
         scheme = policy.scheme(spec)
-        if scheme is None or scheme.group_rows is None or spec.rows < 2:
+        if scheme is None or spec.rows < 2:
             continue
         width = spec.shape[spec.batch + spec.rows - 1]
-        if width % scheme.group_rows:
+        if width % scheme.row_granule:
             raise LpuError(
-                f"weights format {policy.name} shares a scale between {scheme.group_rows} rows, "
+                f"weights format {policy.name} shares a scale between {scheme.row_granule} rows, "
                 f"which does not divide the head width {width} of {cfg.name}."
             )
 

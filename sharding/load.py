@@ -7,6 +7,7 @@ codes, and the order in which a real machine would fill its memory.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -16,13 +17,8 @@ from jaxtyping import Float32, Int
 
 from lpu_jax.errors import PlanError
 from lpu_jax.mesh import ChipMesh
-from lpu_jax.numerics.quantized import (
-    QuantizedArray,
-    Scheme,
-    dequantize,
-    quantize,
-    widen,
-)
+from lpu_jax.numerics.quantized import QuantizedArray, dequantize, quantize, widen
+from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
 from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
 from models.config import MlaConfig, ModelConfig
 from models.layers.linear import Split
@@ -59,6 +55,7 @@ class LoadedBlock:
     """A block placed on the chips of one plan: what `sharding.execute.run_block` runs."""
 
     kind: Kind
+    policy: Policy
     split: Split
     arguments: tuple[Any, ...]  #: of the block's program, as global arrays, padding included
     in_specs: tuple[Any, ...]
@@ -178,21 +175,22 @@ def store_weight(values: Float32[np.ndarray, "..."], spec: ParamSpec, policy: Po
     scheme = policy.scheme(spec)
     if scheme is None:
         return values
-    if scheme.name == "fp16":
+    if scheme == FP16_PLAIN:
         with np.errstate(over="ignore"):  # to infinity, as the format defines
             return values.astype(np.float16)
     last_row = spec.shape[spec.batch + spec.rows - 1]
-    if spec.rows > 1 and scheme.group_rows and last_row % scheme.group_rows:
+    if spec.rows > 1 and last_row % scheme.row_granule:
         raise PlanError(
-            f"weights format {scheme.name} shares scales over {scheme.group_rows} rows, which "
+            f"weights format {scheme.name} shares scales over {scheme.row_granule} rows, which "
             f"does not divide a head's {last_row} rows; choose another weights format."
         )
     matrix = values.reshape(*spec.shape[: spec.batch], *spec.matrix_shape[1:])
-    stored = _quantize(matrix, scheme.name)
-    return QuantizedArray(
+    stored = _quantize(matrix, scheme)
+    return replace(
+        stored,
         codes=np.asarray(stored.codes).reshape(spec.shape),
-        scales=np.asarray(stored.scales).reshape(_scales_shape(spec, scheme)),
-        scheme=scheme.name,
+        scales=_reshaped(stored.scales, _scales_shape(spec, scheme)),
+        tensor_scale=_reshaped(stored.tensor_scale, _ones_shape(spec)),
     )
 
 
@@ -201,26 +199,38 @@ _widen = jax.jit(widen)
 _dequantize = jax.jit(dequantize)
 
 
+def _reshaped(leaf: Any, shape: tuple[int, ...]) -> Any:
+    return None if leaf is None else np.asarray(leaf).reshape(shape)
+
+
 def _scales_shape(spec: ParamSpec, scheme: Scheme) -> tuple[int, ...]:
     """Shape of the scales in the dimensions of the weight, as `models.blocks` describes them."""
     shape = list(spec.shape)
-    last_row = spec.batch + spec.rows - 1
-    if scheme.group_rows is None:
-        shape[spec.batch : last_row + 1] = [1] * spec.rows
+    first_column = spec.batch + spec.rows
+    if scheme.block_rows is None:
+        shape[spec.batch : first_column] = [1] * spec.rows
     else:
-        shape[last_row] = -(-shape[last_row] // scheme.group_rows)
+        shape[first_column - 1] = -(-shape[first_column - 1] // scheme.block_rows)
+    if scheme.block_columns is None:
+        shape[first_column:] = [1] * (len(shape) - first_column)
     return tuple(shape)
+
+
+def _ones_shape(spec: ParamSpec) -> tuple[int, ...]:
+    """Shape of one number per matrix in the dimensions of the weight."""
+    return (*spec.shape[: spec.batch], *(1,) * (len(spec.shape) - spec.batch))
 
 
 def _as_matrices(weight: QuantizedArray, spec: ParamSpec) -> QuantizedArray:
     """Join the rows and the columns of a stored weight: `[*batch, k, n]`."""
-    lead = weight.codes.shape[: spec.batch]
-    _, k, n = spec.matrix_shape
-    return QuantizedArray(
-        codes=weight.codes.reshape(*lead, k, n),
-        scales=weight.scales.reshape(*lead, -1, n),
-        scheme=weight.scheme,
-    )
+    first_column = spec.batch + spec.rows
+
+    def joined(leaf: Any) -> Any:
+        lead, rows = leaf.shape[: spec.batch], leaf.shape[spec.batch : first_column]
+        return leaf.reshape(*lead, prod(rows), prod(leaf.shape[first_column:]))
+
+    matrices: QuantizedArray = jax.tree.map(joined, weight)
+    return matrices
 
 
 def stored_values(weight: Any, spec: ParamSpec) -> Float32[np.ndarray, "..."]:
@@ -236,11 +246,15 @@ def stored_values(weight: Any, spec: ParamSpec) -> Float32[np.ndarray, "..."]:
 def widened(weight: Any, spec: ParamSpec) -> Any:
     """Widen a narrow stored weight to float16 once, as the matrix unit does at each use.
 
-    Others are returned as they are; int8 matrices that multiply int8 activations keep their codes.
+    Others are returned as they are. int8 matrices that multiply int8 activations keep their codes,
+    and two-level weights theirs, for their tensor scale is applied to the products.
 
     Fidelity: the same bits as widening at the matrix unit.
     """
-    if not isinstance(weight, QuantizedArray) or (weight.scheme == "int8" and not spec.batch):
+    if not isinstance(weight, QuantizedArray):
+        return weight
+    scheme = weight.scheme
+    if scheme.is_two_level or (scheme.multiplies_bare and not spec.batch):
         return weight
     return np.asarray(_widen(_as_matrices(weight, spec))).reshape(weight.codes.shape)
 
@@ -291,6 +305,7 @@ def place_block(
     whole = global_shapes(kind, leaves, local)
     return LoadedBlock(
         kind=kind,
+        policy=policy,
         split=split,
         arguments=jax.tree.map(_padded, arguments, whole),
         in_specs=partition_specs(kind, leaves),

@@ -62,12 +62,9 @@ def padded_bytes(leaf: Leaf, chip: ChipSpec) -> Quantity:
     shape = leaf.shape
     if not leaf.rows:
         return ceil_div(product(shape), chip.lanes) * chip.lanes * leaf.bits / 8
-    operand = np.dtype(leaf.dtype).name
-    # Of int8 codes only single matrices multiply int8 activations (`models.layers.linear`); stores
-    # of many matrices and int4 codes, which lie in int8 arrays here, are widened to fp16.
-    narrow = operand == "int8" and leaf.bits == 8 and not leaf.batch
-    height = chip.mxm_mode("int8" if narrow else "fp16").k_tile
-    if operand == "float32":  # scales per column: one row
+    # All narrow codes are widened to fp16 but those that multiply int8 activations.
+    height = chip.mxm_mode("int8" if leaf.multiplies_bare else "fp16").k_tile
+    if np.dtype(leaf.dtype).name == "float32":  # scales per column: one row
         height = 1
     first_column = leaf.batch + leaf.rows
     rows = ceil_div(product(shape[leaf.batch : first_column]), height) * height

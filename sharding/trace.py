@@ -36,16 +36,13 @@ class BlockTrace:
 
 @cache
 def trace_block(
-    cfg: ModelConfig, kind: Kind, policy_name: str, split: Split, collective: str
+    cfg: ModelConfig, kind: Kind, policy: Policy, split: Split, collective: str
 ) -> BlockTrace:
     """Trace a kind of block with symbols for everything a plan decides.
 
     Raises:
         CostError: the block holds something else than datapath operations and free layout.
     """
-    from models.policy import policy_named  # the cache is keyed by the policy's name
-
-    policy: Policy = policy_named(policy_name)
     names = [*axis_lengths(cfg, kind), *_COMMON, *(f"n_{axis}" for axis in MESH_AXES[kind])]
     symbol: dict[str, Any] = dict(zip(names, symbolic_shape(",".join(names)), strict=True))
     ways = {axis: symbol[f"n_{axis}"] for axis in MESH_AXES[kind]}
@@ -66,7 +63,9 @@ def trace_block(
             product = product * ways[axis]
         logical_ways[logical] = product
     arguments = block_arguments(cfg, kind, policy, split, Sizes(local=local, ways=logical_ways))
-    program = block_program(cfg, kind, split, n_local=local.get("experts"), n_slots=symbol["slots"])
+    program = block_program(
+        cfg, kind, policy, split, n_local=local.get("experts"), n_slots=symbol["slots"]
+    )
     stride: Any = 1
     axes_of_chip: dict[str, Axis] = {}
     for axis in reversed(MESH_AXES[kind]):

@@ -13,7 +13,7 @@ from models import zoo
 from models.blocks import Kind, block_program
 from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from models.layers.linear import Split
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
 from sharding.axes import Request
 from sharding.load import LoadedBlock, load_block
@@ -102,7 +102,7 @@ def place(
     """Load a block of the last layer with random weights of seed 0."""
     source = SyntheticWeights(cfg)
     layer = cfg.n_layers - 1
-    return load_block(source, the_plan, kind, layer, policy_named(policy), request, tiers=tiers)
+    return load_block(source, the_plan, kind, layer, POLICIES[policy], request, tiers=tiers)
 
 
 def runner(
@@ -113,7 +113,12 @@ def runner(
 ) -> Callable[..., Any]:
     """The block's program, compiled for one way of running."""
     program = block_program(
-        cfg, block.kind, block.split, n_local=block.n_local, n_slots=block.n_slots
+        cfg,
+        block.kind,
+        block.policy,
+        block.split,
+        n_local=block.n_local,
+        n_slots=block.n_slots,
     )
     specs = (block.in_specs, block.out_specs)
     match way:

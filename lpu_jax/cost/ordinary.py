@@ -13,6 +13,7 @@ from ..datapath.sxm import move_cost
 from ..datapath.vxm import reduction_cost
 from ..datapath.work import Machine, Request, Unit, Work, ceil_div, vectors
 from ..errors import CostError
+from ..numerics.accumulate import PRODUCT_KINDS
 from ..numerics.elementary import ALU_OPERATIONS
 
 _ADD, _EXP, _SIGMOID, _DIV, _RSQRT = (
@@ -71,7 +72,7 @@ def _dot_general(machine: Machine, request: Request) -> Work:
     """
     (contract_x, _), (batch_x, _) = request.params["dimension_numbers"]
     x, w = request.operands
-    kind = mxm.MODE.get(x.dtype, "fp16") if x.dtype == w.dtype else "fp16"
+    kind = PRODUCT_KINDS.get((x.dtype, w.dtype), "fp16")
     if kind == "fp8" and machine.chip.mxm_fp8 is None:
         kind = "fp16"
     groups = prod(x.shape[d] for d in batch_x)

@@ -1,12 +1,13 @@
 """MXM, the matrix unit: products of activations with an installed weight tile.
 
-What it computes: each K tile is summed exactly and rounded once (RNE) to fp32; tiles are added in
-fp32 in ascending order. What it costs: rounds of weight tiles, each as long as the larger of its
-installation and its rows. Not modelled: accumulators wider than fp32 between tiles, and the skew of
-a vector across superlanes.
+What it computes: each K tile is summed exactly and rounded once to fp32; tiles are added in fp32 in
+ascending order, or carried exactly. What it costs: rounds of weight tiles, each as long as the
+larger of its installation and its rows, whatever the rounding and the carry (assumed). Not
+modelled: the skew of a vector across superlanes.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,15 +17,12 @@ from jaxtyping import Array, Float16, Float32, Int32, Num
 
 from ..errors import LpuError
 from ..numerics import accumulate
+from ..numerics.accumulate import Carry
 from ..numerics.quantized import QuantizedArray, widen
+from ..numerics.repair import SumRounding
+from ..numerics.schemes import Scheme
 from .primitive import free, primitive
 from .work import Length, Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest
-
-#: Rows of one weight tile by operand type (hardware: [1 x K] x [K x 320] sub-operations).
-K_TILE = {"float16": 160, "int8": 320, "float8_e4m3fn": 320}
-#: Name of the operand kind in `ChipSpec.mxm_modes`.
-MODE = {"float16": "fp16", "int8": "int8", "float8_e4m3fn": "fp8"}
-RESULT = {"float16": jnp.float32, "int8": jnp.int32, "float8_e4m3fn": jnp.float32}
 
 
 def matmul(
@@ -32,6 +30,8 @@ def matmul(
     w: Num[Array, "..."] | QuantizedArray,
     *,
     rows: Int32[Array, " g"] | None = None,
+    rounding: SumRounding = "rne",
+    carry: Carry = "fp32",
 ) -> Float32[Array, "..."] | Int32[Array, "..."]:
     """Multiply activations by stationary weights: `y = x @ w`.
 
@@ -41,21 +41,28 @@ def matmul(
     negative row gives zeros.
 
     Args:
-        x: activations, float16, int8 or float8_e4m3fn.
-        w: weights of the same type, or a `QuantizedArray` of a narrower storage format, widened to
-            float16 at the array.
+        x: activations: float16 with weights of float16, float8 or int8; float8_e4m3fn or
+            float8_e5m2 with either; int8 with int8. Mixed with float16, a narrower type is widened
+            at the array, which is exact.
+        w: weights, or a `QuantizedArray` of a narrower storage format, widened to float16 at the
+            array.
         rows: addresses of matrices in `w`.
+        rounding: of an exact sum to fp32: "rne", or "rz" (a patent of the vendor's says truncation;
+            public sources do not settle it).
+        carry: what passes from tile to tile: "fp32", or "exact": all of `k` is rounded once (the
+            vendor's accumulator of 100 bits would allow it).
 
     Returns:
         float32, or int32 for int8 operands.
 
     Raises:
-        LpuError: operands of different or unsupported types, or shapes that do not fit.
+        LpuError: operands of types that do not go together, shapes that do not fit, or a sum too
+            long to be exact.
 
     Fidelity:
-        Exact within a K tile (160 rows for fp16, 320 for 8-bit operands), one rounding (RNE) to
-        fp32; order-dependent across tiles: fp32 additions in ascending order. The result does not
-        depend on the number of rows or columns.
+        Exact within a K tile (160 rows for fp16, 320 for 8-bit operands), one rounding to fp32;
+        order-dependent across tiles: fp32 additions in ascending order; exact and rounded once for
+        `carry="exact"`. The result does not depend on the number of rows or columns.
 
     Source:
         Abts et al., ISCA 2022, section 5.2 (sub-operations); one rounding per tile is assumed.
@@ -64,13 +71,9 @@ def matmul(
     if isinstance(w, QuantizedArray):
         weight_bits = w.bits_per_value
         # int8 codes are multiplied bare: their scales are per column, for the caller to apply
-        w = w.codes if w.scheme == "int8" and x.dtype == jnp.int8 else widened(w)
-    name = x.dtype.name
-    if name not in K_TILE or w.dtype != x.dtype:
-        raise LpuError(
-            f"mxm.matmul: operands {x.dtype.name} and {w.dtype.name} were given; both must be "
-            f"one of {', '.join(K_TILE)}."
-        )
+        w = w.codes if w.scheme.multiplies_bare and x.dtype == jnp.int8 else widened(w)
+    accumulate.product_kind(x.dtype, w.dtype)
+    accumulate.check_choices(rounding, carry)
     if w.ndim not in (2, 3) or x.ndim not in (2, 3) or (x.ndim == 3 and w.ndim == 2):
         raise LpuError(
             f"mxm.matmul: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], "
@@ -81,6 +84,10 @@ def matmul(
             f"mxm.matmul: x has {x.shape[-1]} columns but w has {w.shape[-2]} rows; they must be "
             "equal."
         )
+    if x.ndim == 3 and rows is None and x.shape[0] != w.shape[0]:
+        raise LpuError(
+            f"mxm.matmul: x has {x.shape[0]} matrices but w has {w.shape[0]}; they must be equal."
+        )
     addressed = rows is not None
     operands = (x, w, rows) if addressed else (x, w)
     out: Array = _matmul(
@@ -89,6 +96,8 @@ def matmul(
         grouped=w.ndim == 3,
         addressed=addressed,
         weight_bits=float(weight_bits if weight_bits is not None else 8 * w.dtype.itemsize),
+        rounding=rounding,
+        carry=carry,
     )
     return out
 
@@ -96,19 +105,20 @@ def matmul(
 def widened(w: QuantizedArray) -> Float16[Array, "..."]:
     """Widen stored weights to float16, as the array does while installing them.
 
-    Fidelity: one rounding (RNE) of code times scale to float16. Costs nothing: installation is
-    priced by the stored bits.
+    Fidelity: one rounding (RNE) of code times block scale to float16. Costs nothing: installation
+    is priced by the stored bits. The scale of a whole matrix (`quantized.output_scale`) is left
+    for the products.
     """
-    out: Array = _widen(w.codes, w.scales, scheme=w.scheme)
+    leaves = (w.codes,) if w.scales is None else (w.codes, w.scales)
+    out: Array = _widen(*leaves, scheme=w.scheme, axis=w.axis)
     return out
 
 
-def _abstract(
-    x: Any, w: Any, *rows: Any, shared_x: bool, grouped: bool, addressed: bool, weight_bits: float
-) -> Any:
-    del weight_bits, shared_x
+def _abstract(x: Any, w: Any, *rows: Any, grouped: bool, addressed: bool, **_: Any) -> Any:
     lead = (rows[0].shape[0],) if addressed else (w.shape[0],) if grouped else ()
-    return jax.ShapeDtypeStruct((*lead, x.shape[-2], w.shape[-1]), RESULT[x.dtype.name])
+    kind = accumulate.product_kind(x.dtype, w.dtype)
+    dtype = jnp.int32 if kind == "int8" else jnp.float32
+    return jax.ShapeDtypeStruct((*lead, x.shape[-2], w.shape[-1]), dtype)
 
 
 def _meaning(
@@ -119,28 +129,28 @@ def _meaning(
     grouped: bool,
     addressed: bool,
     weight_bits: float,
+    rounding: SumRounding,
+    carry: Carry,
 ) -> Array:
-    del weight_bits
-    k_tile = K_TILE[x.dtype.name]
-    if not grouped:
-        return accumulate.matmul(x, w, k_tile)
-    zeros = jnp.zeros((x.shape[-2], w.shape[-1]), RESULT[x.dtype.name])
-    n_groups = rows[0].shape[0] if addressed else w.shape[0]
+    del weight_bits, grouped
+    multiply = partial(accumulate.matmul, rounding=rounding, carry=carry)
+    if not addressed:
+        return multiply(x, w)
+    result = jax.eval_shape(multiply, x if shared_x else x[0], w[0])
 
     def one(i: Array) -> Array:
-        activations = x if shared_x else lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
-        row = rows[0][i] if addressed else i
+        row = rows[0][i]
 
         def product() -> Array:
             # Inside the branch: an empty slot must not copy a matrix.
             weights = lax.dynamic_index_in_dim(w, row, 0, keepdims=False)
-            return accumulate.matmul(activations, weights, k_tile)
+            return multiply(x if shared_x else lax.dynamic_index_in_dim(x, i, 0, False), weights)
 
-        y: Array = lax.cond(row >= 0, product, lambda: zeros) if addressed else product()
+        y: Array = lax.cond(row >= 0, product, lambda: jnp.zeros(result.shape, result.dtype))
         return y
 
     # One matrix at a time: a batched conditional would run both of its branches for every matrix.
-    out: Array = lax.map(one, jnp.arange(n_groups, dtype=jnp.int32))
+    out: Array = lax.map(one, jnp.arange(rows[0].shape[0], dtype=jnp.int32))
     return out
 
 
@@ -148,7 +158,7 @@ def _cost(machine: Machine, request: Request) -> Work:
     x, w = request.operands[:2]
     return rounds_cost(
         machine,
-        kind=MODE[x.dtype],
+        kind=accumulate.product_kind(x.dtype, w.dtype),
         groups=request.results[0].shape[0] if request.params["grouped"] else 1,
         m=x.shape[-2],
         k=w.shape[-2],
@@ -202,7 +212,7 @@ def _batching_rule(
     shared_x: bool,
     grouped: bool,
     addressed: bool,
-    weight_bits: float,
+    **static: Any,
 ) -> tuple[list[Array], list[int]]:
     """Fold a new axis into rows where the weights do not carry it, into matrices where they do."""
     x, w, *rows = (
@@ -222,7 +232,7 @@ def _batching_rule(
             shared_x=shared_x,
             grouped=grouped,
             addressed=bool(rows),
-            weight_bits=weight_bits,
+            **static,
         )
         return out[0]
 
@@ -274,11 +284,18 @@ _matmul = primitive(
     needs_x64=True,
 )
 
+
+
+def _widen_meaning(codes: Array, *scales: Array, scheme: Scheme, axis: int) -> Array:
+    stored = QuantizedArray(
+        codes=codes, scales=scales[0] if scales else None, scheme=scheme, axis=axis
+    )
+    return widen(stored)
+
+
 _widen = primitive(
     "mxm_widen",
-    abstract=lambda codes, scales, *, scheme: jax.ShapeDtypeStruct(codes.shape, jnp.float16),
-    meaning=lambda codes, scales, *, scheme: widen(
-        QuantizedArray(codes=codes, scales=scales, scheme=scheme)
-    ),
+    abstract=lambda codes, *scales, **_: jax.ShapeDtypeStruct(codes.shape, jnp.float16),
+    meaning=_widen_meaning,
     cost=free,
 )

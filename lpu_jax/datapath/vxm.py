@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Float16, Float32, Int8, Int32
+from jaxtyping import Array, Bool, Float, Float8e4m3fn, Float16, Float32, Int8, Int32
 
-from ..numerics import elementary, rounding
+from ..numerics import elementary, fused, rounding
 from .primitive import AluChain, primitive
 from .work import Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest, product, vectors
 
@@ -22,7 +21,12 @@ Scalar = float | int
 
 
 def _element_wise(
-    name: str, meaning: Callable[..., Array], dtype: Any = jnp.float32, alu: str | None = None
+    name: str,
+    meaning: Callable[..., Array],
+    dtype: Any = jnp.float32,
+    alu: str | None = None,
+    *,
+    needs_x64: bool = False,
 ) -> Callable[..., Array]:
     """Make an element-wise primitive of equal shapes; `alu` is its row in the ALU table."""
     count = elementary.ALU_OPERATIONS[alu or name]
@@ -36,6 +40,7 @@ def _element_wise(
         abstract=lambda *xs, **params: jax.ShapeDtypeStruct(xs[0].shape, dtype),
         meaning=meaning,
         chain=lambda params: row,
+        needs_x64=needs_x64,
     )
 
 
@@ -60,19 +65,27 @@ _add = _element_wise("add", elementary.add)
 _sub = _element_wise("sub", elementary.sub)
 _mul = _element_wise("mul", elementary.mul)
 _div = _element_wise("div", elementary.div)
-_max = _element_wise("max", jnp.maximum)
+_fma = _element_wise("fma", fused.fma, needs_x64=True)
+_max = _element_wise("max", elementary.maximum)
 _abs = _element_wise("abs", jnp.abs, alu="max")
 _select = _element_wise("select", lambda mask, a, b: jnp.where(mask, a, b))
-_less_equal = _element_wise("compare", lambda a, b: a <= b, jnp.bool_)
-_exp = _element_wise("exp", elementary.exp)
+_less_equal = _element_wise("compare", elementary.less_equal, jnp.bool_)
+_sqrt = _element_wise("sqrt", elementary.sqrt)
+_reciprocal = _element_wise("reciprocal", elementary.reciprocal)
 _rsqrt = _element_wise("rsqrt", elementary.rsqrt)
+_exp = _element_wise("exp", elementary.exp)
+_log = _element_wise("log", elementary.log)
+_tanh = _element_wise("tanh", elementary.tanh)
 _sigmoid = _element_wise("sigmoid", elementary.sigmoid)
 _silu = _element_wise("silu", elementary.silu)
+_gelu = _element_wise("gelu", elementary.gelu)
+_gelu_tanh = _element_wise("gelu_tanh", elementary.gelu_tanh)
 _to_fp16 = _element_wise("to_fp16", rounding.to_fp16, jnp.float16, alu="convert")
+_to_fp8 = _element_wise("to_fp8", rounding.to_e4m3fn, jnp.float8_e4m3fn, alu="convert")
 _to_fp32 = _element_wise("to_fp32", lambda x: x.astype(jnp.float32), jnp.float32, alu="convert")
 _to_int8 = _element_wise(
     "to_int8",
-    lambda x: jnp.clip(jnp.round(x), -127.0, 127.0).astype(jnp.int8),
+    lambda x: jnp.where(x == x, jnp.clip(jnp.round(x), -127.0, 127.0), 0.0).astype(jnp.int8),
     jnp.int8,
     alu="convert",
 )
@@ -97,12 +110,17 @@ def mul(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
 
 
 def div(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
-    """Divide, correctly rounded on CPU. Fidelity: exact on CPU; other backends are not proven."""
+    """Divide, rounded to fp32. Fidelity: exact."""
     return _div(*_spread(x, y))
 
 
+def fma(x: Array | Scalar, y: Array | Scalar, z: Array | Scalar) -> Float32[Array, "..."]:
+    """Multiply and add, `x * y + z`, rounded once: nothing else fuses. Fidelity: exact."""
+    return _fma(*_spread(x, y, z))
+
+
 def maximum(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
-    """Take the larger, element by element. Fidelity: exact."""
+    """Take the larger, element by element; NaN wins. Fidelity: exact."""
     return _max(*_spread(x, y))
 
 
@@ -131,17 +149,34 @@ def less_equal(x: Array | Scalar, y: Array | Scalar) -> Bool[Array, "..."]:
     return _less_equal(*_spread(x, y))
 
 
-def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Exponential by the stated polynomial.
+def sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Square root, rounded to fp32. Fidelity: exact."""
+    return _sqrt(x)
 
-    Fidelity: approximate, see `numerics.elementary.exp`.
-    """
-    return _exp(x)
+
+def reciprocal(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """`1 / x`, rounded to fp32. Fidelity: exact."""
+    return _reciprocal(x)
 
 
 def rsqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Reciprocal square root. Fidelity: approximate, see `numerics.elementary.rsqrt`."""
     return _rsqrt(x)
+
+
+def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Exponential. Fidelity: approximate, see `numerics.elementary.exp`."""
+    return _exp(x)
+
+
+def log(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Natural logarithm. Fidelity: approximate, see `numerics.elementary.log`."""
+    return _log(x)
+
+
+def tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Hyperbolic tangent. Fidelity: approximate, see `numerics.elementary.tanh`."""
+    return _tanh(x)
 
 
 def sigmoid(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
@@ -154,9 +189,24 @@ def silu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return _silu(x)
 
 
+def gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """`x * Phi(x)`, exact-erf form. Fidelity: approximate, see `numerics.elementary.gelu`."""
+    return _gelu(x)
+
+
+def gelu_tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """GELU in tanh form. Fidelity: approximate, see `numerics.elementary.gelu_tanh`."""
+    return _gelu_tanh(x)
+
+
 def to_fp16(x: Float32[Array, "..."]) -> Float16[Array, "..."]:
     """Round to float16, RNE, overflow to infinity. Fidelity: exact."""
     return _to_fp16(x)
+
+
+def to_fp8(x: Float32[Array, "..."]) -> Float8e4m3fn[Array, "..."]:
+    """Round to float8_e4m3fn, RNE, saturating at +-448. Fidelity: exact."""
+    return _to_fp8(x)
 
 
 def to_fp32(x: Float[Array, "..."] | Int32[Array, "..."]) -> Float32[Array, "..."]:
@@ -165,7 +215,7 @@ def to_fp32(x: Float[Array, "..."] | Int32[Array, "..."]) -> Float32[Array, "...
 
 
 def to_int8(x: Float32[Array, "..."]) -> Int8[Array, "..."]:
-    """Round to the nearest integer (ties to even), saturating at +-127. Fidelity: exact."""
+    """Round to the nearest integer (ties to even), saturating at +-127; NaN is 0. Exact."""
     return _to_int8(x)
 
 
@@ -235,13 +285,6 @@ def max_lanes(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows 1"]:
     return _max_lanes(x)  # type: ignore[no-any-return]
 
 
-def _sum_leading_meaning(x: Array) -> Array:
-    def step(total: Array, part: Array) -> tuple[Array, None]:
-        return total + elementary.guarded(part), None
-
-    return lax.scan(step, jnp.zeros(x.shape[1:], x.dtype), x)[0]
-
-
 def _sum_leading_cost(machine: Machine, request: Request) -> Work:
     chip = machine.chip
     (x,) = request.operands
@@ -256,7 +299,7 @@ def _sum_leading_cost(machine: Machine, request: Request) -> Work:
 _sum_leading = primitive(
     "vxm_sum_leading",
     abstract=lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-    meaning=_sum_leading_meaning,
+    meaning=elementary.sum_leading,
     cost=_sum_leading_cost,
 )
 
@@ -267,6 +310,19 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity: order-dependent, the order is fixed; zeros anywhere in the list change no bit.
     """
     return _sum_leading(x)  # type: ignore[no-any-return]
+
+
+def softmax(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows n"]:
+    """Softmax of the last axis: `e / sum(e)` with `e = exp(x - max(x))`.
+
+    The sum is that of `sum_lanes`, the quotient a division. A row with NaN or inf, and a row of
+    -inf only, is NaN; a value of -inf beside others gives 0, and appended ones change no bit.
+
+    Fidelity:
+        Approximate, order-dependent: composed of operations that are each rounded to fp32.
+    """
+    weights = exp(sub(x, max_lanes(x)))
+    return div(weights, sum_lanes(weights))
 
 
 # --- comparisons with positions, selections -------------------------------------------------------

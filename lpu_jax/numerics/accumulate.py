@@ -1,8 +1,8 @@
-"""The MXM's arithmetic: exact sums within a K tile, one rounding per tile, tiles added in order.
+"""The MXM's arithmetic: exact sums within a K tile, one rounding, tiles added in order.
 
 These are meanings: they use float64 and must run inside `with jax.enable_x64(True)`, which the
-caller (the lowering of a primitive) opens once. Operands are two-dimensional; batches are the
-caller's loop. Not modelled: accumulators that carry more than fp32 from tile to tile.
+caller (the lowering of a primitive) opens once. Not modelled: bf16 operands (their products span
+more binades than the vendor's accumulator holds, and no source says what it does with them).
 
 fp16 needs 88 bits and float64 has 53, so each tile's float64 sum comes with a proof, or is redone:
 
@@ -11,298 +11,356 @@ fp16 needs 88 bits and float64 has 53, so each tile's float64 sum comes with a p
    `p q` below `2**53` of them (Cauchy-Schwarz): nothing was rounded.
 2. Rounding test. Otherwise the sum is within `(k + 4) 2**-53 |a|_2 |b|_2` of the exact one; if
    both ends of that interval round to the same fp32 number, the rounding is decided.
-3. Repair. The few outputs that are left are computed again from 20-bit halves (`repair`).
+3. Repair. The few outputs that are left are computed again in integers (`repair`).
 
 No product can reach an fp32 addition here (tile sums are rounded from float64 first), so the
 additions across tiles need no guard against contraction into fused multiply-adds.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float16, Float32, Float64, Int8, Int32, Num, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int8, Int32, Num
 
 from ..errors import LpuError
-from . import repair
+from .certificate import (
+    as_fp16,
+    largest_magnitude,
+    norm_and_span,
+    sum_of_squares,
+    to_fp32,
+    unproven,
+)
+from .repair import MAX_K_TILE, SumRounding, repair
 
-#: Rows of one weight tile by operand type.
+#: How sums of K tiles are added: in fp32, or without rounding until the last.
+Carry = Literal["fp32", "exact"]
+
+#: Rows of one weight tile by kind of product.
 #: Source: Abts et al., ISCA 2022 (read second-hand): [1 x K] x [K x 320] sub-operations, K = 160
 #: for fp16, 320 for int8. For fp8 assumed equal to the other 8-bit type.
-K_TILES = {"float16": 160, "int8": 320, "float8_e4m3fn": 320}
+K_TILES = {"fp16": 160, "int8": 320, "fp8": 320}
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+#: Kind of product by operand types. fp16 takes narrower numbers as they are: each of them is an
+#: fp16 number too.
+PRODUCT_KINDS = {
+    **{(x, w): "fp8" for x in _FP8 for w in _FP8},
+    **{("float16", w): "fp16" for w in ("float16", *_FP8, "int8")},
+    **{(x, "float16"): "fp16" for x in _FP8},
+    ("int8", "int8"): "int8",
+}
+
 #: Longest contraction whose int8 products cannot leave int32: `k * 128 * 128 <= 2**31 - 1`.
 MAX_K_INT8 = (2**31 - 1) // 128**2
-#: Flagged outputs beyond this number make one pass of three GEMMs cheaper than single repairs.
-REPAIR_CAP = 1024
-#: Covers the roundings made while computing norms and bounds (about `k * 2**-53 + 2**-22`).
-_SLACK = 1.0 + 2.0**-20
-#: All fp16 numbers are multiples of `2**-24`.
-_LOWEST_EXPONENT = -24
+#: Longest sum of e4m3 products that float64 holds: multiples of 2**-18 below 2**18.
+MAX_K_E4M3 = 2**17
+#: A float32 sum of this many int8 products is exact: `512 * 2**14 < 2**24`.
+_INT8_ROWS = 512
+#: Rows that a sum over all of `k` adds before it adds the next ones: short chains, small errors.
+_EXACT_CARRY_ROWS = 256
+#: Widened weights that are worked on at once, in bytes: what stays in a core's cache.
+_BLOCK_BYTES = 2**22
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Certificate:
-    """What the exactness proof needs to know of the vectors of each tile.
+def product_kind(x_dtype: Any, w_dtype: Any) -> str:
+    """Return the MXM's mode for two operand types: "fp16", "fp8" or "int8".
 
-    `norm` is the Euclidean norm and `span` the norm in units of the lowest bit set in any element
-    (0 for a zero vector); both float32 `[t, n]` for `t` tiles and `n` vectors. For weights it can
-    be made once (`weight_certificate`) and passed to `matmul_fp16` at each call; it exists only
-    in the emulator, the machine neither stores nor moves it.
+    Raises:
+        LpuError: if the unit does not take the pair.
     """
+    names = jnp.dtype(x_dtype).name, jnp.dtype(w_dtype).name
+    if names not in PRODUCT_KINDS:
+        hint = (
+            " bf16 has fp32's exponents, so an exact sum would need more than 500 bits; round it "
+            "to float16."
+            if "bfloat16" in names
+            else ""
+        )
+        raise LpuError(
+            f"mxm.matmul: operands {names[0]} and {names[1]} were given; allowed are float16 with "
+            "float16, float8_e4m3fn, float8_e5m2 or int8, the two float8 types with themselves, "
+            f"each other and float16, and int8 with int8.{hint}"
+        )
+    return PRODUCT_KINDS[names]
 
-    norm: Any  # arrays, tracers or a tree of shardings, so not checked
-    span: Any
+
+def check_choices(rounding: str, carry: str) -> None:
+    """Raise unless there are such a rounding and such a carry.
+
+    Raises:
+        LpuError: with what was given and what is allowed.
+    """
+    if rounding not in get_args(SumRounding) or carry not in get_args(Carry):
+        raise LpuError(
+            f"mxm.matmul: rounding={rounding!r}, carry={carry!r} were given; rounding must be one "
+            f"of {', '.join(get_args(SumRounding))}, carry one of {', '.join(get_args(Carry))}."
+        )
 
 
 def matmul(
-    x: Num[Array, "m k"], w: Num[Array, "k n"], k_tile: int | None = None
-) -> Float32[Array, "m n"] | Int32[Array, "m n"]:
-    """Multiply as the MXM does for the operands' type: fp16, int8 or e4m3.
+    x: Num[Array, "... m k"],
+    w: Num[Array, "... k n"],
+    *,
+    k_tile: int | None = None,
+    rounding: SumRounding = "rne",
+    carry: Carry = "fp32",
+) -> Num[Array, "... m n"]:
+    """Multiply as the MXM does.
+
+    Forms: `[m, k] @ [k, n]`, `[m, k] @ [g, k, n]` and `[g, m, k] @ [g, k, n]`, the last two with
+    result `[g, m, n]`. The last tile is padded with zeros. Exact zero sums are +0. Infinities and
+    NaN follow IEEE 754.
 
     Args:
-        x: activations, float16, int8 or float8_e4m3fn.
-        w: weights of the same type.
-        k_tile: rows of a weight tile; by default the type's own (`K_TILES`).
+        x: activations.
+        w: weights; `product_kind` says which pairs of types are allowed.
+        k_tile: rows of a weight tile; by default the kind's own (`K_TILES`).
+        rounding: of a tile's exact sum to fp32, "rne" or "rz". int8 sums are not rounded.
+        carry: "fp32": tile sums are added in fp32 in ascending order. "exact": the sum over all of
+            `k` is rounded once.
 
     Returns:
-        int32 for int8 operands, else float32.
+        int32 for two int8 operands, else float32.
 
     Raises:
-        LpuError: if the types differ or are not among the three.
+        LpuError: if the types are not allowed together, or a sum is too long to be exact.
 
     Fidelity:
-        As the function of the type: `matmul_fp16`, `matmul_int8`, `matmul_e4m3`.
-    """
-    if x.dtype != w.dtype or x.dtype.name not in K_TILES:
-        raise LpuError(
-            f"matmul: operands {x.dtype.name} and {w.dtype.name} were given; both must be one of "
-            f"{', '.join(K_TILES)}."
-        )
-    tile = K_TILES[x.dtype.name] if k_tile is None else k_tile
-    if x.dtype == jnp.float16:
-        return matmul_fp16(x, w, tile)
-    return matmul_int8(x, w, tile) if x.dtype == jnp.int8 else matmul_e4m3(x, w, tile)
-
-
-def matmul_fp16(
-    x: Float16[Array, "m k"],
-    w: Float16[Array, "k n"],
-    k_tile: int = K_TILES["float16"],
-    certificate: Certificate | None = None,
-    repair_cap: int = REPAIR_CAP,
-) -> Float32[Array, "m n"]:
-    """Multiply fp16 by fp16: each K tile summed exactly and rounded once to fp32 (RNE).
-
-    Tiles are added in fp32 in ascending order; the last one is padded with zeros. Exact zero sums
-    are +0. Infinities and NaN follow IEEE 754.
-
-    Args:
-        x: activations `[m, k]`.
-        w: weights `[k, n]`.
-        k_tile: rows of a weight tile.
-        certificate: `weight_certificate(w, k_tile)`, if it was made before.
-        repair_cap: number of outputs repaired singly (see `REPAIR_CAP`); does not change values.
-
-    Raises:
-        LpuError: if `k_tile` is too large for the exactness proof.
-
-    Fidelity:
-        Exact within a tile, order-dependent across tiles. The result does not depend on `m`, `n`,
-        the other rows or columns, the GEMM library or the backend, provided that float64 products
-        and sums are IEEE 754 ones (an emulated float64 GEMM voids the proof).
+        Exact within a tile, one rounding. With carry "fp32" order-dependent across tiles. The
+        result does not depend on `m`, `n`, `g`, on the order within a tile, on threads or device.
 
     Source:
-        One rounding to fp32 per tile and fp32 additions between tiles: assumed, public sources
-        say only that the accumulation inside is lossless. Rounding test: Ziv, ACM TOMS 17, 1991.
+        One rounding per tile and additions across tiles in fp32 are assumed; public sources
+        say that the accumulation inside is lossless. Rounding test: Ziv, ACM TOMS 17, 1991.
     """
-    _require_x64()
-    k_tile = _tile_rows(x.shape[1], k_tile)
-    if k_tile > repair.MAX_K_TILE:
-        raise LpuError(
-            f"matmul_fp16: k_tile={k_tile} was given; tile sums are proven exact for k_tile <= "
-            f"{repair.MAX_K_TILE}."
+    kind = product_kind(x.dtype, w.dtype)
+    check_choices(rounding, carry)
+    assert jax.config.jax_enable_x64, "accumulate runs inside jax.enable_x64(True)"  # type: ignore[attr-defined]
+    k, k_tile = x.shape[-1], K_TILES[kind] if k_tile is None else k_tile
+    if k_tile < 1:
+        raise LpuError(f"mxm.matmul: k_tile={k_tile} was given; it must be at least 1.")
+    shape = (*w.shape[:-2], x.shape[-2], w.shape[-1])
+    x, w = (v.reshape(-1, *v.shape[-2:]) for v in (x, w))
+    exact_carry = carry == "exact"
+    if kind == "int8":
+        _check_length(k, MAX_K_INT8, x, w)
+        return _int8_sums(x, w).reshape(shape)
+    k_tile = max(1, min(k, k_tile))
+    always_exact = x.dtype == w.dtype == jnp.float8_e4m3fn
+    limit = MAX_K_E4M3 if always_exact else MAX_K_TILE
+    _check_length(k if exact_carry else k_tile, limit, x, w)
+    sums = _exact_sums if exact_carry else partial(_tile_sums, k_tile=k_tile)
+    total, undecided = sums(x, w, rounding=rounding, proven=always_exact)
+    if not always_exact:
+        # A sum of finite operands is below 2**62, so a non-finite total has a non-finite operand:
+        # the float64 sum followed IEEE 754, and the test, which no NaN passes, does not matter.
+        undecided &= jnp.isfinite(total)
+        total = repair(
+            total, undecided, x, w, k_tile=k_tile, rounding=rounding, exact_carry=exact_carry
         )
-    x_tiles, w_tiles = _split_rows(x, k_tile), _split_weights(w, k_tile)
-    given = () if certificate is None else (certificate.norm, certificate.span)
-    largest = _largest_magnitude(w_tiles)
-    error_scale = (k_tile + 4) * 2.0**-53 * _SLACK
-
-    def add_tile(
-        carry: tuple[Float32[Array, "m n"], Bool[Array, "m n"]], tile: tuple[Array, ...]
-    ) -> tuple[tuple[Float32[Array, "m n"], Bool[Array, "m n"]], None]:
-        total, undecided = carry
-        x_tile, w_tile, largest_weight, *known = tile
-        sums = repair.exact_dot(x_tile.astype(jnp.float64), w_tile.astype(jnp.float64))
-        row_norm, row_span = _norm_and_span(x_tile, axis=1)
-        # Cheap and usually enough: no column's norm exceeds sqrt(k) * largest weight, and all
-        # weights are multiples of 2**-24. The columns are only looked at where this fails.
-        bound = row_span.max() * (largest_weight * (math.sqrt(k_tile) * 2.0**-_LOWEST_EXPONENT))
-        all_exact = bound * _SLACK <= 2.0**53
-
-        def test() -> Bool[Array, "m n"]:
-            norm, span = known if known else _norm_and_span(w_tile, axis=0)
-            certified = _outer(row_span, span) * _SLACK <= 2.0**53
-            error = jnp.where(certified, 0.0, _outer(row_norm, norm) * error_scale)
-            low, high = (sums - error).astype(jnp.float32), (sums + error).astype(jnp.float32)
-            return undecided | (low != high)
-
-        undecided = lax.cond(all_exact, lambda: undecided, test)
-        return (total + _positive_zero(sums.astype(jnp.float32)), undecided), None
-
-    shape = (x.shape[0], w.shape[1])
-    # Starting from +0 equals starting from the first tile: tile sums are never -0.
-    start = (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.bool_))
-    (total, undecided), _ = lax.scan(add_tile, start, (x_tiles, w_tiles, largest, *given))
-    # A sum of finite operands is below 2**41, so a non-finite total has a non-finite operand: the
-    # float64 sum followed IEEE 754, and the test, which no NaN passes, does not matter.
-    undecided &= jnp.isfinite(total)
-    return repair.repair(total, undecided, x_tiles, w_tiles, repair_cap)
+    return total.reshape(shape)
 
 
-def weight_certificate(w: Float16[Array, "k n"], k_tile: int = K_TILES["float16"]) -> Certificate:
-    """Return the certificate of every column of every K tile of a weight matrix.
-
-    Args:
-        w: weights `[k, n]`.
-        k_tile: rows of a weight tile, as given to `matmul_fp16`.
-
-    Returns:
-        Arrays `[ceil(k / k_tile), n]`.
-    """
-    _require_x64()
-    tiles = _split_weights(w, _tile_rows(w.shape[0], k_tile))
-    norm, span = lax.map(lambda tile: _norm_and_span(tile, axis=0), tiles)
-    return Certificate(norm=norm, span=span)
-
-
-def matmul_int8(
-    x: Int8[Array, "m k"], w: Int8[Array, "k n"], k_tile: int = K_TILES["int8"]
-) -> Int32[Array, "m n"]:
-    """Multiply int8 by int8, accumulating in int32.
-
-    Args:
-        x: activations `[m, k]`.
-        w: weights `[k, n]`.
-        k_tile: rows of a weight tile; it cannot change an exact sum.
-
-    Raises:
-        LpuError: if the contraction is so long that int32 could wrap.
-
-    Fidelity:
-        Exact: integer addition is associative, so no tile or order shows.
-    """
-    _require_x64()
-    k = x.shape[1]
-    if k > MAX_K_INT8:
+def _check_length(k: int, limit: int, x: Array, w: Array) -> None:
+    """Raise if a sum of `k` products is longer than what is proven exact."""
+    if k > limit:
         raise LpuError(
-            f"matmul_int8: a contraction of {k} can wrap int32; the exact limit is {MAX_K_INT8}."
+            f"mxm.matmul: a sum of {k} products of {x.dtype.name} and {w.dtype.name} was asked for "
+            f"without rounding; up to {limit} are exact."
         )
-    del k_tile
-    return lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
 
 
-def matmul_e4m3(
-    x: Float[Array, "m k"] | UInt8[Array, "m k"],
-    w: Float[Array, "k n"] | UInt8[Array, "k n"],
-    k_tile: int = K_TILES["float8_e4m3fn"],
-) -> Float32[Array, "m n"]:
-    """Multiply e4m3 by e4m3: each K tile summed exactly and rounded once to fp32 (RNE).
+# --- sums -----------------------------------------------------------------------------------------
 
-    Args:
-        x: activations `[m, k]`, float8_e4m3fn or its codes as uint8.
-        w: weights `[k, n]`, likewise.
-        k_tile: rows of a weight tile.
 
-    Raises:
-        LpuError: if `k_tile` is too large for one float64 sum to be exact.
+def _int8_sums(x: Int8[Array, "gx m k"], w: Int8[Array, "g k n"]) -> Int32[Array, "g m n"]:
+    """Return exact sums; float32 products of few rows are exact and the fastest there are."""
 
-    Fidelity:
-        Exact within a tile (products are multiples of 2**-18 below 2**18: a float64 holds the sum
-        of 2**17 of them), order-dependent across tiles: fp32 additions in ascending order.
+    def sums(block: "_Block") -> Array:
+        def add(total: Array, at: _Rows) -> Array:
+            x_rows, w_rows = block.rows(x, w, at)
+            part = _dot(x_rows.astype(jnp.float32), w_rows.astype(jnp.float32))
+            return total + part.astype(jnp.int32)
+
+        zeros = jnp.zeros((block.count, x.shape[1], w.shape[2]), jnp.int32)
+        return _over_rows(x.shape[2], _INT8_ROWS, add, zeros)
+
+    return _by_block(sums, w, _INT8_ROWS)
+
+
+def _tile_sums(
+    x: Num[Array, "gx m k"],
+    w: Num[Array, "g k n"],
+    *,
+    k_tile: int,
+    rounding: SumRounding,
+    proven: bool,
+) -> tuple[Float32[Array, "g m n"], Bool[Array, "g m n"]]:
+    """Return sums of rounded tile sums, and where a rounding is not proven."""
+    gx, m, k = x.shape
+    # Once for all matrices of `w`, outside of every loop.
+    tiles = jnp.pad(as_fp16(x), ((0, 0), (0, 0), (0, -k % k_tile))).reshape(gx, m, -1, k_tile)
+    row_norm, row_span = (v.transpose(2, 0, 1) for v in norm_and_span(tiles, axis=3))  # [t, gx, m]
+
+    def sums(block: "_Block") -> tuple[Array, Array]:
+        def add(state: tuple[Array, Array], at: _Rows) -> tuple[Array, Array]:
+            total, undecided = state
+            x_rows, w_rows = block.rows(x, w, at)
+            exact = _float64_dot(x_rows, w_rows)
+            if not proven:
+                norm, span = (block.of_x(v[at.number]) for v in (row_norm, row_span))
+                undecided = undecided | unproven(
+                    exact, norm, span, at.count, at.count, largest_magnitude(w_rows), rounding,
+                    lambda: norm_and_span(as_fp16(w_rows), axis=1),
+                )  # fmt: skip
+            return total + to_fp32(exact, rounding), undecided
+
+        # Starting from +0 equals starting from the first tile: tile sums are never -0.
+        shape = (block.count, m, w.shape[2])
+        return _over_rows(k, k_tile, add, (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)))
+
+    return _by_block(sums, w, k_tile)
+
+
+def _exact_sums(
+    x: Num[Array, "gx m k"], w: Num[Array, "g k n"], *, rounding: SumRounding, proven: bool
+) -> tuple[Float32[Array, "g m n"], Bool[Array, "g m n"]]:
+    """Return sums over all of `k`, rounded once, and where the rounding is not proven."""
+    k = x.shape[2]
+    row_norm, row_span = norm_and_span(as_fp16(x), axis=2)
+
+    def sums(block: "_Block") -> tuple[Array, Array]:
+        def add(state: tuple[Array, Array], at: _Rows) -> tuple[Array, Array]:
+            total, largest = state
+            x_rows, w_rows = block.rows(x, w, at)
+            total = total + _float64_dot(x_rows, w_rows)
+            return total, jnp.maximum(largest, largest_magnitude(w_rows))
+
+        def columns() -> tuple[Array, Array]:
+            def join(total: Array, at: _Rows) -> Array:
+                return total + sum_of_squares(as_fp16(block.rows(x, w, at)[1]), axis=1)
+
+            zeros = jnp.zeros((block.count, w.shape[2]), jnp.float64)
+            norm = jnp.sqrt(_over_rows(k, _EXACT_CARRY_ROWS, join, zeros)).astype(jnp.float32)
+            # Spans are costly, and of little use: long sums are seldom near a tie.
+            return norm, jnp.full_like(norm, jnp.inf)
+
+        shape = (block.count, x.shape[1], w.shape[2])
+        start = (jnp.zeros(shape, jnp.float64), jnp.zeros((block.count, w.shape[2]), jnp.float32))
+        exact, largest = _over_rows(k, _EXACT_CARRY_ROWS, add, start)
+        undecided = jnp.zeros(shape, bool)
+        if not proven:
+            additions = _EXACT_CARRY_ROWS + -(-k // _EXACT_CARRY_ROWS)
+            norm, span = block.of_x(row_norm), block.of_x(row_span)
+            undecided = unproven(exact, norm, span, k, additions, largest, rounding, columns)
+        return to_fp32(exact, rounding), undecided
+
+    return _by_block(sums, w, _EXACT_CARRY_ROWS)
+
+
+def _dot(x: Float[Array, "gx m k"], w: Float[Array, "g k n"]) -> Float[Array, "g m n"]:
+    """Multiply matrices; exact whenever every partial sum fits the significand."""
+    if w.shape[0] == 1:
+        y = lax.dot(x[0], w[0], precision=lax.Precision.HIGHEST)
+        return y[None]
+    x = jnp.broadcast_to(x, (w.shape[0], *x.shape[1:]))
+    batched = (((2,), (1,)), ((0,), (0,)))
+    return lax.dot_general(x, w, batched, precision=lax.Precision.HIGHEST)
+
+
+def _float64_dot(x: Num[Array, "gx m k"], w: Num[Array, "g k n"]) -> Float64[Array, "g m n"]:
+    """Multiply matrices of narrow numbers in float64: products are exact, sums maybe."""
+    # Types of 8 bits reach float64 faster through fp16, which holds them all.
+    x, w = (as_fp16(v).astype(jnp.float64) for v in (x, w))
+    return _dot(x, w)
+
+
+# --- loops ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Block:
+    """`count` matrices of `w` from `first` on, and the matrices of `x` that go with them."""
+
+    first: Any
+    count: int
+
+    def of_x(self, values: Array) -> Array:
+        """Take the entries of the leading axis that belong to the block; one entry is for all."""
+        if values.shape[0] == 1:
+            return values
+        return lax.dynamic_slice_in_dim(values, self.first, self.count)
+
+    def rows(self, x: Array, w: Array, at: "_Rows") -> tuple[Array, Array]:
+        """Take columns of `x` and the rows of `w` that they multiply.
+
+        One slice of the whole operand, which a conversion reads in place; a copy of all tiles, as
+        `lax.scan` makes, doubles the time of a product.
+        """
+        gx = min(self.count, x.shape[0])
+        x_first = self.first if x.shape[0] > 1 else 0
+        x_rows = lax.dynamic_slice(x, (x_first, 0, at.start), (gx, x.shape[1], at.count))
+        w_rows = lax.dynamic_slice(w, (self.first, at.start, 0), (self.count, at.count, w.shape[2]))
+        # Selecting 8-bit floats is slow, and so is converting them straight to float64.
+        x_rows, w_rows = (as_fp16(v) if v.dtype.name in _FP8 else v for v in (x_rows, w_rows))
+        if at.is_new is None:
+            return x_rows, w_rows
+        nothing = jnp.zeros((), x_rows.dtype), jnp.zeros((), w_rows.dtype)
+        x_rows = jnp.where(at.is_new[None, None, :], x_rows, nothing[0])
+        return x_rows, jnp.where(at.is_new[None, :, None], w_rows, nothing[1])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows `start` to `start + count`, of which those count that are new."""
+
+    start: Array | int
+    count: int
+    number: Array | int  #: of the tile
+    is_new: Bool[Array, " count"] | None  #: None: all are
+
+
+def _over_rows(k: int, count: int, step: Callable[..., Any], state: Any) -> Any:
+    """Run `step(state, rows)` over blocks of `count` rows in ascending order.
+
+    The last block is moved back to fit, and rows that were there before count as zeros: a block of
+    another shape would be compiled a second time.
     """
-    _require_x64()
-    k_tile = _tile_rows(x.shape[1], k_tile)
-    if k_tile > 2**17:
-        raise LpuError(f"matmul_e4m3: k_tile={k_tile} was given; sums are exact up to {2**17}.")
-    x, w = (
-        lax.bitcast_convert_type(v, jnp.float8_e4m3fn) if v.dtype == jnp.uint8 else v
-        for v in (x, w)
-    )
+    if k <= count:
+        return step(state, _Rows(0, k, 0, None)) if k else state
 
-    def add_tile(
-        total: Float32[Array, "m n"], tile: tuple[Array, Array]
-    ) -> tuple[Float32[Array, "m n"], None]:
-        sums = repair.exact_dot(tile[0].astype(jnp.float64), tile[1].astype(jnp.float64))
-        return total + _positive_zero(sums.astype(jnp.float32)), None
+    def body(i: Array, state: Any) -> Any:
+        start = jnp.minimum(i * count, k - count)
+        is_new = start + lax.iota(jnp.int32, count) >= i * count if k % count else None
+        return step(state, _Rows(start, count, i, is_new))
 
-    start = jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)
-    total, _ = lax.scan(add_tile, start, (_split_rows(x, k_tile), _split_weights(w, k_tile)))
-    return total
+    return lax.fori_loop(0, -(-k // count), body, state)
 
 
-def _positive_zero(tile_sums: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Give zero sums a plus sign: whether a GEMM starts from +0 or returns -0 is its choice."""
-    return jnp.where(tile_sums == 0, jnp.float32(0), tile_sums)
+def _by_block(sums: Callable[[_Block], Any], w: Array, rows: int) -> Any:
+    """Run `sums(block)` over as many matrices at once as stay in a core's cache when widened.
 
-
-def _require_x64() -> None:
-    """Stop where float64 would silently become float32 and exactness would be lost."""
-    assert jax.config.jax_enable_x64, "numerics.accumulate runs inside jax.enable_x64(True)"  # type: ignore[attr-defined]
-
-
-def _tile_rows(k: int, k_tile: int) -> int:
-    """Return the rows of a tile, no more than there are."""
-    return min(k, k_tile)
-
-
-def _split_rows(x: Num[Array, "m k"], k_tile: int) -> Num[Array, "t m kt"]:
-    """Cut rows into K tiles; zeros pad the last one."""
-    m, k = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -k % k_tile)))
-    return x.reshape(m, -1, k_tile).transpose(1, 0, 2)  # [m, t, kt] -> [t, m, kt]
-
-
-def _split_weights(w: Num[Array, "k n"], k_tile: int) -> Num[Array, "t kt n"]:
-    """Cut columns into K tiles; zeros pad the last one."""
-    k, n = w.shape
-    return jnp.pad(w, ((0, -k % k_tile), (0, 0))).reshape(-1, k_tile, n)
-
-
-def _largest_magnitude(w_tiles: Float16[Array, "t kt n"]) -> Float32[Array, " t"]:
-    """Return the largest magnitude of each tile; infinity or NaN if there is one.
-
-    fp16 magnitudes are ordered like their bit patterns, and the maximum of 16-bit integers is the
-    cheapest pass over a weight there is.
+    Large blocks of small matrices cost one loop step and one conditional instead of many.
     """
-    bits = lax.bitcast_convert_type(w_tiles, jnp.uint16) & jnp.uint16(0x7FFF)
-    return lax.bitcast_convert_type(bits.max((1, 2)), jnp.float16).astype(jnp.float32)
+    g, _, n = w.shape
+    count = max(1, min(g, _BLOCK_BYTES // max(1, 8 * rows * n)))
+    if count == g:
+        return sums(_Block(0, g))
+    shapes = jax.eval_shape(lambda: sums(_Block(0, count)))
+    results = jax.tree.map(lambda s: jnp.zeros((g, *s.shape[1:]), s.dtype), shapes)
 
+    def step(i: Array, results: Any) -> Any:
+        # The last block is moved back to fit and computes some matrices again, to the same bits.
+        first = jnp.minimum(i * count, g - count)
+        return jax.tree.map(
+            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, first, 0),
+            results,
+            sums(_Block(first, count)),
+        )
 
-def _norm_and_span(
-    tile: Float16[Array, "a b"], axis: int
-) -> tuple[Float32[Array, " n"], Float32[Array, " n"]]:
-    """Return norm and span (see `Certificate`) of the rows (axis 1) or columns (axis 0)."""
-    values = tile.astype(jnp.float64)
-    norm = jnp.sqrt((values * values).sum(axis)).astype(jnp.float32)
-    lowest = _lowest_bit_exponent(tile).min(axis)
-    # 2**-lowest from its bits: lowest is in [-24, 64].
-    unit = lax.bitcast_convert_type((127 - lowest) << 23, jnp.float32)
-    return norm, norm * unit
-
-
-def _lowest_bit_exponent(x: Float16[Array, "..."]) -> Int32[Array, "..."]:
-    """Return the exponent of the lowest set bit of each number; 64 for zero."""
-    bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.int32)
-    field, fraction = bits >> 10 & 31, bits & 1023
-    significand = jnp.where(field > 0, fraction | 1024, fraction)
-    trailing_zeros = 31 - lax.clz(significand & -significand)
-    return jnp.where(significand == 0, 64, trailing_zeros + jnp.maximum(field, 1) - 25)
-
-
-def _outer(a: Float32[Array, " m"], b: Float32[Array, " n"]) -> Float64[Array, "m n"]:
-    """Return all products of two vectors in float64."""
-    return a.astype(jnp.float64)[:, None] * b.astype(jnp.float64)[None, :]
+    return lax.fori_loop(0, -(-g // count), step, results)

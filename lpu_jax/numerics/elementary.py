@@ -1,9 +1,13 @@
 """VXM functions: fp32, rounded at each operation, with bits that no compiler option can move.
 
-Each operation is guarded (`guarded`), so that XLA can neither contract a product and a sum into a
-fused multiply-add, nor fold constants through roundings, nor merge divisions. exp, sigmoid and
-silu are our own stated algorithms. Not modelled: the vendor's algorithms (not public), fp32
-subnormals (backends disagree on flushing them), and sums in any order but the stated ones.
+Every operation follows the chip's rule (`arithmetic`): one rounding (RNE), subnormal results and
+operands count as zeros of their sign (assumed), one NaN. Each is guarded, so that XLA can neither
+contract a product and a sum into a fused multiply-add, nor fold constants through roundings, nor
+merge divisions. Special functions are our own stated algorithms (`algorithms`). Not modelled: the
+vendor's algorithms (not public), and sums in any order but the stated ones.
+
+Error bounds are in ulp of the exact result, where that is a normal fp32 number; they were measured
+on CPU over every fp32 argument, and hold on every backend, because all give the same bits.
 """
 
 from collections.abc import Mapping
@@ -11,88 +15,82 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Bool, Float32
+
+from . import algorithms, arithmetic, portable
+from .arithmetic import Arithmetic, on_backend
 
 #: Lanes of a vector, which fixes the tree of `sum_lanes`.
 LANES = 320
-_FOLDED_LANES = 512
 #: More vectors than this are added in a loop, which compiles in constant time.
 _MAX_UNROLLED = 8
 
-#: ln 2 in two parts; the first has 9 bits, so that its product with an exponent is exact.
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-#: Of `(exp(r) - 1 - r) / r**2` on |r| <= ln(2)/2, highest power first.
-_EXP_COEFFICIENTS = (
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
-)
-#: Largest and smallest arguments whose exponentials are finite and normal fp32 numbers.
-_EXP_LARGEST, _EXP_SMALLEST = 88.72283172607422, -87.33654022216797
-
 
 def guarded(p: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `p` unchanged, as a value the compiler cannot see through; NaN stays NaN.
+    """Return `p`, flushed, as a value the compiler cannot see through; every NaN is one NaN.
 
-    `p == p` is false for NaN only, which a compiler without fast-math must respect, and a select
-    between the operation and its user ends contraction, reassociation and constant folding.
-    `lax.optimization_barrier` and `reduce_precision` do not.
+    For results of plain operations that may meet others in one program.
     """
-    return jnp.where(p == p, p, jnp.float32(jnp.nan))
+    return portable.settled(p)
 
 
 def add(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `a + b`, rounded once. Fidelity: exact rounding (RNE), subnormals as the backend."""
-    return guarded(a + b)
+    """Return `a + b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
+    return on_backend(Arithmetic.add, a, b)
 
 
 def sub(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `a - b`, rounded once. Fidelity: exact rounding (RNE), subnormals as the backend."""
-    return guarded(a - b)
+    """Return `a - b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
+    return on_backend(Arithmetic.sub, a, b)
 
 
 def mul(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `a * b`, rounded once. Fidelity: exact rounding (RNE), subnormals as the backend."""
-    return guarded(a * b)
-
-
-def _opaque(constant: Float32[Array, "..."], like: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `constant` in a form that is not one to the compiler; NaN where `like` is NaN."""
-    return jnp.where(like == like, constant, jnp.float32(jnp.nan))
+    """Return `a * b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
+    return on_backend(arithmetic.mul, a, b)
 
 
 def div(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a / b`, rounded once, also where `b` is a compile-time constant.
 
-    XLA multiplies by the reciprocal of a constant divisor; where `a` is NaN the quotient is NaN
-    whatever the divisor, so a divisor that depends on `a == a` stays one.
-
     Fidelity:
-        Exact rounding (RNE) on CPU. On GPU the backend's own division, which may differ.
+        Exact rounding (RNE), subnormals flushed.
     """
-    return guarded(a / _opaque(b, a))
+    return on_backend(arithmetic.div, a, b)
 
 
 def sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return the square root, rounded once.
+    """Return the square root, rounded once; NaN below zero, -0 for -0.
 
     Fidelity:
-        Exact rounding (RNE) on CPU. On GPU the backend's own square root, which may differ.
+        Exact rounding (RNE), subnormals flushed.
     """
-    return guarded(jnp.sqrt(x))
+    return on_backend(arithmetic.sqrt, x)
+
+
+def maximum(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Return the larger, element by element: NaN wins, +0 is larger than -0. Fidelity: exact."""
+    return on_backend(arithmetic.maximum, a, b)
+
+
+def less_equal(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Bool[Array, "..."]:
+    """Return where `a <= b`; false for NaN, subnormals are zeros. Fidelity: exact."""
+    return on_backend(arithmetic.less_equal, a, b)
+
+
+def reciprocal(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Return `1 / x`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
+    return on_backend(algorithms.reciprocal, x)
 
 
 def rsqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `1 / sqrt(x)`, each rounded; the guard keeps XLA from using its own rsqrt.
+    """Return `1 / sqrt(x)`, each rounded once: the compiler's own rsqrt is not used.
+
+    Special cases: 0 gives inf, -0 gives -inf, inf gives 0; NaN below zero.
 
     Fidelity:
-        Approximate: at most 1.5 ulp (two roundings; measured on 8 million arguments).
+        Approximate: at most 1.5 ulp.
     """
-    return div(jnp.ones_like(x), sqrt(x))
+    return on_backend(algorithms.rsqrt, x)
 
 
 def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
@@ -105,27 +103,46 @@ def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     below the smallest normal number 2**-126 are 0.
 
     Fidelity:
-        Approximate: at most 0.90 ulp (measured: 14 million arguments over the whole range).
+        Approximate: at most 0.90 ulp.
 
     Source:
-        Range reduction and coefficients of Cephes `expf` (Moshier, 1992). The VXM's own algorithm
-        is not public.
+        Range reduction and coefficients of Cephes `expf` (Moshier, 1992).
     """
-    n = jnp.round(mul(x, _constant(1.44269504088896341, x)))
-    high = sub(x, mul(n, _constant(_LN2_HIGH, x)))  # exact
-    low = mul(n, _constant(_LN2_LOW, x))
-    r = sub(high, low)
-    q = _constant(_EXP_COEFFICIENTS[0], x)
-    for coefficient in _EXP_COEFFICIENTS[1:]:
-        q = add(mul(q, r), _constant(coefficient, x))
-    tail = sub(mul(q, mul(r, r)), low)  # `high` and `low` again, not the rounded r
-    power = add(add(high, tail), _constant(1.0, x))
-    # power is in [0.7, 1.5]: adding n to its exponent field multiplies by 2**n.
-    bits = lax.bitcast_convert_type(power, jnp.int32) + (n.astype(jnp.int32) << 23)
-    scaled = lax.bitcast_convert_type(bits, jnp.float32)
-    scaled = jnp.where(x > _EXP_LARGEST, jnp.float32(jnp.inf), scaled)
-    scaled = jnp.where(x < _EXP_SMALLEST, jnp.float32(0), scaled)
-    return jnp.where(x == x, scaled, x)
+    return on_backend(algorithms.exp, x)
+
+
+def log(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Return the natural logarithm of `x`.
+
+    With `x = 2**n (1 + f)` and `sqrt(1/2) <= 1 + f < sqrt(2)`: `n ln 2 + f - f**2 / 2 + f**3 p(f)`,
+    `p` a polynomial of degree 8, the parts of `ln 2` added smallest first.
+
+    Special cases: NaN below zero; 0 and -0 give -inf, inf gives inf, 1 gives +0.
+
+    Fidelity:
+        Approximate: at most 0.83 ulp.
+
+    Source:
+        Range reduction and coefficients of Cephes `logf` (Moshier, 1992).
+    """
+    return on_backend(algorithms.log, x)
+
+
+def tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Return the hyperbolic tangent of `x`.
+
+    `x + x**3 p(x**2)` below 0.625, `p` a polynomial of degree 4; `1 - 2 / (exp(2 |x|) + 1)` from
+    there, with the sign of `x`.
+
+    Special cases: NaN gives NaN, infinities give +-1, zeros keep their sign.
+
+    Fidelity:
+        Approximate: at most 1.32 ulp.
+
+    Source:
+        Intervals and coefficients of Cephes `tanhf` (Moshier, 1992).
+    """
+    return on_backend(algorithms.tanh, x)
 
 
 def sigmoid(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
@@ -137,20 +154,56 @@ def sigmoid(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     Special cases: NaN gives NaN; below -87.3 the result is 0, as `exp`.
 
     Fidelity:
-        Approximate: at most 2.4 ulp (measured: 14 million arguments over the whole range).
+        Approximate: at most 2.41 ulp.
     """
-    e = exp(-jnp.abs(x))
-    one = _constant(1.0, x)
-    return div(jnp.where(x >= 0, one, e), add(e, one))
+    return on_backend(algorithms.sigmoid, x)
 
 
 def silu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `x * sigmoid(x)`; NaN for -inf, as the product is.
+    """Return `x * sigmoid(x)`.
+
+    Special cases: NaN gives NaN; -inf gives NaN, as the product is; below -87.3 the result is -0,
+    as `sigmoid`, where the exact one is smaller than 1.1e-36.
 
     Fidelity:
-        Approximate: at most 3.2 ulp (measured: 14 million arguments over the whole range).
+        Approximate: at most 3.32 ulp from -87.3 on.
     """
-    return mul(x, sigmoid(x))
+    return on_backend(algorithms.silu, x)
+
+
+def gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Return `x * Phi(x)`, the exact-erf form; `Phi` is the standard normal distribution.
+
+    `Phi(-w) = exp(-w**2 / 2) t p(t)`, `t = 2 / (w + 2)`, with `w**2` in two parts, so that the
+    small results of negative arguments keep their precision; `Phi(w) = 1 - Phi(-w)`.
+
+    Special cases: NaN gives NaN, inf gives inf; -inf gives NaN, as the product is; zeros keep
+    their sign; results below 2**-126 are zeros.
+
+    Fidelity:
+        Approximate: at most 6.0 ulp over the whole range, the tail included (0.8 on average).
+
+    Source:
+        Own fit, see `algorithms`.
+    """
+    return on_backend(algorithms.gelu, x)
+
+
+def gelu_tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Return `x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))`, as `x * sigmoid(...)`.
+
+    The sigmoid avoids the cancellation of `1 + tanh`; what is left in the negative tail is the
+    rounding of its argument, which an exponential magnifies.
+
+    Special cases: NaN gives NaN, inf gives inf; -inf gives NaN, as the product is; zeros keep
+    their sign; below -10.0 the result is -0, as `sigmoid`, where the exact one is smaller than
+    1.3e-37.
+
+    Fidelity:
+        Approximate: at most 3.2 ulp from -1 on, 16 from -3, 36 from -5 and 215 from -10. The
+        absolute error below 0 is at most 5.2e-8.
+    """
+    return on_backend(algorithms.gelu_tanh, x)
 
 
 def sum_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]:
@@ -173,24 +226,17 @@ def sum_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]
     Source:
         Order assumed: vectors stream through an accumulator, lanes are combined by rotations.
     """
-    x = guarded(jnp.moveaxis(x, axis, -1))
-    count = -(-x.shape[-1] // LANES)
-    x = _pad_last(x, max(count, 1) * LANES)
+    x = jnp.moveaxis(x, axis, -1)
+    return on_backend(algorithms.sum_lanes, x, lanes=LANES, max_unrolled=_MAX_UNROLLED)
 
-    def vector(i: int | Array) -> Float32[Array, "..."]:
-        return lax.dynamic_slice_in_dim(x, i * LANES, LANES, axis=-1)
 
-    total = vector(0)
-    if count <= _MAX_UNROLLED:
-        for i in range(1, count):
-            total = total + vector(i)
-    else:
-        total = lax.fori_loop(1, count, lambda i, acc: acc + vector(i), total)
-    total = _pad_last(total, _FOLDED_LANES)
-    while total.shape[-1] > 1:
-        half = total.shape[-1] // 2
-        total = total[..., :half] + total[..., half:]
-    return total[..., 0]
+def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
+    """Sum the leading axis in ascending order, starting from +0.
+
+    Fidelity:
+        Order-dependent: the order above; zeros anywhere in the list change no bit.
+    """
+    return on_backend(algorithms.sum_leading, x)
 
 
 def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]:
@@ -202,21 +248,7 @@ def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]
     Fidelity:
         Exact: every tree of comparisons, `sum_lanes`' too, gives this value.
     """
-    # XLA:CPU's maximum over an axis loses NaN for some lengths (seen on JAX 0.10.2: 833).
-    is_nan = x != x
-    largest = jnp.where(is_nan, -jnp.inf, x).max(axis, initial=-jnp.inf)
-    largest = jnp.where(largest == 0, jnp.float32(0), largest)
-    return jnp.where(is_nan.any(axis), jnp.float32(jnp.nan), largest)
-
-
-def _pad_last(x: Float32[Array, "..."], size: int) -> Float32[Array, "..."]:
-    """Append zeros to the last axis up to `size`."""
-    return jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, size - x.shape[-1])))
-
-
-def _constant(value: float, like: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return an array of one value, rounded to fp32."""
-    return jnp.full_like(like, value)
+    return on_backend(algorithms.max_last, jnp.moveaxis(x, axis, -1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +268,9 @@ _SIMPLE = AluCost(operations=1, depth=1)
 
 #: What each function costs. The composed ones count the operations of the algorithms above
 #: (guards, constants and bit reinterpretation are free), which a test compares with their jaxprs.
-#: That each basic operation is one ALU operation, division and square root included, and that the
-#: special functions need large ALUs, is assumed: the vendor's list is not public.
+#: That each basic operation is one ALU operation, division, root and fused multiply-add included,
+#: and that these and the special functions need large ALUs, is assumed: the vendor's list is not
+#: public.
 ALU_OPERATIONS: Mapping[str, AluCost] = MappingProxyType(
     {
         "add": _SIMPLE,
@@ -250,9 +283,15 @@ ALU_OPERATIONS: Mapping[str, AluCost] = MappingProxyType(
         "convert": _SIMPLE,
         "div": AluCost(operations=1, depth=1, large=True),
         "sqrt": AluCost(operations=1, depth=1, large=True),
+        "reciprocal": AluCost(operations=1, depth=1, large=True),
         "rsqrt": AluCost(operations=2, depth=2, large=True),
         "exp": AluCost(operations=30, depth=23, large=True),
+        "log": AluCost(operations=38, depth=29, large=True),
+        "tanh": AluCost(operations=51, depth=30, large=True),
         "sigmoid": AluCost(operations=36, depth=27, large=True),
         "silu": AluCost(operations=37, depth=28, large=True),
+        "gelu": AluCost(operations=74, depth=35, large=True),
+        "gelu_tanh": AluCost(operations=41, depth=32, large=True),
+        "fma": AluCost(operations=1, depth=1, large=True),
     }
 )

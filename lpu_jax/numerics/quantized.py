@@ -1,170 +1,77 @@
-"""Quantised weights: codes and scales as a pytree, and the schemes that make them.
+"""Quantised arrays: codes and scales as a pytree, and the conversions to and from fp32.
 
-Matrices are `[..., k, n]` with the contraction first, scales `[..., groups, n]`. Not modelled:
-activation quantisation, scale search (scales come from the largest magnitude of a group), and
-the packing of two int4 codes into a byte (`stored_bytes` counts as if packed).
+Weights are `[..., k, n]` with blocks along axis -2, activations `[..., m, k]` with blocks along
+-1. Not modelled: scale search (scales come from the largest magnitude of a block), and the packing
+of codes in memory (`stored_bytes` counts as if packed; `packing` makes packed 4-bit codes).
 
 A `QuantizedArray` is valid if
-- `codes` has the scheme's array type and `scales` is float32 (None for a scheme without scales);
-- `scales.shape == (*batch, ceil(k / group_rows), n)`, one row if a group is the whole column;
-- each value is `code * scale` of its group, group `i` covering rows `i * group_rows` and up; a
-  last group may be shorter.
+- `codes` and `scales` have the scheme's array types (`scales` is None for a scheme without);
+- `scales` has the dimensions of `codes`, with `ceil(k / block_rows)` along the blocks, 1 if a block
+  holds all rows; columns that share a scale each have a copy, or one if a block holds all columns;
+- `tensor_scale` is float32 `[..., 1, 1]`, one per matrix, for two-level schemes, else None;
+- each value is `code * scale` of its block, block `i` covering rows `i * block_rows` and up, times
+  the tensor scale; a last block may be shorter.
 `check` raises if the shapes or types do not agree.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float16, Float32
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float16, Float32, PRNGKeyArray, Shaped, UInt
 
-from ..errors import LpuError, unknown
+from ..errors import LpuError
+from .blocks import (
+    block_maxima,
+    finite_amax,
+    float_scales,
+    from_blocks,
+    power_of_two_scales,
+    to_blocks,
+)
 from .elementary import div, mul
-from .formats import BF16, E4M3, FP16, FP32, INT4, INT8, Format
-from .rounding import encode, round_product, round_to, to_fp16, to_signed
-
-#: Groups whose largest weight is smaller become zero: fp16 ends at 2**-24, and a scale this small
-#: could be a subnormal, which some backends flush.
-_SMALLEST_AMAX = 2.0**-100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
-    """How a weight matrix is stored. `stored` counts real bytes, whatever arrays hold the codes."""
-
-    name: str
-    format: Format
-    #: Largest magnitude that a code stands for after scaling; 0 for a scheme without scales.
-    largest_code: float
-    #: Rows along K that share a scale; None for the whole column.
-    group_rows: int | None
-    #: Columns that share a scale. In memory a scale is repeated per column all the same, so that
-    #: columns can be split over chips anywhere.
-    group_columns: int
-    #: Format of a scale; None for a scheme without scales.
-    scale_format: Format | None
-
-    @property
-    def bits_per_value(self) -> float:
-        """Stored bits of one weight with its share of a group's scale.
-
-        A scale per whole column is left out: it is applied to the result, once per column.
-        """
-        if self.scale_format is None or self.group_rows is None:
-            return float(self.format.bits)
-        group = self.group_rows * self.group_columns
-        return self.format.bits + self.scale_format.bits / group
-
-    def stored_bytes(self, shape: tuple[Any, ...]) -> Any:
-        """Return the bytes of a stored array of this shape, codes and scales, without padding.
-
-        Args:
-            shape: `(*batch, k, n)`, of integers, symbolic dimensions or NumPy integer arrays.
-
-        Fidelity:
-            Exact; codes are packed over the whole array and rounded up to a byte once.
-        """
-        *batch, k, n = shape
-        matrices: Any = 1
-        for size in batch:
-            matrices = matrices * size
-        code_bytes = -(-matrices * k * n * self.format.bits // 8)
-        if self.scale_format is None:
-            return code_bytes
-        groups = 1 if self.group_rows is None else -(-k // self.group_rows)
-        scales = matrices * groups * -(-n // self.group_columns)
-        return code_bytes + scales * (self.scale_format.bits // 8)
-
-
-#: Codes -7..7: a symmetric grid, so that a weight and its negative have the same error; -8 would
-#: have no counterpart. Source: the released form of Kimi K2 Thinking and K2.5 (int4, symmetric,
-#: group 32, 16-bit scales); that the 16 bits are bf16 is assumed, from the models' other weights.
-INT4_GROUP32 = Scheme(
-    name="int4",
-    format=INT4,
-    largest_code=7.0,
-    group_rows=32,
-    group_columns=1,
-    scale_format=BF16,
-)
-#: Source: DeepSeek-V3 and Kimi K2 released forms (e4m3, blocks of 128 x 128, fp32 scales).
-FP8_BLOCK128 = Scheme(
-    name="fp8",
-    format=E4M3,
-    largest_code=E4M3.max_value,
-    group_rows=128,
-    group_columns=128,
-    scale_format=FP32,
-)
-#: Codes -127..127, one scale per output column. Source: Abts et al., ISCA 2020 (symmetric int8);
-#: the scale per column instead of per layer is assumed.
-INT8_COLUMN = Scheme(
-    name="int8",
-    format=INT8,
-    largest_code=127.0,
-    group_rows=None,
-    group_columns=1,
-    scale_format=FP32,
-)
-FP16_PLAIN = Scheme(
-    name="fp16",
-    format=FP16,
-    largest_code=0.0,
-    group_rows=None,
-    group_columns=1,
-    scale_format=None,
-)
-
-#: Every named scheme.
-SCHEMES: Mapping[str, Scheme] = MappingProxyType(
-    {s.name: s for s in (FP16_PLAIN, INT8_COLUMN, FP8_BLOCK128, INT4_GROUP32)}
-)
-
-
-def scheme_named(name: str) -> Scheme:
-    """Return the scheme called `name`.
-
-    Raises:
-        UnknownNameError: if there is no such scheme; the message lists the nearest names.
-    """
-    if name not in SCHEMES:
-        raise unknown("weight scheme", name, SCHEMES)
-    return SCHEMES[name]
+from .formats import E8M0, FP16, Format, Rounding
+from .rounding import code_dtype, decode, encode, round_product, to_fp16, to_signed
+from .schemes import Scheme, scheme_named, storage_dtype
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class QuantizedArray:
-    """Codes and scales of weights `[..., k, n]`; the module's text lists what makes one valid.
+    """Codes and scales of an array; the module's text lists what makes one valid.
 
-    The leaves are untyped because trees of shardings, shapes and tracers take the same form.
+    The leaves are untyped because trees of shardings, shapes and tracers take the same form. All
+    of them have the rank of the array, so that leading axes may be mapped or scanned over.
     """
 
-    #: int8 (schemes int4 and int8), float8_e4m3fn (fp8) or float16 (fp16), `[..., k, n]`.
+    #: In the array type of the format, `Scheme.code_dtype`.
     codes: Any
-    #: float32 `[..., groups, n]`, or None.
+    #: As stored: `Scheme.scale_dtype`; uint8 holds E8M0 codes. None without scales.
     scales: Any
-    #: Name of the scheme.
-    scheme: str = field(metadata={"static": True})
+    #: float32 `[..., 1, 1]` that multiplies the whole matrix; None unless the scheme is two-level.
+    tensor_scale: Any = None
+    scheme: Scheme = field(metadata={"static": True})
+    #: The axis along which blocks run, the contraction: -2 for weights, -1 for activations.
+    axis: int = field(default=-2, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Shape of the weights; dimensions may be symbolic."""
+        """Shape of the array; dimensions may be symbolic."""
         return tuple(self.codes.shape)
 
     @property
     def bits_per_value(self) -> float:
-        """Stored bits per weight, as `Scheme.bits_per_value`."""
-        return scheme_named(self.scheme).bits_per_value
+        """Stored bits per value, as `Scheme.bits_per_value`."""
+        return self.scheme.bits_per_value
 
     @property
     def stored_bytes(self) -> Any:
         """Stored bytes, as `Scheme.stored_bytes`."""
-        return scheme_named(self.scheme).stored_bytes(self.codes.shape)
+        return self.scheme.stored_bytes(self.shape, self.axis)
 
 
 def check(q: QuantizedArray) -> None:
@@ -172,127 +79,255 @@ def check(q: QuantizedArray) -> None:
 
     Raises:
         LpuError: with what was found and what the scheme asks for.
-        UnknownNameError: if there is no such scheme.
     """
-    scheme = scheme_named(q.scheme)
-    dtype = _code_dtype(scheme)
-    if q.codes.dtype != dtype or q.codes.ndim < 2:
+    scheme = q.scheme
+    _check_axis("quantized.check", q.codes.shape, q.axis)
+    if q.codes.dtype != scheme.code_dtype:
         raise LpuError(
-            f"quantised array: codes of scheme {scheme.name} must be {jnp.dtype(dtype).name} "
-            f"[..., k, n], but are {q.codes.dtype.name} {q.codes.shape}."
+            f"quantised array: codes of scheme {scheme.name} must be {scheme.code_dtype.name}, but "
+            f"are {q.codes.dtype.name} {q.codes.shape}."
         )
-    expected = _scales_shape(q.codes.shape, scheme)
-    found = None if q.scales is None else tuple(q.scales.shape)
-    if found != expected:
+    tensor_shape = (*q.codes.shape[:-2], 1, 1) if scheme.is_two_level else None
+    for what, array, shape, dtype in (
+        ("scales", q.scales, scheme.scales_shape(q.codes.shape, q.axis), scheme.scale_dtype),
+        ("tensor scale", q.tensor_scale, tensor_shape, jnp.dtype(jnp.float32)),
+    ):
+        found = None if array is None else tuple(array.shape)
+        if found != shape:
+            raise LpuError(
+                f"quantised array: {what} of scheme {scheme.name} for codes {q.codes.shape} must "
+                f"have shape {shape}, but have {found}."
+            )
+        if array is not None and dtype is not None and array.dtype != dtype:
+            raise LpuError(
+                f"quantised array: {what} of scheme {scheme.name} must be {dtype.name}, but are "
+                f"{array.dtype.name}."
+            )
+
+
+def _check_axis(caller: str, shape: tuple[Any, ...], axis: int) -> None:
+    """Raise unless the shape is that of matrices and blocks run along one of their axes."""
+    if len(shape) < 2 or axis not in (-2, -1):
         raise LpuError(
-            f"quantised array: scales of scheme {scheme.name} for weights {q.codes.shape} must "
-            f"have shape {expected}, but have {found}."
+            f"{caller}: shape {shape} and axis {axis} were given; allowed are matrices [..., k, n] "
+            "with axis -2, or [..., m, k] with axis -1."
         )
 
 
-def quantize(w: Float32[Array, "*batch k n"], scheme: str) -> QuantizedArray:
-    """Quantise finite weights.
+def quantize(
+    w: Float32[Array, "*batch rows columns"],
+    scheme: Scheme | str,
+    axis: int = -2,
+    *,
+    rounding: Rounding = "rne",
+    key: PRNGKeyArray | None = None,
+) -> QuantizedArray:
+    """Quantise an array.
 
-    Per group: `scale = round(amax / largest code)` to fp32 and then to the scale's format, and
-    `code = encode(w / scale)`, all RNE. A group with no weight above 2**-100 has scale 0.
+    Per block, by the kind of scales:
+    - powers of two: `blocks.power_of_two_scales`, then `encode(w / scale)` by integer arithmetic;
+    - floating point: `scale = round(amax / largest code)`, then `encode(w / scale)`;
+    - two-level: with `t = amax of the matrix / (largest scale * largest code)` and `v = w / t`,
+      `scale = round((amax of v) / largest code)` and `encode(v / scale)`, in this order.
+    In the last two a block without a magnitude of 2**-100 or more has scale 0 and codes 0.
+    Without scales, values that are too large become infinity. A block with infinity or NaN stands
+    for NaN only; with two-level scales so does the whole matrix.
 
     Args:
-        w: weights `[..., k, n]`; zeros count for the missing rows of a last group.
-        scheme: name of a scheme.
+        w: values; zeros count for the missing rows of a last block.
+        scheme: a scheme, or the name of one.
+        axis: along which the blocks run: -2 for weights `[..., k, n]`, -1 for `[..., m, k]`.
+        rounding: of the codes; scales are always rounded to nearest.
+        key: for stochastic rounding.
 
     Raises:
-        UnknownNameError: if there is no such scheme.
+        LpuError: an axis other than -2 and -1, or a key missing or not used.
+        UnknownNameError: there is no scheme of this name.
 
     Fidelity:
-        Each of the steps is rounded once (RNE).
+        Powers of two: exact, one rounding. Others: each of the steps is rounded once.
+
+    Source:
+        OCP Microscaling v1.0; arXiv 2509.25149 for two levels, whose order of operations is that
+        of JAX's `scaled_dot_general` (torchao's differs below block scales of 2**-6).
     """
-    spec = scheme_named(scheme)
+    spec = scheme_named(scheme) if isinstance(scheme, str) else scheme
+    _check_axis("quantize", w.shape, axis)
+    convert = partial(encode, fmt=spec.format, rounding=rounding, key=key)
     if spec.scale_format is None:
-        return QuantizedArray(codes=to_fp16(w), scales=None, scheme=scheme)
-    amax = _group_maxima(w, spec)
-    amax = jnp.where(amax < _SMALLEST_AMAX, jnp.float32(0), amax)
-    scales = div(amax, jnp.full_like(amax, spec.largest_code))
-    scales = round_to(scales, spec.scale_format)
-    spread = _spread_rows(scales, w.shape[-2], spec)
-    is_zero = spread == 0
-    ratio = div(w, jnp.where(is_zero, jnp.float32(1), spread))
-    codes = encode(jnp.where(is_zero, jnp.float32(0), ratio), spec.format)
-    return QuantizedArray(codes=_store(codes, spec), scales=scales, scheme=scheme)
+        codes = _stored(convert(w, overflow="ieee"), spec.format)
+        return QuantizedArray(codes=codes, scales=None, scheme=spec, axis=axis)
+    blocked = to_blocks(w, spec, axis)
+    maxima = block_maxima(blocked, spec, axis)
+    tensor_scale = None
+    if spec.has_power_of_two_scales:
+        scale_codes = power_of_two_scales(maxima, spec)
+        codes = convert(blocked, exponent=scale_codes + jnp.int32(spec.code_exponent - E8M0.bias))
+        scales = scale_codes.astype(jnp.uint8)
+    else:
+        amax = finite_amax(maxima)
+        if spec.is_two_level:
+            tensor_scale = _tensor_scale(amax, spec)
+            divisor = jnp.where(tensor_scale == 0, jnp.float32(1), tensor_scale)[..., None]
+            amax, blocked = div(amax, divisor), div(blocked, divisor)
+        factors = float_scales(amax, spec)
+        is_zero = factors == 0
+        ratio = div(blocked, jnp.where(is_zero, jnp.float32(1), factors))
+        codes = convert(jnp.where(is_zero, jnp.float32(0), ratio))
+        scales = _stored(encode(factors, spec.scale_format), spec.scale_format)
+    return QuantizedArray(
+        codes=_stored(from_blocks(codes, w.shape[axis], axis), spec.format),
+        scales=scales.squeeze(axis),
+        tensor_scale=tensor_scale,
+        scheme=spec,
+        axis=axis,
+    )
 
 
-def widen(q: QuantizedArray) -> Float16[Array, "*batch k n"]:
-    """Return fp16 weights: code times scale, rounded once (RNE; overflow to infinity).
+def _tensor_scale(amax: Float32[Array, "..."], scheme: Scheme) -> Float32[Array, "..."]:
+    """Return the scale of each matrix, `[..., 1, 1]`, from the maxima of its blocks."""
+    assert scheme.scale_format is not None
+    # NaN wins: XLA:CPU's maximum over an axis may lose it.
+    largest = jnp.where(amax == amax, amax, jnp.float32(jnp.inf)).max((-3, -2, -1), initial=0)
+    largest = jnp.where(largest == jnp.inf, jnp.float32(jnp.nan), largest)[..., None, None]
+    divisor = scheme.scale_format.max_value * scheme.format.max_value
+    return div(largest, jnp.full_like(largest, divisor))
+
+
+def dequantize(q: QuantizedArray) -> Float32[Array, "*batch rows columns"]:
+    """Return the values in fp32: code times scale, times the tensor scale.
 
     Fidelity:
-        Exact product, one rounding.
+        Without scales and with powers of two: exact where the value is an fp32 number; beyond,
+        infinity, and below, the nearest subnormal. int4: exact (a 3-bit code times an 8-bit
+        scale). fp8, int8 and two-level: rounded once (RNE), as backends flush below 2**-126.
+    """
+    values = _block_values(q)
+    if q.scheme.has_float_scales:
+        values = mul(values, _float_scales_of(q))
+    if q.tensor_scale is not None:
+        values = mul(values, q.tensor_scale[..., None])
+    return _joined(values, q)
+
+
+def widen(q: QuantizedArray) -> Float16[Array, "*batch rows columns"]:
+    """Return fp16 operands: code times block scale, rounded once (RNE; overflow to infinity).
+
+    The tensor scale of a two-level scheme is left out; `output_scale` gives it.
+
+    Fidelity:
+        Exact product, one rounding. NVFP4 needs none: 2 by 4 significant bits between 2**-10 and
+        2688 are fp16 numbers.
 
     Source:
         Widening to fp16 at the matrix unit is assumed.
     """
-    spec = scheme_named(q.scheme)
-    if spec.scale_format is None:
+    if q.scheme.format == FP16 and q.scheme.scale_format is None:
         codes: Array = q.codes
         return codes
-    scales = _spread_rows(q.scales, q.codes.shape[-2], spec)
-    bits = round_product(q.codes.astype(jnp.float32), scales, FP16)
-    return lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.float16)
+    values = _block_values(q)
+    if q.scheme.has_float_scales:
+        bits = round_product(values, _float_scales_of(q), FP16)
+        return _joined(lax.bitcast_convert_type(bits, jnp.float16), q)
+    # Powers of two are in the values: exact, or so far out that fp16 ends long before.
+    return _joined(to_fp16(values), q)
 
 
-def dequantize(q: QuantizedArray) -> Float32[Array, "*batch k n"]:
-    """Return fp32 weights: code times scale.
+def output_scale(q: QuantizedArray, *, of_codes: bool = False) -> Float32[Array, "..."] | None:
+    """Return what a product with the operands of `q` must still be multiplied by, or None.
 
-    Fidelity:
-        Exact for fp16 and int4 (a 3-bit code times an 8-bit scale); for fp8 and int8 (fp32 scales)
-        the product is rounded once (RNE).
+    Args:
+        q: weights with blocks along -2.
+        of_codes: the operands were bare int8 codes (`Scheme.multiplies_bare`), not `widen(q)`.
+
+    Returns:
+        `[..., 1, n]` or `[..., 1, 1]`: for bare codes the column scales, for widened operands the
+        tensor scale of a two-level scheme and None for the others.
+
+    Raises:
+        LpuError: `of_codes` for a scheme whose codes do not multiply bare.
     """
-    spec = scheme_named(q.scheme)
-    values: Array = q.codes.astype(jnp.float32)
-    if spec.scale_format is None:
-        return values
-    return mul(values, _spread_rows(q.scales, q.codes.shape[-2], spec))
+    if not of_codes:
+        scale: Array | None = q.tensor_scale
+        return scale
+    if not q.scheme.multiplies_bare:
+        raise LpuError(
+            f"output_scale: codes of scheme {q.scheme.name} were multiplied bare; that needs int8 "
+            "codes with one scale per column or matrix."
+        )
+    scales: Array = q.scales
+    return scales
 
 
-def _code_dtype(scheme: Scheme) -> Any:
-    """Return the array type that holds the codes of a scheme."""
-    return {"fp16": jnp.float16, "e4m3": jnp.float8_e4m3fn}.get(scheme.format.name, jnp.int8)
+def partition(q: QuantizedArray, spec: PartitionSpec) -> QuantizedArray:
+    """Return how the leaves are split if the array is split as `spec` says.
+
+    Columns may be split anywhere. Along the blocks each share must hold whole blocks, a multiple
+    of `Scheme.row_granule` rows. Scales of all rows, of all columns and of the matrix are copied.
+
+    Args:
+        q: the array, or its shapes.
+        spec: of the array, shorter than its rank if the last dimensions are whole.
+
+    Returns:
+        The same tree with a `PartitionSpec` for each leaf.
+    """
+    entries = (*spec, *(None,) * (len(q.shape) - len(spec)))
+
+    def of(leaf: Any) -> PartitionSpec | None:
+        if leaf is None:
+            return None
+        return PartitionSpec(
+            *(None if size == 1 else entry for size, entry in zip(leaf.shape, entries, strict=True))
+        )
+
+    return QuantizedArray(
+        codes=PartitionSpec(*entries),
+        scales=of(q.scales),
+        tensor_scale=of(q.tensor_scale),
+        scheme=q.scheme,
+        axis=q.axis,
+    )
 
 
-def _scales_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...] | None:
-    """Return the shape of the scales of weights of this shape."""
+def _block_values(q: QuantizedArray) -> Float32[Array, "..."]:
+    """Return the values of codes in blocks, power-of-two scales included."""
+    scheme = q.scheme
+    codes = _codes(q.codes, scheme.format)
     if scheme.scale_format is None:
-        return None
-    groups = 1 if scheme.group_rows is None else -(-shape[-2] // scheme.group_rows)
-    return (*shape[:-2], groups, shape[-1])
+        return decode(codes, scheme.format)
+    blocked = to_blocks(codes, scheme, q.axis)
+    if not scheme.has_power_of_two_scales:
+        return decode(blocked, scheme.format)
+    scales: Array = jnp.expand_dims(q.scales, q.axis).astype(jnp.int32)
+    exponent = scales + jnp.int32(scheme.code_exponent - E8M0.bias)
+    values = decode(blocked, scheme.format, exponent=exponent)
+    return jnp.where(scales == E8M0.nan_code, jnp.float32(jnp.nan), values)
 
 
-def _group_maxima(
-    w: Float32[Array, "*batch k n"], scheme: Scheme
-) -> Float32[Array, "*batch groups n"]:
-    """Return the largest magnitude of each weight's group, one per group of rows and column."""
-    *batch, k, n = w.shape
-    rows = scheme.group_rows or k
-    magnitude = jnp.pad(jnp.abs(w), (*((0, 0),) * len(batch), (0, -k % rows), (0, 0)))
-    maxima = magnitude.reshape(*batch, -1, rows, n).max(-2)
-    columns = scheme.group_columns
-    if columns == 1:
-        return maxima
-    maxima = jnp.pad(maxima, (*((0, 0),) * (len(batch) + 1), (0, -n % columns)))
-    blocks = maxima.reshape(*maxima.shape[:-1], -1, columns).max(-1)
-    return jnp.repeat(blocks, columns, axis=-1)[..., :n]
+def _float_scales_of(q: QuantizedArray) -> Float32[Array, "..."]:
+    """Return floating point scales as fp32, one row per block."""
+    scheme = q.scheme
+    assert scheme.scale_format is not None
+    scales = decode(_codes(q.scales, scheme.scale_format), scheme.scale_format)
+    return jnp.expand_dims(scales, q.axis)
 
 
-def _spread_rows(
-    scales: Float32[Array, "*batch groups n"], k: int, scheme: Scheme
-) -> Float32[Array, "*batch k n"]:
-    """Repeat scales over the rows of their groups."""
-    *batch, groups, n = scales.shape
-    rows = scheme.group_rows or k
-    repeated = jnp.broadcast_to(scales[..., None, :], (*batch, groups, rows, n))
-    return repeated.reshape(*batch, groups * rows, n)[..., :k, :]  # [.., g, r, n] -> [.., k, n]
+def _joined(values: Shaped[Array, "..."], q: QuantizedArray) -> Shaped[Array, "..."]:
+    """Return values in blocks in the shape of the array."""
+    if q.scheme.scale_format is None:
+        return values
+    return from_blocks(values, q.codes.shape[q.axis], q.axis)
 
 
-def _store(codes: Array, scheme: Scheme) -> Array:
-    """Return codes in the array type of the scheme."""
-    if scheme.format.is_integer:
-        return to_signed(codes, scheme.format).astype(jnp.int8)
-    return lax.bitcast_convert_type(codes.astype(jnp.uint8), jnp.float8_e4m3fn)
+def _stored(codes: UInt[Array, "..."], fmt: Format) -> Shaped[Array, "..."]:
+    """Return codes in the array type that holds them."""
+    dtype = storage_dtype(fmt)
+    if fmt.is_integer:
+        return to_signed(codes, fmt).astype(dtype)
+    return lax.bitcast_convert_type(codes, dtype)
+
+
+def _codes(stored: Shaped[Array, "..."], fmt: Format) -> Shaped[Array, "..."]:
+    """Return stored codes as unsigned bit patterns; those of integers keep their sign bits."""
+    return lax.bitcast_convert_type(stored, code_dtype(fmt))

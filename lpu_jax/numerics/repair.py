@@ -1,172 +1,159 @@
 """Exact recomputation of the outputs whose rounding the float64 sum of `accumulate` left open.
 
-A fp16 number is an integer of 40 bits times 2**-24. Cut into halves of 20 bits, all sums of
-products of halves are exact in float64; they are joined into one pair of float64 numbers that
-holds the exact sum, which is rounded to odd and then to fp32: together one correct rounding.
-Only finite operands are handled; like `accumulate` it runs inside `jax.enable_x64(True)`.
+Everything is integer arithmetic: an fp16 number is an integer of 40 bits times 2**-24; cut into two
+halves of 20 bits, all sums of products of halves fit 64 bits, and the three sums together are the
+exact result, which is rounded once. Only finite operands are handled; like `accumulate` it runs
+inside `jax.enable_x64(True)`.
 """
+
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float16, Float32, Float64, Int32
+from jaxtyping import Array, Bool, Float16, Float32, Int64, Num, UInt64
 
-#: Sums of products of 21-bit integers stay below 2**53.
-MAX_K_TILE = 2**11
-#: Outputs repaired at once.
+#: Rounding of an exact sum: to nearest, ties to even, or towards zero.
+SumRounding = Literal["rne", "rz"]
+
+#: Longest sum: `k` products of two halves, twice, stay below 2**62.
+MAX_K_TILE = 2**20
+#: Outputs recomputed at once.
 _CHUNK = 32
 _HALF_BITS = 20
-
-
-def exact_dot(a: Float64[Array, "m k"], b: Float64[Array, "k n"]) -> Float64[Array, "m n"]:
-    """Multiply float64 matrices; exact whenever every partial sum fits 53 bits."""
-    return lax.dot_general(
-        a,
-        b,
-        (((1,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float64,
-    )
+_HALF_MASK = (1 << _HALF_BITS) - 1
+#: Products are integers times 2**-48.
+_UNIT_EXPONENT = -48
 
 
 def repair(
-    total: Float32[Array, "m n"],
-    undecided: Bool[Array, "m n"],
-    x_tiles: Float16[Array, "t m k"],
-    w_tiles: Float16[Array, "t k n"],
-    cap: int,
-) -> Float32[Array, "m n"]:
+    total: Float32[Array, "g m n"],
+    undecided: Bool[Array, "g m n"],
+    x: Num[Array, "gx m k"],
+    w: Num[Array, "g k n"],
+    *,
+    k_tile: int,
+    rounding: SumRounding,
+    exact_carry: bool,
+) -> Float32[Array, "g m n"]:
     """Return `total` with the undecided outputs replaced by exact ones.
 
     Args:
         total: sums over all tiles.
         undecided: where `total` is not proven; only where all operands are finite.
-        x_tiles: activations by K tile.
-        w_tiles: weights by K tile.
-        cap: up to this many undecided outputs are recomputed one by one, above it all at once.
+        x: activations, one matrix for all or one for each matrix of `w`; float16 or a type whose
+            numbers are fp16 numbers.
+        w: weights, likewise.
+        k_tile: rows of a K tile.
+        rounding: of each tile, or of the whole sum: "rne" or "rz".
+        exact_carry: round the whole sum once instead of each tile.
 
     Fidelity:
-        Exact within each tile, one rounding (RNE); fp32 additions across tiles in order.
+        Exact within each tile (or over all), one rounding; fp32 additions across tiles in order.
     """
-    count = undecided.sum(dtype=jnp.int32)
-
-    def repair_all() -> Float32[Array, "m n"]:
-        def add_tile(
-            acc: Float32[Array, "m n"], tile: tuple[Array, Array]
-        ) -> tuple[Float32[Array, "m n"], None]:
-            return acc + _sliced_dot(*tile), None
-
-        exact, _ = lax.scan(add_tile, jnp.zeros_like(total), (x_tiles, w_tiles))
-        return jnp.where(undecided, exact, total)
-
-    repaired: Array = lax.cond(
-        count == 0,
-        lambda: total,
-        lambda: lax.cond(
-            count <= cap,
-            lambda: _repair_each(total, undecided, count, x_tiles, w_tiles, min(cap, total.size)),
-            repair_all,
-        ),
-    )
-    return repaired
-
-
-def _repair_each(
-    total: Float32[Array, "m n"],
-    undecided: Bool[Array, "m n"],
-    count: Int32[Array, ""],
-    x_tiles: Float16[Array, "t m k"],
-    w_tiles: Float16[Array, "t k n"],
-    cap: int,
-) -> Float32[Array, "m n"]:
-    """Recompute `count <= cap` outputs, a chunk at a time."""
-    n = total.shape[1]
-    # Sorting the positions compiles ten times faster than `jnp.nonzero` and runs only here.
+    _, m, n = total.shape
     positions = lax.iota(jnp.int32, total.size)
-    found = lax.sort(jnp.where(undecided.reshape(-1), positions, jnp.int32(total.size)))
-    found = jnp.pad(found[:cap], (0, _CHUNK), constant_values=total.size)
 
     def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        done, flat = state
-        index = lax.dynamic_slice(found, (done,), (_CHUNK,))
-        inside = jnp.minimum(index, total.size - 1)  # fill values are dropped when stored
-        x = jnp.take(x_tiles, inside // n, axis=1)  # [t, chunk, k]
-        w = jnp.take(w_tiles, inside % n, axis=2).transpose(
-            0, 2, 1
-        )  # [t, k, chunk] -> [t, chunk, k]
-        exact = _dot_each(x, w)
-        return done + _CHUNK, flat.at[index].set(exact, mode="drop")
+        flat, open_ = state
+        # One output from each residue class of positions: neighbours are repaired together.
+        marked = jnp.where(open_, positions, jnp.int32(-1))
+        found = jnp.pad(marked, (0, -total.size % _CHUNK), constant_values=-1)
+        found = found.reshape(-1, _CHUNK).max(0)
+        inside = jnp.maximum(found, 0)
+        matrix, row, column = inside // (m * n), inside // n % m, inside % n
+        exact = _dot_each(
+            x[jnp.zeros_like(matrix) if x.shape[0] == 1 else matrix, row],
+            w[matrix, :, column],
+            k_tile=k_tile,
+            rounding=rounding,
+            exact_carry=exact_carry,
+        )
+        at = jnp.where(found < 0, jnp.int32(total.size), found)  # dropped when stored
+        return flat.at[at].set(exact, mode="drop"), open_.at[at].set(False, mode="drop")
 
-    start = (jnp.int32(0), total.reshape(-1))
-    _, flat = lax.while_loop(lambda state: state[0] < count, step, start)
+    start = (total.reshape(-1), undecided.reshape(-1))
+    flat, _ = lax.while_loop(lambda state: state[1].any(), step, start)
     return flat.reshape(total.shape)
 
 
-def _dot_each(x: Float16[Array, "t c k"], w: Float16[Array, "t c k"]) -> Float32[Array, " c"]:
-    """Return dot products of pairs of rows, tile by tile."""
-    x_high, x_low = _halves(x)
-    w_high, w_low = _halves(w)
-    tile_sums = _join(
-        (x_high * w_high).sum(-1),
-        (x_high * w_low + x_low * w_high).sum(-1),
-        (x_low * w_low).sum(-1),
+def _dot_each(
+    x: Num[Array, "c k"],
+    w: Num[Array, "c k"],
+    *,
+    k_tile: int,
+    rounding: SumRounding,
+    exact_carry: bool,
+) -> Float32[Array, " c"]:
+    """Return dot products of pairs of rows."""
+    short = -x.shape[1] % k_tile
+    x_units, w_units = (
+        jnp.pad(_units(v.astype(jnp.float16)), ((0, 0), (0, short))).reshape(v.shape[0], -1, k_tile)
+        for v in (x, w)
     )
-    zero = jnp.zeros(x.shape[1], jnp.float32)
-    return lax.scan(lambda acc, tile: (acc + tile, None), zero, tile_sums)[0]
+    x_high, x_low = x_units >> _HALF_BITS, x_units & _HALF_MASK
+    w_high, w_low = w_units >> _HALF_BITS, w_units & _HALF_MASK
+    sums = (x_high * w_high, x_high * w_low + x_low * w_high, x_low * w_low)
+    high, middle, low = (v.sum(-1) for v in sums)  # [c, tiles]
+    if exact_carry:
+        return _rounded(high.sum(-1), middle.sum(-1), low.sum(-1), rounding)
+    tile_sums = _rounded(high, middle, low, rounding)
+    zero = jnp.zeros(x.shape[0], jnp.float32)
+    return lax.scan(lambda acc, tile: (acc + tile, None), zero, tile_sums.T)[0]
 
 
-def _sliced_dot(x: Float16[Array, "m k"], w: Float16[Array, "k n"]) -> Float32[Array, "m n"]:
-    """Return the exact product of one tile rounded once, from three GEMMs (Karatsuba)."""
-    x_high, x_low = _halves(x)
-    w_high, w_low = _halves(w)
-    high, low = exact_dot(x_high, w_high), exact_dot(x_low, w_low)
-    crossed = exact_dot(x_high + x_low, w_high + w_low)
-    return _join(high, crossed - high - low, low)
+def _units(x: Float16[Array, "..."]) -> Int64[Array, "..."]:
+    """Return fp16 numbers as integers of 2**-24."""
+    bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.int64)
+    field, fraction = bits >> 10 & 31, bits & 1023
+    significand = jnp.where(field > 0, fraction | 1024, fraction)
+    magnitude = significand << jnp.maximum(field - 1, 0)
+    return jnp.where(bits >> 15 == 1, -magnitude, magnitude)
 
 
-def _halves(x: Float16[Array, "..."]) -> tuple[Float64[Array, "..."], Float64[Array, "..."]]:
-    """Return integers with `x * 2**24 == high * 2**20 + low`, both at most 2**20 in magnitude."""
-    units = x.astype(jnp.float64) * 2.0**24
-    high = jnp.round(units * 2.0**-_HALF_BITS)
-    return high, units - high * 2.0**_HALF_BITS
-
-
-def _join(
-    high: Float64[Array, "..."], middle: Float64[Array, "..."], low: Float64[Array, "..."]
+def _rounded(
+    high: Int64[Array, "..."],
+    middle: Int64[Array, "..."],
+    low: Int64[Array, "..."],
+    rounding: SumRounding,
 ) -> Float32[Array, "..."]:
-    """Return `(high * 2**40 + middle * 2**20 + low) * 2**-48` rounded once to fp32.
+    """Return `(high * 2**40 + middle * 2**20 + low) * 2**-48` rounded once; an exact zero is +0.
 
-    The three are exact integers below 2**53. The two error terms are integers small enough for
-    their sum to be exact, so the last pair holds the exact value.
+    The result is a normal fp32 number or zero: it is a multiple of 2**-48 below 2**62.
     """
-    upper, upper_error = _two_sum(high * 2.0 ** (2 * _HALF_BITS), middle * 2.0**_HALF_BITS)
-    whole, whole_error = _two_sum(upper, low)
-    head, tail = _two_sum(whole, upper_error + whole_error)
-    rounded = (_round_to_odd(head, tail) * 2.0**-48).astype(jnp.float32)
-    return jnp.where(rounded == 0, jnp.float32(0), rounded)
+    middle = middle + (low >> _HALF_BITS)
+    high = high + (middle >> _HALF_BITS)
+    tail = (middle & _HALF_MASK) << _HALF_BITS | (low & _HALF_MASK)
+    # Sign and magnitude of the number `high * 2**40 + tail`, 0 <= tail < 2**40.
+    negative = high < 0
+    high = jnp.where(negative, ~high + (tail == 0).astype(jnp.int64), high)
+    tail = jnp.where(negative, -tail & (1 << 2 * _HALF_BITS) - 1, tail)
+    leading, exponent, lost = _leading_bits(high.astype(jnp.uint64), tail.astype(jnp.uint64))
+    kept, rest = leading >> 40, leading & jnp.uint64((1 << 40) - 1) | lost
+    half = jnp.uint64(1 << 39)
+    up = (rest > half) | ((rest == half) & (kept & 1 == 1))  # RNE
+    code = kept if rounding == "rz" else kept + up.astype(jnp.uint64)
+    # The leading one of `kept` adds 1 to the exponent field, and so does a carry out of it.
+    field = (exponent + (_UNIT_EXPONENT + 127 - 1)) << 23
+    bits = jnp.where(leading == 0, jnp.int64(0), field + code.astype(jnp.int64))
+    bits = jnp.where(negative, bits | 1 << 31, bits)
+    return lax.bitcast_convert_type(bits.astype(jnp.uint32), jnp.float32)
 
 
-def _two_sum(
-    a: Float64[Array, "..."], b: Float64[Array, "..."]
-) -> tuple[Float64[Array, "..."], Float64[Array, "..."]]:
-    """Return the rounded sum and its exact error (Knuth, TAOCP 2, §4.2.2)."""
-    total = a + b
-    b_part = total - a
-    return total, (a - (total - b_part)) + (b - b_part)
+def _leading_bits(
+    high: UInt64[Array, "..."], tail: UInt64[Array, "..."]
+) -> tuple[UInt64[Array, "..."], Int64[Array, "..."], UInt64[Array, "..."]]:
+    """Return the top 64 bits of `high * 2**40 + tail` from the leading one down.
 
-
-def _round_to_odd(
-    head: Float64[Array, "..."], tail: Float64[Array, "..."]
-) -> Float64[Array, "..."]:
-    """Return `head + tail` truncated, with the last bit set if anything was lost.
-
-    A later rounding to at most 51 bits then equals a single rounding.
-
-    Source:
-        Boldo and Melquiond, IEEE Trans. Computers 57 (2008): emulation of FMA and correctly
-        rounded sums by rounding to odd.
+    Returns:
+        The bits (0 for zero), the exponent of the leading one, and 1 where bits below are lost.
     """
-    bits = lax.bitcast_convert_type(head, jnp.int64)
-    away = (tail > 0) == (head > 0)
-    step = jnp.where(away, jnp.int64(1), jnp.int64(-1))
-    odd = jnp.where((tail != 0) & (bits & 1 == 0), bits + step, bits)
-    return lax.bitcast_convert_type(odd, jnp.float64)
+    is_short = high == 0
+    shift = lax.clz(jnp.where(is_short, tail, high))
+    missing = jnp.uint64(40) - jnp.minimum(shift, jnp.uint64(40))  # bits of `tail` that are lost
+    joined = high << shift | jnp.where(
+        shift > 40, tail << (shift - jnp.uint64(40)), tail >> missing
+    )
+    lost = tail & ((jnp.uint64(1) << missing) - jnp.uint64(1))
+    exponent = 63 - shift.astype(jnp.int64) + jnp.where(is_short, 0, 40)
+    leading = jnp.where(is_short, tail << shift, joined)
+    return leading, exponent, jnp.where(is_short, False, lost != 0).astype(jnp.uint64)

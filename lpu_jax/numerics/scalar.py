@@ -1,36 +1,42 @@
 """The meaning of each conversion and of a tile sum, one number at a time, in Python integers.
 
 Slow and readable: this is the specification that `rounding` and `accumulate` are tested against.
-Rounding is to nearest, ties to even (RNE); other roundings are not modelled.
+Directed rounding other than towards zero is not modelled.
 """
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
 
-from .formats import FP32, Format
+from .formats import FP32, Format, Overflow, Rounding, check_conversion
 
 #: A finite value, or one of the floats inf, -inf, nan and -0.0, which a Fraction cannot hold.
 Value = Fraction | float
-Overflow = Literal["saturate", "ieee"]
 
 
-def decode(code: int, fmt: Format) -> Value:
-    """Return the value of a code: a Fraction, or a float for -0, infinities and NaN.
+def decode(code: int, fmt: Format, *, exponent: int = 0) -> Value:
+    """Return `value * 2**exponent` of a code: a Fraction, or a float for -0, infinities and NaN.
 
     Args:
         code: bit pattern, `0 <= code < 2**fmt.bits`.
         fmt: the format.
+        exponent: power of two to multiply by.
 
     Fidelity:
         Exact.
     """
     assert 0 <= code < 1 << fmt.bits, f"code {code} does not fit {fmt.name}"
+    value = _decode(code, fmt)
+    return value * Fraction(2) ** exponent if isinstance(value, Fraction) else value
+
+
+def _decode(code: int, fmt: Format) -> Value:
+    """Return the value of a code."""
     if fmt.is_integer:
         return Fraction(code - (1 << fmt.bits) if code >> (fmt.bits - 1) else code)
-    magnitude_bits = fmt.bits - 1
-    negative, magnitude = divmod(code, 1 << magnitude_bits)
+    if not fmt.is_signed:
+        return math.nan if code > fmt.max_code else Fraction(2) ** (code - fmt.bias)
+    negative, magnitude = divmod(code, 1 << (fmt.bits - 1))
     sign = -1 if negative else 1
     if magnitude == fmt.inf_code:
         return sign * math.inf
@@ -45,20 +51,16 @@ def decode(code: int, fmt: Format) -> Value:
     return sign * significand * Fraction(2) ** (exponent - fmt.bias - fmt.mantissa_bits)
 
 
-def _round_half_even(value: Fraction) -> int:
-    """Return the integer nearest to a non-negative fraction, ties to even."""
+def _round_to_integer(value: Fraction, rounding: Rounding, random: int | None) -> int:
+    """Return one of the two integers next to a non-negative fraction."""
     whole, rest = divmod(value.numerator, value.denominator)
+    if random is not None:  # "sr"
+        return whole + ((rest << 32) // value.denominator + random >> 32)
+    if rounding == "rz":
+        return whole
     twice = 2 * rest - value.denominator
-    return whole + (1 if twice > 0 or (twice == 0 and whole & 1) else 0)
-
-
-def _overflow_code(fmt: Format, overflow: Overflow) -> int:
-    """Return the magnitude code of a value that is too large for the format."""
-    if overflow == "saturate":
-        return fmt.max_code
-    if fmt.inf_code is not None:
-        return fmt.inf_code
-    return fmt.max_code if fmt.nan_code is None else fmt.nan_code
+    is_tie_up = twice == 0 and (rounding == "rna" or whole % 2 == 1)
+    return whole + (1 if twice > 0 or is_tie_up else 0)
 
 
 def _exponent_of(value: Fraction) -> int:
@@ -67,68 +69,98 @@ def _exponent_of(value: Fraction) -> int:
     return exponent if Fraction(2) ** exponent <= value else exponent - 1
 
 
-def encode(value: Value, fmt: Format, overflow: Overflow = "saturate") -> int:
-    """Round a value to a format (RNE) and return its code.
+def encode(
+    value: Value,
+    fmt: Format,
+    *,
+    rounding: Rounding = "rne",
+    overflow: Overflow = "saturate",
+    exponent: int = 0,
+    random: int | None = None,
+) -> int:
+    """Round `value * 2**-exponent` to a format and return its code.
 
     Special cases: NaN gives the NaN code (0 in formats without one); an infinity is an overflow;
-    -0 keeps its sign in floating point formats. Rounding comes first: a value overflows if its
-    rounding with unbounded exponent does.
+    -0 keeps its sign in floating point formats. In e8m0, which has neither sign nor zero, zero and
+    negative values give NaN, and positive values below `2**-127` give `2**-127`. Rounding comes
+    first: a value overflows if its rounding with unbounded exponent is too large. Towards zero
+    ("rz") no finite value overflows to infinity or NaN.
 
     Args:
         value: the number.
         fmt: the format.
-        overflow: "saturate" to the largest finite value, or "ieee": infinity, else NaN, and
-            integers saturate.
+        rounding: see `Rounding`. Stochastic: with `r` in [0, 1) the discarded fraction of a step,
+            the magnitude is rounded up if `floor(r * 2**32) + random >= 2**32`.
+        overflow: "saturate" to the largest finite value, or "ieee": infinity, else NaN, else
+            saturate.
+        exponent: power of two to divide by first.
+        random: 32 random bits, for "sr" only.
+
+    Raises:
+        LpuError: if random bits are missing or not used.
 
     Fidelity:
         Exact, one rounding.
 
     Source:
-        IEEE 754-2019 §4.3.1 and §7.4; OCP OFP8 v1.0 for the two overflow behaviours.
+        IEEE 754-2019 §4.3 and §7.4; OCP OFP8 v1.0 for the two overflow behaviours; ml_dtypes for
+        e8m0 outside its range.
     """
-    negative = math.copysign(1.0, value) < 0 if isinstance(value, float) else value < 0
+    check_conversion("scalar.encode", rounding, overflow, has_random=random is not None)
     if isinstance(value, float) and math.isnan(value):
         return fmt.nan_code or 0
+    negative = math.copysign(1.0, value) < 0 if isinstance(value, float) else value < 0
+    if not fmt.is_signed and (negative or value == 0):
+        assert fmt.nan_code is not None, f"{fmt.name} has neither sign nor NaN"
+        return fmt.nan_code
+    limit = fmt.max_code
+    if fmt.is_integer and negative and not fmt.is_symmetric:
+        limit += 1  # two's complement goes one further down
     if isinstance(value, float) and math.isinf(value):
-        magnitude = _overflow_code(fmt, overflow)
+        magnitude = limit if fmt.is_integer else fmt.overflow_code(overflow)
     else:
-        magnitude = _encode_magnitude(abs(Fraction(value)), fmt, overflow)
+        scaled = abs(Fraction(value)) / Fraction(2) ** exponent
+        magnitude = _encode_magnitude(scaled, fmt, rounding, random)
+        if magnitude > limit:
+            is_clipped = fmt.is_integer or rounding == "rz"
+            magnitude = limit if is_clipped else fmt.overflow_code(overflow)
     if fmt.is_integer:
-        if negative and _is_below_integer_range(value, fmt):
-            return fmt.max_code + 1  # two's complement of the lowest integer
         return -magnitude % (1 << fmt.bits) if negative else magnitude
     return magnitude | (1 << (fmt.bits - 1) if negative else 0)
 
 
-def _is_below_integer_range(value: Value, fmt: Format) -> bool:
-    """Tell whether a negative value rounds to the lowest two's complement integer or below."""
-    return math.isinf(value) or _round_half_even(abs(Fraction(value))) > fmt.max_code
-
-
-def _encode_magnitude(value: Fraction, fmt: Format, overflow: Overflow) -> int:
-    """Return the code of a non-negative finite value, without its sign."""
+def _encode_magnitude(value: Fraction, fmt: Format, rounding: Rounding, random: int | None) -> int:
+    """Return the code of a non-negative finite value as if no code were the largest."""
     if value == 0:
         return 0
     step = fmt.smallest_exponent
     if not fmt.is_integer:
         step = max(step, _exponent_of(value) - fmt.mantissa_bits)
-    significand = _round_half_even(value / Fraction(2) ** step)
+    significand = _round_to_integer(value / Fraction(2) ** step, rounding, random)
     # Consecutive codes are consecutive significands; a carry moves into the exponent by itself.
     code = significand + ((step - fmt.smallest_exponent) << fmt.mantissa_bits)
-    return code if code <= fmt.max_code else _overflow_code(fmt, overflow)
+    # Code 0 of a signed format is zero, that of a scale is the smallest value.
+    return code if fmt.is_signed else max(code - 1, 0)
 
 
-def round_to(value: Value, fmt: Format, overflow: Overflow = "saturate") -> Value:
-    """Return `value` rounded to a format (RNE): `decode(encode(value))`."""
-    return decode(encode(value, fmt, overflow), fmt)
+def round_to(
+    value: Value,
+    fmt: Format,
+    *,
+    rounding: Rounding = "rne",
+    overflow: Overflow = "saturate",
+    random: int | None = None,
+) -> Value:
+    """Return `value` rounded to a format: `decode(encode(value))`, arguments as of `encode`."""
+    return decode(encode(value, fmt, rounding=rounding, overflow=overflow, random=random), fmt)
 
 
-def round_fraction_to_fp32(value: Value) -> float:
-    """Return the fp32 number nearest to `value` (RNE; overflow gives infinity) as a float."""
-    return float(round_to(value, FP32, "ieee"))
+def round_fraction_to_fp32(value: Value, rounding: Rounding = "rne") -> float:
+    """Return `value` rounded to fp32 as a float; RNE overflows to infinity."""
+    return float(round_to(value, FP32, rounding=rounding, overflow="ieee"))
 
 
-def dot_tile(x: Sequence[float], w: Sequence[float]) -> float:
+def dot_tile(x: Sequence[float], w: Sequence[float], *, rounding: Rounding = "rne") -> float:
     """Return the exact sum of products of one K tile, rounded once to fp32.
 
     An exact zero is +0. Infinities and NaN follow IEEE 754.
@@ -136,22 +168,28 @@ def dot_tile(x: Sequence[float], w: Sequence[float]) -> float:
     Args:
         x: activations of the tile, finite or not.
         w: weights of the tile, as many.
+        rounding: of the sum.
 
     Fidelity:
-        Exact, one rounding (RNE).
+        Exact, one rounding.
     """
     products = list(zip(x, w, strict=True))
     if not all(math.isfinite(value) for pair in products for value in pair):
         return sum(float(a) * float(b) for a, b in products)
     exact = sum((Fraction(a) * Fraction(b) for a, b in products), Fraction(0))
-    return round_fraction_to_fp32(exact)
+    return round_fraction_to_fp32(exact, rounding)
 
 
-def dot(x: Sequence[float], w: Sequence[float], k_tile: int) -> float:
-    """Return the dot product as the MXM makes it: tiles rounded once, added in fp32 in order."""
+def dot(
+    x: Sequence[float], w: Sequence[float], k_tile: int, *, rounding: Rounding = "rne"
+) -> float:
+    """Return the dot product as the MXM makes it: tiles rounded once, added in fp32 in order.
+
+    The tiles round as `rounding` says, the fp32 sums to nearest even.
+    """
     total = 0.0
     for start in range(0, len(x), k_tile):
-        part = dot_tile(x[start : start + k_tile], w[start : start + k_tile])
+        part = dot_tile(x[start : start + k_tile], w[start : start + k_tile], rounding=rounding)
         if math.isfinite(total) and math.isfinite(part):
             total = round_fraction_to_fp32(Fraction(total) + Fraction(part))
         else:

@@ -14,9 +14,11 @@ from jaxtyping import Array, Float16, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
+from lpu_jax.numerics.accumulate import Carry
 
 from ..config import GqaConfig, MlaConfig, ModelConfig
-from .linear import Split, add_residual, as_matrix, linear, project_out
+from ..policy import Policy
+from .linear import Split, add_residual, linear, operand_rows, product, project_out
 from .norm import rms_norm
 from .rotary import rotate
 
@@ -29,6 +31,7 @@ def attend(
     values: Float16[Array, "groups s v"],
     positions: Int32[Array, " b"],
     n_new: Any,
+    carry: Carry,
 ) -> Float32[Array, "groups rows v"]:
     """Softmax attention of each group of rows over its own context; `q` is already scaled.
 
@@ -36,10 +39,10 @@ def attend(
         Approximate, order-dependent; a longer allocated context changes no bit, because masked keys
         contribute exact zeros and K tiles of the second product start at position 0.
     """
-    scores = vxm.causal_mask(mxm.matmul(q, keys), positions, n_new)
+    scores = vxm.causal_mask(mxm.matmul(q, keys, carry=carry), positions, n_new)
     weights = vxm.exp(vxm.sub(scores, vxm.max_lanes(scores)))
     total = vxm.sum_lanes(weights)
-    return vxm.div(mxm.matmul(vxm.to_fp16(weights), values), total)
+    return vxm.div(mxm.matmul(vxm.to_fp16(weights), values, carry=carry), total)
 
 
 def grouped_attention(
@@ -51,6 +54,7 @@ def grouped_attention(
     share: Int32[Array, " 1"],
     *,
     cfg: ModelConfig,
+    policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
 ) -> tuple[Float16[Array, "b t d"], Cache]:
@@ -64,6 +68,7 @@ def grouped_attention(
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         cfg: the model.
+        policy: formats of rows, and the carry.
         split: how the output projection is split.
         axes: `data`, `tensor` and `query`.
 
@@ -78,12 +83,19 @@ def grouped_attention(
     positions = mem.take_share(positions, share.reshape(()), b)
     mine = mem.take_share(x, share.reshape(()), b)
     y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
+    y = operand_rows(y, policy, "attention")
     cos, sin = (mem.rows_from(tables[name], positions, t) for name in ("cos", "sin"))
 
     q = sxm.rearrange(
-        linear(y, weights["q"]), "(b t) (k g h) -> b k g t h", b=b, t=t, k=k, g=g, h=h
+        linear(y, weights["q"], policy=policy),
+        "(b t) (k g h) -> b k g t h",
+        b=b,
+        t=t,
+        k=k,
+        g=g,
+        h=h,
     )
-    kv = linear(y, weights["kv"])
+    kv = linear(y, weights["kv"], policy=policy)
     kv = sxm.rearrange(kv, "(b t) (k two h) -> two b k t h", b=b, t=t, k=k, two=2, h=h)
     key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, 1))
 
@@ -106,11 +118,20 @@ def grouped_attention(
         values.reshape(b * k, s, h),
         positions,
         t,
+        policy.carry,
     )
     heads = sxm.rearrange(
-        vxm.to_fp16(heads), "(b k) (g t) h -> (b t) (k g h)", b=b, k=k, g=g, t=t, h=h
+        operand_rows(heads, policy, "attention"),
+        "(b k) (g t) h -> (b t) (k g h)",
+        b=b,
+        k=k,
+        g=g,
+        t=t,
+        h=h,
     )
-    out = project_out(heads, weights["o"], rows=3, split=split, axis=heads_axis, d_model=d)
+    out = project_out(
+        heads, weights["o"], rows=3, policy=policy, split=split, axis=heads_axis, d_model=d
+    )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
     return add_residual(x, out), {"keys": keys, "values": values}
 
@@ -124,6 +145,7 @@ def latent_attention(
     share: Int32[Array, " 1"],
     *,
     cfg: ModelConfig,
+    policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
 ) -> tuple[Float16[Array, "b t d"], Cache]:
@@ -141,6 +163,7 @@ def latent_attention(
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         cfg: the model.
+        policy: formats of rows, and the carry.
         split: how the output projection is split.
         axes: `data`, `tensor` and `query`.
 
@@ -157,10 +180,13 @@ def latent_attention(
     positions = mem.take_share(positions, share.reshape(()), b)
     mine = mem.take_share(x, share.reshape(()), b)
     y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
+    y = operand_rows(y, policy, "attention")
     cos, sin = (mem.rows_from(tables[name], positions, t) for name in ("cos", "sin"))
 
-    q_low, kv_low, key_rope = sxm.split(linear(y, weights["a"]), (mla.q_lora_rank, latent, rope))
-    kv_low = rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps)
+    q_low, kv_low, key_rope = sxm.split(
+        linear(y, weights["a"], policy=policy), (mla.q_lora_rank, latent, rope)
+    )
+    kv_low = vxm.to_fp16(rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps))
     key_rope = rotate(key_rope.reshape(b, t, rope), cos, sin, interleaved=cfg.rope.interleaved)
     new = sxm.join(kv_low.reshape(b, t, latent), vxm.to_fp16(key_rope))
     keys = mem.append(
@@ -171,7 +197,8 @@ def latent_attention(
     )
     values = mem.append(cache["values"], kv_low.reshape(b, t, latent), positions, axis=1)
 
-    q = linear(rms_norm(q_low, weights["q_norm"], mla.latent_norm_eps), weights["q_b"])
+    q_low = rms_norm(q_low, weights["q_norm"], mla.latent_norm_eps)
+    q = linear(operand_rows(q_low, policy, "attention"), weights["q_b"], policy=policy)
     q = sxm.rearrange(q, "m (n h) -> n m h", n=n, h=nope + rope, m=b * t)
     q_nope, q_rope = sxm.split(q, (nope, rope))
     q_rope = rotate(
@@ -180,17 +207,22 @@ def latent_attention(
         sin.reshape(1, b, t, rope),
         interleaved=cfg.rope.interleaved,
     )
-    q_latent = mxm.matmul(vxm.to_fp16(q_nope), as_matrix(weights["k_b"], rows=1, batch=1))
+    q_latent = product(operand_rows(q_nope, policy, "attention"), weights["k_b"], policy=policy)
     q = sxm.join(
         vxm.to_fp16(vxm.mul(q_latent, mla.softmax_scale)),
         vxm.to_fp16(vxm.mul(q_rope.reshape(n, b * t, rope), mla.softmax_scale)),
     )
     q = sxm.rearrange(q, "n (b t) c -> b (n t) c", n=n, b=b, t=t, c=latent + rope)
 
-    mixed = vxm.to_fp16(attend(q, keys, values, positions, t))
+    mixed = attend(q, keys, values, positions, t, policy.carry)
+    mixed = operand_rows(mixed, policy, "attention")
     mixed = sxm.rearrange(mixed, "b (n t) c -> n (b t) c", n=n, b=b, t=t, c=latent)
-    heads = mxm.matmul(mixed, as_matrix(weights["v_b"], rows=1, batch=1))
-    heads = sxm.rearrange(vxm.to_fp16(heads), "n m v -> m (n v)", n=n, m=b * t, v=mla.v_head_dim)
-    out = project_out(heads, weights["o"], rows=2, split=split, axis=heads_axis, d_model=d)
+    heads = product(mixed, weights["v_b"], policy=policy)
+    heads = sxm.rearrange(
+        operand_rows(heads, policy, "attention"), "n m v -> m (n v)", n=n, m=b * t, v=mla.v_head_dim
+    )
+    out = project_out(
+        heads, weights["o"], rows=2, policy=policy, split=split, axis=heads_axis, d_model=d
+    )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
     return add_residual(x, out), {"keys": keys, "values": values}

@@ -8,12 +8,17 @@ plan's choice (`Split`).
 from enum import StrEnum
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float16, Float32
+from jaxtyping import Array, Float, Float16, Float32, Int32
 
-from lpu_jax.datapath import c2c, mxm, vxm
+from lpu_jax.datapath import c2c, mem, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.numerics.quantized import QuantizedArray
+from lpu_jax.numerics.quantized import QuantizedArray, output_scale
+
+from ..params import Role
+from ..policy import Policy
 
 Weight = Array | QuantizedArray
 
@@ -33,9 +38,9 @@ class Split(StrEnum):
 def as_matrix(w: Weight, *, rows: int, batch: int = 0) -> Weight:
     """Join the dimensions of a weight into `[*batch, k, n]`: a reshape, free."""
     if isinstance(w, QuantizedArray):
-        return QuantizedArray(
-            codes=_flat(w.codes, rows, batch), scales=_flat(w.scales, rows, batch), scheme=w.scheme
-        )
+        # Codes and scales have the same dimensions, so each leaf is joined on its own.
+        matrix: QuantizedArray = jax.tree.map(lambda leaf: _flat(leaf, rows, batch), w)
+        return matrix
     return _flat(w, rows, batch)
 
 
@@ -49,37 +54,108 @@ def _flat(x: Array, rows: int, batch: int) -> Array:
     return x.reshape(*x.shape[:batch], k, n)
 
 
-def linear(x: Float16[Array, "m k"], w: Weight, *, rows: int = 1) -> Float32[Array, "m n"]:
+def operand_rows(
+    x: Float32[Array, "*rows k"], policy: Policy, *roles: Role
+) -> Any:
+    """Round rows to the format in which they multiply weights of each role.
+
+    Args:
+        x: rows.
+        policy: formats of rows.
+        roles: of the weights.
+
+    Returns:
+        float16 or float8_e4m3fn rows: one array, or a tuple for several roles, which share what
+        they can.
+
+    Fidelity: one rounding (RNE); fp16 overflows to infinity, fp8 saturates.
+    """
+    formats = [policy.rows.get(role, "fp16") for role in roles]
+    round_to = {"fp16": vxm.to_fp16, "fp8": vxm.to_fp8}
+    rounded = {name: round_to[name](x) for name in dict.fromkeys(formats)}
+    return rounded[formats[0]] if len(roles) == 1 else tuple(rounded[name] for name in formats)
+
+
+def linear(
+    x: Float[Array, "m k"], w: Weight, *, policy: Policy, rows: int = 1
+) -> Float32[Array, "m n"]:
     """Multiply by a stored matrix.
 
     float16 weights and narrow formats that are widened to float16 multiply the activations as they
-    are. int8 weights multiply int8 activations, scaled per row by `max |x| / 127`.
+    are; a tensor scale is applied to the sums. int8 weights with a scale per column or matrix
+    multiply int8 activations, scaled per row by `max |x| / 127`.
 
     Args:
-        x: activations.
+        x: activations, as `operand_rows` gives them.
         w: weights; `rows` leading dimensions form `k`, the others `n`.
+        policy: the carry.
         rows: see `w`.
 
     Fidelity:
         Exact in each K tile, see `mxm.matmul`; int8 activations are rounded once.
     """
     matrix = as_matrix(w, rows=rows)
-    if isinstance(matrix, QuantizedArray) and matrix.scheme == "int8":
+    if isinstance(matrix, QuantizedArray) and matrix.scheme.multiplies_bare:
         return _linear_int8(x, matrix)
-    return mxm.matmul(x, matrix)
+    return _scaled(mxm.matmul(x, matrix, carry=policy.carry), matrix, None)
 
 
-def _linear_int8(x: Float16[Array, "m k"], w: QuantizedArray) -> Float32[Array, "m n"]:
+def product(
+    x: Float[Array, "..."],
+    store: Weight,
+    *,
+    policy: Policy,
+    slots: Int32[Array, " slots"] | None = None,
+) -> Float32[Array, "n m d_out"]:
+    """Multiply by several stored matrices `[n, k, ...]`, all of them or those in the slots.
+
+    Args:
+        x: activations `[m, k]` for all matrices, or `[n, m, k]`.
+        store: the matrices; dimensions after `k` are columns.
+        policy: the carry.
+        slots: which matrices, -1 for none; see `mxm.matmul`.
+
+    Fidelity:
+        Exact in each K tile, see `mxm.matmul`.
+    """
+    matrices = as_matrix(store, rows=1, batch=1)
+    return _scaled(mxm.matmul(x, matrices, rows=slots, carry=policy.carry), matrices, slots)
+
+
+def _scaled(
+    y: Float32[Array, "..."], w: Weight, slots: Int32[Array, " slots"] | None
+) -> Float32[Array, "..."]:
+    """Apply what the scales of a weight leave for its products: the scale of a whole matrix."""
+    scale = output_scale(w) if isinstance(w, QuantizedArray) else None
+    if scale is None:
+        return y
+    if slots is not None:
+        scale = mem.lookup(scale.reshape(-1, 1), slots, jnp.zeros((), jnp.int32))
+        scale = scale.reshape(-1, 1, 1)
+    return vxm.mul(y, scale)
+
+
+def _linear_int8(x: Float[Array, "m k"], w: QuantizedArray) -> Float32[Array, "m n"]:
     wide = vxm.to_fp32(x)
     largest = vxm.maximum(vxm.max_lanes(vxm.absolute(wide)), SMALLEST_MAXIMUM)
     codes = vxm.to_int8(vxm.mul(wide, vxm.div(127.0, largest)))
     y = vxm.to_fp32(mxm.matmul(codes, w))
     # both scales are applied to the sum: per row, then per column
-    return vxm.mul(vxm.mul(y, vxm.mul(largest, float(np.float32(1 / 127)))), w.scales)
+    row_scaled = vxm.mul(y, vxm.mul(largest, float(np.float32(1 / 127))))
+    column_scales = output_scale(w, of_codes=True)
+    assert column_scales is not None
+    return vxm.mul(row_scaled, column_scales)
 
 
 def project_out(
-    x: Float16[Array, "m k"], w: Weight, *, rows: int, split: Split, axis: Axis, d_model: int
+    x: Float[Array, "m k"],
+    w: Weight,
+    *,
+    rows: int,
+    policy: Policy,
+    split: Split,
+    axis: Axis,
+    d_model: int,
 ) -> Float16[Array, "m d"]:
     """Multiply what the chips of an axis hold by the output projection; the result is on all.
 
@@ -87,6 +163,7 @@ def project_out(
         x: a chip's share of the columns.
         w: its share of the matrix: of rows for `Split.ROW`, of columns for `Split.COLUMN`.
         rows: leading dimensions of `w` that form its rows.
+        policy: the carry.
         split: how the matrix is split.
         axis: the chips.
         d_model: columns of the whole result.
@@ -96,9 +173,9 @@ def project_out(
         rounded to fp16 for the wire and added in chip order.
     """
     if split is Split.ROW:
-        return c2c.all_reduce(vxm.to_fp16(linear(x, w, rows=rows)), axis)
+        return c2c.all_reduce(vxm.to_fp16(linear(x, w, policy=policy, rows=rows)), axis)
     whole = c2c.all_gather(x, axis, dim=-1)
-    y = vxm.to_fp16(linear(whole, w, rows=rows))
+    y = vxm.to_fp16(linear(whole, w, policy=policy, rows=rows))
     return c2c.all_gather(y, axis, dim=-1, keep=d_model)
 
 

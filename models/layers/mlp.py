@@ -9,17 +9,18 @@ from lpu_jax.datapath import sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig
-from .linear import Split, add_residual, linear, project_out
+from ..policy import Policy
+from .linear import Split, add_residual, linear, operand_rows, project_out
 from .norm import rms_norm
 
 
-def swiglu(gate_up: Float32[Array, "*rows two_f"], width: Any) -> Float16[Array, "*rows f"]:
-    """Combine gate and up projections that lie side by side: `silu(gate) * up`, rounded to fp16.
+def swiglu(gate_up: Float32[Array, "*rows two_f"], width: Any) -> Float32[Array, "*rows f"]:
+    """Combine gate and up projections that lie side by side: `silu(gate) * up`.
 
     Fidelity: approximate, see `vxm.silu`.
     """
     gate, up = sxm.split(gate_up, (width, width))
-    return vxm.to_fp16(vxm.mul(vxm.silu(gate), up))
+    return vxm.mul(vxm.silu(gate), up)
 
 
 def dense_mlp(
@@ -27,6 +28,7 @@ def dense_mlp(
     weights: Mapping[str, Any],
     *,
     cfg: ModelConfig,
+    policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
 ) -> Float16[Array, "b t d"]:
@@ -36,6 +38,7 @@ def dense_mlp(
         x: hidden state, replicated in the group.
         weights: `norm`, `gate_up`, `down` (`models.params`), this chip's share.
         cfg: the model.
+        policy: formats of rows, and the carry.
         split: how `down` is split.
         axes: `tensor`.
 
@@ -44,6 +47,9 @@ def dense_mlp(
     """
     b, t, d = x.shape
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
-    h = swiglu(linear(y, weights["gate_up"]), weights["gate_up"].shape[2])
-    out = project_out(h, weights["down"], rows=1, split=split, axis=axes["tensor"], d_model=d)
+    y = linear(operand_rows(y, policy, "dense"), weights["gate_up"], policy=policy)
+    h = operand_rows(swiglu(y, weights["gate_up"].shape[2]), policy, "dense")
+    out = project_out(
+        h, weights["down"], rows=1, policy=policy, split=split, axis=axes["tensor"], d_model=d
+    )
     return add_residual(x, out.reshape(b, t, d))

@@ -8,13 +8,14 @@ stream, the number of slots is fixed. The block is cut at that place: `route`, `
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float16, Float32, Int32
+from jaxtyping import Array, Float, Float16, Float32, Int32
 
-from lpu_jax.datapath import c2c, mem, mxm, selection, sxm, vxm
+from lpu_jax.datapath import c2c, mem, selection, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig, MoeConfig
-from .linear import Split, add_residual, as_matrix, linear, project_out
+from ..policy import Policy
+from .linear import Split, add_residual, linear, operand_rows, product, project_out
 from .mlp import swiglu
 from .norm import rms_norm
 
@@ -54,34 +55,36 @@ def route(
 
 
 def experts(
-    y: Float16[Array, "m d"],
+    y: Float[Array, "m d"],
     gate_up: Any,
     down: Any,
     rows: Int32[Array, " slots"],
     gates: Float32[Array, "slots m"],
     *,
+    policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
 ) -> Float32[Array, "n m d_out"]:
     """Run the experts in the slots over all rows and weigh their results.
 
     Args:
-        y: normalised rows.
+        y: normalised rows in the format that multiplies expert weights.
         gate_up: store `[held, d, 2, f]`.
         down: store `[held, f, d]`.
         rows: where in the store each slot's expert lies, -1 for an empty slot.
         gates: weight of each slot for each row, 0 where the row does not use it.
+        policy: formats of rows, and the carry.
         split: how `down` is split over the tensor axis.
         axes: `expert` and `tensor`.
 
     Returns:
         Weighed results of each slot; exact zeros where a row does not use it.
     """
-    h = mxm.matmul(y, as_matrix(gate_up, rows=1, batch=1), rows=rows)
-    h = swiglu(h, gate_up.shape[3])
+    h = product(y, gate_up, policy=policy, slots=rows)
+    h = operand_rows(swiglu(h, gate_up.shape[3]), policy, "expert")
     if split is Split.COLUMN:
         h = c2c.all_gather(h, axes["tensor"], dim=-1)
-    out = mxm.matmul(h, as_matrix(down, rows=1, batch=1), rows=rows)
+    out = product(h, down, policy=policy, slots=rows)
     gate = gates.reshape(*gates.shape, 1)
     return vxm.select(vxm.less_equal(gate, 0.0), 0.0, vxm.mul(out, gate))
 
@@ -92,6 +95,7 @@ def mixture(
     placement: Mapping[str, Array],
     *,
     cfg: ModelConfig,
+    policy: Policy,
     split: Split,
     n_local: Any,
     n_slots: Any,
@@ -104,6 +108,7 @@ def mixture(
         weights: as in `models.params`, this chip's experts and its share of their width.
         placement: `first_expert` `[1]`, and `address` `[1, e]`: the store row of every expert.
         cfg: the model.
+        policy: formats of rows, and the carry.
         split: `ROW`: partial sums are added by an all-reduce. `COLUMN`: every expert's result is
             gathered and summed by ascending expert id, so that the split moves no rounding.
         n_local: experts of each chip, padding included.
@@ -118,26 +123,38 @@ def mixture(
     b, t, d = x.shape
     everywhere = c2c.joined(axes["expert"], axes["tensor"])
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
-    logits = mxm.matmul(y, weights["router"])
+    router_rows, expert_rows, shared_rows = operand_rows(y, policy, "router", "expert", "shared")
+    logits = linear(router_rows, weights["router"], policy=policy)
     # The shared expert needs no route: its products keep the matrix unit busy while experts are
     # chosen on the vector unit.
-    shared = linear(y, weights["shared_gate_up"]) if moe.n_shared else None
+    shared = linear(shared_rows, weights["shared_gate_up"], policy=policy) if moe.n_shared else None
     ids, gate_weights = route(logits, weights["router_bias"], moe)
     shared_out = None
     if shared is not None:
-        h = swiglu(shared, weights["shared_gate_up"].shape[2])
+        h = operand_rows(swiglu(shared, weights["shared_gate_up"].shape[2]), policy, "shared")
         down = weights["shared_down"]
         if split is Split.ROW:
-            shared_out = linear(h, down)
+            shared_out = linear(h, down, policy=policy)
         else:
-            whole = project_out(h, down, rows=1, split=split, axis=everywhere, d_model=d)
+            whole = project_out(
+                h, down, rows=1, policy=policy, split=split, axis=everywhere, d_model=d
+            )
             shared_out = vxm.to_fp32(whole)
     slots = selection.local_slots(
         ids, placement["first_expert"].reshape(()), n_local=n_local, n_slots=n_slots
     )
     rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
     gates = selection.one_hot_gate(slots, ids, gate_weights)
-    parts = experts(y, weights["gate_up"], weights["down"], rows, gates, split=split, axes=axes)
+    parts = experts(
+        expert_rows,
+        weights["gate_up"],
+        weights["down"],
+        rows,
+        gates,
+        policy=policy,
+        split=split,
+        axes=axes,
+    )
     if split is Split.COLUMN:
         parts = _gathered(parts, axes, everywhere, d)
     out = vxm.sum_leading(parts)

@@ -9,7 +9,8 @@ from lpu_jax.datapath import c2c, mem, selection, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig
-from .linear import linear
+from ..policy import Policy
+from .linear import linear, operand_rows
 from .norm import rms_norm
 
 
@@ -41,6 +42,7 @@ def head(
     first: Int32[Array, " 1"],
     *,
     cfg: ModelConfig,
+    policy: Policy,
     axes: Mapping[str, Axis],
 ) -> tuple[Int32[Array, "b 1"], Float32[Array, "b v"]]:
     """Compute logits of one row of each sequence and the most likely token.
@@ -51,6 +53,7 @@ def head(
         rows: the row of each sequence that is asked for.
         first: number of the chip's first column.
         cfg: the model.
+        policy: formats of rows, and the carry.
         axes: `tensor`.
 
     Returns:
@@ -58,7 +61,7 @@ def head(
     """
     y = mem.take_rows(x, rows)
     y = rms_norm(vxm.to_fp32(y.reshape(y.shape[0], y.shape[2])), weights["norm"], cfg.norm_eps)
-    logits = linear(y, weights["out"])
+    logits = linear(operand_rows(y, policy, "head"), weights["out"], policy=policy)
     best, token = selection.arg_max(logits, first.reshape(()), cfg.vocab_size)
     best = c2c.all_gather(best, axes["tensor"], dim=-1)
     token = c2c.all_gather(token, axes["tensor"], dim=-1)

@@ -15,6 +15,7 @@ from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import mem, mxm, vxm
 from lpu_jax.errors import CostError
 from lpu_jax.numerics.quantized import QuantizedArray
+from lpu_jax.numerics.schemes import INT4_GROUP32
 from lpu_jax.system import system
 
 X = jax.ShapeDtypeStruct((4, 640), jnp.float32)
@@ -128,7 +129,7 @@ def test_time_depends_on_the_stored_format_not_on_the_array_type() -> None:
     scales = jax.ShapeDtypeStruct((20, 6400), jnp.float32)
 
     def stored(x: jax.Array, codes: jax.Array, scales: jax.Array) -> jax.Array:
-        return mxm.matmul(x, QuantizedArray(codes=codes, scales=scales, scheme="int4"))
+        return mxm.matmul(x, QuantizedArray(codes=codes, scales=scales, scheme=INT4_GROUP32))
 
     timing = schedule(program(stored, x, codes, scales), GROQ)
     (matmul,) = (slot for slot in timing.slots if slot.operation.name == "mxm_matmul")

@@ -18,7 +18,7 @@ from models import zoo
 from models.blocks import Kind, block_arguments, block_kinds, block_program
 from models.config import GqaConfig, ModelConfig
 from models.layers.linear import Split
-from models.policy import POLICIES, policy_named
+from models.policy import POLICIES
 from sharding import axes
 from sharding.axes import Request
 from sharding.trace import symbol_values, trace_block
@@ -63,7 +63,7 @@ class Case:
 
     @property
     def sizes(self) -> Any:
-        return axes.sizes(self.cfg, self.kind, policy_named(self.policy), self.ways, self.request)
+        return axes.sizes(self.cfg, self.kind, POLICIES[self.policy], self.ways, self.request)
 
 
 def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Case]:
@@ -96,17 +96,18 @@ def machine_of(case: Case) -> PlacedMachine:
 
 
 def symbolic_timing(case: Case) -> Timing:
-    traced = trace_block(case.cfg, case.kind, case.policy, case.split, "auto")
+    traced = trace_block(case.cfg, case.kind, POLICIES[case.policy], case.split, "auto")
     values = symbol_values(case.sizes, case.ways, case.slots)
     return schedule(traced.program, machine_of(case), values)
 
 
 def concrete_timing(case: Case) -> Timing:
     sizes = case.sizes
-    arguments = block_arguments(case.cfg, case.kind, policy_named(case.policy), case.split, sizes)
+    arguments = block_arguments(case.cfg, case.kind, POLICIES[case.policy], case.split, sizes)
     program = block_program(
         case.cfg,
         case.kind,
+        POLICIES[case.policy],
         case.split,
         n_local=sizes.local.get("experts"),
         n_slots=case.slots,
@@ -147,7 +148,7 @@ def test_many_plans_at_once_are_timed_as_one_by_one() -> None:
     rows = [symbol_values(case.sizes, case.ways, case.slots) for case in cases]
     columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
     timing = schedule(
-        trace_block(KIMI, "moe", "int4", Split.ROW, "auto").program, together, columns
+        trace_block(KIMI, "moe", POLICIES["int4"], Split.ROW, "auto").program, together, columns
     )
     for i, case in enumerate(cases):
         alone = symbolic_timing(case)
@@ -167,7 +168,7 @@ def test_more_work_is_never_faster(kind: Kind, grown: str) -> None:
         }
         values[grown] = n
         many = dataclasses.replace(machine, group_of_plan=np.zeros(n.shape, np.int64))
-        program = trace_block(KIMI, kind, case.policy, case.split, "auto").program
+        program = trace_block(KIMI, kind, POLICIES[case.policy], case.split, "auto").program
         timing = schedule(program, many, values)
         for field in ("cycles", "lower_cycles", "upper_cycles"):
             cycles = np.broadcast_to(getattr(timing, field), n.shape)
@@ -189,7 +190,7 @@ def test_twice_the_clock_and_bandwidth_and_half_the_latency_take_half_the_time()
             chip=dataclasses.replace(chip, clock_hz=2 * chip.clock_hz),
             topology=dataclasses.replace(topology, **faster),
         )
-        program = trace_block(case.cfg, case.kind, case.policy, case.split, "auto").program
+        program = trace_block(case.cfg, case.kind, POLICIES[case.policy], case.split, "auto").program
         values = symbol_values(case.sizes, case.ways, case.slots)
         slow_s = schedule(program, machine, values).cycles / chip.clock_hz
         quick_machine = dataclasses.replace(machine, system=quick, _spans={})

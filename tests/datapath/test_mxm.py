@@ -16,7 +16,7 @@ import pytest
 
 from lpu_jax.datapath import mxm
 from lpu_jax.errors import LpuError
-from lpu_jax.numerics import scalar
+from lpu_jax.numerics import accumulate, scalar
 from lpu_jax.numerics.quantized import QuantizedArray, quantize, widen
 
 M, K, N, GROUPS = 2, 96, 3, 4
@@ -45,7 +45,7 @@ def stored(scheme: str, *shape: int) -> QuantizedArray:
 
 @pytest.mark.parametrize(("k", "n_tiles"), [(96, 1), (330, 3)])
 def test_float16_equals_exact_fractions(k: int, n_tiles: int) -> None:
-    assert -(-k // mxm.K_TILE["float16"]) == n_tiles
+    assert -(-k // accumulate.K_TILES["fp16"]) == n_tiles
     x, w = fp16_array(M, k, seed=1), fp16_array(k, N, seed=2)
     expected = [[scalar.dot(row.tolist(), column.tolist(), 160) for column in w.T] for row in x]
     np.testing.assert_array_equal(mxm.matmul(x, w), np.float32(expected))
@@ -195,16 +195,25 @@ def test_shapes_that_do_not_fit_are_named(x: Any, w: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "w"), [("float32", "float32"), ("float16", "int8"), ("int8", "float16")]
+    ("x", "w"), [("float32", "float32"), ("bfloat16", "float16"), ("int8", "float16")]
 )
 def test_types_the_unit_does_not_take_are_named(x: str, w: str) -> None:
-    with pytest.raises(LpuError, match=f"operands {x} and {w} were given; both must be one of"):
+    with pytest.raises(LpuError, match=f"operands {x} and {w} were given; allowed are"):
         mxm.matmul(jnp.zeros((2, 4), x), jnp.zeros((4, 3), w))
 
 
-@pytest.mark.parametrize(("scheme", "x"), [("int4", "int8"), ("fp8", "float8_e4m3fn")])
-def test_codes_with_a_scale_per_group_are_never_multiplied_bare(scheme: str, x: str) -> None:
-    # The codes have the type of the activations, but their scales could not be applied later.
-    w = stored(scheme, K, N)
-    with pytest.raises(LpuError, match=f"operands {x} and float16"):
-        mxm.matmul(jnp.zeros((M, K), x), w)
+def test_codes_with_a_scale_per_group_are_never_multiplied_bare() -> None:
+    # int4 codes have the type of int8 activations, but their scales could not be applied later.
+    with pytest.raises(LpuError, match="operands int8 and float16"):
+        mxm.matmul(jnp.zeros((M, K), jnp.int8), stored("int4", K, N))
+    x = fp16_array(M, K).astype(jnp.float8_e4m3fn)
+    w = stored("fp8", K, N)
+    np.testing.assert_array_equal(mxm.matmul(x, w), mxm.matmul(x, jax.jit(widen)(w)))
+
+
+def test_rounding_and_carry_reach_the_unit_and_cost_nothing() -> None:
+    x, w = fp16_array(M, 330, seed=1), fp16_array(330, N, seed=2)
+    results = [mxm.matmul(x, w), mxm.matmul(x, w, rounding="rz"), mxm.matmul(x, w, carry="exact")]
+    assert len({np.asarray(r).tobytes() for r in results}) == 3
+    exact = [[scalar.dot_tile(row.tolist(), column.tolist()) for column in w.T] for row in x]
+    np.testing.assert_array_equal(results[2], np.float32(exact))

@@ -15,6 +15,7 @@ from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import mem, selection, sxm, vxm
 from lpu_jax.datapath.primitive import free, primitive
 from lpu_jax.datapath.work import Unit
+from lpu_jax.numerics import elementary
 from lpu_jax.system import system
 
 GROQ = one_group(system("groq-node"), 1)
@@ -44,8 +45,17 @@ def test_numbers_and_single_rows_are_spread() -> None:
 
 
 def test_int8_is_rounded_to_even_and_saturates() -> None:
-    x = jnp.asarray([0.5, 1.5, -2.5, 126.6, 200.0, -200.0], jnp.float32)
-    np.testing.assert_array_equal(vxm.to_int8(x), [0, 2, -2, 127, 127, -127])
+    x = jnp.asarray([0.5, 1.5, -2.5, 126.6, 200.0, -200.0, np.nan], jnp.float32)
+    np.testing.assert_array_equal(vxm.to_int8(x), [0, 2, -2, 127, 127, -127, 0])
+
+
+def test_functions_are_those_of_the_numerics_and_chain_on_the_large_units() -> None:
+    x = jnp.abs(jnp.asarray(values(4, 320)))
+    for name in ("sqrt", "reciprocal", "rsqrt", "exp", "log", "tanh", "sigmoid", "silu", "gelu"):
+        got = getattr(vxm, name)(x)
+        np.testing.assert_array_equal(got, jax.jit(getattr(elementary, name))(x))
+    busy = [cycles(function, x)[Unit.VXM] for function in (vxm.exp, vxm.gelu_tanh, vxm.softmax)]
+    assert busy == sorted(busy)
 
 
 def test_zeros_anywhere_in_a_list_of_terms_change_no_bit() -> None:

@@ -10,7 +10,7 @@ from lpu_jax.errors import LpuError, UnknownNameError, unknown
 from lpu_jax.provenance import Constant, const, constants_of, vary
 from lpu_jax.quantities import format_bytes, format_count, format_given, format_seconds
 from lpu_jax.system import system
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import Request
 from sharding.evaluate import evaluate
@@ -61,7 +61,7 @@ EVALUATED = [
     (
         system("lpx-9"),
         model("kimi-k2"),
-        policy_named("int4"),
+        POLICIES["int4"],
         Plan(
             stages=61,
             group_chips=32,
@@ -73,7 +73,7 @@ EVALUATED = [
     (
         system("groq-576"),
         model("llama-2-70b"),
-        policy_named("int8"),
+        POLICIES["int8"],
         Plan(
             stages=36,
             group_chips=16,

@@ -16,7 +16,7 @@ from models import zoo
 from models.blocks import Kind, block_arguments, block_kinds, block_program
 from models.config import ModelConfig
 from models.layers.linear import Split
-from models.policy import POLICIES, policy_named
+from models.policy import POLICIES
 from sharding import axes
 from sharding.axes import Request
 
@@ -45,9 +45,11 @@ def traced(
 ) -> Any:
     """Trace a block over thousands of chips; nothing is allocated."""
     ways = WAYS[kind]
-    sizes = axes.sizes(cfg, kind, policy_named(policy), ways, Request(batch=128, context=8192))
-    arguments = block_arguments(cfg, kind, policy_named(policy), split, sizes)
-    program = block_program(cfg, kind, split, n_local=sizes.local.get("experts"), n_slots=1)
+    sizes = axes.sizes(cfg, kind, POLICIES[policy], ways, Request(batch=128, context=8192))
+    arguments = block_arguments(cfg, kind, POLICIES[policy], split, sizes)
+    program = block_program(
+        cfg, kind, POLICIES[policy], split, n_local=sizes.local.get("experts"), n_slots=1
+    )
     return mesh.trace(
         wrap(program),
         axes.chip_mesh(kind, ways, (16, 256), "auto"),

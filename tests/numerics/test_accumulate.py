@@ -9,47 +9,58 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import LpuError
-from lpu_jax.numerics import accumulate, quantized, scalar
+from lpu_jax.numerics import accumulate, certificate, repair, scalar
 
 K_TILE = 160
-M, N, K = 12, 20, 357  # ragged: tiles of 160, 160 and 37 rows
+M, N, K = 40, 64, 357  # ragged: tiles of 160, 160 and 37 rows
 UNIT = 2.0**-24  # every fp16 number is a multiple of it
 
 
 @cache
-def in_x64(function, **static):
-    """Open 64-bit mode around a meaning, as the lowering of a primitive does."""
+def in_x64(**choices):
+    """Open 64-bit mode around the meaning, as the lowering of a primitive does."""
 
     @jax.jit
-    def call(*args):
+    def call(x, w):
         with jax.enable_x64(True):
-            return function(*args, **static)
+            return accumulate.matmul(x, w, **choices)
 
-    return lambda *args: np.asarray(call(*map(jnp.asarray, args)))
-
-
-matmul_fp16 = in_x64(accumulate.matmul_fp16)
+    return lambda x, w: np.asarray(call(jnp.asarray(x), jnp.asarray(w)))
 
 
-def oracle(x, w, k_tile=K_TILE):
+matmul = in_x64()
+
+
+def units(values):
+    """Numbers of fp16 or narrower as Python integers of 2**-24, in an object array."""
+    return (values.astype(np.float64) / UNIT).astype(np.int64).astype(object)
+
+
+def oracle(x, w, k_tile=K_TILE, rounding="rne", carry="fp32"):
     """Integer dot products per tile, each rounded to fp32 from the integer; fp32 additions."""
+    rounded = np.vectorize({"rne": round_units, "rz": truncate_units}[rounding], otypes=["f4"])
+    if carry == "exact":
+        return rounded(units(x).dot(units(w)))
     total = np.zeros((x.shape[0], w.shape[1]), np.float32)
     for start in range(0, x.shape[1], k_tile):
-        x_units, w_units = (
-            (v.astype(np.float64) / UNIT).astype(np.int64).astype(object)
-            for v in (x[:, start : start + k_tile], w[start : start + k_tile])
-        )
-        total += np.vectorize(round_units, otypes=[np.float32])(x_units.dot(w_units))
+        rows = slice(start, start + k_tile)
+        total += rounded(units(x[:, rows]).dot(units(w[rows])))
     return total
 
 
-def round_units(units):
-    """Round `units * 2**-48` to fp32 (RNE); in range of normal fp32 numbers, so bits suffice."""
-    magnitude = abs(units)
+def round_units(total):
+    """Round `total * 2**-48` to fp32 (RNE); in range of normal fp32 numbers, so bits suffice."""
+    magnitude = abs(total)
     extra = max(magnitude.bit_length() - 24, 0)
     kept, rest = divmod(magnitude, 1 << extra)
     kept += 2 * rest > 1 << extra or (2 * rest == 1 << extra and kept & 1)
-    return np.copysign(np.ldexp(float(kept), extra - 48), units) if units else 0.0
+    return np.copysign(np.ldexp(float(kept), extra - 48), total) if total else 0.0
+
+
+def truncate_units(total):
+    """Round `total * 2**-48` towards zero."""
+    extra = max(abs(total).bit_length() - 24, 0)
+    return np.copysign(np.ldexp(float(abs(total) >> extra), extra - 48), total) if total else 0.0
 
 
 def plain_float64(x, w, k_tile=K_TILE):
@@ -122,12 +133,27 @@ CASES = cases()
 ADVERSARIAL = ["cancellation", "midpoint", "cancellation in the last tile"]
 
 
+MODES = [
+    {},
+    {"rounding": "rz"},
+    {"k_tile": 320},
+    {"carry": "exact"},
+    {"carry": "exact", "rounding": "rz"},
+]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_fp16_equals_integer_oracle(case):
+def test_fp16_equals_integer_oracle(case, mode):
+    """All cases and modes together: 130,000 outputs, none wrong."""
     x, w = CASES[case]
-    got = matmul_fp16(x, w)
+    got = in_x64(**mode)(x, w)
     assert got.dtype == np.float32
-    np.testing.assert_array_equal(got.view(np.uint32), oracle(x, w).view(np.uint32))
+    np.testing.assert_array_equal(got.view(np.uint32), oracle(x, w, **mode).view(np.uint32))
+
+
+def test_there_are_more_than_100_000_outputs():
+    assert sum(x.shape[0] * w.shape[1] for x, w in CASES.values()) * len(MODES) > 100_000
 
 
 @pytest.mark.parametrize("case", ADVERSARIAL)
@@ -136,12 +162,31 @@ def test_plain_float64_would_fail(case):
     assert (plain_float64(x, w) != oracle(x, w)).any()
 
 
-@pytest.mark.parametrize("case", [*ADVERSARIAL, "log-uniform", "large"])
-@pytest.mark.parametrize("cap", [0, 3])
-def test_repairing_all_at_once_gives_the_same(case, cap):
+def test_the_oracles_tell_the_modes_apart():
+    x, w = CASES["normal"]
+    results = [oracle(x, w, **mode) for mode in MODES]
+    for i, one in enumerate(results):
+        assert all((one != other).any() for other in results[:i])
+
+
+@pytest.mark.parametrize("case", ["normal", "log-uniform", "cancellation in the last tile"])
+def test_blocks_of_matrices_keep_the_bits(case, monkeypatch):
+    """Few matrices at once, an uneven last block, shared and separate activations."""
     x, w = CASES[case]
-    got = in_x64(accumulate.matmul_fp16, repair_cap=cap)(x, w)
-    np.testing.assert_array_equal(got, oracle(x, w))
+    both = np.stack([w, w[::-1], -w, w[:, ::-1], w * np.float16(0.5)])
+    expected = np.stack([oracle(x, each) for each in both])
+    monkeypatch.setattr(accumulate, "_BLOCK_BYTES", 2 * 8 * K_TILE * N)
+    got = jax.jit(_grouped)(jnp.asarray(x), jnp.asarray(both))
+    np.testing.assert_array_equal(got, expected)
+    separate = np.stack([x] * len(both))
+    np.testing.assert_array_equal(
+        jax.jit(_grouped)(jnp.asarray(separate), jnp.asarray(both)), expected
+    )
+
+
+def _grouped(x, w):
+    with jax.enable_x64(True):
+        return accumulate.matmul(x, w)
 
 
 def test_a_single_repaired_output_is_found():
@@ -150,13 +195,13 @@ def test_a_single_repaired_output_is_found():
     x[7, :3], w[:3, 11] = [64, 2.0**-6, 2.0**-24], [64, 2.0**-6, 2.0**-24]
     expected = oracle(x, w)
     assert (plain_float64(x, w) != expected).sum() == 1
-    np.testing.assert_array_equal(matmul_fp16(x, w), expected)
+    np.testing.assert_array_equal(matmul(x, w), expected)
 
 
 def test_smallest_double_rounding_vector():
     x = np.array([[64, 2.0**-6, 2.0**-24]], np.float16)
     above = np.nextafter(np.float32(4096), np.float32(np.inf))
-    assert matmul_fp16(x, x.T.copy())[0, 0] == above
+    assert matmul(x, x.T.copy())[0, 0] == above
     assert scalar.dot_tile(x[0].tolist(), x[0].tolist()) == above
     assert plain_float64(x, x.T)[0, 0] == 4096
 
@@ -168,35 +213,16 @@ def test_scalar_dot_equals_integer_oracle():
         np.testing.assert_array_equal(np.array(got, np.float32), oracle(x[:4], w[:, :4]))
 
 
-def test_ready_made_certificate_changes_nothing():
-    certify = jax.jit(lambda w: _certificate(w))
-    for case in ("normal", "large", "log-uniform", "cancellation in the last tile"):
-        x, w = CASES[case]
-        certificate = certify(jnp.asarray(w))
-        assert certificate.norm.shape == (-(-w.shape[0] // K_TILE), w.shape[1])
-        got = jax.jit(_with_certificate)(jnp.asarray(x), jnp.asarray(w), certificate)
-        np.testing.assert_array_equal(got, oracle(x, w))
-
-
-def _certificate(w):
-    with jax.enable_x64(True):
-        return accumulate.weight_certificate(w)
-
-
-def _with_certificate(x, w, certificate):
-    with jax.enable_x64(True):
-        return accumulate.matmul_fp16(x, w, certificate=certificate)
-
-
-def test_certificate_against_fractions():
+def test_norms_and_spans_against_integers():
     w = CASES["bit patterns"][1][:K_TILE]
-    certificate = _certificate(jnp.asarray(w))
-    units = (w.astype(np.float64) / UNIT).astype(np.int64)
-    norm = np.sqrt((w.astype(np.float64) ** 2).sum(0))
-    lowest = np.where(units == 0, 1 << 60, units & -units).min(0) * UNIT
+    with jax.enable_x64(True):
+        norm, span = certificate.norm_and_span(jnp.asarray(w), axis=0)
+    integers = (w.astype(np.float64) / UNIT).astype(np.int64)
+    expected = np.sqrt((w.astype(np.float64) ** 2).sum(0))
+    lowest = np.where(integers == 0, 1 << 60, integers & -integers).min(0) * UNIT
     # 2**-22: two fp32 roundings; the proof's slack is four times larger.
-    np.testing.assert_allclose(certificate.norm[0], norm, rtol=2.0**-22)
-    np.testing.assert_allclose(certificate.span[0], norm / lowest, rtol=2.0**-22)
+    np.testing.assert_allclose(norm, expected, rtol=2.0**-22)
+    np.testing.assert_allclose(span, expected / lowest, rtol=2.0**-22)
 
 
 def test_infinities_and_nan_follow_ieee():
@@ -205,7 +231,7 @@ def test_infinities_and_nan_follow_ieee():
     w[7, 4], w[300, 5] = np.inf, -np.inf
     with np.errstate(invalid="ignore"):
         expected = x.astype(float) @ w.astype(float)
-    got, finite = matmul_fp16(x, w), np.isfinite(expected)
+    got, finite = matmul(x, w), np.isfinite(expected)
     np.testing.assert_array_equal(got[~finite], expected[~finite].astype(np.float32))
     x[~np.isfinite(x)], w[~np.isfinite(w)] = 0, 0
     np.testing.assert_array_equal(got[finite], oracle(x, w)[finite])
@@ -215,71 +241,107 @@ def test_infinities_and_nan_follow_ieee():
 @pytest.mark.parametrize("case", ["normal", "cancellation"])
 def test_rows_do_not_depend_on_the_batch(case):
     x, w = CASES[case]
-    many = matmul_fp16(np.tile(x, (6, 1))[:64], w)
-    np.testing.assert_array_equal(matmul_fp16(x[:1], w), many[:1])
-    np.testing.assert_array_equal(matmul_fp16(x[:1], w[:, :1]), many[:1, :1])
+    many = matmul(np.tile(x, (6, 1))[:64], w)
+    np.testing.assert_array_equal(matmul(x[:1], w), many[:1])
+    np.testing.assert_array_equal(matmul(x[:1], w[:, :1]), many[:1, :1])
 
 
 def test_appended_zeros_change_nothing():
     x, w = CASES["cancellation in the last tile"]
     longer = np.pad(x, ((0, 0), (0, 400))), np.pad(w, ((0, 400), (0, 0)))
-    np.testing.assert_array_equal(matmul_fp16(*longer), matmul_fp16(x, w))
+    np.testing.assert_array_equal(matmul(*longer), matmul(x, w))
 
 
-def test_loops_over_matrices_keep_the_bits():
-    pairs = [CASES[c] for c in ("normal", "large", "log-uniform", "bit patterns")]
-    x, w = (np.stack(v) for v in zip(*pairs, strict=True))
+def as_type(values, name):
+    """Values of fp16 data in a narrower type, finite."""
+    if name == "int8":
+        return np.clip(np.rint(values.astype(np.float32) * 40), -128, 127).astype(np.int8)
+    kind = np.dtype(name) if name == "float16" else np.dtype(getattr(ml_dtypes, name))
+    largest = 448.0 if name == "float8_e4m3fn" else 57344.0
+    return np.clip(values.astype(np.float32), -largest, largest).astype(kind)
 
-    def loop(x, w):
-        return jax.lax.map(lambda pair: accumulate.matmul(*pair), (x, w))
 
-    expected = np.stack([oracle(*pair) for pair in pairs])
-    np.testing.assert_array_equal(in_x64(loop)(x, w), expected)
+@pytest.mark.parametrize(
+    ("x_type", "w_type"),
+    [pair for pair, kind in accumulate.PRODUCT_KINDS.items() if kind != "int8"],
+)
+@pytest.mark.parametrize("case", ["normal", "log-uniform"])
+def test_every_pair_of_types_equals_integer_oracle(case, x_type, w_type):
+    x, w = CASES[case]
+    x, w = as_type(x[:8], x_type), as_type(w[:, :16], w_type)
+    k_tile = accumulate.K_TILES[accumulate.product_kind(x_type, w_type)]
+    got = matmul(x, w)
+    np.testing.assert_array_equal(got.view("u4"), oracle(x, w, k_tile).view("u4"))
 
 
 def test_int8_is_exact():
     rng = np.random.default_rng(1)
     x, w = (rng.integers(-128, 128, s, np.int8) for s in ((5, 1999), (1999, 7)))
     x[0], w[:, 0] = -128, -128
-    got = in_x64(accumulate.matmul)(x, w)
+    got = matmul(x, w)
     assert got.dtype == np.int32
     np.testing.assert_array_equal(got, x.astype(np.int64) @ w.astype(np.int64))
 
 
-def test_int8_refuses_what_could_wrap():
-    limit = accumulate.MAX_K_INT8
-    assert limit * 128**2 < 2**31 <= (limit + 1) * 128**2
-    x, w = jnp.zeros((1, limit + 1), jnp.int8), jnp.zeros((limit + 1, 1), jnp.int8)
-    with pytest.raises(LpuError, match=f"{limit + 1} can wrap int32; the exact limit is {limit}"):
-        in_x64(accumulate.matmul_int8)(x, w)
+def test_e4m3_sums_of_the_largest_length_are_exact():
+    k = accumulate.MAX_K_E4M3
+    x = np.full((1, k), 448, ml_dtypes.float8_e4m3fn)
+    w = np.full((k, 1), 448, ml_dtypes.float8_e4m3fn)
+    x[0, 0], w[0, 0] = 2.0**-9, 2.0**-9  # smallest product beside the largest sum
+    expected = oracle(x, w, k, rounding="rz", carry="exact")
+    np.testing.assert_array_equal(in_x64(carry="exact", rounding="rz")(x, w), expected)
 
 
-def test_e4m3_equals_scalar_oracle():
-    rng = np.random.default_rng(2)
-    codes = [rng.choice(np.r_[0:0x7F, 0x80:0xFF], s).astype(np.uint8) for s in ((6, 700), (700, 5))]
-    x, w = (c.view(ml_dtypes.float8_e4m3fn) for c in codes)
-    expected = [
-        [scalar.dot(a.astype(float).tolist(), b.astype(float).tolist(), 320) for b in w.T]
-        for a in x
-    ]
-    np.testing.assert_array_equal(in_x64(accumulate.matmul)(x, w), np.array(expected, np.float32))
-    np.testing.assert_array_equal(
-        in_x64(accumulate.matmul_e4m3)(*codes), np.array(expected, np.float32)
-    )
+@pytest.mark.parametrize(
+    ("dtype", "limit", "choices"),
+    [
+        ("int8", accumulate.MAX_K_INT8, {}),
+        ("float8_e4m3fn", accumulate.MAX_K_E4M3, {"carry": "exact"}),
+        ("float16", repair.MAX_K_TILE, {"carry": "exact"}),
+        ("float16", repair.MAX_K_TILE, {"k_tile": 2**21}),
+    ],
+)
+def test_sums_too_long_to_be_exact_are_refused(dtype, limit, choices):
+    x, w = jnp.zeros((1, limit + 1), dtype), jnp.zeros((limit + 1, 1), dtype)
+    with pytest.raises(LpuError, match=f"a sum of {limit + 1} products .* up to {limit} are exact"):
+        in_x64(**choices)(x, w)
 
 
-def test_int4_weights_widened_to_fp16():
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=(M, K)).astype(np.float16)
-    weights = jnp.asarray(rng.normal(size=(K, N)), jnp.float32)
-    w = np.asarray(jax.jit(lambda v: quantized.widen(quantized.quantize(v, "int4")))(weights))
-    np.testing.assert_array_equal(matmul_fp16(x, w), oracle(x, w))
+def test_the_int8_limit_is_where_int32_ends():
+    assert accumulate.MAX_K_INT8 * 128**2 < 2**31 <= (accumulate.MAX_K_INT8 + 1) * 128**2
 
 
-def test_other_operands_are_refused():
-    x = jnp.zeros((2, 3), jnp.float16)
-    with pytest.raises(LpuError, match="float16 and int8 were given; both must be one of float16"):
-        in_x64(accumulate.matmul)(x, jnp.zeros((3, 2), jnp.int8))
+@pytest.mark.parametrize(
+    ("rounding", "carry", "message"),
+    [
+        ("rna", "fp32", "rounding must be one of rne, rz"),
+        ("rne", "fp64", "carry one of fp32, exact"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(rounding, carry, message):
+    with pytest.raises(LpuError, match=message):
+        accumulate.check_choices(rounding, carry)
+
+
+def test_a_tile_has_rows():
+    x = jnp.zeros((2, 2), jnp.float16)
+    with pytest.raises(LpuError, match="k_tile=0 was given; it must be at least 1"):
+        in_x64(k_tile=0)(x, x)
+
+
+@pytest.mark.parametrize(
+    ("x_type", "w_type"),
+    [("float32", "float32"), ("int8", "float16"), ("int8", "float8_e5m2"), ("float16", "float32")],
+)
+def test_other_operands_are_refused(x_type, w_type):
+    with pytest.raises(LpuError, match=f"operands {x_type} and {w_type} were given; allowed are"):
+        matmul(jnp.zeros((2, 3), x_type), jnp.zeros((3, 2), w_type))
+
+
+def test_bf16_is_refused_with_the_way_out():
+    x = jnp.zeros((2, 2), jnp.bfloat16)
+    with pytest.raises(LpuError, match="round it to float16"):
+        matmul(x, x)
 
 
 def test_without_64_bit_mode_nothing_is_computed():

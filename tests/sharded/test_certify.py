@@ -9,7 +9,7 @@ import pytest
 from lpu_jax.errors import PlanError
 from lpu_jax.system import system
 from models.layers.linear import Split
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import Request
 from sharding.certify import (
@@ -24,7 +24,7 @@ from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, plan_from_dict
 from sharding.verify import BlockCheck, CheckResult
 
-KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), policy_named("int4")
+KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), POLICIES["int4"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_default_plans_are_two_by_columns_and_one_by_rows(plans: list) -> None:
 
 def test_a_machine_with_one_split_has_no_default_plans() -> None:
     with pytest.raises(PlanError, match="groq-1 has no plan that splits every block"):
-        default_plans(model("llama-3.1-8b"), system("groq-1"), policy_named("fp16"))
+        default_plans(model("llama-3.1-8b"), system("groq-1"), POLICIES["fp16"])
 
 
 def test_a_plan_alone_is_promised_not_certified(plans: list) -> None:

@@ -12,7 +12,7 @@ from lpu_jax.errors import MeshError, PlanError
 from lpu_jax.numerics.quantized import QuantizedArray
 from models.layers.linear import Split
 from models.params import block_params
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
 from models.zoo import SMOLLM2_135M
 from sharding.axes import Request
@@ -28,7 +28,7 @@ TINY = replace(
 )
 SOURCE = SyntheticWeights(TINY)
 DECODE = Request(batch=1, tokens=1, context=320)
-INT4, FP16 = policy_named("int4"), policy_named("fp16")
+INT4, FP16 = POLICIES["int4"], POLICIES["fp16"]
 
 
 def plan(split="row"):
@@ -90,7 +90,7 @@ def test_scales_of_structured_weights_follow_their_heads():
     cfg = replace(TINY, attention=replace(TINY.attention, v_head_dim=128))
     spec = block_params(cfg, "attention")["o"]  # [heads, 128, d], blocks of 128 x 128 in fp8
     values = SyntheticWeights(cfg).block("attention")["o"]
-    stored = store_weight(values, spec, policy_named("fp8"))
+    stored = store_weight(values, spec, POLICIES["fp8"])
     assert stored.scales.shape == (6, 1, 64)
     largest = np.abs(values).max((1, 2)) / np.float32(448)
     np.testing.assert_array_equal(stored.scales[:, 0, 0], largest)
@@ -99,7 +99,7 @@ def test_scales_of_structured_weights_follow_their_heads():
 def test_groups_of_rows_may_not_cross_heads():
     source = SyntheticWeights(replace(SMOLLM2_135M, n_layers=1))
     with pytest.raises(PlanError, match=r"fp8 shares scales over 128 rows.*64 rows"):
-        store_block(source, "attention", 0, policy_named("fp8"))
+        store_block(source, "attention", 0, POLICIES["fp8"])
 
 
 def test_widened_int4_is_code_times_scale():
@@ -112,7 +112,7 @@ def test_widened_int4_is_code_times_scale():
 
 def test_int8_matrices_that_multiply_int8_rows_keep_their_codes():
     spec = block_params(TINY, "dense")["gate_up"]
-    stored = store_weight(SOURCE.block("dense", 0)["gate_up"], spec, policy_named("int8"))
+    stored = store_weight(SOURCE.block("dense", 0)["gate_up"], spec, POLICIES["int8"])
     assert widened(stored, spec) is stored
 
 

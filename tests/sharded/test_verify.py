@@ -13,7 +13,7 @@ from placed_blocks import SIX_HEADS_KIMI
 from lpu_jax.errors import PlanError
 from lpu_jax.system import system
 from models.layers.linear import Split
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from models.zoo import DEEPSEEK_V3, KIMI_K2
@@ -26,7 +26,7 @@ from sharding.verify import (
 )
 
 NODE = system("groq-node")
-FP16 = policy_named("fp16")
+FP16 = POLICIES["fp16"]
 TOKENS = 3
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lpu_jax.errors import LpuError, PlanError, UnknownNameError
 from lpu_jax.system import system
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import Request
 from sharding.compare import Comparison, Objective, compare, rank
@@ -104,7 +104,7 @@ def test_rows_are_ranked() -> None:
 
 
 def test_the_front_is_the_front() -> None:
-    cfg, machine, policy = model("smollm2-135m"), system("groq-24"), policy_named("fp16")
+    cfg, machine, policy = model("smollm2-135m"), system("groq-24"), POLICIES["fp16"]
     request = Request(**SMALL)
     found = evaluate(
         list(Search(cfg, machine, policy, request).plans()), cfg, machine, policy, request
@@ -131,7 +131,7 @@ def test_the_nearest_lacks_least() -> None:
     comparison = _too_large()
     assert comparison.fitting == 0
     assert comparison.nearest == comparison.rows[0]
-    cfg, machine, policy = model("llama-2-70b"), system("groq-64"), policy_named("int8")
+    cfg, machine, policy = model("llama-2-70b"), system("groq-64"), POLICIES["int8"]
     request = Request(context=4096)
     plans = list(Search(cfg, machine, policy, request).plans())
     found = evaluate(plans, cfg, machine, policy, request)
@@ -143,7 +143,7 @@ def test_the_nearest_lacks_least() -> None:
 
 
 def test_no_searched_plan_has_stages_without_blocks() -> None:
-    cfg, policy = model("smollm2-135m"), policy_named("fp16")
+    cfg, policy = model("smollm2-135m"), POLICIES["fp16"]
     for row in _small("throughput").rows:
         alone = evaluate([row.plan], cfg, system("groq-24"), policy, Request(**SMALL))
         assert alone.cuts.busy_stages[0] == row.plan.stages
@@ -151,7 +151,7 @@ def test_no_searched_plan_has_stages_without_blocks() -> None:
 
 
 def test_prefill_takes_the_fastest_chunk_that_fits() -> None:
-    cfg, machine, policy = model("smollm2-135m"), system("groq-24"), policy_named("fp16")
+    cfg, machine, policy = model("smollm2-135m"), system("groq-24"), POLICIES["fp16"]
     row = _small().rows[0]
     times = {}
     for chunk in (1, 2, 4, 8, 16, 32, 64, 128):

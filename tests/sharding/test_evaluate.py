@@ -16,7 +16,7 @@ from lpu_jax.system import System, system
 from models.blocks import block_chain, block_kinds
 from models.layers.linear import Split
 from models.params import n_active
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES, Request, degrees
 from sharding.evaluate import TOKEN_BYTES, Evaluation, evaluate, evaluate_block
@@ -55,7 +55,7 @@ def _searched(
 ) -> Evaluation:
     cfg, placed = model(model_name), system(machine)
     request = Request(batch=batch, context=context)
-    named = policy_named(policy)
+    named = POLICIES[policy]
     search = _Some(cfg, placed, named, request)
     search.stages = stages
     return evaluate(list(search.plans()), cfg, placed, named, request)
@@ -95,7 +95,7 @@ def _step_cycles(n_vectors: float, latency_s: float, bytes_per_s: float) -> floa
 def _moe_slots(expert: int, tensor: int) -> tuple[list[Slot], list[Slot]]:
     ways = {"replica": 1, "expert": expert, "tensor": tensor}
     machine = one_group(LPX, expert * tensor)
-    policy = policy_named("int4")
+    policy = POLICIES["int4"]
     report = evaluate_block("moe", ways, 0, Split.ROW, "auto", machine, KIMI, policy, ONE)
     slots = report.timing.slots
     mxm = [slot for slot in slots if slot.work.unit is Unit.MXM]
@@ -145,7 +145,7 @@ def _alone(plan: Plan, system: System, request: Request) -> float:
     bases = system.topology.stage_bases(plan.stages, plan.group_chips)
     machine = PlacedMachine(system=system, groups=(Groups(plan.group_chips, bases),))
     machine = replace(machine, group_of_plan=np.array([0]))
-    policy = policy_named("int4")
+    policy = POLICIES["int4"]
     cycles: dict[str, Any] = {}
     for kind in block_kinds(KIMI):
         named = degrees(plan, kind, KIMI)
@@ -167,14 +167,14 @@ def _alone(plan: Plan, system: System, request: Request) -> float:
 @pytest.mark.parametrize("batch", [1, 90])
 def test_latency_is_blocks_and_hand_overs(batch: int) -> None:
     request = replace(ONE, batch=batch)
-    found = evaluate([PLAN], KIMI, LPX, policy_named("int4"), request)
+    found = evaluate([PLAN], KIMI, LPX, POLICIES["int4"], request)
     # the same sum in another order
     assert found.latency_cycles[0] == pytest.approx(_alone(PLAN, LPX, request), rel=1e-12)
 
 
 def test_a_single_stage_hands_nothing_over() -> None:
     plan = replace(PLAN, stages=1)
-    found = evaluate([plan], KIMI, LPX, policy_named("int4"), ONE)
+    found = evaluate([plan], KIMI, LPX, POLICIES["int4"], ONE)
     assert found.hand_over_cycles[0] == 0
     assert found.in_flight[0] == 1
     chain = [found.blocks[block.kind] for block in block_chain(KIMI)]
@@ -197,7 +197,7 @@ def test_a_plan_alone_is_the_plan_among_thousands(case: tuple[str, str, str, int
     request = Request(batch=batch, context=context)
     for i in np.linspace(0, len(many.plans) - 1, 8).astype(int):
         plan = many.plans[int(i)]
-        one = evaluate([plan], model(name), system(machine), policy_named(policy), request)
+        one = evaluate([plan], model(name), system(machine), POLICIES[policy], request)
         for number in NUMBERS:
             assert getattr(one, number)[0] == getattr(many, number)[i], (plan.name, number)
 
@@ -206,7 +206,7 @@ def test_the_order_of_plans_and_their_variants_do_not_matter() -> None:
     column = replace(PLAN, moe=replace(PLAN.moe, split=Split.COLUMN), stages=40)
     named = replace(PLAN, collective="hierarchical", stages=50)
     plans = [PLAN, column, named, PLAN, replace(column, stages=62)]
-    policy = policy_named("int4")
+    policy = POLICIES["int4"]
     forth = evaluate(plans, KIMI, LPX, policy, ONE)
     back = evaluate(plans[::-1], KIMI, LPX, policy, ONE)
     for number in NUMBERS:
@@ -267,7 +267,7 @@ def test_no_plan_streams_weights_faster_than_its_chips_can(
 
 def _same_plans(name: str, policy: str, request: Request, plans: list[Plan]) -> Evaluation:
     machine = LPX if name == "kimi-k2" else system("groq-576")
-    return evaluate(plans, model(name), machine, policy_named(policy), request)
+    return evaluate(plans, model(name), machine, POLICIES[policy], request)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=["kimi", "llama"])
@@ -290,7 +290,7 @@ def test_more_work_is_never_faster(case: tuple[str, str, str, int, int]) -> None
 
 def test_stages_without_blocks_fly_nothing() -> None:
     plan = replace(PLAN, stages=72, group_chips=32)
-    found = evaluate([plan], KIMI, LPX, policy_named("int4"), Request(context=128))
+    found = evaluate([plan], KIMI, LPX, POLICIES["int4"], Request(context=128))
     assert found.cuts.busy_stages[0] < 72
     assert found.in_flight[0] <= found.cuts.busy_stages[0]
 

@@ -12,14 +12,14 @@ from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System, system
 from models.config import ModelConfig
 from models.layers.linear import Split
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import Request
 from sharding.legal import Search, check_plan, check_policy, check_request, one_stage_plans
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 
-INT4 = policy_named("int4")
-FP16 = policy_named("fp16")
+INT4 = POLICIES["int4"]
+FP16 = POLICIES["fp16"]
 KIMI, LPX = model("kimi-k2"), system("lpx-9")
 LLAMA, RACKS = model("llama-2-70b"), system("groq-576")
 ONE_TOKEN = Request(batch=1, context=64)
@@ -142,7 +142,7 @@ def test_context_beyond_the_positions() -> None:
 def test_formats_that_the_shapes_cannot_take() -> None:
     # fp8 shares a scale between 128 rows of `o`; SmolLM2's heads are 64 wide
     with pytest.raises(LpuError, match=r"fp8 shares a scale between 128 rows.* head width 64"):
-        check_policy(policy_named("fp8"), model("smollm2-135m"), LPX)
+        check_policy(POLICIES["fp8"], model("smollm2-135m"), LPX)
 
 
 # A model small enough to list its plans: 12 blocks, 6 heads, 10 experts of 3 pieces.
@@ -209,7 +209,7 @@ def test_the_search_misses_no_legal_plan_and_yields_no_other(cfg: ModelConfig, b
 def test_whatever_the_search_yields_is_legal(
     machine_name: str, model_name: str, policy_name: str, batch: int, seed: int
 ) -> None:
-    machine, cfg, policy = system(machine_name), model(model_name), policy_named(policy_name)
+    machine, cfg, policy = system(machine_name), model(model_name), POLICIES[policy_name]
     request = Request(batch=batch, context=128)
     plans = list(Search(cfg, machine, policy, request).plans())
     assert plans
@@ -228,6 +228,6 @@ def test_refused_ways_are_counted() -> None:
 
 def test_one_stage_plans_split_heads_over_all_chips_as_far_as_can_be() -> None:
     cfg = model("smollm2-135m")  # three key/value heads: of 8 chips' divisors, 1 and 2 are legal
-    plans = one_stage_plans(cfg, system("groq-node"), policy_named("fp16"), Request())
+    plans = one_stage_plans(cfg, system("groq-node"), POLICIES["fp16"], Request())
     assert {(plan.stages, plan.group_chips) for plan in plans} == {(1, 8)}
     assert {plan.attention.tensor for plan in plans} == {2}

@@ -19,7 +19,7 @@ from lpu_jax.datapath import mxm, vxm
 from models.blocks import Kind, block_arguments, block_chain, is_leaf
 from models.config import ModelConfig
 from models.layers.linear import Split
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES, Request, sizes
 from sharding.placement import block_bytes, cut_stages, padded_bytes, peak_live_bytes, usable_bytes
@@ -36,7 +36,7 @@ def _arguments(
     **ways: int,
 ) -> tuple[Any, ...]:
     every = {axis: ways.get(axis, 1) for axis in MESH_AXES[kind]}
-    named = policy_named(policy)
+    named = POLICIES[policy]
     return block_arguments(cfg, kind, named, Split.ROW, sizes(cfg, kind, named, every, request))
 
 
@@ -143,9 +143,9 @@ def test_a_cache_that_grows_in_place_is_not_counted_twice() -> None:
     def held(context: int) -> Any:
         request = Request(context=context)
         ways = dict.fromkeys(MESH_AXES["attention"], 1)
-        policy = policy_named("fp16")
+        policy = POLICIES["fp16"]
         local = sizes(LLAMA, "attention", policy, ways, request)
-        program = trace_block(LLAMA, "attention", "fp16", Split.ROW, "auto").program
+        program = trace_block(LLAMA, "attention", POLICIES["fp16"], Split.ROW, "auto").program
         arguments = block_arguments(LLAMA, "attention", policy, Split.ROW, local)
         return block_bytes(arguments, program, symbol_values(local, ways, 0), GROQCHIP1)
 

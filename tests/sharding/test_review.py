@@ -7,7 +7,7 @@ import pytest
 from lpu_jax.errors import LpuError
 from lpu_jax.system import system
 from models.layers.linear import Split
-from models.policy import policy_named
+from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import Request
 from sharding.compare import compare
@@ -15,7 +15,7 @@ from sharding.evaluate import evaluate
 from sharding.legal import Search, check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 
-KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), policy_named("int4")
+KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), POLICIES["int4"]
 
 
 def _plan(slots: int | None) -> Plan:
@@ -47,7 +47,7 @@ def test_a_format_that_stores_nothing_of_a_model_is_refused() -> None:
 def test_one_chip_sends_nothing() -> None:
     small = model("smollm2-135m")
     plan = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
-    found = evaluate([plan], small, system("groq-8"), policy_named("fp16"), Request())
+    found = evaluate([plan], small, system("groq-8"), POLICIES["fp16"], Request())
     assert found.wire_bytes[0] == 0
 
 
@@ -65,7 +65,7 @@ def test_a_request_is_of_whole_numbers_in_range(batch: object) -> None:
 
 def test_no_searched_plan_has_more_chips_in_a_group_than_words() -> None:
     tiny = replace(model("smollm2-135m"), vocab_size=3)
-    fp16, groq = policy_named("fp16"), system("groq-8")
+    fp16, groq = POLICIES["fp16"], system("groq-8")
     plans = list(Search(tiny, groq, fp16, Request()).plans())
     assert plans
     for plan in plans:

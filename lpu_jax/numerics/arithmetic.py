@@ -1,0 +1,150 @@
+"""The chip's fp32 arithmetic on two kinds of backend, and the choice between them.
+
+The chip's rule: every operation is rounded once (RNE) to 24 bits; a result that is then below
+2**-126 becomes a zero of its sign, and a subnormal operand counts as such a zero; every NaN is the
+same NaN. That the chip flushes is assumed (not public). Not modelled: other rounding directions,
+exception flags.
+
+`X86` leaves rounding to the processor, and the flushing of operands too: XLA runs with both
+flushing modes on, in which x86 decides what is tiny after rounding, as the chip's rule does (a
+canary test watches this). Flushing operands in selects as well was measured to take up to eight
+times as long, because XLA then fuses and repeats more. `PORTABLE` takes nothing for granted but
+correctly rounded products and sums of normal numbers. Both give the same bits, which tests show;
+algorithms are written once, over either.
+"""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float32
+
+from . import portable
+from .portable import flushed
+
+Values = Float32[Array, "..."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Operations on fp32 operands that are not subnormal; neither are their results.
+
+    Results are `flushed`, which is also a wall to the compiler: a select of integers between an
+    operation and its user ends contraction into fused multiply-adds, reassociation and constant
+    folding. The select must not hang on NaN: `where(p == p, p, nan)` is no wall where the compiler
+    knows that `p` is a number, as in a constant times a converted integer. Nor are
+    `lax.optimization_barrier` and `reduce_precision`.
+    """
+
+    flushed: Callable[[Values], Values]  #: for operands from outside
+    plain_add: Callable[[Values, Values], Values]  #: for sums of which only sums are taken
+    mul: Callable[[Values, Values], Values]
+    div: Callable[[Values, Values], Values]
+    sqrt: Callable[[Values], Values]
+
+    def add(self, a: Values, b: Values) -> Values:
+        """Return `a + b`, rounded once."""
+        return flushed(a + b)
+
+    def sub(self, a: Values, b: Values) -> Values:
+        """Return `a - b`, rounded once."""
+        return flushed(a - b)
+
+
+def _divided(a: Values, b: Values) -> Values:
+    """Return `a / b`, also where `b` is a constant, by whose reciprocal XLA would multiply.
+
+    Where `a` is NaN the quotient is NaN whatever the divisor, so one that depends on `a == a` is
+    no constant to XLA.
+    """
+    return flushed(a / jnp.where(a == a, b, jnp.float32(jnp.nan)))
+
+
+X86 = Arithmetic(
+    flushed=lambda x: x,
+    plain_add=lambda a, b: a + b,
+    mul=lambda a, b: flushed(a * b),
+    div=_divided,
+    sqrt=lambda x: flushed(jnp.sqrt(x)),
+)
+
+PORTABLE = Arithmetic(
+    flushed=flushed,
+    plain_add=lambda a, b: flushed(a + b),
+    mul=portable.mul,
+    div=portable.div,
+    sqrt=portable.sqrt,
+)
+
+#: Processors that round products at 2**-126 by the chip's rule. ARM's flushing mode decides before
+#: rounding, and so differs for products just below.
+_X86_PROCESSORS = ("x86_64", "AMD64")
+
+
+@cache  # JAX knows functions by identity: it traces each of these once for every shape
+def _traced_once(
+    function: Callable[..., Any], arithmetic: Arithmetic, static: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    def run(*operands: Values) -> Any:
+        result = function(arithmetic, *map(arithmetic.flushed, operands), **dict(static))
+        if result.dtype != jnp.float32:
+            return result
+        return jnp.where(result == result, result, jnp.float32(jnp.nan))
+
+    return jax.jit(run, inline=True)
+
+
+def on_backend(function: Callable[..., Any], *operands: Values, **static: Any) -> Array:
+    """Run `function(arithmetic, *operands, **static)` with the arithmetic that suits the backend.
+
+    The choice is made when the program is lowered for a platform, so that one process can use a
+    CPU and a GPU. Operands are flushed first; a NaN comes out as the one NaN.
+
+    Args:
+        function: a module's function, since traces of it are kept.
+        operands: fp32 values.
+        static: hashable parameters.
+    """
+    portable_run = _traced_once(function, PORTABLE, tuple(static.items()))
+    if platform.machine() not in _X86_PROCESSORS:
+        result: Array = portable_run(*operands)
+    else:
+        native_run = _traced_once(function, X86, tuple(static.items()))
+        result = lax.platform_dependent(*operands, cpu=native_run, default=portable_run)
+    return result
+
+
+def mul(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
+    """Return `a * b`."""
+    return arithmetic.mul(a, b)
+
+
+def div(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
+    """Return `a / b`."""
+    return arithmetic.div(a, b)
+
+
+def sqrt(arithmetic: Arithmetic, x: Values) -> Values:
+    """Return the root of `x`."""
+    return arithmetic.sqrt(x)
+
+
+def maximum(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
+    """Return the larger: NaN wins, and +0 is larger than -0. Exact."""
+    del arithmetic
+    # Equal values have equal bits, but for zeros: these join to +0 unless both are negative.
+    # x86 also finds subnormals equal, in what it is given: hence the flushing at the end.
+    joined = portable.value_of(portable.bits_of(a) & portable.bits_of(b))
+    either = jnp.where(a == b, joined, jnp.float32(jnp.nan))
+    return flushed(jnp.where(a > b, a, jnp.where(b > a, b, either)))
+
+
+def less_equal(arithmetic: Arithmetic, a: Values, b: Values) -> Bool[Array, "..."]:
+    """Return where `a <= b`; false for NaN. Exact."""
+    del arithmetic
+    return a <= b

@@ -1,0 +1,74 @@
+"""The fused multiply-add: `a * b + c` with one rounding, by an error-free float64 method.
+
+Uses float64 and 64-bit integers, so it must run inside `with jax.enable_x64(True)`, which the
+caller (the lowering of a primitive) opens. Not modelled: fusing anywhere but where it is asked for.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float32, Float64
+
+from .portable import flushed, settled, value_of
+
+_EXPONENT64, _SIGN64 = 0x7FF0_0000_0000_0000, -(2**63)
+#: Bits of a float64 significand that fp32 has no room for.
+_EXTRA_BITS = 52 - 23
+#: Difference of the two formats' exponent biases.
+_REBIAS = 1023 - 127
+
+
+def fma(
+    a: Float32[Array, "..."], b: Float32[Array, "..."], c: Float32[Array, "..."]
+) -> Float32[Array, "..."]:
+    """Return `a * b + c`, rounded once to 24 bits (RNE), then flushed.
+
+    The float64 product is exact (48 bits). TwoSum gives the float64 sum and its exact error; where
+    that is not zero, the sum is made odd (truncated, last bit set), which keeps 53 bits from
+    hiding on which side of an fp32 midpoint the exact value lies. Integers round it to 24 bits.
+
+    Special cases: as IEEE 754: an invalid product or a difference of infinities gives NaN; an
+    exact zero is +0 unless product and `c` are both negative zeros.
+
+    Fidelity:
+        Exact rounding (RNE), subnormal operands and results flushed.
+
+    Source:
+        Round to odd: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
+    """
+    a, b, c = flushed(a), flushed(b), flushed(c)
+    product = _walled(a.astype(jnp.float64) * b.astype(jnp.float64))
+    addend = _walled(c.astype(jnp.float64))
+    total = _walled(product + addend)
+    virtual = _walled(total - product)
+    error = _walled(product - _walled(total - virtual)) + _walled(addend - virtual)
+    bits = lax.bitcast_convert_type(total, jnp.int64)
+    is_odd = (bits & 1) == 1
+    # towards zero where the error points back, then odd
+    points_back = (error < 0) == (total > 0)
+    odd = jnp.where(is_odd, bits, jnp.where(points_back, bits - 1, bits + 1))
+    inexact = (error != 0) & (error == error)
+    narrow = _narrowed(jnp.where(inexact, odd, bits))
+    special = settled(total.astype(jnp.float32))
+    return jnp.where((bits & _EXPONENT64) == _EXPONENT64, special, narrow)
+
+
+def _walled(x: Float64[Array, "..."]) -> Float64[Array, "..."]:
+    """Return `x` as a value the compiler cannot see through, as `arithmetic` does for fp32.
+
+    Subnormals become zeros: no float64 here is one.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.int64)
+    bits = jnp.where((bits & _EXPONENT64) == 0, bits & _SIGN64, bits)
+    return lax.bitcast_convert_type(bits, jnp.float64)
+
+
+def _narrowed(bits: Array) -> Float32[Array, "..."]:
+    """Round the bits of a finite float64 to fp32 (RNE), flush below and overflow above."""
+    magnitude = bits & ~_SIGN64
+    last = (magnitude >> _EXTRA_BITS) & 1
+    rounded = (magnitude + ((1 << (_EXTRA_BITS - 1)) - 1) + last) >> _EXTRA_BITS
+    rebiased = rounded - (_REBIAS << 23)
+    rebiased = jnp.where(rebiased < 1 << 23, 0, rebiased)
+    rebiased = jnp.where(rebiased > 0x7F80_0000, 0x7F80_0000, rebiased)
+    sign = jnp.where(bits < 0, jnp.uint32(0x8000_0000), jnp.uint32(0))
+    return value_of(rebiased.astype(jnp.uint32) | sign)
