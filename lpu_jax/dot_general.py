@@ -65,7 +65,7 @@ class MxmDotGeneral:
             which it takes as it is. None: the second operand is rounded as activations are.
         activations: what the first operand is rounded to; "int8" needs weights of int8 with a scale
             per column or matrix.
-        rounding: of an exact sum to fp32, as for `mxm.matmul`.
+        rounding: of an exact sum to fp32, as for `mxm.matmul`; int8 sums are not rounded.
         carry: what passes from one K tile to the next, as for `mxm.matmul`.
 
     Raises:
@@ -122,7 +122,8 @@ class MxmDotGeneral:
         """Contract activations with weights.
 
         Derivatives, forward and reverse, are straight-through: those of the float32 product of the
-        operands as they were before any rounding.
+        operands as they were before any rounding. Second ones through `jax.checkpoint` need JAX
+        0.12.
 
         Args:
             lhs: activations, float32, bfloat16 or float16, each rounded once.

@@ -21,4 +21,4 @@ def test_a_flax_model_is_read_in_error_loss_and_time(capsys: pytest.CaptureFixtu
     before, after = re.search(r"two steps: ([\d.]+), ([\d.]+)", out).groups()  # type: ignore[union-attr]
     assert float(after) < float(before)
     assert out.count("mxm_matmul") == 6
-    assert max(len(line) for line in out.splitlines()) <= 200
+    assert max(len(line) for line in out.splitlines()) <= 150

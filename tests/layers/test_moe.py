@@ -13,17 +13,23 @@ from models.weights.synthetic import SyntheticWeights
 from sharding.axes import Request
 
 BATCH = 5
-#: The block's change of the hidden state against float32 weights that are not rounded to float16.
-SQNR_DB = 55.0
+#: The block's change of the hidden state against float32 weights that are not rounded. Measured
+#: 58.9, 24.9 and 13.7 dB; a lost tensor scale of nvfp4 would leave less than 0.
+SQNR_DB = {"fp16": 55.0, "groq-truepoint": 23.0, "nvfp4": 12.0}
 
 
 @functools.cache
 def run(
-    split: Split, expert: int, tensor: int, way: str = "virtual", batch: int = BATCH
+    split: Split,
+    expert: int,
+    tensor: int,
+    way: str = "virtual",
+    batch: int = BATCH,
+    policy: str = "fp16",
 ) -> jax.Array:
     request = Request(batch=batch, tokens=1, context=1)
     the_plan = plan("moe", split, expert=expert, tensor=tensor)
-    block = place(TINY_KIMI, "moe", the_plan, request, tiers=(4,))
+    block = place(TINY_KIMI, "moe", the_plan, request, policy=policy, tiers=(4,))
     x = hidden(64, 1, TINY_KIMI.d_model)[:batch]
     return runner(TINY_KIMI, block, way, {"expert": 4})(x, *block.arguments[1:])
 
@@ -33,19 +39,36 @@ def test_experts_and_columns_over_eight_chips_equal_one_chip() -> None:
     np.testing.assert_array_equal(run(Split.COLUMN, 4, 2), alone)
 
 
-def test_the_block_is_close_to_float32() -> None:
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "fp16",
+        pytest.param("groq-truepoint", marks=pytest.mark.slow),
+        pytest.param("nvfp4", marks=pytest.mark.slow),
+    ],
+)
+def test_the_block_is_close_to_float32(policy: str) -> None:
     assert TINY_KIMI.moe is not None
     held = tuple(range(TINY_KIMI.moe.n_experts))
     params = with_experts(SyntheticWeights(TINY_KIMI), 1, held)
     x = np.asarray(hidden(64, 1, TINY_KIMI.d_model)[:BATCH], np.float32)
     expected = np.asarray(reference_block(TINY_KIMI, "moe", params, held)(jax.numpy.asarray(x))) - x
-    assert sqnr_db(expected, np.asarray(run(Split.COLUMN, 1, 1), np.float32) - x) > SQNR_DB
+    got = np.asarray(run(Split.COLUMN, 1, 1, policy=policy), np.float32) - x
+    assert sqnr_db(expected, got) > SQNR_DB[policy]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["devices", "nested"])
 def test_devices_give_the_bits_of_virtual_chips(way: str) -> None:
     np.testing.assert_array_equal(run(Split.ROW, 8, 1), run(Split.ROW, 8, 1, way))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["groq-truepoint", "nvfp4", "mxfp4"])
+def test_narrow_experts_over_chips_equal_one_chip(policy: str) -> None:
+    alone = run(Split.COLUMN, 1, 1, policy=policy)
+    np.testing.assert_array_equal(run(Split.COLUMN, 2, 2, policy=policy), alone)
+    np.testing.assert_array_equal(run(Split.COLUMN, 2, 2, "devices", policy=policy), alone)
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from lpu_jax.numerics import accumulate, repair, residues
 MODES = [
     {},
     {"k_tile": 119, "rounding": "rz"},
-    {"carry": "exact"},
     {"carry": "exact", "rounding": "rz"},
 ]
 LARGEST, SMALLEST = np.float16(65504), np.float16(UNIT)
@@ -70,13 +69,13 @@ def assert_same_bits(got, expected):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_sums_equal_integer_oracle(case, mode):
-    """All cases and modes together: 120,000 outputs, none wrong."""
+    """All cases and modes together: 90,000 outputs, none wrong."""
     x, w = CASES[case]
     assert_same_bits(sums(*in_one_shape(x, w), **mode), oracle(x, w, **mode))
 
 
-def test_there_are_more_than_100_000_outputs():
-    assert sum(x.shape[0] * w.shape[1] for x, w in CASES.values()) * len(MODES) > 100_000
+def test_there_are_more_than_90_000_outputs():
+    assert sum(x.shape[0] * w.shape[1] for x, w in CASES.values()) * len(MODES) > 90_000
 
 
 def test_bits_equal_those_of_accumulate_with_narrower_weights(twelve_moduli):
@@ -152,10 +151,12 @@ def test_long_sums_take_all_moduli(monkeypatch):
 
 
 def test_blocks_of_rows_keep_the_bits(monkeypatch, twelve_moduli):
+    """Sums over all rows, in blocks of which the last is shorter: 30,000 outputs."""
     monkeypatch.setattr(residues, "_CHUNK_ROWS", 100)
-    x, w = CASES["cancellation in the last tile"]
-    got = np.asarray(program(carry="exact")(x[None], w[None])[0])
-    assert_same_bits(got, oracle(x, w, carry="exact"))
+    call = program(carry="exact")
+    for x, w in CASES.values():
+        got = np.asarray(call(*(v[None] for v in in_one_shape(x, w)))[0])
+        assert_same_bits(got, oracle(x, w, carry="exact"))
 
 
 def test_moduli_are_coprime_and_int32_holds_their_sums():
@@ -178,7 +179,7 @@ def test_residues_equal_python_integers(modulus):
 # --- what is not finite, and shapes ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [{}, {"carry": "exact"}], ids=str)
+@pytest.mark.parametrize("mode", [MODES[0], MODES[-1]], ids=str)
 def test_infinities_and_nan_follow_ieee(mode):
     x, w = (v.copy() for v in CASES["log-uniform"])
     x[0, 200], x[1, 5], x[2, 0], w[0, 3] = np.inf, np.nan, -np.inf, 0.0
@@ -231,3 +232,9 @@ def test_a_tile_has_rows():
     x = jnp.zeros((1, 2, 2), jnp.float16)
     with pytest.raises(LpuError, match="k_tile=0 was given; it must be at least 1"):
         program(k_tile=0)(x, x)
+
+
+def test_without_64_bit_mode_nothing_is_computed():
+    x = jnp.zeros((1, 2, 2), jnp.float16)
+    with pytest.raises(AssertionError, match="enable_x64"):
+        residues.tile_sums(x, x, k_tile=1, rounding="rne", exact_carry=False)

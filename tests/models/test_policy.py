@@ -1,0 +1,103 @@
+"""Precision policies: what each role is stored in, against the published forms of checkpoints."""
+
+import dataclasses
+
+import pytest
+
+from lpu_jax.errors import ConfigError, UnknownNameError
+from lpu_jax.numerics.schemes import block_floating_point
+from models import zoo
+from models.blocks import block_kinds
+from models.config import ModelConfig
+from models.params import block_params
+from models.policy import BF16, FP16, POLICIES, TRUEPOINT, Policy, policy_named
+
+KIMI, LLAMA = zoo.model("kimi-k2"), zoo.model("llama-3.1-8b")
+
+
+def stored_bytes(cfg: ModelConfig, policy: Policy) -> float:
+    """Bytes of all weights of a model: each block as often as the model has it."""
+    counts = {"embed": 1, "head": 1, "attention": cfg.n_layers, "moe": cfg.n_moe_layers}
+    counts["dense"] = cfg.n_layers - cfg.n_moe_layers
+    return sum(
+        counts[kind] * spec.n_values * policy.bits(spec) / 8
+        for kind in block_kinds(cfg)
+        for spec in block_params(cfg, kind).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "policy"),
+    [("kimi-k2", "fp8"), ("deepseek-v3", "fp8"), ("llama-2-70b", "fp16"), ("llama-3.1-8b", "bf16")],
+)
+def test_released_is_what_the_checkpoint_ships(model: str, policy: str) -> None:
+    assert policy_named("released", zoo.model(model)) is POLICIES[policy]
+
+
+@pytest.mark.parametrize(("released", "policy"), [("int4", "int4"), ("mxfp4", "mxfp4-experts")])
+def test_released_experts_are_narrow_and_the_rest_has_16_bits(released: str, policy: str) -> None:
+    found = policy_named("released", dataclasses.replace(KIMI, released_format=released))
+    assert found is POLICIES[policy]
+    for kind in block_kinds(KIMI):
+        for spec in block_params(KIMI, kind).values():
+            if spec.rows:
+                assert (found.bits(spec) < 16) == (spec.role == "expert")
+
+
+def test_sizes_of_kimi_k2_are_those_of_its_formats() -> None:
+    """1.026 T parameters: their bytes by format, within the share of norms, head and scales."""
+    billions = {name: stored_bytes(KIMI, policy) / 1e9 for name, policy in POLICIES.items()}
+    assert billions["fp16"] == pytest.approx(2 * 1026, rel=0.002)
+    assert billions["bf16"] == billions["fp16"]
+    assert billions["fp8"] == pytest.approx(1029, rel=0.002)  # the released files
+    assert billions["mxfp4"] == pytest.approx(1026 * 4.25 / 8, rel=0.01)
+    assert billions["nvfp4"] == pytest.approx(1026 * 4.5 / 8, rel=0.01)
+    # Experts are 1,014 of the 1,026 billion: 8 bits and an eighth of half a byte.
+    assert billions["groq-truepoint"] == pytest.approx(1026 * 8.5 / 8, rel=0.015)
+
+
+def test_truepoint_is_what_the_vendor_describes() -> None:
+    specs = block_params(KIMI, "moe")
+    scheme = TRUEPOINT.scheme(specs["gate_up"])
+    assert scheme is not None
+    assert scheme.has_power_of_two_scales
+    assert scheme.format.is_integer  # block floating point
+    assert TRUEPOINT.rows == {"dense": "fp8", "expert": "fp8", "shared": "fp8"}
+    assert TRUEPOINT.carry == "exact"
+    assert "assumed" in TRUEPOINT.source
+
+
+def test_every_policy_says_where_it_comes_from() -> None:
+    assert all(policy.source for policy in POLICIES.values())
+    assert all(policy.name == name for name, policy in POLICIES.items())
+
+
+def test_vectors_stay_fp32() -> None:
+    for policy in POLICIES.values():
+        for kind in block_kinds(KIMI):
+            for spec in block_params(KIMI, kind).values():
+                assert (policy.scheme(spec) is None) == (spec.rows == 0)
+
+
+def test_a_policy_of_your_own_is_a_value() -> None:
+    mine = dataclasses.replace(FP16, name="mine", weights={"expert": block_floating_point(8, 5)})
+    same = dataclasses.replace(FP16, name="mine", weights={"expert": block_floating_point(8, 5)})
+    assert mine == same
+    assert hash(mine) == hash(same)
+    assert mine != FP16
+    assert mine.bits(block_params(KIMI, "moe")["down"]) == 6 + 8 / 8
+
+
+def test_unknown_names_and_formats_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="unknown weights format 'msfp8'; nearest: "):
+        policy_named("msfp8", LLAMA)
+    with pytest.raises(UnknownNameError, match="released"):
+        policy_named("release", LLAMA)
+    odd = dataclasses.replace(LLAMA, released_format="gptq")
+    with pytest.raises(ConfigError, match="is released in gptq, which no policy holds; choose one"):
+        policy_named("released", odd)
+
+
+def test_the_embedding_is_looked_up_not_multiplied() -> None:
+    table = block_params(LLAMA, "embed")["table"]
+    assert BF16.scheme(table) == FP16.scheme(table)
