@@ -160,13 +160,9 @@ def _round_to_wire(x: Array, dtype: Any) -> Array:
 
 
 def _ordered_sum(parts: Array, dtype: Any, axis: int = 0) -> Array:
-    """Add parts in ascending order in fp32.
-
-    They are guarded, so that no product before the link is contracted into the sum.
-    """
-    parts = elementary.guarded(jnp.moveaxis(parts, axis, 0).astype(jnp.float32))
-    total = lax.scan(lambda acc, part: (acc + part, None), parts[0], parts[1:])[0]
-    return _round_to_wire(total, dtype)
+    """Add parts in ascending order in fp32."""
+    parts = jnp.moveaxis(parts, axis, 0).astype(jnp.float32)
+    return _round_to_wire(elementary.sum_leading(parts), dtype)
 
 
 def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:

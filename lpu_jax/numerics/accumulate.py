@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int8, Int32, Num
 
 from ..errors import LpuError
+from . import residues
 from .certificate import (
     as_fp16,
     largest_magnitude,
@@ -37,6 +38,10 @@ from .certificate import (
     unproven,
 )
 from .repair import MAX_K_TILE, SumRounding, repair
+
+#: What exact sums of fp16 numbers are made of: float64 products with a proof, or int8 products
+#: (`residues`) for devices that are slow in float64. Both give the same bits.
+Engine = Literal["float64", "int8"]
 
 #: How sums of K tiles are added: in fp32, or without rounding until the last.
 Carry = Literal["fp32", "exact"]
@@ -109,6 +114,7 @@ def matmul(
     k_tile: int | None = None,
     rounding: SumRounding = "rne",
     carry: Carry = "fp32",
+    engine: Engine = "float64",
 ) -> Num[Array, "... m n"]:
     """Multiply as the MXM does.
 
@@ -123,6 +129,7 @@ def matmul(
         rounding: of a tile's exact sum to fp32, "rne" or "rz". int8 sums are not rounded.
         carry: "fp32": tile sums are added in fp32 in ascending order. "exact": the sum over all of
             `k` is rounded once.
+        engine: how; changes no bit. int8 operands need neither.
 
     Returns:
         int32 for two int8 operands, else float32.
@@ -151,6 +158,9 @@ def matmul(
         _check_length(k, MAX_K_INT8, x, w)
         return _int8_sums(x, w).reshape(shape)
     k_tile = max(1, min(k, k_tile))
+    if engine == "int8":
+        total = residues.tile_sums(x, w, k_tile=k_tile, rounding=rounding, exact_carry=exact_carry)
+        return total.reshape(shape)
     always_exact = x.dtype == w.dtype == jnp.float8_e4m3fn
     limit = MAX_K_E4M3 if always_exact else MAX_K_TILE
     _check_length(k if exact_carry else k_tile, limit, x, w)

@@ -85,9 +85,9 @@ def _dot_each(
     exact_carry: bool,
 ) -> Float32[Array, " c"]:
     """Return dot products of pairs of rows."""
-    short = -x.shape[1] % k_tile
+    padding = ((0, 0), (0, -x.shape[1] % k_tile))
     x_units, w_units = (
-        jnp.pad(_units(v.astype(jnp.float16)), ((0, 0), (0, short))).reshape(v.shape[0], -1, k_tile)
+        jnp.pad(fp16_units(v.astype(jnp.float16)), padding).reshape(v.shape[0], -1, k_tile)
         for v in (x, w)
     )
     x_high, x_low = x_units >> _HALF_BITS, x_units & _HALF_MASK
@@ -95,13 +95,13 @@ def _dot_each(
     sums = (x_high * w_high, x_high * w_low + x_low * w_high, x_low * w_low)
     high, middle, low = (v.sum(-1) for v in sums)  # [c, tiles]
     if exact_carry:
-        return _rounded(high.sum(-1), middle.sum(-1), low.sum(-1), rounding)
-    tile_sums = _rounded(high, middle, low, rounding)
+        return round_limbs(high.sum(-1), middle.sum(-1), low.sum(-1), rounding)
+    tile_sums = round_limbs(high, middle, low, rounding)
     zero = jnp.zeros(x.shape[0], jnp.float32)
     return lax.scan(lambda acc, tile: (acc + tile, None), zero, tile_sums.T)[0]
 
 
-def _units(x: Float16[Array, "..."]) -> Int64[Array, "..."]:
+def fp16_units(x: Float16[Array, "..."]) -> Int64[Array, "..."]:
     """Return fp16 numbers as integers of 2**-24."""
     bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.int64)
     field, fraction = bits >> 10 & 31, bits & 1023
@@ -110,7 +110,7 @@ def _units(x: Float16[Array, "..."]) -> Int64[Array, "..."]:
     return jnp.where(bits >> 15 == 1, -magnitude, magnitude)
 
 
-def _rounded(
+def round_limbs(
     high: Int64[Array, "..."],
     middle: Int64[Array, "..."],
     low: Int64[Array, "..."],

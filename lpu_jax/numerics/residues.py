@@ -29,9 +29,7 @@ from jaxtyping import Array, Bool, Float16, Float32, Int8, Int32, Int64, Num
 
 from ..errors import LpuError
 from .certificate import as_fp16
-from .repair import MAX_K_TILE, SumRounding
-from .repair import _rounded as round_limbs
-from .repair import _units as fp16_units
+from .repair import MAX_K_TILE, SumRounding, fp16_units, round_limbs
 
 #: Pairwise coprime, taken greedily from 256 down: residues centred on zero fit int8.
 MODULI = (256, 255, 253, 251, 247, 241, 239, 233, 229, 227, 223, 217, 211)

@@ -190,7 +190,8 @@ def test_twice_the_clock_and_bandwidth_and_half_the_latency_take_half_the_time()
             chip=dataclasses.replace(chip, clock_hz=2 * chip.clock_hz),
             topology=dataclasses.replace(topology, **faster),
         )
-        program = trace_block(case.cfg, case.kind, POLICIES[case.policy], case.split, "auto").program
+        policy = POLICIES[case.policy]
+        program = trace_block(case.cfg, case.kind, policy, case.split, "auto").program
         values = symbol_values(case.sizes, case.ways, case.slots)
         slow_s = schedule(program, machine, values).cycles / chip.clock_hz
         quick_machine = dataclasses.replace(machine, system=quick, _spans={})

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numerics.test_accumulate import CASES, K_TILE, UNIT, as_type, oracle, units
+from exact_sums import CASES, K_TILE, UNIT, as_type, oracle, units
 
 from lpu_jax.errors import LpuError
 from lpu_jax.numerics import accumulate, repair, residues
