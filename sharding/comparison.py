@@ -82,6 +82,7 @@ class Comparison:
                 "name": self.model.name,
                 "parameters": n_parameters(self.model),
                 "weights_format": self.policy.name,
+                "weights_format_source": self.policy.source,
             },
             "system": {
                 "name": self.system.name,
@@ -146,7 +147,7 @@ def comparison_text(comparison: Comparison) -> str:
     )
     for number, row in enumerate(c.rows, 1):
         rows.add_row(str(number), *_cells(row))
-    lines = [head, rows, legend(), _searched(c)]
+    lines = [head, rows, legend(), f"weights {c.policy.name}: {c.policy.source}.", _searched(c)]
     if not c.fitting and c.nearest is not None:
         lines += ["No plan fits.", memory_map(c.nearest)]
     return report.render(*lines)

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int
 
-from lpu_jax.datapath import mxm, vxm
+from lpu_jax.datapath import vxm
+from lpu_jax.numerics.quantized import QuantizedArray
 from models.blocks import Kind
 from models.config import ModelConfig, MoeConfig
+from models.layers.linear import linear, operand_rows
 from models.layers.moe import route
 from models.layers.norm import rms_norm
 from models.params import EXPERT_PARAMETERS, block_params
@@ -245,6 +247,7 @@ class Step:
                 weights["norm"],
                 weights["router"],
                 weights["router_bias"],
+                policy=self.policy,
                 moe=moe,
                 eps=self.cfg.norm_eps,
             )
@@ -253,18 +256,19 @@ class Step:
         return np.concatenate([np.asarray(one) for one in ids])
 
 
-@partial(jax.jit, static_argnames=("moe", "eps"))
+@partial(jax.jit, static_argnames=("policy", "moe", "eps"))
 def _choose(
     row: Float16[Array, "1 d"],
     norm: Float32[Array, " d"],
-    router: Array,
+    router: Array | QuantizedArray,
     bias: Float32[Array, " e"],
     *,
+    policy: Policy,
     moe: MoeConfig,
     eps: float,
 ) -> Int[Array, "1 k"]:
-    y = rms_norm(vxm.to_fp32(row), norm, eps)
-    return route(mxm.matmul(y, router), bias, moe)[0]
+    y = operand_rows(rms_norm(vxm.to_fp32(row), norm, eps), policy, "router")
+    return route(linear(y, router, policy=policy), bias, moe)[0]
 
 
 class _MixtureReference:

@@ -285,7 +285,6 @@ _matmul = primitive(
 )
 
 
-
 def _widen_meaning(codes: Array, *scales: Array, scheme: Scheme, axis: int) -> Array:
     stored = QuantizedArray(
         codes=codes, scales=scales[0] if scales else None, scheme=scheme, axis=axis

@@ -17,10 +17,11 @@ No product can reach an fp32 addition here (tile sums are rounded from float64 f
 additions across tiles need no guard against contraction into fused multiply-adds.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ Carry = Literal["fp32", "exact"]
 #: Source: Abts et al., ISCA 2022 (read second-hand): [1 x K] x [K x 320] sub-operations, K = 160
 #: for fp16, 320 for int8. For fp8 assumed equal to the other 8-bit type.
 K_TILES = {"fp16": 160, "int8": 320, "fp8": 320}
+State = TypeVar("State")  #: arrays that a loop carries, or a block gives
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 #: Kind of product by operand types. fp16 takes narrower numbers as they are: each of them is an
 #: fp16 number too.
@@ -152,12 +154,14 @@ def matmul(
     if k_tile < 1:
         raise LpuError(f"mxm.matmul: k_tile={k_tile} was given; it must be at least 1.")
     shape = (*w.shape[:-2], x.shape[-2], w.shape[-1])
+    if not k or not math.prod(shape):
+        return jnp.zeros(shape, jnp.int32 if kind == "int8" else jnp.float32)
     x, w = (v.reshape(-1, *v.shape[-2:]) for v in (x, w))
     exact_carry = carry == "exact"
     if kind == "int8":
         _check_length(k, MAX_K_INT8, x, w)
         return _int8_sums(x, w).reshape(shape)
-    k_tile = max(1, min(k, k_tile))
+    k_tile = min(k, k_tile)
     if engine == "int8":
         total = residues.tile_sums(x, w, k_tile=k_tile, rounding=rounding, exact_carry=exact_carry)
         return total.reshape(shape)
@@ -335,30 +339,31 @@ class _Rows:
     is_new: Bool[Array, " count"] | None  #: None: all are
 
 
-def _over_rows(k: int, count: int, step: Callable[..., Any], state: Any) -> Any:
+def _over_rows(k: int, count: int, step: Callable[[State, "_Rows"], State], state: State) -> State:
     """Run `step(state, rows)` over blocks of `count` rows in ascending order.
 
     The last block is moved back to fit, and rows that were there before count as zeros: a block of
     another shape would be compiled a second time.
     """
     if k <= count:
-        return step(state, _Rows(0, k, 0, None)) if k else state
+        return step(state, _Rows(0, k, 0, None))
 
-    def body(i: Array, state: Any) -> Any:
+    def body(i: Array, state: State) -> State:
         start = jnp.minimum(i * count, k - count)
         is_new = start + lax.iota(jnp.int32, count) >= i * count if k % count else None
         return step(state, _Rows(start, count, i, is_new))
 
-    return lax.fori_loop(0, -(-k // count), body, state)
+    final: State = lax.fori_loop(0, -(-k // count), body, state)
+    return final
 
 
-def _by_block(sums: Callable[[_Block], Any], w: Array, rows: int) -> Any:
+def _by_block(sums: Callable[[_Block], State], w: Array, rows: int) -> State:
     """Run `sums(block)` over as many matrices at once as stay in a core's cache when widened.
 
     Large blocks of small matrices cost one loop step and one conditional instead of many.
     """
     g, _, n = w.shape
-    count = max(1, min(g, _BLOCK_BYTES // max(1, 8 * rows * n)))
+    count = max(1, min(g, _BLOCK_BYTES // (8 * rows * n)))
     if count == g:
         return sums(_Block(0, g))
     shapes = jax.eval_shape(lambda: sums(_Block(0, count)))
@@ -373,4 +378,5 @@ def _by_block(sums: Callable[[_Block], Any], w: Array, rows: int) -> Any:
             sums(_Block(first, count)),
         )
 
-    return lax.fori_loop(0, -(-g // count), step, results)
+    final: State = lax.fori_loop(0, -(-g // count), step, results)
+    return final

@@ -17,21 +17,13 @@ from types import MappingProxyType
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
-from . import algorithms, arithmetic, portable
+from . import algorithms, arithmetic
 from .arithmetic import Arithmetic, on_backend
 
 #: Lanes of a vector, which fixes the tree of `sum_lanes`.
 LANES = 320
 #: More vectors than this are added in a loop, which compiles in constant time.
 _MAX_UNROLLED = 8
-
-
-def guarded(p: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Return `p`, flushed, as a value the compiler cannot see through; every NaN is one NaN.
-
-    For results of plain operations that may meet others in one program.
-    """
-    return portable.settled(p)
 
 
 def add(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:

@@ -54,9 +54,7 @@ def _flat(x: Array, rows: int, batch: int) -> Array:
     return x.reshape(*x.shape[:batch], k, n)
 
 
-def operand_rows(
-    x: Float32[Array, "*rows k"], policy: Policy, *roles: Role
-) -> Any:
+def operand_rows(x: Float32[Array, "*rows k"], policy: Policy, *roles: Role) -> Any:
     """Round rows to the format in which they multiply weights of each role.
 
     Args:

@@ -9,6 +9,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flax_model.py"
 
 
+@pytest.mark.slow
 def test_a_flax_model_is_read_in_error_loss_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     if not EXAMPLE.exists():
         pytest.skip("examples are not part of an installed package")

@@ -19,6 +19,7 @@ from lpu_jax.system import system
 from models import zoo
 from models.layers.linear import Split
 from models.layers.mlp import dense_mlp
+from models.policy import FP16
 
 X = jax.ShapeDtypeStruct((16, 640), jnp.float16)
 W = jax.ShapeDtypeStruct((640, 1280), jnp.float16)
@@ -70,7 +71,7 @@ def test_only_assumed_constants_that_were_read_are_listed() -> None:
 
 
 def test_a_new_operation_in_a_layer_adds_time_and_a_row() -> None:
-    mlp = partial(dense_mlp, cfg=LLAMA, split=Split.ROW)
+    mlp = partial(dense_mlp, cfg=LLAMA, policy=FP16, split=Split.ROW)
 
     def with_another(x: jax.Array, w: dict[str, Any], *, axes: dict[str, Axis]) -> jax.Array:
         out = mlp(x, w, axes=axes)

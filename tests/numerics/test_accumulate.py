@@ -214,6 +214,13 @@ def test_choices_that_do_not_exist_are_refused(rounding, carry, message):
         accumulate.check_choices(rounding, carry)
 
 
+@pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 2), (2, 0, 3), (2, 3, 0)])
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_empty_operands_give_zeros(m, k, n, dtype):
+    got = matmul(jnp.ones((m, k), dtype), jnp.ones((k, n), dtype))
+    np.testing.assert_array_equal(got, np.zeros((m, n)))
+
+
 def test_a_tile_has_rows():
     x = jnp.zeros((2, 2), jnp.float16)
     with pytest.raises(LpuError, match="k_tile=0 was given; it must be at least 1"):

@@ -40,7 +40,7 @@ def test_more_slots_than_the_worst_case_take_longer() -> None:
 
 
 def test_a_format_that_stores_nothing_of_a_model_is_refused() -> None:
-    with pytest.raises(LpuError, match=r"int4 stores expert weights, which llama-2-70b has none"):
+    with pytest.raises(LpuError, match=r"int4 is about expert weights, which llama-2-70b has none"):
         compare("llama-2-70b", "groq-576", weights_format="int4")
 
 
