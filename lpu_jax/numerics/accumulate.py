@@ -289,9 +289,7 @@ def _dot(x: Float[Array, "gx m k"], w: Float[Array, "g k n"]) -> Float[Array, "g
 
 def _float64_dot(x: Num[Array, "gx m k"], w: Num[Array, "g k n"]) -> Float64[Array, "g m n"]:
     """Multiply matrices of narrow numbers in float64: products are exact, sums maybe."""
-    # Types of 8 bits reach float64 faster through fp16, which holds them all.
-    x, w = (as_fp16(v).astype(jnp.float64) for v in (x, w))
-    return _dot(x, w)
+    return _dot(x.astype(jnp.float64), w.astype(jnp.float64))
 
 
 # --- loops ----------------------------------------------------------------------------------------
