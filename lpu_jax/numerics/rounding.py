@@ -174,16 +174,6 @@ def to_e4m3fn(x: Float32[Array, "..."]) -> Float8e4m3fn[Array, "..."]:
     return lax.bitcast_convert_type(encode(x, E4M3FN), jnp.float8_e4m3fn)
 
 
-def from_fp16(x: Float16[Array, "..."]) -> Float32[Array, "..."]:
-    """Widen fp16 to fp32.
-
-    Fidelity:
-        Exact, subnormals included: each fp16 value is a normal fp32 number or zero, so flushing
-        of fp32 subnormals cannot touch it.
-    """
-    return x.astype(jnp.float32)
-
-
 def round_product(
     code_values: Float[Array, "..."],
     scales: Float32[Array, "..."],
