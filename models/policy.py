@@ -1,15 +1,16 @@
 """Precision policies: which tensors of a model are held in which format, and how sums are carried.
 
 Everything not named is fp16: other weights, rows that multiply weights, the cache, what crosses
-chips. int8 weights multiply int8 rows (scaled per row). Scores, softmax, norms and logits are fp32
-in every policy. Norms and router biases are fp32: they are vectors. Not built: a cache in a
-narrower format than fp16.
+chips, softmax weights that multiply values. Single int8 matrices multiply int8 rows: fp16 rows,
+rounded again with a scale per row; int8 stores of many matrices (experts, absorbed projections) are
+widened to fp16. Scores, exponentials, their sums, norms and logits are fp32 in every policy; norms
+and router biases are vectors, held in fp32. Not built: a cache in a narrower format than fp16.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from lpu_jax.errors import ConfigError, unknown
 from lpu_jax.numerics.accumulate import Carry
@@ -28,9 +29,10 @@ from lpu_jax.numerics.schemes import (
 from .config import ModelConfig
 from .params import ParamSpec, Role
 
-#: Roles whose values are vectors in fp32.
+#: Stored bits of a value of a vector.
 VECTOR_BITS = 32
-WIRE_BITS = 16
+#: Roles of matrices that multiply; the embedding is looked up instead, as fp16.
+MATRIX_ROLES: tuple[Role, ...] = ("attention", "dense", "expert", "shared", "router", "head")
 
 #: Format of rows that multiply weights; "fp8" is e4m3fn without a scale, saturating.
 RowFormat = Literal["fp16", "fp8"]
@@ -38,7 +40,11 @@ RowFormat = Literal["fp16", "fp8"]
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Formats by the role of a weight."""
+    """Formats by the role of a weight.
+
+    Raises:
+        ConfigError: a role, a scheme, a row format or a carry that does not exist.
+    """
 
     name: str
     #: Storage of matrices; a role that is not named is fp16.
@@ -49,9 +55,38 @@ class Policy:
     carry: Carry = "fp32"
     source: str = ""
 
+    def __post_init__(self) -> None:
+        for what, formats in (("weights", self.weights), ("rows", self.rows)):
+            for role in formats:
+                if role not in MATRIX_ROLES:
+                    raise ConfigError(
+                        f"policy {self.name}: {what} of {role!r} were given a format; roles are "
+                        f"{', '.join(MATRIX_ROLES)}."
+                    )
+            # Traces of layers are kept by policy, so it must not change.
+            object.__setattr__(self, what, MappingProxyType(dict(formats)))
+        for role, scheme in self.weights.items():
+            if not isinstance(scheme, Scheme):
+                raise ConfigError(
+                    f"policy {self.name}: weights of {role} were given {scheme!r}; it must be a "
+                    "Scheme, such as schemes.scheme_named('mxfp4')."
+                )
+        for role, name in self.rows.items():
+            if name not in get_args(RowFormat):
+                raise ConfigError(
+                    f"policy {self.name}: rows of {role} were given {name!r}; allowed are "
+                    f"{', '.join(get_args(RowFormat))}."
+                )
+        if self.carry not in get_args(Carry):
+            raise ConfigError(
+                f"policy {self.name}: carry {self.carry!r} was given; allowed are "
+                f"{', '.join(get_args(Carry))}."
+            )
+
     def __hash__(self) -> int:
         """Hash the fields: traces of layers are kept by policy."""
-        return hash((self.name, *self.weights.items(), *self.rows.items(), self.carry))
+        formats = frozenset(self.weights.items()), frozenset(self.rows.items())
+        return hash((self.name, *formats, self.carry))
 
     def scheme(self, spec: ParamSpec) -> Scheme | None:
         """Storage of a parameter; None for vectors, which are fp32."""
@@ -70,13 +105,11 @@ class Policy:
 
 _MATRICES: tuple[Role, ...] = ("attention", "dense", "expert", "shared")
 _MLP: tuple[Role, ...] = ("dense", "expert", "shared")
-#: The embedding is not multiplied: its rows are looked up, as fp16.
-_ALL: tuple[Role, ...] = (*_MATRICES, "router", "head")
 
 FP16 = Policy(name="fp16", source="16-bit weights, as the matrix unit takes them")
 BF16 = Policy(
     name="bf16",
-    weights=dict.fromkeys(_ALL, BF16_PLAIN),
+    weights=dict.fromkeys(MATRIX_ROLES, BF16_PLAIN),
     source="16-bit weights as most are released; widening to fp16 at the matrix unit is assumed",
 )
 INT4 = Policy(
@@ -121,7 +154,7 @@ TRUEPOINT = Policy(
 #: gpt-oss ships routed experts in MXFP4 and the rest in bf16.
 GPT_OSS = Policy(
     name="mxfp4-experts",
-    weights={**dict.fromkeys(_ALL, BF16_PLAIN), "expert": MXFP4},
+    weights={**dict.fromkeys(MATRIX_ROLES, BF16_PLAIN), "expert": MXFP4},
     source="gpt-oss released form: routed experts MXFP4, the rest bf16",
 )
 
@@ -153,5 +186,5 @@ def policy_named(name: str, cfg: ModelConfig) -> Policy:
             )
         return _BY_RELEASED_FORMAT[cfg.released_format]
     if name not in POLICIES:
-        raise unknown("weights format", name, (*POLICIES, RELEASED))
+        raise unknown("precision policy", name, (*POLICIES, RELEASED))
     return POLICIES[name]

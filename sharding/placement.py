@@ -64,8 +64,6 @@ def padded_bytes(leaf: Leaf, chip: ChipSpec) -> Quantity:
         return ceil_div(product(shape), chip.lanes) * chip.lanes * leaf.bits / 8
     # All narrow codes are widened to fp16 but those that multiply int8 activations.
     height = chip.mxm_mode("int8" if leaf.multiplies_bare else "fp16").k_tile
-    if np.dtype(leaf.dtype).name == "float32":  # scales per column: one row
-        height = 1
     first_column = leaf.batch + leaf.rows
     rows = ceil_div(product(shape[leaf.batch : first_column]), height) * height
     columns = ceil_div(product(shape[first_column:]), chip.lanes) * chip.lanes

@@ -5,7 +5,7 @@ new ones are made by changing fields. Holds no arrays (`quantized`), makes no sc
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -62,11 +62,13 @@ class Scheme:
         LpuError: blocks without a row or column, or formats that do not go together.
     """
 
-    name: str
+    #: For reports only.
+    name: str = field(compare=False)
     #: Format of the elements.
     format: Format
     block_rows: int | None = None
-    #: Scales are repeated per column in memory (unless None), so that columns split anywhere.
+    #: The emulator's arrays repeat a scale for each column (unless None), so that columns split
+    #: anywhere; stored bytes count it once.
     block_columns: int | None = 1
     #: None: no scales. `E8M0`: powers of two, chosen by `rule`. Others: `amax / largest code`.
     scale_format: Format | None = None

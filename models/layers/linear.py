@@ -90,7 +90,8 @@ def linear(
         rows: see `w`.
 
     Fidelity:
-        Exact in each K tile, see `mxm.matmul`; int8 activations are rounded once.
+        Exact in each K tile, see `mxm.matmul`; for int8 weights the rows, rounded before to their
+        format, are rounded once more.
     """
     matrix = as_matrix(w, rows=rows)
     if isinstance(matrix, QuantizedArray) and matrix.scheme.multiplies_bare:

@@ -1,11 +1,12 @@
 """Precision policies: what each role is stored in, against the published forms of checkpoints."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from lpu_jax.errors import ConfigError, UnknownNameError
-from lpu_jax.numerics.schemes import block_floating_point
+from lpu_jax.numerics.schemes import MXFP4, NVFP4, block_floating_point
 from models import zoo
 from models.blocks import block_kinds
 from models.config import ModelConfig
@@ -85,17 +86,47 @@ def test_a_policy_of_your_own_is_a_value() -> None:
     assert mine == same
     assert hash(mine) == hash(same)
     assert mine != FP16
+    one = Policy(name="a", weights={"expert": MXFP4, "dense": NVFP4})
+    other = Policy(name="a", weights={"dense": NVFP4, "expert": MXFP4})
+    assert (one, hash(one)) == (other, hash(other))
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        mine.weights["expert"] = MXFP4  # type: ignore[index]
     assert mine.bits(block_params(KIMI, "moe")["down"]) == 6 + 8 / 8
 
 
 def test_unknown_names_and_formats_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="unknown weights format 'msfp8'; nearest: "):
+    with pytest.raises(UnknownNameError, match="unknown precision policy 'msfp8'; nearest: "):
         policy_named("msfp8", LLAMA)
     with pytest.raises(UnknownNameError, match="released"):
         policy_named("release", LLAMA)
     odd = dataclasses.replace(LLAMA, released_format="gptq")
     with pytest.raises(ConfigError, match="is released in gptq, which no policy holds; choose one"):
         policy_named("released", odd)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weights": {"experts": MXFP4}}, "weights of 'experts' were given a format; roles are"),
+        ({"weights": {"embedding": MXFP4}}, "weights of 'embedding' were given a format"),
+        ({"rows": {"norm": "fp8"}}, "rows of 'norm' were given a format"),
+        ({"weights": {"dense": "mxfp4"}}, "weights of dense were given 'mxfp4'; it must be a Sch"),
+        ({"rows": {"dense": "e4m3fn"}}, "rows of dense were given 'e4m3fn'; allowed are fp16, fp8"),
+        ({"carry": "fp64"}, "carry 'fp64' was given; allowed are fp32, exact"),
+    ],
+)
+def test_a_policy_that_means_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_fields(**fields)
+
+
+def check_fields(**fields: Any) -> None:
+    """Make a policy without the type checks that tests put around constructors."""
+    policy = object.__new__(Policy)
+    defaults = {"name": "mine", "weights": {}, "rows": {}, "carry": "fp32", "source": ""}
+    for name, value in (defaults | fields).items():
+        object.__setattr__(policy, name, value)
+    policy.__post_init__()
 
 
 def test_the_embedding_is_looked_up_not_multiplied() -> None:

@@ -197,7 +197,7 @@ def test_given_plans_are_checked_and_kept() -> None:
 
 
 def test_bad_requests() -> None:
-    with pytest.raises(UnknownNameError, match="unknown weights format 'fp9'; nearest: fp8"):
+    with pytest.raises(UnknownNameError, match="unknown precision policy 'fp9'; nearest: fp8"):
         compare("smollm2-135m", "groq-24", weights_format="fp9")
     with pytest.raises(LpuError, match="context is 8193; smollm2-135m has 8192 positions"):
         compare("smollm2-135m", "groq-24", context=8193)
