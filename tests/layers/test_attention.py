@@ -18,10 +18,10 @@ BATCH, TOKENS = 2, 4
 SQNR_DB = 58.0
 
 
-def prefill(cfg: ModelConfig) -> np.ndarray:
+def prefill(cfg: ModelConfig, policy: str = "fp16") -> np.ndarray:
     """All tokens at once, on one chip."""
     request = Request(batch=BATCH, tokens=TOKENS, context=64)
-    block = place(cfg, "attention", plan("attention", tensor=1), request)
+    block = place(cfg, "attention", plan("attention", tensor=1), request, policy=policy)
     x = hidden(BATCH, TOKENS, cfg.d_model)
     return np.asarray(runner(cfg, block)(x, *block.arguments[1:])[0])
 
@@ -38,10 +38,11 @@ def decode(block: LoadedBlock, cfg: ModelConfig, way: str, steps: int = TOKENS) 
     return np.concatenate(made, axis=1)
 
 
-def split_block(cfg: ModelConfig, split: Split, context: int) -> LoadedBlock:
+def split_block(cfg: ModelConfig, split: Split, context: int, policy: str = "fp16") -> LoadedBlock:
     """Eight chips: two sequences, two key/value heads (or latent heads), two halves of each."""
     request = Request(batch=BATCH, tokens=1, context=context)
-    return place(cfg, "attention", plan("attention", split, data=2, tensor=4), request, tiers=(2,))
+    the_plan = plan("attention", split, data=2, tensor=4)
+    return place(cfg, "attention", the_plan, request, policy=policy, tiers=(2,))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,19 @@ def test_devices_give_the_bits_of_virtual_chips(cfg: ModelConfig, way: str) -> N
 def test_latent_attention_decodes_as_it_prefills(context: int) -> None:
     decoded = decode(split_block(TINY_KIMI, Split.COLUMN, context), TINY_KIMI, "virtual")
     np.testing.assert_array_equal(decoded, prefill(TINY_KIMI))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cfg", "policy"),
+    [
+        pytest.param(TINY_LLAMA, "groq-truepoint", id="grouped, exact carry"),
+        pytest.param(TINY_KIMI, "nvfp4", id="latent, scales of matrices"),
+    ],
+)
+def test_a_policy_moves_no_bit_between_decode_and_prefill(cfg: ModelConfig, policy: str) -> None:
+    decoded = decode(split_block(cfg, Split.COLUMN, 384, policy), cfg, "virtual")
+    np.testing.assert_array_equal(decoded, prefill(cfg, policy))
 
 
 @pytest.mark.slow
