@@ -44,8 +44,10 @@ def matmul(
         x: activations: float16 with weights of float16, float8 or int8; float8_e4m3fn or
             float8_e5m2 with either; int8 with int8. Mixed with float16, a narrower type is widened
             at the array, which is exact.
-        w: weights, or a `QuantizedArray` of a narrower storage format, widened to float16 at the
-            array.
+        w: weights, or a `QuantizedArray` of a narrower storage format with blocks along `k`,
+            widened to float16 at the array. What its scales leave for the products is the caller's
+            (`quantized.output_scale`): the scale of a whole matrix, and the column scales of int8
+            codes that multiply int8 activations.
         rows: addresses of matrices in `w`.
         rounding: of an exact sum to fp32: "rne", or "rz" (a patent of the vendor's says truncation;
             public sources do not settle it).
@@ -69,6 +71,11 @@ def matmul(
     """
     weight_bits = None
     if isinstance(w, QuantizedArray):
+        if w.axis != -2:
+            raise LpuError(
+                f"mxm.matmul: weights with blocks along axis {w.axis} were given; they must run "
+                "along axis -2, the contraction."
+            )
         weight_bits = w.bits_per_value
         # int8 codes are multiplied bare: their scales are per column, for the caller to apply
         w = w.codes if w.scheme.multiplies_bare and x.dtype == jnp.int8 else widened(w)
@@ -84,17 +91,21 @@ def matmul(
             f"mxm.matmul: x has {x.shape[-1]} columns but w has {w.shape[-2]} rows; they must be "
             "equal."
         )
-    if x.ndim == 3 and rows is None and x.shape[0] != w.shape[0]:
+    if rows is not None and w.ndim != 3:
         raise LpuError(
-            f"mxm.matmul: x has {x.shape[0]} matrices but w has {w.shape[0]}; they must be equal."
+            f"mxm.matmul: rows were given with w of shape {w.shape}; it must be a store [e, k, n]."
         )
-    addressed = rows is not None
-    operands = (x, w, rows) if addressed else (x, w)
+    matrices = w.shape[0] if rows is None else rows.shape[0]
+    if x.ndim == 3 and x.shape[0] != matrices:
+        raise LpuError(
+            f"mxm.matmul: x has {x.shape[0]} matrices but w has {matrices}; they must be equal."
+        )
+    operands = (x, w) if rows is None else (x, w, rows)
     out: Array = _matmul(
         *operands,
         shared_x=x.ndim == 2,
         grouped=w.ndim == 3,
-        addressed=addressed,
+        addressed=rows is not None,
         weight_bits=float(weight_bits if weight_bits is not None else 8 * w.dtype.itemsize),
         rounding=rounding,
         carry=carry,

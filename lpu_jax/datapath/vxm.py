@@ -11,13 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float8e4m3fn, Float16, Float32, Int8, Int32
 
+from ..errors import LpuError
 from ..numerics import elementary, fused, rounding
 from .primitive import AluChain, primitive
 from .work import Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest, product, vectors
 
-Scalar = float | int
+Scalar = float | int | np.number
 
 
 def _element_wise(
@@ -26,27 +28,62 @@ def _element_wise(
     dtype: Any = jnp.float32,
     alu: str | None = None,
     *,
+    takes_any: bool = False,
     needs_x64: bool = False,
 ) -> Callable[..., Array]:
-    """Make an element-wise primitive of equal shapes; `alu` is its row in the ALU table."""
+    """Make an element-wise primitive of equal shapes; `alu` is its row in the ALU table.
+
+    Operands are float32 unless it `takes_any`.
+    """
     count = elementary.ALU_OPERATIONS[alu or name]
     row = AluChain(
         operations=count.operations,
         depth=count.depth,
         large=count.operations if count.large else 0,
     )
+
+    def abstract(*xs: Any, **params: Any) -> Any:
+        if not takes_any:
+            _require_fp32(name, *xs)
+        return jax.ShapeDtypeStruct(xs[0].shape, dtype)
+
     return primitive(
         f"vxm_{name}",
-        abstract=lambda *xs, **params: jax.ShapeDtypeStruct(xs[0].shape, dtype),
+        abstract=abstract,
         meaning=meaning,
         chain=lambda params: row,
         needs_x64=needs_x64,
     )
 
 
+def _require_fp32(name: str, *operands: Any) -> None:
+    """Raise unless the operands are float32.
+
+    Raises:
+        LpuError: with the type that was given.
+    """
+    for operand in operands:
+        if operand.dtype != jnp.float32:
+            raise LpuError(
+                f"vxm.{name}: an operand of {operand.dtype.name} was given; it must be float32, "
+                "which vxm.to_fp32 makes."
+            )
+
+
 def _spread(*operands: Array | Scalar) -> list[Array]:
-    """Broadcast operands of equal rank, and Python numbers, to one shape."""
+    """Broadcast operands of equal rank, and numbers, to one shape.
+
+    Raises:
+        LpuError: no operand is an array, or their ranks or lengths do not agree.
+    """
     arrays = [operand for operand in operands if not isinstance(operand, Scalar)]
+    shapes = [array.shape for array in arrays]
+    lengths = [{n for n in sizes if isinstance(n, int) and n != 1} for sizes in zip(*shapes)]  # noqa: B905
+    if not arrays or len({len(s) for s in shapes}) > 1 or any(len(n) > 1 for n in lengths):
+        raise LpuError(
+            f"vxm: operands of shapes {shapes} were given; they must be arrays of one rank, whose "
+            "lengths are equal or 1, and numbers beside at least one array."
+        )
     shape = tuple(
         next((size for size in sizes if not (isinstance(size, int) and size == 1)), 1)
         for sizes in zip(*(array.shape for array in arrays), strict=True)
@@ -68,7 +105,7 @@ _div = _element_wise("div", elementary.div)
 _fma = _element_wise("fma", fused.fma, needs_x64=True)
 _max = _element_wise("max", elementary.maximum)
 _abs = _element_wise("abs", jnp.abs, alu="max")
-_select = _element_wise("select", lambda mask, a, b: jnp.where(mask, a, b))
+_select = _element_wise("select", lambda mask, a, b: jnp.where(mask, a, b), takes_any=True)
 _less_equal = _element_wise("compare", elementary.less_equal, jnp.bool_)
 _sqrt = _element_wise("sqrt", elementary.sqrt)
 _reciprocal = _element_wise("reciprocal", elementary.reciprocal)
@@ -82,7 +119,7 @@ _gelu = _element_wise("gelu", elementary.gelu)
 _gelu_tanh = _element_wise("gelu_tanh", elementary.gelu_tanh)
 _to_fp16 = _element_wise("to_fp16", rounding.to_fp16, jnp.float16, alu="convert")
 _to_fp8 = _element_wise("to_fp8", rounding.to_e4m3fn, jnp.float8_e4m3fn, alu="convert")
-_to_fp32 = _element_wise("to_fp32", lambda x: x.astype(jnp.float32), jnp.float32, alu="convert")
+_to_fp32 = _element_wise("to_fp32", lambda x: x.astype(jnp.float32), alu="convert", takes_any=True)
 _to_int8 = _element_wise(
     "to_int8",
     lambda x: jnp.where(x == x, jnp.clip(jnp.round(x), -127.0, 127.0), 0.0).astype(jnp.int8),
@@ -125,7 +162,7 @@ def maximum(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
 
 
 def absolute(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """Drop the sign. Fidelity: exact."""
+    """Drop the sign; a subnormal stays one. Fidelity: exact."""
     return _abs(x)
 
 
@@ -255,6 +292,7 @@ def reduction_cost(machine: Machine, request: Request) -> Work:
 
 
 def _reduced(x: Any) -> Any:
+    _require_fp32("sum_lanes, max_lanes", x)
     return jax.ShapeDtypeStruct((*x.shape[:-1], 1), x.dtype)
 
 
@@ -296,9 +334,14 @@ def _sum_leading_cost(machine: Machine, request: Request) -> Work:
     )
 
 
+def _without_leading(x: Any) -> Any:
+    _require_fp32("sum_leading", x)
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
 _sum_leading = primitive(
     "vxm_sum_leading",
-    abstract=lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+    abstract=_without_leading,
     meaning=elementary.sum_leading,
     cost=_sum_leading_cost,
 )

@@ -149,6 +149,16 @@ def matmul(
     """
     kind = product_kind(x.dtype, w.dtype)
     check_choices(rounding, carry)
+    if engine not in get_args(Engine):
+        raise LpuError(
+            f"accumulate.matmul: engine={engine!r} was given; it must be one of "
+            f"{', '.join(get_args(Engine))}."
+        )
+    if x.ndim == 3 and (w.ndim == 2 or x.shape[0] != w.shape[0]):
+        raise LpuError(
+            f"accumulate.matmul: shapes {x.shape} and {w.shape} were given; x must be one matrix, "
+            "or as many as w."
+        )
     assert jax.config.jax_enable_x64, "accumulate runs inside jax.enable_x64(True)"  # type: ignore[attr-defined]
     k, k_tile = x.shape[-1], K_TILES[kind] if k_tile is None else k_tile
     if k_tile < 1:

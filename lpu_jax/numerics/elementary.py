@@ -6,8 +6,9 @@ contract a product and a sum into a fused multiply-add, nor fold constants throu
 merge divisions. Special functions are our own stated algorithms (`algorithms`). Not modelled: the
 vendor's algorithms (not public), and sums in any order but the stated ones.
 
-Error bounds are in ulp of the exact result, where that is a normal fp32 number; they were measured
-on CPU over every fp32 argument, and hold on every backend, because all give the same bits.
+Error bounds are in ulp of the exact result, where that is a normal fp32 number. They were measured
+once on CPU over every fp32 argument (tanh: a dense sweep; tests repeat a sample), and hold on every
+backend, because all give the same bits.
 """
 
 from collections.abc import Mapping

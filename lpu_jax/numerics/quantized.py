@@ -129,7 +129,8 @@ def quantize(
     - floating point: `scale = round(amax / largest code)`, then `encode(w / scale)`;
     - two-level: with `t = amax of the matrix / (largest scale * largest code)` and `v = w / t`,
       `scale = round((amax of v) / largest code)` and `encode(v / scale)`, in this order.
-    In the last two a block without a magnitude of 2**-100 or more has scale 0 and codes 0.
+    In the last two a block without a magnitude of 2**-100 or more, or whose scale is too small for
+    its format, has scale 0 and codes 0.
     Without scales, values that are too large become infinity. A block with infinity or NaN stands
     for NaN only; with two-level scales so does the whole matrix.
 
@@ -153,6 +154,11 @@ def quantize(
     """
     spec = scheme_named(scheme) if isinstance(scheme, str) else scheme
     _check_axis("quantize", w.shape, axis)
+    if w.dtype != jnp.float32 or 0 in w.shape:
+        raise LpuError(
+            f"quantize: {w.dtype.name} {tuple(w.shape)} was given; it must be float32 with at "
+            "least one value."
+        )
     convert = partial(encode, fmt=spec.format, rounding=rounding, key=key)
     if spec.scale_format is None:
         codes = _stored(convert(w, overflow="ieee"), spec.format)

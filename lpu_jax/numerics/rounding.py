@@ -79,7 +79,8 @@ def encode(
         holds them.
 
     Raises:
-        LpuError: if a key is missing or not used, or the ranks of `x` and `exponent` differ.
+        LpuError: if `x` is not float32, a key is missing or not used, or the ranks of `x` and
+            `exponent` differ.
 
     Fidelity:
         Exact, one rounding; equal to `scalar.encode`.
@@ -89,6 +90,8 @@ def encode(
         e8m0 outside its range.
     """
     check_conversion("encode", rounding, overflow, has_random=key is not None)
+    if x.dtype != jnp.float32:
+        raise LpuError(f"encode: values of {x.dtype.name} were given; they must be float32.")
     _check_rank("encode", x, exponent)
     random = None if key is None else jax.random.bits(key, x.shape, jnp.uint32)
     bits = lax.bitcast_convert_type(x, jnp.int32)
@@ -118,7 +121,7 @@ def decode(
             broadcast; of magnitude below 2**29.
 
     Raises:
-        LpuError: if the ranks of `codes` and `exponent` differ.
+        LpuError: if the codes are not integers, or the ranks of `codes` and `exponent` differ.
 
     Fidelity:
         Exact without `exponent`: every value of every format is an fp32 number. With it exact
@@ -126,6 +129,8 @@ def decode(
         of numbers keeps what it can, and whether arithmetic flushes it is the vector unit's rule.
         Overflow gives infinity. NaN payloads are not kept.
     """
+    if not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise LpuError(f"decode: codes of {codes.dtype.name} were given; they must be integers.")
     _check_rank("decode", codes, exponent)
     bits = _decode_bits(codes, fmt)
     if exponent is not None:
@@ -312,7 +317,10 @@ def _round_significand(
     else:
         kept = _round_stochastically(significand, drop, random)
     # A leading one that was kept adds 1 to the exponent field, and so does a rounding carry.
-    return jnp.maximum(kept + (excess << fmt.mantissa_bits), 0)
+    code = kept + (excess << fmt.mantissa_bits)
+    if fmt == FP32:  # a carry out of the largest exponent must not reach the sign
+        code = jnp.where((excess == _LARGEST_EXCESS) & (code < 0), _INF_BITS, code)
+    return jnp.maximum(code, 0)
 
 
 def _addend(

@@ -99,6 +99,12 @@ class Scheme:
                 f"scheme {self.name}: two-level scales need a floating point scale_format such as "
                 "e4m3fn."
             )
+        if self.is_two_level and self.scale_format in (FP32, BF16):
+            raise LpuError(
+                f"scheme {self.name}: scale_format={self.scale_format.name} was given for two "
+                "levels; the scale of a matrix brings block scales into a narrow range, such as "
+                "e4m3fn's."
+            )
         if self.scale_format is not None and self.scale_format.is_integer:
             raise LpuError(
                 f"scheme {self.name}: scale_format={self.scale_format.name} was given; scales are "
@@ -246,7 +252,8 @@ def block_floating_point(block_rows: int, mantissa_bits: int, *, name: str | Non
         implicit one. That saturation, not a larger exponent, meets a carry, and that the exponent
         is biased by 127, are assumed.
     """
-    if not 1 <= mantissa_bits <= MOST_MANTISSA_BITS:
+    is_whole = isinstance(mantissa_bits, int) and not isinstance(mantissa_bits, bool)
+    if not is_whole or not 1 <= mantissa_bits <= MOST_MANTISSA_BITS:
         raise LpuError(
             f"block_floating_point: mantissa_bits={mantissa_bits} was given; it must be 1 to "
             f"{MOST_MANTISSA_BITS}."

@@ -106,6 +106,15 @@ def test_smallest_double_rounding_vector():
     assert plain_float64(x, x.T)[0, 0] == 4096
 
 
+@pytest.mark.parametrize("top", range(1, 13))
+def test_spans_on_both_sides_of_what_float64_holds(top):
+    """A midpoint of fp32 and a bit 2**-48: float64 holds both up to top 2, as the certificate."""
+    x = np.array([[2.0**top, 2.0 ** (top - 12), UNIT]], np.float16)
+    w = np.tile(x.T, (1, 2)) * np.array([[1, 1], [1, 1], [1, -1]], np.float16)
+    np.testing.assert_array_equal(matmul(x, w), oracle(x, w))
+    assert (plain_float64(x, w) != oracle(x, w)).any() == (top > 2)
+
+
 def test_scalar_dot_equals_integer_oracle():
     for case in ("normal", "bit patterns", "cancellation"):
         x, w = CASES[case]

@@ -144,8 +144,8 @@ def test_the_reference_is_right(name: str) -> None:
     assert error_ulp(approximate[inside], exact).max() < 1e-5
 
 
-def test_a_wrong_coefficient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutation: the seventh digit of one coefficient."""
+def test_an_error_of_the_seventh_digit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation of the oracle: a factor that a wrong coefficient would have."""
     off = IN_FLOAT64["tanh"]
     monkeypatch.setitem(IN_FLOAT64, "tanh", lambda x: off(x) * (1 + 2e-7))
     with pytest.raises(AssertionError):

@@ -266,6 +266,8 @@ def test_products_are_rounded_once(fmt):
     scales = np.exp2(rng.uniform(-148, 127, 1500)).astype(np.float32)
     scales[500:] = np.exp2(rng.uniform(-35, 8, 1000)).astype(np.float32)
     codes[:4], scales[:4] = [0, -0.0, 1, 0], [3e38, 3e38, 3e38, 1e-45]
+    # A carry out of the largest exponent of fp32: 129 * 16647160 is 2**31 - 8.
+    codes[4:6], scales[4:6] = 129, [16647160 * 2.0**97, 16647160 * 2.0**98]
     near_codes, near_scales = near_midpoint_products()
     codes, scales = np.append(codes, near_codes), np.append(scales, near_scales)
     exact = [Fraction(float(c)) * Fraction(float(s)) for c, s in zip(codes, scales, strict=True)]
