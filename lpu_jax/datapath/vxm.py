@@ -41,19 +41,20 @@ def _element_wise(
         depth=count.depth,
         large=count.operations if count.large else 0,
     )
-
-    def abstract(*xs: Any, **params: Any) -> Any:
-        if not takes_any:
-            _require_fp32(name, *xs)
-        return jax.ShapeDtypeStruct(xs[0].shape, dtype)
-
-    return primitive(
+    bind = primitive(
         f"vxm_{name}",
-        abstract=abstract,
+        abstract=lambda *xs, **params: jax.ShapeDtypeStruct(xs[0].shape, dtype),
         meaning=meaning,
         chain=lambda params: row,
         needs_x64=needs_x64,
     )
+
+    def checked(*operands: Array) -> Array:
+        _require_fp32(name, *operands)
+        out: Array = bind(*operands)
+        return out
+
+    return bind if takes_any else checked
 
 
 def _require_fp32(name: str, *operands: Any) -> None:
@@ -292,7 +293,6 @@ def reduction_cost(machine: Machine, request: Request) -> Work:
 
 
 def _reduced(x: Any) -> Any:
-    _require_fp32("sum_lanes, max_lanes", x)
     return jax.ShapeDtypeStruct((*x.shape[:-1], 1), x.dtype)
 
 
@@ -315,11 +315,13 @@ def sum_lanes(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows 1"]:
 
     Fidelity: order-dependent, the order is fixed; appended zeros change no bit.
     """
+    _require_fp32("sum_lanes", x)
     return _sum_lanes(x)  # type: ignore[no-any-return]
 
 
 def max_lanes(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows 1"]:
     """Take the largest of the last axis. Fidelity: exact."""
+    _require_fp32("max_lanes", x)
     return _max_lanes(x)  # type: ignore[no-any-return]
 
 
@@ -334,14 +336,9 @@ def _sum_leading_cost(machine: Machine, request: Request) -> Work:
     )
 
 
-def _without_leading(x: Any) -> Any:
-    _require_fp32("sum_leading", x)
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-
 _sum_leading = primitive(
     "vxm_sum_leading",
-    abstract=_without_leading,
+    abstract=lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
     meaning=elementary.sum_leading,
     cost=_sum_leading_cost,
 )
@@ -352,6 +349,7 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
 
     Fidelity: order-dependent, the order is fixed; zeros anywhere in the list change no bit.
     """
+    _require_fp32("sum_leading", x)
     return _sum_leading(x)  # type: ignore[no-any-return]
 
 

@@ -217,3 +217,29 @@ def test_rounding_and_carry_reach_the_unit_and_cost_nothing() -> None:
     assert len({np.asarray(r).tobytes() for r in results}) == 3
     exact = [[scalar.dot_tile(row.tolist(), column.tolist()) for column in w.T] for row in x]
     np.testing.assert_array_equal(results[2], np.float32(exact))
+
+
+def test_blocks_that_do_not_run_along_the_contraction_are_refused() -> None:
+    w = jax.jit(functools.partial(quantize, scheme="int8", axis=-1))(
+        fp16_array(K, N).astype(jnp.float32)
+    )
+    with pytest.raises(LpuError, match="blocks along axis -1 were given"):
+        mxm.matmul(int8_array(M, K), w)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "message"),
+    [
+        ((M, K), (K, N), r"rows were given with w of shape \(96, 3\); it must be a store"),
+        ((GROUPS, M, K), (GROUPS, K, N), "x has 4 matrices but w has 2"),
+    ],
+)
+def test_addresses_that_do_not_fit_are_named(x: Any, w: Any, message: str) -> None:
+    rows = jnp.zeros(2, jnp.int32)
+    with pytest.raises(LpuError, match=message):
+        mxm.matmul(int8_array(*x), int8_array(*w), rows=rows)
+
+
+def test_as_many_activations_as_matrices() -> None:
+    with pytest.raises(LpuError, match="x has 2 matrices but w has 4"):
+        mxm.matmul(int8_array(2, M, K), int8_array(GROUPS, K, N))

@@ -15,6 +15,7 @@ from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import mem, selection, sxm, vxm
 from lpu_jax.datapath.primitive import free, primitive
 from lpu_jax.datapath.work import Unit
+from lpu_jax.errors import LpuError
 from lpu_jax.numerics import elementary
 from lpu_jax.system import system
 
@@ -32,6 +33,26 @@ def cycles(function: Callable[..., Any], *args: Any) -> dict[Unit, float]:
 
 
 # --- vector unit --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operands", "message"),
+    [
+        ((jnp.ones(3, jnp.int32), jnp.ones(3, jnp.int32)), "an operand of int32 was given"),
+        ((jnp.ones(3, jnp.float16), 1.0), "an operand of float16 was given; it must be float32"),
+        ((jnp.ones((2, 3)), jnp.ones(3)), r"shapes \[\(2, 3\), \(3,\)\] were given; they must be"),
+        ((jnp.ones((2, 3)), jnp.ones((2, 2))), "whose lengths are equal or 1"),
+        ((1.0, 2.0), "numbers beside at least one array"),
+    ],
+)
+def test_operands_that_do_not_go_together_are_named(operands: Any, message: str) -> None:
+    with pytest.raises(LpuError, match=message):
+        vxm.add(*operands)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    x = jnp.asarray(values(3))
+    np.testing.assert_array_equal(vxm.mul(x, np.float32(2)), vxm.mul(x, 2.0))
 
 
 def test_numbers_and_single_rows_are_spread() -> None:

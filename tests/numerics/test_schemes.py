@@ -77,6 +77,10 @@ def test_schemes_are_values() -> None:
         (lambda: block_floating_point(0, 3), "block_rows=0 was given"),
         (lambda: Scheme(name="s", format=E8M0), "s: e8m0 holds scales only"),
         (lambda: Scheme(name="s", format=E2M1, is_two_level=True), "need a floating point"),
+        (
+            lambda: Scheme(name="s", format=E2M1, scale_format=FP32, is_two_level=True),
+            "scale_format=fp32 was given for two levels",
+        ),
         (lambda: replace(NVFP4, scale_format=E8M0), "two-level scales need a floating point"),
         (lambda: replace(FP8_BLOCK128, scale_format=INT8), "scale_format=int8 was given"),
         (lambda: replace(FP8_BLOCK128, format=FP16), "11 significant bits .* fp32 .* at most 8"),
