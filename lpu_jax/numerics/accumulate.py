@@ -238,9 +238,14 @@ def _tile_sums(
             exact = _float64_dot(x_rows, w_rows)
             if not proven:
                 norm, span = (block.of_x(v[at.number]) for v in (row_norm, row_span))
+
+                def columns() -> tuple[Array, Array]:
+                    # Sliced again: what a branch takes from outside of it is copied.
+                    return norm_and_span(as_fp16(block.rows(x, w, at)[1]), axis=1)
+
                 undecided = undecided | unproven(
                     exact, norm, span, at.count, at.count, largest_magnitude(w_rows), rounding,
-                    lambda: norm_and_span(as_fp16(w_rows), axis=1),
+                    columns,
                 )  # fmt: skip
             return total + to_fp32(exact, rounding), undecided
 
