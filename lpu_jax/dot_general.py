@@ -15,13 +15,13 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Float32, Num
 
 from .datapath import mxm, vxm
 from .datapath.primitive import AluChain, free, primitive
+from .datapath.scaled import int8_product
 from .errors import LpuError
 from .numerics.accumulate import PRODUCT_KINDS, Carry, check_choices
 from .numerics.elementary import ALU_OPERATIONS
@@ -47,8 +47,6 @@ _FORMATS: Mapping[str, Format] = MappingProxyType(
 _ACTIVATION_FORMATS: Mapping[str, Format] = MappingProxyType(
     {"fp16": FP16, "e4m3fn": E4M3FN, "e5m2": E5M2}
 )
-#: Smallest row maximum that int8 activations are scaled by: a row of zeros stays zero (assumed).
-_SMALLEST_MAXIMUM = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,19 +263,11 @@ def _float_product(
 def _int8_product(
     lhs: Array, rhs: Array, options: MxmDotGeneral, layout: _Layout
 ) -> Float32[Array, "..."]:
-    """Multiply bare int8 codes, and their exact sums by the scales of the rows and of the columns.
-
-    A row is scaled by `max |x| / 127` and rounded once.
-    """
+    """Multiply rows, rounded once, by bare int8 codes."""
     assert options.scheme is not None
     x = _matrices(_wide(lhs), layout.lhs)
     w = _stored(rhs, layout.rhs, options.scheme)
-    largest = vxm.maximum(vxm.max_lanes(vxm.absolute(x)), _SMALLEST_MAXIMUM)
-    codes = vxm.to_int8(vxm.mul(x, vxm.div(127.0, largest)))
-    y = vxm.to_fp32(mxm.matmul(codes, w))
-    column_scales = output_scale(w, of_codes=True)
-    assert column_scales is not None
-    return vxm.mul(vxm.mul(y, vxm.mul(largest, float(np.float32(1 / 127)))), column_scales)
+    return int8_product(x, w)
 
 
 # --- operands -------------------------------------------------------------------------------------

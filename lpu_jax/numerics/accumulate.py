@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Float64, Int8, Int32, Num
+from jaxtyping import Array, Bool, Float32, Float64, Int8, Int32, Num
 
 from ..errors import LpuError
 from . import residues
@@ -39,6 +39,7 @@ from .certificate import (
     unproven,
 )
 from .repair import MAX_K_TILE, SumRounding, repair
+from .tiles import check_length, only_new, product
 
 #: What exact sums of fp16 numbers are made of: float64 products with a proof, or int8 products
 #: (`residues`) for devices that are slow in float64. Both give the same bits.
@@ -169,7 +170,7 @@ def matmul(
     x, w = (v.reshape(-1, *v.shape[-2:]) for v in (x, w))
     exact_carry = carry == "exact"
     if kind == "int8":
-        _check_length(k, MAX_K_INT8, x, w)
+        check_length(k, MAX_K_INT8, x, w)
         return _int8_sums(x, w).reshape(shape)
     k_tile = min(k, k_tile)
     if engine == "int8":
@@ -177,7 +178,7 @@ def matmul(
         return total.reshape(shape)
     always_exact = x.dtype == w.dtype == jnp.float8_e4m3fn
     limit = MAX_K_E4M3 if always_exact else MAX_K_TILE
-    _check_length(k if exact_carry else k_tile, limit, x, w)
+    check_length(k if exact_carry else k_tile, limit, x, w)
     sums = _exact_sums if exact_carry else partial(_tile_sums, k_tile=k_tile)
     total, undecided = sums(x, w, rounding=rounding, proven=always_exact)
     if not always_exact:
@@ -190,15 +191,6 @@ def matmul(
     return total.reshape(shape)
 
 
-def _check_length(k: int, limit: int, x: Array, w: Array) -> None:
-    """Raise if a sum of `k` products is longer than what is proven exact."""
-    if k > limit:
-        raise LpuError(
-            f"mxm.matmul: a sum of {k} products of {x.dtype.name} and {w.dtype.name} was asked for "
-            f"without rounding; up to {limit} are exact."
-        )
-
-
 # --- sums -----------------------------------------------------------------------------------------
 
 
@@ -208,7 +200,7 @@ def _int8_sums(x: Int8[Array, "gx m k"], w: Int8[Array, "g k n"]) -> Int32[Array
     def sums(block: "_Block") -> Array:
         def add(total: Array, at: _Rows) -> Array:
             x_rows, w_rows = block.rows(x, w, at)
-            part = _dot(x_rows.astype(jnp.float32), w_rows.astype(jnp.float32))
+            part = product(x_rows.astype(jnp.float32), w_rows.astype(jnp.float32), jnp.float32)
             return total + part.astype(jnp.int32)
 
         zeros = jnp.zeros((block.count, x.shape[1], w.shape[2]), jnp.int32)
@@ -292,19 +284,9 @@ def _exact_sums(
     return _by_block(sums, w, _EXACT_CARRY_ROWS)
 
 
-def _dot(x: Float[Array, "gx m k"], w: Float[Array, "g k n"]) -> Float[Array, "g m n"]:
-    """Multiply matrices; exact whenever every partial sum fits the significand."""
-    if w.shape[0] == 1:
-        y = lax.dot(x[0], w[0], precision=lax.Precision.HIGHEST)
-        return y[None]
-    x = jnp.broadcast_to(x, (w.shape[0], *x.shape[1:]))
-    batched = (((2,), (1,)), ((0,), (0,)))
-    return lax.dot_general(x, w, batched, precision=lax.Precision.HIGHEST)
-
-
 def _float64_dot(x: Num[Array, "gx m k"], w: Num[Array, "g k n"]) -> Float64[Array, "g m n"]:
     """Multiply matrices of narrow numbers in float64: products are exact, sums maybe."""
-    return _dot(x.astype(jnp.float64), w.astype(jnp.float64))
+    return product(x.astype(jnp.float64), w.astype(jnp.float64), jnp.float64)
 
 
 # --- loops ----------------------------------------------------------------------------------------
@@ -337,9 +319,7 @@ class _Block:
         x_rows, w_rows = (as_fp16(v) if v.dtype.name in _FP8 else v for v in (x_rows, w_rows))
         if at.is_new is None:
             return x_rows, w_rows
-        nothing = jnp.zeros((), x_rows.dtype), jnp.zeros((), w_rows.dtype)
-        x_rows = jnp.where(at.is_new[None, None, :], x_rows, nothing[0])
-        return x_rows, jnp.where(at.is_new[None, :, None], w_rows, nothing[1])
+        return only_new(x_rows, w_rows, at.is_new)
 
 
 @dataclass(frozen=True)

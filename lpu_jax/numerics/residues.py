@@ -24,10 +24,10 @@ from operator import add
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float16, Float32, Int8, Int32, Int64, Num
 
 from ..errors import LpuError
+from . import tiles
 from .certificate import as_fp16
 from .repair import MAX_K_TILE, SumRounding, fp16_units, round_limbs
 
@@ -89,11 +89,7 @@ def tile_sums(
         raise LpuError(f"mxm.matmul: k_tile={k_tile} was given; it must be at least 1.")
     k = x.shape[2]
     rows = k if exact_carry else min(k, k_tile)
-    if rows > MAX_K_TILE:
-        raise LpuError(
-            f"mxm.matmul: a sum of {rows} products of {x.dtype.name} and {w.dtype.name} was asked "
-            f"for without rounding; up to {MAX_K_TILE} are exact."
-        )
+    tiles.check_length(rows, MAX_K_TILE, x, w)
     total = jnp.zeros((w.shape[0], x.shape[1], w.shape[2]), jnp.float32)
     if total.size == 0 or k == 0:
         return total
@@ -167,8 +163,7 @@ def _rows_from(
     x = lax.dynamic_slice_in_dim(x, first, rows, axis=2)
     w = lax.dynamic_slice_in_dim(w, first, rows, axis=1)
     is_new: Bool[Array, " rows"] = first + lax.iota(jnp.int32, rows) >= start
-    x = jnp.where(is_new[None, None, :], x, jnp.zeros((), x.dtype))
-    return x, jnp.where(is_new[None, :, None], w, jnp.zeros((), w.dtype))
+    return tiles.only_new(x, w, is_new)
 
 
 def _shift_and_norm(
@@ -221,7 +216,7 @@ def _integer_sums(
         joined = []
         for digit, modulus, inverse in zip(digits, basis.moduli, basis.inverses, strict=True):
             x_rest, w_rest = _residues(x_units, modulus, inverse), _residues(w_units, modulus, 1)
-            digit = digit + _dot(x_rest, w_rest, to=jnp.int32)
+            digit = digit + tiles.product(x_rest, w_rest, jnp.int32)
             joined.append(lax.rem(digit, jnp.int32(modulus)))
         return joined
 
@@ -240,14 +235,6 @@ def _residues(units: Int64[Array, "..."], modulus: int, factor: int) -> Int8[Arr
     # A remainder by a constant takes fewer instructions unsigned.
     rest = lax.rem(value.astype(jnp.uint32), jnp.uint32(modulus)).astype(jnp.int32)
     return jnp.where(rest >= modulus - modulus // 2, rest - modulus, rest).astype(jnp.int8)
-
-
-def _dot(x: Num[Array, "gx m k"], w: Num[Array, "g k n"], to: DTypeLike) -> Num[Array, "g m n"]:
-    if w.shape[0] == 1:
-        return lax.dot(x[0], w[0], preferred_element_type=to)[None]
-    x = jnp.broadcast_to(x, (w.shape[0], *x.shape[1:]))
-    batched = (((2,), (1,)), ((0,), (0,)))
-    return lax.dot_general(x, w, batched, preferred_element_type=to)
 
 
 def _rounded_sum(
@@ -298,7 +285,7 @@ def _with_special_values(
     """
 
     def replace() -> Array:
-        ieee = _dot(_signs(x), _signs(w), to=jnp.float32)
+        ieee = tiles.product(_signs(x), _signs(w), jnp.float32)
         return jnp.where(jnp.isfinite(ieee), total, ieee)
 
     finite = jnp.isfinite(as_fp16(x)).all() & jnp.isfinite(as_fp16(w)).all()

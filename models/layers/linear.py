@@ -10,20 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Float16, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.scaled import int8_product
 from lpu_jax.numerics.quantized import QuantizedArray, output_scale
 
 from ..params import Role
 from ..policy import Policy
 
 Weight = Array | QuantizedArray
-
-#: Smallest row maximum that int8 activations are scaled by: a row of zeros stays zero.
-SMALLEST_MAXIMUM = 1e-30
 
 
 class Split(StrEnum):
@@ -95,7 +92,7 @@ def linear(
     """
     matrix = as_matrix(w, rows=rows)
     if isinstance(matrix, QuantizedArray) and matrix.scheme.multiplies_bare:
-        return _linear_int8(x, matrix)
+        return int8_product(vxm.to_fp32(x), matrix)
     return _scaled(mxm.matmul(x, matrix, carry=policy.carry), matrix, None)
 
 
@@ -132,18 +129,6 @@ def _scaled(
         scale = mem.lookup(scale.reshape(-1, 1), slots, jnp.zeros((), jnp.int32))
         scale = scale.reshape(-1, 1, 1)
     return vxm.mul(y, scale)
-
-
-def _linear_int8(x: Float[Array, "m k"], w: QuantizedArray) -> Float32[Array, "m n"]:
-    wide = vxm.to_fp32(x)
-    largest = vxm.maximum(vxm.max_lanes(vxm.absolute(wide)), SMALLEST_MAXIMUM)
-    codes = vxm.to_int8(vxm.mul(wide, vxm.div(127.0, largest)))
-    y = vxm.to_fp32(mxm.matmul(codes, w))
-    # both scales are applied to the sum: per row, then per column
-    row_scaled = vxm.mul(y, vxm.mul(largest, float(np.float32(1 / 127))))
-    column_scales = output_scale(w, of_codes=True)
-    assert column_scales is not None
-    return vxm.mul(row_scaled, column_scales)
 
 
 def project_out(
