@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sharding import cli
+from sharding.cli.main import main as lpu
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "argv", ["lpu", *arguments])
         code: Any = 0
         try:
-            cli.main()
+            lpu()
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()
@@ -256,7 +256,7 @@ def test_lists(run: Run, command: str) -> None:
 
 
 def test_the_command_as_a_process() -> None:
-    code = "from sharding.cli import main; main()"
+    code = "from sharding.cli.main import main; main()"
     command = [sys.executable, "-c", code, *SMALL, "--batch", "0"]
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False

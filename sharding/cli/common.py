@@ -1,0 +1,70 @@
+"""What all commands of `lpu` share: option types, exit codes, and how results leave it.
+
+Exit codes: 0 ok; 1 the answer is no; 2 bad input, with one sentence on standard error. Nothing is
+decided here or in the commands: they parse arguments, call the library and print.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from lpu_jax.errors import LpuError
+from models.policy import POLICIES, RELEASED
+
+NO, BAD_INPUT = 1, 2
+Result = TypeVar("Result")
+
+ModelName = Annotated[str, typer.Argument(help="Zoo name, or path of a config.json.")]
+SystemName = Annotated[str, typer.Option("--system", help="System name, or path of a TOML file.")]
+Json = Annotated[
+    str | None, typer.Option("--json", help="Write JSON to FILE; - for standard output alone.")
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--weights-format",
+        "--policy",
+        help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships).",
+    ),
+]
+Batch = Annotated[int, typer.Option(help="Sequences per micro-batch.")]
+Context = Annotated[int, typer.Option(help="Allocated positions per sequence.")]
+
+
+def emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) -> None:
+    """Print text, or write JSON: to a file beside the text, or alone to standard output."""
+    if as_json == "-":
+        print(json.dumps(data(), indent=1))
+        return
+    if as_json is not None:
+        write_text(Path(as_json), json.dumps(data(), indent=1) + "\n")
+    print(text())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none of it."""
+    # A device or a pipe is written to, not replaced; a directory is refused by `open`.
+    replaces = path.is_file() or not path.exists()
+    target = path.with_name(f".{path.name}.{os.getpid()}.tmp") if replaces else path
+    try:
+        target.write_text(text, encoding="utf-8")
+        if replaces:
+            target.replace(path)
+    except OSError as error:
+        if replaces:
+            target.unlink(missing_ok=True)
+        raise LpuError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def watched(work: Callable[[Callable[[str], None]], Result]) -> Result:
+    """Do long work, saying on standard error what is being done if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return work(lambda _: None)
+    with console.status("starting") as status:
+        return work(status.update)
