@@ -5,7 +5,7 @@ plan and the symbolic trace of a block use the same rules. The order of a block'
 which chips are neighbours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,8 +20,10 @@ from models.params import block_params
 from models.policy import Policy
 
 from .plan import Plan
+from .speculation import expected_tokens
 
-#: Mesh axes of each kind of block, outermost first: neighbouring chips are along the last.
+#: Mesh axes of each kind of block, outermost first: neighbouring chips are along the last. A plan
+#: may order them otherwise (`mesh_order`).
 MESH_AXES: Mapping[Kind, tuple[str, ...]] = {
     "embed": ("tensor",),
     "attention": ("replica", "data", "tensor", "query"),
@@ -58,23 +60,54 @@ class Request:
     batch: int = 1
     tokens: int = 1  #: new tokens per sequence
     context: int = 1  #: allocated positions
+    #: Probability that a draft is accepted, if all tokens but the first are drafts.
+    acceptance: float | None = None
+
+    @property
+    def kept_tokens(self) -> float:
+        """Tokens that a step adds to a sequence, on average."""
+        if self.acceptance is None:
+            return float(self.tokens)
+        return expected_tokens(self.tokens - 1, self.acceptance)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Positions of a sequence whose next token the model chooses: the last, or every draft's."""
+        return 1 if self.acceptance is None else self.tokens
+
+
+def mesh_order(plan: Plan, kind: Kind) -> tuple[str, ...]:
+    """Mesh axes of a kind of block in a plan, outermost first; `query` lies inside `tensor`."""
+    match kind:
+        case "attention":
+            order = plan.attention.order
+            at = order.index("tensor") + 1
+            return (*order[:at], "query", *order[at:])
+        case "dense":
+            return plan.mlp.order
+        case "moe":
+            assert plan.moe is not None
+            return plan.moe.order
+        case _:
+            return MESH_AXES[kind]
 
 
 def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
-    """Chips along each mesh axis of a kind of block."""
+    """Chips along each mesh axis of a kind of block, in the order of the mesh, outermost first."""
     match kind:
         case "embed" | "head":
             return {"tensor": plan.group_chips}
         case "attention":
             shard = plan.attention
             tensor, query = split_heads(cfg, shard.tensor)
-            return {"replica": shard.replica, "data": shard.data, "tensor": tensor, "query": query}
+            ways = {"replica": shard.replica, "data": shard.data, "tensor": tensor, "query": query}
         case "dense":
-            return {"replica": plan.mlp.replica, "tensor": plan.mlp.tensor}
+            ways = {"replica": plan.mlp.replica, "tensor": plan.mlp.tensor}
         case "moe":
             assert plan.moe is not None
             moe = plan.moe
-            return {"replica": moe.replica, "expert": moe.expert, "tensor": moe.tensor}
+            ways = {"replica": moe.replica, "expert": moe.expert, "tensor": moe.tensor}
+    return {axis: ways[axis] for axis in mesh_order(plan, kind)}
 
 
 def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
@@ -138,22 +171,28 @@ def sizes(
     return Sizes(local=local, ways=ways)
 
 
-def chip_mesh(
-    kind: Kind, ways_by_axis: Mapping[str, int], tiers: tuple[int, ...], collective: str
-) -> ChipMesh:
-    """Lay a block's axes onto the chips of its group."""
-    return ChipMesh(
-        axes=tuple((axis, ways_by_axis[axis]) for axis in MESH_AXES[kind]),
-        tiers=tiers,
-        algorithm=collective,
-    )
+def chip_mesh(ways_by_axis: Mapping[str, int], tiers: tuple[int, ...], collective: str) -> ChipMesh:
+    """Lay a block's axes onto the chips of its group, in the order given, outermost first."""
+    return ChipMesh(axes=tuple(ways_by_axis.items()), tiers=tiers, algorithm=collective)
 
 
-def partition_specs(kind: Kind, arguments: Any) -> Any:
-    """How arguments of a block are split over its mesh axes, from their logical axes."""
+def partition_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
+    """How arguments of a block are split over its mesh axes, from their logical axes.
+
+    Args:
+        kind: the kind of block.
+        arguments: tree of `Leaf`.
+        order: mesh axes, outermost first: shares of a dimension that several axes split follow the
+            numbers of the chips.
+    """
+
+    def split_over(axis: str | None) -> tuple[str, ...] | None:
+        if axis is None or axis not in LOGICAL[kind]:
+            return None
+        return tuple(sorted(LOGICAL[kind][axis], key=order.index))
 
     def spec(leaf: Leaf) -> P:
-        return P(*(LOGICAL[kind].get(axis) if axis else None for _, axis in leaf.dimensions))
+        return P(*(split_over(axis) for _, axis in leaf.dimensions))
 
     return jax.tree.map(spec, arguments, is_leaf=is_leaf)
 
@@ -171,11 +210,11 @@ def global_shapes(kind: Kind, arguments: Any, sizes: Sizes) -> Any:
     return jax.tree.map(whole, arguments, is_leaf=is_leaf)
 
 
-def result_specs(kind: Kind, arguments: Any) -> Any:
-    """How a block's results are split."""
+def result_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
+    """How a block's results are split; arguments are those of `partition_specs`."""
     match kind:
         case "attention":
-            return P(), partition_specs(kind, arguments[2])
+            return P(), partition_specs(kind, arguments[2], order)
         case "head":
             return P(), P(None, ("tensor",))
         case _:

@@ -4,11 +4,11 @@ Each kind of block is evaluated once for every distinct row of its own degrees; 
 blocks. Latency of one token: embedding, blocks stage by stage, hand-overs, head and the way back.
 Stages are cut between any two blocks.
 
-Not modelled: host and sampling time (0, assumed), and overlap between blocks of a stage.
+Not modelled: overlap between blocks of a stage, and a host that limits the rate of all sequences.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from lpu_jax.cost.links import hand_overs
 from lpu_jax.cost.machine import Groups, PlacedMachine
+from lpu_jax.cost.program import Program
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath.work import Unit
 from lpu_jax.system import System
@@ -25,7 +26,7 @@ from models.layers.linear import Split
 from models.policy import Policy
 
 from . import axes
-from .axes import MESH_AXES, Request
+from .axes import MESH_AXES, Request, mesh_order
 from .placement import BlockBytes, Cuts, block_bytes, cut_stages, usable_bytes
 from .plan import Plan
 from .trace import symbol_values, trace_block
@@ -47,6 +48,28 @@ class BlockReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduledBlock:
+    """One kind of block with its schedule, operation by operation."""
+
+    program: Program
+    symbols: Mapping[str, Any]
+    arguments: Any  #: tree of `Leaf`
+    machine: PlacedMachine
+    timing: Timing
+
+    def report(self) -> BlockReport:
+        """Its time, what it holds and what it sends."""
+        sent = (slot.work for slot in self.timing.slots if slot.work.unit is Unit.C2C)
+        return BlockReport(
+            timing=self.timing,
+            held=block_bytes(
+                self.arguments, self.program, self.timing, self.symbols, self.machine.chip
+            ),
+            wire_bytes=sum((work.moved_bytes for work in sent), 0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Numbers of many plans, one entry per plan: cycles of the clock, bytes of the fullest chip."""
 
@@ -59,6 +82,7 @@ class Evaluation:
     upper_cycles: Numbers
     slowest_stage_cycles: Numbers
     hand_over_cycles: Numbers
+    host_cycles: float  #: host and sampling, part of the latency
     wire_bytes: Numbers
     weight_bytes: Numbers  #: of the fullest chip
     cache_bytes: Numbers
@@ -85,20 +109,36 @@ class Evaluation:
 
     @property
     def latency_s(self) -> Numbers:
-        """Time of one token."""
+        """Time of one step: of one token, or of a token with its drafts."""
         return self.latency_cycles / self.clock_hz
+
+    @property
+    def largest_reserve_fraction(self) -> Numbers:
+        """The part of the memory that may be reserved before a plan stops fitting."""
+        return np.asarray(1 - self.used_bytes / self.sram_bytes)
 
     @property
     def tokens_per_s_per_user(self) -> Numbers:
         """Rate of one sequence."""
-        return self.request.tokens / self.latency_s
+        return self.request.kept_tokens / self.latency_s
+
+    @property
+    def cycles_per_batch(self) -> Numbers:
+        """Cycles between the steps of two micro-batches that leave the last stage."""
+        return np.asarray(
+            np.maximum(self.slowest_stage_cycles, self.latency_cycles / self.in_flight)
+        )
+
+    @property
+    def is_stage_bound(self) -> Bool[np.ndarray, " plans"]:
+        """Whether the slowest stage bounds the rate of all; if not, what is in flight does."""
+        return np.asarray(self.in_flight * self.slowest_stage_cycles >= self.latency_cycles)
 
     @property
     def tokens_per_s_total(self) -> Numbers:
         """Rate of all micro-batches: bound by the slowest stage, or by what is in flight."""
-        batch = self.request.batch * self.request.tokens
-        per_stage = batch * self.clock_hz / self.slowest_stage_cycles
-        return np.asarray(np.minimum(per_stage, self.in_flight * batch / self.latency_s))
+        kept = self.request.batch * self.request.kept_tokens
+        return kept * self.clock_hz / self.cycles_per_batch
 
 
 def evaluate(
@@ -121,9 +161,9 @@ def evaluate(
     chain = [blocks[block.kind] for block in block_chain(cfg)]
     clock = float(system.chip.clock_hz)
     payload = request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
-    hops = np.array([_hand_over_cycles(g, system, payload, request.batch) for g in groups])[
-        group_of_plan
-    ]
+    sampled = request.batch * request.sampled_tokens
+    host = system.host_overhead_s * clock
+    hops = np.array([_hand_over_cycles(g, system, payload, sampled) for g in groups])[group_of_plan]
     n_stages = np.array([plan.stages for plan in plans])
     cuts = cut_stages(
         [block.held.weights for block in chain],
@@ -150,11 +190,12 @@ def evaluate(
         request=request,
         clock_hz=clock,
         blocks=blocks,
-        latency_cycles=total["cycles"] + hops[:, 0],
-        lower_cycles=total["lower_cycles"] + hops[:, 0],
-        upper_cycles=total["upper_cycles"] + hops[:, 0],
+        latency_cycles=total["cycles"] + hops[:, 0] + host,
+        lower_cycles=total["lower_cycles"] + hops[:, 0] + host,
+        upper_cycles=total["upper_cycles"] + hops[:, 0] + host,
         slowest_stage_cycles=cuts.slowest_cycles + hops[:, 1],
         hand_over_cycles=hops[:, 0],
+        host_cycles=host,
         wire_bytes=sum((b.wire_bytes for b in chain), np.zeros(n_stages.shape))
         + payload * (n_stages - 1),
         weight_bytes=cuts.fullest_bytes - cuts.fullest_stage_cache_bytes,
@@ -182,16 +223,23 @@ def _groups(
 
 
 def _hand_over_cycles(
-    group: Groups, system: System, payload_bytes: float, batch: int
+    group: Groups, system: System, payload_bytes: float, n_tokens: int
 ) -> tuple[float, float]:
     """Cycles of all hand-overs of a token, the way back included, and of the slowest one."""
+    steps, back = hand_over_steps(group, system, payload_bytes, n_tokens)
+    return float(np.sum(steps) + back), float(np.max(steps, initial=0.0))
+
+
+def hand_over_steps(
+    group: Groups, system: System, payload_bytes: float, n_tokens: int
+) -> tuple[Float[np.ndarray, " steps"], float]:
+    """Cycles of the hand-over from each stage to the next, and of the token ids' way back."""
     if len(group.bases) == 1:
-        return 0.0, 0.0
+        return np.zeros(0), 0.0
     clock = float(system.chip.clock_hz)
     steps = hand_overs(system.topology, clock, group.chips, group.bases).cycles(payload_bytes)
     back = hand_overs(system.topology, clock, group.chips, group.bases[[-1, 0]])
-    token_ids = back.cycles(TOKEN_BYTES * batch)
-    return float(np.sum(steps) + np.sum(token_ids)), float(np.max(steps))
+    return np.asarray(steps), float(np.sum(back.cycles(TOKEN_BYTES * n_tokens)))
 
 
 def _evaluate_kind(
@@ -208,17 +256,18 @@ def _evaluate_kind(
     names = MESH_AXES[kind]
     rows = np.array(
         [
-            [group, *(axes.degrees(plan, kind, cfg)[name] for name in names), _slots(plan, kind)]
+            [group, *(axes.degrees(plan, kind, cfg)[name] for name in names), slots_of(plan, kind)]
             for plan, group in zip(plans, group_of_plan, strict=True)
         ]
     )
-    variants = [(_split(plan, kind), plan.collective) for plan in plans]
+    variants = [(split_of(plan, kind), plan.collective, mesh_order(plan, kind)) for plan in plans]
     parts: list[tuple[Int[np.ndarray, " ..."], BlockReport]] = []
-    for split, collective in dict.fromkeys(variants):
-        chosen = np.array([i for i, v in enumerate(variants) if v == (split, collective)])
+    for split, collective, order in dict.fromkeys(variants):
+        chosen = np.array([i for i, v in enumerate(variants) if v == (split, collective, order)])
         distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)
         machine = PlacedMachine(system=system, groups=groups, group_of_plan=distinct[:, 0])
-        ways = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
+        column = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
+        ways = {name: column[name] for name in order}
         report = evaluate_block(
             kind, ways, distinct[:, -1], split, collective, machine, cfg, policy, request
         )
@@ -237,11 +286,28 @@ def evaluate_block(
     policy: Policy,
     request: Request,
 ) -> BlockReport:
-    """Evaluate one kind of block for numbers, or one number per plan, as its degrees.
+    """Evaluate one kind of block; arguments are those of `schedule_block`."""
+    return schedule_block(
+        kind, ways, slots, split, collective, machine, cfg, policy, request
+    ).report()
+
+
+def schedule_block(
+    kind: Kind,
+    ways: Mapping[str, Any],
+    slots: Any,
+    split: Split,
+    collective: str,
+    machine: PlacedMachine,
+    cfg: ModelConfig,
+    policy: Policy,
+    request: Request,
+) -> ScheduledBlock:
+    """Schedule one kind of block for numbers, or one number per plan, as its degrees.
 
     Args:
         kind: the kind of block.
-        ways: chips along each of its mesh axes.
+        ways: chips along each of its mesh axes, outermost first.
         slots: expert slots, at least the worst case of the request; ignored without experts.
         split: how output projections are split.
         collective: algorithm of its collectives.
@@ -250,7 +316,10 @@ def evaluate_block(
         policy: formats of the weights.
         request: batch, tokens and context.
     """
-    program = trace_block(cfg, kind, policy, split, collective).program
+    program = trace_block(cfg, kind, policy, split, collective, tuple(ways)).program
+    if kind == "head":  # one row per position whose token is chosen, as of so many sequences
+        rows = request.batch * request.sampled_tokens
+        request = replace(request, batch=rows, tokens=request.tokens // request.sampled_tokens)
     sizes = axes.sizes(cfg, kind, policy, ways, request)
     if kind == "moe":
         assert cfg.moe is not None
@@ -260,17 +329,17 @@ def evaluate_block(
         slots = np.maximum(slots, worst)
         slots = slots if slots.ndim else int(slots)
     symbols = symbol_values(sizes, ways, slots)
-    timing = schedule(program, machine, symbols)
-    arguments = block_arguments(cfg, kind, policy, split, sizes)
-    wire = sum((slot.work.moved_bytes for slot in timing.slots if slot.work.unit is Unit.C2C), 0.0)
-    return BlockReport(
-        timing=timing,
-        held=block_bytes(arguments, program, symbols, machine.chip),
-        wire_bytes=wire,
+    return ScheduledBlock(
+        program=program,
+        symbols=symbols,
+        arguments=block_arguments(cfg, kind, policy, split, sizes),
+        machine=machine,
+        timing=schedule(program, machine, symbols),
     )
 
 
-def _split(plan: Plan, kind: Kind) -> Split:
+def split_of(plan: Plan, kind: Kind) -> Split:
+    """How a kind of block splits its output projection."""
     match kind:
         case "attention":
             return plan.attention.split
@@ -282,7 +351,8 @@ def _split(plan: Plan, kind: Kind) -> Split:
             return Split.ROW
 
 
-def _slots(plan: Plan, kind: Kind) -> int:
+def slots_of(plan: Plan, kind: Kind) -> int:
+    """Expert slots that a plan asks for; 0 where it asks for none."""
     return plan.moe.slots or 0 if kind == "moe" and plan.moe is not None else 0
 
 

@@ -308,9 +308,9 @@ def place_block(
         policy=policy,
         split=split,
         arguments=jax.tree.map(_padded, arguments, whole),
-        in_specs=partition_specs(kind, leaves),
-        out_specs=result_specs(kind, leaves),
-        mesh=chip_mesh(kind, ways, tiers, plan.collective),
+        in_specs=partition_specs(kind, leaves, list(ways)),
+        out_specs=result_specs(kind, leaves, list(ways)),
+        mesh=chip_mesh(ways, tiers, plan.collective),
         request=request,
         **_slots(stored, plan, local, request),
     )

@@ -23,20 +23,31 @@ def _positive(owner: str, **degrees: int | None) -> None:
             )
 
 
+def _check_order(owner: str, order: tuple[str, ...], default: tuple[str, ...]) -> None:
+    if sorted(order) != sorted(default):
+        raise PlanError(
+            f"{owner} order is {', '.join(order) or 'empty'}; it must name each of "
+            f"{', '.join(default)} once, outermost first."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionShard:
     """How an attention block splits its group.
 
-    Heads over `tensor`, sequences over `data`, copies over `replica`.
+    Heads over `tensor`, sequences over `data`, copies over `replica`. Chips along the last axis of
+    `order` are neighbours.
     """
 
     tensor: int = 1
     data: int = 1
     replica: int = 1
     split: Split = Split.ROW
+    order: tuple[str, ...] = ("replica", "data", "tensor")
 
     def __post_init__(self) -> None:
         _positive("attention", tensor=self.tensor, data=self.data, replica=self.replica)
+        _check_order("attention", self.order, AttentionShard.order)
 
     @property
     def n_chips(self) -> int:
@@ -51,9 +62,11 @@ class MlpShard:
     tensor: int = 1
     replica: int = 1
     split: Split = Split.ROW
+    order: tuple[str, ...] = ("replica", "tensor")
 
     def __post_init__(self) -> None:
         _positive("mlp", tensor=self.tensor, replica=self.replica)
+        _check_order("mlp", self.order, MlpShard.order)
 
     @property
     def n_chips(self) -> int:
@@ -76,11 +89,13 @@ class MoeShard:
     replica: int = 1
     split: Split = Split.ROW
     slots: int | None = None
+    order: tuple[str, ...] = ("replica", "expert", "tensor")
 
     def __post_init__(self) -> None:
         _positive(
             "moe", expert=self.expert, tensor=self.tensor, replica=self.replica, slots=self.slots
         )
+        _check_order("moe", self.order, MoeShard.order)
 
     @property
     def n_chips(self) -> int:
@@ -117,8 +132,8 @@ class Plan:
     def name(self) -> str:
         """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
 
-        Then the split of output projections, or one for each part if they differ; last the slots
-        and the collective if they are not the default.
+        Then the split of output projections, or one for each part if they differ; last the slots,
+        the orders of axes and the collective if they are not the default.
         """
         attention = _degrees(
             "a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica
@@ -132,6 +147,9 @@ class Plan:
         splits = [self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])]
         split = splits[0] if len(set(splits)) == 1 else "/".join(splits)
         rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
+        for part in (self.attention, self.mlp, self.moe):
+            if part is not None and part.order != type(part).order:
+                rest.append(">".join(part.order))
         rest += [self.collective] if self.collective != "auto" else []
         return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split, *rest])
 
@@ -180,12 +198,15 @@ def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
     _known_keys(f"{where}, {name}", given, part)
     values = dict(given)
     for key, degree in given.items():
-        if key != "split" and not (key == "slots" and degree is None):
+        if key not in ("split", "order") and not (key == "slots" and degree is None):
             _whole_number(where, f"{name}.{key}", degree)
+    order = values.get("order", part.order)
+    if not isinstance(order, list | tuple) or not all(isinstance(axis, str) for axis in order):
+        raise PlanError(f"{where}: key '{name}.order' must be a list of axes, got {order!r}.")
     split = values.get("split", "row")
     if split not in list(Split):
         raise PlanError(f"{where}: key '{name}.split' must be one of row, column, got {split!r}.")
-    return part(**values | {"split": Split(split)})
+    return part(**values | {"split": Split(split), "order": tuple(order)})
 
 
 def _whole_number(where: str, key: str, value: Any) -> None:

@@ -36,9 +36,22 @@ class BlockTrace:
 
 @cache
 def trace_block(
-    cfg: ModelConfig, kind: Kind, policy: Policy, split: Split, collective: str
+    cfg: ModelConfig,
+    kind: Kind,
+    policy: Policy,
+    split: Split,
+    collective: str,
+    order: tuple[str, ...] | None = None,
 ) -> BlockTrace:
     """Trace a kind of block with symbols for everything a plan decides.
+
+    Args:
+        cfg: the model.
+        kind: the kind of block.
+        policy: formats of the weights.
+        split: how output projections are split.
+        collective: algorithm of its collectives.
+        order: mesh axes, outermost first; None for `MESH_AXES`.
 
     Raises:
         CostError: the block holds something else than datapath operations and free layout.
@@ -67,10 +80,11 @@ def trace_block(
         cfg, kind, policy, split, n_local=local.get("experts"), n_slots=symbol["slots"]
     )
     stride: Any = 1
-    axes_of_chip: dict[str, Axis] = {}
-    for axis in reversed(MESH_AXES[kind]):
-        axes_of_chip[axis] = Axis(names=(), size=ways[axis], algorithm=collective, stride=stride)
+    inside_out: dict[str, Axis] = {}
+    for axis in reversed(order or MESH_AXES[kind]):
+        inside_out[axis] = Axis(names=(), size=ways[axis], algorithm=collective, stride=stride)
         stride = stride * ways[axis]
+    axes_of_chip = dict(reversed(inside_out.items()))
     jaxpr = jax.make_jaxpr(lambda *args: program(*args, axes=axes_of_chip))(*shapes(arguments))
     return BlockTrace(kind=kind, program=read(jaxpr, strict=True))
 

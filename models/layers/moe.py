@@ -113,7 +113,7 @@ def mixture(
             gathered and summed by ascending expert id, so that the split moves no rounding.
         n_local: experts of each chip, padding included.
         n_slots: static slots; `min(n_local, rows * top_k)` cannot overflow.
-        axes: `expert` and `tensor`, neighbours along `tensor`.
+        axes: `expert` and `tensor`, in the order of the mesh, outermost first.
 
     Returns:
         The new hidden state, replicated.
@@ -121,7 +121,8 @@ def mixture(
     moe = cfg.moe
     assert moe is not None
     b, t, d = x.shape
-    everywhere = c2c.joined(axes["expert"], axes["tensor"])
+    # In the order of the mesh: its shares and its sums follow the numbers of the chips.
+    everywhere = c2c.joined(*(axis for name, axis in axes.items() if name in ("expert", "tensor")))
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
     router_rows, expert_rows, shared_rows = operand_rows(y, policy, "router", "expert", "shared")
     logits = linear(router_rows, weights["router"], policy=policy)
@@ -176,9 +177,11 @@ def _gathered(
     n_slots, m, width = parts.shape
     chips, ways = axes["expert"].size, axes["tensor"].size
     gathered = c2c.all_gather(vxm.to_fp16(parts), everywhere, dim=-3)
+    # Chips come in the order of the mesh: c of the expert axis, w of the tensor axis.
+    chip = " ".join({"expert": "c", "tensor": "w"}.get(axis, "") for axis in axes)
     by_expert = sxm.rearrange(
         gathered,
-        "(c w s) m d -> (c s) m (w d)",
+        f"({chip} s) m d -> (c s) m (w d)",
         c=chips,
         w=ways,
         s=n_slots,

@@ -114,9 +114,9 @@ def concrete_timing(case: Case) -> Timing:
     )
     jaxpr = mesh.trace(
         program,
-        axes.chip_mesh(case.kind, case.ways, (), "auto"),
-        axes.partition_specs(case.kind, arguments),
-        axes.result_specs(case.kind, arguments),
+        axes.chip_mesh(case.ways, (), "auto"),
+        axes.partition_specs(case.kind, arguments, list(case.ways)),
+        axes.result_specs(case.kind, arguments, list(case.ways)),
         *axes.global_shapes(case.kind, arguments, sizes),
     )
     return schedule(read(jaxpr, strict=True), machine_of(case))

@@ -52,9 +52,9 @@ def traced(
     )
     return mesh.trace(
         wrap(program),
-        axes.chip_mesh(kind, ways, (16, 256), "auto"),
-        axes.partition_specs(kind, arguments),
-        axes.result_specs(kind, arguments),
+        axes.chip_mesh(ways, (16, 256), "auto"),
+        axes.partition_specs(kind, arguments, list(ways)),
+        axes.result_specs(kind, arguments, list(ways)),
         *axes.global_shapes(kind, arguments, sizes),
     )
 

@@ -1,5 +1,7 @@
 """Attention blocks: decode is prefill, a longer cache and a column split change no bit."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from models.reference import reference_block
 from models.weights.synthetic import SyntheticWeights
 from sharding.axes import Request
 from sharding.load import LoadedBlock
+from sharding.plan import AttentionShard
 
 BATCH, TOKENS = 2, 4
 #: The block's change of the hidden state against float32 weights that are not rounded to float16.
@@ -38,10 +41,17 @@ def decode(block: LoadedBlock, cfg: ModelConfig, way: str, steps: int = TOKENS) 
     return np.concatenate(made, axis=1)
 
 
-def split_block(cfg: ModelConfig, split: Split, context: int, policy: str = "fp16") -> LoadedBlock:
+def split_block(
+    cfg: ModelConfig,
+    split: Split,
+    context: int,
+    policy: str = "fp16",
+    order: tuple[str, ...] = AttentionShard.order,
+) -> LoadedBlock:
     """Eight chips: two sequences, two key/value heads (or latent heads), two halves of each."""
     request = Request(batch=BATCH, tokens=1, context=context)
     the_plan = plan("attention", split, data=2, tensor=4)
+    the_plan = replace(the_plan, attention=replace(the_plan.attention, order=order))
     return place(cfg, "attention", the_plan, request, policy=policy, tiers=(2,))
 
 
@@ -56,6 +66,12 @@ def test_decode_on_eight_chips_with_a_longer_cache_equals_prefill_on_one(
     # Column split, one sequence on each half of the chips, context 384 instead of 64: no bit moves.
     decoded = decode(split_block(TINY_LLAMA, Split.COLUMN, 384), TINY_LLAMA, "virtual")
     np.testing.assert_array_equal(decoded, grouped_prefill)
+
+
+def test_the_order_of_axes_moves_no_bit_of_a_column_split(grouped_prefill: np.ndarray) -> None:
+    block = split_block(TINY_LLAMA, Split.COLUMN, 64, order=("tensor", "data", "replica"))
+    assert [name for name, _ in block.mesh.axes] == ["tensor", "query", "data", "replica"]
+    np.testing.assert_array_equal(decode(block, TINY_LLAMA, "virtual"), grouped_prefill)
 
 
 def test_grouped_attention_is_close_to_float32(grouped_prefill: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """The mixture of experts: the sum over experts does not depend on where they lie."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from models.layers.linear import Split
 from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from sharding.axes import Request
+from sharding.plan import MoeShard
 
 BATCH = 5
 #: The block's change of the hidden state against float32 weights that are not rounded. Measured
@@ -26,17 +28,38 @@ def run(
     way: str = "virtual",
     batch: int = BATCH,
     policy: str = "fp16",
+    order: tuple[str, ...] = MoeShard.order,
 ) -> jax.Array:
     request = Request(batch=batch, tokens=1, context=1)
     the_plan = plan("moe", split, expert=expert, tensor=tensor)
+    assert the_plan.moe is not None
+    the_plan = replace(the_plan, moe=replace(the_plan.moe, order=order))
     block = place(TINY_KIMI, "moe", the_plan, request, policy=policy, tiers=(4,))
     x = hidden(64, 1, TINY_KIMI.d_model)[:batch]
-    return runner(TINY_KIMI, block, way, {"expert": 4})(x, *block.arguments[1:])
+    return runner(TINY_KIMI, block, way, {order[1]: 4})(x, *block.arguments[1:])
 
 
 def test_experts_and_columns_over_eight_chips_equal_one_chip() -> None:
     alone = run(Split.COLUMN, 1, 1)
     np.testing.assert_array_equal(run(Split.COLUMN, 4, 2), alone)
+
+
+@pytest.mark.parametrize(
+    "order", [("tensor", "replica", "expert"), ("expert", "tensor", "replica")]
+)
+def test_the_order_of_axes_moves_no_bit_of_a_column_split(order: tuple[str, ...]) -> None:
+    alone = run(Split.COLUMN, 1, 1)
+    np.testing.assert_array_equal(run(Split.COLUMN, 3, 2, order=order), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["devices", "nested"])
+def test_devices_and_virtual_chips_order_axes_alike(way: str) -> None:
+    order = ("replica", "tensor", "expert")
+    rows = run(Split.ROW, 2, 4, order=order)
+    np.testing.assert_array_equal(run(Split.ROW, 2, 4, way, order=order), rows)
+    # Neighbours are added first: with other neighbours other sums are rounded.
+    assert np.any(np.asarray(rows) != np.asarray(run(Split.ROW, 2, 4)))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,29 @@ def test_name_and_chips() -> None:
     assert PLAN.name == "61x32 a:16t·2r f:32t m:2e·16t row slots 8"
     mixed = replace(PLAN, mlp=replace(PLAN.mlp, split=Split.COLUMN))
     assert mixed.name.endswith("m:2e·16t row/column/row slots 8")
+    swapped = replace(PLAN, attention=replace(PLAN.attention, order=("tensor", "data", "replica")))
+    assert swapped.name.endswith("row slots 8 tensor>data>replica")
+
+
+def test_the_order_of_axes_is_part_of_a_plan(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(TOML + 'order = ["replica", "tensor", "expert"]\n')
+    read = read_plan(file)
+    assert read.moe is not None
+    assert read.moe.order == ("replica", "tensor", "expert")
+    assert read == plan_from_dict(json.loads(json.dumps(read.as_dict())))
+    for order, said in (
+        (
+            '["tensor", "tensor", "expert"]',
+            "moe order is tensor, tensor, expert; it must name each",
+        ),
+        ("[]", "moe order is empty; it must name each of replica, expert, tensor once"),
+        ('"tensor"', "key 'moe.order' must be a list of axes, got 'tensor'"),
+        ("[1, 2, 3]", r"key 'moe.order' must be a list of axes, got \[1, 2, 3\]"),
+    ):
+        file.write_text(TOML + f"order = {order}\n")
+        with pytest.raises(PlanError, match=said):
+            read_plan(file)
 
 
 def test_degrees_below_one_are_refused_in_python() -> None:
