@@ -2,15 +2,20 @@
 
 A constant is a dataclass field made by `const`. A variant of a specification replaces some
 constants by others with their own provenance (`vary`), so that every number of every variant
-keeps its unit, status and source. What is not modelled: the uncertainty of published numbers;
-only assumed ones carry a range.
+keeps its unit, status and source. An assumed number also says what else it could be: a range, or a
+list of alternatives (`uncertainty` draws from them). Not modelled: measurement errors of published
+numbers; they carry a range only where sources disagree.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 STATUSES = ("published", "derived", "assumed")
+#: Sources of numbers that a person gave: they need no range, the person answers for them.
+CALLER = "set by the caller"
+USER_FILE = "user file"
 
 _METADATA_KEY = "lpu_jax.constant"
 
@@ -29,6 +34,8 @@ class Constant:
         source: where it was read, or why it is assumed.
         low: lowest plausible value, if a range is known.
         high: highest plausible value, if a range is known.
+        options: the plausible values of something that is not a number, `value` among them.
+        at_most: name of the constant that this one cannot exceed, if there is one.
     """
 
     name: str
@@ -38,9 +45,16 @@ class Constant:
     source: str
     low: int | float | None = None
     high: int | float | None = None
+    options: tuple[Any, ...] = ()
+    at_most: str = ""
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether it has a range or alternatives: other values that it could have."""
+        return self.low is not None or bool(self.options)
 
     def __post_init__(self) -> None:
-        """Refuse a constant that does not say where it comes from."""
+        """Refuse a constant that does not say where it comes from, or what else it could be."""
         if self.status not in STATUSES:
             raise ValueError(f"constant {self.name!r}: status {self.status!r} not in {STATUSES}")
         if not self.unit or not self.source:
@@ -52,6 +66,14 @@ class Constant:
             raise ValueError(
                 f"constant {self.name!r}: {self.value} outside {self.low}..{self.high}"
             )
+        if self.options and self.value not in self.options:
+            raise ValueError(f"constant {self.name!r}: {self.value} is not among its options")
+        # What is not known at all is None: nothing is assumed then.
+        given = self.value is None or self.source.startswith((CALLER, USER_FILE))
+        if self.status == "assumed" and not (self.is_uncertain or given):
+            raise ValueError(
+                f"constant {self.name!r} is assumed: give its range (low, high) or its options"
+            )
 
 
 def const(
@@ -61,6 +83,9 @@ def const(
     source: str,
     low: int | float | None = None,
     high: int | float | None = None,
+    *,
+    options: tuple[Any, ...] = (),
+    at_most: str = "",
 ) -> Any:
     """Declare a dataclass field that is a constant of the machine.
 
@@ -71,16 +96,26 @@ def const(
         source: where it was read, or why it is assumed.
         low: lowest plausible value.
         high: highest plausible value.
+        options: the plausible values of something that is not a number.
+        at_most: name of the field that this one cannot exceed.
 
     Returns:
         A `dataclasses.field` with the provenance in its metadata.
 
     Raises:
-        ValueError: if the status is unknown, the unit or source is empty, or the value lies
-            outside its own range.
+        ValueError: if the status is unknown, the unit or source is empty, the value lies outside
+            its own range or options, or it is assumed and has neither.
     """
     constant = Constant(
-        name="?", value=value, unit=unit, status=status, source=source, low=low, high=high
+        name="?",
+        value=value,
+        unit=unit,
+        status=status,
+        source=source,
+        low=low,
+        high=high,
+        options=options,
+        at_most=at_most,
     )
     return dataclasses.field(default=value, metadata={_METADATA_KEY: constant})
 
@@ -111,13 +146,20 @@ def constants_of(spec: Any) -> tuple[Constant, ...]:
                 value=value,
                 unit=declared.unit,
                 status="assumed",
-                source="set by the caller",
+                source=CALLER,
+                at_most=declared.at_most,
             )
         constants.append(constant)
     return tuple(constants)
 
 
-def vary(spec: SpecT, *changes: Constant, unchanged: str | None = None, **others: Any) -> SpecT:
+def vary(
+    spec: SpecT,
+    *changes: Constant,
+    unchanged: str | None = None,
+    ranges: Mapping[str, tuple[int | float, int | float]] | None = None,
+    **others: Any,
+) -> SpecT:
     """Make a variant of a specification in which every number states its own source.
 
     Args:
@@ -125,24 +167,29 @@ def vary(spec: SpecT, *changes: Constant, unchanged: str | None = None, **others
         *changes: the constants that differ.
         unchanged: if given, every other constant becomes assumed, with this as its source: its
             value is known for `spec`, not for the variant.
+        ranges: lowest and highest plausible value, by name, of constants that thereby become
+            assumed; those that have a range in `spec` may keep it.
         **others: fields that are not constants, such as `name`.
 
     Returns:
         The variant; `spec` is not touched.
 
     Raises:
-        ValueError: if a change names no constant of `spec`.
+        ValueError: if a change or a range names no constant of `spec`, or a constant becomes
+            assumed without a range.
     """
     before = {constant.name: constant for constant in constants_of(spec)}
-    for change in changes:
-        if change.name not in before:
-            raise ValueError(f"{type(spec).__name__} has no constant {change.name!r}")
-    after = dict(before)
+    changed = {change.name: change for change in changes}
+    for name in (*changed, *(ranges or {})):
+        if name not in before:
+            raise ValueError(f"{type(spec).__name__} has no constant {name!r}")
+    after = before | changed
     if unchanged is not None:
-        after = {
-            name: dataclasses.replace(constant, status="assumed", source=unchanged)
-            for name, constant in before.items()
-        }
-    after.update({change.name: change for change in changes})
-    values = {change.name: change.value for change in changes}
+        for name, constant in before.items():
+            if name not in changed:
+                low, high = (ranges or {}).get(name, (constant.low, constant.high))
+                after[name] = dataclasses.replace(
+                    constant, status="assumed", source=unchanged, low=low, high=high
+                )
+    values = {name: change.value for name, change in changed.items()}
     return dataclasses.replace(spec, **values, **others, replaced=tuple(after.values()))

@@ -1,18 +1,21 @@
 """Chips, provenance, errors and printing: published peaks, and a source for every number."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
 
+from lpu_jax import gpu_systems
 from lpu_jax.chip import GROQ3_LPU, GROQCHIP1, MxmMode, chip
 from lpu_jax.errors import LpuError, UnknownNameError, unknown
 from lpu_jax.provenance import Constant, const, constants_of, vary
 from lpu_jax.quantities import format_bytes, format_count, format_given, format_seconds
-from lpu_jax.system import system
+from lpu_jax.system import named_systems, system
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import Request
+from sharding.energy import energy
 from sharding.evaluate import evaluate
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 
@@ -93,24 +96,36 @@ def readings(changes):
         report = evaluate([plan], cfg, machine, policy, Request(context=4096))
         numbers += [report.latency_s, report.lower_cycles, report.upper_cycles]
         numbers += [report.used_bytes, report.short_bytes]
+        joules = energy(report, cfg, changed)
+        numbers += [
+            0.0 if bound is None else bound
+            for bound in (joules.lower_j_per_token, joules.upper_j_per_token)
+        ]
         for block in report.blocks.values():
             numbers += block.timing.busy_cycles.values()
     return np.concatenate([np.broadcast_to(number, (1,)) for number in numbers])
 
 
+@cache
+def unchanged():
+    return readings({})
+
+
 @pytest.mark.parametrize(
     "constant",
-    [constant for constant in constants_of(GROQCHIP1) if constant.unit != "mode"],
+    [
+        constant
+        for constant in constants_of(GROQCHIP1)
+        # Lanes to other chips decide which machines exist, not how fast they are (test_topology).
+        if constant.unit != "mode" and not constant.name.startswith("c2c_")
+    ],
     ids=lambda constant: constant.name,
 )
 def test_every_constant_of_a_chip_takes_part_in_a_report(constant):
     """A number that nothing reads would look like a part of the model and be none."""
     kind = type(constant.value)
-    unchanged = readings({})
-    larger, smaller = (
-        readings({constant.name: kind(constant.value * factor)}) for factor in (3, 0.5)
-    )
-    assert (larger != unchanged).any() or (smaller != unchanged).any()
+    changes = ({constant.name: kind(constant.value * factor)} for factor in (3, 0.5))
+    assert any((readings(change) != unchanged()).any() for change in changes)
 
 
 @pytest.mark.parametrize("spec", [GROQCHIP1, GROQ3_LPU], ids=lambda spec: spec.name)
@@ -129,8 +144,39 @@ def test_groq3_does_not_borrow_the_sources_of_groqchip1():
     for constant in constants_of(GROQ3_LPU):
         if constant.status != "assumed":
             assert "NVB" in constant.source, constant
-    lanes = next(c for c in constants_of(GROQ3_LPU) if c.name == "lanes")
-    assert "not public" in lanes.source
+    alus = next(c for c in constants_of(GROQ3_LPU) if c.name == "vxm_alus_per_lane")
+    assert "not public" in alus.source
+    assert (alus.status, alus.low, alus.high) == ("assumed", 8, 32)
+
+
+#: Those of a stated size; the other names stand for any number of GPUs.
+GPU_SYSTEMS = [name for name in gpu_systems.NAMES if not name.endswith("N")]
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [*named_systems(), *map(system, GPU_SYSTEMS)],
+    ids=lambda machine: machine.name,
+)
+def test_every_assumed_number_says_what_else_it_could_be(machine):
+    for constant in machine.constants():
+        if constant.status == "assumed" and constant.value is not None:
+            assert constant.is_uncertain, constant
+        if constant.low is not None:
+            assert constant.low < constant.high, constant
+            assert constant.low <= constant.value <= constant.high, constant
+        if constant.options:
+            assert constant.value in constant.options, constant
+            assert len(set(constant.options)) == len(constant.options) > 1, constant
+
+
+def test_a_chip_of_which_less_is_known_needs_ranges():
+    """What is certain of one chip and only assumed of another cannot stay without a range."""
+    given = {"ranges": {"lanes": (160, 640)}, "unchanged": "a test"}
+    with pytest.raises(ValueError, match="'clock_hz' is assumed: give its range"):
+        vary(GROQCHIP1, **given)
+    with pytest.raises(ValueError, match="no constant 'lane'"):
+        vary(GROQCHIP1, unchanged="a test", ranges={"lane": (160, 640)})
 
 
 def test_a_changed_number_loses_its_source():
@@ -141,7 +187,7 @@ def test_a_changed_number_loses_its_source():
 
 
 def test_vary_refuses_a_constant_that_is_not_there():
-    wrong = Constant(name="clock", value=1.0, unit="Hz", status="assumed", source="a test")
+    wrong = Constant(name="clock", value=1.0, unit="Hz", status="derived", source="a test")
     with pytest.raises(ValueError, match="no constant 'clock'"):
         vary(GROQCHIP1, wrong)
 
@@ -154,11 +200,20 @@ def test_vary_refuses_a_constant_that_is_not_there():
         ((1, "B", "assumed", ""), "unit and a source"),
         ((1, "B", "assumed", "x", 2, 3), "outside 2..3"),
         ((1, "B", "assumed", "x", 0, None), "both ends"),
+        ((1, "B", "assumed", "x"), "give its range"),
     ],
 )
 def test_a_constant_without_provenance_cannot_be_written(arguments, message):
     with pytest.raises(ValueError, match=message):
         const(*arguments)
+
+
+def test_options_hold_the_value_and_a_person_needs_no_range():
+    with pytest.raises(ValueError, match="not among its options"):
+        const("a", "mode", "assumed", "x", options=("b", "c"))
+    for source in ("set by the caller", "user file, key 'chip.clock_hz'"):
+        assert const(1, "B", "assumed", source).default == 1
+    assert const(None, "W", "assumed", "not public").default is None
 
 
 def test_unknown_names_show_the_nearest():
