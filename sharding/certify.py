@@ -38,8 +38,10 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
         degrees, and the first one's degrees split by rows.
 
     Raises:
+        LpuError: the system is one of GPUs.
         PlanError: the machine has no two different splits of a group.
     """
+    system.require_lpu("check")
     check_policy(policy, cfg, system)
     request = Request(context=min(cfg.max_position, 4096))
     plans = list(Search(cfg, system, policy, request).plans())

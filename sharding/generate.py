@@ -95,12 +95,14 @@ def generate(
         Text, tokens and comparison.
 
     Raises:
+        LpuError: the system is one of GPUs.
         PlanError: the prompt is empty, no token is asked for, or both do not fit the model's
             positions.
         WeightsError: the tokenizer has more tokens than the model.
 
     Fidelity: faithful: every block runs the datapath's own rounding.
     """
+    system.require_lpu("generate")
     cfg = source.config
     prompt_tokens = tokenizer.encode(prompt)
     _check_request(cfg, tokenizer, prompt_tokens, max_new_tokens)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from lpu_jax.errors import LpuError, PlanError
+from lpu_jax.gpu_systems import GpuSystem
 from lpu_jax.system import System
 from models.blocks import block_chain, block_kinds
 from models.config import GqaConfig, ModelConfig
@@ -36,7 +37,8 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
     """Refuse a request that no plan can serve.
 
     Raises:
-        LpuError: batch, tokens or context is below 1, or the context exceeds the model's positions.
+        LpuError: batch, tokens or context is below 1, the context exceeds the model's positions, or
+            the new tokens exceed the context.
     """
     for name in ("batch", "tokens", "context"):
         number = getattr(request, name)
@@ -49,6 +51,11 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
     if request.context > cfg.max_position:
         raise LpuError(
             f"context is {request.context}; {cfg.name} has {cfg.max_position} positions at most."
+        )
+    if request.tokens > request.context:
+        raise LpuError(
+            f"tokens is {request.tokens}; a step adds at most the {request.context} positions of "
+            "the context."
         )
 
 
@@ -66,7 +73,7 @@ def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
             f"which {cfg.name} has none of; use another format, such as fp16."
         )
     if any(scheme.multiplies_bare for scheme in policy.weights.values()):
-        system.chip.mxm_mode("int8")
+        system.chip.check_operand("int8")
     for spec in block_params(cfg, "attention").values():
         scheme = policy.scheme(spec)
         if scheme is None or spec.rows < 2:
@@ -208,7 +215,10 @@ class Search:
     refused: Counter[str] = field(default_factory=Counter)
 
     def groups(self) -> list[tuple[int, int]]:
-        """Stages and chips of a group: per number of stages, all chips, whole nodes, or 2^n."""
+        """Stages and chips of a group: per number of stages, all chips, whole nodes, or 2^n.
+
+        On GPUs also every smaller power of two.
+        """
         n_blocks = len(block_chain(self.cfg))
         node = self.system.topology.node_chips
         found = set()
@@ -218,6 +228,8 @@ class Search:
                 (stages, chips)
                 for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
             }
+            if isinstance(self.system, GpuSystem):  # memory to spare: fewer GPUs may be faster
+                found |= {(stages, 1 << power) for power in range(most.bit_length())}
         return sorted((stages, chips) for stages, chips in found if chips >= 1)
 
     def plans(self) -> Iterator[Plan]:

@@ -120,11 +120,13 @@ def compare_plans(
         One result per plan.
 
     Raises:
+        LpuError: the system is one of GPUs.
         PlanError: no tokens or layers were asked for, or a plan is not legal.
         CostError: a plan names a collective that does not exist over its links.
 
     Fidelity: the emulation is faithful, bit for bit; the reference is float32 and order-dependent.
     """
+    system.require_lpu("check")
     if not 1 <= tokens <= CONTEXT:
         raise PlanError(f"check: {tokens} tokens were asked for; 1 to {CONTEXT} are possible.")
     chosen = default_layers(cfg) if layers is None else tuple(layers)

@@ -1,0 +1,95 @@
+"""The one way into time, whatever the machine: a static schedule on LPUs, a roofline on GPUs.
+
+What differs between them is decided here and nowhere else: callers give a program and a machine.
+Knows no rule of either.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..datapath.work import Length
+from ..gpu_systems import GpuSystem
+from ..provenance import Constant
+from ..system import System
+from . import roofline, sources
+from .links import hand_overs
+from .machine import Groups, PlacedMachine
+from .program import Program
+from .roofline import GpuMachine
+from .schedule import Timing, schedule
+
+#: A machine as one plan, or each of many plans, sees it.
+Placed = PlacedMachine | GpuMachine
+
+
+def placed(
+    system: System,
+    groups: tuple[Groups, ...],
+    group_of_plan: Int[np.ndarray, " plans"] | None = None,
+) -> Placed:
+    """See a system as plans do whose groups of chips lie so.
+
+    Args:
+        system: LPUs or GPUs.
+        groups: where the groups of plans lie.
+        group_of_plan: which of them each plan uses; None for a single plan.
+    """
+    if isinstance(system, GpuSystem):
+        return GpuMachine(system=system, groups=groups, group_of_plan=group_of_plan)
+    return PlacedMachine(system=system, groups=groups, group_of_plan=group_of_plan)
+
+
+def one_group(system: System, n_chips: int) -> Placed:
+    """Take the first `n_chips` chips of a system as one group.
+
+    Raises:
+        PlanError: if the system has fewer.
+    """
+    return placed(system, (Groups(n_chips, system.topology.stage_bases(1, n_chips)),))
+
+
+def timing(
+    program: Program, machine: Placed, symbols: Mapping[str, Length] | None = None
+) -> Timing:
+    """Time a program on one chip of a group.
+
+    Args:
+        program: from `program.read`.
+        machine: from `placed`.
+        symbols: a number, or an array with one number per plan, for each symbol of the program.
+
+    Returns:
+        Cycles of the chip's clock, with bounds; on GPUs cycles are nanoseconds.
+    """
+    if isinstance(machine, GpuMachine):
+        return roofline.roofline(program, machine, symbols)
+    return schedule(program, machine, symbols)
+
+
+def constants_read(
+    program: Program, machine: Placed, symbols: Mapping[str, Length] | None = None
+) -> tuple[tuple[Constant, ...], ...]:
+    """List the constants that each slot of a timing rests on, for one plan."""
+    if isinstance(machine, GpuMachine):
+        return roofline.constants_behind(program, machine)
+    return sources.constants_read(program, machine, symbols)
+
+
+def hand_over_cycles(
+    system: System, group_chips: int, bases: Int[np.ndarray, " groups"], payload_bytes: float | int
+) -> Float[np.ndarray, " steps"]:
+    """Cycles of the hand-over of a vector from each group of chips to the next.
+
+    Args:
+        system: LPUs or GPUs.
+        group_chips: chips of each group.
+        bases: first chip of each group, in the order of the data.
+        payload_bytes: the vector, which every chip of the sending group holds.
+    """
+    if isinstance(system, GpuSystem):
+        return np.full(len(bases) - 1, roofline.transfer_ns(system, payload_bytes))
+    clock_hz = float(system.chip.clock_hz)
+    steps = hand_overs(system.topology, clock_hz, group_chips, bases).cycles(payload_bytes)
+    return np.asarray(steps, np.float64)
