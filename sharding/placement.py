@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from lpu_jax.chip import ChipSpec
+from lpu_jax.cost.memory import live_ranges, peak_bytes
 from lpu_jax.cost.program import Program
-from lpu_jax.datapath.work import Length, Quantity, ceil_div, largest, product
+from lpu_jax.cost.schedule import Timing
+from lpu_jax.datapath.work import Length, Quantity, ceil_div, product
+from lpu_jax.gpu import Accelerator
 from models.blocks import Leaf, is_leaf
 
 
@@ -30,15 +32,20 @@ class BlockBytes:
 
 
 def block_bytes(
-    arguments: Any, program: Program, symbols: Mapping[str, Length], chip: ChipSpec
+    arguments: Any,
+    program: Program,
+    timing: Timing,
+    symbols: Mapping[str, Length],
+    chip: Accelerator,
 ) -> BlockBytes:
-    """Measure a block: its arguments as stored, and its live values.
+    """Measure a block: its arguments as stored, and the values that live over its schedule.
 
     Args:
         arguments: tree of `Leaf` with lengths as numbers or arrays.
         program: the block's program.
+        timing: its schedule.
         symbols: values of the program's symbols.
-        chip: tile heights and lanes.
+        chip: the padding of its memory.
     """
     held: dict[str, Quantity] = {
         "weights": 0.0,
@@ -53,52 +60,27 @@ def block_bytes(
         weights=held["weights"],
         cache=held["cache"],
         tables=held["tables"],
-        activations=peak_live_bytes(program, symbols) + held["state"],
+        activations=peak_bytes(live_ranges(program, timing, symbols, chip.vector_bytes))
+        + held["state"],
     )
 
 
-def padded_bytes(leaf: Leaf, chip: ChipSpec) -> Quantity:
+def padded_bytes(leaf: Leaf, chip: Accelerator) -> Quantity:
     """Stored bytes of an argument; a matrix `[k, n]` fills whole tiles, a vector whole lanes."""
     shape = leaf.shape
-    if not leaf.rows:
-        return ceil_div(product(shape), chip.lanes) * chip.lanes * leaf.bits / 8
     # All narrow codes are widened to fp16 but those that multiply int8 activations.
-    height = chip.mxm_mode("int8" if leaf.multiplies_bare else "fp16").k_tile
+    height, width = chip.tile("int8" if leaf.multiplies_bare else "fp16")
+    if not leaf.rows:
+        return ceil_div(product(shape), width) * width * leaf.bits / 8
     first_column = leaf.batch + leaf.rows
     rows = ceil_div(product(shape[leaf.batch : first_column]), height) * height
-    columns = ceil_div(product(shape[first_column:]), chip.lanes) * chip.lanes
+    columns = ceil_div(product(shape[first_column:]), width) * width
     return product(shape[: leaf.batch]) * rows * columns * leaf.bits / 8
 
 
-def peak_live_bytes(program: Program, symbols: Mapping[str, Length]) -> Quantity:
-    """Bytes of intermediate values that are live at once, at most, in program order.
-
-    Values that another names again, and those known before the program runs (caches written in
-    place), add nothing.
-    """
-    last_read: dict[int | None, int] = {}
-    for at, operation in enumerate(program.operations):
-        last_read.update(dict.fromkeys(operation.reads, at))
-    last_read.update(dict.fromkeys(program.outputs, len(program.operations)))
-    live: Quantity = 0.0
-    peak: Quantity = 0.0
-    ends: dict[int, list[Quantity]] = {}
-    for at, operation in enumerate(program.operations):
-        if not operation.result_known:
-            shapes = operation.results[-len(operation.makes) :] if operation.makes else ()
-            for value, shape in zip(operation.makes, shapes, strict=True):
-                size = shape.bind(symbols).size_bytes
-                live = live + size
-                ends.setdefault(last_read.get(value, at), []).append(size)
-        peak = largest(peak, live)
-        for size in ends.pop(at, []):
-            live = live - size
-    return peak
-
-
-def usable_bytes(chip: ChipSpec) -> float:
-    """SRAM of a chip without what is reserved for instructions."""
-    return chip.sram_bytes * (1 - chip.reserved_fraction)
+def usable_bytes(chip: Accelerator) -> float:
+    """Memory of a chip without what is reserved: for instructions, or a GPU's runtime."""
+    return chip.memory_bytes * (1 - chip.reserved_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,10 +89,11 @@ def _reduce(machine: Machine, request: Request) -> Work:
     if len(x.shape) - 1 in request.params["axes"]:
         return reduction_cost(machine, request)
     chip = machine.chip
-    total = vectors(x, chip)
+    busy = vectors(x, chip) / chip.vxm_stream_groups
     return Work(
         unit=Unit.VXM,
-        busy_cycles=total / chip.vxm_stream_groups,
+        busy_cycles=busy,
+        limits={"streams in": busy},
         latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles),
         result_is_last=True,
     )
@@ -106,9 +107,11 @@ def _access(machine: Machine, request: Request) -> Work:
     """Reads or writes at computed addresses, vector by vector."""
     chip = machine.chip
     moved = request.results[0]
+    busy = ceil_div(moved.size_bytes, chip.vector_bytes) / chip.mem_accesses_per_cycle
     return Work(
         unit=Unit.MEM,
-        busy_cycles=ceil_div(moved.size_bytes, chip.vector_bytes) / chip.mem_accesses_per_cycle,
+        busy_cycles=busy,
+        limits={"accesses": busy},
         latency_cycles=chip.mem_slices / 2 / chip.mem_slices_per_hop,
         moved_bytes=moved.size_bytes,
     )
@@ -125,7 +128,12 @@ def _collective(kind: str) -> CostRule:
             )
         whole = out if kind == "all_gather" else x
         first, last = machine.collective_cycles(kind, "auto", n_chips, 1, whole.size_bytes)
-        return Work(unit=Unit.C2C, busy_cycles=last - first, latency_cycles=first)
+        return Work(
+            unit=Unit.C2C,
+            busy_cycles=last - first,
+            latency_cycles=first,
+            limits={"link rate": last - first},
+        )
 
     return rule
 

@@ -119,21 +119,37 @@ class Operation:
         request = Request(
             operands=tuple(shape.bind(symbols) for shape in self.operands),
             results=tuple(shape.bind(symbols) for shape in self.results),
-            params={name: _evaluate(value, symbols) for name, value in self.params.items()},
+            params=self.numbers(symbols),
         )
         work = self.rule(machine, request)
         if not self.copies:
             return work
-        times: Quantity = 1.0
-        for length in self.copies:
-            times = times * _evaluate(length, symbols)
+        times = self._times(symbols)
         return Work(
             **{
                 **vars(work),
                 "busy_cycles": work.busy_cycles * times,
                 "moved_bytes": work.moved_bytes * times,
+                "limits": {name: cycles * times for name, cycles in work.limits.items()},
             }
         )
+
+    def numbers(self, symbols: Mapping[str, Length]) -> dict[str, Any]:
+        """Parameters with numbers in place of symbols."""
+        return {name: _evaluate(value, symbols) for name, value in self.params.items()}
+
+    def result_bytes(self, symbols: Mapping[str, Length]) -> tuple[Quantity, ...]:
+        """Bytes of each value it makes, without padding."""
+        # The first result of a chain is the shape it runs over.
+        shapes = self.results[-len(self.makes) :] if self.makes else ()
+        times = self._times(symbols)
+        return tuple(shape.bind(symbols).size_bytes * times for shape in shapes)
+
+    def _times(self, symbols: Mapping[str, Length]) -> Quantity:
+        times: Quantity = 1.0
+        for length in self.copies:
+            times = times * _evaluate(length, symbols)
+        return times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +160,7 @@ class Program:
     inputs: tuple[int, ...]
     outputs: tuple[int | None, ...]
     ordinary: tuple[str, ...] = ()  #: JAX primitives priced by the assumed rules of `ordinary`
+    input_shapes: tuple[Shape, ...] = ()  #: of `inputs`
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -174,6 +191,7 @@ def read(jaxpr: ClosedJaxpr, *, strict: bool = False) -> Program:
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         ordinary=tuple(sorted(reader.ordinary)),
+        input_shapes=tuple(_shape(list(v.aval.shape), v) for v in jaxpr.jaxpr.invars),
     )
 
 
@@ -436,14 +454,15 @@ def chain_cost(machine: Machine, request: Request) -> Work:
     steps = np.ceil(request.results[0].size / lanes)
     read = sum((np.ceil(x.size / lanes) for x in request.operands), 0.0)
     made = sum((np.ceil(x.size / lanes) for x in request.results[1:]), 0.0)
-    busy = largest(
-        steps * request.params["operations"] / chip.vxm_alus_per_lane,
-        steps * request.params["large"] / chip.vxm_large_alus_per_lane,
-        read / chip.vxm_stream_groups,
-        made / chip.vxm_stream_groups,
-    )
+    limits = {
+        "ALUs": steps * request.params["operations"] / chip.vxm_alus_per_lane,
+        "large ALUs": steps * request.params["large"] / chip.vxm_large_alus_per_lane,
+        "streams in": read / chip.vxm_stream_groups,
+        "streams out": made / chip.vxm_stream_groups,
+    }
     return Work(
         unit=Unit.VXM,
-        busy_cycles=busy,
+        busy_cycles=largest(*limits.values()),
+        limits=limits,
         latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles * request.params["depth"]),
     )

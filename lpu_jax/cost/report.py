@@ -5,8 +5,9 @@ constants of the machine that no public source states, and rules for ordinary JA
 Not modelled: what happens before the first and after the last operation, such as host transfers.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import jax
@@ -14,16 +15,16 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import PartitionSpec as P
 
 from .. import mesh as chip_mesh
-from ..chip import ChipSpec, MxmMode
-from ..datapath.work import Unit
+from ..datapath.work import Length, Unit, Work
 from ..mesh import ChipMesh
 from ..provenance import Constant, constants_of
 from ..quantities import format_bytes, format_seconds
 from ..system import System
 from ..system import system as system_named
-from .machine import one_group
 from .program import Program, read
-from .schedule import Slot, Timing, schedule
+from .schedule import Slot, Timing
+from .sources import worst_status
+from .timing import Placed, constants_read, one_group, timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,13 @@ class OperationRow:
     start_cycle: float
     busy_cycles: float  #: how long the unit takes vectors
     end_cycle: float  #: when the last result vector is there
+    #: by how much it moves the end of the program; over all operations these add up to the time
+    adds_cycles: float
     moved_bytes: float  #: read from memory or sent over links
     share: float  #: of the whole time that its unit is busy with it
+    bound_by: str  #: what it takes this long for
+    status: str  #: the weakest of the constants its cost rests on: published, derived or assumed
+    assumed: tuple[str, ...]  #: names of those that are assumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,7 @@ class Report:
     utilisation: dict[str, float]  #: busy share of the time, by unit
     assumed: tuple[Constant, ...]  #: constants without a public source that were read
     assumed_rules: tuple[str, ...]  #: ordinary JAX primitives that were priced by assumed rules
+    note: str = ""  #: what the numbers are, where they are no schedule of an LPU
 
     @property
     def seconds(self) -> float:
@@ -92,21 +99,25 @@ class Report:
             f"{self.n_chips} chip{'s' if self.n_chips > 1 else ''}; "
             f"between {format_seconds(self.lower_s)} and {format_seconds(self.upper_s)}",
             "",
-            f"{'start':>9} {'busy':>9} {'end':>9} {'share':>6} {'moved':>9}  unit operation",
+            f"{'start':>9} {'busy':>9} {'end':>9} {'share':>6} {'moved':>9}  "
+            f"unit {'bound by':<13} operation",
         ]
         lines += [
             f"{row.start_cycle:>9.0f} {row.busy_cycles:>9.0f} {row.end_cycle:>9.0f} "
             f"{row.share:>6.1%} {format_bytes(row.moved_bytes, digits=3):>9}  "
-            f"{row.unit:<4} {_short(row.name)}"
+            f"{row.unit:<4} {row.bound_by:<13} {_short(row.name)}"
             for row in self.operations
         ]
         used = ", ".join(f"{unit} {share:.1%}" for unit, share in self.utilisation.items())
         lines += ["", f"busy: {used or 'nothing'}"]
         if self.assumed:
             names = ", ".join(f"{c.name} {_value(c)}".strip() for c in self.assumed)
-            lines.append(f"assumed constants: {names}")
+            lines.append(_wrapped(f"assumed constants: {names}"))
         if self.assumed_rules:
-            lines.append(f"assumed rules of JAX primitives: {', '.join(self.assumed_rules)}")
+            rules = ", ".join(self.assumed_rules)
+            lines.append(_wrapped(f"assumed rules of JAX primitives: {rules}"))
+        if self.note:
+            lines.append(_wrapped(self.note))
         return "\n".join(lines)
 
 
@@ -152,45 +163,76 @@ def time(
     placed = system if isinstance(system, System) else system_named(system)
     n_chips = 1 if mesh is None else mesh.n_chips
     program = read(_trace(fn, args, mesh, in_specs, out_specs))
-    chip = _ObservedChip(**vars(placed.chip))
-    timing = schedule(program, one_group(replace(placed, chip=chip), n_chips))
-    assumed = _assumed(placed, vars(chip)["_read"], timing)
-    return report(program, timing, placed, n_chips, assumed)
+    machine = one_group(placed, n_chips)
+    return report(program, timing(program, machine), machine)
 
 
 def report(
     program: Program,
     timing: Timing,
-    system: System,
-    n_chips: int,
-    assumed: tuple[Constant, ...] = (),
+    machine: Placed,
+    symbols: Mapping[str, Length] | None = None,
 ) -> Report:
-    """Describe a schedule of one program on one chip.
+    """Describe a schedule of one program on one chip, with what its numbers rest on.
 
     Args:
         program: what was scheduled.
         timing: its schedule, for one plan.
-        system: the machine.
-        n_chips: chips that run the program together.
-        assumed: constants without a public source that took part.
+        machine: what it was scheduled on, for one plan.
+        symbols: a number for each symbol of the program.
     """
-    cycles = float(timing.cycles)
+    cycles, chip = float(timing.cycles), machine.chip
+    read = constants_read(program, machine, symbols)
+    # Crossing from unit to unit is in every schedule.
+    names = {"transit_cycles", *(constant.name for row in read for constant in row)}
+    constants = (*constants_of(chip), *constants_of(machine.system.topology))
     return Report(
-        system=system.name,
-        n_chips=n_chips,
-        clock_hz=float(system.chip.clock_hz),
+        system=machine.system.name,
+        n_chips=machine.groups[0].chips,
+        clock_hz=float(chip.clock_hz),
         cycles=cycles,
         lower_cycles=float(timing.lower_cycles),
         upper_cycles=float(timing.upper_cycles),
-        operations=tuple(
-            _row(slot, cycles) for slot in timing.slots if slot.work.unit is not Unit.FREE
-        ),
+        operations=operation_rows(timing, read),
         utilisation={
             unit.value: float(busy) / cycles for unit, busy in timing.busy_cycles.items() if busy
         },
-        assumed=assumed,
+        assumed=tuple(c for c in constants if c.name in names and c.status == "assumed"),
         assumed_rules=program.ordinary,
+        note=machine.system.note,
     )
+
+
+def operation_rows(timing: Timing, read: Sequence[Sequence[Constant]]) -> tuple[OperationRow, ...]:
+    """Describe the operations of a schedule that take a unit, in program order.
+
+    Args:
+        timing: the schedule, for one plan.
+        read: the constants behind each operation, from `sources.constants_read`.
+    """
+    cycles, frontier = float(timing.cycles), 0.0
+    rows = []
+    for slot, constants in zip(timing.slots, read, strict=True):
+        if slot.work.unit is Unit.FREE:
+            continue
+        adds = max(0.0, float(slot.last) - frontier)
+        frontier += adds
+        rows.append(_row(slot, cycles, adds, constants))
+    return tuple(rows)
+
+
+def bound_by(work: Work) -> str:
+    """What an operation takes its time for, for one plan: its largest limit, or its latency.
+
+    The first of equal limits counts; an operation without work is bound by nothing.
+    """
+    if work.absent:
+        return "-"
+    limits = {name: float(cycles) for name, cycles in work.limits.items()}
+    reason = max(limits, key=lambda name: limits[name], default="-")
+    if float(work.latency_cycles) > float(work.busy_cycles):
+        return "link latency" if work.unit is Unit.C2C else "latency"
+    return reason
 
 
 def _trace(
@@ -202,7 +244,7 @@ def _trace(
     return chip_mesh.trace(fn, mesh, in_specs, out_specs, *args)
 
 
-def _row(slot: Slot, cycles: float) -> OperationRow:
+def _row(slot: Slot, cycles: float, adds: float, constants: Sequence[Constant]) -> OperationRow:
     busy = float(slot.work.busy_cycles)
     return OperationRow(
         name=slot.operation.name,
@@ -210,8 +252,12 @@ def _row(slot: Slot, cycles: float) -> OperationRow:
         start_cycle=float(slot.start),
         busy_cycles=busy,
         end_cycle=float(slot.last),
+        adds_cycles=adds,
         moved_bytes=float(slot.work.moved_bytes),
         share=busy / cycles if cycles else 0.0,
+        bound_by=bound_by(slot.work),
+        status=worst_status(constants),
+        assumed=tuple(c.name for c in constants if c.status == "assumed"),
     )
 
 
@@ -224,30 +270,13 @@ def _value(constant: Constant) -> str:
     return f"{value:g}{unit}{low_high}"
 
 
-_LONGEST_NAME = 60
+_LONGEST_NAME = 50
+_TEXT_WIDTH = 120
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _TEXT_WIDTH, subsequent_indent="  ")
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
-
-
-class _ObservedChip(ChipSpec):
-    """A chip that notes which of its constants are read."""
-
-    def __getattribute__(self, name: str) -> Any:
-        # Fields of a frozen dataclass cannot be set, so the notes lie beside them.
-        object.__getattribute__(self, "__dict__").setdefault("_read", set()).add(name)
-        return object.__getattribute__(self, name)
-
-    def mxm_mode(self, operand: str) -> MxmMode:
-        """Look up a mode without reading those of other operands."""
-        mode: MxmMode | None = getattr(self, f"mxm_{operand}", None)
-        return super().mxm_mode(operand) if mode is None else mode
-
-
-def _assumed(system: System, read_names: set[str], timing: Timing) -> tuple[Constant, ...]:
-    """List the assumed constants of the chip that were read, and of the links if any were used."""
-    constants = [c for c in constants_of(system.chip) if c.name in read_names]
-    if any(slot.work.unit is Unit.C2C and slot.last > slot.start for slot in timing.slots):
-        constants += constants_of(system.topology)
-    return tuple(c for c in constants if c.status == "assumed")

@@ -19,9 +19,11 @@ from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, pro
 def _access_cost(machine: Machine, n_vectors: Quantity, moved: Operand) -> Work:
     """Access `n_vectors` at run-time addresses, some per cycle (assumed)."""
     chip = machine.chip
+    busy = n_vectors / chip.mem_accesses_per_cycle
     return Work(
         unit=Unit.MEM,
-        busy_cycles=n_vectors / chip.mem_accesses_per_cycle,
+        busy_cycles=busy,
+        limits={"accesses": busy},
         latency_cycles=chip.mem_slices / 2 / chip.mem_slices_per_hop,
         moved_bytes=moved.size_bytes,
     )

@@ -200,15 +200,18 @@ def rounds_cost(
     rounds = ceil(groups * ceil_div(k, mode.k_tile) * ceil_div(n, mode.columns) / mode.arrays)
     stored_bytes = groups * (k * n) * weight_bits / 8
     tile_rows = -largest(-1.0 * k, -float(mode.k_tile))
-    install = largest(
-        stored_bytes / rounds / chip.weight_stream_bytes_per_cycle,
-        tile_rows / chip.array_load_rows_per_cycle,
-    )
+    per_round = {
+        "rows": m * 1.0,
+        "weight stream": stored_bytes / rounds / chip.weight_stream_bytes_per_cycle,
+        "array load": tile_rows / chip.array_load_rows_per_cycle,
+    }
+    limits = {name: (rounds - 1) * cycles + m for name, cycles in per_round.items()}
     return Work(
         unit=Unit.MXM,
-        busy_cycles=(rounds - 1) * largest(install, m * 1.0) + m,
+        busy_cycles=largest(*limits.values()),
         latency_cycles=float(chip.mxm_latency_cycles),
-        install_cycles=install,
+        limits=limits,
+        install_cycles=largest(per_round["weight stream"], per_round["array load"]),
         drain_cycles=m * 1.0,
         stationary=1,
         moved_bytes=stored_bytes,

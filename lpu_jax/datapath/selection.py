@@ -29,9 +29,11 @@ def _top_k_cost(machine: Machine, request: Request) -> Work:
     passes = ceil_div(x.shape[-1] * ceil_div(rows, chip.lanes), chip.vxm_stream_groups)
     transpose = rows * ceil_div(x.shape[-1], chip.lanes) * 4 / chip.sxm_vectors_per_cycle
     per_selection = passes + chip.vxm_entry_cycles + 3 * chip.alu_cycles
+    limits = {"transpose": transpose + chip.sxm_transpose_cycles, "selections": k * per_selection}
     return Work(
         unit=Unit.VXM,
-        busy_cycles=transpose + chip.sxm_transpose_cycles + k * per_selection,
+        busy_cycles=limits["transpose"] + limits["selections"],
+        limits=limits,
         latency_cycles=chip.vxm_entry_cycles,
         result_is_last=True,
     )
@@ -68,13 +70,15 @@ def _small_cost(operations: int) -> Callable[[Machine, Request], Work]:
 
     def cost(machine: Machine, request: Request) -> Work:
         chip = machine.chip
-        total = vectors(request.results[0], chip) * operations
+        made = vectors(request.results[0], chip)
+        limits = {
+            "ALUs": made * operations / chip.vxm_alus_per_lane,
+            "streams out": made / chip.vxm_stream_groups,
+        }
         return Work(
             unit=Unit.VXM,
-            busy_cycles=largest(
-                total / chip.vxm_alus_per_lane,
-                vectors(request.results[0], chip) / chip.vxm_stream_groups,
-            ),
+            busy_cycles=largest(*limits.values()),
+            limits=limits,
             latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles * operations,
         )
 
@@ -154,18 +158,27 @@ def _local_slots_meaning(ids: Array, first: Array, *, n_local: int, n_slots: int
     return slots.at[jnp.where(used, place, n_slots)].set(local, mode="drop")
 
 
+def _local_slots_cost(machine: Machine, request: Request) -> Work:
+    """Cost a comparison per named expert and a prefix sum, nine shift-and-add steps (assumed)."""
+    chip = machine.chip
+    limits = {
+        "ALUs": request.operands[0].size / chip.vxm_alus_per_lane,
+        "lane shifts": 9.0 * chip.lane_rotate_cycles,
+    }
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=limits["ALUs"] + limits["lane shifts"],
+        limits=limits,
+        latency_cycles=chip.vxm_entry_cycles,
+        result_is_last=True,
+    )
+
+
 _local_slots = primitive(
     "vxm_local_slots",
     abstract=lambda ids, first, *, n_local, n_slots: jax.ShapeDtypeStruct((n_slots,), jnp.int32),
     meaning=_local_slots_meaning,
-    cost=lambda machine, request: Work(
-        unit=Unit.VXM,
-        # one comparison per named expert, and a prefix sum of nine shift-and-add steps (assumed)
-        busy_cycles=request.operands[0].size / machine.chip.vxm_alus_per_lane
-        + 9 * machine.chip.lane_rotate_cycles,
-        latency_cycles=machine.chip.vxm_entry_cycles,
-        result_is_last=True,
-    ),
+    cost=_local_slots_cost,
 )
 
 

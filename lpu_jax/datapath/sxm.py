@@ -63,9 +63,11 @@ def move_cost(machine: Machine, x: Operand, moved: Any = True) -> Work:
     """
     chip = machine.chip
     byte_vectors = x.size_bytes / chip.vector_bytes
+    busy = choose(moved, byte_vectors / chip.sxm_vectors_per_cycle, 0.0)
     return Work(
         unit=Unit.SXM,
-        busy_cycles=choose(moved, byte_vectors / chip.sxm_vectors_per_cycle, 0.0),
+        busy_cycles=busy,
+        limits={"vectors": busy},
         latency_cycles=choose(moved, float(chip.sxm_transpose_cycles), 0.0),
         absent=np.logical_not(moved) if isinstance(moved, np.ndarray) else not moved,
     )

@@ -6,6 +6,7 @@ of a lane; reductions pay lane rotations. Not modelled: 16-bit ALU modes, and th
 operation on one of the 16 ALUs.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -268,10 +269,11 @@ def _lane_fold_cycles(machine: Machine, rows: Quantity) -> Quantity:
     lanes are added.
     """
     chip = machine.chip
-    rotations = chip.lane_rotate_cycles * (chip.lane_rotate_cycles + ceil(rows / 2) - 1)
+    steps = math.ceil(math.log2(chip.lanes))
+    rotations = steps * (chip.lane_rotate_cycles + ceil(rows / 2) - 1)
     transpose = rows * 4 / chip.sxm_vectors_per_cycle + chip.sxm_transpose_cycles
     additions = (chip.lanes - 1) * ceil_div(rows, chip.lanes) / chip.vxm_alus_per_lane
-    across = transpose + additions + chip.vxm_entry_cycles + chip.alu_cycles * 9
+    across = transpose + additions + chip.vxm_entry_cycles + chip.alu_cycles * steps
     return -largest(-rotations, -across)
 
 
@@ -281,12 +283,15 @@ def reduction_cost(machine: Machine, request: Request) -> Work:
     (x,) = request.operands
     rows = product(x.shape[:-1])
     per_row = ceil_div(x.shape[-1], chip.lanes)
-    across_vectors = largest(
-        rows * (per_row - 1) / chip.vxm_alus_per_lane, rows * per_row / chip.vxm_stream_groups
-    )
+    across_vectors = {
+        "ALUs": rows * (per_row - 1) / chip.vxm_alus_per_lane,
+        "streams in": rows * per_row / chip.vxm_stream_groups,
+    }
+    fold = _lane_fold_cycles(machine, rows)
     return Work(
         unit=Unit.VXM,
-        busy_cycles=across_vectors + _lane_fold_cycles(machine, rows),
+        busy_cycles=largest(*across_vectors.values()) + fold,
+        limits={**across_vectors, "lane fold": fold},
         latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles,
         result_is_last=True,
     )
@@ -329,9 +334,14 @@ def _sum_leading_cost(machine: Machine, request: Request) -> Work:
     chip = machine.chip
     (x,) = request.operands
     total = vectors(x, chip)
+    limits = {
+        "ALUs": total / chip.vxm_alus_per_lane,
+        "streams in": total / chip.vxm_stream_groups,
+    }
     return Work(
         unit=Unit.VXM,
-        busy_cycles=largest(total / chip.vxm_alus_per_lane, total / chip.vxm_stream_groups),
+        busy_cycles=largest(*limits.values()),
+        limits=limits,
         latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles * x.shape[0],
     )
 

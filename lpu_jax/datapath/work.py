@@ -127,6 +127,8 @@ class Work:
     absent: bool | NDArray[np.bool_] = False
     #: bytes read from memory or sent over links
     moved_bytes: Quantity = 0.0
+    #: what may be the reason for `busy_cycles`: each name with the cycles it would take alone
+    limits: Mapping[str, Quantity] = field(default_factory=dict)
 
 
 def product(lengths: tuple[Length, ...]) -> Quantity:

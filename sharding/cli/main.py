@@ -10,9 +10,12 @@ from lpu_jax.errors import LpuError
 from .check import check
 from .common import BAD_INPUT
 from .compare import compare
+from .curve import curve
 from .generate import generate
 from .listing import models, systems
 from .plan import plan
+from .trace import trace
+from .validate import validate
 
 app = typer.Typer(
     add_completion=False,
@@ -21,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Compare, check and run sharding plans of transformers on emulated LPU chips.",
 )
-for command in (systems, models, compare, plan, check, generate):
+for command in (systems, models, compare, curve, plan, trace, check, generate, validate):
     app.command()(command)
 
 

@@ -7,22 +7,22 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.chip import GROQ3_LPU, GROQCHIP1
-from lpu_jax.cost.program import read
-from lpu_jax.datapath import mxm, vxm
+from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.schedule import schedule
+from lpu_jax.system import system
 from models.blocks import Kind, block_arguments, block_chain, is_leaf
 from models.config import ModelConfig
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES, Request, sizes
-from sharding.placement import block_bytes, cut_stages, padded_bytes, peak_live_bytes, usable_bytes
+from sharding.placement import block_bytes, cut_stages, padded_bytes, usable_bytes
 from sharding.trace import symbol_values, trace_block
 
 KIMI, LLAMA = model("kimi-k2"), model("llama-2-70b")
@@ -124,21 +124,6 @@ def test_shares_of_all_chips_are_the_whole_and_its_padding() -> None:
     assert 96 * np.prod(share["gate_up"].codes.shape) == np.prod(whole["gate_up"].codes.shape)
 
 
-def test_peak_of_live_values_of_a_small_program() -> None:
-    def program(x: Any, w: Any, v: Any) -> Any:
-        return mxm.matmul(vxm.to_fp16(mxm.matmul(x, w)), v)
-
-    half = jnp.float16
-    shapes = (
-        jax.ShapeDtypeStruct((4, 160), half),
-        jax.ShapeDtypeStruct((160, 320), half),
-        jax.ShapeDtypeStruct((320, 640), half),
-    )
-    traced = read(jax.make_jaxpr(program)(*shapes), strict=True)
-    # the last product has its fp16 operand [4, 320] and its fp32 result [4, 640] alive
-    assert peak_live_bytes(traced, {}) == 4 * 320 * 2 + 4 * 640 * 4
-
-
 def test_a_cache_that_grows_in_place_is_not_counted_twice() -> None:
     def held(context: int) -> Any:
         request = Request(context=context)
@@ -147,7 +132,9 @@ def test_a_cache_that_grows_in_place_is_not_counted_twice() -> None:
         local = sizes(LLAMA, "attention", policy, ways, request)
         program = trace_block(LLAMA, "attention", POLICIES["fp16"], Split.ROW, "auto").program
         arguments = block_arguments(LLAMA, "attention", policy, Split.ROW, local)
-        return block_bytes(arguments, program, symbol_values(local, ways, 0), GROQCHIP1)
+        symbols = symbol_values(local, ways, 0)
+        timing = schedule(program, one_group(system("groq-node"), 1), symbols)
+        return block_bytes(arguments, program, timing, symbols, GROQCHIP1)
 
     short, long = held(2048), held(4096)
     assert long.cache > 1.9 * short.cache

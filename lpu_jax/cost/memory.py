@@ -1,0 +1,159 @@
+"""Memory over the schedule: how long each value lives, the peak of all, and addresses.
+
+A value takes up memory from its first vector until the last operation that reads it has ended.
+Values that go from unit to unit on streams alone are counted as if they were stored, so the peak is
+an upper bound. Not modelled: which slice and bank an address lies in, and values known before the
+program runs: weights, caches written in place, and the arguments.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..datapath.work import Length, Quantity, Unit, ceil_div, choose, largest
+from .program import Program
+from .schedule import Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveRange:
+    """A value in memory from `start` to just before `end`, in cycles; numbers, or one per plan."""
+
+    name: str  #: of the operation that makes it
+    size_bytes: Quantity  #: whole vectors; 0 in plans where it only names another value again
+    start: Quantity
+    end: Quantity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A live range at an address."""
+
+    live: LiveRange
+    address: int  #: of its first byte
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Addresses of all values of one plan, in the order of their starts."""
+
+    placed: tuple[Placed, ...]
+    peak_bytes: float  #: alive at once, at most: no allocation can do with less
+    top_bytes: float  #: what this one takes; what exceeds the peak is fragmentation
+
+    def as_dict(self) -> dict[str, Any]:
+        """The allocation as plain values."""
+        return {
+            "peak_bytes": self.peak_bytes,
+            "top_bytes": self.top_bytes,
+            "values": [{**vars(placed.live), "address": placed.address} for placed in self.placed],
+        }
+
+
+def live_ranges(
+    program: Program, timing: Timing, symbols: Mapping[str, Length], vector_bytes: int
+) -> tuple[LiveRange, ...]:
+    """Find when each value that a program makes is in memory.
+
+    Args:
+        program: the program.
+        timing: its schedule, operation by operation.
+        symbols: a number, or an array with one number per plan, for each symbol.
+        vector_bytes: bytes of a vector; memory is addressed by vectors.
+
+    Returns:
+        One range per value, in program order. A result that is an operand under another name (free
+        layout, a collective of one chip) adds nothing and keeps its operand alive.
+    """
+    ends: dict[int | None, Quantity] = dict.fromkeys(program.outputs, timing.cycles)
+    found: list[LiveRange] = []
+    for slot in reversed(timing.slots):
+        operation = slot.operation
+        same: Any = True if slot.work.unit is Unit.FREE else slot.work.absent
+        # What nobody reads is still written; a range is never empty.
+        until = {
+            value: largest(ends.get(value, 0.0), slot.last, slot.first + 1)
+            for value in operation.makes
+        }
+        read_until = choose(same, largest(slot.last, *until.values()), slot.last)
+        for value in operation.reads:
+            ends[value] = largest(ends.get(value, 0.0), read_until)
+        if operation.result_known or same is True:
+            continue
+        sizes = operation.result_bytes(symbols)
+        for value, size in reversed(list(zip(operation.makes, sizes, strict=True))):
+            stored = ceil_div(size, vector_bytes) * vector_bytes
+            found.append(
+                LiveRange(
+                    name=operation.name,
+                    size_bytes=choose(same, 0.0, stored),
+                    start=slot.first,
+                    end=until[value],
+                )
+            )
+    return tuple(reversed(found))
+
+
+def peak_bytes(ranges: Sequence[LiveRange]) -> Quantity:
+    """Bytes that are live at once, at most: a number, or one per plan.
+
+    The sum can only grow where a range starts, so it is taken at every start.
+    """
+    if not ranges:
+        return 0.0
+    fields = [(live.size_bytes, live.start, live.end) for live in ranges]
+    plans = np.broadcast_shapes(*(np.shape(number) for row in fields for number in row))
+    size, start, end = (
+        np.stack([np.broadcast_to(np.asarray(number, np.float64), plans) for number in column])
+        for column in zip(*fields, strict=True)
+    )
+    peak = np.zeros(plans)
+    for instant in start:
+        peak = np.maximum(peak, (size * ((start <= instant) & (instant < end))).sum(0))
+    return peak if plans else float(peak)
+
+
+def profile(ranges: Sequence[LiveRange]) -> tuple[tuple[float, float], ...]:
+    """Bytes that are live over the time of one plan.
+
+    Returns:
+        `(cycle, bytes)` wherever the number changes, ascending; it holds from that cycle on.
+    """
+    changes: dict[float, float] = {}
+    for live in ranges:
+        for cycle, size in ((live.start, live.size_bytes), (live.end, -live.size_bytes)):
+            changes[float(cycle)] = changes.get(float(cycle), 0.0) + float(size)
+    total, steps = 0.0, []
+    for cycle in sorted(changes):
+        if changes[cycle]:
+            total += changes[cycle]
+            steps.append((cycle, total))
+    return tuple(steps)
+
+
+def allocate(ranges: Sequence[LiveRange]) -> Allocation:
+    """Give every value of one plan an address: first fit, largest values first.
+
+    Returns:
+        Addresses; no two values share a byte at the same time.
+    """
+    by_size = sorted(ranges, key=lambda live: (-live.size_bytes, live.start))
+    placed: list[Placed] = []
+    for live in by_size:
+        address = 0
+        neighbours = (
+            other for other in placed if other.live.start < live.end and live.start < other.live.end
+        )
+        for other in sorted(neighbours, key=lambda other: other.address):
+            if other.address >= address + live.size_bytes:
+                break
+            address = max(address, int(other.address + other.live.size_bytes))
+        placed.append(Placed(live=live, address=address))
+    placed.sort(key=lambda each: (each.live.start, each.address))
+    return Allocation(
+        placed=tuple(placed),
+        peak_bytes=float(peak_bytes(ranges)),
+        top_bytes=max((each.address + float(each.live.size_bytes) for each in placed), default=0.0),
+    )

@@ -1,0 +1,65 @@
+"""What all pictures share: their formats, their colours, and how they become a file.
+
+The same drawing gives the same bytes with the same version of matplotlib, which is loaded only
+where something is drawn.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lpu_jax.errors import LpuError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+_DOTS_PER_INCH = 160
+#: What would differ from one day or version to the next.
+_LEFT_OUT: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+
+
+def picture_format(path: Path) -> str:
+    """Choose a picture's format by its suffix.
+
+    Returns:
+        One of `FORMATS`.
+
+    Raises:
+        LpuError: another suffix, or none.
+    """
+    found = path.suffix.lower().removeprefix(".")
+    if found not in FORMATS:
+        raise LpuError(f"{path}: a plot must end in .png, .svg or .pdf.")
+    return found
+
+
+def drawn(figure: "Figure", picture: str) -> bytes:
+    """Draw a figure in one of `FORMATS`."""
+    file = io.BytesIO()
+    figure.savefig(file, format=picture, dpi=_DOTS_PER_INCH, metadata=_LEFT_OUT[picture])
+    return file.getvalue()
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    """Write a whole file or none of it.
+
+    Raises:
+        LpuError: it cannot be written.
+    """
+    # A device or a pipe is written to, not replaced; a directory is refused by `open`.
+    replaces = path.is_file() or not path.exists()
+    target = path.with_name(f".{path.name}.{os.getpid()}.tmp") if replaces else path
+    try:
+        target.write_bytes(content)
+        if replaces:
+            target.replace(path)
+    except OSError as error:
+        if replaces:
+            target.unlink(missing_ok=True)
+        raise LpuError(f"{path} cannot be written: {error.strerror}.") from None

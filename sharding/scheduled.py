@@ -1,0 +1,279 @@
+"""One plan with nothing thrown away: every block operation by operation, stages and hand-overs.
+
+`evaluate` does the same for many plans and keeps sums. Explanations, traces and plots read what is
+here. Not modelled: as in `evaluate`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from lpu_jax.cost.machine import Groups
+from lpu_jax.cost.memory import LiveRange, live_ranges
+from lpu_jax.cost.program import Operation
+from lpu_jax.cost.report import OperationRow, operation_rows
+from lpu_jax.cost.timing import constants_read, placed
+from lpu_jax.datapath.work import Unit
+from lpu_jax.system import System
+from models.blocks import Block, Kind, block_chain, block_kinds, is_leaf
+from models.config import ModelConfig
+from models.policy import Policy
+
+from . import axes
+from .axes import Request
+from .evaluate import (
+    TOKEN_BYTES,
+    WIRE_BITS,
+    Evaluation,
+    ScheduledBlock,
+    evaluate,
+    hand_over_steps,
+    schedule_block,
+    slots_of,
+    split_of,
+)
+from .legal import check_plan, check_policy, check_request
+from .plan import Plan
+
+_LONGEST_NAME = 34
+_LISTED_BLOCKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a plan, with the time of a token at which its first block starts."""
+
+    number: int
+    first_chip: int
+    n_chips: int
+    blocks: tuple[Block, ...]
+    start_cycle: float
+    end_cycle: float
+
+    @property
+    def name(self) -> str:
+        """What it holds, in words."""
+        return f"stage {self.number}: {block_list([block_name(block) for block in self.blocks])}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandOver:
+    """The hidden state on its way to the next stage, or token ids on their way to the first."""
+
+    source: int
+    target: int
+    start_cycle: float
+    cycles: float
+    payload_bytes: float
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        what = "hidden state" if self.target > self.source else "token ids back"
+        return f"{what} to stage {self.target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindSchedule:
+    """One kind of block of a plan, with its operations described."""
+
+    kind: Kind
+    ways: Mapping[str, int]  #: chips along each mesh axis, outermost first
+    block: ScheduledBlock
+
+    @cached_property
+    def rows(self) -> tuple[OperationRow, ...]:
+        """The operations that take a unit, in program order."""
+        block = self.block
+        read = constants_read(block.program, block.machine, block.symbols)
+        return operation_rows(block.timing, read)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations of `rows`."""
+        slots = self.block.timing.slots
+        return tuple(slot.operation for slot in slots if slot.work.unit is not Unit.FREE)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What to call the operations of `rows`: their name, and the arguments they read."""
+        return operation_names(self.block)
+
+    @cached_property
+    def ranges(self) -> tuple[LiveRange, ...]:
+        """When its values are in memory."""
+        block = self.block
+        return live_ranges(
+            block.program, block.timing, block.symbols, block.machine.chip.vector_bytes
+        )
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Chips from one chip to the next along each mesh axis."""
+        strides, stride = {}, 1
+        for axis, ways in reversed(list(self.ways.items())):
+            strides[axis] = stride
+            stride *= ways
+        return {axis: strides[axis] for axis in self.ways}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledPlan:
+    """One plan: its numbers, and what they are made of."""
+
+    plan: Plan
+    cfg: ModelConfig
+    system: System
+    policy: Policy
+    request: Request
+    evaluation: Evaluation
+    group: Groups
+    kinds: Mapping[Kind, KindSchedule]
+    stages: tuple[Stage, ...]
+    hand_overs: tuple[HandOver, ...]  #: the last one is the way back
+
+    @property
+    def latency_cycles(self) -> float:
+        """Cycles of one token."""
+        return float(self.evaluation.latency_cycles[0])
+
+
+def schedule_plan(
+    plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
+) -> ScheduledPlan:
+    """Schedule one plan in full.
+
+    Args:
+        plan: a plan, legal or not.
+        cfg: the model.
+        system: the machine.
+        policy: formats of the weights.
+        request: batch, new tokens and allocated context.
+
+    Raises:
+        LpuError: the request or the plan is not possible: one sentence.
+    """
+    check_request(request, cfg)
+    check_policy(policy, cfg, system)
+    check_plan(plan, cfg, system, policy, request)
+    evaluation = evaluate([plan], cfg, system, policy, request)
+    bases = system.topology.stage_bases(plan.stages, plan.group_chips)
+    group = Groups(plan.group_chips, bases)
+    machine = placed(system, (group,))
+    kinds: dict[Kind, KindSchedule] = {}
+    for kind in block_kinds(cfg):
+        ways = axes.degrees(plan, kind, cfg)
+        split, slots = split_of(plan, kind), slots_of(plan, kind)
+        block = schedule_block(
+            kind, ways, slots, split, plan.collective, machine, cfg, policy, request
+        )
+        kinds[kind] = KindSchedule(kind=kind, ways=ways, block=block)
+    stages, hand_overs = _timeline(plan, cfg, system, request, evaluation, group, kinds)
+    return ScheduledPlan(
+        plan=plan,
+        cfg=cfg,
+        system=system,
+        policy=policy,
+        request=request,
+        evaluation=evaluation,
+        group=group,
+        kinds=kinds,
+        stages=stages,
+        hand_overs=hand_overs,
+    )
+
+
+def _timeline(
+    plan: Plan,
+    cfg: ModelConfig,
+    system: System,
+    request: Request,
+    evaluation: Evaluation,
+    group: Groups,
+    kinds: Mapping[Kind, KindSchedule],
+) -> tuple[tuple[Stage, ...], tuple[HandOver, ...]]:
+    """Put stages and hand-overs of one token one after another."""
+    payload = request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
+    steps, back = hand_over_steps(group, system, payload, request.batch)
+    stage_of_block = evaluation.cuts.stage_of_block[:, 0]
+    chain, now = block_chain(cfg), 0.0
+    stages, hand_overs = [], []
+    for number in range(plan.stages):
+        blocks = tuple(b for b, place in zip(chain, stage_of_block, strict=True) if place == number)
+        start = now
+        now += sum(float(kinds[block.kind].block.timing.cycles) for block in blocks)
+        stages.append(
+            Stage(
+                number=number,
+                first_chip=int(group.bases[number]),
+                n_chips=group.chips,
+                blocks=blocks,
+                start_cycle=start,
+                end_cycle=now,
+            )
+        )
+        if plan.stages > 1:
+            last = number == plan.stages - 1
+            cycles = back if last else float(steps[number])
+            hand_overs.append(
+                HandOver(
+                    source=number,
+                    target=0 if last else number + 1,
+                    start_cycle=now,
+                    cycles=cycles,
+                    payload_bytes=float(TOKEN_BYTES * request.batch) if last else payload,
+                )
+            )
+            now += cycles
+    return tuple(stages), tuple(hand_overs)
+
+
+def block_name(block: Block) -> str:
+    """What to call a block."""
+    if block.kind in ("embed", "head"):
+        return {"embed": "embedding", "head": "head"}[block.kind]
+    return f"layer {block.layer} {block.kind}"
+
+
+def block_list(names: Sequence[str]) -> str:
+    """Names of blocks on a line; of many only the first two and the last."""
+    if len(names) > _LISTED_BLOCKS:
+        names = [*names[:2], f"... {len(names) - 3} blocks ...", names[-1]]
+    return ", ".join(names) or "no block"
+
+
+def axis_names(operation: Operation) -> tuple[str, ...]:
+    """Mesh axes that a collective spans, outermost first, from its symbolic size."""
+    # `trace_block` calls the degree of an axis `n_` and its name.
+    return tuple(re.findall(r"n_([a-z]+)", getattr(operation.params.get("size"), "text", "")))
+
+
+def operation_names(block: ScheduledBlock) -> tuple[str, ...]:
+    """Call each operation that takes a unit by its name and the weights and caches it reads."""
+    called: dict[int | None, str] = dict(
+        zip(block.program.inputs, _argument_names(block.arguments), strict=True)
+    )
+    names = []
+    for slot in block.timing.slots:
+        operation = slot.operation
+        read = [called[value] for value in operation.reads if called.get(value)]
+        if operation.result_known and read:
+            called.update(dict.fromkeys(operation.makes, read[0]))
+        if slot.work.unit is not Unit.FREE:
+            name = operation.name.split("_", 1)[-1].replace("+", " ")
+            name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+            names.append(f"{name} ({', '.join(dict.fromkeys(read))})" if read else name)
+    return tuple(names)
+
+
+def _argument_names(arguments: Any) -> list[str]:
+    """Name the leaves of a block's arguments by their key; others stay without a name."""
+    named = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(arguments, is_leaf=is_leaf)[0]:
+        keys = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
+        named.append(keys[-1] if keys else "")
+    return named

@@ -1,0 +1,91 @@
+"""`lpu plan` and `lpu trace` as a user runs them: what is printed, written and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sharding.cli.main import main
+
+PLAN = """
+stages = 1
+group_chips = 8
+[attention]
+replica = 8
+[mlp]
+tensor = 8
+"""
+REQUEST = ("smollm2-135m", "--system", "groq-node", "--context", "64")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> str:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+def test_a_plan_is_explained(plan: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", *REQUEST, "--plan", plan) == 0
+    out = capsys.readouterr().out
+    for part in ("Memory map of", "Mesh axes", "matmul (gate_up)", "bound by", "one_shot", "node"):
+        assert part in out
+
+
+def test_its_json_holds_the_explanation(plan: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", *REQUEST, "--plan", plan, "--json", "-") == 0
+    data = json.loads(capsys.readouterr().out)
+    latency_s = data["rows"][0]["decode_latency_s"]
+    assert data["explanation"]["latency_s"] == latency_s
+    assert [block["kind"] for block in data["explanation"]["blocks"]] == [
+        "embed", "attention", "dense", "head",
+    ]  # fmt: skip
+
+
+def test_a_plot_is_written_whole_or_not_at_all(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plan", *REQUEST, "--plan", plan, "--plot", str(tmp_path / "a.svg")) == 0
+    assert "</svg>" in (tmp_path / "a.svg").read_text()
+    capsys.readouterr()
+    for name in ("a.gif", "no/a.png"):
+        assert run("plan", *REQUEST, "--plan", plan, "--plot", str(tmp_path / name)) == 2
+        refused = capsys.readouterr()
+        assert refused.out == ""
+        assert refused.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "plan.toml"]
+
+
+def test_a_trace_is_written(plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "token.json"
+    assert run("trace", *REQUEST, "--plan", plan, "--out", str(out)) == 0
+    assert "ui.perfetto.dev" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["traceEvents"]) > 1000
+    assert run("trace", *REQUEST, "--plan", plan, "--out", str(out), "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == out.stat().st_size
+
+
+def test_a_trace_that_cannot_be_written_is_one_sentence(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("trace", *REQUEST, "--plan", plan, "--out", str(tmp_path / "no" / "a.json")) == 2
+    refused = capsys.readouterr()
+    assert refused.out == ""
+    assert "cannot be written" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+def test_a_plan_that_does_not_fit_is_traced_and_a_no(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "token.json"
+    arguments = ("llama-2-70b", "--system", "groq-node", "--plan", plan, "--context", "64")
+    assert run("trace", *arguments, "--out", str(out)) == 1
+    assert "does not fit: short of" in capsys.readouterr().out
+    assert out.exists()
