@@ -72,7 +72,7 @@ class Request:
 
     @property
     def sampled_tokens(self) -> int:
-        """Positions of a sequence whose next token the model chooses: the last, or every draft's."""
+        """Positions of a sequence whose next token is chosen: the last, or each draft's too."""
         return 1 if self.acceptance is None else self.tokens
 
 

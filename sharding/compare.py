@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from lpu_jax.errors import LpuError, PlanError, unknown
 from lpu_jax.system import System
@@ -16,14 +15,13 @@ from models.zoo import model as named_model
 
 from .axes import Request
 from .comparison import Comparison, Objective, Row
+from .energy import energy, one
 from .evaluate import Evaluation, evaluate
-from .legal import Search, check_plan, check_policy, check_request
+from .legal import Search, check_plan, check_policy
 from .plan import Plan
+from .serving import check_prompt, decode_request, prefill
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
-
-#: New tokens per sequence that a prefill step takes at most (assumed).
-PREFILL_CHUNK_TOKENS = 128
 
 
 def compare(
@@ -36,6 +34,9 @@ def compare(
     context: int = 4096,
     top: int = 10,
     objective: Objective = "latency",
+    draft_tokens: int | None = None,
+    acceptance: float | None = None,
+    prompt: int | None = None,
 ) -> Comparison:
     """Rank plans; nothing of the model is allocated.
 
@@ -49,6 +50,9 @@ def compare(
         top: how many rows to keep.
         objective: `latency` of a token, `throughput` of all in flight, or the `pareto` front of
             both rates.
+        draft_tokens: tokens drafted for every step; None: no speculative decoding.
+        acceptance: probability that a draft is accepted; given with `draft_tokens`.
+        prompt: tokens of a prompt, for the time to the first token; None: the whole context.
 
     Returns:
         The ranked rows, the number of plans searched and fitting, and the reasons of the others.
@@ -61,17 +65,16 @@ def compare(
     cfg = named_model(model) if isinstance(model, str) else model
     machine = named_system(system) if isinstance(system, str) else system
     policy = policy_named(weights_format, cfg)
-    request = Request(batch=batch, context=context)
+    request = decode_request(
+        cfg, batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
+    )
+    prompt_tokens = check_prompt(prompt, request)
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
-    check_request(request, cfg)
     check_policy(policy, cfg, machine)
     refused: Mapping[str, int] = {}
     if plans is None:
-        search = Search(cfg, machine, policy, request)
-        evaluation = evaluate(list(search.plans()), cfg, machine, policy, request)
-        evaluation = _without_idle_stages(evaluation, cfg, machine, policy)
-        refused = search.refused
+        evaluation, refused = search_plans(cfg, machine, policy, request)
     else:
         if not plans:
             raise PlanError("no plan was given; at least one is needed.")
@@ -80,22 +83,25 @@ def compare(
         evaluation = evaluate(plans, cfg, machine, policy, request)
     order = rank(evaluation, objective)
     best, nearest = _best_of_each_shape(evaluation, order), _nearest(evaluation)
-    fits = evaluation.fits
+    fits, memory = evaluation.fits, machine.chip.memory_name
+    unfit = Counter(_reason(evaluation, int(i), memory) for i in np.flatnonzero(~fits))
     kept = best[:top] if fits.any() else nearest[:top]
     chosen = [*kept, *nearest[:1]]
-    rows = _rows(evaluation, chosen, cfg, machine, policy, request)
+    rows = _rows(evaluation, chosen, cfg, machine, policy, prompt_tokens)
     return Comparison(
         model=cfg,
         system=machine,
         policy=policy,
         request=request,
+        prompt_tokens=prompt_tokens,
         objective=objective,
         rows=tuple(rows[: len(kept)]),
         legal=len(evaluation.plans),
         fitting=int(fits.sum()),
-        rejected={**Counter(_reason(evaluation, int(i)) for i in np.flatnonzero(~fits)), **refused},
+        rejected={**unfit, **refused},
         nearest=rows[-1] if nearest else None,
         assumed=tuple(c for c in machine.constants() if c.status == "assumed"),
+        evaluation=evaluation,
     )
 
 
@@ -122,6 +128,25 @@ def with_numerics(
         for row, result in zip(comparison.rows[:n_plans], results, strict=True)
     ]
     return replace(comparison, rows=(*checked, *comparison.rows[n_plans:]))
+
+
+def search_plans(
+    cfg: ModelConfig, system: System, policy: Policy, request: Request
+) -> tuple[Evaluation, Mapping[str, int]]:
+    """Evaluate all legal plans, each without stages that hold no block.
+
+    Args:
+        cfg: the model.
+        system: the machine.
+        policy: formats of the weights.
+        request: what a step does.
+
+    Returns:
+        The plans, and how many ways to split were refused, by reason.
+    """
+    search = Search(cfg, system, policy, request)
+    evaluation = evaluate(list(search.plans()), cfg, system, policy, request)
+    return _without_idle_stages(evaluation, cfg, system, policy), search.refused
 
 
 def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
@@ -172,14 +197,14 @@ def _nearest(evaluation: Evaluation) -> list[int]:
     return _best_of_each_shape(evaluation, [int(i) for i in order])
 
 
-def _reason(evaluation: Evaluation, i: int) -> str:
+def _reason(evaluation: Evaluation, i: int, memory: str) -> str:
     """Which part of the memory is too much."""
     usable = evaluation.sram_bytes - evaluation.reserved_bytes
     if evaluation.weight_bytes[i] > usable:
-        return "does not fit: weights alone exceed a chip's SRAM"
+        return f"does not fit: weights alone exceed a chip's {memory}"
     if evaluation.weight_bytes[i] + evaluation.cache_bytes[i] > usable:
-        return "does not fit: weights and cache exceed a chip's SRAM"
-    return "does not fit: weights, cache and activations exceed a chip's SRAM"
+        return f"does not fit: weights and cache exceed a chip's {memory}"
+    return f"does not fit: weights, cache and activations exceed a chip's {memory}"
 
 
 def _rows(
@@ -188,15 +213,18 @@ def _rows(
     cfg: ModelConfig,
     system: System,
     policy: Policy,
-    request: Request,
+    prompt_tokens: int,
 ) -> list[Row]:
     plans = [evaluation.plans[i] for i in chosen]
-    chunk_tokens, prefill_s = _prefill(plans, evaluation.fits[chosen], cfg, system, policy, request)
+    request = evaluation.request
+    memory = system.chip.memory_name
+    taken_in = prefill(plans, evaluation.fits[chosen], cfg, system, policy, request, prompt_tokens)
+    joules = energy(evaluation, cfg, system.chip)
     return [
         Row(
             plan=plan,
             fits=bool(evaluation.fits[i]),
-            reason=None if evaluation.fits[i] else _reason(evaluation, i),
+            reason=None if evaluation.fits[i] else _reason(evaluation, i, memory),
             short_bytes=float(evaluation.short_bytes[i]),
             sram_used_fraction=float(
                 (evaluation.used_bytes[i] + evaluation.reserved_bytes) / evaluation.sram_bytes
@@ -206,11 +234,22 @@ def _rows(
             decode_latency_upper_s=float(evaluation.upper_cycles[i] / evaluation.clock_hz),
             tokens_per_s_per_user=float(evaluation.tokens_per_s_per_user[i]),
             tokens_per_s_total=float(evaluation.tokens_per_s_total[i]),
+            tokens_per_step=request.kept_tokens,
             in_flight=int(evaluation.in_flight[i]),
+            users_in_flight=int(evaluation.in_flight[i]) * request.batch,
+            total_bound_by="slowest stage" if evaluation.is_stage_bound[i] else "users in flight",
+            reserve_limit_fraction=float(evaluation.largest_reserve_fraction[i]),
             hand_over_s=float(evaluation.hand_over_cycles[i] / evaluation.clock_hz),
-            prefill_latency_s=float(prefill_s[row]),
-            prefill_chunk_tokens=int(chunk_tokens[row]),
-            wire_bytes_per_token=float(evaluation.wire_bytes[i] / request.batch),
+            host_s=float(evaluation.host_cycles / evaluation.clock_hz),
+            prefill_latency_s=float(taken_in.latency_s[row]),
+            prefill_chunk_tokens=int(taken_in.chunk_tokens[row]),
+            time_to_first_token_s=float(taken_in.time_to_first_token_s[row]),
+            wire_bytes_per_token=float(
+                evaluation.wire_bytes[i] / (request.batch * request.kept_tokens)
+            ),
+            energy_j_per_token_lower=one(joules.lower_j_per_token, i),
+            energy_j_per_token_upper=one(joules.upper_j_per_token, i),
+            energy_j_per_token_upper_alone=one(joules.upper_alone_j_per_token, i),
             memory_bytes={
                 "weights": float(evaluation.weight_bytes[i]),
                 "cache": float(evaluation.cache_bytes[i]),
@@ -221,33 +260,3 @@ def _rows(
         )
         for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))
     ]
-
-
-def _prefill(
-    plans: Sequence[Plan],
-    fits: Bool[np.ndarray, " plans"],
-    cfg: ModelConfig,
-    system: System,
-    policy: Policy,
-    request: Request,
-) -> tuple[Int[np.ndarray, " plans"], Float[np.ndarray, " plans"]]:
-    """Choose the chunk that takes in a whole context fastest, of those whose activations fit.
-
-    Large chunks share the installation of weights, but in MoE blocks every slot multiplies all
-    rows of a chunk. A plan that does not fit for one token has chunks as if it did.
-
-    Returns:
-        Tokens of a chunk, and seconds.
-    """
-    chunk = min(request.context, PREFILL_CHUNK_TOKENS)
-    tokens, seconds = np.ones(len(plans), np.int64), np.full(len(plans), np.inf)
-    while chunk:
-        step = evaluate(plans, cfg, system, policy, replace(request, tokens=chunk))
-        chunks = -(-request.context // chunk)
-        cycles = step.latency_cycles + (chunks - 1) * step.slowest_stage_cycles
-        allowed = step.fits | ~fits | (chunk == 1)
-        better = allowed & (cycles / step.clock_hz < seconds)
-        tokens = np.where(better, chunk, tokens)
-        seconds = np.where(better, cycles / step.clock_hz, seconds)
-        chunk //= 2
-    return tokens, seconds

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lpu_jax.cost.links import hand_overs
-from lpu_jax.cost.machine import Groups, PlacedMachine
+from lpu_jax.cost.machine import Groups
 from lpu_jax.cost.program import Program
-from lpu_jax.cost.schedule import Timing, schedule
+from lpu_jax.cost.schedule import Timing
+from lpu_jax.cost.timing import Placed, hand_over_cycles, placed, timing
 from lpu_jax.datapath.work import Unit
 from lpu_jax.system import System
 from models.blocks import Kind, block_arguments, block_chain, block_kinds
@@ -54,7 +54,7 @@ class ScheduledBlock:
     program: Program
     symbols: Mapping[str, Any]
     arguments: Any  #: tree of `Leaf`
-    machine: PlacedMachine
+    machine: Placed
     timing: Timing
 
     def report(self) -> BlockReport:
@@ -88,7 +88,7 @@ class Evaluation:
     cache_bytes: Numbers
     activation_bytes: Numbers  #: live values and tables
     reserved_bytes: float
-    sram_bytes: float
+    sram_bytes: float  #: of a chip; of a GPU, its HBM
     in_flight: Int[np.ndarray, " plans"]
     cuts: Cuts
 
@@ -201,8 +201,8 @@ def evaluate(
         weight_bytes=cuts.fullest_bytes - cuts.fullest_stage_cache_bytes,
         cache_bytes=cuts.fullest_stage_cache_bytes,
         activation_bytes=activations + tables,
-        reserved_bytes=system.chip.sram_bytes - usable_bytes(system.chip),
-        sram_bytes=float(system.chip.sram_bytes),
+        reserved_bytes=system.chip.memory_bytes - usable_bytes(system.chip),
+        sram_bytes=float(system.chip.memory_bytes),
         in_flight=np.minimum(1 + more, cuts.busy_stages).astype(np.int64),
         cuts=cuts,
     )
@@ -236,10 +236,9 @@ def hand_over_steps(
     """Cycles of the hand-over from each stage to the next, and of the token ids' way back."""
     if len(group.bases) == 1:
         return np.zeros(0), 0.0
-    clock = float(system.chip.clock_hz)
-    steps = hand_overs(system.topology, clock, group.chips, group.bases).cycles(payload_bytes)
-    back = hand_overs(system.topology, clock, group.chips, group.bases[[-1, 0]])
-    return np.asarray(steps), float(np.sum(back.cycles(TOKEN_BYTES * n_tokens)))
+    steps = hand_over_cycles(system, group.chips, group.bases, payload_bytes)
+    back = hand_over_cycles(system, group.chips, group.bases[[-1, 0]], TOKEN_BYTES * n_tokens)
+    return steps, float(np.sum(back))
 
 
 def _evaluate_kind(
@@ -265,7 +264,7 @@ def _evaluate_kind(
     for split, collective, order in dict.fromkeys(variants):
         chosen = np.array([i for i, v in enumerate(variants) if v == (split, collective, order)])
         distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)
-        machine = PlacedMachine(system=system, groups=groups, group_of_plan=distinct[:, 0])
+        machine = placed(system, groups, distinct[:, 0])
         column = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
         ways = {name: column[name] for name in order}
         report = evaluate_block(
@@ -281,7 +280,7 @@ def evaluate_block(
     slots: Any,
     split: Split,
     collective: str,
-    machine: PlacedMachine,
+    machine: Placed,
     cfg: ModelConfig,
     policy: Policy,
     request: Request,
@@ -298,7 +297,7 @@ def schedule_block(
     slots: Any,
     split: Split,
     collective: str,
-    machine: PlacedMachine,
+    machine: Placed,
     cfg: ModelConfig,
     policy: Policy,
     request: Request,
@@ -334,7 +333,7 @@ def schedule_block(
         symbols=symbols,
         arguments=block_arguments(cfg, kind, policy, split, sizes),
         machine=machine,
-        timing=schedule(program, machine, symbols),
+        timing=timing(program, machine, symbols),
     )
 
 

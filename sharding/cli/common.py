@@ -34,6 +34,12 @@ Format = Annotated[
 ]
 Batch = Annotated[int, typer.Option(help="Sequences per micro-batch.")]
 Context = Annotated[int, typer.Option(help="Allocated positions per sequence.")]
+DraftTokens = Annotated[
+    int | None, typer.Option(help="Speculative decoding: drafted tokens per step.")
+]
+Acceptance = Annotated[
+    float | None, typer.Option(help="Speculative decoding: probability that a draft is accepted.")
+]
 
 
 def emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) -> None:

@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 
 from .. import compare as comparing
-from .common import NO, Batch, Context, Format, Json, ModelName, SystemName, emit, watched
+from .. import sensitivity as ranking
+from .common import (
+    NO,
+    Acceptance,
+    Batch,
+    Context,
+    DraftTokens,
+    Format,
+    Json,
+    ModelName,
+    SystemName,
+    emit,
+    watched,
+)
 
 
 class Objective(StrEnum):
@@ -23,6 +36,11 @@ def compare(
     weights_format: Format = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt, for its first token. Default: context.")
+    ] = None,
+    draft_tokens: DraftTokens = None,
+    acceptance: Acceptance = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
     objective: Annotated[
         Objective, typer.Option(help="What plans are ranked by.")
@@ -31,6 +49,13 @@ def compare(
         int,
         typer.Option(min=0, help="Run the first N plans on virtual chips and report their error."),
     ] = 0,
+    sensitivity: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Rank again on N machines drawn from the ranges of assumed constants."
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of these draws.")] = 0,
     as_json: Json = None,
 ) -> None:
     """Search legal plans; rank them by time, with memory fit and, with --check, numerical error."""
@@ -42,9 +67,21 @@ def compare(
         context=context,
         top=top,
         objective=objective.value,
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
+        prompt=prompt,
     )
     if check and found.fitting:
         found = watched(lambda say: comparing.with_numerics(found, check, progress=say))
-    emit(as_json, found.as_dict, found.table)
+    moved = (
+        watched(lambda say: ranking.sensitivity(found, sensitivity, seed, progress=say))
+        if sensitivity and found.fitting
+        else None
+    )
+    emit(
+        as_json,
+        lambda: found.as_dict() | ({"sensitivity": moved.as_dict()} if moved else {}),
+        lambda: "\n\n".join([found.table(), *([moved.text()] if moved else [])]),
+    )
     if not found.fitting:
         raise typer.Exit(NO)

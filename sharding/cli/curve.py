@@ -1,0 +1,59 @@
+"""`lpu curve`: one user's rate against everybody's."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lpu_jax.errors import LpuError
+
+from .. import curve as curves
+from ..pictures import picture_format
+from .common import NO, Acceptance, Context, DraftTokens, Format, Json, ModelName, emit
+
+
+def curve(
+    model: ModelName,
+    system: Annotated[
+        list[str],
+        typer.Option("--system", help="System name, or path of a TOML file; repeat to compare."),
+    ],
+    weights_format: Format = "fp16",
+    context: Context = 4096,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes, such as 1,4,16. Default: doubled while something fits."),
+    ] = None,
+    draft_tokens: DraftTokens = None,
+    acceptance: Acceptance = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw into a .png, .svg or .pdf file.")
+    ] = None,
+    as_json: Json = None,
+) -> None:
+    """Best plans over batch sizes: tokens/s of one user, of the system, and per chip."""
+    if plot is not None:
+        picture_format(plot)
+    found = curves.curve(
+        model,
+        system,
+        weights_format=weights_format,
+        context=context,
+        batches=None if batches is None else _whole_numbers(batches),
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
+    )
+    if plot is not None and found.points:
+        found.plot(plot)
+    emit(as_json, found.as_dict, found.table)
+    if not found.points:
+        raise typer.Exit(NO)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise LpuError(
+            f"batches is {text!r}; it must be whole numbers with commas between, such as 1,4,16."
+        ) from None
