@@ -68,8 +68,8 @@ def test_twice_the_clock_and_rates_and_half_the_latencies_take_half_the_time(
 ) -> None:
     machine = system(case[1])
     rates, latencies = rates_and_latencies(machine)
-    assert len(rates) >= 3
-    assert len(latencies) >= 4
+    assert rates
+    assert len(latencies) >= 3
     factors = {"clock_hz": 2.0, **dict.fromkeys(rates, 2.0), **dict.fromkeys(latencies, 0.5)}
     slow = evaluated(case, plans_of(case))
     quick = evaluated(case, plans_of(case), changed(machine, factors))
