@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+
+from .errors import PlanError
 
 #: One number, or one per plan.
 Numbers = Any
@@ -58,44 +61,58 @@ class PortMap:
     n_links: int
 
     def __post_init__(self) -> None:
-        """Check that the links find ports."""
-        assert self.n_links >= 1
-        assert self.n_links * self.peers <= self.positions * self.ports
+        """Refuse links that find no ports, and peers that no link reaches."""
+        if self.n_links < 1:
+            raise PlanError(
+                f"{self.positions} chips with {self.ports} ports each have no link to each of "
+                f"{self.peers} peers: they are not connected"
+            )
+        if self.n_links * self.peers > self.positions * self.ports:
+            raise PlanError(
+                f"{self.n_links} links to each of {self.peers} peers need "
+                f"{self.n_links * self.peers} ports; {self.positions} chips with {self.ports} each "
+                f"have {self.positions * self.ports}"
+            )
 
     @property
     def _chips_per_part(self) -> int:
         """Chips that carry only this part; 0 if parts do not fall on whole chips."""
         return 0 if self.positions % self.n_links else self.positions // self.n_links
 
-    def position(self, part: int, rank: int) -> int:
+    @property
+    def pairs_equals(self) -> bool:
+        """Whether every chip is linked with the chip of equal position of every peer."""
+        return self.n_links % self.positions == 0
+
+    def position(self, part: Numbers, rank: Numbers) -> Numbers:
         """Find the chip that carries one link.
 
         Args:
-            part: number of the link in its pair, from 0.
-            rank: rank of the peer among the peers, from 0.
+            part: number of the link in its pair, from 0; a number or an array.
+            rank: rank of the peer among the peers, from 0; likewise.
 
         Returns:
             The chip's position in the node.
         """
         if self._chips_per_part:
             return part * self._chips_per_part + rank % self._chips_per_part
-        if self.n_links % self.positions == 0:
+        if self.pairs_equals:
             return part // (self.n_links // self.positions)
         # Parts and chips do not divide each other: fill the ports part by part.
         return (part * self.peers + rank) // self.ports
 
     @staticmethod
-    def rank(own: int, other: int) -> int:
+    def rank(own: Numbers, other: Numbers) -> Numbers:
         """Rank of a peer: its number, not counting oneself.
 
         Args:
-            own: number of this node.
-            other: number of the peer.
+            own: number of this node; a number or an array.
+            other: number of the peer; likewise.
 
         Returns:
             The rank, from 0.
         """
-        return other if other < own else other - 1
+        return other - (other > own)
 
     def ends(self, own: int, other: int, part: int) -> tuple[int, int]:
         """Find both ends of one link.
@@ -130,21 +147,38 @@ class PortMap:
         found = _by_near_chip(self, own, other).get(chip, ())
         return tuple(part for part, end in found if end == far)
 
-    def far_ends(self, own: int, chip: int, other: int) -> tuple[int, ...]:
-        """List the chips of another node that a chip has a link to.
+    def links_among(self, n_units: int) -> Int[np.ndarray, "5 links"]:
+        """List all links among the first nodes, each way on its own.
 
         Args:
-            own: number of the chip's node.
-            chip: its position.
-            other: number of the other node.
+            n_units: nodes, at most the peers and one.
 
         Returns:
-            Positions in the other node.
+            Rows: sending node, receiving node, number of the link, position in the sending node,
+            position in the receiving node.
         """
-        if own == other:
-            return ()
-        found = _by_near_chip(self, own, other).get(chip, ())
-        return tuple(sorted({far for _, far in found}))
+        own, other, part = (
+            grid.reshape(-1)
+            for grid in np.meshgrid(
+                np.arange(n_units), np.arange(n_units), np.arange(self.n_links), indexing="ij"
+            )
+        )
+        differs = own != other
+        own, other, part = own[differs], other[differs], part[differs]
+        near = self.position(part, self.rank(own, other))
+        far = self.position(part, self.rank(other, own))
+        return np.stack([own, other, part, near, far])
+
+    def most_links(self, n_units: int) -> int:
+        """Count the links of the chip that has most, among the first nodes.
+
+        Args:
+            n_units: nodes, at most the peers and one.
+
+        Returns:
+            Links of one chip.
+        """
+        return _most_links(self, n_units)
 
     @functools.cached_property
     def parts_per_chip(self) -> int:
@@ -184,3 +218,10 @@ def _by_near_chip(ports: PortMap, own: int, other: int) -> dict[int, tuple[tuple
         near, far = ports.ends(own, other, part)
         found[near] = (*found.get(near, ()), (part, far))
     return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _most_links(ports: PortMap, n_units: int) -> int:
+    """Count links by sending node and position; see `PortMap.most_links`."""
+    own, _, _, near, _ = ports.links_among(n_units)
+    return int(np.bincount(own * ports.positions + near).max(initial=0))

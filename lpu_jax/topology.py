@@ -2,23 +2,25 @@
 
 A machine has levels: a node is a few chips with a link between any two, a rack is a few nodes, and
 there may be racks. Chips are numbered node by node, rack by rack. The machines themselves are in
-`machines`; how collectives use the links is in `cost.links`.
+`machines` and `custom`; how collectives use the links is in `cost.links`.
 
-Not modelled: link errors, synchronisation of clocks, spare nodes, links to the host. The last node
-is physically whole even if `n_chips` does not fill it: its other chips forward but hold nothing.
+Not modelled: link errors, synchronisation of clocks, failed nodes (a spare one only takes links).
+The last node, and the last of several racks, are physically whole even if `n_chips` does not fill
+them: their other chips forward but hold nothing.
 """
 
 import functools
-from abc import ABC, abstractmethod
+import itertools
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from .errors import PlanError
-from .ports import Link, Numbers, PortMap
-from .provenance import Constant, const
+from .graph import LinkGraph, link_graph
+from .levels import Level, levels_of, reach_s
+from .ports import Link, Numbers
+from .wiring import Wiring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,91 +62,32 @@ def stack_spans(spans: list[Span]) -> Span:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Topology(ABC):
-    """A machine of levels of chips and links; times in seconds, rates in bytes per second.
+class Topology(Wiring):
+    """A machine of levels of chips and links; times in seconds, rates in bytes per second."""
 
-    Attributes:
-        n_chips: chips that plans may use.
-        replaced: constants that differ from the class's own (`provenance.vary`).
-    """
+    @functools.cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that this machine has, innermost first; see `levels`."""
+        return levels_of(self)
 
-    family: ClassVar[str]
-
-    n_chips: int
-    replaced: tuple[Constant, ...] = ()
-
-    #: Chips of a node.
-    node_chips: int
-    #: Largest machine of the family.
-    max_chips: int
-    #: Rate of the link between two chips of a node, one way.
-    local_bytes_per_s: float
-    #: Rate of one link between nodes of a rack, one way.
-    node_link_bytes_per_s: float
-    #: Rate of one link between racks, one way.
-    rack_link_bytes_per_s: float
-    #: Time of one vector over a link inside a node, memory to memory.
-    local_hop_s: float
-    #: The same between two nodes of a half rack.
-    node_step_s: float
-    #: What the other half of the rack takes in addition.
-    half_rack_step_s: float
-    #: Time of one vector between two linked racks.
-    rack_hop_s: float
-    frame_payload_bytes: int = const(320, "B", "published", "ISCA22: a frame carries one vector")
-    frame_bytes: int = const(328, "B", "published", "ISCA22: 320 B payload and 8 B")
-
-    def __post_init__(self) -> None:
-        """Refuse machines that cannot exist."""
-        if self.n_chips < 1 or self.n_chips > self.max_chips:
-            raise PlanError(
-                f"a {self.family} machine has 1 to {self.max_chips} chips, not {self.n_chips}"
-            )
-
-    def node_hop_s(self, half_racks: Numbers) -> Numbers:
-        """Time of one vector between nodes of a rack, memory to memory.
+    def level_of(self, span: Span) -> str:
+        """Name the outermost level that runs of chips cross.
 
         Args:
-            half_racks: half racks the transfer may have to touch.
+            span: what the runs touch, in numbers.
 
         Returns:
-            Seconds, of the shape of `half_racks`.
+            The level's name; `"chip"` for runs of one chip, which cross nothing.
         """
-        return self.node_step_s + np.where(np.asarray(half_racks) > 1, self.half_rack_step_s, 0.0)
+        node, half_rack, rack, racks = self.level_names
+        if span.n_chips == 1:
+            return "chip"
+        if span.nodes == 1:
+            return node
+        if span.racks > 1:
+            return racks
+        return half_rack if span.half_racks == 1 else rack
 
-    # What a machine of this family must say about itself.
-
-    @property
-    @abstractmethod
-    def nodes_per_rack(self) -> int:
-        """Nodes of a rack."""
-
-    @property
-    @abstractmethod
-    def nodes_per_half_rack(self) -> int:
-        """Nodes of a half rack, the level between node and rack; a whole rack if there is none."""
-
-    @property
-    @abstractmethod
-    def node_ports(self) -> PortMap:
-        """Which chips of a node carry its links to the other nodes of the rack."""
-
-    @property
-    @abstractmethod
-    def rack_wiring(self) -> Literal["line", "node", "rack"]:
-        """How racks are linked.
-
-        `"line"`: each chip to the chip of equal position in the neighbouring racks. `"node"`: each
-        node to the node of equal position in every other rack. `"rack"`: too many racks for that;
-        each rack to every other rack by links on some of its nodes.
-        """
-
-    @property
-    @abstractmethod
-    def rack_ports(self) -> PortMap:
-        """Which chips carry the links between racks: of a node (`"line"`, `"node"`), of a rack."""
-
-    @abstractmethod
     def reach_s(self, n_chips: int) -> float:
         """Time in which one chip's vector can be at any of the first `n_chips` chips.
 
@@ -154,23 +97,7 @@ class Topology(ABC):
         Returns:
             Seconds; 0 for one chip.
         """
-
-    # What follows from it.
-
-    @property
-    def rack_chips(self) -> int:
-        """Chips of a rack."""
-        return self.node_chips * self.nodes_per_rack
-
-    @property
-    def n_nodes(self) -> int:
-        """Nodes of the machine; the last may be used in part."""
-        return -(-self.n_chips // self.node_chips)
-
-    @property
-    def n_racks(self) -> int:
-        """Racks of the machine; the last may be used in part."""
-        return -(-self.n_chips // self.rack_chips)
+        return reach_s(self, n_chips)
 
     def frame_s(self, link_bytes_per_s: int | float) -> float:
         """Time between two vectors that follow each other on a link.
@@ -240,41 +167,38 @@ class Topology(ABC):
         for name in (src, dst):
             if not 0 <= name < self.n_chips:
                 raise PlanError(f"chip {name} is not in 0..{self.n_chips - 1}")
-        frontier: dict[int, tuple[Link, ...]] = {src: ()}
-        seen = {src}
-        while dst not in frontier:
-            following: dict[int, tuple[Link, ...]] = {}
-            for chip, way in frontier.items():
-                for peer in self._peers(chip):
-                    if peer not in seen:
-                        seen.add(peer)
-                        following[peer] = (*way, self.links_between(chip, peer)[0])
-            frontier = following
-        return frontier[dst]
+        way = self.graph.shortest(src, dst)
+        if way is None:
+            raise PlanError(f"no links lead from chip {src} to chip {dst}")
+        return tuple(self.links_between(a, b)[0] for a, b in itertools.pairwise(way))
 
-    @functools.lru_cache(maxsize=20_000)  # noqa: B019  (topologies are few and small)
-    def _peers(self, chip: int) -> tuple[int, ...]:
-        """All chips that one chip has a link to."""
-        size, rack_chips = self.node_chips, self.rack_chips
-        node, position = divmod(chip, size)
-        rack, place = divmod(node, self.nodes_per_rack)
-        peers = [node * size + other for other in range(size) if other != position]
-        n_places = min(self.nodes_per_rack, self.n_nodes)
-        for other in range(n_places):
-            for far in self.node_ports.far_ends(place, position, other):
-                peers.append((rack * self.nodes_per_rack + other) * size + far)
-        for other in range(self.n_racks):
-            if other == rack:
-                continue
-            if self.rack_wiring == "line":
-                far_chips = [chip % rack_chips] if abs(other - rack) == 1 else []
-            elif self.rack_wiring == "rack":
-                far_chips = list(self.rack_ports.far_ends(rack, chip % rack_chips, other))
-            else:
-                ends = self.rack_ports.far_ends(rack, position, other)
-                far_chips = [place * size + far for far in ends]
-            peers.extend(other * rack_chips + far for far in far_chips)
-        return tuple(peers)
+    @functools.cached_property
+    def graph(self) -> LinkGraph:
+        """All links as arrays, those of spare chips included."""
+        size, per_rack, rack_chips = (self.node_chips, self.nodes_per_rack, self.rack_chips)
+        src, dst = np.nonzero(~np.eye(size, dtype=bool))
+        inside = np.stack([src, dst, np.zeros_like(src)])
+        among = self.node_ports.links_among(min(per_rack, self.installed_nodes))
+        return link_graph(
+            self.installed_chips,
+            [
+                _repeated(inside, np.arange(self.installed_nodes) * size),
+                _repeated(_chips_of(among, size), np.arange(self.n_racks) * rack_chips),
+                self._rack_links(),
+            ],
+        )
+
+    def _rack_links(self) -> Int[np.ndarray, "3 links"]:
+        """Sending chip, receiving chip and number of each link between racks."""
+        rack_chips = self.rack_chips
+        if self.rack_wiring == "line":
+            up = np.arange(rack_chips * (self.n_racks - 1))
+            ends = np.concatenate([[up, up + rack_chips], [up + rack_chips, up]], axis=1)
+            return np.concatenate([ends, np.zeros_like(ends[:1])])
+        links = _chips_of(self.rack_ports.links_among(self.n_racks), rack_chips)
+        if self.rack_wiring == "rack":
+            return links
+        return _repeated(links, np.arange(self.nodes_per_rack) * self.node_chips)
 
     def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
         """Place consecutive groups of contiguous chips so that they straddle as little as can be.
@@ -375,3 +299,17 @@ def _place(n_groups: int, group_chips: int, units: tuple[int, ...]) -> Int[np.nd
         bases[index] = cursor
         cursor += group_chips
     return bases
+
+
+def _chips_of(links: Int[np.ndarray, "5 links"], unit_chips: int) -> Int[np.ndarray, "3 links"]:
+    """Turn units and positions in them into chips."""
+    own, other, part, near, far = links
+    return np.stack([own * unit_chips + near, other * unit_chips + far, part])
+
+
+def _repeated(
+    links: Int[np.ndarray, "3 links"], firsts: Int[np.ndarray, " copies"]
+) -> Int[np.ndarray, "3 all_links"]:
+    """Repeat links in every unit that begins at one of some chips."""
+    moved = links[:, None, :] + np.stack([firsts, firsts, np.zeros_like(firsts)])[:, :, None]
+    return np.reshape(moved, (3, -1))

@@ -1,9 +1,14 @@
 """`lpu systems` and `lpu models`: what has a name."""
 
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from lpu_jax.describe import describe, describe_text
+from lpu_jax.gpu_systems import named_gpu_systems
 from lpu_jax.quantities import format_bytes, format_count
 from lpu_jax.system import named_systems
+from lpu_jax.system import system as named_system
 from models.params import n_active, n_parameters
 from models.zoo import SOURCES, named_models
 
@@ -11,16 +16,25 @@ from .. import report
 from .common import Json, emit
 
 
-def systems(as_json: Json = None) -> None:
-    """List the named systems with chips, SRAM and the sources of every number."""
-    found = named_systems()
+def systems(
+    system: Annotated[
+        str | None, typer.Argument(help="System name, or path of a TOML file: describe that one.")
+    ] = None,
+    as_json: Json = None,
+) -> None:
+    """List the named systems, or describe one: its levels of links and its numbers."""
+    if system is not None:
+        one = named_system(system)
+        emit(as_json, lambda: describe(one), lambda: describe_text(one))
+        return
+    found = (*named_systems(), *named_gpu_systems())
 
     def text() -> str:
         made = report.table(
             ("system", "left"),
             ("chips", "right"),
             ("chip", "left"),
-            ("SRAM", "right"),
+            ("memory", "right"),
             ("assumed", "right"),
         )
         for machine in found:
@@ -30,31 +44,17 @@ def systems(as_json: Json = None) -> None:
                 machine.name,
                 str(machine.n_chips),
                 machine.chip.title,
-                format_bytes(machine.sram_bytes),
+                f"{format_bytes(machine.memory_bytes)} {machine.chip.memory_name}",
                 f"{assumed} of {len(constants)} numbers",
             )
         return report.render(
             made,
-            "Also groq-N for N chips and lpx-N for N racks. --json gives every number with its "
-            "source.",
+            "Also groq-N for N chips, lpx-N for N racks, and N GPUs of an NVLink domain as h100xN, "
+            "gb200xN, vrxN. `lpu systems NAME` describes one.",
+            *dict.fromkeys(machine.note for machine in found if machine.note),
         )
 
-    def data() -> Any:
-        return [
-            {
-                "name": machine.name,
-                "chips": machine.n_chips,
-                "chip": machine.chip.name,
-                "sram_bytes": machine.sram_bytes,
-                "constants": [
-                    {**vars(constant), "value": str(constant.value)}
-                    for constant in machine.constants()
-                ],
-            }
-            for machine in found
-        ]
-
-    emit(as_json, data, text)
+    emit(as_json, lambda: [describe(machine) for machine in found], text)
 
 
 def models(as_json: Json = None) -> None:
