@@ -1,20 +1,21 @@
 """What a collective costs: named algorithms as steps over links, in closed form for many plans.
 
-Every collective runs over runs of contiguous chips (`topology.Span` says what a run touches), all
-runs of a group at once. A step moves shares of a vector over links that exist; `cost.transfers`
-lists the same steps link by link, and tests hold this module against that list.
+Every collective runs over runs of chips (`topology.Span` says what a run touches), all runs of a
+group at once. A step moves shares of a vector over links that exist, each step after the one
+before; `link_schedule` lists the same steps link by link, and tests hold this module against it.
 
-`hierarchical` is the schedule "flat3": reduce inside each node onto the chips that own the links
-(a node acts as one router: its chips forward for a run even if they are not in it), exchange
-between nodes over all links of each pair, gather inside each node; over racks the exchange between
-racks comes in between. Where runs share a node or a rack, each local link is counted as if all of
-them used it at once, so the closed form is then an upper bound.
+* `one_shot`: every chip sends its whole vector to every peer of its node.
+* `direct`: reduce-scatter and all-gather among the chips of a node, each share on its own link.
+* `ring`: the same from chip to chip, over one link at a time. Its sums have an order of their own.
+* `flat3` (`hierarchy`): in the node, between nodes, in the node; over racks as well.
+* `hier4`, `hier5`, `two_step` (`levels`): two levels of one rack.
 
-Not modelled: rings, two-level reduce-scatter ("hier5"), ways round over a third node, and time for
-the additions, which overlap with arrival.
+Not modelled: ways round over a third node (minimal routes only), overlap of one step with the next,
+and time for the additions, which overlap with arrival.
 """
 
-import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -22,93 +23,205 @@ from jaxtyping import Int
 from ..errors import CostError, unknown
 from ..ports import Numbers
 from ..topology import Span, Topology
-from .hierarchy import far_steps, hierarchical
-from .steps import Rates, Run, Schedule, Step, link_rates, make_step, run_of
+from .hierarchy import far_steps, flat3
+from .levels import hier4, hier5, two_step
+from .loads import gate_loads
+from .runs import Run, run_of
+from .steps import Rates, Schedule, Step, link_rates, make_step
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
-ALGORITHMS = ("direct", "one_shot", "hierarchical")
+#: Algorithms and the kinds of collective they exist for.
+KINDS_OF: Mapping[str, tuple[str, ...]] = {
+    "one_shot": ("all_reduce",),
+    "direct": KINDS,
+    "ring": ("all_reduce", "all_gather", "reduce_scatter"),
+    "flat3": KINDS,
+    "hier4": ("all_reduce",),
+    "hier5": ("all_reduce",),
+    "two_step": ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"),
+}
+ALGORITHMS = tuple(KINDS_OF)
+_IN_NODE = ("one_shot", "direct", "ring")
 
 
-def _in_node(
-    topology: Topology, rates: Rates, run: Run, n_steps: int, share: Numbers
-) -> tuple[Step, ...]:
-    """One or two steps between all chips of a run inside one node."""
-    return tuple(
-        make_step(name, run.n > 1, rates.local, share, rates.local_frame, run.n - 1)
-        for name in ("spread in node", "gather in node")[:n_steps]
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Runs of chips on a machine, ready for schedules of any kind and algorithm."""
+
+    topology: Topology
+    rates: Rates
+    run: Run
+
+
+def setting(topology: Topology, clock_hz: int | float, span: Span, stride: Numbers = 1) -> Setting:
+    """Prepare the schedules over some runs; arguments are those of `schedule`.
+
+    Raises:
+        CostError: if the clock is not positive, or a run has no chip.
+    """
+    if not clock_hz > 0:
+        raise CostError(f"schedule: clock_hz={clock_hz} must be positive")
+    if np.any(np.asarray(span.n_chips) < 1) or np.any(np.asarray(stride) < 1):
+        raise CostError("schedule: a run needs at least one chip, and a stride of at least one.")
+    return Setting(
+        topology=topology,
+        rates=link_rates(topology, clock_hz, np.asarray(span.half_racks)),
+        run=run_of(topology, span, stride),
     )
 
 
 def schedule(
-    topology: Topology, clock_hz: int | float, kind: str, algorithm: str, span: Span
+    topology: Topology,
+    clock_hz: int | float,
+    kind: str,
+    algorithm: str,
+    span: Span,
+    stride: Numbers = 1,
 ) -> Schedule:
-    """Schedule a collective over runs of contiguous chips.
+    """Schedule a collective over runs of chips.
 
     Args:
         topology: the machine's links.
         clock_hz: clock in which cycles are counted.
         kind: one of `KINDS`. `send` moves a vector from one chip of the run to another.
-        algorithm: one of `ALGORITHMS`. `one_shot` and `direct` exist only inside one node.
+        algorithm: one of `ALGORITHMS`.
         span: what the runs touch, at worst; fields may be arrays with one entry per plan.
+        stride: chips from one chip of a run to the next. If it is not 1, `span.n_chips` counts the
+            run, and the other fields are those of its block of `n_chips * stride` chips, which
+            `stride` interleaved runs fill.
 
     Returns:
-        The schedule, with arrays where the span has arrays.
+        The schedule, with arrays where the arguments have arrays.
 
     Raises:
         UnknownNameError: if the kind or the algorithm has no such name.
+        CostError: if the clock is not positive, or a run has no chip.
 
     Fidelity:
-        Exact against `cost.transfers` inside a node, for runs of whole LPX trays, and for
-        all_reduce over all nodes of a GroqChip1 machine whose links divide its chips evenly; an
-        upper bound otherwise. Over racks, all_gather and reduce_scatter are priced as an
-        all_reduce of the whole vector, all_to_all as an all_gather of everything.
+        Exact against the steps written out link by link (`Schedule.exact` says where), for vectors
+        that divide evenly: inside a node; over nodes of one rack that runs fill, unless the load of
+        a link depends on where in the rack the run lies (then the worst place is taken); for an
+        all_reduce over whole nodes of a line of racks. An upper bound elsewhere. Over racks,
+        all_gather and reduce_scatter are priced as an all_reduce of the whole vector, all_to_all
+        as an all_gather of everything. Pieces that chips have of their own are whole vectors.
 
     Source:
         The three-hop schedule: ISCA22. Which chip owns which link: assumed (`ports`).
+    """
+    return schedule_in(setting(topology, clock_hz, span, stride), kind, algorithm)
+
+
+def schedule_in(where: Setting, kind: str, algorithm: str) -> Schedule:
+    """Schedule a collective over runs that are ready; see `schedule`.
+
+    Raises:
+        UnknownNameError: if the kind or the algorithm has no such name.
+    """
+    topology, rates, run = where.topology, where.rates, where.run
+    legal = legal_in(where, kind, algorithm)
+    if kind not in KINDS_OF[algorithm]:
+        steps: tuple[Step, ...] = ()
+    elif algorithm == "flat3":
+        steps = flat3(topology, rates, run, kind)
+    elif algorithm == "hier4":
+        steps = hier4(rates, run)
+    elif algorithm == "hier5":
+        steps = hier5(topology, rates, run)
+    elif algorithm == "two_step":
+        steps = two_step(rates, run, kind)
+    else:
+        steps = _in_node(rates, run, kind, algorithm)
+    return _finish(topology, run, kind, algorithm, legal, _exact(where, kind, algorithm), steps)
+
+
+def legal_in(where: Setting, kind: str, algorithm: str) -> Numbers:
+    """Say for which runs every link of an algorithm exists; see `schedule`.
+
+    Returns:
+        A boolean array; true for a run of one chip, which needs no link.
+
+    Raises:
+        UnknownNameError: if the kind or the algorithm has no such name.
     """
     if kind not in KINDS:
         raise unknown("collective", kind, KINDS)
     if algorithm not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
-    if not clock_hz > 0:
-        raise CostError(f"schedule: clock_hz={clock_hz} must be positive")
-    run = run_of(topology, span)
-    rates = link_rates(topology, clock_hz, np.asarray(span.half_racks))
-    own = 1.0 / np.maximum(run.n, 1.0)
-    legal = run.nodes == 1
-    if algorithm == "hierarchical":
-        steps = hierarchical(topology, rates, run, kind)
-        legal = run.n >= 1
-    elif kind == "send":
-        steps = (make_step("send in node", run.n > 1, rates.local, 1.0, rates.local_frame, own),)
-    elif kind != "all_reduce":
-        steps = _in_node(topology, rates, run, 1, own)
-    elif algorithm == "one_shot":
-        steps = _in_node(topology, rates, run, 1, np.ones_like(run.n))
-    else:
-        steps = _in_node(topology, rates, run, 2, own)
-    return _finish(topology, kind, algorithm, legal, steps, run.racks)
+    run = where.run
+    if kind not in KINDS_OF[algorithm]:
+        return np.zeros_like(run.n, dtype=bool)
+    if algorithm in _IN_NODE:
+        return run.nodes == 1
+    if algorithm == "flat3":
+        return run.n >= 1
+    level = run.many & ~run.far
+    if algorithm == "hier5":
+        return (level & run.filled & run.contiguous) | (run.n == 1)
+    own_links = has_own_links(where.topology)
+    return (level & run.aligned & own_links) | (run.n == 1)
+
+
+def has_own_links(topology: Topology) -> bool:
+    """Say whether every chip is linked to the chip of equal position in each node of its rack."""
+    return topology.node_ports.n_links == topology.node_chips
+
+
+def _exact(where: Setting, kind: str, algorithm: str) -> Numbers:
+    """Where the closed form is the time of the explicit steps; see `schedule`."""
+    run, topology = where.run, where.topology
+    near = (run.nodes == 1) | (run.n == 1)
+    if algorithm in _IN_NODE or not np.any(run.many):
+        return near
+    if algorithm in ("hier4", "two_step"):
+        return near | run.aligned
+    even = gate_loads(topology.node_ports, run.reach).even
+    if algorithm == "hier5":
+        return near | (run.filled & even)
+    if kind == "send":
+        return near
+    # Between strided runs only their number is shared, but gateways are members of other runs.
+    whole = run.contiguous | (run.aligned & (run.per_node > 1) & (kind != "all_to_all"))
+    line = (topology.rack_wiring == "line") & (kind == "all_reduce") & run.contiguous
+    return near | (run.filled & even & whole & (~run.far | line))
+
+
+def _in_node(rates: Rates, run: Run, kind: str, algorithm: str) -> tuple[Step, ...]:
+    """Steps between the chips of a run inside one node."""
+    own, mates = 1.0 / run.n, run.n - 1
+
+    def step(name: str, share: Numbers, fan_out: Numbers, times: Numbers = 1.0) -> Step:
+        return make_step(
+            name, mates > 0, rates.local, share, rates.local_frame, fan_out, times=times
+        )
+
+    twice = kind == "all_reduce"
+    if algorithm == "ring":
+        ring = step("pass on in ring", own, np.ones_like(own), times=mates)
+        return (ring, step("gather in ring", own, np.ones_like(own), times=mates))[: 1 + twice]
+    if algorithm == "one_shot":
+        return (step("spread in node", np.ones_like(own), mates),)
+    if kind == "send":
+        return (step("send in node", np.ones_like(own), own),)
+    return (step("spread in node", own, mates), step("gather in node", own, mates))[: 1 + twice]
 
 
 def _finish(
     topology: Topology,
+    run: Run,
     kind: str,
     algorithm: str,
     legal: Numbers,
+    exact: Numbers,
     steps: tuple[Step, ...],
-    racks: Numbers,
 ) -> Schedule:
-    """Count hops and wrap up."""
-
-    def hops_of(step: Step) -> Numbers:
-        in_line = step.name == "exchange between racks" and topology.rack_wiring == "line"
-        return np.where(step.share > 0, racks - 1 if in_line else 1, 0).astype(np.int64)
-
     return Schedule(
         kind=kind,
         algorithm=algorithm,
+        n_chips=run.n,
         legal=legal,
-        hops=sum((hops_of(step) for step in steps), np.int64(0)),
+        exact=exact & legal,
+        # What each chip has, or gets, is its own; only a vector that all have is cut at will.
+        pieces=run.n if kind in ("all_gather", "reduce_scatter", "all_to_all") else 1.0,
         steps=steps,
         frame_payload_bytes=topology.frame_payload_bytes,
         frame_bytes=topology.frame_bytes,
@@ -146,41 +259,48 @@ def hand_overs(
     nodes = (src + group - 1) // size - src // size + 1.0
     filled = (src % size == 0) & (group % size == 0) & (dst % size == 0)
     racks = high // rack_chips - low // rack_chips + 1.0
+    single = low // size == high // size
+    # Hand-overs of consecutive groups may meet in a node.
+    sharing = np.where(filled & ((racks == 1) | (topology.rack_wiring == "line")), 1.0, 2.0)
+    ones = np.ones_like(nodes)
     run = Run(
-        n=np.full(src.shape, float(group)),
+        n=group * ones,
         nodes=nodes,
-        most=np.minimum(nodes * 0 + size, group),
+        reach=nodes,
+        most=np.minimum(size, group) * ones,
         racks=racks,
-        single=low // size == high // size,
-        many=low // size != high // size,
+        single=single,
+        many=~single,
         far=racks > 1,
-        sharing=np.where(filled & ((racks == 1) | (topology.rack_wiring == "line")), 1, 2),
+        contiguous=ones > 0,
+        filled=filled,
+        aligned=filled,
+        interleaved=ones,
+        crossing=ones,
+        forwarded=sharing,
+        meeting=sharing,
     )
     rates = link_rates(topology, clock_hz, high // half - low // half + 1)
-    steps = _hand_over_steps(topology, rates, run, filled)
-    return _finish(topology, "hand_over", "hierarchical", run.n > 0, steps, racks)
+    steps = _hand_over_steps(topology, rates, run)
+    return _finish(topology, run, "hand_over", "flat3", run.n > 0, single, steps)
 
 
-def _hand_over_steps(
-    topology: Topology, rates: Rates, run: Run, filled: Numbers
-) -> tuple[Step, ...]:
+def _hand_over_steps(topology: Topology, rates: Rates, run: Run) -> tuple[Step, ...]:
     ports = topology.node_ports
-    own = 1.0 / run.n
-    whole = run.sharing * ports.share_per_chip
-    every_chip_linked = ports.n_links == topology.node_chips
-    if every_chip_linked:
+    own, sharing = 1.0 / run.n, run.forwarded
+    whole = sharing * ports.share_per_chip
+    if has_own_links(topology):
         spreads = np.zeros_like(run.many)
-        node_share = run.sharing * own
-        landed = run.sharing * run.nodes * own
+        node_share = sharing * own
+        landed = sharing * run.nodes * own
     else:
-        spreads = run.many & (~filled | run.far)
+        spreads = run.many & (~run.filled | run.far)
         shared = 1.0 / (run.nodes * ports.n_links)
-        node_share = np.where(spreads, run.sharing / ports.n_links, shared)
-        landed = ports.links_per_chip(run.nodes) * shared
-        landed = np.where(spreads, whole, landed)
+        node_share = np.where(spreads, sharing / ports.n_links, shared)
+        landed = np.where(spreads, whole, gate_loads(ports, run.nodes + 1).links * shared)
     last = landed
     if topology.rack_wiring == "node":
-        last = np.where(run.far, run.sharing * topology.rack_ports.share_per_chip, landed)
+        last = np.where(run.far, sharing * topology.rack_ports.share_per_chip, landed)
     neighbours = topology.node_chips - 1
     exchange = make_step(
         "exchange between groups",
@@ -190,19 +310,17 @@ def _hand_over_steps(
         np.where(run.single, rates.local_frame, rates.node_frame),
         np.where(run.single, 1.0, run.nodes * ports.n_links * own),
     )
-    gathers = run.many | (run.n > 1)
-    far = far_steps(topology, rates, run, forwards=False)
+    far = far_steps(topology, rates, run)
     if topology.rack_wiring == "line":
         # Hand-overs of two consecutive groups may cross the same boundary of large groups.
-        share = np.where(run.far, 2 * landed, 0.0)
-        far = tuple(dataclasses.replace(step, share=share) for step in far)
+        far = tuple(replace(step, share=np.where(run.far, 2 * landed, 0.0)) for step in far)
     return (
         make_step("spread in node", spreads, rates.local, whole, rates.local_frame, neighbours),
         exchange,
         *far,
         make_step(
             "gather in node",
-            gathers,
+            run.many | (run.n > 1),
             rates.local,
             np.where(run.single, own, last),
             rates.local_frame,

@@ -4,7 +4,9 @@ Knows where the groups of a plan lie and prices a collective at the worst-placed
 Not modelled: two collectives at once; programs are in order, so there is one at a time in a group.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +16,19 @@ from ..datapath.work import Length, Quantity
 from ..errors import CostError
 from ..system import System
 from ..topology import Span, stack_spans
-from .links import ALGORITHMS, schedule
+from .links import (
+    ALGORITHMS,
+    KINDS_OF,
+    Setting,
+    has_own_links,
+    legal_in,
+    schedule_in,
+    setting,
+)
+from .steps import Schedule
+
+#: What `auto` chooses from: all that add in the same order. A ring is never faster than `direct`.
+AUTO = tuple(name for name in ALGORITHMS if name != "ring")
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class PlacedMachine:
     #: which of `groups` each plan uses; None for a single plan
     group_of_plan: Int[np.ndarray, " plans"] | None = None
     _spans: dict[tuple[int, int, int], Span] = field(default_factory=dict, repr=False)
+    _settings: dict[tuple[Any, ...], Setting] = field(default_factory=dict, repr=False)
 
     @property
     def chip(self) -> ChipSpec:
@@ -50,33 +65,146 @@ class PlacedMachine:
     ) -> tuple[Quantity, Quantity]:
         """Price a collective; `auto` takes the fastest legal algorithm, each plan on its own.
 
+        An algorithm that does not exist for a kind of collective leaves that kind to `auto`.
+
         Returns:
             Cycles until the first vector has arrived, and until the last one has.
 
         Raises:
-            CostError: a named algorithm does not exist over the links of the run.
+            CostError: a named algorithm does not exist over the links of the run, or a run has no
+                chip.
         """
-        span = self._span(n_chips, stride)
         best_first: Quantity = np.inf
         best_last: Quantity = np.inf
-        for name in ALGORITHMS if algorithm == "auto" else (algorithm,):
-            steps = schedule(self.system.topology, self.chip.clock_hz, kind, name, span)
-            single = np.asarray(n_chips) <= 1
-            legal = steps.legal | single
-            if algorithm != "auto" and not np.all(legal):
-                raise CostError(
-                    f"{kind}: algorithm {name!r} needs all chips of the run in one node of "
-                    f"{self.system.topology.node_chips} chips."
-                )
-            last = np.where(legal, np.where(single, 0.0, steps.cycles(payload_bytes)), np.inf)
-            first = np.where(single, 0.0, steps.first_cycles)
-            best_first = np.where(last < best_last, first, best_first)
+        for steps in self._schedules(kind, algorithm, n_chips, stride):
+            last = steps.cycles(payload_bytes)
+            best_first = np.where(last < best_last, steps.first_cycles, best_first)
             best_last = np.minimum(last, best_last)
         if self.group_of_plan is None:
             return float(best_first), float(best_last)
         return best_first, best_last
 
-    def _span(self, n_chips: Length, stride: Length) -> Span:
+    def chosen(
+        self, kind: str, algorithm: str, n_chips: int, stride: int, payload_bytes: int | float
+    ) -> tuple[str, Schedule]:
+        """Find the schedule that `collective_cycles` prices, for a single plan.
+
+        Args:
+            kind: one of `links.KINDS`.
+            algorithm: one of `links.ALGORITHMS`, or `auto`.
+            n_chips: chips of the run.
+            stride: chips from one to the next.
+            payload_bytes: as for `Schedule.cycles`.
+
+        Returns:
+            The algorithm's name and its schedule; for a run of one chip a schedule without time.
+
+        Raises:
+            CostError: as for `collective_cycles`, or if this is the machine of many plans.
+        """
+        if self.group_of_plan is not None:
+            raise CostError("chosen: asks for the machine of a single plan, not of many.")
+        every = self._schedules(kind, algorithm, n_chips, stride)
+        best = min(every, key=lambda steps: float(steps.cycles(payload_bytes)))
+        return best.algorithm, best
+
+    def runs(
+        self, n_chips: int, stride: int, stage: int | None = None
+    ) -> Int[np.ndarray, "runs chips"]:
+        """List all runs of a mesh axis, for a single plan.
+
+        Args:
+            n_chips: chips of the axis.
+            stride: chips from one chip of a run to the next.
+            stage: number of the stage; None for the runs of all stages.
+
+        Returns:
+            The chips of each run, ascending; runs of a stage in the order of their first chips'
+            blocks.
+
+        Raises:
+            CostError: if the stage's chips cannot be cut into such runs, there is no such stage,
+                or this is the machine of many plans.
+        """
+        if self.group_of_plan is not None:
+            raise CostError("runs: asks for the machine of a single plan, not of many.")
+        (placed,) = self.groups
+        if stage is not None and not 0 <= stage < len(placed.bases):
+            raise CostError(f"runs: stage {stage} is not in 0..{len(placed.bases) - 1}.")
+        block = n_chips * stride
+        if n_chips < 1 or stride < 1 or placed.chips % block:
+            raise CostError(
+                f"runs: a stage of {placed.chips} chips cannot be cut into runs of {n_chips} "
+                f"chips, each {stride} from the next."
+            )
+        bases = placed.bases if stage is None else placed.bases[[stage]]
+        first = np.add.outer(np.arange(0, placed.chips, block), np.arange(stride)).reshape(-1)
+        every = np.add.outer(np.add.outer(bases, first), stride * np.arange(n_chips))
+        return np.asarray(every.reshape(-1, n_chips), np.int64)
+
+    def _schedules(
+        self, kind: str, algorithm: str, n_chips: Length, stride: Length
+    ) -> Iterable[Schedule]:
+        """Yield the candidates that are legal for some plan.
+
+        Raises:
+            CostError: a named algorithm is not legal for every plan.
+        """
+        where = self._setting(n_chips, stride)
+        named = algorithm != "auto" and kind in KINDS_OF.get(algorithm, (kind,))
+        if named:
+            legal = legal_in(where, kind, algorithm)
+            if not np.all(legal):
+                raise CostError(self._why_not(where, kind, algorithm, legal))
+        for name in (algorithm,) if named else self._candidates(kind):
+            legal = legal_in(where, kind, name)
+            # Inside one node flat3 is `direct`.
+            if np.any(legal & where.run.many) if name == "flat3" and not named else np.any(legal):
+                yield schedule_in(where, kind, name)
+
+    def _candidates(self, kind: str) -> Iterable[str]:
+        # Where every chip has links of its own, hier5 is hier4.
+        skipped = "hier5" if has_own_links(self.system.topology) else ""
+        return (name for name in AUTO if kind in KINDS_OF[name] and name != skipped)
+
+    def _why_not(self, where: Setting, kind: str, algorithm: str, legal: Any) -> str:
+        """Say why an algorithm does not exist over the links of a run, and what does."""
+        topology, run = self.system.topology, where.run
+        size, n_links = topology.node_chips, topology.node_ports.n_links
+        index = int(np.argmin(np.atleast_1d(legal)))
+        n, nodes, racks = (
+            int(np.broadcast_to(x, np.shape(legal)).reshape(-1)[index])
+            for x in (run.n, run.nodes, run.racks)
+        )
+        if algorithm in ("one_shot", "direct", "ring"):
+            needs = f"all chips of a run in one node of {size} chips"
+        elif algorithm == "hier5" or has_own_links(topology):
+            needs = f"runs that fill several nodes of {size} chips in one rack"
+        else:
+            needs = (
+                f"a link from each of a node's {size} chips to every other node "
+                f"(there are {n_links})"
+            )
+        return (
+            f"{kind}: algorithm {algorithm!r} needs {needs}; a run of {n} chips lies over {nodes} "
+            f"node(s) of {racks} rack(s). 'flat3' exists for every run, and 'auto' takes the "
+            "fastest."
+        )
+
+    def _setting(self, n_chips: Length, stride: Length) -> Setting:
+        n, gap = np.asarray(n_chips), np.asarray(stride)
+        key = (n.shape, n.tobytes(), gap.shape, gap.tobytes())
+        if key not in self._settings:
+            if np.any(n < 1) or np.any(gap < 1):
+                raise CostError(
+                    f"a collective over an axis of {int(n.min())} chips, each {int(gap.min())} "
+                    "from the next: both must be at least 1."
+                )
+            topology, clock = self.system.topology, self.chip.clock_hz
+            self._settings[key] = setting(topology, clock, self._span(n, gap), gap)
+        return self._settings[key]
+
+    def _span(self, n_chips: Any, stride: Any) -> Span:
         if self.group_of_plan is None:
             return self._one_span(0, int(n_chips), int(stride))
         n, gap = (np.broadcast_to(x, self.group_of_plan.shape) for x in (n_chips, stride))
@@ -88,23 +216,13 @@ class PlacedMachine:
         )
 
     def _one_span(self, group: int, n_chips: int, stride: int) -> Span:
-        """Span of a run.
-
-        One whose chips are apart touches what the chips between would, with fewer in each node.
-        """
+        """Span of a run; one whose chips are apart touches what the chips between them do."""
         key = (group, n_chips, stride)
         if key not in self._spans:
             placed = self.groups[group]
-            run = min(n_chips * stride, placed.chips)
-            whole = self.system.topology.span(placed.bases, run, placed.chips)
-            self._spans[key] = Span(
-                n_chips=n_chips,
-                nodes=min(n_chips, int(whole.nodes)),
-                fewest=max(1, min(n_chips, int(whole.fewest) // stride)),
-                most=max(1, min(n_chips, -(-int(whole.most) // stride))),
-                half_racks=whole.half_racks,
-                racks=whole.racks,
-            )
+            block = min(n_chips * stride, placed.chips)
+            whole = self.system.topology.span(placed.bases, block, placed.chips)
+            self._spans[key] = replace(whole, n_chips=n_chips)
         return self._spans[key]
 
 

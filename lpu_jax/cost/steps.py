@@ -1,20 +1,16 @@
 """The shape of a link schedule: steps, their latencies and shares, and what they add up to.
 
-Which steps a collective takes is decided in `hierarchy` and `links`. Not modelled: partial overlap
-of one step with the next.
+Which steps a collective takes is decided in `links`, `hierarchy` and `levels`. Not modelled:
+partial overlap of one step with the next.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..ports import Numbers
-from ..topology import Span, Topology
-
-# Runs that may use a local link at once: two where runs meet inside a node; three where a run over
-# racks of GroqNodes also forwards through nodes that it has no chip in.
-_MEETING_RUNS = 2
-_FORWARDING_RUNS = 3
+from ..topology import Topology
 
 # Keeps 49 * (1 / 49) from being rounded up to two vectors.
 _CEIL_SLACK = 1e-9
@@ -26,17 +22,24 @@ class Step:
 
     Attributes:
         name: what happens.
+        hops: links that a vector crosses in the step; 0 where it does not take place.
         latency_cycles: from the first vector read to the first vector written.
         share: largest share of the payload on one link; 0 where the step does not take place.
         cycles_per_vector: time between two vectors on a link.
-        fan_out: links that each chip of the run drives, on average.
+        fan_out: links that each chip of the run drives, on average, if each carried `share`.
+        times: how often it takes place, one after another.
+        streams: transfers of equal size, of runs that go at once, that make up the share of the
+            busiest link; each is of whole vectors.
     """
 
     name: str
+    hops: Numbers
     latency_cycles: Numbers
     share: Numbers
     cycles_per_vector: Numbers
     fan_out: Numbers
+    times: Numbers = 1.0
+    streams: Numbers = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,13 @@ class Schedule:
     """Steps of one collective; every number may be an array with one entry per plan.
 
     Attributes:
-        kind: one of `KINDS`, or `"hand_over"`.
-        algorithm: one of `ALGORITHMS`.
+        kind: one of `links.KINDS`, or `"hand_over"`.
+        algorithm: one of `links.ALGORITHMS`.
+        n_chips: chips of the run.
         legal: whether every link exists.
-        hops: links that the last vector to arrive has crossed.
+        exact: whether the time is that of the steps written out link by link, where vectors divide
+            evenly; else it is an upper bound.
+        pieces: pieces of the payload, one of each chip or for each, that are whole vectors.
         steps: the steps, in order.
         frame_payload_bytes: bytes of one vector.
         frame_bytes: bytes of one vector on a link.
@@ -55,21 +61,31 @@ class Schedule:
 
     kind: str
     algorithm: str
+    n_chips: Numbers
     legal: Numbers
-    hops: Numbers
+    exact: Numbers
+    pieces: Numbers
     steps: tuple[Step, ...]
     frame_payload_bytes: int
     frame_bytes: int
 
-    def _vectors(self, payload_bytes: Numbers, share: Numbers) -> Numbers:
-        """Vectors that a link carries; at least one, since a frame is never cut."""
+    def _vectors(self, payload_bytes: Numbers, step: Step) -> Numbers:
+        """Vectors that a link carries; at least one for each stream, since no frame is cut."""
         vectors = np.ceil(np.asarray(payload_bytes) / self.frame_payload_bytes)
-        return np.maximum(1.0, np.ceil(vectors * share - _CEIL_SLACK))
+        whole = self.pieces * np.ceil(vectors / self.pieces)
+        each = np.ceil(whole * step.share / step.streams - _CEIL_SLACK)
+        return step.streams * np.maximum(1.0, each)
+
+    @property
+    def hops(self) -> Numbers:
+        """Links that the last vector to arrive has crossed."""
+        total = sum((step.hops * step.times for step in self.steps), np.float64(0.0))
+        return np.asarray(total).astype(np.int64)
 
     @property
     def first_cycles(self) -> Numbers:
         """Cycles until the first vector is through: the sum of the latencies."""
-        return sum((step.latency_cycles for step in self.steps), np.float64(0.0))
+        return sum((step.times * step.latency_cycles for step in self.steps), np.float64(0.0))
 
     def cycles(self, payload_bytes: Numbers) -> Numbers:
         """Time from start to last vector.
@@ -81,15 +97,16 @@ class Schedule:
                 reduce_scatter: the input; all_to_all: what one chip holds).
 
         Returns:
-            Cycles, not rounded; 0 for a run of one chip.
+            Cycles, not rounded; 0 for a run of one chip, infinite where a link does not exist.
         """
-        return self.first_cycles + sum(
+        total = self.first_cycles + sum(
             (
-                (self._vectors(payload_bytes, step.share) - 1.0) * step.cycles_per_vector
+                step.times * (self._vectors(payload_bytes, step) - 1.0) * step.cycles_per_vector
                 for step in self.steps
             ),
             np.float64(0.0),
         )
+        return np.where(self.legal, total, np.inf)
 
     def busiest_link_cycles(self, payload_bytes: Numbers) -> Numbers:
         """Bound the time for which any one link is occupied.
@@ -102,7 +119,8 @@ class Schedule:
         """
         return sum(
             (
-                np.where(np.asarray(step.share) > 0, self._vectors(payload_bytes, step.share), 0.0)
+                np.where(np.asarray(step.share) > 0, self._vectors(payload_bytes, step), 0.0)
+                * step.times
                 * step.cycles_per_vector
                 for step in self.steps
             ),
@@ -116,16 +134,51 @@ class Schedule:
             payload_bytes: as for `cycles`.
 
         Returns:
-            Bytes; times the chips of the run it is the whole traffic, an upper bound where nodes
-            are not filled.
+            Bytes; times the chips of the run it is the whole traffic, an upper bound where the
+            vectors do not divide evenly or the schedule is not exact.
         """
         return sum(
             (
-                step.fan_out * self._vectors(payload_bytes, step.share) * self.frame_bytes
+                step.times * step.fan_out * self._vectors(payload_bytes, step) * self.frame_bytes
                 for step in self.steps
             ),
             np.float64(0.0),
         )
+
+    def as_dict(self, payload_bytes: int | float) -> dict[str, Any]:
+        """Give a single plan's schedule as plain values, steps that take place only.
+
+        Args:
+            payload_bytes: as for `cycles`.
+
+        Returns:
+            What reports print: hops, cycles, busiest link, bytes, and the same for each step.
+        """
+        n_chips = float(self.n_chips)
+        return {
+            "kind": self.kind,
+            "algorithm": self.algorithm,
+            "n_chips": int(n_chips),
+            "exact": bool(self.exact),
+            "hops": int(self.hops),
+            "cycles": float(self.cycles(payload_bytes)),
+            "busiest_link_cycles": float(self.busiest_link_cycles(payload_bytes)),
+            "link_bytes": float(self.link_bytes(payload_bytes)) * n_chips,
+            "steps": [
+                {
+                    "name": step.name,
+                    "times": int(step.times),
+                    "hops": int(step.hops),
+                    "latency_cycles": float(step.latency_cycles),
+                    "share": float(step.share),
+                    "vectors_per_link": int(self._vectors(payload_bytes, step)),
+                    "cycles_per_vector": float(step.cycles_per_vector),
+                    "links": float(step.fan_out) * n_chips,
+                }
+                for step in self.steps
+                if step.share > 0
+            ],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +221,12 @@ def make_step(
     share: Numbers,
     frame: Numbers,
     fan_out: Numbers,
+    *,
+    hops: Numbers = 1,
+    times: Numbers = 1.0,
+    streams: Numbers = 1.0,
 ) -> Step:
-    """Make a step that takes no time where it is not active.
+    """Make a step that takes no time where it is not active, or carries nothing.
 
     Args:
         name: what happens.
@@ -178,60 +235,21 @@ def make_step(
         share: largest share of the payload on one link.
         frame: cycles between vectors on a link.
         fan_out: links that each chip drives, on average.
+        hops: links that a vector crosses.
+        times: how often the step takes place.
+        streams: transfers that make up the share.
 
     Returns:
         The step, with zeros where it is not active.
     """
-    on = np.asarray(active)
+    on = np.asarray(active) & (np.asarray(share) > 0)
     return Step(
         name=name,
+        hops=np.where(on, hops, 0),
         latency_cycles=np.where(on, latency, 0.0),
         share=np.where(on, share, 0.0),
         cycles_per_vector=np.where(on, frame, 0.0),
         fan_out=np.where(on, fan_out, 0.0),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A span as float arrays, with the masks that every schedule asks for."""
-
-    n: Numbers
-    nodes: Numbers
-    most: Numbers
-    racks: Numbers
-    single: Numbers
-    many: Numbers
-    far: Numbers
-    sharing: Numbers
-
-
-def run_of(topology: Topology, span: Span) -> Run:
-    """Turn a span into float arrays and masks.
-
-    Args:
-        topology: the machine's links.
-        span: what the runs touch.
-
-    Returns:
-        The same numbers, and how many runs may use a local link at once.
-    """
-    n = np.asarray(span.n_chips, np.float64)
-    nodes = np.asarray(span.nodes, np.float64)
-    racks = np.asarray(span.racks, np.float64)
-    meeting = np.asarray(span.fewest) < topology.node_chips
-    sharing = np.where(meeting, _MEETING_RUNS, 1)
-    if topology.rack_wiring != "line":
-        sharing = np.where(racks > 1, _FORWARDING_RUNS, sharing)
-    # Nobody to share with.
-    sharing = np.where(n >= topology.n_chips, 1, sharing)
-    return Run(
-        n=n,
-        nodes=nodes,
-        most=np.asarray(span.most, np.float64),
-        racks=racks,
-        single=(n > 1) & (nodes == 1),
-        many=nodes > 1,
-        far=racks > 1,
-        sharing=sharing,
+        times=times,
+        streams=np.where(on, streams, 1.0),
     )

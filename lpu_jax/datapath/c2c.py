@@ -2,9 +2,10 @@
 
 What it computes: values cross chips in the type of the operand (the wire format); sums are made in
 fp32 in ascending chip order, inside each node first where the run of chips is longer than a node,
-and rounded to the wire format per level. What it costs: the link schedule of the algorithm over the
-run of chips (`lpu_jax.cost.links`). Not modelled: runs that begin in the middle of a node are
-summed as if they began at its first chip.
+and rounded to the wire format per level. The algorithm `ring` has an order of its own. What it
+costs: the link schedule of the algorithm over the run of chips (`lpu_jax.cost.links`); one choice
+of algorithm fixes both. Not modelled: runs that begin in the middle of a node are summed as if they
+began at its first chip.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ..errors import MeshError
+from ..errors import CostError, MeshError
 from ..numerics import elementary, rounding
 from .primitive import primitive
 from .work import Machine, Request, Unit, Work
@@ -29,7 +31,8 @@ class Axis:
 
     The names are mesh axes, outermost first; their product is the run. `tiers` are the chips of a
     node, of a rack, and so on: they fix the order of summation. `algorithm` fixes the link
-    schedule; `auto` takes the fastest legal one.
+    schedule; `auto` takes the fastest legal one of those that sum in that order. `ring` sums in
+    another (`all_reduce`).
     """
 
     names: tuple[str, ...]
@@ -104,9 +107,15 @@ def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
 
     Fidelity:
         Order-dependent, the order is fixed: fp32 additions by ascending chip number within each
-        level, rounded to the operand's type after each level. `direct` and `one_shot` give the same
-        bits; one chip returns its operand.
+        level, rounded to the operand's type after each level; every algorithm but `ring` gives
+        these bits. `ring`: the last dimension is cut into one share per chip; share i starts at
+        chip i + 1, travels round to chip i, and each chip on the way adds its own in fp32 and
+        rounds to the operand's type. One chip returns its operand.
+
+    Raises:
+        CostError: the algorithm is `ring` and the run is longer than a node.
     """
+    _check_ring(axis, "c2c.all_reduce")
     return _bind(_all_reduce, "c2c.all_reduce", x, axis)
 
 
@@ -121,8 +130,13 @@ def all_gather(x: Array, axis: Axis, *, dim: int, keep: Any = None) -> Array:
 def reduce_scatter(x: Float[Array, "..."], axis: Axis, *, dim: int) -> Float[Array, "..."]:
     """Add partial sums as `all_reduce` does and leave each chip its share along `dim` (negative).
 
-    Fidelity: order-dependent, the order is fixed, as for `all_reduce`.
+    Fidelity: order-dependent, the order is fixed, as for `all_reduce`; with `ring` the shares are
+    those along `dim`.
+
+    Raises:
+        CostError: the algorithm is `ring` and the run is longer than a node.
     """
+    _check_ring(axis, "c2c.reduce_scatter")
     return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=_negative(x, dim))
 
 
@@ -138,6 +152,20 @@ def send(x: Array, axis: Axis) -> Array:
     """Send what each chip holds, in its wire format, to a chip of the same run. Fidelity: exact."""
     out: Array = _send(x, size=axis.size, stride=axis.stride, algorithm=axis.algorithm)
     return out
+
+
+def _check_ring(axis: Axis, caller: str) -> None:
+    """Refuse a ring over chips that are not all linked; unknown sizes are checked when priced."""
+    if axis.algorithm != "ring" or not axis.tiers:
+        return
+    if isinstance(axis.size, int) and isinstance(axis.stride, int):
+        most = max(1, axis.tiers[0] // axis.stride)
+        if axis.size > most:
+            raise CostError(
+                f"{caller}: algorithm 'ring' needs all chips of a run in one node of "
+                f"{axis.tiers[0]} chips, at most {most} of them {axis.stride} apart; the run has "
+                f"{axis.size}."
+            )
 
 
 def _negative(x: Array, dim: int) -> int:
@@ -181,6 +209,29 @@ def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
     return _tiered_sum(runs, tuple(level // tiers[0] for level in tiers[1:]))
 
 
+def _ring_sums(parts: Array, dim: int) -> Array:
+    """Sum share i of `dim` (negative) from chip i + 1 all the way round: `[n, ..., c, ...]`."""
+    n_chips, dtype = parts.shape[0], parts.dtype
+    shares = _cut(parts, n_chips, dim)  # [share, chip, ...]
+    share, hop_number = np.meshgrid(np.arange(n_chips), np.arange(n_chips))
+    hops = shares[share, (share + 1 + hop_number) % n_chips]  # [hop, share, ...]
+
+    def hop(total: Array, own: Array) -> tuple[Array, None]:
+        return _ordered_sum(jnp.stack([total, own]), dtype), None
+
+    total: Array = lax.scan(hop, hops[0], hops[1:])[0]
+    return total
+
+
+def _ring_sum(parts: Array) -> Array:
+    """Sum as a ring does, in shares of the last dimension; the last shares may be shorter."""
+    if parts.ndim == 1:
+        return _ring_sum(parts[:, None])[0]
+    length = parts.shape[-1]
+    padding = [(0, 0)] * (parts.ndim - 1) + [(0, -length % parts.shape[0])]
+    return _laid_out(_ring_sums(jnp.pad(parts, padding), -1), -1)[..., :length]
+
+
 def _own_share(shares: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
     """Take from the results of all chips `[n, ...]` those of this device: `[*stacked, ...]`."""
     shares = shares.reshape(-1, *stacked, *shares.shape[1:])
@@ -201,8 +252,13 @@ def _laid_out(parts: Array, dim: int) -> Array:
     return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
 
 
-def _all_reduce_meaning(x: Array, *, names: Any, stacked: Any, tiers: Any, **_: Any) -> Array:
-    return _tiered_sum(_parts(x, names, stacked), tiers)
+def _all_reduce_meaning(
+    x: Array, *, names: Any, stacked: Any, tiers: Any, algorithm: str, **_: Any
+) -> Array:
+    parts = _parts(x, names, stacked)
+    if algorithm == "ring" and parts.shape[0] > 1:
+        return _ring_sum(parts)
+    return _tiered_sum(parts, tiers)
 
 
 def _all_gather_meaning(
@@ -213,9 +269,20 @@ def _all_gather_meaning(
 
 
 def _reduce_scatter_meaning(
-    x: Array, *, names: Any, stacked: Any, size: int, tiers: Any, dim: int, **_: Any
+    x: Array,
+    *,
+    names: Any,
+    stacked: Any,
+    size: int,
+    tiers: Any,
+    dim: int,
+    algorithm: str,
+    **_: Any,
 ) -> Array:
-    total = _tiered_sum(_parts(x, names, stacked), tiers)
+    parts = _parts(x, names, stacked)
+    if algorithm == "ring" and size > 1:
+        return _own_share(_ring_sums(parts, dim), names, stacked)
+    total = _tiered_sum(parts, tiers)
     return _own_share(_cut(total, size, dim), names, stacked)
 
 
@@ -303,6 +370,7 @@ def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any
             unit=Unit.C2C,
             busy_cycles=last - first,
             latency_cycles=first,
+            limits={"link rate": last - first},
             moved_bytes=whole_bytes * (params["size"] > 1),
             absent=params["size"] <= 1,
         )
@@ -329,7 +397,11 @@ def _send_cost(machine: Machine, request: Request) -> Work:
         "send", params["algorithm"], params["size"], params["stride"], x.size_bytes
     )
     return Work(
-        unit=Unit.C2C, busy_cycles=last - first, latency_cycles=first, moved_bytes=x.size_bytes
+        unit=Unit.C2C,
+        busy_cycles=last - first,
+        latency_cycles=first,
+        limits={"link rate": last - first},
+        moved_bytes=x.size_bytes,
     )
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from lpu_jax.cost.links import ALGORITHMS
 from lpu_jax.datapath import c2c, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.errors import MeshError
+from lpu_jax.errors import CostError, MeshError
 from lpu_jax.mesh import ChipMesh, run_devices, run_nested, run_virtual
 
 ROWS, COLUMNS = 3, 24  # columns are a multiple of 2, 3 and 8
@@ -196,6 +197,90 @@ def test_a_batch_of_programs_equals_one_after_the_other(kind: str) -> None:
 def test_a_transfer_changes_no_value() -> None:
     x = jnp.asarray([[1.5, -0.0, 2.0**-24]], jnp.float16)
     np.testing.assert_array_equal(c2c.send(x, Axis(names=(), size=8)), x)
+
+
+# --- the ring's own order -------------------------------------------------------------------------
+
+
+def ring_sum(parts: np.ndarray) -> np.ndarray:
+    """Sum share by share, element by element: share i from chip i + 1 round to chip i."""
+    n, length = len(parts), parts.shape[-1]
+    size = -(-length // n)  # the last shares may be shorter, or empty
+    total = np.empty_like(parts[0])
+    for share in range(n):
+        columns = slice(share * size, min(length, (share + 1) * size))
+        carried = parts[(share + 1) % n][..., columns]
+        for hop in range(2, n + 1):
+            own = parts[(share + hop) % n][..., columns]
+            carried = (carried.astype(np.float32) + own.astype(np.float32)).astype(parts.dtype)
+        total[..., columns] = carried
+    return total
+
+
+@pytest.mark.parametrize("wire", ["float16", "float32"])
+@pytest.mark.parametrize("kind", ["all_reduce", "reduce_scatter"])
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_a_ring_sums_in_its_own_order_however_it_is_run(kind: str, n: int, wire: str) -> None:
+    a, b = factors(n)
+    mesh = ChipMesh(axes=(("x", n),), tiers=(8,), algorithm="ring")
+    program, specs = chain(kind, wire), ((P("x"), P("x")), OUT_SPECS[kind])
+    parts = (np.asarray(a) * np.asarray(b)).astype(wire)
+    wide = ring_sum(parts).astype(np.float32)
+    runs = {
+        "virtual": jax.jit(run_virtual(program, mesh, *specs)),
+        "virtual, each operation on its own": run_virtual(program, mesh, *specs),
+        "devices": jax.jit(run_devices(program, mesh, *specs)),
+    }
+    for devices in (4, 2) if n == 8 else ():
+        nested = run_nested(program, mesh, {"x": devices}, *specs)
+        runs[f"{devices} devices of {n // devices}"] = jax.jit(nested)
+    for name, run in runs.items():
+        np.testing.assert_array_equal(run(a, b), wide * np.float32(3) + wide, err_msg=name)
+    if n > 2:  # two numbers have one order; more show theirs in the bits
+        assert np.any(ring_sum(parts) != ordered_sum(parts))
+
+
+@pytest.mark.parametrize("columns", [1, 5, 23])
+def test_a_ring_cuts_rows_that_do_not_divide(columns: int) -> None:
+    a, _ = factors(8)
+    parts = a[..., :columns]
+    mesh = ChipMesh(axes=(("x", 8),), algorithm="ring")
+
+    def program(x: jax.Array, *, axes: Axes) -> jax.Array:
+        rows = c2c.all_reduce(x.reshape(ROWS, columns), axes["x"])
+        alone = c2c.all_reduce(x[0, 0, 0], axes["x"])
+        return vxm.add(rows, jnp.zeros_like(rows)) + 0 * alone
+
+    out = run_virtual(program, mesh, (P("x"),), P())(parts)
+    np.testing.assert_array_equal(out, ring_sum(np.asarray(parts)))
+
+
+def test_a_batch_of_rings_equals_one_after_the_other() -> None:
+    a, b = factors(2), factors(2)
+    both = jnp.stack([a[0], b[1]])
+    mesh = ChipMesh(axes=(("x", 2),), algorithm="ring")
+
+    def program(x: jax.Array, *, axes: Axes) -> jax.Array:
+        return jax.vmap(lambda one: c2c.all_reduce(one.reshape(ROWS, COLUMNS), axes["x"]))(x)
+
+    out = run_virtual(program, mesh, (P(None, "x"),), P(None))(both)
+    np.testing.assert_array_equal(out, [ring_sum(np.asarray(one)) for one in both])
+
+
+def test_a_ring_over_more_than_a_node_is_refused() -> None:
+    mesh = ChipMesh(axes=(("x", 4), ("y", 2)), tiers=(4,), algorithm="ring")
+    wanted = r"c2c\.all_reduce: algorithm 'ring' needs .* at most 2 of them 2 apart; the run has 4"
+    with pytest.raises(CostError, match=wanted):
+        c2c.all_reduce(jnp.zeros((2, 3)), mesh.as_axes()["x"])
+
+
+def test_every_other_algorithm_gives_the_same_bits() -> None:
+    a, b = factors(8)
+    for algorithm in ("auto", *ALGORITHMS):
+        mesh = ChipMesh(axes=(("x", 8),), tiers=(8,), algorithm=algorithm)
+        run = run_virtual(chain("all_reduce", "float16"), mesh, (P("x"), P("x")), P())
+        same = np.array_equal(run(a, b), expected("all_reduce", "float16", a, b))
+        assert same == (algorithm != "ring")
 
 
 # --- errors -------------------------------------------------------------------------------------

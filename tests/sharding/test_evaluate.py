@@ -204,7 +204,7 @@ def test_a_plan_alone_is_the_plan_among_thousands(case: tuple[str, str, str, int
 
 def test_the_order_of_plans_and_their_variants_do_not_matter() -> None:
     column = replace(PLAN, moe=replace(PLAN.moe, split=Split.COLUMN), stages=40)
-    named = replace(PLAN, collective="hierarchical", stages=50)
+    named = replace(PLAN, collective="flat3", stages=50)
     plans = [PLAN, column, named, PLAN, replace(column, stages=62)]
     policy = POLICIES["int4"]
     forth = evaluate(plans, KIMI, LPX, policy, ONE)
