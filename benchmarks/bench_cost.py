@@ -68,7 +68,7 @@ def explanation() -> None:
 
 
 def all_reduce_of_the_largest_machine() -> None:
-    """List an all-reduce over 10,440 chips link by link; prove that each link carries one frame at a time."""
+    """List an all-reduce over 10,440 chips link by link; prove that links are not shared."""
     machine = system("groq-10440")
     runs = np.arange(machine.n_chips).reshape(1, -1)
     made = link_schedule(

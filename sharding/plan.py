@@ -96,6 +96,11 @@ class MoeShard:
             "moe", expert=self.expert, tensor=self.tensor, replica=self.replica, slots=self.slots
         )
         _check_order("moe", self.order, MoeShard.order)
+        if self.order[1] == "replica":
+            raise PlanError(
+                f"moe order is {', '.join(self.order)}; replica must be its first or last axis, "
+                "because results are added over expert and tensor together."
+            )
 
     @property
     def n_chips(self) -> int:

@@ -19,10 +19,8 @@ from jaxtyping import Float, Int
 
 from ..errors import CostError, unknown
 from ..topology import Topology
-from .level_routes import gather_over_levels, reduce_over_levels
 from .link_table import LEVELS, LinkSchedule, LinkUse, link_keys, link_name, piece_starts
-from .message_routes import all_to_all_over_levels, hand_over_between_levels, send_over_levels
-from .node_routes import (
+from .routes.in_node import (
     STEP_NAMES,
     TWO_STEP_NAMES,
     direct,
@@ -32,7 +30,18 @@ from .node_routes import (
     ring,
     two_step,
 )
-from .rows import EXCHANGE, EXCHANGE_AGAIN, GATHER, RACKS, SPREAD, SPREAD_AGAIN, Rows, join_rows
+from .routes.messages import all_to_all_over_levels, hand_over_between_levels, send_over_levels
+from .routes.over_levels import gather_over_levels, reduce_over_levels
+from .routes.rows import (
+    EXCHANGE,
+    EXCHANGE_AGAIN,
+    GATHER,
+    RACKS,
+    SPREAD,
+    SPREAD_AGAIN,
+    Rows,
+    join_rows,
+)
 
 __all__ = ["ALGORITHMS", "KINDS", "LEVELS", "LinkSchedule", "LinkUse", "link_name", "link_schedule"]
 
@@ -123,7 +132,7 @@ def link_levels(
     """
     size, rack_chips = topology.node_chips, topology.rack_chips
     crossed = [src // unit != dst // unit for unit in (size, rack_chips)]
-    return np.sum(crossed, axis=0, dtype=np.int64)
+    return np.asarray(np.sum(crossed, axis=0, dtype=np.int64))
 
 
 def link_cycles(

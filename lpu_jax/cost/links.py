@@ -7,8 +7,8 @@ before; `link_schedule` lists the same steps link by link, and tests hold this m
 * `one_shot`: every chip sends its whole vector to every peer of its node.
 * `direct`: reduce-scatter and all-gather among the chips of a node, each share on its own link.
 * `ring`: the same from chip to chip, over one link at a time. Its sums have an order of their own.
-* `flat3` (`hierarchy`): in the node, between nodes, in the node; over racks as well.
-* `hier4`, `hier5`, `two_step` (`levels`): two levels of one rack.
+* `flat3` (`closed_form.hierarchy`): in the node, between nodes, in the node; over racks as well.
+* `hier4`, `hier5`, `two_step` (`closed_form.levels`): two levels of one rack.
 
 Not modelled: ways round over a third node (minimal routes only), overlap of one step with the next,
 and time for the additions, which overlap with arrival.
@@ -23,11 +23,11 @@ from jaxtyping import Int
 from ..errors import CostError, unknown
 from ..ports import Numbers
 from ..topology import Span, Topology
-from .hierarchy import far_steps, flat3
-from .levels import hier4, hier5, two_step
-from .loads import gate_loads
-from .runs import Run, run_of
-from .steps import Rates, Schedule, Step, link_rates, make_step
+from .closed_form.hierarchy import far_steps, flat3
+from .closed_form.levels import hier4, hier5, two_step
+from .closed_form.loads import gate_loads
+from .closed_form.runs import Run, run_of
+from .closed_form.steps import Rates, Schedule, Step, link_rates, make_step
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 #: Algorithms and the kinds of collective they exist for.

@@ -16,6 +16,7 @@ from ..datapath.work import Length, Quantity
 from ..errors import CostError
 from ..system import System
 from ..topology import Span, stack_spans
+from .closed_form.steps import Schedule
 from .links import (
     ALGORITHMS,
     KINDS_OF,
@@ -25,7 +26,6 @@ from .links import (
     schedule_in,
     setting,
 )
-from .steps import Schedule
 
 #: What `auto` chooses from: all that add in the same order. A ring is never faster than `direct`.
 AUTO = tuple(name for name in ALGORITHMS if name != "ring")

@@ -69,6 +69,7 @@ def test_the_order_of_axes_is_part_of_a_plan(tmp_path: Path) -> None:
             '["tensor", "tensor", "expert"]',
             "moe order is tensor, tensor, expert; it must name each",
         ),
+        ('["expert", "replica", "tensor"]', "replica must be its first or last axis"),
         ("[]", "moe order is empty; it must name each of replica, expert, tensor once"),
         ('"tensor"', "key 'moe.order' must be a list of axes, got 'tensor'"),
         ("[1, 2, 3]", r"key 'moe.order' must be a list of axes, got \[1, 2, 3\]"),

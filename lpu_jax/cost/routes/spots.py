@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ..topology import Topology
+from ...topology import Topology
 from .rows import equal_pairs, near_ends, unique_columns
 
 

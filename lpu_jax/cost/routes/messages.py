@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
-from ..errors import CostError
-from ..topology import Topology
-from .level_routes import crosses_racks
+from ...errors import CostError
+from ...topology import Topology
+from .over_levels import crosses_racks
 from .rows import (
     EXCHANGE,
     EXCHANGE_AGAIN,

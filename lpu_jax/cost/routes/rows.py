@@ -1,6 +1,6 @@
 """Transfers as columns of integers, before they get their cycles, and how to join such tables.
 
-Routes (`node_routes`, `level_routes`, `message_routes`) make `Rows`; `link_schedule` times them.
+The other modules here make `Rows`; `link_schedule` times them.
 Not modelled: time.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ..ports import PortMap
+from ...ports import PortMap
 
 #: Phases of the schedules over levels, in order. Runs that need fewer leave some out, so that runs
 #: inside a node and runs over several meet in the same steps.

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ports import Numbers
-from ..topology import Topology
+from ...ports import Numbers
+from ...topology import Topology
 from .loads import GateLoads, gate_loads
 from .runs import Run
 from .steps import Rates, Step, make_step

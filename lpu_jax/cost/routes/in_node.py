@@ -7,8 +7,8 @@ into how many pieces the payload is cut. Not modelled: time.
 import numpy as np
 from jaxtyping import Int
 
-from ..errors import CostError
-from ..topology import Topology
+from ...errors import CostError
+from ...topology import Topology
 from .rows import EXCHANGE, GATHER, SPREAD, START, Rows, join_rows, make_rows, mirror, near_ends
 
 #: What the phases of the algorithms with two levels are called.

@@ -8,8 +8,8 @@ at the same positions of each node; then runs that go at once share no link. Not
 
 import numpy as np
 
-from ..ports import Numbers
-from ..topology import Topology
+from ...ports import Numbers
+from ...topology import Topology
 from .loads import gate_loads
 from .runs import Run
 from .steps import Rates, Step, make_step

@@ -12,9 +12,9 @@ import math
 import numpy as np
 from jaxtyping import Int
 
-from ..topology import Topology
-from .in_rack_routes import gather_in_rack, hand_out, sum_in_rack
-from .rack_routes import rack_links
+from ...topology import Topology
+from .in_rack import gather_in_rack, hand_out, sum_in_rack
+from .over_racks import rack_links
 from .rows import (
     EXCHANGE,
     EXCHANGE_AGAIN,

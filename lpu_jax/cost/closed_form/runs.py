@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ports import Numbers
-from ..topology import Span, Topology
+from ...ports import Numbers
+from ...topology import Span, Topology
 
 # Runs over racks that may use a local link at once: two where runs meet inside a node; three where
 # a run over racks of GroqNodes also forwards through nodes that it has no chip in.

@@ -1,6 +1,6 @@
 """The shape of a link schedule: steps, their latencies and shares, and what they add up to.
 
-Which steps a collective takes is decided in `links`, `hierarchy` and `levels`. Not modelled:
+Which steps a collective takes is decided in `cost.links`, `hierarchy` and `levels`. Not modelled:
 partial overlap of one step with the next.
 """
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..ports import Numbers
-from ..topology import Topology
+from ...ports import Numbers
+from ...topology import Topology
 
 # Keeps 49 * (1 / 49) from being rounded up to two vectors.
 _CEIL_SLACK = 1e-9

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ..ports import Numbers, PortMap
+from ...ports import Numbers, PortMap
 
 
 @dataclass(frozen=True, kw_only=True)

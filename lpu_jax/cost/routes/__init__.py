@@ -1,0 +1,1 @@
+"""The transfers of each collective algorithm as tables; entry: `cost.link_schedule`."""
