@@ -32,7 +32,9 @@ def run(
     return runner(TINY_LLAMA, block, way, nested)(x, *block.arguments[1:])
 
 
-@pytest.mark.parametrize("policy", ["fp16", "int8", "groq-truepoint"])
+@pytest.mark.parametrize(
+    "policy", ["fp16", "int8", pytest.param("groq-truepoint", marks=pytest.mark.slow)]
+)
 def test_all_ways_of_running_give_the_same_bits(policy: str) -> None:
     virtual, devices, nested = (
         run(Split.ROW, 8, policy=policy, way=way) for way in ("virtual", "devices", "nested")

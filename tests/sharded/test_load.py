@@ -135,7 +135,8 @@ def test_tables_name_the_store_row_of_every_expert_a_chip_holds(held):
     assert loaded.n_slots == 6  # no more than the eight experts that one token asks for
 
 
-@pytest.mark.parametrize("split", ["row", pytest.param("column", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["row", "column"])
 def test_compact_store_gives_the_bits_of_the_full_store(split):
     """Bitwise: the same experts at other addresses, widened before instead of at the array."""
     hidden = np.random.default_rng(3).normal(size=(1, 1, 64)).astype(np.float16)
