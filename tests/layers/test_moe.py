@@ -45,7 +45,11 @@ def test_experts_and_columns_over_eight_chips_equal_one_chip() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [("replica", "tensor", "expert"), ("expert", "tensor", "replica")]
+    "order",
+    [
+        ("replica", "tensor", "expert"),
+        pytest.param(("expert", "tensor", "replica"), marks=pytest.mark.slow),
+    ],
 )
 def test_the_order_of_axes_moves_no_bit_of_a_column_split(order: tuple[str, ...]) -> None:
     alone = run(Split.COLUMN, 1, 1)

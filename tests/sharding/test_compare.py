@@ -200,6 +200,7 @@ def test_bad_requests() -> None:
         compare("smollm2-135m", "groq-24", context=8193)
 
 
+@pytest.mark.slow
 def test_a_trillion_parameters_and_64_sequences_stay_finite() -> None:
     found = compare("kimi-k2", "lpx-rack", weights_format="int4", batch=64, context=16, top=3)
     for row in found.rows:

@@ -26,8 +26,8 @@ CASES = [
     ("smollm2-135m", "groq-node", "bf16"),
 ]
 REQUEST = Request(batch=1, tokens=1, context=2048)
-#: Each law is one rule applied to whatever plan comes; some dozens of a case hit all its forms.
-PLANS_PER_CASE = 40
+#: Each law is one rule applied to whatever plan comes; some of a case hit all its forms.
+PLANS_PER_CASE = 20
 
 
 @cache
