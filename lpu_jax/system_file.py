@@ -178,7 +178,9 @@ def _or_text(unit: str) -> str:
 
 def _read_chip(table: _Table) -> ChipSpec:
     """Read the key `chip`: a name, or a table with `base` and the constants that differ."""
-    if isinstance(table.values.get("chip"), str):
+    if "chip" not in table.values:
+        raise ConfigError(f"{table.path}: key 'chip' is missing; expected a chip's name or a table")
+    if isinstance(table.values["chip"], str):
         base, changes = table.values["chip"], None
     else:
         changes = table.table("chip")
@@ -227,7 +229,9 @@ def _read_overhead(table: _Table) -> float | None:
 def _read_family(table: _Table) -> str | None:
     """Read which machine the topology is of; None if it lists levels of its own."""
     if "topology" not in table.values:
-        table.take("topology", str)
+        raise ConfigError(
+            f"{table.path}: key 'topology' is missing; expected 'groq', 'lpx' or a table"
+        )
     given, key = table.values["topology"], "topology"
     if isinstance(given, dict):
         table, key = table.table("topology"), "base"
@@ -330,6 +334,10 @@ def _constants(table: _Table, where: str, spec: SpecT, *others: str) -> list[Con
     for key in table.values:
         if key in others:
             continue
+        if key in known and key not in settable:
+            raise ConfigError(
+                f"{table.path}: key {table.key(key)} cannot be set from a file; numbers can."
+            )
         if key not in settable:
             names = [name for name, constant in known.items() if constant.unit != "mode"]
             raise ConfigError(

@@ -34,6 +34,8 @@ class Span:
         most: most chips it has in any node it touches.
         half_racks: half racks it touches.
         racks: racks it touches.
+        fewest_in_rack: fewest chips it has in any rack it touches.
+        alone: whether no other run of its group goes at the same time.
     """
 
     n_chips: Numbers
@@ -42,6 +44,8 @@ class Span:
     most: Numbers
     half_racks: Numbers
     racks: Numbers
+    fewest_in_rack: Numbers
+    alone: Numbers
 
 
 def stack_spans(spans: list[Span]) -> Span:
@@ -275,6 +279,14 @@ class Topology(Wiring):
             most=int(most.max()),
             half_racks=int((last // half - first // half + 1).max()),
             racks=int((last // self.rack_chips - first // self.rack_chips + 1).max()),
+            fewest_in_rack=int(
+                np.minimum(
+                    np.minimum(self.rack_chips - first % self.rack_chips, n),
+                    np.minimum(last % self.rack_chips + 1, n),
+                ).min()
+            ),
+            # Groups are stages: they work one after another.
+            alone=group_chips == n if group_chips is not None else first.size == 1,
         )
 
 

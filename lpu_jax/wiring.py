@@ -37,7 +37,8 @@ class Wiring(ABC):
         """Refuse machines that cannot exist."""
         if not 1 <= self.n_chips <= self.max_chips:
             raise PlanError(
-                f"a {self.family} machine has 1 to {self.max_chips} chips, not {self.n_chips}"
+                f"machines of the family {self.family!r} have 1 to {self.max_chips} chips, "
+                f"not {self.n_chips}"
             )
         if self.frame_bytes < self.frame_payload_bytes:
             raise PlanError(

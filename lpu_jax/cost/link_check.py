@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ..errors import CostError
 from ..topology import Topology
-from .link_schedule import link_cycles
 from .link_table import LinkSchedule, link_keys, link_name, piece_starts
 
 # Cycles; far below a frame, far above the rounding of cycles added up.
@@ -136,7 +135,7 @@ def _check_cycles(schedule: LinkSchedule, topology: Topology) -> None:
             f"carries {schedule.vector_count[index]} vectors from {schedule.first_vector[index]} "
             f"on; its pieces are {after[index] - first[index]} from {first[index]} on",
         )
-    hop, frame = link_cycles(topology, schedule.clock_hz, schedule.src, schedule.dst)
+    hop, frame = _link_times(schedule, topology)
     held = schedule.release_cycle - schedule.start_cycle
     late = schedule.arrival_cycle - schedule.start_cycle
     for index in np.flatnonzero(np.abs(held - schedule.vector_count * frame) > _TOLERANCE):
@@ -144,6 +143,38 @@ def _check_cycles(schedule: LinkSchedule, topology: Topology) -> None:
     expected = hop + (schedule.vector_count - 1) * frame
     for index in np.flatnonzero(np.abs(late - expected) > _TOLERANCE):
         _fail(schedule, index, f"arrives after {late[index]:g} cycles, not {expected[index]:g}")
+    end = schedule.step_end_cycle[schedule.step]
+    for index in np.flatnonzero(schedule.arrival_cycle > end + _TOLERANCE):
+        _fail(schedule, index, f"arrives after the end of its step at cycle {end[index]:g}")
+    for index in np.flatnonzero(schedule.release_cycle > end + _TOLERANCE):
+        _fail(schedule, index, f"holds its link after the end of its step at cycle {end[index]:g}")
+
+
+def _link_times(
+    schedule: LinkSchedule, topology: Topology
+) -> tuple[Float[np.ndarray, " transfers"], Float[np.ndarray, " transfers"]]:
+    """Cycles of a first vector and of a frame, looked up apart from the schedule's own look-up.
+
+    Links are alike that cross the same boundaries, so one of each sort is asked for its rate.
+    """
+    hop_s = (
+        topology.local_hop_s,
+        float(topology.node_hop_s(1)),
+        float(topology.node_hop_s(2)),
+        topology.rack_hop_s,
+    )
+    hop, frame = np.zeros((2, schedule.n_transfers))
+    half_rack = topology.node_chips * topology.nodes_per_half_rack
+    sort = np.zeros(schedule.n_transfers, np.int64)
+    for crossed, unit in enumerate((topology.node_chips, half_rack, topology.rack_chips), 1):
+        sort[schedule.src // unit != schedule.dst // unit] = crossed
+    for crossed in np.unique(sort):
+        alike = sort == crossed
+        index = int(np.argmax(alike))
+        link = topology.links_between(int(schedule.src[index]), int(schedule.dst[index]))[0]
+        hop[alike] = hop_s[crossed] * schedule.clock_hz
+        frame[alike] = topology.frame_bytes / link.bytes_per_s * schedule.clock_hz
+    return hop, frame
 
 
 def _check_exclusive(schedule: LinkSchedule) -> None:

@@ -101,9 +101,10 @@ def schedule(
         Exact against the steps written out link by link (`Schedule.exact` says where), for vectors
         that divide evenly: inside a node; over nodes of one rack that runs fill, unless the load of
         a link depends on where in the rack the run lies (then the worst place is taken); for an
-        all_reduce over whole nodes of a line of racks. An upper bound elsewhere. Over racks,
-        all_gather and reduce_scatter are priced as an all_reduce of the whole vector, all_to_all
-        as an all_gather of everything. Pieces that chips have of their own are whole vectors.
+        all_reduce over whole nodes of a line of racks whose nodes are linked chip by chip. An upper
+        bound elsewhere. Over racks, all_gather and reduce_scatter are priced as an all_reduce of
+        the whole vector, all_to_all as an all_gather of everything. Pieces that chips have of their
+        own are whole vectors.
 
     Source:
         The three-hop schedule: ISCA22. Which chip owns which link: assumed (`ports`).
@@ -124,11 +125,11 @@ def schedule_in(where: Setting, kind: str, algorithm: str) -> Schedule:
     elif algorithm == "flat3":
         steps = flat3(topology, rates, run, kind)
     elif algorithm == "hier4":
-        steps = hier4(rates, run)
+        steps = hier4(topology, rates, run)
     elif algorithm == "hier5":
         steps = hier5(topology, rates, run)
     elif algorithm == "two_step":
-        steps = two_step(rates, run, kind)
+        steps = two_step(topology, rates, run, kind)
     else:
         steps = _in_node(rates, run, kind, algorithm)
     return _finish(topology, run, kind, algorithm, legal, _exact(where, kind, algorithm), steps)
@@ -157,13 +158,7 @@ def legal_in(where: Setting, kind: str, algorithm: str) -> Numbers:
     level = run.many & ~run.far
     if algorithm == "hier5":
         return (level & run.filled & run.contiguous) | (run.n == 1)
-    own_links = has_own_links(where.topology)
-    return (level & run.aligned & own_links) | (run.n == 1)
-
-
-def has_own_links(topology: Topology) -> bool:
-    """Say whether every chip is linked to the chip of equal position in each node of its rack."""
-    return topology.node_ports.n_links == topology.node_chips
+    return (level & run.aligned & where.topology.node_ports.pairs_equals) | (run.n == 1)
 
 
 def _exact(where: Setting, kind: str, algorithm: str) -> Numbers:
@@ -181,7 +176,8 @@ def _exact(where: Setting, kind: str, algorithm: str) -> Numbers:
         return near
     # Between strided runs only their number is shared, but gateways are members of other runs.
     whole = run.contiguous | (run.aligned & (run.per_node > 1) & (kind != "all_to_all"))
-    line = (topology.rack_wiring == "line") & (kind == "all_reduce") & run.contiguous
+    by_chip = topology.rack_wiring == "line" and topology.node_ports.pairs_equals
+    line = by_chip & (kind == "all_reduce") & run.contiguous
     return near | (run.filled & even & whole & (~run.far | line))
 
 
@@ -278,26 +274,38 @@ def hand_overs(
         interleaved=ones,
         crossing=ones,
         forwarded=sharing,
+        collected=sharing,
         meeting=sharing,
     )
     rates = link_rates(topology, clock_hz, high // half - low // half + 1)
-    steps = _hand_over_steps(topology, rates, run)
+    # Givers in a node that the group shares with the next; 0 if it shares none.
+    meets = ((src + group - 1) // size >= dst // size) & (src // size <= (dst + group - 1) // size)
+    in_last = np.where(dst > src, (src + group - 1) % size + 1, size - src % size)
+    steps = _hand_over_steps(topology, rates, run, np.where(meets, np.minimum(group, in_last), 0))
     return _finish(topology, run, "hand_over", "flat3", run.n > 0, single, steps)
 
 
-def _hand_over_steps(topology: Topology, rates: Rates, run: Run) -> tuple[Step, ...]:
+def _hand_over_steps(
+    topology: Topology, rates: Rates, run: Run, givers: Numbers
+) -> tuple[Step, ...]:
+    """Steps of a hand-over; `givers` are chips of each group in the first node of the next."""
     ports = topology.node_ports
     own, sharing = 1.0 / run.n, run.forwarded
     whole = sharing * ports.share_per_chip
-    if has_own_links(topology):
-        spreads = np.zeros_like(run.many)
-        node_share = sharing * own
+    if ports.pairs_equals:
+        # Other chips of a node than those of the group may have its links to another rack.
+        spreads = run.far & ~run.filled & (topology.rack_wiring != "line")
+        node_share = sharing * own / ports.links_to_equal
         landed = sharing * run.nodes * own
     else:
         spreads = run.many & (~run.filled | run.far)
         shared = 1.0 / (run.nodes * ports.n_links)
         node_share = np.where(spreads, sharing / ports.n_links, shared)
-        landed = np.where(spreads, whole, gate_loads(ports, run.nodes + 1).links * shared)
+        # A giver in the receivers' node hands on its part of the node's share besides what lands.
+        parts = np.ceil(ports.n_links / np.maximum(givers, 1))
+        handed = np.where(givers > 0, parts * shared + ports.share_per_chip, 0.0)
+        most = np.maximum(whole, handed)
+        landed = np.where(spreads, most, gate_loads(ports, run.nodes + 1).links * shared)
     last = landed
     if topology.rack_wiring == "node":
         last = np.where(run.far, sharing * topology.rack_ports.share_per_chip, landed)

@@ -5,8 +5,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from lpu_jax.cost import link_schedule as module
 from lpu_jax.cost.link_check import check
 from lpu_jax.cost.link_schedule import ALGORITHMS, KINDS, link_schedule
+from lpu_jax.custom import LevelSpec, custom_topology
 from lpu_jax.errors import CostError
 from lpu_jax.machines import GroqTopology, LpxTopology
 
@@ -156,6 +158,13 @@ def test_a_transfer_before_its_data_is_noticed(made):
         check(changed(schedule, last, **early), topology)
 
 
+def test_a_step_that_ends_before_its_last_arrival_is_noticed(made):
+    topology, schedule = made
+    for factor in (0.9, 0.5):
+        with pytest.raises(CostError, match="after the end of its step"):
+            check(replace(schedule, step_end_cycle=factor * schedule.step_end_cycle), topology)
+
+
 def test_a_lost_transfer_is_noticed(made):
     topology, schedule = made
     for index in np.linspace(0, schedule.n_transfers - 1, 7).astype(int):
@@ -205,6 +214,62 @@ def test_bytes_that_appear_or_vanish_are_noticed(made):
         check(changed(schedule, 0, release_cycle=schedule.start_cycle[0] + 1), topology)
     with pytest.raises(CostError, match="arrives after"):
         check(changed(schedule, 0, arrival_cycle=schedule.start_cycle[0] + 1), topology)
+
+
+# Machines whose links all differ: in a node, in a half rack (LPX), in a rack, between racks.
+WRONG_TIMES = [
+    (LPX, run(range(0, 512, 16)), factors)
+    for factors in ((2.0, 1.0), (0.5, 1.0), (1.0, 2.0), (1.0, 0.5))
+] + [(GROQ[576], run(range(60, 80)), factors) for factors in ((1.1, 1.0), (1.0, 1.1))]
+
+
+@pytest.mark.parametrize(("topology", "runs", "factors"), WRONG_TIMES)
+@pytest.mark.parametrize("sort", range(4))
+def test_a_wrong_latency_or_rate_of_any_sort_of_link_is_noticed(
+    topology, runs, factors, sort, monkeypatch
+):
+    def wrong(topology, clock_hz, src, dst):
+        hop, frame = right(topology, clock_hz, src, dst)
+        half = topology.node_chips * topology.nodes_per_half_rack
+        units = (topology.node_chips, half, topology.rack_chips)
+        chosen = np.sum([src // unit != dst // unit for unit in units], axis=0) == sort
+        used.append(chosen.any())
+        return np.where(chosen, factors[0] * hop, hop), np.where(chosen, factors[1] * frame, frame)
+
+    used, right = [], module.link_cycles
+    monkeypatch.setattr(module, "link_cycles", wrong)
+    schedule = link_schedule(topology, CLOCK_HZ, "all_reduce", "flat3", runs, 256 * VECTOR)
+    if not any(used):
+        return
+    with pytest.raises(CostError, match=r"holds its link for|arrives after \d"):
+        check(schedule, topology)
+
+
+def test_every_sort_of_link_is_tried():
+    sorts = set()
+    for topology, runs, _ in WRONG_TIMES:
+        units = (topology.node_chips, topology.node_chips * topology.nodes_per_half_rack)
+        made = link_schedule(topology, CLOCK_HZ, "all_reduce", "flat3", runs, 256 * VECTOR)
+        units = (*units, topology.rack_chips)
+        crossed = np.sum([made.src // unit != made.dst // unit for unit in units], axis=0)
+        sorts |= set(crossed.tolist())
+    assert sorts == {0, 1, 2, 3}
+
+
+def test_a_step_that_ends_while_a_link_is_held_is_noticed():
+    # A hop of 1 cycle, far below a frame: the last vector arrives before its link is free.
+    level = LevelSpec(
+        name="node", units=8, links=1, lanes=1, link_bytes_per_s=12.5e9, hop_s=1 / CLOCK_HZ,
+        wiring="all-to-all",
+    )  # fmt: skip
+    topology = custom_topology([level], chip_lanes=100)
+    schedule = link_schedule(topology, CLOCK_HZ, "all_reduce", "direct", run(range(8)), 64 * VECTOR)
+    assert schedule.arrival_cycle.max() < schedule.release_cycle.max()
+    assert check(schedule, topology).complete
+    last = replace(schedule, step_end_cycle=np.array([schedule.step_end_cycle[0], 0.0]))
+    last.step_end_cycle[1] = schedule.arrival_cycle.max()
+    with pytest.raises(CostError, match="holds its link after the end of its step"):
+        check(last, topology)
 
 
 def test_the_sentence_names_the_transfer():

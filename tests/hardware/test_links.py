@@ -184,6 +184,30 @@ def test_all_runs_at_once_are_never_slower_than_priced(
         assert found.cycles == pytest.approx(priced)
 
 
+ALONE = {n: GroqTopology(n_chips=n) for n in (576, 1224, 3000, 10_440)}
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_runs_over_racks_that_are_alone_are_never_slower_than_priced(data):
+    topology = ALONE[data.draw(st.sampled_from(sorted(ALONE)))]
+    kind = data.draw(st.sampled_from(["all_reduce", "all_gather", "reduce_scatter", "send"]))
+    stride = data.draw(st.sampled_from([1, 1, 2, 8]))
+    block = stride * data.draw(st.integers(10, 600 // stride))
+    first = data.draw(st.integers(0, min(topology.n_chips, 1000) - block).map(lambda b: b // 8 * 8))
+    span = dataclasses.replace(topology.span([first], block, block), n_chips=block // stride)
+    assert span.alone
+    # Every piece of the cut is whole vectors.
+    cut = topology.node_ports.n_links * topology.rack_ports.n_links
+    payload = 320 * (2 * cut if kind in ("all_reduce", "send") else block // stride)
+    priced = float(schedule(topology, CLOCK_HZ, kind, "flat3", span, stride).cycles(payload))
+    runs = first + np.arange(block).reshape(-1, stride).T
+    listed = link_schedule(topology, CLOCK_HZ, kind, "flat3", runs, payload).cycles
+    assert listed <= priced * (1 + 1e-9)
+    if kind == "all_reduce" and stride == 1 and block % 72 == first % 72 == 0 and span.racks > 1:
+        assert listed == pytest.approx(priced)
+
+
 @pytest.mark.parametrize("algorithm", ["hier4", "two_step"])
 @pytest.mark.parametrize(("n", "stride"), [(16, 16), (4, 64), (32, 2), (8, 32), (16, 4)])
 def test_runs_at_equal_positions_use_links_of_their_own(algorithm, n, stride):

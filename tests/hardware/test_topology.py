@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -336,12 +335,11 @@ def test_constants_of_which_sources_disagree_say_between_what():
             assert constant.status != "assumed" or constant.is_uncertain
 
 
-def test_routes_of_the_largest_machines_are_found_at_once():
+def test_routes_of_the_largest_machines_use_their_links():
     for topology in (GroqTopology(n_chips=10_440), LpxTopology(n_chips=16_384)):
-        start = time.perf_counter()
         route = topology.route(3, topology.n_chips - 2)
-        # About 0.1 s on a desk, of which most lists the links; the limit is for a busy machine.
-        assert time.perf_counter() - start < 2
+        assert route[0].src == 3
+        assert route[-1].dst == topology.n_chips - 2
         assert all(link in topology.links_between(link.src, link.dst) for link in route)
 
 

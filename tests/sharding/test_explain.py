@@ -1,12 +1,8 @@
 """An explanation adds up: its parts are the totals of `evaluate`, its shares all of the time."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -42,6 +38,12 @@ CASES = {
         "llama-3.1-8b", "h100x8", "fp16",
         Plan(group_chips=8, attention=AttentionShard(tensor=8), mlp=MlpShard(tensor=8)),
         Request(context=4096),
+    ),
+    # ids of many positions go back: more than one vector of a Groq 1 link
+    "drafts": (
+        "smollm2-135m", "groq-node", "fp16",
+        Plan(stages=4, group_chips=2, attention=AttentionShard(replica=2), mlp=MlpShard(tensor=2)),
+        Request(batch=16, tokens=16, context=64, acceptance=0.5),
     ),
     "one chip": ("smollm2-135m", "groq-node", "fp16", SMALL, Request(context=64)),
 }  # fmt: skip
@@ -146,32 +148,6 @@ def test_memory_of_live_values_and_their_addresses(kimi: Explanation) -> None:
         assert block.live_bytes <= block.allocated_bytes <= 1.25 * block.live_bytes
         assert block.live_bytes <= kimi.memory_bytes["activations"]
         assert block.live_bytes % 320 == 0
-
-
-def test_it_takes_less_than_half_a_second() -> None:
-    # In a process of its own: type checks of the test run would be timed too. The time is that of
-    # the processor, with nothing traced before.
-    code = (
-        "import time\n"
-        "from lpu_jax.system import system\n"
-        "from models.policy import policy_named\n"
-        "from models.zoo import model\n"
-        "from sharding.axes import Request\n"
-        "from sharding.explain import explain\n"
-        "from sharding.plan import plan_from_dict\n"
-        f"plan = plan_from_dict({json.loads(json.dumps(KIMI.as_dict()))!r})\n"
-        "cfg, machine = model('kimi-k2'), system('lpx-9')\n"
-        "policy = policy_named('int4', cfg)\n"
-        "begin = time.process_time()\n"
-        "explain(plan, cfg, machine, policy, Request(context=8192)).text()\n"
-        "print(time.process_time() - begin)\n"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60,
-        check=True, env=os.environ | {"PYTHONPATH": str(root)},
-    )  # fmt: skip
-    assert float(done.stdout) < 0.5
 
 
 def test_it_is_plain_data(kimi: Explanation) -> None:

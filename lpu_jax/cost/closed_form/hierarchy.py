@@ -67,8 +67,8 @@ def far_steps(
     """
     ports, links = topology.node_ports, topology.rack_ports
 
-    def local(name: str, runs: Numbers) -> Step:
-        share, mates = scale * runs * ports.share_per_chip, topology.node_chips - 1
+    def local(name: str, runs: Numbers, part: float = ports.share_per_chip) -> Step:
+        share, mates = scale * runs * part, topology.node_chips - 1
         return make_step(name, run.far, rates.local, share, rates.local_frame, mates, streams=runs)
 
     in_line = topology.rack_wiring == "line"
@@ -84,9 +84,14 @@ def far_steps(
         streams=run.crossing,
     )
     if in_line:
-        # The chip that a part of a sum lands on has its own link to the next rack.
-        return (local("gather in node", run.crossing), exchange) if collects else (exchange,)
-    gather = local("gather in node", run.forwarded)
+        if collects:
+            return (local("gather in node", run.collected), exchange)
+        if not ports.pairs_equals:
+            # Sums land on the few chips that are linked to other nodes; each chip collects the
+            # part that its own link to the next rack carries.
+            return (local("gather in node", run.collected, 1.0 / links.n_links), exchange)
+        return (exchange,)
+    gather = local("gather in node", run.collected)
     if topology.rack_wiring == "node":
         return (gather, exchange)
     node_links = topology.nodes_per_rack * ports.n_links * run.racks / run.n
@@ -161,6 +166,9 @@ def flat3(topology: Topology, rates: Rates, run: Run, kind: str) -> tuple[Step, 
         kind, run, gate_loads(ports, run.reach), topology.node_chips, ports.n_links
     )
     own = 1.0 / np.maximum(run.n, 1.0)
+    if kind == "send" and topology.rack_wiring == "rack":
+        # What lands in two places of a node may leave it over the same link.
+        run = replace(run, forwarded=2 * run.forwarded, collected=2 * run.collected)
     in_node = (1.0 if kind == "send" else own, own if kind == "all_reduce" else 0.0)
     mates = own if kind == "send" else run.n - 1
     scale = run.n if kind == "all_to_all" else np.float64(1.0)

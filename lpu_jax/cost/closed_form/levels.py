@@ -1,7 +1,8 @@
 """Collectives with a reduce-scatter and an all-gather on each of two levels: node and rack.
 
 These move less than the three-hop schedule (`hierarchy`) and take more hops, or as few as two where
-every chip has a link of its own to each other node. They exist inside one rack, for runs with chips
+every chip has links of its own to its counterpart in each other node; parallel ones share what the
+chip sends there. They exist inside one rack, for runs with chips
 at the same positions of each node; then runs that go at once share no link. Not modelled: as in
 `links`.
 """
@@ -21,18 +22,20 @@ def _local(name: str, rates: Rates, run: Run, share: Numbers) -> Step:
     return make_step(name, mates > 0, rates.local, share, rates.local_frame, mates)
 
 
-def _between(name: str, rates: Rates, run: Run, share: Numbers) -> Step:
-    """Every chip sends to the chip of equal position in every other node."""
-    peers = run.nodes - 1
-    return make_step(name, run.many, rates.node, share, rates.node_frame, peers)
+def _between(name: str, topology: Topology, rates: Rates, run: Run, share: Numbers) -> Step:
+    """Every chip sends to the chip of equal position in every other node, over all their links."""
+    parallel = topology.node_ports.links_to_equal
+    links = (run.nodes - 1) * parallel
+    return make_step(name, run.many, rates.node, share / parallel, rates.node_frame, links)
 
 
-def hier4(rates: Rates, run: Run) -> tuple[Step, ...]:
+def hier4(topology: Topology, rates: Rates, run: Run) -> tuple[Step, ...]:
     """All-reduce: reduce-scatter in the node, then between nodes, and the same way back.
 
     Args:
-        rates: cycles of the machine's links.
-        run: aligned runs; every chip has a link to the chip of equal position in other nodes.
+        topology: the machine's links.
+        rates: cycles of its links.
+        run: aligned runs; every chip has links to the chip of equal position in other nodes.
 
     Returns:
         Four steps; two of them for runs with one chip in each node.
@@ -40,8 +43,8 @@ def hier4(rates: Rates, run: Run) -> tuple[Step, ...]:
     of_node, own = 1.0 / np.maximum(run.per_node, 1.0), 1.0 / np.maximum(run.n, 1.0)
     return (
         _local("reduce in node", rates, run, of_node),
-        _between("reduce between nodes", rates, run, own),
-        _between("gather between nodes", rates, run, own),
+        _between("reduce between nodes", topology, rates, run, own),
+        _between("gather between nodes", topology, rates, run, own),
         _local("gather in node", rates, run, of_node),
     )
 
@@ -85,12 +88,13 @@ def hier5(topology: Topology, rates: Rates, run: Run) -> tuple[Step, ...]:
     )
 
 
-def two_step(rates: Rates, run: Run, kind: str) -> tuple[Step, ...]:
+def two_step(topology: Topology, rates: Rates, run: Run, kind: str) -> tuple[Step, ...]:
     """One step inside nodes and one between them, for short vectors.
 
     Args:
-        rates: cycles of the machine's links.
-        run: aligned runs; every chip has a link to the chip of equal position in other nodes.
+        topology: the machine's links.
+        rates: cycles of its links.
+        run: aligned runs; every chip has links to the chip of equal position in other nodes.
         kind: all_reduce, all_gather, reduce_scatter or all_to_all.
 
     Returns:
@@ -99,7 +103,7 @@ def two_step(rates: Rates, run: Run, kind: str) -> tuple[Step, ...]:
     of_node, own = 1.0 / np.maximum(run.per_node, 1.0), 1.0 / np.maximum(run.n, 1.0)
     if kind == "all_gather":
         return (
-            _between("exchange between nodes", rates, run, own),
+            _between("exchange between nodes", topology, rates, run, own),
             _local("gather in node", rates, run, of_node),
         )
     local_share, node_share = {
@@ -109,5 +113,5 @@ def two_step(rates: Rates, run: Run, kind: str) -> tuple[Step, ...]:
     }[kind]
     return (
         _local("spread in node", rates, run, local_share),
-        _between("exchange between nodes", rates, run, node_share),
+        _between("exchange between nodes", topology, rates, run, node_share),
     )

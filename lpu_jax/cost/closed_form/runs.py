@@ -12,9 +12,11 @@ from ...ports import Numbers
 from ...topology import Span, Topology
 
 # Runs over racks that may use a local link at once: two where runs meet inside a node; three where
-# a run over racks of GroqNodes also forwards through nodes that it has no chip in.
+# a run over racks of GroqNodes also forwards through nodes that it has no chip in. A run that is
+# alone may do so twice if what lands for a single node of a rack lands outside of it.
 _MEETING_RUNS = 2
 _FORWARDING_RUNS = 3
+_FORWARDING_TWICE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Run:
         interleaved: runs that have chips in the same two nodes.
         crossing: runs that use the same link between racks.
         forwarded: runs that use the same local link at once.
+        collected: the same on the way to the links between racks.
         meeting: runs that use the same link between nodes at once.
     """
 
@@ -53,6 +56,7 @@ class Run:
     interleaved: Numbers
     crossing: Numbers
     forwarded: Numbers
+    collected: Numbers
     meeting: Numbers
 
     @property
@@ -83,18 +87,27 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
     divides = (size % gap == 0) | (gap % size == 0)
     interleaved = np.minimum(gap, size).astype(np.float64)
     far = (racks > 1) & (n > 1)
-    whole_machine = n >= topology.n_chips
-    meeting = np.where(filled | whole_machine, 1, _MEETING_RUNS)
+    # Nobody else uses the links at the same time.
+    alone = (n >= topology.n_chips) | np.asarray(span.alone, np.bool_)
+    meeting = np.where(filled | alone, 1, _MEETING_RUNS)
     if topology.rack_wiring == "line":
         # Nobody forwards on local links but for its own chips.
         forwarded = np.ones_like(interleaved)
         rack_chips = topology.rack_chips
         regular = (rack_chips % gap == 0) | (gap % rack_chips == 0)
         crossing = np.where(regular, interleaved, np.minimum(gap, size * np.maximum(racks - 1, 1)))
+        collected = crossing
+        if not topology.node_ports.pairs_equals:
+            # Chips collect what they send on, in nodes where the run may have no chip: all runs of
+            # a block, and those of the block that goes on to the other neighbour.
+            collected = np.where(alone, 1, _MEETING_RUNS) * gap
         meeting = meeting * interleaved
     else:
         crossing = gap * np.ones_like(interleaved)
-        forwarded = meeting = np.where(whole_machine, 1, _FORWARDING_RUNS) * crossing
+        meeting = np.where(alone, 1, _FORWARDING_RUNS) * crossing
+        twice = (topology.rack_wiring == "rack") & (np.asarray(span.fewest_in_rack) < 2 * size)
+        forwarded = np.where(alone, np.where(twice, _FORWARDING_TWICE, 1), _FORWARDING_RUNS)
+        forwarded = collected = forwarded * crossing
     return Run(
         n=n,
         nodes=nodes,
@@ -110,5 +123,6 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
         interleaved=interleaved,
         crossing=crossing,
         forwarded=np.where(far, forwarded, 1.0),
+        collected=np.where(far, collected, 1.0),
         meeting=np.where(far, meeting, interleaved),
     )

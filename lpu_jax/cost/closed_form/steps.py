@@ -196,6 +196,8 @@ class Rates:
 def link_rates(topology: Topology, clock_hz: int | float, half_racks: Numbers) -> Rates:
     """Convert a topology's latencies and rates to cycles.
 
+    A link is taken for a frame even if its hop is shorter; a step is over when its links are free.
+
     Args:
         topology: the machine's links.
         clock_hz: clock in which cycles are counted.
@@ -204,13 +206,21 @@ def link_rates(topology: Topology, clock_hz: int | float, half_racks: Numbers) -
     Returns:
         Cycles of a first vector, and between vectors, for each kind of link.
     """
+    local_frame, node_frame, rack_frame = (
+        topology.frame_s(rate) * clock_hz
+        for rate in (
+            topology.local_bytes_per_s,
+            topology.node_link_bytes_per_s,
+            topology.rack_link_bytes_per_s,
+        )
+    )
     return Rates(
-        local=topology.local_hop_s * clock_hz,
-        local_frame=topology.frame_s(topology.local_bytes_per_s) * clock_hz,
-        node=topology.node_hop_s(half_racks) * clock_hz,
-        node_frame=topology.frame_s(topology.node_link_bytes_per_s) * clock_hz,
-        rack=topology.rack_hop_s * clock_hz,
-        rack_frame=topology.frame_s(topology.rack_link_bytes_per_s) * clock_hz,
+        local=max(topology.local_hop_s * clock_hz, local_frame),
+        local_frame=local_frame,
+        node=np.maximum(topology.node_hop_s(half_racks) * clock_hz, node_frame),
+        node_frame=node_frame,
+        rack=max(topology.rack_hop_s * clock_hz, rack_frame),
+        rack_frame=rack_frame,
     )
 
 

@@ -186,20 +186,16 @@ def _rack_links(topology: Topology, far: bool) -> int:
     return topology.node_chips if line else topology.rack_ports.n_links
 
 
-def send_over_levels(
-    topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]
-) -> tuple[Rows, int]:
+def send_over_levels(topology: Topology, runs: Int[np.ndarray, "runs chips"]) -> tuple[Rows, int]:
     """Route a vector from the first to the last chip of each run.
 
     Args:
         topology: the machine.
-        kind: `"send"`.
         runs: chips of each run; all runs reach over racks, or none does.
 
     Returns:
         The transfers and the number of pieces.
     """
-    assert kind == "send"
     n_links = topology.node_ports.n_links
     n_rack_links = _rack_links(topology, crosses_racks(topology, runs))
     cut = math.lcm(n_links, n_rack_links)
@@ -217,7 +213,7 @@ def send_over_levels(
 
 
 def all_to_all_over_levels(
-    topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]
+    topology: Topology, runs: Int[np.ndarray, "runs chips"]
 ) -> tuple[Rows, int]:
     """Route a message from every chip of a run to every other.
 
@@ -226,7 +222,6 @@ def all_to_all_over_levels(
 
     Args:
         topology: the machine.
-        kind: `"all_to_all"`.
         runs: chips of each run; all runs reach over racks, or none does.
 
     Returns:
@@ -235,7 +230,6 @@ def all_to_all_over_levels(
     Raises:
         CostError: if there are too many messages to list.
     """
-    assert kind == "all_to_all"
     size, n_links = topology.node_chips, topology.node_ports.n_links
     n_runs, n = runs.shape
     run, place = np.arange(n_runs)[:, None], np.arange(n)
@@ -284,24 +278,22 @@ def _to_chips(
 
 
 def hand_over_between_levels(
-    topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]
+    topology: Topology, runs: Int[np.ndarray, "runs chips"]
 ) -> tuple[Rows, int]:
     """Route a vector that every chip of a group holds to every chip of another group.
 
     The links of all nodes of the first group carry distinct shares to every node of the second,
-    which gathers them. Where each chip has its own link to the other nodes, each chip sends its
+    which gathers them. Where each chip has its own links to the other nodes, each chip sends its
     own share.
 
     Args:
         topology: the machine.
-        kind: `"hand_over"`.
         runs: chips of the first group, then of the second; in one node, in one rack, or over racks.
 
     Returns:
         The transfers and the number of pieces.
     """
-    assert kind == "hand_over"
-    size = topology.node_chips
+    size, n_links = topology.node_chips, topology.node_ports.n_links
     n_runs, n = runs.shape
     givers, takers = runs[:, : n // 2], runs[:, n // 2 :]
     run, chip, link, index, n_shares = _shares(topology, givers)
@@ -325,7 +317,7 @@ def hand_over_between_levels(
         piece=piece[m],
         link=link[which[m]],
         # Where a chip's own link to another rack takes on what landed on the chip.
-        rack_link=link[which[m]] % size if in_line else shared,
+        rack_link=link[which[m]] * size // n_links if in_line else shared,
         origin=0,
     )
     messages = _from_holders(topology, givers, messages)
@@ -366,13 +358,16 @@ def _shares(
         For each share its run, the chip that starts with it, its link, its number, and into how
         many shares the vector of its run is cut.
     """
-    size, n_links = topology.node_chips, topology.node_ports.n_links
+    size, ports = topology.node_chips, topology.node_ports
+    n_links = ports.n_links
     n_runs, group = givers.shape
     run = np.arange(n_runs).repeat(group)
-    if n_links == size:
-        chip = givers.reshape(-1)
-        index = np.tile(np.arange(group), n_runs)
-        return run, chip, chip % size, index, np.full_like(chip, group)
+    if ports.pairs_equals:
+        parallel = ports.links_to_equal
+        chip = givers.reshape(-1).repeat(parallel)
+        link = chip % size * parallel + np.tile(np.arange(parallel), run.size)
+        index = np.tile(np.arange(group * parallel), n_runs)
+        return run.repeat(parallel), chip, link, index, np.full_like(chip, group * parallel)
     (at, _), of_node = unique_columns(run, givers.reshape(-1) // size)
     n_nodes = np.bincount(at, minlength=n_runs)
     rank = np.arange(at.size) - (np.cumsum(n_nodes) - n_nodes)[at]
