@@ -23,7 +23,7 @@ from sharding.evaluate import evaluate
 from sharding.explain import explain
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
-from sharding.trace import trace_block
+from sharding.symbolic import trace_block
 
 KIMI, NINE_RACKS = model("kimi-k2"), system("lpx-9")
 INT4 = policy_named("int4", KIMI)

@@ -134,12 +134,19 @@ class ChipSpec:
 
     #: Most power the chip draws; None where it is not public: no energy is computed then.
     power_max_w: int | float | None = const(
-        300.0, "W", "published", "GPB, second-hand: 300 W at most (215 W TDP)"
+        300.0, "W", "published", "GPB, second-hand: 300 W at most (215 W TDP)", moves_plans=False
     )
     #: Power under an average load.
     power_average_w: int | float | None = const(
-        185.0, "W", "published", "GPB, second-hand: 185 W on average", at_most="power_max_w"
-    )
+        185.0, "W", "published", "GPB, second-hand: 185 W on average", at_most="power_max_w",
+        moves_plans=False,
+    )  # fmt: skip
+
+    #: New tokens per sequence that a prefill step takes at most.
+    prefill_chunk_tokens: int = const(
+        128, "1", "assumed", "no public figure; longer chunks leave less SRAM for weights", 32, 512,
+        moves_plans=False,
+    )  # fmt: skip
 
     #: Constants whose value or provenance differs from the defaults above.
     replaced: tuple[Constant, ...] = ()
@@ -147,8 +154,6 @@ class ChipSpec:
     # What plans ask of any chip (`gpu.Accelerator`).
 
     memory_name: ClassVar[str] = "SRAM"
-    #: New tokens per sequence that a prefill step takes at most (assumed).
-    prefill_chunk_tokens: ClassVar[int] = 128
 
     @property
     def memory_bytes(self) -> int:

@@ -9,7 +9,6 @@ from .levels import table
 from .provenance import Constant
 from .quantities import format_bytes, format_quantity
 from .system import System
-from .topology import Topology
 from .uncertainty import uncertain
 
 
@@ -24,10 +23,8 @@ def describe(system: System) -> dict[str, Any]:
         constant with its source.
     """
     topology = system.topology
-    levels: list[dict[str, Any]] = []
     links: dict[str, Any] = {}
-    if isinstance(topology, Topology):
-        levels = [level.as_dict() for level in topology.levels]
+    if system.has_link_schedules:
         links = {
             "installed_chips": topology.installed_chips,
             "spare_chips": topology.spare_nodes * topology.node_chips,
@@ -42,16 +39,9 @@ def describe(system: System) -> dict[str, Any]:
         "memory": system.chip.memory_name,
         "topology": topology.family,
         **links,
-        "levels": levels,
+        "levels": [level.as_dict() for level in topology.levels],
         "note": system.note,
-        "constants": [
-            {
-                **vars(constant),
-                "value": str(constant.value),
-                "options": list(map(str, constant.options)),
-            }
-            for constant in system.constants()
-        ],
+        "constants": [constant.as_dict() for constant in system.constants()],
     }
 
 
@@ -71,10 +61,10 @@ def describe_text(system: System) -> str:
     ]
     if system.note:
         lines.append(system.note)
-    if isinstance(topology, Topology):
-        lines += _links(system, topology)
+    if system.has_link_schedules:
+        lines += _links(system)
     constants = system.constants()
-    assumed = sum(constant.status == "assumed" for constant in constants)
+    assumed = sum(constant.is_assumed for constant in constants)
     lines += ["", f"{assumed} of {len(constants)} numbers are assumed."]
     unsure = uncertain(topology)
     if unsure:
@@ -97,8 +87,8 @@ def _open_number(constant: Constant) -> str:
     )
 
 
-def _links(system: System, topology: Topology) -> list[str]:
-    lines = []
+def _links(system: System) -> list[str]:
+    topology, lines = system.topology, []
     spare, unused = topology.spare_nodes, topology.installed_chips - system.n_chips
     if spare:
         lines.append(

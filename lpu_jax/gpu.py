@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from .chip import ChipSpec
 from .errors import PlanError
+from .levels import Level
 from .provenance import Constant, const, vary
 
 _NANOSECONDS = 1e9
@@ -65,7 +66,12 @@ class GpuSpec:
         3.5e-6, "s", "assumed", "kernel launch or graph node, commonly 2 to 5 us", 2e-6, 5e-6
     )
     #: Of the whole GPU with its memory, at most.
-    power_w: int | float = const(700.0, "W", "published", "H100DS: up to 700 W")
+    power_w: int | float = const(700.0, "W", "published", "H100DS: up to 700 W", moves_plans=False)
+    #: New tokens per sequence that a prefill step takes at most.
+    prefill_chunk_tokens: int = const(
+        8192, "1", "assumed", "as serving engines are commonly set up", 2048, 16_384,
+        moves_plans=False,
+    )  # fmt: skip
 
     #: Constants that differ from the class's own (`provenance.vary`).
     replaced: tuple[Constant, ...] = ()
@@ -73,12 +79,19 @@ class GpuSpec:
     # What plans ask of an LPU chip too.
 
     memory_name: ClassVar[str] = "HBM"
-    #: New tokens per sequence that a prefill step takes at most (assumed, as engines are set up).
-    prefill_chunk_tokens: ClassVar[int] = 8192
+    #: A roofline does not tell units apart.
+    transit_cycles: ClassVar[float] = 0.0
+    #: Not public for any GPU.
+    power_average_w: ClassVar[None] = None
     #: Cycles of a GPU are nanoseconds: a roofline has no clock.
     clock_hz: ClassVar[float] = _NANOSECONDS
     #: Memory is not padded to vectors.
     vector_bytes: ClassVar[int] = 1
+
+    @property
+    def power_max_w(self) -> int | float:
+        """Most power it draws: the published power of a GPU."""
+        return self.power_w
 
     def tile(self, operand: str) -> tuple[int, int]:
         """Rows and columns that a stored matrix is padded to: none on a GPU."""
@@ -102,8 +115,8 @@ class GpuSpec:
 
 
 #: What plans may run on. Plans ask either kind of chip the same: `memory_bytes`, `memory_name` and
-#: `reserved_fraction`, `tile`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`, and the
-#: clock that cycles count.
+#: `reserved_fraction`, `tile`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`, its$
+#: most and average power, `transit_cycles`, and the clock that cycles count.
 Accelerator = ChipSpec | GpuSpec
 
 
@@ -117,6 +130,8 @@ class NvlinkDomain:
     """
 
     family: ClassVar[str] = "nvlink"
+    #: Levels with links of their own: none, a switch joins all.
+    levels: ClassVar[tuple[Level, ...]] = ()
 
     n_chips: int
     replaced: tuple[Constant, ...] = ()
@@ -148,6 +163,20 @@ class NvlinkDomain:
     def node_chips(self) -> int:
         """GPUs of the one level there is."""
         return self.n_chips
+
+    def span(
+        self,
+        bases: Int[np.ndarray, " groups"] | list[int],
+        n_chips_in_run: int,
+        group_chips: int | None = None,
+    ) -> int:
+        """Find what runs of GPUs touch, for `level_of`; arguments are those of `Topology.span`."""
+        del bases, group_chips
+        return n_chips_in_run
+
+    def level_of(self, span: int) -> str:
+        """Name what runs of GPUs cross: the one switch, or nothing."""
+        return "NVLink" if span > 1 else "chip"
 
     def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
         """Place consecutive groups of GPUs one after another.

@@ -7,6 +7,7 @@ emulator computes is the arithmetic of an LPU. Not modelled: more than one NVLin
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .errors import LpuError, PlanError, UnknownNameError
 from .gpu import GB200, GB200_DOMAIN, H100, H100_DOMAIN, RUBIN, RUBIN_DOMAIN, GpuSpec, NvlinkDomain
@@ -30,9 +31,16 @@ class GpuSystem(System):
     one: `cost.timing` takes the other way, and `require_lpu` refuses.
     """
 
-    # Plans ask a GPU what they ask a chip (`gpu.Accelerator`), and its domain for `stage_bases`.
+    # Plans ask a GPU what they ask a chip (`gpu.Accelerator`), and its domain what they ask a
+    # topology (`gpu.NvlinkDomain`); only the cost rules of an LPU, which never see one, ask more.
     chip: GpuSpec  # type: ignore[assignment]
     topology: NvlinkDomain  # type: ignore[assignment]
+
+    has_link_schedules: ClassVar[bool] = False
+    has_memory_to_spare: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Take any number of GPUs: the domain has checked it, and lanes are an LPU's."""
 
     @property
     def note(self) -> str:

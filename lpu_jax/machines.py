@@ -48,7 +48,9 @@ class GroqTopology(Topology):
     rack_node_links: int = const(2, "1", "published", "ISCA22: double links inside a rack")
     rack_global_ports: int = const(144, "1", "published", "ISCA22: 144 of 288 ports leave the rack")
     #: Used by `reach_s` only: the wiring assumed here needs up to 7 hops beyond 17 racks.
-    most_hops: int = const(5, "1", "published", "ISCA22; one extract says 6", 5, 6)
+    most_hops: int = const(
+        5, "1", "published", "ISCA22; one extract says 6", 5, 6, moves_plans=False
+    )
 
     def __post_init__(self) -> None:
         """Refuse machines that cannot exist."""

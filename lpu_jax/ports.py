@@ -84,6 +84,11 @@ class PortMap:
         """Whether every chip is linked with the chip of equal position of every peer."""
         return self.n_links % self.positions == 0
 
+    @property
+    def links_to_equal(self) -> int:
+        """Parallel links from a chip to its counterpart in a peer, where `pairs_equals`; else 1."""
+        return self.n_links // self.positions if self.pairs_equals else 1
+
     def position(self, part: Numbers, rank: Numbers) -> Numbers:
         """Find the chip that carries one link.
 
@@ -97,7 +102,7 @@ class PortMap:
         if self._chips_per_part:
             return part * self._chips_per_part + rank % self._chips_per_part
         if self.pairs_equals:
-            return part // (self.n_links // self.positions)
+            return part // self.links_to_equal
         # Parts and chips do not divide each other: fill the ports part by part.
         return (part * self.peers + rank) // self.ports
 

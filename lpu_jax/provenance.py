@@ -8,7 +8,7 @@ numbers; they carry a range only where sources disagree.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ class Constant:
         high: highest plausible value, if a range is known.
         options: the plausible values of something that is not a number, `value` among them.
         at_most: name of the constant that this one cannot exceed, if there is one.
+        moves_plans: whether the time, the memory or the order of plans can depend on it.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Constant:
     high: int | float | None = None
     options: tuple[Any, ...] = ()
     at_most: str = ""
+    moves_plans: bool = True
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether no public source states it."""
+        return self.status == "assumed"
 
     @property
     def is_uncertain(self) -> bool:
@@ -70,10 +77,27 @@ class Constant:
             raise ValueError(f"constant {self.name!r}: {self.value} is not among its options")
         # What is not known at all is None: nothing is assumed then.
         given = self.value is None or self.source.startswith((CALLER, USER_FILE))
-        if self.status == "assumed" and not (self.is_uncertain or given):
+        if self.is_assumed and not (self.is_uncertain or given):
             raise ValueError(
                 f"constant {self.name!r} is assumed: give its range (low, high) or its options"
             )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The constant as plain values, for JSON; its value and its options as text."""
+        return {
+            **vars(self),
+            "value": str(self.value),
+            "options": [str(option) for option in self.options],
+        }
+
+
+def weakest(statuses: Iterable[str]) -> str:
+    """The weakest of statuses, published before derived before assumed; `-` (no constant) if none.
+
+    Args:
+        statuses: of `STATUSES`, or `-`.
+    """
+    return max((s for s in statuses if s != "-"), key=STATUSES.index, default="-")
 
 
 def const(
@@ -86,6 +110,7 @@ def const(
     *,
     options: tuple[Any, ...] = (),
     at_most: str = "",
+    moves_plans: bool = True,
 ) -> Any:
     """Declare a dataclass field that is a constant of the machine.
 
@@ -98,6 +123,7 @@ def const(
         high: highest plausible value.
         options: the plausible values of something that is not a number.
         at_most: name of the field that this one cannot exceed.
+        moves_plans: whether the time, the memory or the order of plans can depend on it.
 
     Returns:
         A `dataclasses.field` with the provenance in its metadata.
@@ -116,6 +142,7 @@ def const(
         high=high,
         options=options,
         at_most=at_most,
+        moves_plans=moves_plans,
     )
     return dataclasses.field(default=value, metadata={_METADATA_KEY: constant})
 
@@ -123,8 +150,8 @@ def const(
 def constants_of(spec: Any) -> tuple[Constant, ...]:
     """List the constants of a specification, each with the provenance of this very variant.
 
-    A value that was changed without `vary` (by `dataclasses.replace`, in a sensitivity analysis)
-    is reported as assumed and set by the caller: it never borrows the source of the old value.
+    A value that was changed without `vary` (by `dataclasses.replace`) is reported as assumed and
+    set by the caller: it never borrows the source of the old value.
 
     Args:
         spec: a dataclass instance with fields made by `const`.
@@ -149,7 +176,8 @@ def constants_of(spec: Any) -> tuple[Constant, ...]:
                 source=CALLER,
                 at_most=declared.at_most,
             )
-        constants.append(constant)
+        # A property of the field, which a variant's constant does not state again.
+        constants.append(dataclasses.replace(constant, moves_plans=declared.moves_plans))
     return tuple(constants)
 
 

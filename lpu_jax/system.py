@@ -1,12 +1,14 @@
 """A system: which chip, linked how, how many of them; by name or from a TOML file.
 
-Not modelled: host memory and host links; other kinds of accelerator beside the LPU.
+GPUs by name come from `gpu_systems`. Not modelled: host memory and host links; machines that mix
+kinds of chips.
 """
 
 import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from .chip import GROQ3_LPU, GROQCHIP1, ChipSpec
 from .errors import ConfigError, PlanError, UnknownNameError, unknown
@@ -44,21 +46,20 @@ class System:
     )
     replaced: tuple[Constant, ...] = ()
 
+    #: Whether transfers are scheduled link by link; where not, they only have a price.
+    has_link_schedules: ClassVar[bool] = True
+    #: Whether a plan of fewer chips than there are can be the faster one: memory is no reason to
+    #: take them all.
+    has_memory_to_spare: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse links that the chip has no lanes for."""
-        if not (isinstance(self.chip, ChipSpec) and isinstance(self.topology, Topology)):
-            return
         needed = self.topology.lanes_per_chip
         if needed > self.chip.c2c_lanes:
             raise PlanError(
                 f"the links need {needed} lanes of a chip ({self.topology.lanes_in_words}); "
                 f"{self.chip.name} has {self.chip.c2c_lanes}"
             )
-
-    @property
-    def sram_bytes(self) -> int:
-        """SRAM of all chips together, reserved part included."""
-        return self.chip.sram_bytes * self.n_chips
 
     @property
     def memory_bytes(self) -> int:

@@ -65,7 +65,7 @@ class Machine:
         name: the file's key `name`, or the name of the file.
         chip: the chip.
         topology: its links.
-        host_overhead: what the host takes for each step; None if the file does not say.
+        host_overhead_s: what the host takes for each step; None if the file does not say.
     """
 
     name: str

@@ -110,29 +110,35 @@ def with_values(spec: SpecT, values: Mapping[str, Any]) -> SpecT:
 
 
 def draw(spec: SpecT, rng: np.random.Generator) -> SpecT:
-    """Draw every uncertain constant of a specification.
+    """Draw every uncertain constant of a specification that plans can depend on.
 
     Args:
         spec: a chip or a topology.
-        rng: gives one uniform number for each uncertain constant, in field order.
+        rng: gives one uniform number for each of them, in field order.
 
     Returns:
-        A variant with the same constants, each within its range.
+        A variant with the same constants, each within its range; the others as they were.
 
     Example:
         >>> from lpu_jax.chip import GROQCHIP1
         >>> 20 <= draw(GROQCHIP1, np.random.default_rng(0)).mxm_latency_cycles <= 160
         True
     """
-    return with_values(spec, {c.name: plausible(c, rng.random()) for c in uncertain(spec)})
+    drawn = (constant for constant in uncertain(spec) if constant.moves_plans)
+    return with_values(spec, {c.name: plausible(c, rng.random()) for c in drawn})
 
 
 def uncertain_constants(system: System) -> dict[str, Constant]:
-    """List a system's uncertain constants by full name, such as `chip.transit_cycles`."""
+    """List a system's uncertain constants that plans can depend on.
+
+    Returns:
+        By full name, such as `chip.transit_cycles`.
+    """
     return {
         f"{part}.{constant.name}": constant
         for part in PARTS
         for constant in uncertain(part_of(system, part))
+        if constant.moves_plans
     }
 
 

@@ -27,10 +27,11 @@ from .axes import Request
 from .compare import compare, rank
 from .comparison import Comparison
 from .evaluate import Evaluation, evaluate
-from .figures import Figure, assumed_names
+from .figures import Figure
 from .legal import Search
 from .placement import usable_bytes
 from .plan import AttentionShard, MlpShard, Plan
+from .scheduled import schedule_plan
 
 Progress = Callable[[str], None]
 CONTEXT = 4096
@@ -93,7 +94,7 @@ def llama_served() -> tuple[Figure, ...]:
             ours=best.decode_latency_s * 1e6 / cfg.n_layers,
             note=f"{best.plan.name}, context {CONTEXT}; {best.tokens_per_s_per_user:.0f} tokens/s "
             "without anything that a service adds",
-            assumed=assumed_names(machine.constants()),
+            assumed=assumed_behind(found, chosen=True),
         ),
         Figure(
             what=f"{what}, serial bound",
@@ -102,7 +103,7 @@ def llama_served() -> tuple[Figure, ...]:
             published=served_us,
             ours=serial_s * 1e6 / cfg.n_layers,
             note=f"all weights through the streams of one chip after another: {serial_s * 1e3:.2f} "
-            "ms; the service is hardly faster than chips that share no layer",
+            f"ms, {serial_s * 1e6 / cfg.n_layers / served_us:.2f} of the service's time",
         ),
     )
 
@@ -123,8 +124,33 @@ def kimi_served(progress: Progress = lambda _: None) -> Figure:
         ours=float(found.latency_s[best]) * 1e6,
         note=f"{machine.n_chips} chips: the fewest racks ({racks}) on which a plan of ours with "
         f"rows split fits; weights {policy.name}, context {CONTEXT}; {found.plans[best].name}",
-        assumed=assumed_names(machine.constants()),
+        assumed=_assumed(found.plans[best], cfg, machine, policy, request, chosen=True),
     )
+
+
+def assumed_behind(found: Comparison, *, chosen: bool = False) -> tuple[str, ...]:
+    """Name the assumed constants behind the latency of a comparison's first row.
+
+    Args:
+        found: the comparison.
+        chosen: whether the plan was chosen because it fits, so that what decides this counts too.
+    """
+    c = found
+    return _assumed(c.rows[0].plan, c.model, c.system, c.policy, c.request, chosen=chosen)
+
+
+def _assumed(
+    plan: Plan,
+    cfg: ModelConfig,
+    machine: System,
+    policy: Policy,
+    request: Request,
+    *,
+    chosen: bool,
+) -> tuple[str, ...]:
+    scheduled = schedule_plan(plan, cfg, machine, policy, request)
+    constants = scheduled.assumed_of_time + (scheduled.assumed_of_fit if chosen else ())
+    return tuple(dict.fromkeys(constant.name for constant in constants))
 
 
 def fewest_racks(
@@ -150,7 +176,7 @@ def fewest_racks(
     while low < high:
         middle = (low + high) // 2
         machine = named_system(f"groq-{middle * RACK_CHIPS}")
-        if machine.sram_bytes < n_parameters(cfg) * FEWEST_BITS / 8:
+        if machine.memory_bytes < n_parameters(cfg) * FEWEST_BITS / 8:
             low = middle + 1
             continue
         progress(f"validate: does {cfg.name} fit on {middle} racks?")
@@ -179,7 +205,7 @@ def peers() -> tuple[tuple[Figure, ...], tuple[str, ...]]:
         found = _peer_plan(tensor, stages)
         row = found.rows[0]
         ours_ms.append(row.decode_latency_s * 1e3)
-        name = f"TP{tensor}xPP{stages}"
+        name, assumed = f"TP{tensor}xPP{stages}", assumed_behind(found)
         figures += [
             Figure(
                 what=f"Llama-3-70B int8, {name}, {planner.name}",
@@ -188,7 +214,7 @@ def peers() -> tuple[tuple[Figure, ...], tuple[str, ...]]:
                 published=planner.ms[column],
                 ours=ours_ms[-1],
                 note=planner.note if column == 0 else "",
-                assumed=assumed_names(found.assumed),
+                assumed=assumed,
             )
             for planner in PLANNERS
             if column < len(planner.ms)

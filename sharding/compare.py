@@ -100,7 +100,7 @@ def compare(
         fitting=int(fits.sum()),
         rejected={**unfit, **refused},
         nearest=rows[-1] if nearest else None,
-        assumed=tuple(c for c in machine.constants() if c.status == "assumed"),
+        assumed=tuple(c for c in machine.constants() if c.is_assumed),
         evaluation=evaluation,
     )
 
@@ -250,13 +250,7 @@ def _rows(
             energy_j_per_token_lower=one(joules.lower_j_per_token, i),
             energy_j_per_token_upper=one(joules.upper_j_per_token, i),
             energy_j_per_token_upper_alone=one(joules.upper_alone_j_per_token, i),
-            memory_bytes={
-                "weights": float(evaluation.weight_bytes[i]),
-                "cache": float(evaluation.cache_bytes[i]),
-                "activations": float(evaluation.activation_bytes[i]),
-                "reserved": evaluation.reserved_bytes,
-                "sram": evaluation.sram_bytes,
-            },
+            memory_bytes=evaluation.memory_bytes(i),
         )
         for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))
     ]

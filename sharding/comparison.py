@@ -115,18 +115,7 @@ class Comparison:
                 "nearest_that_does_not_fit": self.nearest.as_dict() if self.nearest else None,
             },
             "versions": versions(),
-            "assumed": [
-                {
-                    "name": constant.name,
-                    "value": str(constant.value),
-                    "unit": constant.unit,
-                    "source": constant.source,
-                    "low": constant.low,
-                    "high": constant.high,
-                    "options": [str(option) for option in constant.options],
-                }
-                for constant in self.assumed
-            ],
+            "assumed": [constant.as_dict() for constant in self.assumed],
         }
 
     def to_json(self) -> str:
@@ -171,6 +160,8 @@ def comparison_text(comparison: Comparison) -> str:
         serving_table(c.rows, c.prompt_tokens),
         legend(memory),
         *serving_notes(c.request, c.system),
+        f"{len(c.assumed)} of the {len(c.system.constants())} numbers of {c.system.name} are "
+        "assumed: --json lists them, --sensitivity N draws them from their ranges.",
         f"weights {c.policy.name}: {c.policy.source}.",
         _searched(c),
     ]

@@ -335,4 +335,4 @@ def _sizes(batches: tuple[int, ...]) -> str:
 
 
 def _assumed(system: System) -> tuple[Constant, ...]:
-    return tuple(constant for constant in system.constants() if constant.status == "assumed")
+    return tuple(constant for constant in system.constants() if constant.is_assumed)

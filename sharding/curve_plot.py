@@ -14,7 +14,8 @@ from lpu_jax.quantities import format_count
 from lpu_jax.system import System
 
 from .curve import Curve, Point
-from .pictures import drawn, picture_format, write_picture
+from .files import write_file
+from .pictures import drawn, picture_format
 
 #: Okabe and Ito (2008): told apart by readers with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -37,7 +38,7 @@ def draw(curve: Curve, path: Path) -> None:
     picture = picture_format(path)
     if not curve.points:
         raise LpuError(f"{path} was not drawn: no plan of {curve.model.name} fits.")
-    write_picture(path, _picture(curve, picture))
+    write_file(path, _picture(curve, picture))
 
 
 def _picture(curve: Curve, picture: str) -> bytes:

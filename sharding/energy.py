@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpu_jax.gpu import Accelerator, GpuSpec
+from lpu_jax.gpu import Accelerator
 from models.blocks import block_chain
 from models.config import ModelConfig
 
@@ -45,7 +45,7 @@ def energy(evaluation: Evaluation, cfg: ModelConfig, chip: Accelerator) -> Energ
 
     Fidelity: approximate.
     """
-    most_w, average_w = _power_w(chip)
+    most_w, average_w = chip.power_max_w, chip.power_average_w
     kept = evaluation.request.batch * evaluation.request.kept_tokens
     group_chips = np.array([plan.group_chips for plan in evaluation.plans])
     all_chips = np.array([plan.n_chips for plan in evaluation.plans])
@@ -80,7 +80,8 @@ def busy_cycles(evaluation: Evaluation, cfg: ModelConfig) -> Numbers:
         )
         for kind, block in evaluation.blocks.items()
     }
-    return np.asarray(np.sum([busiest[block.kind] for block in block_chain(cfg)], axis=0))
+    # One after another: numpy's own order of a sum differs between one plan and many.
+    return np.asarray(sum(busiest[block.kind] for block in block_chain(cfg)))
 
 
 def one(bounds: Numbers | None, i: int) -> float | None:
@@ -90,21 +91,13 @@ def one(bounds: Numbers | None, i: int) -> float | None:
 
 def unknown_reason(chip: Accelerator) -> str | None:
     """Say in one sentence why a bound is missing; None if both are there."""
-    most_w, average_w = _power_w(chip)
-    if most_w is None:
+    if chip.power_max_w is None:
         return f"No energy: the power of {chip.title} is not public."
-    if average_w is None:
+    if chip.power_average_w is None:
         return f"No lower bound of energy: the average power of {chip.title} is not public."
     return None
 
 
 def knows_energy(chip: Accelerator) -> bool:
     """Whether at least one bound is known."""
-    return _power_w(chip) != (None, None)
-
-
-def _power_w(chip: Accelerator) -> tuple[int | float | None, int | float | None]:
-    """Most and average power; the published power of a GPU is the most it draws."""
-    if isinstance(chip, GpuSpec):
-        return chip.power_w, None
-    return chip.power_max_w, chip.power_average_w
+    return (chip.power_max_w, chip.power_average_w) != (None, None)

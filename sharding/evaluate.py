@@ -29,13 +29,18 @@ from . import axes
 from .axes import MESH_AXES, Request, mesh_order
 from .placement import BlockBytes, Cuts, block_bytes, cut_stages, usable_bytes
 from .plan import Plan
-from .trace import symbol_values, trace_block
+from .symbolic import symbol_values, trace_block
 
 Numbers = Float[np.ndarray, " plans"]
 #: Bits of a value of the hidden state on its way to the next stage.
 WIRE_BITS = 16
 #: Bytes of a token id on its way back to the first stage.
 TOKEN_BYTES = 4
+
+
+def hidden_bytes(cfg: ModelConfig, request: Request) -> float:
+    """Bytes of the hidden state of a step on its way to the next stage."""
+    return request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,16 @@ class Evaluation:
     def used_bytes(self) -> Numbers:
         """Bytes of the fullest chip without the reserve."""
         return np.asarray(self.weight_bytes + self.cache_bytes + self.activation_bytes)
+
+    def memory_bytes(self, plan: int) -> dict[str, float]:
+        """What fills the fullest chip of one plan, by its number, and how much a chip has."""
+        return {
+            "weights": float(self.weight_bytes[plan]),
+            "cache": float(self.cache_bytes[plan]),
+            "activations": float(self.activation_bytes[plan]),
+            "reserved": self.reserved_bytes,
+            "sram": self.sram_bytes,
+        }
 
     @property
     def short_bytes(self) -> Numbers:
@@ -160,7 +175,7 @@ def evaluate(
     }
     chain = [blocks[block.kind] for block in block_chain(cfg)]
     clock = float(system.chip.clock_hz)
-    payload = request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
+    payload = hidden_bytes(cfg, request)
     sampled = request.batch * request.sampled_tokens
     host = system.host_overhead_s * clock
     hops = np.array([_hand_over_cycles(g, system, payload, sampled) for g in groups])[group_of_plan]

@@ -10,7 +10,6 @@ from lpu_jax.cost.machine import PlacedMachine
 from lpu_jax.cost.memory import allocate, peak_bytes
 from lpu_jax.datapath.work import Unit
 from lpu_jax.system import System
-from lpu_jax.topology import Topology
 from models.config import ModelConfig
 from models.policy import Policy
 
@@ -26,9 +25,6 @@ from .explanation import (
 )
 from .plan import Plan
 from .scheduled import KindSchedule, ScheduledPlan, axis_names, block_name, schedule_plan
-
-#: GPUs lie behind one switch.
-_ONE_LEVEL = "NVLink"
 
 
 def explain(
@@ -68,13 +64,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
         hand_over_cycles=float(found.hand_over_cycles[0]),
         host_cycles=found.host_cycles,
         fits=bool(found.fits[0]),
-        memory_bytes={
-            "weights": float(found.weight_bytes[0]),
-            "cache": float(found.cache_bytes[0]),
-            "activations": float(found.activation_bytes[0]),
-            "reserved": found.reserved_bytes,
-            "sram": found.sram_bytes,
-        },
+        memory_bytes=found.memory_bytes(0),
         stages=tuple(
             StageUse(
                 number=stage.number,
@@ -98,7 +88,8 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
             for step in scheduled.hand_overs
         ),
         note=system.note or "",
-        assumed=tuple(c for c in system.constants() if c.status == "assumed"),
+        assumed=scheduled.assumed_of_time,
+        assumed_fit=scheduled.assumed_of_fit,
     )
 
 
@@ -184,8 +175,6 @@ def run_level(scheduled: ScheduledPlan, chips: int, stride: int) -> str:
     if chips == 1:
         return "chip"
     group, topology = scheduled.group, scheduled.system.topology
-    if not isinstance(topology, Topology):
-        return _ONE_LEVEL
     reach = min(chips * stride, group.chips)
     return topology.level_of(topology.span(group.bases, reach, group.chips))
 
@@ -193,8 +182,6 @@ def run_level(scheduled: ScheduledPlan, chips: int, stride: int) -> str:
 def hand_over_level(scheduled: ScheduledPlan, source: int, target: int) -> str:
     """The outermost level that lies between two stages."""
     bases, topology = scheduled.group.bases, scheduled.system.topology
-    if not isinstance(topology, Topology):
-        return _ONE_LEVEL
     first = int(np.minimum(bases[source], bases[target]))
     last = int(np.maximum(bases[source], bases[target])) + scheduled.group.chips
     return topology.level_of(topology.span([first], last - first))

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from lpu_jax.cost.report import OperationRow
-from lpu_jax.provenance import Constant
+from lpu_jax.provenance import Constant, weakest
 from lpu_jax.quantities import format_bytes
 from models.blocks import Kind
 
@@ -130,7 +130,8 @@ class Explanation:
     blocks: tuple[BlockUse, ...]
     hand_overs: tuple[HandOverUse, ...]
     note: str  #: what kind of model the times come from, where it is no schedule
-    assumed: tuple[Constant, ...]  #: constants without a public source that take part
+    assumed: tuple[Constant, ...]  #: constants without a public source that the times rest on
+    assumed_fit: tuple[Constant, ...]  #: those that decide whether the plan fits
 
     @property
     def latency_s(self) -> float:
@@ -151,9 +152,8 @@ class Explanation:
                     block["operations"], self._operations(block["kind"]), strict=True
                 )
             ]
-        plain["assumed"] = [
-            {**constant, "value": str(constant["value"])} for constant in plain["assumed"]
-        ]
+        plain["assumed"] = [constant.as_dict() for constant in self.assumed]
+        plain["assumed_fit"] = [constant.as_dict() for constant in self.assumed_fit]
         return plain | {"plan": self.plan.as_dict(), "latency_s": self.latency_s}
 
     def _operations(self, kind: str) -> tuple[OperationUse, ...]:
@@ -255,7 +255,7 @@ def _operations(explanation: Explanation, block: BlockUse) -> Table:
     for group in _merged(block.operations):
         rows = [use.row for use in group]
         one = len(group) == 1
-        status = max((row.status for row in rows), key=_WEAKNESS.index)
+        status = weakest(row.status for row in rows)
         made.add_row(
             "+".join(dict.fromkeys(row.unit for row in rows)),
             group[0].name if one else f"{len(group)} operations",
@@ -268,9 +268,6 @@ def _operations(explanation: Explanation, block: BlockUse) -> Table:
             status,
         )
     return made
-
-
-_WEAKNESS = ("-", "published", "derived", "assumed")
 
 
 def _collectives(explanation: Explanation) -> Table:
@@ -322,6 +319,13 @@ def _time_line(explanation: Explanation) -> str:
 
 
 def _assumed_line(explanation: Explanation) -> str:
-    names = ", ".join(dict.fromkeys(constant.name for constant in explanation.assumed))
-    rests = f"These times rest on assumed constants: {names}." if names else ""
-    return " ".join(part for part in (explanation.note, rests) if part)
+    def listed(what: str, constants: Sequence[Constant]) -> str:
+        names = ", ".join(dict.fromkeys(constant.name for constant in constants))
+        return f"{what} on assumed constants: {names}." if names else ""
+
+    parts = (
+        explanation.note,
+        listed("These times rest", explanation.assumed),
+        listed("Whether the plan fits rests", explanation.assumed_fit),
+    )
+    return " ".join(part for part in parts if part)

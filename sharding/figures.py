@@ -62,7 +62,7 @@ def within(
 
 def assumed_names(constants: Iterable[Constant]) -> tuple[str, ...]:
     """Names of the constants that no public source states."""
-    return tuple(constant.name for constant in constants if constant.status == "assumed")
+    return tuple(constant.name for constant in constants if constant.is_assumed)
 
 
 def figures_text(title: str, figures: Sequence[Figure]) -> str:

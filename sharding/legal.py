@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.gpu_systems import GpuSystem
 from lpu_jax.system import System
 from models.blocks import block_chain, block_kinds
 from models.config import GqaConfig, ModelConfig
@@ -217,7 +216,7 @@ class Search:
     def groups(self) -> list[tuple[int, int]]:
         """Stages and chips of a group: per number of stages, all chips, whole nodes, or 2^n.
 
-        On GPUs also every smaller power of two.
+        Where there is memory to spare also every smaller power of two.
         """
         n_blocks = len(block_chain(self.cfg))
         node = self.system.topology.node_chips
@@ -228,7 +227,7 @@ class Search:
                 (stages, chips)
                 for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
             }
-            if isinstance(self.system, GpuSystem):  # memory to spare: fewer GPUs may be faster
+            if self.system.has_memory_to_spare:  # fewer chips may be faster
                 found |= {(stages, 1 << power) for power in range(most.bit_length())}
         return sorted((stages, chips) for stages, chips in found if chips >= 1)
 

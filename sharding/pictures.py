@@ -1,11 +1,10 @@
-"""What all pictures share: their formats, their colours, and how they become a file.
+"""What all pictures share: their formats and their bytes.
 
 The same drawing gives the same bytes with the same version of matplotlib, which is loaded only
 where something is drawn.
 """
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,22 +43,3 @@ def drawn(figure: "Figure", picture: str) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format=picture, dpi=_DOTS_PER_INCH, metadata=_LEFT_OUT[picture])
     return file.getvalue()
-
-
-def write_picture(path: Path, content: bytes) -> None:
-    """Write a whole file or none of it.
-
-    Raises:
-        LpuError: it cannot be written.
-    """
-    # A device or a pipe is written to, not replaced; a directory is refused by `open`.
-    replaces = path.is_file() or not path.exists()
-    target = path.with_name(f".{path.name}.{os.getpid()}.tmp") if replaces else path
-    try:
-        target.write_bytes(content)
-        if replaces:
-            target.replace(path)
-    except OSError as error:
-        if replaces:
-            target.unlink(missing_ok=True)
-        raise LpuError(f"{path} cannot be written: {error.strerror}.") from None

@@ -244,6 +244,6 @@ def read_plan(path: str | Path) -> Plan:
         raise PlanError(f"plan file {path} cannot be read: it is not UTF-8 text.") from None
     try:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:  # both readers' errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # both readers' errors are ValueErrors
         raise PlanError(f"plan file {path} is malformed: {error}.") from None
     return plan_from_dict(data, f"plan file {path}")

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lpu_jax.cost.trace import INSTALLS, UNIT_TRACKS, Slice
-from lpu_jax.topology import Topology
 
 from .explain import collectives, explanation
 from .explanation import Explanation
@@ -208,10 +207,9 @@ def _link_map(figure: "Figure", axes: "Axes", bar: "Axes", scheduled: ScheduledP
     if not src.size:
         axes.set_axis_off()
         bar.set_axis_off()
-        scheduled_links = isinstance(scheduled.system.topology, Topology)
         why = (
             "no link is used inside a stage"
-            if scheduled_links
+            if scheduled.system.has_link_schedules
             else "a roofline has no schedule of links"
         )
         axes.text(0.5, 0.5, why, ha="center", va="center")

@@ -18,6 +18,7 @@ from lpu_jax.cost.program import Operation
 from lpu_jax.cost.report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed
 from lpu_jax.datapath.work import Unit
+from lpu_jax.provenance import Constant, constants_of
 from lpu_jax.system import System
 from models.blocks import Block, Kind, block_chain, block_kinds, is_leaf
 from models.config import ModelConfig
@@ -27,11 +28,11 @@ from . import axes
 from .axes import Request
 from .evaluate import (
     TOKEN_BYTES,
-    WIRE_BITS,
     Evaluation,
     ScheduledBlock,
     evaluate,
     hand_over_steps,
+    hidden_bytes,
     schedule_block,
     slots_of,
     split_of,
@@ -40,6 +41,11 @@ from .legal import check_plan, check_policy, check_request
 from .plan import Plan
 
 _LONGEST_NAME = 34
+#: Constants that are in every time: the clock, the way from unit to unit, the host.
+_IN_EVERY_TIME = ("clock_hz", "transit_cycles", "host_overhead_s")
+#: Constants that decide what fits, beside the tiles that matrices are padded to.
+_IN_EVERY_FIT = ("sram_bytes", "memory_bytes", "reserved_fraction", "vector_bytes", "lanes")
+_TILES = "mode"  # unit of the constants that say them
 _LISTED_BLOCKS = 4
 
 
@@ -98,6 +104,13 @@ class KindSchedule:
         slots = self.block.timing.slots
         return tuple(slot.operation for slot in slots if slot.work.unit is not Unit.FREE)
 
+    @property
+    def assumed(self) -> set[str]:
+        """Names of the assumed constants behind its operations, of those that have work."""
+        slots = (slot for slot in self.block.timing.slots if slot.work.unit is not Unit.FREE)
+        pairs = zip(slots, self.rows, strict=True)
+        return {name for slot, row in pairs if not slot.work.absent for name in row.assumed}
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What to call the operations of `rows`: their name, and the arguments they read."""
@@ -141,6 +154,27 @@ class ScheduledPlan:
         """Cycles of one token."""
         return float(self.evaluation.latency_cycles[0])
 
+    @cached_property
+    def assumed_of_time(self) -> tuple[Constant, ...]:
+        """The assumed constants that its time rests on, in the order of their declaration."""
+        names = {*_IN_EVERY_TIME, *(n for kind in self.kinds.values() for n in kind.assumed)}
+        links = {constant.name for constant in constants_of(self.system.topology)}
+        if self.plan.n_chips == 1:  # a chip alone crosses no link
+            names -= links
+        elif self.hand_overs:
+            names |= links
+        return tuple(c for c in self._assumed if c.name in names)
+
+    @property
+    def assumed_of_fit(self) -> tuple[Constant, ...]:
+        """The assumed constants that decide whether it fits."""
+        tiles = {c.name for c in self.assumed_of_time if c.unit == _TILES}
+        return tuple(c for c in self._assumed if c.name in tiles or c.name in _IN_EVERY_FIT)
+
+    @property
+    def _assumed(self) -> tuple[Constant, ...]:
+        return tuple(c for c in self.system.constants() if c.is_assumed and c.moves_plans)
+
 
 def schedule_plan(
     plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
@@ -148,7 +182,7 @@ def schedule_plan(
     """Schedule one plan in full.
 
     Args:
-        plan: a plan, legal or not.
+        plan: a legal plan, whether it fits or not.
         cfg: the model.
         system: the machine.
         policy: formats of the weights.
@@ -197,8 +231,9 @@ def _timeline(
     kinds: Mapping[Kind, KindSchedule],
 ) -> tuple[tuple[Stage, ...], tuple[HandOver, ...]]:
     """Put stages and hand-overs of one token one after another."""
-    payload = request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
-    steps, back = hand_over_steps(group, system, payload, request.batch)
+    payload = hidden_bytes(cfg, request)
+    sampled = request.batch * request.sampled_tokens
+    steps, back = hand_over_steps(group, system, payload, sampled)
     stage_of_block = evaluation.cuts.stage_of_block[:, 0]
     chain, now = block_chain(cfg), 0.0
     stages, hand_overs = [], []
@@ -225,7 +260,7 @@ def _timeline(
                     target=0 if last else number + 1,
                     start_cycle=now,
                     cycles=cycles,
-                    payload_bytes=float(TOKEN_BYTES * request.batch) if last else payload,
+                    payload_bytes=float(TOKEN_BYTES * sampled) if last else payload,
                 )
             )
             now += cycles

@@ -215,7 +215,9 @@ class _Study:
         eligible = np.flatnonzero(whole.used_bytes <= self._most_usable_bytes())
         self.eligible = len(eligible)
         best = eligible[np.argsort(-self.rates(whole)[eligible], kind="stable")]
-        self.plans = [whole.plans[i] for i in sorted(best[:MOST_CONTENDERS])]
+        # Faster plans that only fit under the smallest reserve may be many: the winner is kept.
+        kept = dict.fromkeys([rank(whole, self.objective)[0], *best.tolist()])
+        self.plans = [whole.plans[i] for i in sorted(list(kept)[:MOST_CONTENDERS])]
 
     def _most_usable_bytes(self) -> float:
         """Memory of a chip with the smallest plausible reserve."""

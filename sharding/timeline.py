@@ -11,12 +11,12 @@ from math import ceil
 
 import numpy as np
 
+from lpu_jax.cost.link_check import check
 from lpu_jax.cost.link_schedule import link_schedule
 from lpu_jax.cost.link_table import LinkSchedule, link_name
 from lpu_jax.cost.machine import PlacedMachine
 from lpu_jax.cost.memory import profile
 from lpu_jax.cost.trace import UNIT_TRACKS, Slice, Trace, unit_slices
-from lpu_jax.topology import Topology
 from models.blocks import Kind
 
 from .explain import collectives
@@ -25,7 +25,8 @@ from .scheduled import HandOver, KindSchedule, ScheduledPlan, Stage, block_name
 
 #: Track of a stage's blocks and hand-overs.
 BLOCKS = "blocks"
-HELD, LIVE = "SRAM bytes: weights, cache, tables", "SRAM bytes: live values"
+#: Counters of a stage, after the name of the memory.
+HELD, LIVE = "bytes: weights, cache, tables", "bytes: live values"
 
 
 def plan_trace(scheduled: ScheduledPlan) -> Trace:
@@ -38,7 +39,9 @@ def plan_trace(scheduled: ScheduledPlan) -> Trace:
         The trace: the end of its last slice is the latency of a token.
     """
     clock_hz = scheduled.evaluation.clock_hz
-    trace = Trace(clock_hz)
+    trace = Trace(clock_hz, _about(scheduled))
+    memory = scheduled.system.chip.memory_name
+    held, live = f"{memory} {HELD}", f"{memory} {LIVE}"
     units = {kind: kind_slices(schedule) for kind, schedule in scheduled.kinds.items()}
     uses = {kind: collectives(scheduled, each) for kind, each in scheduled.kinds.items()}
     processes = [trace.process(stage.name) for stage in scheduled.stages]
@@ -46,22 +49,37 @@ def plan_trace(scheduled: ScheduledPlan) -> Trace:
         _tracks(trace, pid, [slice_ for block in stage.blocks for slice_ in units[block.kind]])
         now = stage.start_cycle
         links: dict[Kind, tuple[Slice, ...]] = {}
-        trace.count(pid, HELD, now, _held_bytes(scheduled, stage))
+        trace.count(pid, held, now, _held_bytes(scheduled, stage))
         for block in stage.blocks:
             kind = scheduled.kinds[block.kind]
             if block.kind not in links:
                 links[block.kind] = tuple(_link_slices(kind, stage, uses[block.kind]))
             trace.add(pid, [_block_slice(block_name(block), kind)], now)
             trace.add(pid, (*units[block.kind], *links[block.kind]), now)
-            trace.count(pid, LIVE, now, 0.0)
-            for cycle, live in profile(kind.ranges):
-                trace.count(pid, LIVE, now + cycle, live)
+            trace.count(pid, live, now, 0.0)
+            for cycle, live_bytes in profile(kind.ranges):
+                trace.count(pid, live, now + cycle, live_bytes)
             now += float(kind.block.timing.cycles)
-            trace.count(pid, LIVE, now, 0.0)
+            trace.count(pid, live, now, 0.0)
     for step in scheduled.hand_overs:
         _hand_over(trace, scheduled, step, processes[step.source], processes[step.target])
     _host(trace, scheduled)
     return trace
+
+
+def _about(scheduled: ScheduledPlan) -> dict[str, str]:
+    """What a reader of the file must know: what was scheduled, and what its times rest on."""
+    system, request = scheduled.system, scheduled.request
+    assumed = [constant.name for constant in scheduled.assumed_of_time]
+    return {
+        "model": scheduled.cfg.name,
+        "system": system.name,
+        "plan": scheduled.plan.name,
+        "weights": scheduled.policy.name,
+        "request": f"batch {request.batch}, new tokens {request.tokens}, context {request.context}",
+        "time": system.note or "static schedule; cycle accuracy is not claimed",
+        "assumed": ", ".join(dict.fromkeys(assumed)),
+    }
 
 
 def _hand_over(
@@ -71,9 +89,9 @@ def _hand_over(
     args = {"cycles": step.cycles, "bytes": step.payload_bytes}
     whole = Slice(track=BLOCKS, name=step.name, start_cycle=0.0, end_cycle=step.cycles, args=args)
     trace.add(source, [whole], step.start_cycle)
-    topology = scheduled.system.topology
-    if not isinstance(topology, Topology):  # a roofline has no link schedules
+    if not scheduled.system.has_link_schedules:
         return
+    topology = scheduled.system.topology
     stages = scheduled.stages
     chips = [stages[number].first_chip for number in (step.source, step.target)]
     runs = np.concatenate([first + np.arange(scheduled.group.chips) for first in chips])
@@ -98,7 +116,7 @@ def _host(trace: Trace, scheduled: ScheduledPlan) -> None:
 def kind_slices(kind: KindSchedule) -> tuple[Slice, ...]:
     """What the units of a chip do in a kind of block."""
     block = kind.block
-    transit = float(getattr(block.machine.chip, "transit_cycles", 0.0))
+    transit = float(block.machine.chip.transit_cycles)
     return unit_slices(block.program, block.timing, kind.rows, kind.names, transit)
 
 
@@ -137,17 +155,27 @@ def _held_bytes(scheduled: ScheduledPlan, stage: Stage) -> float:
 
 
 def links_of_stage(kind: KindSchedule, stage: Stage, use: CollectiveUse) -> LinkSchedule:
-    """The explicit link schedule of a collective over all runs of a stage."""
+    """The explicit link schedule of a collective over all runs of a stage, proven link by link.
+
+    What each chip has of a gathered vector is whole vectors on its links, as it is priced.
+    """
     machine = kind.block.machine
     assert isinstance(machine, PlacedMachine)  # a roofline has no collectives to show
-    return link_schedule(
+    vector_bytes = machine.system.topology.frame_payload_bytes
+    n_vectors = ceil(use.payload_bytes / vector_bytes)
+    if use.kind in ("all_gather", "reduce_scatter", "all_to_all"):
+        n_vectors = use.chips * ceil(n_vectors / use.chips)
+    links = link_schedule(
         machine.system.topology,
         machine.chip.clock_hz,
         use.kind,
         use.algorithm,
         machine.runs(use.chips, use.stride, stage.number),
-        ceil(use.payload_bytes),
+        n_vectors * vector_bytes,
     )
+    # Nothing is shown that two transfers could not do; delivery of every byte is proven in tests.
+    check(links, machine.system.topology, most_followed=0)
+    return links
 
 
 def _link_slices(

@@ -30,7 +30,7 @@ from lpu_jax.provenance import constants_of
 from lpu_jax.system import System
 from lpu_jax.system import system as named_system
 
-from .anchors import anchors
+from .anchors import anchors, assumed_behind
 from .compare import compare
 from .comparison import versions
 from .figures import Figure, assumed_names, figures_text, within
@@ -281,7 +281,7 @@ def gpu_token() -> Figure:
         0.30,
         note=f"a roofline, batch 1, context 4096; its lower bound is "
         f"{row.decode_latency_lower_s * 1e3:.3f} ms, the tool's speed of light 5.253 ms",
-        assumed=assumed_names(found.assumed),
+        assumed=assumed_behind(found),
     )
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from ..errors import CostError, unknown
 from ..topology import Topology
-from .link_table import LEVELS, LinkSchedule, LinkUse, link_keys, link_name, piece_starts
+from .link_table import LinkSchedule, link_keys, piece_starts
 from .routes.in_node import (
     STEP_NAMES,
     TWO_STEP_NAMES,
@@ -31,7 +31,12 @@ from .routes.in_node import (
     two_step,
 )
 from .routes.messages import all_to_all_over_levels, hand_over_between_levels, send_over_levels
-from .routes.over_levels import gather_over_levels, reduce_over_levels
+from .routes.over_levels import (
+    broadcast_over_levels,
+    gather_over_levels,
+    reduce_over_levels,
+    scatter_over_levels,
+)
 from .routes.rows import (
     EXCHANGE,
     EXCHANGE_AGAIN,
@@ -43,16 +48,14 @@ from .routes.rows import (
     join_rows,
 )
 
-__all__ = ["ALGORITHMS", "KINDS", "LEVELS", "LinkSchedule", "LinkUse", "link_name", "link_schedule"]
-
 _Runs = Int[np.ndarray, "runs chips"]
 _Route = Callable[[Topology, str, _Runs], tuple[Rows, int]]
 
-_OVER_LEVELS: dict[str, _Route] = {
+_OVER_LEVELS: dict[str, Callable[[Topology, _Runs], tuple[Rows, int]]] = {
     "all_reduce": reduce_over_levels,
-    "broadcast": reduce_over_levels,
+    "broadcast": broadcast_over_levels,
     "all_gather": gather_over_levels,
-    "reduce_scatter": gather_over_levels,
+    "reduce_scatter": scatter_over_levels,
     "all_to_all": all_to_all_over_levels,
     "send": send_over_levels,
     "hand_over": hand_over_between_levels,
@@ -66,14 +69,15 @@ def _flat3(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) -
     many = nodes.min(axis=1) != nodes.max(axis=1)
     far = racks.min(axis=1) != racks.max(axis=1)
     tables = []
-    for which, route in (
-        (~many, direct),
-        (many & ~far, _OVER_LEVELS[kind]),
-        (far, _OVER_LEVELS[kind]),
-    ):
+    over_levels = _OVER_LEVELS[kind]
+
+    def in_node(topology: Topology, runs: _Runs) -> tuple[Rows, int]:
+        return direct(topology, kind, runs)
+
+    for which, route in ((~many, in_node), (many & ~far, over_levels), (far, over_levels)):
         if which.any():
             numbers = np.flatnonzero(which)
-            rows, n_pieces = route(topology, kind, runs[numbers])
+            rows, n_pieces = route(topology, runs[numbers])
             tables.append((replace(rows, run=numbers[rows.run]), n_pieces))
     common = math.lcm(*(n_pieces for _, n_pieces in tables))
     return join_rows([rows.scaled(common // n) for rows, n in tables]), common

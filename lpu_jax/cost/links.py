@@ -233,7 +233,8 @@ def hand_overs(
     group. Inside a node each chip sends a distinct share, which the receivers gather. Between nodes
     the links of all sending nodes carry distinct shares to every receiving node, which gathers;
     where links belong to chips outside a group that does not fill its nodes, the vector is first
-    spread onto them. Over racks the vector takes the way of a `send`.
+    spread onto them. Over racks the vector takes the way of a `send`. With several micro-batches in
+    flight all hand-overs of a plan may be made at once, and are priced so: none waits longer.
 
     Args:
         topology: the machine's links.
@@ -320,8 +321,8 @@ def _hand_over_steps(
     )
     far = far_steps(topology, rates, run)
     if topology.rack_wiring == "line":
-        # Hand-overs of two consecutive groups may cross the same boundary of large groups.
-        far = tuple(replace(step, share=np.where(run.far, 2 * landed, 0.0)) for step in far)
+        # A chip's link to the next rack takes on what landed on the chip.
+        far = tuple(replace(step, share=np.where(run.far, landed, 0.0)) for step in far)
     return (
         make_step("spread in node", spreads, rates.local, whole, rates.local_frame, neighbours),
         exchange,

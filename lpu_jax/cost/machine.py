@@ -21,7 +21,6 @@ from .links import (
     ALGORITHMS,
     KINDS_OF,
     Setting,
-    has_own_links,
     legal_in,
     schedule_in,
     setting,
@@ -37,6 +36,15 @@ class Groups:
 
     chips: int
     bases: Int[np.ndarray, " groups"]
+
+    @staticmethod
+    def first(system: System, n_chips: int) -> "Groups":
+        """Take the first `n_chips` chips of a system as one group.
+
+        Raises:
+            PlanError: if the system has fewer.
+        """
+        return Groups(n_chips, system.topology.stage_bases(1, n_chips))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +116,16 @@ class PlacedMachine:
         best = min(every, key=lambda steps: float(steps.cycles(payload_bytes)))
         return best.algorithm, best
 
-    def runs(
-        self, n_chips: int, stride: int, stage: int | None = None
-    ) -> Int[np.ndarray, "runs chips"]:
-        """List all runs of a mesh axis, for a single plan.
+    def runs(self, n_chips: int, stride: int, stage: int) -> Int[np.ndarray, "runs chips"]:
+        """List all runs of a mesh axis in a stage, for a single plan.
 
         Args:
             n_chips: chips of the axis.
             stride: chips from one chip of a run to the next.
-            stage: number of the stage; None for the runs of all stages.
+            stage: number of the stage.
 
         Returns:
-            The chips of each run, ascending; runs of a stage in the order of their first chips'
-            blocks.
+            The chips of each run, ascending; runs in the order of their first chips' blocks.
 
         Raises:
             CostError: if the stage's chips cannot be cut into such runs, there is no such stage,
@@ -129,7 +134,7 @@ class PlacedMachine:
         if self.group_of_plan is not None:
             raise CostError("runs: asks for the machine of a single plan, not of many.")
         (placed,) = self.groups
-        if stage is not None and not 0 <= stage < len(placed.bases):
+        if not 0 <= stage < len(placed.bases):
             raise CostError(f"runs: stage {stage} is not in 0..{len(placed.bases) - 1}.")
         block = n_chips * stride
         if n_chips < 1 or stride < 1 or placed.chips % block:
@@ -137,10 +142,9 @@ class PlacedMachine:
                 f"runs: a stage of {placed.chips} chips cannot be cut into runs of {n_chips} "
                 f"chips, each {stride} from the next."
             )
-        bases = placed.bases if stage is None else placed.bases[[stage]]
         first = np.add.outer(np.arange(0, placed.chips, block), np.arange(stride)).reshape(-1)
-        every = np.add.outer(np.add.outer(bases, first), stride * np.arange(n_chips))
-        return np.asarray(every.reshape(-1, n_chips), np.int64)
+        every = placed.bases[stage] + np.add.outer(first, stride * np.arange(n_chips))
+        return np.asarray(every, np.int64)
 
     def _schedules(
         self, kind: str, algorithm: str, n_chips: Length, stride: Length
@@ -164,7 +168,7 @@ class PlacedMachine:
 
     def _candidates(self, kind: str) -> Iterable[str]:
         # Where every chip has links of its own, hier5 is hier4.
-        skipped = "hier5" if has_own_links(self.system.topology) else ""
+        skipped = "hier5" if self.system.topology.node_ports.pairs_equals else ""
         return (name for name in AUTO if kind in KINDS_OF[name] and name != skipped)
 
     def _why_not(self, where: Setting, kind: str, algorithm: str, legal: Any) -> str:
@@ -178,7 +182,7 @@ class PlacedMachine:
         )
         if algorithm in ("one_shot", "direct", "ring"):
             needs = f"all chips of a run in one node of {size} chips"
-        elif algorithm == "hier5" or has_own_links(topology):
+        elif algorithm == "hier5" or topology.node_ports.pairs_equals:
             needs = f"runs that fill several nodes of {size} chips in one rack"
         else:
             needs = (
@@ -227,12 +231,9 @@ class PlacedMachine:
 
 
 def one_group(system: System, n_chips: int) -> PlacedMachine:
-    """Take the first `n_chips` chips of a system as one group.
+    """See an LPU system as one group on its first `n_chips` chips.
 
     Raises:
         PlanError: if the system has fewer.
     """
-    return PlacedMachine(
-        system=system,
-        groups=(Groups(n_chips, system.topology.stage_bases(1, n_chips)),),
-    )
+    return PlacedMachine(system=system, groups=(Groups.first(system, n_chips),))

@@ -28,7 +28,7 @@ class LiveRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class AddressedRange:
     """A live range at an address."""
 
     live: LiveRange
@@ -39,7 +39,7 @@ class Placed:
 class Allocation:
     """Addresses of all values of one plan, in the order of their starts."""
 
-    placed: tuple[Placed, ...]
+    placed: tuple[AddressedRange, ...]
     peak_bytes: float  #: alive at once, at most: no allocation can do with less
     top_bytes: float  #: what this one takes; what exceeds the peak is fragmentation
 
@@ -140,7 +140,7 @@ def allocate(ranges: Sequence[LiveRange]) -> Allocation:
         Addresses; no two values share a byte at the same time.
     """
     by_size = sorted(ranges, key=lambda live: (-live.size_bytes, live.start))
-    placed: list[Placed] = []
+    placed: list[AddressedRange] = []
     for live in by_size:
         address = 0
         neighbours = (
@@ -150,7 +150,7 @@ def allocate(ranges: Sequence[LiveRange]) -> Allocation:
             if other.address >= address + live.size_bytes:
                 break
             address = max(address, int(other.address + other.live.size_bytes))
-        placed.append(Placed(live=live, address=address))
+        placed.append(AddressedRange(live=live, address=address))
     placed.sort(key=lambda each: (each.live.start, each.address))
     return Allocation(
         placed=tuple(placed),

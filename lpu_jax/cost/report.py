@@ -21,10 +21,12 @@ from ..provenance import Constant, constants_of
 from ..quantities import format_bytes, format_seconds
 from ..system import System
 from ..system import system as system_named
+from .machine import Groups
 from .program import Program, read
 from .schedule import Slot, Timing
 from .sources import worst_status
-from .timing import Placed, constants_read, one_group, timing
+from .timing import Placed, constants_read, timing
+from .timing import placed as placed_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +162,10 @@ def time(
     """
     if mesh is None and (in_specs is not None or out_specs is not None):
         raise TypeError("time: in_specs and out_specs were given without a mesh.")
-    placed = system if isinstance(system, System) else system_named(system)
+    whole = system if isinstance(system, System) else system_named(system)
     n_chips = 1 if mesh is None else mesh.n_chips
     program = read(_trace(fn, args, mesh, in_specs, out_specs))
-    machine = one_group(placed, n_chips)
+    machine = placed_on(whole, (Groups.first(whole, n_chips),))
     return report(program, timing(program, machine), machine)
 
 

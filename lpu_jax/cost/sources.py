@@ -10,7 +10,7 @@ from typing import Any
 
 from ..chip import ChipSpec, MxmMode
 from ..datapath.work import Length, Unit
-from ..provenance import STATUSES, Constant, constants_of
+from ..provenance import Constant, constants_of, weakest
 from .machine import PlacedMachine
 from .program import Program
 
@@ -59,4 +59,4 @@ def constants_read(
 
 def worst_status(constants: Iterable[Constant]) -> str:
     """The weakest status among constants, published before derived before assumed; `-` for none."""
-    return max((c.status for c in constants), key=STATUSES.index, default="-")
+    return weakest(c.status for c in constants)

@@ -41,15 +41,6 @@ def placed(
     return PlacedMachine(system=system, groups=groups, group_of_plan=group_of_plan)
 
 
-def one_group(system: System, n_chips: int) -> Placed:
-    """Take the first `n_chips` chips of a system as one group.
-
-    Raises:
-        PlanError: if the system has fewer.
-    """
-    return placed(system, (Groups(n_chips, system.topology.stage_bases(1, n_chips)),))
-
-
 def timing(
     program: Program, machine: Placed, symbols: Mapping[str, Length] | None = None
 ) -> Timing:

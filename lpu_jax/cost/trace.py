@@ -38,13 +38,15 @@ class Trace:
     Source: "Trace Event Format" of the Chromium project, phases X, C and M.
     """
 
-    def __init__(self, clock_hz: float) -> None:
+    def __init__(self, clock_hz: float, about: Mapping[str, str] | None = None) -> None:
         """Start an empty trace.
 
         Args:
             clock_hz: the clock in which cycles are counted.
+            about: what the trace shows and rests on, by name; kept beside the events.
         """
         self._clock_hz = clock_hz
+        self._about = dict(about or {})
         self._events: list[dict[str, Any]] = []
         self._tracks: dict[tuple[int, str], int] = {}
         self._n_processes = 0
@@ -95,7 +97,8 @@ class Trace:
     def to_json(self) -> str:
         """The trace as JSON text, one event on each line."""
         lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in self._events)
-        return f'{{"displayTimeUnit":"ns","traceEvents":[\n{lines}\n]}}\n'
+        about = json.dumps(self._about)
+        return f'{{"displayTimeUnit":"ns","otherData":{about},"traceEvents":[\n{lines}\n]}}\n'
 
     def _meta(self, name: str, pid: int, tid: int, args: dict[str, Any]) -> None:
         self._events.append({"ph": "M", "name": name, "pid": pid, "tid": tid, "args": args})

@@ -5,7 +5,6 @@ decided here or in the commands: they parse arguments, call the library and prin
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,8 +12,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from lpu_jax.errors import LpuError
 from models.policy import POLICIES, RELEASED
+
+from ..files import write_file
 
 NO, BAD_INPUT = 1, 2
 Result = TypeVar("Result")
@@ -23,6 +23,10 @@ ModelName = Annotated[str, typer.Argument(help="Zoo name, or path of a config.js
 SystemName = Annotated[str, typer.Option("--system", help="System name, or path of a TOML file.")]
 Json = Annotated[
     str | None, typer.Option("--json", help="Write JSON to FILE; - for standard output alone.")
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest that fits."),
 ]
 Format = Annotated[
     str,
@@ -48,23 +52,8 @@ def emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) 
         print(json.dumps(data(), indent=1))
         return
     if as_json is not None:
-        write_text(Path(as_json), json.dumps(data(), indent=1) + "\n")
+        write_file(Path(as_json), json.dumps(data(), indent=1) + "\n")
     print(text())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    # A device or a pipe is written to, not replaced; a directory is refused by `open`.
-    replaces = path.is_file() or not path.exists()
-    target = path.with_name(f".{path.name}.{os.getpid()}.tmp") if replaces else path
-    try:
-        target.write_text(text, encoding="utf-8")
-        if replaces:
-            target.replace(path)
-    except OSError as error:
-        if replaces:
-            target.unlink(missing_ok=True)
-        raise LpuError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def watched(work: Callable[[Callable[[str], None]], Result]) -> Result:

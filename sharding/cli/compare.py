@@ -43,7 +43,11 @@ def compare(
     acceptance: Acceptance = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
     objective: Annotated[
-        Objective, typer.Option(help="What plans are ranked by.")
+        Objective,
+        typer.Option(
+            help="What plans are ranked by: latency of a token, throughput of all in flight, or "
+            "pareto: those that no plan beats in both tokens/s per user and in all."
+        ),
     ] = Objective.LATENCY,
     check: Annotated[
         int,

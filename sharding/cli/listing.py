@@ -39,7 +39,7 @@ def systems(
         )
         for machine in found:
             constants = machine.constants()
-            assumed = sum(constant.status == "assumed" for constant in constants)
+            assumed = sum(constant.is_assumed for constant in constants)
             made.add_row(
                 machine.name,
                 str(machine.n_chips),

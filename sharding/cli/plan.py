@@ -9,19 +9,34 @@ from .. import compare as comparing
 from .. import report
 from ..comparison import memory_map
 from ..explain import explanation
-from ..pictures import picture_format, write_picture
+from ..files import write_file
+from ..pictures import picture_format
 from ..plan import read_plan
 from ..scheduled import schedule_plan
-from .common import NO, Batch, Context, Format, Json, ModelName, SystemName, emit
+from .common import (
+    NO,
+    Acceptance,
+    Batch,
+    Context,
+    DraftTokens,
+    Format,
+    Json,
+    ModelName,
+    PlanFile,
+    SystemName,
+    emit,
+)
 
 
 def plan(
     model: ModelName,
     system: SystemName,
-    plan: Annotated[Path, typer.Option("--plan", help="Plan as TOML or JSON.")],
+    plan: PlanFile = None,
     weights_format: Format = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
+    draft_tokens: DraftTokens = None,
+    acceptance: Acceptance = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw timelines and link loads into FILE: .png, .svg or .pdf."),
@@ -33,10 +48,13 @@ def plan(
     found = comparing.compare(
         model,
         system,
-        [read_plan(plan)],
+        None if plan is None else [read_plan(plan)],
         weights_format=weights_format,
         batch=batch,
         context=context,
+        top=1,
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
     )
     (row,) = found.rows
     memory = found.system.chip.memory_name
@@ -45,7 +63,7 @@ def plan(
     if plot is not None and picture is not None:
         from ..plots import plan_plot  # matplotlib is only loaded where something is drawn
 
-        write_picture(plot, plan_plot(scheduled, picture))
+        write_file(plot, plan_plot(scheduled, picture))
     emit(
         as_json,
         lambda: found.as_dict() | {"explanation": explained.as_dict()},

@@ -6,57 +6,78 @@ from typing import Annotated
 import typer
 
 from lpu_jax.quantities import format_bytes, format_seconds
-from lpu_jax.system import system as named_system
-from models.policy import policy_named
-from models.zoo import model as named_model
 
-from ..axes import Request
+from .. import compare as comparing
+from ..files import write_file
 from ..plan import read_plan
 from ..scheduled import schedule_plan
-from .common import NO, Batch, Context, Format, Json, ModelName, SystemName, emit, write_text
+from .common import (
+    NO,
+    Acceptance,
+    Batch,
+    Context,
+    DraftTokens,
+    Format,
+    Json,
+    ModelName,
+    PlanFile,
+    SystemName,
+    emit,
+)
 
 
 def trace(
     model: ModelName,
     system: SystemName,
-    plan: Annotated[Path, typer.Option("--plan", help="Plan as TOML or JSON.")],
     out: Annotated[Path, typer.Option("--out", help="Trace to write; open it in ui.perfetto.dev.")],
+    plan: PlanFile = None,
     weights_format: Format = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
+    draft_tokens: DraftTokens = None,
+    acceptance: Acceptance = None,
     as_json: Json = None,
 ) -> None:
-    """Write one token through a plan as a trace: stages, units, links and memory over time."""
+    """Write one step through a plan as a trace: stages, units, links and memory over time."""
     from ..timeline import plan_trace
 
-    cfg, machine = named_model(model), named_system(system)
-    scheduled = schedule_plan(
-        read_plan(plan),
-        cfg,
-        machine,
-        policy_named(weights_format, cfg),
-        Request(batch=batch, context=context),
+    found = comparing.compare(
+        model,
+        system,
+        None if plan is None else [read_plan(plan)],
+        weights_format=weights_format,
+        batch=batch,
+        context=context,
+        top=1,
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
     )
+    (row,) = found.rows
+    scheduled = schedule_plan(row.plan, found.model, found.system, found.policy, found.request)
     content = plan_trace(scheduled).to_json()
-    write_text(out, content)
-    fits = bool(scheduled.evaluation.fits[0])
-    latency_s = float(scheduled.evaluation.latency_s[0])
-    short_bytes = float(scheduled.evaluation.short_bytes[0])
+    write_file(out, content)
+    size, note = len(content.encode()), found.system.note
+    short = f"The plan does not fit: short of {format_bytes(row.short_bytes)}."
     emit(
         as_json,
         lambda: {
             "trace": str(out),
-            "bytes": len(content),
+            "bytes": size,
+            "plan": row.plan.as_dict(),
             "stages": len(scheduled.stages),
-            "latency_s": latency_s,
-            "fits": fits,
-            "short_bytes": short_bytes,
+            "latency_s": row.decode_latency_s,
+            "fits": row.fits,
+            "short_bytes": row.short_bytes,
+            "note": note,
         },
-        lambda: (
-            f"{out}: {format_bytes(len(content))}, stages: {len(scheduled.stages)}, "
-            f"{format_seconds(latency_s)} for a token; open it in ui.perfetto.dev."
-            + ("" if fits else f"\nThe plan does not fit: short of {format_bytes(short_bytes)}.")
+        lambda: "\n".join(
+            [
+                f"{out}: {format_bytes(size)}, {row.plan.name}, stages: {len(scheduled.stages)}, "
+                f"{format_seconds(row.decode_latency_s)} for a step; open it in ui.perfetto.dev.",
+                *([note] if note else []),
+                *([] if row.fits else [short]),
+            ]
         ),
     )
-    if not fits:
+    if not row.fits:
         raise typer.Exit(NO)

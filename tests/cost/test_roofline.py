@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from jax.export import symbolic_shape
 
 from lpu_jax import cost
-from lpu_jax.cost.kernels import kernels
-from lpu_jax.cost.program import Program, read
+from lpu_jax.cost.kernels import Routing, kernels
+from lpu_jax.cost.machine import Groups
+from lpu_jax.cost.program import Program, Shape, read
 from lpu_jax.cost.roofline import roofline
 from lpu_jax.cost.schedule import Timing
-from lpu_jax.cost.timing import one_group, timing
+from lpu_jax.cost.timing import placed, timing
 from lpu_jax.datapath import c2c, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.datapath.work import Unit
@@ -37,7 +38,7 @@ from sharding.compare import compare
 from sharding.evaluate import Evaluation, evaluate
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
-from sharding.trace import trace_block
+from sharding.symbolic import trace_block
 
 H100X8 = system("h100x8")
 LLAMA = model("llama-3.1-70b")
@@ -198,6 +199,18 @@ def test_a_layer_is_as_many_kernels_as_engines_launch() -> None:
     assert shape_of_kernels("dense") == ["VXM", "MXM1", "MXM1", "C2C"]
 
 
+@pytest.mark.parametrize(("stored", "launches"), [(jnp.float16, 1), (jnp.float8_e4m3fn, 2)])
+def test_products_of_the_same_rows_are_one_kernel_if_stored_alike(
+    stored: Any, launches: int
+) -> None:
+    def both(x: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return mxm.matmul(x, a), mxm.matmul(x, b)
+
+    other = jax.ShapeDtypeStruct((640, 320), stored)
+    found = kernels(read(jax.make_jaxpr(both)(half(4, 640), half(640, 320), other)))
+    assert sum(kernel.unit is Unit.MXM for kernel in found) == launches
+
+
 def test_attention_keeps_its_scores_inside() -> None:
     """The attention kernel moves queries, cache and its result: no scores."""
     request = Request(context=4096)
@@ -273,6 +286,18 @@ def test_the_lower_bound_takes_balanced_routes() -> None:
     assert stated > 48 * expert_bytes / (8e12 * 0.825) * 1e9
 
 
+def test_a_gpu_with_less_than_one_chosen_expert_works_on_one() -> None:
+    # One token chooses 8 of 384 experts; of 16 GPUs each holds 24: half an expert each, on average.
+    routing = Routing(
+        choices=Shape((1, 8), "int32"),
+        slots=Shape((8, 1, 2048), "float16"),
+        held=Shape((24,), "int32"),
+        experts=Shape((384,), "int32"),
+    )
+    assert routing.matrices({}, balanced=True) == 1
+    assert routing.matrices({}, balanced=False) == 8
+
+
 def test_only_chosen_rows_are_multiplied() -> None:
     # 4,096 tokens choose 8 experts each. All rows in all 48 slots would be six times as much.
     stated, least, _ = expert_times(4096)
@@ -301,6 +326,10 @@ def two_layers_program() -> Program:
 
 def reading(m: int, k: int, n: int, machine: Any = H100X8) -> Timing:
     return roofline(two_layers_program(), one_group(machine, 1), {"m": m, "k": k, "n": n})
+
+
+def one_group(machine: Any, n_chips: int) -> Any:
+    return placed(machine, (Groups.first(machine, n_chips),))
 
 
 lengths = st.integers(1, 3000)
@@ -350,7 +379,8 @@ def test_every_constant_takes_part_in_a_time_or_a_fit() -> None:
         return [*found, float(reading_fp8(machine))]
 
     nominal = numbers(H100X8)
-    elsewhere = {"power_w", "domain_gpus"}  # energy, and how many GPUs there may be
+    # energy, how many GPUs there may be, and how far the chunks of a prompt go
+    elsewhere = {"power_w", "domain_gpus", "prefill_chunk_tokens"}
     for part, spec in (("chip", H100), ("topology", H100_DOMAIN)):
         for constant in constants_of(spec):
             if constant.name in elsewhere:

@@ -21,7 +21,7 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from sharding import axes
 from sharding.axes import Request
-from sharding.trace import symbol_values, trace_block
+from sharding.symbolic import symbol_values, trace_block
 
 LLAMA = zoo.model("llama-2-70b")
 KIMI = zoo.model("kimi-k2")

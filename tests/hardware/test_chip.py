@@ -1,6 +1,7 @@
 """Chips, provenance, errors and printing: published peaks, and a source for every number."""
 
 import dataclasses
+import json
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from lpu_jax import gpu_systems
 from lpu_jax.chip import GROQ3_LPU, GROQCHIP1, MxmMode, chip
 from lpu_jax.errors import LpuError, UnknownNameError, unknown
-from lpu_jax.provenance import Constant, const, constants_of, vary
+from lpu_jax.provenance import Constant, const, constants_of, vary, weakest
 from lpu_jax.quantities import format_bytes, format_count, format_given, format_seconds
 from lpu_jax.system import named_systems, system
 from models.policy import POLICIES
@@ -117,7 +118,8 @@ def unchanged():
         constant
         for constant in constants_of(GROQCHIP1)
         # Lanes to other chips decide which machines exist, not how fast they are (test_topology).
-        if constant.unit != "mode" and not constant.name.startswith("c2c_")
+        # How far the chunks of a prompt go is not read by a decoded token (test_serving).
+        if constant.unit != "mode" and not constant.name.startswith(("c2c_", "prefill_"))
     ],
     ids=lambda constant: constant.name,
 )
@@ -248,3 +250,19 @@ def test_unknown_names_show_the_nearest():
 )
 def test_quantities_print_in_readable_steps(text, expected):
     assert text == expected
+
+
+def test_the_weakest_status_is_the_furthest_from_a_public_source():
+    assert weakest(["published", "assumed", "derived", "-"]) == "assumed"
+    assert weakest(["derived", "-", "published"]) == "derived"
+    assert weakest(["-", "published"]) == "published"
+    assert weakest(["-"]) == weakest([]) == "-"
+
+
+def test_a_constant_is_plain_data():
+    mode = next(c for c in constants_of(GROQ3_LPU) if c.name == "mxm_fp16")
+    plain = json.loads(json.dumps(mode.as_dict()))
+    assert (plain["name"], plain["unit"], plain["status"]) == ("mxm_fp16", "mode", mode.status)
+    assert plain["value"] == str(mode.value)
+    assert plain["options"] == [str(option) for option in mode.options]
+    assert mode.is_assumed == (plain["status"] == "assumed")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -180,6 +181,94 @@ def test_listed_hand_overs_are_never_slower_than_priced(topology, group, first):
     stages = min(6, (topology.n_chips - first) // group)
     for found, limit in pair_times(topology, group, first + group * np.arange(stages)):
         assert found <= limit * (1 + 1e-9)
+
+
+def at_once(topology, group, bases):
+    """Priced cycles of each hand-over, and how long it takes if all of them are made at once.
+
+    All start every step together and wait until each link they use has carried what all send.
+    """
+    chips = bases[:, None] + np.arange(group)
+    pairs = np.concatenate([chips[:-1], chips[1:]], axis=1)
+    pieces = link_schedule(topology, CLOCK_HZ, "hand_over", "flat3", pairs, 320).n_pieces
+    payload = 2 * pieces * 320
+    found = link_schedule(topology, CLOCK_HZ, "hand_over", "flat3", pairs, payload)
+    done = np.maximum(found.release_cycle, found.arrival_cycle)
+    free = defaultdict(float)
+    links = list(zip(found.step, found.src, found.dst, found.part, strict=True))
+    for link, end in zip(links, done, strict=True):
+        free[link] = max(free[link], end)
+    begins = np.append(0.0, found.step_end_cycle)
+    taken = np.zeros((len(pairs), found.hops))
+    for link, run in zip(links, found.run, strict=True):
+        taken[run, link[0]] = max(taken[run, link[0]], free[link] - begins[link[0]])
+    return taken.sum(axis=1), hand_overs(topology, CLOCK_HZ, group, bases).cycles(payload)
+
+
+SMALL_RACKS = machine((2, 1), (2, 2), (8, 4))
+
+
+@pytest.mark.parametrize(
+    ("topology", "group", "first"),
+    [
+        (MACHINES[4], 4, 3),  # groups of a chip more than a node: two leave it over the same links
+        (machine((4, 1), (3, 2), (4, 6), wiring="all-to-all"), 2, 1),
+        (MACHINES[0], 5, 1),
+        (MACHINES[2], 6, 3),
+        (MACHINES[5], 3, 0),
+        (GroqTopology(n_chips=72), 5, 1),
+        # Groups of more than a rack of a line, so that two hand-overs cross the same boundary.
+        *((SMALL_RACKS, group, first) for group in (4, 5, 6, 8) for first in (0, 2)),
+        (dataclasses.replace(SMALL_RACKS, outer_link_bytes_per_s=1e8), 6, 2),
+    ],
+)
+def test_hand_overs_made_at_once_are_never_slower_than_priced(topology, group, first):
+    bases = first + group * np.arange(min(8, (topology.n_chips - first) // group))
+    found, limit = at_once(topology, group, bases)
+    assert np.all(found <= limit * (1 + 1e-9))
+
+
+def test_the_links_of_a_line_carry_of_a_hand_over_what_was_priced():
+    # Racks of 4 chips, groups of one rack, slow links between racks: they carry a half each.
+    topology = dataclasses.replace(machine((2, 1), (2, 4), (8, 4)), outer_link_bytes_per_s=1e7)
+    found, limit = at_once(topology, 4, 4 * np.arange(8))
+    # 2 %: the steps inside racks, which the slow links outweigh.
+    assert np.all(found <= limit)
+    assert found == pytest.approx(limit, rel=0.02)
+
+
+SHARED_LINKS = [
+    # On a line: runs of a block and those of the next use links of the same node.
+    (machine((4, 1), (3, 2), (4, 12)), "all_reduce", 5, 2, 4, 0),
+    (machine((4, 1), (3, 2), (4, 12)), "all_reduce", 4, 2, 4, 2),
+    # All to all: one run leaves for the next rack, the other came from the one before.
+    (machine((2, 1), (3, 2), (3, 1), wiring="all-to-all"), "all_reduce", 7, 1, 2, 2),
+    (machine((4, 1), (3, 2), (4, 6), wiring="all-to-all"), "all_reduce", 12, 1, 3, 1),
+    (machine((3, 1), (3, 3), (3, 3), wiring="all-to-all"), "send", 8, 1, 2, 3),
+    # A run inside the rack as well.
+    (machine((4, 1), (3, 2), (4, 6), wiring="all-to-all"), "all_reduce", 4, 1, 4, 10),
+    (machine((4, 1), (4, 2), (4, 3), wiring="all-to-all"), "all_reduce", 5, 1, 4, 13),
+]
+
+
+@pytest.mark.parametrize("slow", ["", "inner", "middle"])
+@pytest.mark.parametrize(
+    ("topology", "kind", "n", "stride", "blocks", "first"), SHARED_LINKS
+)  # fmt: skip
+def test_runs_over_racks_that_share_links_are_never_slower_than_priced(
+    topology, kind, n, stride, blocks, first, slow
+):
+    if slow:
+        topology = dataclasses.replace(topology, **{f"{slow}_link_bytes_per_s": 12.5e7})
+    group = n * stride * blocks
+    span = dataclasses.replace(topology.span([first], n * stride, group), n_chips=n)
+    closed = schedule(topology, CLOCK_HZ, kind, "flat3", span, stride)
+    blocks_of = np.add.outer(np.arange(0, group, n * stride), np.arange(stride)).reshape(-1)
+    runs = first + np.add.outer(blocks_of, stride * np.arange(n))
+    payload = 30 * n * n * topology.node_ports.n_links * topology.rack_ports.n_links * 320
+    found = link_schedule(topology, CLOCK_HZ, kind, "flat3", runs, payload)
+    assert span.racks > 1
+    assert found.cycles <= float(closed.cycles(payload)) * (1 + 1e-9)
 
 
 def test_a_giver_in_the_receivers_node_hands_on_what_it_started_with():

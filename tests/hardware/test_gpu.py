@@ -123,6 +123,22 @@ def test_other_names_are_refused_in_one_sentence(name, message):
     assert "\n" not in str(error.value)
 
 
+def test_whoever_plans_may_ask_gpus_and_lpus_the_same():
+    for name in ("h100x8", "vr-nvl72", "groq-node", "lpx-rack"):
+        found = system(name)
+        chip, topology = found.chip, found.topology
+        assert found.has_link_schedules == bool(topology.levels)
+        assert found.memory_bytes == found.n_chips * chip.memory_bytes
+        assert chip.transit_cycles >= 0
+        assert topology.level_of(topology.span([0], 1, 1)) == "chip"
+        assert topology.level_of(topology.span([0], 2, 4)) != "chip"
+        chunk = next(c for c in constants_of(chip) if c.name == "prefill_chunk_tokens")
+        assert (chunk.status, chunk.value) == ("assumed", chip.prefill_chunk_tokens)
+        assert chunk.low < chunk.value < chunk.high
+    assert (H100.power_max_w, H100.power_average_w) == (700.0, None)
+    assert not hasattr(system("h100x8"), "sram_bytes")
+
+
 def test_groups_lie_one_after_another():
     assert GB200_DOMAIN.stage_bases(3, 24).tolist() == [0, 24, 48]
     for groups, chips in ((3, 25), (0, 8), (1, 0)):

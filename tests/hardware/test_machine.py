@@ -37,12 +37,12 @@ def test_plans_side_by_side_cost_what_each_costs_alone():
     with pytest.raises(CostError, match="single plan"):
         together.chosen("all_reduce", "auto", 16, 1, 320)
     with pytest.raises(CostError, match="single plan"):
-        together.runs(16, 1)
+        together.runs(16, 1, 0)
 
 
 def test_runs_cut_every_stage_and_miss_no_chip():
     machine = staged(LPX, 24, 8, 3)
-    runs = machine.runs(3, 4)
+    runs = np.concatenate([machine.runs(3, 4, stage) for stage in range(3)])
     assert runs.shape == (24, 3)
     assert sorted(runs.reshape(-1)) == list(range(8, 80))
     assert np.all(np.diff(runs, axis=1) == 4)
@@ -50,7 +50,7 @@ def test_runs_cut_every_stage_and_miss_no_chip():
     np.testing.assert_array_equal(machine.runs(3, 4, 1)[4], [44, 48, 52])
     np.testing.assert_array_equal(machine.runs(1, 1, 0)[:, 0], np.arange(8, 32))
     with pytest.raises(CostError, match="24 chips cannot be cut into runs of 5 chips, each 1"):
-        machine.runs(5, 1)
+        machine.runs(5, 1, 0)
     with pytest.raises(CostError, match=r"stage 3 is not in 0\.\.2"):
         machine.runs(3, 4, 3)
 

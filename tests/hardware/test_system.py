@@ -33,9 +33,9 @@ def test_names_give_chips(name, n_chips, chip):
 
 def test_memory_of_published_systems():
     # NVB: 128 GB per rack; HC26: 1,152 GB in 9 racks; GroqRack brief: 14 GB active.
-    assert system("lpx-rack").sram_bytes == 128_000_000_000
-    assert system("lpx-9").sram_bytes == 1_152_000_000_000
-    assert system("groq-rack").sram_bytes == 64 * 220 * 2**20
+    assert system("lpx-rack").memory_bytes == 128_000_000_000
+    assert system("lpx-9").memory_bytes == 1_152_000_000_000
+    assert system("groq-rack").memory_bytes == 64 * 220 * 2**20
 
 
 def test_the_listing_is_made_of_names_that_work():

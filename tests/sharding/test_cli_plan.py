@@ -89,3 +89,36 @@ def test_a_plan_that_does_not_fit_is_traced_and_a_no(
     assert run("trace", *arguments, "--out", str(out)) == 1
     assert "does not fit: short of" in capsys.readouterr().out
     assert out.exists()
+
+
+def test_without_a_plan_the_fastest_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", *REQUEST, "--json", "-") == 0
+    best = json.loads(capsys.readouterr().out)["rows"][0]
+    assert run("plan", *REQUEST, "--json", "-") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in shown["rows"]] == [best["name"]]
+    assert shown["explanation"]["latency_s"] == best["decode_latency_s"]
+    assert run("trace", *REQUEST, "--out", str(tmp_path / "a.json"), "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["plan"] == best["plan"]
+
+
+def test_a_step_with_drafts_is_explained_and_traced(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (*REQUEST, "--plan", plan, "--draft-tokens", "3", "--acceptance", "0.5")
+    assert run("plan", *asked, "--json", "-") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["explanation"]["request"]["tokens"] == 4
+    assert shown["explanation"]["latency_s"] == shown["rows"][0]["decode_latency_s"]
+    assert run("trace", *asked, "--out", str(tmp_path / "a.json"), "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["latency_s"] == shown["explanation"]["latency_s"]
+
+
+def test_a_traced_roofline_is_called_one(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("smollm2-135m", "--system", "h100x8", "--context", "64", "--plan", plan)
+    assert run("trace", *asked, "--out", str(tmp_path / "a.json")) == 0
+    assert "GPU roofline" in capsys.readouterr().out

@@ -15,9 +15,11 @@ from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import Request
 from sharding.compare import Comparison, Objective, compare, rank
+from sharding.comparison import memory_map
 from sharding.evaluate import evaluate
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.report import render
 
 SMALL: dict[str, Any] = {"batch": 4, "context": 512}
 
@@ -167,6 +169,8 @@ def test_the_table_is_whole() -> None:
         assert "…" not in text
         assert all(row.plan.name in text for row in comparison.rows)
         assert str(comparison.legal) in text
+        assert f"{len(comparison.assumed)} of the " in text
+        assert "numbers of groq-" in text
     nearest = _too_large().nearest
     assert nearest is not None
     assert "No plan fits." in text
@@ -207,3 +211,12 @@ def test_a_trillion_parameters_and_64_sequences_stay_finite() -> None:
         numbers = [value for value in vars(row).values() if isinstance(value, float)]
         assert all(math.isfinite(number) for number in numbers)
         assert row.prefill_latency_s > row.decode_latency_s
+
+
+def test_the_memory_map_says_what_is_missing_or_left() -> None:
+    nearest, best = _too_large().nearest, _small().rows[0]
+    assert nearest is not None
+    for row, word, other in ((nearest, "short of", "spare"), (best, "spare", "short of")):
+        text = render(memory_map(row))
+        assert word in text
+        assert other not in text

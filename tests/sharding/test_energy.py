@@ -90,6 +90,18 @@ def test_lower_is_below_upper_is_below_alone(request_: Request, host_s: float) -
     assert np.all(busy_cycles(found, SMOLLM) <= found.latency_cycles)
 
 
+def test_a_plan_alone_has_the_energy_that_it_has_among_others() -> None:
+    request = Request(batch=2, tokens=4, context=64)
+    found = _all_plans(request)
+    among = energy(found, SMOLLM, RACK.chip).lower_j_per_token
+    assert among is not None
+    for i in range(0, len(found.plans), 5):
+        own = evaluate([found.plans[i]], SMOLLM, RACK, FP16, request)
+        alone = energy(own, SMOLLM, RACK.chip).lower_j_per_token
+        assert alone is not None
+        assert alone[0] == among[i]  # to the last bit
+
+
 @given(st.floats(0.1, 10))
 def test_energy_scales_with_power_and_with_the_clock(factor: float) -> None:
     found = _all_plans(Request(context=512))

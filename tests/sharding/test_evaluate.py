@@ -309,3 +309,30 @@ def test_kimi_k2_in_int4_fits_nine_racks() -> None:
     assert found.fits.any()
     best = int(np.argmin(np.where(found.fits, found.latency_s, np.inf)))
     assert found.plans[best] == PLAN
+
+
+def test_only_the_ids_of_sampled_tokens_go_back() -> None:
+    """A prefill step samples one token of a sequence, however long its chunk is."""
+    cfg, machine = model("smollm2-135m"), system("groq-node")
+    plan = Plan(
+        stages=2, group_chips=4, attention=AttentionShard(replica=4), mlp=MlpShard(tensor=4)
+    )
+    request = Request(batch=2, tokens=512, context=512)
+    found = evaluate([plan], cfg, machine, POLICIES["fp16"], request)
+    clock, bases = float(machine.chip.clock_hz), machine.topology.stage_bases(2, 4)
+    hidden = 2 * 512 * cfg.d_model * 2
+    forward = hand_overs(machine.topology, clock, 4, bases).cycles(hidden)
+    back = hand_overs(machine.topology, clock, 4, bases[::-1]).cycles(2 * TOKEN_BYTES)
+    whole = hand_overs(machine.topology, clock, 4, bases[::-1]).cycles(2 * 512 * TOKEN_BYTES)
+    assert found.hand_over_cycles[0] == float(np.sum(forward) + np.sum(back))
+    assert np.sum(whole) > np.sum(back)  # or the ids of all positions would cost no more
+
+
+def test_a_stage_holds_the_tables_of_all_kinds_of_blocks() -> None:
+    """Kinds of blocks share no table; live values of one block at a time take the same place."""
+    found = evaluate([PLAN], KIMI, LPX, POLICIES["int4"], ONE)
+    held = [block.held for block in found.blocks.values()]
+    tables = [float(np.max(each.tables)) for each in held]
+    assert sum(size > 0 for size in tables) > 1
+    live = max(float(np.max(each.activations)) for each in held)
+    assert found.activation_bytes[0] == live + sum(tables)

@@ -199,6 +199,54 @@ def test_gpus_are_called_a_roofline() -> None:
     assert "GPU roofline" in ours.text()
 
 
+def test_slots_beyond_the_worst_case_are_in_the_parts_too() -> None:
+    """Slots of a plan beyond the 8 of one token: the parts still add up to the total."""
+    name, machine, weights, plan, request = CASES["kimi"]
+    assert plan.moe is not None
+    asked = replace(plan, moe=replace(plan.moe, slots=24))
+    cfg = model(name)
+    ours = explain(asked, cfg, system(machine), policy_named(weights, cfg), request)
+    parts = sum(block.count * block.cycles for block in ours.blocks) + ours.hand_over_cycles
+    assert parts + ours.host_cycles == pytest.approx(ours.latency_cycles, rel=1e-12)
+    assert ours.latency_cycles > explained("kimi").latency_cycles
+
+
+def test_assumed_constants_are_those_that_this_plan_reads() -> None:
+    """By hand: a chip alone uses no link; the reserve decides what fits, never a time."""
+    cases = ("one chip", "drafts", "gpus")
+    times = {case: {c.name for c in explained(case).assumed} for case in cases}
+    for case in cases:
+        found = explained(case)
+        assert "reserved_fraction" not in times[case]
+        assert [c.name for c in found.assumed_fit] == ["reserved_fraction"]
+        assert "prefill_chunk_tokens" not in times[case]
+        assert "host_overhead_s" in times[case]
+        assert "Whether the plan fits rests on assumed constants: reserved_fraction." in " ".join(
+            found.text().split()
+        )
+    assert {"transit_cycles", "mxm_latency_cycles"} <= times["one chip"]
+    assert {"link_efficiency", "collective_latency_s", "memory_efficiency"} <= times["gpus"]
+    alone = replace(CASES["gpus"][3], group_chips=1, attention=AttentionShard(), mlp=MlpShard())
+    cfg, machine = model("llama-3.1-8b"), system("h100x8")
+    one = explain(alone, cfg, machine, policy_named("fp16", cfg), Request(context=4096))
+    assert times["gpus"] - {c.name for c in one.assumed} == {
+        "link_efficiency", "collective_latency_s",
+    }  # fmt: skip
+
+
+def test_a_merged_row_has_the_weakest_status_of_its_operations() -> None:
+    ours = explained("one chip")
+    block = ours.blocks[0]
+    use = replace(block.operations[0], share_of_block=0.001)
+    few = tuple(
+        replace(use, row=replace(use.row, status=status))
+        for status in ("published", "assumed", "derived")
+    )
+    text = replace(ours, blocks=(replace(block, operations=few),)).text()
+    (row,) = (line for line in text.splitlines() if "3 operations" in line)
+    assert row.split()[-1] == "assumed"
+
+
 def test_impossible_plans_and_requests_are_one_sentence() -> None:
     cfg, machine = model("kimi-k2"), system("lpx-9")
     policy = policy_named("int4", cfg)

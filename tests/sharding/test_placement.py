@@ -23,7 +23,7 @@ from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES, Request, sizes
 from sharding.placement import block_bytes, cut_stages, padded_bytes, usable_bytes
-from sharding.trace import symbol_values, trace_block
+from sharding.symbolic import symbol_values, trace_block
 
 KIMI, LLAMA = model("kimi-k2"), model("llama-2-70b")
 

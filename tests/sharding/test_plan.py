@@ -139,7 +139,13 @@ def test_malformed_plans_name_file_and_key(
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.toml", b"stages = = 3"), ("a.json", b"{"), ("a.toml", b"\xff\xfe"), ("a.json", b"")],
+    [
+        ("a.toml", b"stages = = 3"),
+        ("a.json", b"{"),
+        ("a.toml", b"\xff\xfe"),
+        ("a.json", b""),
+        ("a.json", b"[" * 100_000),
+    ],
 )
 def test_unreadable_text(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -11,7 +11,8 @@ from models.policy import policy_named
 from models.zoo import model
 from sharding.axes import Request
 from sharding.explain import explanation
-from sharding.pictures import picture_format, write_picture
+from sharding.files import write_file
+from sharding.pictures import picture_format
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.plots import load_matrix, plan_plot, stage_link_load
 from sharding.scheduled import ScheduledPlan, schedule_plan
@@ -81,8 +82,8 @@ def test_files_are_pictures_by_their_suffix(tmp_path: Path) -> None:
     for name in ("a.gif", "a"):
         with pytest.raises(LpuError, match=r"must end in \.png, \.svg or \.pdf"):
             picture_format(tmp_path / name)
-    write_picture(tmp_path / "a.png", b"drawn")
+    write_file(tmp_path / "a.png", b"drawn")
     assert (tmp_path / "a.png").read_bytes() == b"drawn"
     with pytest.raises(LpuError, match="cannot be written"):
-        write_picture(tmp_path / "none" / "a.png", b"drawn")
+        write_file(tmp_path / "none" / "a.png", b"drawn")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lpu_jax.errors import LpuError
 from lpu_jax.provenance import CALLER, vary
 from lpu_jax.system import System, system
-from lpu_jax.uncertainty import draw_system, uncertain, variant
+from lpu_jax.uncertainty import draw_system, uncertain, uncertain_constants, variant
 from sharding import sensitivity as module
 from sharding.axes import Request
 from sharding.cli.main import main
@@ -185,6 +185,35 @@ def test_the_cap_keeps_the_best(toy: Comparison, monkeypatch: pytest.MonkeyPatch
     assert "2 plans (the best of 3)" in found.text()
 
 
+def test_the_cap_keeps_the_best_in_whatever_order_they_come(
+    toy: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = list(reversed(toy.evaluation.plans))
+    turned = module.evaluate(plans, toy.model, toy.system, toy.policy, toy.request)
+    monkeypatch.setattr(module, "MOST_CONTENDERS", 2)
+    found = sensitivity(dataclasses.replace(toy, evaluation=turned), 200, 0)
+    assert set(found.wins) == {_name(toy, 0), _name(toy, 1)}
+
+
+def test_constants_that_move_no_plan_are_left_out() -> None:
+    """Hops that only `reach_s` counts, the chunk of a prefill, and the power of a chip."""
+    for name in ("groq-rack", "lpx-rack", "h100x8", "vr-nvl72"):
+        machine = system(name)
+        left_out = {c.name for c in (*uncertain(machine.chip), *uncertain(machine.topology))} - {
+            full.partition(".")[2] for full in uncertain_constants(machine)
+        }
+        assert "prefill_chunk_tokens" in left_out
+        assert left_out <= {"prefill_chunk_tokens", "most_hops", "power_w"}
+        assert ("most_hops" in left_out) == (name == "groq-rack")
+        rng = np.random.default_rng(0)
+        drawn = draw_system(machine, rng)
+        assert drawn.chip.prefill_chunk_tokens == machine.chip.prefill_chunk_tokens
+        # one number for each that is listed, none for the others
+        again = np.random.default_rng(0)
+        again.random(len(uncertain_constants(machine)))
+        assert rng.random() == again.random()
+
+
 def test_one_seed_one_result(toy: Comparison) -> None:
     def text(seed: int) -> str:
         return json.dumps(sensitivity(toy, 20, seed).as_dict(), allow_nan=False)
@@ -328,3 +357,15 @@ def test_rank_correlation_by_hand() -> None:
     x = np.array([1.0, 2.0, 3.0, 4.0])
     assert spearman(x, np.array([2.0, 3.0, 1.0, np.inf])) == pytest.approx(1 - 6 * 6 / 60)
     assert spearman(x, np.array([5.0, 5.0, 5.0, 5.0])) is None
+
+
+def test_the_nominal_winner_is_among_the_plans_however_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MOST_CONTENDERS", 1)
+    found = compare("llama-2-70b", "groq-576", weights_format="int8", top=1)
+    whole = found.evaluation
+    memory = found.system.chip.memory_bytes  # the smallest plausible reserve is none
+    faster = whole.tokens_per_s_per_user > found.rows[0].tokens_per_s_per_user
+    assert np.any(faster & ~whole.fits & (whole.used_bytes <= memory))
+    assert sensitivity(found, 1).nominal == found.rows[0].plan.name

@@ -191,6 +191,26 @@ def test_prefill_takes_the_fastest_chunk_that_fits(prompt: int) -> None:
     assert found.time_to_first_token_s[0] == pytest.approx(min(times.values()) + 30e-6, rel=1e-12)
 
 
+def test_prefill_leaves_out_faster_chunks_that_do_not_fit() -> None:
+    """SRAM between what chunks of 16 and of 32 tokens need; the larger ones would be faster."""
+    request = _request(batch=4)
+    steps = {n: _evaluated(replace(request, tokens=n)) for n in (16, 32)}
+    needed = sum(float(step.used_bytes[0]) for step in steps.values()) / 2
+    sram_bytes = math.ceil(needed / (1 - GROQ.chip.reserved_fraction))
+    tight = replace(GROQ, chip=replace(GROQ.chip, sram_bytes=sram_bytes))
+
+    def chunk(machine: System, fits: bool) -> int:
+        given = ([PLAN], np.array([fits]), SMOLLM, machine, FP16, request, CONTEXT)
+        return int(prefill(*given).chunk_tokens[0])
+
+    free = chunk(GROQ, fits=True)
+    assert free >= 32
+    assert chunk(tight, fits=True) == 16
+    short = replace(GROQ, chip=replace(GROQ.chip, prefill_chunk_tokens=8))
+    assert chunk(short, fits=True) == 8
+    assert chunk(tight, fits=False) == free  # one that fits no token at all is not held back
+
+
 def test_the_first_token_of_a_longer_prompt_is_later() -> None:
     fits = np.array([True])
     times = [

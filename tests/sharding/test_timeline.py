@@ -13,9 +13,10 @@ from models.blocks import block_chain
 from models.policy import policy_named
 from models.zoo import model
 from sharding.axes import Request
+from sharding.explain import collectives
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.scheduled import ScheduledPlan, schedule_plan
-from sharding.timeline import BLOCKS, LIVE, plan_trace
+from sharding.timeline import BLOCKS, LIVE, links_of_stage, plan_trace
 
 KIMI = Plan(
     stages=61,
@@ -121,7 +122,7 @@ def test_every_block_is_shown_once_and_nothing_lies_between(traced: Traced) -> N
 
 def test_live_values_come_and_go(traced: Traced) -> None:
     plan, _, events = traced
-    counted = [e["args"]["value"] for e in events if e["ph"] == "C" and e["name"] == LIVE]
+    counted = [e["args"]["value"] for e in events if e["ph"] == "C" and e["name"] == f"SRAM {LIVE}"]
     assert counted[0] == counted[-1] == 0
     peak = max(float(kind.block.report().held.activations) for kind in plan.kinds.values())
     assert 0 < max(counted) <= peak
@@ -164,3 +165,47 @@ def test_the_same_plan_gives_the_same_bytes() -> None:
 
 def test_a_trillion_parameters_are_a_reasonable_file() -> None:
     assert 1e6 < len(trace_of("kimi")[1]) < 60e6
+
+
+def test_a_trace_says_what_it_shows_and_what_it_rests_on() -> None:
+    about = json.loads(trace_of("kimi")[1])["otherData"]
+    assert (about["model"], about["system"], about["plan"]) == ("kimi-k2", "lpx-9", KIMI.name)
+    assert "transit_cycles" in about["assumed"]
+    assert "roofline" not in about["time"]
+
+
+def test_a_roofline_is_called_one_and_its_memory_by_its_name() -> None:
+    gpus = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8))
+    text = plan_trace(scheduled("smollm2-135m", "h100x8", "fp16", gpus, 64)).to_json()
+    made = json.loads(text)
+    assert "GPU roofline" in made["otherData"]["time"]
+    counters = {event["name"] for event in made["traceEvents"] if event["ph"] == "C"}
+    assert {name.split()[0] for name in counters} == {"HBM"}
+
+
+WIDE = Plan(
+    stages=4,
+    group_chips=144,
+    attention=AttentionShard(tensor=8, replica=18),
+    mlp=MlpShard(tensor=144),
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*CASES.values(), ("llama-2-70b", "groq-576", "int8", WIDE, 4096)],
+    ids=[*CASES, "over racks"],
+)
+def test_links_take_what_collectives_are_priced_at(
+    case: tuple[str, str, str, Plan, int],
+) -> None:
+    plan = scheduled(*case)
+    for kind in plan.kinds.values():
+        stage = next(s for s in plan.stages if any(b.kind == kind.kind for b in s.blocks))
+        for use in collectives(plan, kind):
+            links = links_of_stage(kind, stage, use)
+            # A payload that does not divide evenly costs a frame a step more on some link.
+            frames = len(links.step_names) * links.frame_bytes / 12.5e9 * 1.5e9
+            assert links.cycles <= use.cycles + frames, (kind.kind, use)
+            if use.exact:
+                assert links.cycles == pytest.approx(use.cycles, abs=frames)

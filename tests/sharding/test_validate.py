@@ -46,6 +46,10 @@ def test_every_check_passes_and_says_where_it_is_from() -> None:
         assert figure.source
         assert figure.ratio == figure.ours / figure.published
     assert not found.beside
+    (gpus,) = (figure for figure in found.checks if "H100" in figure.what)
+    assert {"memory_efficiency", "link_efficiency", "host_overhead_s"} <= set(gpus.assumed)
+    # What decides a fit, or a prompt, is behind no time of a token.
+    assert not {"reserved_fraction", "prefill_chunk_tokens"} & set(gpus.assumed)
 
 
 def _ours(what: str) -> float:

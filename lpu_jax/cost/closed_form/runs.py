@@ -11,11 +11,10 @@ import numpy as np
 from ...ports import Numbers
 from ...topology import Span, Topology
 
-# Runs over racks that may use a local link at once: two where runs meet inside a node; three where
-# a run over racks of GroqNodes also forwards through nodes that it has no chip in. A run that is
-# alone may do so twice if what lands for a single node of a rack lands outside of it.
+# Runs over racks that may use a link inside a rack at once: two, one that goes on to the next rack
+# and one to the rack before, or that meet inside a node. A run that is alone may forward twice if
+# what lands for a single node of a rack lands outside of it.
 _MEETING_RUNS = 2
-_FORWARDING_RUNS = 3
 _FORWARDING_TWICE = 2
 
 
@@ -104,9 +103,9 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
         meeting = meeting * interleaved
     else:
         crossing = gap * np.ones_like(interleaved)
-        meeting = np.where(alone, 1, _FORWARDING_RUNS) * crossing
+        meeting = np.where(alone, 1, _MEETING_RUNS) * crossing
         twice = (topology.rack_wiring == "rack") & (np.asarray(span.fewest_in_rack) < 2 * size)
-        forwarded = np.where(alone, np.where(twice, _FORWARDING_TWICE, 1), _FORWARDING_RUNS)
+        forwarded = np.where(alone, np.where(twice, _FORWARDING_TWICE, 1), _MEETING_RUNS)
         forwarded = collected = forwarded * crossing
     return Run(
         n=n,

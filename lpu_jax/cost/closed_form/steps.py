@@ -232,7 +232,6 @@ def make_step(
     frame: Numbers,
     fan_out: Numbers,
     *,
-    hops: Numbers = 1,
     times: Numbers = 1.0,
     streams: Numbers = 1.0,
 ) -> Step:
@@ -245,7 +244,6 @@ def make_step(
         share: largest share of the payload on one link.
         frame: cycles between vectors on a link.
         fan_out: links that each chip drives, on average.
-        hops: links that a vector crosses.
         times: how often the step takes place.
         streams: transfers that make up the share.
 
@@ -255,7 +253,7 @@ def make_step(
     on = np.asarray(active) & (np.asarray(share) > 0)
     return Step(
         name=name,
-        hops=np.where(on, hops, 0),
+        hops=np.where(on, 1, 0),
         latency_cycles=np.where(on, latency, 0.0),
         share=np.where(on, share, 0.0),
         cycles_per_vector=np.where(on, frame, 0.0),

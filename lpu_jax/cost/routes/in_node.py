@@ -178,17 +178,15 @@ def _by_node(
     )
 
 
-def _own_links(topology: Topology, algorithm: str) -> None:
-    """Require a link from every chip to the chip of equal position in the other nodes."""
-    ends = near_ends(topology.node_ports)
-    position = np.arange(topology.node_ports.n_links)
-    linked = ends.shape[2] == topology.node_chips and np.all((ends == position) | (ends < 0))
-    if not linked:
+def _own_links(topology: Topology, algorithm: str) -> int:
+    """Count the links from every chip to the chip of equal position in another node."""
+    if not topology.node_ports.pairs_equals:
         raise CostError(
             f"{algorithm} needs a link from every chip to the chip of equal position in each "
             f"other node; nodes of {topology.node_chips} chips have "
             f"{topology.node_ports.n_links} links to each other here"
         )
+    return topology.node_ports.links_to_equal
 
 
 def hier4(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) -> tuple[Rows, int]:
@@ -208,26 +206,35 @@ def hier4(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) ->
     if kind != "all_reduce":
         raise _refuse(kind, "hier4", "all_reduce")
     chips = _by_node(topology, "hier4", runs)
-    _own_links(topology, "hier4")
+    k = _own_links(topology, "hier4")
     n_runs, m, s = chips.shape
-    run, node = np.arange(n_runs)[:, None, None, None], np.arange(m)
-    mates = {"src": chips[:, :, :, None], "dst": chips[:, :, None, :]}
-    position = np.arange(s)
-    own, theirs = position[:, None] * m, position * m
-    # Between chips of equal position: [run, position, node from, node to].
+    position, node, link = np.arange(s), np.arange(m), np.arange(k)
+    # A chip's part of the node's sum has a piece for each node and parallel link.
+    near = {
+        "run": np.arange(n_runs)[:, None, None, None],
+        "src": chips[:, :, :, None],
+        "dst": chips[:, :, None, :],
+        "count": m * k,
+    }
+    own, theirs = position[:, None] * m * k, position * m * k
+    # Between chips of equal position: [run, position, node from, node to, link].
     column = chips.transpose(0, 2, 1)
-    across = {"src": column[:, :, :, None], "dst": column[:, :, None, :]}
-    part = column[:, :, :1, None] % topology.node_chips
-    piece = position[:, None, None] * m
+    across = {
+        "run": np.arange(n_runs)[:, None, None, None, None],
+        "src": column[:, :, :, None, None],
+        "dst": column[:, :, None, :, None],
+        "part": column[:, :, :1, None, None] % topology.node_chips * k + link,
+    }
+    piece = position[:, None, None, None] * m * k + link
     n = runs.shape[1]
     return join_rows(
         [
-            make_rows(n, phase=0, run=run, first=theirs, count=m, **mates),
-            make_rows(n, phase=1, run=run, part=part, first=piece + node, **across),
-            make_rows(n, phase=2, run=run, part=part, first=piece + node[:, None], **across),
-            make_rows(n, phase=3, run=run, first=own, count=m, **mates),
+            make_rows(n, phase=0, first=theirs, **near),
+            make_rows(n, phase=1, first=piece + node[:, None] * k, **across),
+            make_rows(n, phase=2, first=piece + node[:, None, None] * k, **across),
+            make_rows(n, phase=3, first=own, **near),
         ]
-    ), m * s
+    ), m * s * k
 
 
 def two_step(
@@ -249,51 +256,51 @@ def two_step(
     if kind not in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
         raise _refuse(kind, "two_step", "all_reduce, all_gather, reduce_scatter and all_to_all")
     chips = _by_node(topology, "two_step", runs)
-    _own_links(topology, "two_step")
+    k = _own_links(topology, "two_step")
     n_runs, m, s = chips.shape
     n = m * s
-    node, position = np.arange(m), np.arange(s)
-    # Every table below is [run, node, chip of the node, chip or node it sends to, rest].
-    run = np.arange(n_runs).reshape(-1, 1, 1, 1, 1)
-    here = chips[:, :, :, None, None]
-    mate = chips[:, :, None, :, None]
-    there = chips.transpose(0, 2, 1)[:, None, :, :, None]
-    own_node, own_place = node.reshape(-1, 1, 1, 1), position.reshape(-1, 1, 1)
-    to_place, to_node, rest = position[:, None], node[:, None], node
-    part = here % topology.node_chips
+    node, position, link = np.arange(m), np.arange(s), np.arange(k)
+    # Tables are [run, node, chip of the node, chip or node it sends to, rest, link]. Chip x of a
+    # run has the k pieces from x * k on, one for each parallel link.
+    own_node, own_place = node.reshape(-1, 1, 1, 1, 1), position.reshape(-1, 1, 1, 1)
+    to_place, to_node = position.reshape(-1, 1, 1), node.reshape(-1, 1, 1)
+    rest_node, rest_place = node[:, None], position[:, None]
+    ends = {
+        "run": np.arange(n_runs).reshape(-1, 1, 1, 1, 1, 1),
+        "src": chips[:, :, :, None, None, None],
+    }
+    near = {**ends, "dst": chips[:, :, None, :, None, None]}
+    across = {
+        **ends,
+        "dst": chips.transpose(0, 2, 1)[:, None, :, :, None, None],
+        "part": ends["src"] % topology.node_chips * k + link,
+    }
     if kind == "all_reduce":
-        first = make_rows(n, phase=0, run=run, src=here, dst=mate, first=0)
-        second = make_rows(n, phase=1, run=run, src=here, dst=there, part=part, first=0)
-        return join_rows([first, second]), 1
+        first = make_rows(n, phase=0, first=0, count=k, **near)
+        return join_rows([first, make_rows(n, phase=1, first=link, **across)]), k
     if kind == "all_to_all":
         first = make_rows(
             n,
             phase=0,
-            run=run,
-            src=here,
-            dst=mate,
-            first=rest * s + to_place,
+            first=(rest_node * s + to_place) * k,
+            count=k,
             origin=own_node * s + own_place,
             origins=1,
+            **near,
         )
         second = make_rows(
             n,
             phase=1,
-            run=run,
-            src=here,
-            dst=there,
-            part=part,
-            first=to_node * s + own_place,
-            origin=own_node * s + position,
+            first=(to_node * s + own_place) * k + link,
+            origin=own_node * s + rest_place,
             origins=1,
+            **across,
         )
-        return join_rows([first, second]), n
-    first = make_rows(
-        n, phase=0, run=run, src=here, dst=there, part=part, first=own_node * s + own_place
-    )
-    second = make_rows(n, phase=1, run=run, src=here, dst=mate, first=rest * s + own_place)
+        return join_rows([first, second]), n * k
+    first = make_rows(n, phase=0, first=(own_node * s + own_place) * k + link, **across)
+    second = make_rows(n, phase=1, first=(rest_node * s + own_place) * k, count=k, **near)
     rows = join_rows([first, second])
-    return (rows if kind == "all_gather" else mirror(rows, 1)), n
+    return (rows if kind == "all_gather" else mirror(rows, 1)), n * k
 
 
 def _owners(

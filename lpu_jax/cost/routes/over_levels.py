@@ -39,22 +39,31 @@ TOWARDS_RACKS = (SPREAD, EXCHANGE, FORWARD)
 BEHIND_RACKS = (SPREAD_AGAIN, EXCHANGE_AGAIN, GATHER)
 
 
-def reduce_over_levels(
-    topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]
-) -> tuple[Rows, int]:
-    """Route an all_reduce, or a broadcast from the first chip, over nodes or racks.
+def reduce_over_levels(topology: Topology, runs: Int[np.ndarray, "runs chips"]) -> tuple[Rows, int]:
+    """Route an all_reduce over nodes or racks.
 
     Args:
         topology: the machine.
-        kind: `"all_reduce"` or `"broadcast"`.
         runs: chips of each run; all runs reach over racks, or none does.
 
     Returns:
         The transfers and the number of pieces.
     """
-    if kind == "all_reduce":
-        return _reduce(topology, runs, runs, runs)
-    # Copies of one contribution: the same way, but nobody needs it twice.
+    return _reduce(topology, runs, runs, runs)
+
+
+def broadcast_over_levels(
+    topology: Topology, runs: Int[np.ndarray, "runs chips"]
+) -> tuple[Rows, int]:
+    """Route a broadcast from the first chip the way of an all_reduce; nobody gets a piece twice.
+
+    Args:
+        topology: the machine.
+        runs: chips of each run; all runs reach over racks, or none does.
+
+    Returns:
+        The transfers and the number of pieces.
+    """
     rows, cut = _reduce(topology, runs, runs[:, :1], runs[:, 1:])
     return first_arrivals(rows, runs[:, :1]), cut
 
@@ -110,14 +119,11 @@ def _reduce(
     return join_rows([near, across, behind]), cut
 
 
-def gather_over_levels(
-    topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]
-) -> tuple[Rows, int]:
-    """Route an all_gather over nodes or racks, or a reduce_scatter, which is its mirror image.
+def gather_over_levels(topology: Topology, runs: Int[np.ndarray, "runs chips"]) -> tuple[Rows, int]:
+    """Route an all_gather over nodes or racks.
 
     Args:
         topology: the machine.
-        kind: `"all_gather"` or `"reduce_scatter"`.
         runs: chips of each run; all runs reach over racks, or none does.
 
     Returns:
@@ -167,7 +173,23 @@ def gather_over_levels(
         else:
             last = hand_out(levels, n, GATHER, landed, needs)
         rows = join_rows([near, across, last])
-    return (rows if kind == "all_gather" else mirror(rows, GATHER)), n * fine
+    return rows, n * fine
+
+
+def scatter_over_levels(
+    topology: Topology, runs: Int[np.ndarray, "runs chips"]
+) -> tuple[Rows, int]:
+    """Route a reduce_scatter over nodes or racks, the mirror image of an all_gather.
+
+    Args:
+        topology: the machine.
+        runs: chips of each run; all runs reach over racks, or none does.
+
+    Returns:
+        The transfers and the number of pieces.
+    """
+    rows, n_pieces = gather_over_levels(topology, runs)
+    return mirror(rows, GATHER), n_pieces
 
 
 def crosses_racks(topology: Topology, runs: Int[np.ndarray, "runs chips"]) -> bool:
