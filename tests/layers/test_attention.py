@@ -86,6 +86,7 @@ def _check_close(cfg: ModelConfig, got: np.ndarray) -> None:
     assert sqnr_db(np.asarray(expected) - np.asarray(x, np.float32), change) > SQNR_DB
 
 
+@pytest.mark.slow
 def test_latent_attention_is_close_to_float32() -> None:
     _check_close(TINY_KIMI, prefill(TINY_KIMI))
 
@@ -96,7 +97,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("cfg", "way"),
     [
-        pytest.param(TINY_LLAMA, "devices", id="grouped on devices"),
+        pytest.param(TINY_LLAMA, "devices", id="grouped on devices", marks=SLOW),
         pytest.param(TINY_LLAMA, "nested", id="grouped nested", marks=SLOW),
         pytest.param(TINY_KIMI, "devices", id="latent on devices", marks=SLOW),
         pytest.param(TINY_KIMI, "nested", id="latent nested", marks=SLOW),

@@ -33,7 +33,8 @@ def run(
 
 
 @pytest.mark.parametrize(
-    "policy", ["fp16", "int8", pytest.param("groq-truepoint", marks=pytest.mark.slow)]
+    "policy",
+    ["fp16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("int8", "groq-truepoint"))],
 )
 def test_all_ways_of_running_give_the_same_bits(policy: str) -> None:
     virtual, devices, nested = (

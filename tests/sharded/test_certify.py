@@ -24,7 +24,7 @@ from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, plan_from_dict
 from sharding.verify import BlockCheck, CheckResult
 
-KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), POLICIES["int4"]
+KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-rack"), POLICIES["int4"]
 
 
 @pytest.fixture(scope="module")

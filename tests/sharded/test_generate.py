@@ -53,6 +53,7 @@ def tiny():
     return generate(SyntheticWeights(TINY), TOKENIZER, "hello", NODE, EIGHT, max_new_tokens=N_NEW)
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_float32_model(tiny):
     """Measured 59.6 dB; the reference holds unrounded weights, so fp16 weights are in it too."""
     prompt = jnp.asarray([TOKENIZER.encode("hello")], jnp.int32)
@@ -64,6 +65,7 @@ def test_logits_are_those_of_the_float32_model(tiny):
     assert tiny.sqnr_db == pytest.approx(sqnr, abs=0.01)
 
 
+@pytest.mark.slow
 def test_each_token_is_the_references_choice_after_the_ones_before(tiny):
     """Decoding reads the cache of a padded prompt; the reference sees the whole text each time."""
     model = Transformer(SyntheticWeights(TINY))
@@ -77,6 +79,7 @@ def test_each_token_is_the_references_choice_after_the_ones_before(tiny):
     assert len(tiny.decode_s) == N_NEW - 1
 
 
+@pytest.mark.slow
 def test_text_stops_behind_an_end_token(tiny):
     pieces = []
     found = generate(

@@ -19,6 +19,8 @@ from sharding.axes import Request
 from sharding.load import LoadedBlock
 
 N_DRAWS = 100
+#: Tracing never sees values; that is asked of some draws, that one program runs of all.
+N_TRACED = 5
 MACHINE = one_group(system("groq-rack"), 4)
 
 
@@ -44,7 +46,8 @@ def test_a_hundred_routings_take_the_same_cycles() -> None:
         bias = jnp.asarray(100 * rng.permutation(weights["router_bias"].size), jnp.float32)
         chosen = {**weights, "router_bias": bias.reshape(weights["router_bias"].shape)}
         outputs.add(np.asarray(run(x, chosen, placement)).tobytes())
-        schedules.append(issue_times(TINY_KIMI, block, (x, chosen, placement)))
+        if len(schedules) < N_TRACED:
+            schedules.append(issue_times(TINY_KIMI, block, (x, chosen, placement)))
     assert len(outputs) > N_DRAWS // 2  # the token is the same: other outputs are other experts
     assert run._cache_size() == 1  # one program was compiled for all of them
     assert all(times == schedules[0] for times in schedules)
@@ -65,7 +68,8 @@ def test_a_hundred_cache_fills_take_the_same_cycles() -> None:
         positions = jnp.asarray(rng.integers(0, request.context, request.batch), jnp.int32)
         arguments = (x, weights, filled, tables, positions, share)
         outputs.add(np.asarray(run(*arguments)[0]).tobytes())
-        schedules.append(issue_times(TINY_LLAMA, block, arguments))
+        if len(schedules) < N_TRACED:
+            schedules.append(issue_times(TINY_LLAMA, block, arguments))
     assert len(outputs) == N_DRAWS
     assert run._cache_size() == 1
     assert all(times == schedules[0] for times in schedules)

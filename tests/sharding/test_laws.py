@@ -90,7 +90,7 @@ def test_twice_the_clock_and_rates_and_half_the_latencies_take_half_the_time(
 
 
 @given(st.data())
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_a_worse_machine_is_never_faster(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(CASES))
     machine = system(case[1])
@@ -109,7 +109,7 @@ def test_a_worse_machine_is_never_faster(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_more_of_anything_asked_is_never_faster(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(CASES))
     field = data.draw(st.sampled_from(["batch", "tokens", "context"]))
