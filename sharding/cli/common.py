@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from lpu_jax.errors import LpuError
 from models.policy import POLICIES, RELEASED
 
 from ..files import write_file
@@ -44,6 +45,16 @@ DraftTokens = Annotated[
 Acceptance = Annotated[
     float | None, typer.Option(help="Speculative decoding: probability that a draft is accepted.")
 ]
+
+
+def check_apart(as_json: str | None, other: Path | None, option: str) -> None:
+    """Refuse to write two results into one file.
+
+    Raises:
+        LpuError: `--json` and the other option name the same file.
+    """
+    if as_json not in (None, "-") and other is not None and Path(str(as_json)) == other:
+        raise LpuError(f"--json and {option} both name {other}; they must be two files.")
 
 
 def emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) -> None:

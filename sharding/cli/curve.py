@@ -9,7 +9,7 @@ from lpu_jax.errors import LpuError
 
 from .. import curve as curves
 from ..pictures import picture_format
-from .common import NO, Acceptance, Context, DraftTokens, Format, Json, ModelName, emit
+from .common import NO, Acceptance, Context, DraftTokens, Format, Json, ModelName, check_apart, emit
 
 
 def curve(
@@ -32,6 +32,7 @@ def curve(
     as_json: Json = None,
 ) -> None:
     """Best plans over batch sizes: tokens/s of one user, of the system, and per chip."""
+    check_apart(as_json, plot, "--plot")
     if plot is not None:
         picture_format(plot)
     found = curves.curve(

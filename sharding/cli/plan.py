@@ -24,6 +24,7 @@ from .common import (
     ModelName,
     PlanFile,
     SystemName,
+    check_apart,
     emit,
 )
 
@@ -44,6 +45,7 @@ def plan(
     as_json: Json = None,
 ) -> None:
     """Show one plan: its row, what the fullest chip holds, and what every operation takes."""
+    check_apart(as_json, plot, "--plot")
     picture = None if plot is None else picture_format(plot)
     found = comparing.compare(
         model,

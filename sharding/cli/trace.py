@@ -22,6 +22,7 @@ from .common import (
     ModelName,
     PlanFile,
     SystemName,
+    check_apart,
     emit,
 )
 
@@ -41,6 +42,7 @@ def trace(
     """Write one step through a plan as a trace: stages, units, links and memory over time."""
     from ..timeline import plan_trace
 
+    check_apart(as_json, out, "--out")
     found = comparing.compare(
         model,
         system,

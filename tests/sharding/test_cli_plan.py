@@ -122,3 +122,17 @@ def test_a_traced_roofline_is_called_one(
     asked = ("smollm2-135m", "--system", "h100x8", "--context", "64", "--plan", plan)
     assert run("trace", *asked, "--out", str(tmp_path / "a.json")) == 0
     assert "GPU roofline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("plan", "--plot", "a.svg"), ("trace", "--out", "a.json"), ("curve", "--plot", "a.svg")],
+)
+def test_two_results_are_not_written_into_one_file(
+    command: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, option, file = command
+    path = tmp_path / file
+    assert run(name, *REQUEST, option, str(path), "--json", str(path)) == 2
+    assert f"--json and {option} both name {path}" in capsys.readouterr().err
+    assert not path.exists()
