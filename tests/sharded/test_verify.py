@@ -53,6 +53,7 @@ def results():
     return compare_plans(SIX_HEADS_KIMI, NODE, PLANS, FP16, layers=(1,), tokens=TOKENS, seed=1)
 
 
+@pytest.mark.slow
 def test_column_plans_of_any_shape_give_the_same_bits(results):
     first, second, row = results
     assert first.output_hash == second.output_hash
@@ -61,6 +62,7 @@ def test_column_plans_of_any_shape_give_the_same_bits(results):
     assert first.rounding_moved == second.rounding_moved == ()
 
 
+@pytest.mark.slow
 def test_a_row_plan_says_where_it_moved_rounding(results):
     attention, experts = results[2].rounding_moved
     assert attention == (
@@ -78,6 +80,7 @@ def test_longer_runs_than_a_node_are_added_in_tiers():
     assert rounding_moved(SIX_HEADS_KIMI, wide, (8, 72), ["attention"]) == ()  # one chip
 
 
+@pytest.mark.slow
 def test_the_error_is_that_of_fp16_activations(results):
     """Measured here: 65.3 to 65.6 dB of the state, 62.1 dB or more of what a block adds.
 
@@ -91,6 +94,7 @@ def test_the_error_is_that_of_fp16_activations(results):
         assert 0 < result.max_abs_err < 0.05
 
 
+@pytest.mark.slow
 def test_the_output_is_that_of_the_whole_model_in_float32(results):
     """The reference of the check, redone here on the source's own weights with all experts.
 
@@ -108,6 +112,7 @@ def test_the_output_is_that_of_the_whole_model_in_float32(results):
         assert result.routes_agree
 
 
+@pytest.mark.slow
 def test_results_are_plain_json(results):
     for result in results:
         values = json.loads(json.dumps(result.as_dict()))
