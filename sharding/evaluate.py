@@ -282,28 +282,11 @@ def _evaluate_kind(
         machine = placed(system, groups, distinct[:, 0])
         column = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
         ways = {name: column[name] for name in order}
-        report = evaluate_block(
+        report = schedule_block(
             kind, ways, distinct[:, -1], split, collective, machine, cfg, policy, request
-        )
+        ).report()
         parts.append((chosen, _take(report, back.reshape(-1), len(distinct))))
     return parts[0][1] if len(parts) == 1 else _merge(parts, len(plans))
-
-
-def evaluate_block(
-    kind: Kind,
-    ways: Mapping[str, Any],
-    slots: Any,
-    split: Split,
-    collective: str,
-    machine: Placed,
-    cfg: ModelConfig,
-    policy: Policy,
-    request: Request,
-) -> BlockReport:
-    """Evaluate one kind of block; arguments are those of `schedule_block`."""
-    return schedule_block(
-        kind, ways, slots, split, collective, machine, cfg, policy, request
-    ).report()
 
 
 def schedule_block(

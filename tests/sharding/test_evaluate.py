@@ -19,7 +19,7 @@ from models.params import n_active
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES, Request, degrees
-from sharding.evaluate import TOKEN_BYTES, Evaluation, evaluate, evaluate_block
+from sharding.evaluate import TOKEN_BYTES, Evaluation, evaluate, schedule_block
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 
@@ -96,7 +96,7 @@ def _moe_slots(expert: int, tensor: int) -> tuple[list[Slot], list[Slot]]:
     ways = {"replica": 1, "expert": expert, "tensor": tensor}
     machine = one_group(LPX, expert * tensor)
     policy = POLICIES["int4"]
-    report = evaluate_block("moe", ways, 0, Split.ROW, "auto", machine, KIMI, policy, ONE)
+    report = schedule_block("moe", ways, 0, Split.ROW, "auto", machine, KIMI, policy, ONE).report()
     slots = report.timing.slots
     mxm = [slot for slot in slots if slot.work.unit is Unit.MXM]
     return mxm, [slot for slot in slots if slot.work.unit is Unit.C2C]
@@ -150,9 +150,9 @@ def _alone(plan: Plan, system: System, request: Request) -> float:
     for kind in block_kinds(KIMI):
         named = degrees(plan, kind, KIMI)
         ways = {axis: np.array([named[axis]]) for axis in MESH_AXES[kind]}
-        report = evaluate_block(
+        report = schedule_block(
             kind, ways, np.array([0]), Split.ROW, "auto", machine, KIMI, policy, request
-        )
+        ).report()
         cycles[kind] = float(np.asarray(report.timing.cycles).reshape(-1)[0])
     total = sum(cycles[block.kind] for block in block_chain(KIMI))
     clock = float(system.chip.clock_hz)
