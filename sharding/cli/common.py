@@ -15,7 +15,10 @@ from rich.console import Console
 from lpu_jax.errors import LpuError
 from models.policy import POLICIES, RELEASED
 
+from ..compare import compare
+from ..comparison import Comparison
 from ..files import write_file
+from ..plan import read_plan
 
 NO, BAD_INPUT = 1, 2
 Result = TypeVar("Result")
@@ -45,6 +48,12 @@ DraftTokens = Annotated[
 Acceptance = Annotated[
     float | None, typer.Option(help="Speculative decoding: probability that a draft is accepted.")
 ]
+
+
+def compare_one(model: str, system: str, plan: Path | None, **request: Any) -> Comparison:
+    """Compare a single plan: that of a file, or the fastest that fits (else the nearest)."""
+    plans = None if plan is None else [read_plan(plan)]
+    return compare(model, system, plans, top=1, **request)
 
 
 def check_apart(as_json: str | None, other: Path | None, option: str) -> None:

@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from .. import compare as comparing
 from .. import report
 from ..comparison import memory_map
 from ..explain import explanation
 from ..files import write_file
 from ..pictures import picture_format
-from ..plan import read_plan
 from ..scheduled import schedule_plan
 from .common import (
     NO,
@@ -25,6 +23,7 @@ from .common import (
     PlanFile,
     SystemName,
     check_apart,
+    compare_one,
     emit,
 )
 
@@ -47,14 +46,13 @@ def plan(
     """Show one plan: its row, what the fullest chip holds, and what every operation takes."""
     check_apart(as_json, plot, "--plot")
     picture = None if plot is None else picture_format(plot)
-    found = comparing.compare(
+    found = compare_one(
         model,
         system,
-        None if plan is None else [read_plan(plan)],
+        plan,
         weights_format=weights_format,
         batch=batch,
         context=context,
-        top=1,
         draft_tokens=draft_tokens,
         acceptance=acceptance,
     )

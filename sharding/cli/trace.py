@@ -7,9 +7,7 @@ import typer
 
 from lpu_jax.quantities import format_bytes, format_seconds
 
-from .. import compare as comparing
 from ..files import write_file
-from ..plan import read_plan
 from ..scheduled import schedule_plan
 from .common import (
     NO,
@@ -23,6 +21,7 @@ from .common import (
     PlanFile,
     SystemName,
     check_apart,
+    compare_one,
     emit,
 )
 
@@ -43,14 +42,13 @@ def trace(
     from ..timeline import plan_trace
 
     check_apart(as_json, out, "--out")
-    found = comparing.compare(
+    found = compare_one(
         model,
         system,
-        None if plan is None else [read_plan(plan)],
+        plan,
         weights_format=weights_format,
         batch=batch,
         context=context,
-        top=1,
         draft_tokens=draft_tokens,
         acceptance=acceptance,
     )
