@@ -22,10 +22,9 @@ from .layers.linear import Split
 from .layers.mlp import dense_mlp
 from .layers.moe import mixture
 from .layers.vocabulary import embed, head
-from .params import ParamSpec, block_params
+from .params import Kind, ParamSpec, block_params
 from .policy import Policy
 
-Kind = Literal["embed", "attention", "dense", "moe", "head"]
 #: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
 Dimension = tuple[Any, str | None]
 
@@ -88,7 +87,7 @@ def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
         block
         for i in range(cfg.n_layers)
         for block in (
-            Block(kind="attention", layer=i),
+            Block(kind="sliding" if i in cfg.sliding_layers else "attention", layer=i),
             Block(kind="moe" if cfg.is_moe_layer(i) else "dense", layer=i),
         )
     ]
@@ -157,7 +156,7 @@ def block_arguments(
         for name, spec in block_params(cfg, kind).items()
     }
     batch, tokens = sizes.local["batch"], sizes.local["tokens"]
-    hidden = _state(jnp.float16, batch, tokens, cfg.d_model)
+    hidden = _state(policy.dtype, batch, tokens, cfg.d_model)
     first = Leaf(dimensions=((1, "vocab"),), dtype=jnp.int32, kind="tables", bits=32)
     match kind:
         case "embed":
@@ -167,7 +166,7 @@ def block_arguments(
             return (
                 hidden,
                 weights,
-                _cache(cfg, sizes),
+                _cache(cfg, policy, sizes),
                 _tables(cfg, sizes),
                 _state(jnp.int32, batch),
                 share,
@@ -293,7 +292,7 @@ def _scales(
     )
 
 
-def _cache(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
+def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
     """Keys and values in the layouts that the matrix unit installs."""
     batch: Dimension = (sizes.local["batch_local"], "batch_local")
     context: Dimension = (sizes.local["context"], None)
@@ -303,7 +302,14 @@ def _cache(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
     else:
         lead = (batch, sizes.share("kv_heads", cfg.attention.n_kv_heads))
         key_dim = value_dim = cfg.attention.head_dim
-    leaf = partial(Leaf, dtype=jnp.float16, kind="cache", bits=16, batch=len(lead), rows=1)
+    leaf = partial(
+        Leaf,
+        dtype=policy.dtype,
+        kind="cache",
+        bits=policy.base_bits,
+        batch=len(lead),
+        rows=1,
+    )
     return {
         "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
         "values": leaf(dimensions=(*lead, context, (value_dim, None))),

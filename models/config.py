@@ -1,16 +1,26 @@
 """One frozen description of a transformer, from a Hugging Face `config.json` or written by hand.
 
 Holds sizes and rules only, never a tensor. Not described: vision towers, multi-token-prediction
-blocks (used for speculation only), sliding windows, sparse attention. A file that asks for one of
-these is refused, because a reader that skips an unknown key miscounts the model.
+blocks (used for speculation only), sparse or linear attention. A file that asks for one of these
+is refused, because a reader that skips an unknown key miscounts the model.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lpu_jax.errors import ConfigError
 
 from .rope import RopeConfig
+
+#: Families of released models: those of one family name their tensors alike.
+Family = Literal[
+    "llama", "qwen3", "qwen3_moe", "mixtral", "deepseek", "gpt_oss", "glm4_moe", "bailing_moe"
+]
+#: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
+#: softmax over the chosen logits only.
+Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
+#: Latent attention over the cached latent itself, or over keys and values made from it per head.
+LatentForm = Literal["absorbed", "expanded"]
 
 
 def _require_positive(owner: object, *fields: str) -> None:
@@ -23,14 +33,24 @@ def _require_positive(owner: object, *fields: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class GqaConfig:
-    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key and value heads."""
+    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key and value heads.
+
+    Rotation may cover only the first `RopeConfig.dim` values of a head.
+    """
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    qkv_bias: bool = False  #: queries, keys and values have biases
+    o_bias: bool = False  #: the output projection has one
+    qk_norm: bool = False  #: queries and keys of a head are RMS-normalised before rotation
+    sinks: bool = False  #: a learned logit per query head takes part in the softmax, with no value
+    window: int | None = None  #: keys that a query of a sliding layer sees, its own included
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        if self.window is not None:
+            _require_positive(self, "window")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
@@ -58,7 +78,9 @@ class MlaConfig:
     """Multi-head latent attention: keys and values come from one latent of `kv_lora_rank` values.
 
     `latent_norm_eps` is 1e-6 whatever the model's norms use: Hugging Face's class fixes it.
-    `rope_temperature` is YaRN's m; its square multiplies the softmax scale.
+    `rope_temperature` is YaRN's m; its square multiplies the softmax scale. `form` says how it is
+    computed: the cache holds one latent per token (absorbed), or keys and values of every head,
+    which chips can share out (expanded).
     """
 
     n_heads: int
@@ -69,6 +91,7 @@ class MlaConfig:
     v_head_dim: int
     latent_norm_eps: float = 1e-6
     rope_temperature: float = 1.0
+    form: LatentForm = "absorbed"
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -82,6 +105,11 @@ class MlaConfig:
             "latent_norm_eps",
             "rope_temperature",
         )
+        if self.form not in get_args(LatentForm):
+            raise ConfigError(
+                f"MlaConfig.form must be one of {', '.join(get_args(LatentForm))}, got "
+                f"{self.form!r}."
+            )
 
     @property
     def query_head_dim(self) -> int:
@@ -95,17 +123,24 @@ class MlaConfig:
 
     @property
     def cached_values_per_token(self) -> int:
-        """Values a layer keeps per token: the latent and the rotated key all heads share."""
+        """Values a layer keeps per token: the latent and the rotated key, or keys and values."""
+        if self.form == "expanded":
+            return self.n_heads * (self.query_head_dim + self.v_head_dim)
         return self.kv_lora_rank + self.rope_head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """Mixture of experts with the sigmoid router of DeepSeek-V3 ("noaux_tc").
+    """Mixture of experts and its router.
 
     Experts lie in `n_groups` equal groups, of which a token may use `topk_groups`. `normalise`
     divides the chosen scores by their sum; `routed_scaling` multiplies them afterwards. The first
-    `n_dense_layers` layers have a dense MLP instead.
+    `n_dense_layers` layers have a dense MLP instead. The defaults are the router of DeepSeek-V3
+    ("noaux_tc").
+
+    `swiglu_limit` makes experts compute `(up + 1) * gate * sigmoid(swiglu_alpha * gate)` with gate
+    at most the limit and up between minus and plus the limit, as gpt-oss does; None is plain
+    SwiGLU.
     """
 
     n_experts: int
@@ -117,9 +152,22 @@ class MoeConfig:
     routed_scaling: float = 1.0
     normalise: bool = True
     n_dense_layers: int = 0
+    scoring: Scoring = "sigmoid"
+    correction_bias: bool = True  #: added to the scores to choose experts, not to weigh them
+    router_offset: bool = False  #: the router's matrix has a bias of its own
+    expert_bias: bool = False  #: both matrices of every expert have biases
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.702
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
+        if self.scoring not in get_args(Scoring):
+            raise ConfigError(
+                f"MoeConfig.scoring must be one of {', '.join(get_args(Scoring))}, got "
+                f"{self.scoring!r}."
+            )
+        if self.swiglu_limit is not None:
+            _require_positive(self, "swiglu_limit", "swiglu_alpha")
         if self.n_shared < 0 or self.n_dense_layers < 0:
             raise ConfigError(
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
@@ -159,11 +207,11 @@ class ModelConfig:
 
     `released_format` is a hint: the format of the published weight matrices ("bf16", "fp16",
     "fp8" e4m3 in 128x128 blocks, "int4" in groups of 32, or the file's own word). For "int4" only
-    the routed experts are narrow.
+    the routed experts are narrow. A model without dense MLPs gives its experts' width as `d_ff`.
     """
 
     name: str
-    family: Literal["llama", "deepseek"]
+    family: Family
     n_layers: int
     d_model: int
     d_ff: int
@@ -174,6 +222,7 @@ class ModelConfig:
     attention: GqaConfig | MlaConfig
     rope: RopeConfig
     moe: MoeConfig | None = None
+    sliding_layers: tuple[int, ...] = ()  #: layers that see only the attention's window, ascending
     released_format: str = "bf16"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -182,23 +231,36 @@ class ModelConfig:
         _require_positive(
             self, "n_layers", "d_model", "d_ff", "vocab_size", "max_position", "norm_eps"
         )
-        if (self.family == "deepseek") != isinstance(self.attention, MlaConfig):
+        if self.family not in get_args(Family):
             raise ConfigError(
-                f"{self.name}: the deepseek family has latent attention and llama does not, got "
-                f"family {self.family} with {type(self.attention).__name__}."
+                f"{self.name}: family must be one of {', '.join(get_args(Family))}, got "
+                f"{self.family!r}."
             )
-        rotated = (
-            self.attention.rope_head_dim
-            if isinstance(self.attention, MlaConfig)
-            else self.attention.head_dim
-        )
-        if self.rope.dim != rotated:
+        self._check_rotation()
+        self._check_windows()
+
+    def _check_rotation(self) -> None:
+        attention = self.attention
+        if isinstance(attention, MlaConfig) and self.rope.dim != attention.rope_head_dim:
             raise ConfigError(
-                f"{self.name}: rope.dim must equal the rotated head width {rotated}, got "
+                f"{self.name}: rope.dim must equal the rotated head width "
+                f"{attention.rope_head_dim}, got {self.rope.dim}."
+            )
+        if isinstance(attention, GqaConfig) and self.rope.dim > attention.head_dim:
+            raise ConfigError(
+                f"{self.name}: rope.dim must be at most the head width {attention.head_dim}, got "
                 f"{self.rope.dim}."
             )
-        if self.moe is not None and self.family == "llama":
-            raise ConfigError(f"{self.name}: the llama family has no mixture of experts.")
+
+    def _check_windows(self) -> None:
+        layers = self.sliding_layers
+        if layers and getattr(self.attention, "window", None) is None:
+            raise ConfigError(f"{self.name}: sliding layers need an attention with a window.")
+        if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(self.n_layers)):
+            raise ConfigError(
+                f"{self.name}: sliding_layers must be ascending layers from 0 to "
+                f"{self.n_layers - 1}, got {layers}."
+            )
 
     def is_moe_layer(self, layer: int) -> bool:
         """Return whether layer `layer` (from 0) holds experts rather than a dense MLP.

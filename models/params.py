@@ -5,21 +5,22 @@ Holds no values and no formats: which role is stored in which format is the prec
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from lpu_jax.errors import ConfigError, unknown
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
-Kind = Literal["embed", "attention", "dense", "moe", "head"]
+#: "sliding" is attention over the last keys only; it has the parameters of "attention".
+Kind = Literal["embed", "attention", "sliding", "dense", "moe", "head"]
 
 #: The block kinds, in the order a token meets them.
-KINDS: tuple[Kind, ...] = ("embed", "attention", "dense", "moe", "head")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
-#: The parameters of a "moe" block that exist once per routed expert, expert dimension first.
-EXPERT_PARAMETERS = ("gate_up", "down")
+#: Spread of random biases: small against what they are added to, yet large enough to see.
+_BIAS_STD = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class ParamSpec:
         shape: sizes, outermost first.
         axes: the logical axis of each dimension; None where a dimension is never split.
         rows: how many dimensions after the batch ones form the contraction (K) side of the
-            matrix. The rest are its columns. 0 for vectors that are added or multiplied.
+            matrix. The rest are its columns. 0 for vectors that are added or multiplied. The axis
+            "once" of a bias has length one: of the chips whose sums it joins, the first holds it.
         batch: how many leading dimensions count separate matrices (experts; heads of k_b, v_b).
         role: what the precision policy calls it.
         std: standard deviation of a random initial value; 0 for norms, which start near 1.
@@ -79,6 +81,17 @@ def _matrix(
     )
 
 
+def _bias(role: Role, *dims: tuple[int, str | None], batch: int = 0) -> ParamSpec:
+    return ParamSpec(
+        shape=tuple(size for size, _ in dims),
+        axes=tuple(axis for _, axis in dims),
+        rows=0,
+        batch=batch,
+        role=role,
+        std=_BIAS_STD,
+    )
+
+
 def _norm(size: int) -> ParamSpec:
     return ParamSpec(shape=(size,), axes=(None,), rows=0, role="norm", std=0.0)
 
@@ -88,7 +101,7 @@ def block_params(model_cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
 
     Args:
         model_cfg: the model.
-        kind: "embed", "attention", "dense", "moe" or "head".
+        kind: one of `KINDS`.
 
     Returns:
         Name to specification, in the order a token meets them. A tied model's `head.out` is its
@@ -102,7 +115,7 @@ def block_params(model_cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
     match kind:
         case "embed":
             return {"table": _embedding(model_cfg)}
-        case "attention":
+        case "attention" | "sliding":
             if isinstance(model_cfg.attention, MlaConfig):
                 return _latent_attention(d_model, model_cfg.attention)
             return _grouped_attention(d_model, model_cfg.attention)
@@ -134,25 +147,44 @@ def _embedding(model_cfg: ModelConfig) -> ParamSpec:
 def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
     kv_heads, per_kv = (gqa.n_kv_heads, "kv_heads"), (gqa.q_per_kv, "q_per_kv")
     head_dim = gqa.head_dim
-    return {
+    params = {
         "norm": _norm(d_model),
         "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
         "kv": _matrix("attention", d_model, kv_heads, 2, head_dim),
-        "o": _matrix("attention", kv_heads, per_kv, head_dim, (d_model, "d_out"), rows=3),
     }
+    if gqa.qkv_bias:
+        params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
+        params["kv_bias"] = _bias("attention", kv_heads, (2, None), (head_dim, None))
+    if gqa.qk_norm:
+        params |= {"q_norm": _norm(head_dim), "k_norm": _norm(head_dim)}
+    if gqa.sinks:
+        params["sinks"] = _bias("attention", kv_heads, per_kv)
+    params["o"] = _matrix("attention", kv_heads, per_kv, head_dim, (d_model, "d_out"), rows=3)
+    if gqa.o_bias:
+        params["o_bias"] = _bias("attention", (1, "once"), (d_model, "d_out"))
+    return params
 
 
 def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
     heads, latent = (mla.n_heads, "heads"), mla.kv_lora_rank
+    if mla.form == "expanded":
+        # One matrix makes keys without position and values of every head from the latent.
+        of_latent = {
+            "kv_b": _matrix("attention", latent, heads, mla.nope_head_dim + mla.v_head_dim)
+        }
+    else:
+        # k_b takes a query into the latent space, v_b takes the latent out of it.
+        of_latent = {
+            "k_b": _matrix("attention", heads, mla.nope_head_dim, latent, batch=1),
+            "v_b": _matrix("attention", heads, latent, mla.v_head_dim, batch=1),
+        }
     return {
         "norm": _norm(d_model),
         "a": _matrix("attention", d_model, mla.q_lora_rank + latent + mla.rope_head_dim),
         "q_norm": _norm(mla.q_lora_rank),
         "kv_norm": _norm(latent),
         "q_b": _matrix("attention", mla.q_lora_rank, heads, mla.query_head_dim),
-        # Absorbed form: k_b takes a query into the latent space, v_b takes the latent out of it.
-        "k_b": _matrix("attention", heads, mla.nope_head_dim, latent, batch=1),
-        "v_b": _matrix("attention", heads, latent, mla.v_head_dim, batch=1),
+        **of_latent,
         "o": _matrix("attention", heads, mla.v_head_dim, (d_model, "d_out"), rows=2),
     }
 
@@ -166,17 +198,13 @@ def _dense(d_model: int, d_ff: int) -> dict[str, ParamSpec]:
 
 
 def _mixture(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
-    experts, width = (moe.n_experts, "experts"), (moe.d_expert, "expert_mlp")
-    params = {
-        "norm": _norm(d_model),
-        "router": _matrix("router", d_model, moe.n_experts),
+    params = {"norm": _norm(d_model), "router": _matrix("router", d_model, moe.n_experts)}
+    if moe.router_offset:
+        params["router_offset"] = _bias("router", (moe.n_experts, None))
+    if moe.correction_bias:
         # Small against the router's scores (0 to 1), large enough to change which are chosen.
-        "router_bias": ParamSpec(
-            shape=(moe.n_experts,), axes=(None,), rows=0, role="router", std=0.05
-        ),
-        "gate_up": _matrix("expert", experts, d_model, 2, width, batch=1),
-        "down": _matrix("expert", experts, width, (d_model, "d_out"), batch=1),
-    }
+        params["router_bias"] = replace(_bias("router", (moe.n_experts, None)), std=0.05)
+    params |= expert_params(d_model, moe)
     if moe.n_shared:
         shared = (moe.d_shared, "shared_mlp")
         params["shared_gate_up"] = _matrix("shared", d_model, 2, shared)
@@ -184,8 +212,23 @@ def _mixture(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
     return params
 
 
+def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
+    """Return the parameters of a "moe" block that exist once per routed expert.
+
+    The first dimension of each counts experts.
+    """
+    experts, width = (moe.n_experts, "experts"), (moe.d_expert, "expert_mlp")
+    params = {"gate_up": _matrix("expert", experts, d_model, 2, width, batch=1)}
+    if moe.expert_bias:
+        params["gate_up_bias"] = _bias("expert", experts, (2, None), width, batch=1)
+    params["down"] = _matrix("expert", experts, width, (d_model, "d_out"), batch=1)
+    if moe.expert_bias:
+        params["down_bias"] = _bias("expert", experts, (1, "once"), (d_model, "d_out"), batch=1)
+    return params
+
+
 def n_parameters(model_cfg: ModelConfig) -> int:
-    """Return the parameter count, router biases included, multi-token prediction excluded.
+    """Return the parameter count, biases included, multi-token prediction excluded.
 
     A tied embedding table counts once, as the head.
     """

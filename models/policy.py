@@ -4,14 +4,19 @@ Everything not named is fp16: other weights, rows that multiply weights, the cac
 chips, softmax weights that multiply values. Single int8 matrices multiply int8 rows: fp16 rows,
 rounded again with a scale per row; int8 stores of many matrices (experts, absorbed projections) are
 widened to fp16. Scores, exponentials, their sums, norms and logits are fp32 in every policy; norms
-and router biases are vectors, held in fp32. Not built: a cache in a narrower format than fp16.
+and biases are vectors, held in fp32. The policy "float32" has fp32 where the others have fp16: no
+chip computes so, it is for checking a model's meaning. Not built: a cache in a narrower format than
+fp16.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import jax.numpy as jnp
+
+from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import ConfigError, unknown
 from lpu_jax.numerics.accumulate import Carry
 from lpu_jax.numerics.schemes import (
@@ -36,6 +41,9 @@ MATRIX_ROLES: tuple[Role, ...] = ("attention", "dense", "expert", "shared", "rou
 
 #: Format of rows that multiply weights; "fp8" is e4m3fn without a scale, saturating.
 RowFormat = Literal["fp16", "fp8"]
+#: Format of everything that a policy does not name: unnamed matrices and rows, the hidden state,
+#: the cache and what crosses chips.
+BaseFormat = Literal["fp16", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,8 @@ class Policy:
     """Formats by the role of a weight.
 
     Raises:
-        ConfigError: a role, a scheme, a row format or a carry that does not exist.
+        ConfigError: a role, a scheme, a row format, a carry, a base format or a fidelity that does
+            not exist, or narrow formats beside a base of fp32.
     """
 
     name: str
@@ -53,6 +62,9 @@ class Policy:
     rows: Mapping[Role, RowFormat] = field(default_factory=dict)
     #: What the matrix unit carries from K tile to K tile.
     carry: Carry = "fp32"
+    base: BaseFormat = "fp16"
+    #: How products are computed, see `mxm.matmul`; changes bits, never time.
+    fidelity: Fidelity = "faithful"
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -77,20 +89,46 @@ class Policy:
                     f"policy {self.name}: rows of {role} were given {name!r}; allowed are "
                     f"{', '.join(get_args(RowFormat))}."
                 )
-        if self.carry not in get_args(Carry):
+        for what, given, allowed in (
+            ("carry", self.carry, get_args(Carry)),
+            ("base", self.base, get_args(BaseFormat)),
+            ("fidelity", self.fidelity, get_args(Fidelity)),
+        ):
+            if given not in allowed:
+                raise ConfigError(
+                    f"policy {self.name}: {what} {given!r} was given; allowed are "
+                    f"{', '.join(allowed)}."
+                )
+        if self.base == "fp32" and (self.weights or self.rows or self.fidelity != "fast"):
             raise ConfigError(
-                f"policy {self.name}: carry {self.carry!r} was given; allowed are "
-                f"{', '.join(get_args(Carry))}."
+                f"policy {self.name}: a base of fp32 goes with fast products and no other formats."
             )
 
     def __hash__(self) -> int:
         """Hash the fields: traces of layers are kept by policy."""
         formats = frozenset(self.weights.items()), frozenset(self.rows.items())
-        return hash((self.name, *formats, self.carry))
+        return hash((self.name, *formats, self.carry, self.base, self.fidelity))
+
+    @property
+    def dtype(self) -> Any:
+        """Array type of the base format."""
+        return jnp.float32 if self.base == "fp32" else jnp.float16
+
+    @property
+    def base_bits(self) -> int:
+        """Bits of a value in the base format."""
+        return 32 if self.base == "fp32" else 16
+
+    @property
+    def products(self) -> dict[str, Any]:
+        """How the matrix unit multiplies: the arguments of `mxm.matmul`."""
+        return {"carry": self.carry, "fidelity": self.fidelity}
 
     def scheme(self, spec: ParamSpec) -> Scheme | None:
-        """Storage of a parameter; None for vectors, which are fp32."""
-        return self.weights.get(spec.role, FP16_PLAIN) if spec.rows else None
+        """Storage of a parameter; None where it is plain fp32: vectors, and all for that base."""
+        if not spec.rows or self.base == "fp32":
+            return None
+        return self.weights.get(spec.role, FP16_PLAIN)
 
     def bits(self, spec: ParamSpec) -> float | int:
         """Stored bits per value."""
@@ -158,8 +196,16 @@ GPT_OSS = Policy(
     source="gpt-oss released form: routed experts MXFP4, the rest bf16",
 )
 
+#: Not a format of the chip: layers computed in plain fp32, to compare a model's meaning with
+#: another implementation of it.
+FLOAT32 = Policy(name="float32", base="fp32", fidelity="fast", source="for checking only")
+
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {p.name: p for p in (FP16, BF16, INT8, FP8, INT4, MX4, NV4, GPT_OSS, TRUEPOINT)}
+    {p.name: p for p in (FP16, BF16, INT8, FP8, INT4, MX4, NV4, GPT_OSS, TRUEPOINT, FLOAT32)}
+)
+#: Policies that a chip can run.
+CHIP_POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {name: policy for name, policy in POLICIES.items() if policy.base == "fp16"}
 )
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float32, Int
 from lpu_jax.errors import ConfigError
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
-from .params import EXPERT_PARAMETERS, block_params
+from .params import block_params, expert_params
 from .rope import RopeConfig
 from .weights.source import WeightSource
 
@@ -300,8 +300,11 @@ def reference_block(
 
 def with_experts(source: WeightSource, layer: int, held: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Return a moe block's arrays with the experts `held` stacked, as `reference_block` wants."""
+    model_cfg = source.config
+    assert model_cfg.moe is not None
+    names = expert_params(model_cfg.d_model, model_cfg.moe)
     experts = [source.expert(layer, expert_id) for expert_id in held]
-    stacks = {name: np.stack([expert[name] for expert in experts]) for name in EXPERT_PARAMETERS}
+    stacks = {name: np.stack([expert[name] for expert in experts]) for name in names}
     return source.block("moe", layer) | stacks
 
 

@@ -23,7 +23,7 @@ from models.config import ModelConfig, MoeConfig
 from models.layers.linear import linear, operand_rows
 from models.layers.moe import route
 from models.layers.norm import rms_norm
-from models.params import EXPERT_PARAMETERS, block_params
+from models.params import block_params, expert_params
 from models.policy import Policy
 from models.reference import Moe, reference_block
 from models.weights.source import WeightSource
@@ -216,13 +216,15 @@ class Step:
             run.routes = (*run.routes, ids.tobytes())
             run.note_routing(*reference.begin(run.routes, run.reference, ids))
         store = {
-            name: np.empty((len(held), *self.specs[name].shape[1:]), np.float16)
-            for name in EXPERT_PARAMETERS
+            name: np.empty(
+                (len(held), *spec.shape[1:]), self.policy.dtype if spec.rows else np.float32
+            )
+            for name, spec in expert_params(self.cfg.d_model, moe).items()
         }
         make = partial(store_expert, self.source, self.layer, policy=self.policy)
         for row, (number, expert) in enumerate(zip(held, workers.map(make, held), strict=True)):
             reference.add(number, {n: stored_values(expert[n], self._one(n)) for n in expert})
-            for name in EXPERT_PARAMETERS:
+            for name in store:
                 store[name][row] = widened(expert[name], self._one(name))
         wide = self._wide(stored)
         while store:  # one copy in memory at a time

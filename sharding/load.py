@@ -23,7 +23,7 @@ from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
 from models.config import MlaConfig, ModelConfig
 from models.layers.linear import Split
 from models.layers.rotary import rotary_tables
-from models.params import EXPERT_PARAMETERS, ParamSpec, block_params
+from models.params import ParamSpec, block_params, expert_params
 from models.policy import Policy
 from models.weights.source import WeightSource
 
@@ -142,7 +142,8 @@ def store_block(
         if number not in known:
             known[number] = store_expert(source, layer, number, policy)
     if chosen:
-        weights |= {name: _stacked([known[i][name] for i in chosen]) for name in EXPERT_PARAMETERS}
+        names = expert_params(cfg.d_model, cfg.moe)
+        weights |= {name: _stacked([known[i][name] for i in chosen]) for name in names}
     return StoredBlock(cfg=cfg, kind=kind, policy=policy, weights=weights, held=held)
 
 
@@ -329,7 +330,8 @@ def _described(leaf: Any, weight: Any, stored: StoredBlock, name: str) -> Any:
     """Change the description of a weight that was widened, or is a store that no axis splits."""
     if isinstance(leaf, QuantizedArray) and not isinstance(weight, QuantizedArray):
         leaf = replace(leaf.codes, dtype=jnp.float16, bits=16)
-    if stored.held is None or stored.kind != "moe" or name not in EXPERT_PARAMETERS:
+    moe = stored.cfg.moe
+    if stored.held is None or moe is None or name not in expert_params(stored.cfg.d_model, moe):
         return leaf
     n_held = len(stored.held)
 

@@ -2,13 +2,14 @@
 
 What it computes: each K tile is summed exactly and rounded once to fp32; tiles are added in fp32 in
 ascending order, or carried exactly. What it costs: rounds of weight tiles, each as long as the
-larger of its installation and its rows, whatever the rounding and the carry (assumed). Not
-modelled: the skew of a vector across superlanes.
+larger of its installation and its rows, whatever the rounding and the carry (assumed). The "fast"
+fidelity computes plain fp32 products instead, for wide scans. Not modelled: the skew of a vector
+across superlanes.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,9 @@ from ..numerics.schemes import Scheme
 from .primitive import free, primitive
 from .work import Length, Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest
 
+#: "faithful" has the unit's own roundings; "fast" is an fp32 product of the same operands.
+Fidelity = Literal["faithful", "fast"]
+
 
 def matmul(
     x: Num[Array, "..."],
@@ -32,6 +36,7 @@ def matmul(
     rows: Int32[Array, " g"] | None = None,
     rounding: SumRounding = "rne",
     carry: Carry = "fp32",
+    fidelity: Fidelity = "faithful",
 ) -> Float32[Array, "..."] | Int32[Array, "..."]:
     """Multiply activations by stationary weights: `y = x @ w`.
 
@@ -53,6 +58,7 @@ def matmul(
             public sources do not settle it).
         carry: what passes from tile to tile: "fp32", or "exact": all of `k` is rounded once (the
             vendor's accumulator of 100 bits would allow it).
+        fidelity: "faithful", or "fast": plain fp32 products, whose operands may be fp32 too.
 
     Returns:
         float32, or int32 for int8 operands.
@@ -62,6 +68,8 @@ def matmul(
             long to be exact.
 
     Fidelity:
+        "fast": order-dependent fp32 sums of exact products of the operands, in whatever order the
+        backend adds; int8 operands are exact. "faithful", the default:
         Exact within a K tile (160 rows for fp16, 320 for 8-bit operands), one rounding to fp32;
         order-dependent across tiles: fp32 additions in ascending order; exact and rounded once for
         `carry="exact"`. The result does not depend on the number of rows or columns.
@@ -79,7 +87,13 @@ def matmul(
         weight_bits = w.bits_per_value
         # int8 codes are multiplied bare: their scales are per column, for the caller to apply
         w = w.codes if w.scheme.multiplies_bare and x.dtype == jnp.int8 else widened(w)
-    accumulate.product_kind(x.dtype, w.dtype)
+    if fidelity not in get_args(Fidelity):
+        raise LpuError(
+            f"mxm.matmul: fidelity={fidelity!r} was given; it must be one of "
+            f"{', '.join(get_args(Fidelity))}."
+        )
+    if not (fidelity == "fast" and x.dtype == w.dtype == jnp.float32):
+        accumulate.product_kind(x.dtype, w.dtype)
     accumulate.check_choices(rounding, carry)
     if w.ndim not in (2, 3) or x.ndim not in (2, 3) or (x.ndim == 3 and w.ndim == 2):
         raise LpuError(
@@ -109,6 +123,7 @@ def matmul(
         weight_bits=float(weight_bits if weight_bits is not None else 8 * w.dtype.itemsize),
         rounding=rounding,
         carry=carry,
+        fidelity=fidelity,
     )
     return out
 
@@ -127,8 +142,7 @@ def widened(w: QuantizedArray) -> Float16[Array, "..."]:
 
 def _abstract(x: Any, w: Any, *rows: Any, grouped: bool, addressed: bool, **_: Any) -> Any:
     lead = (rows[0].shape[0],) if addressed else (w.shape[0],) if grouped else ()
-    kind = accumulate.product_kind(x.dtype, w.dtype)
-    dtype = jnp.int32 if kind == "int8" else jnp.float32
+    dtype = jnp.int32 if x.dtype == w.dtype == jnp.int8 else jnp.float32
     return jax.ShapeDtypeStruct((*lead, x.shape[-2], w.shape[-1]), dtype)
 
 
@@ -142,9 +156,13 @@ def _meaning(
     weight_bits: float,
     rounding: SumRounding,
     carry: Carry,
+    fidelity: Fidelity,
 ) -> Array:
     del weight_bits, grouped
-    multiply = partial(accumulate.matmul, rounding=rounding, carry=carry)
+    is_plain = fidelity == "fast" and not x.dtype == w.dtype == jnp.int8
+    multiply = (
+        _plain_product if is_plain else partial(accumulate.matmul, rounding=rounding, carry=carry)
+    )
     if not addressed:
         return multiply(x, w)
     result = jax.eval_shape(multiply, x if shared_x else x[0], w[0])
@@ -163,6 +181,16 @@ def _meaning(
     # One matrix at a time: a batched conditional would run both of its branches for every matrix.
     out: Array = lax.map(one, jnp.arange(rows[0].shape[0], dtype=jnp.int32))
     return out
+
+
+def _plain_product(x: Array, w: Array) -> Array:
+    """Multiply in fp32, as any backend does at its highest precision."""
+    return jnp.matmul(
+        x.astype(jnp.float32),
+        w.astype(jnp.float32),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _cost(machine: Machine, request: Request) -> Work:

@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax import lax
-from jaxtyping import Array, Float16, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.numerics.accumulate import Carry
 
 from ..config import GqaConfig, MlaConfig, ModelConfig
 from ..policy import Policy
-from .linear import Split, add_residual, linear, operand_rows, product, project_out
+from .linear import Split, add_residual, linear, narrowed, operand_rows, product, project_out
 from .norm import rms_norm
 from .rotary import rotate
 
@@ -26,12 +25,12 @@ Cache = dict[str, Array]
 
 
 def attend(
-    q: Float16[Array, "groups rows h"],
-    keys: Float16[Array, "groups h s"],
-    values: Float16[Array, "groups s v"],
+    q: Float[Array, "groups rows h"],
+    keys: Float[Array, "groups h s"],
+    values: Float[Array, "groups s v"],
     positions: Int32[Array, " b"],
     n_new: Any,
-    carry: Carry,
+    policy: Policy,
 ) -> Float32[Array, "groups rows v"]:
     """Softmax attention of each group of rows over its own context; `q` is already scaled.
 
@@ -39,14 +38,14 @@ def attend(
         Approximate, order-dependent; a longer allocated context changes no bit, because masked keys
         contribute exact zeros and K tiles of the second product start at position 0.
     """
-    scores = vxm.causal_mask(mxm.matmul(q, keys, carry=carry), positions, n_new)
+    scores = vxm.causal_mask(mxm.matmul(q, keys, **policy.products), positions, n_new)
     weights = vxm.exp(vxm.sub(scores, vxm.max_lanes(scores)))
     total = vxm.sum_lanes(weights)
-    return vxm.div(mxm.matmul(vxm.to_fp16(weights), values, carry=carry), total)
+    return vxm.div(mxm.matmul(narrowed(weights, policy), values, **policy.products), total)
 
 
 def grouped_attention(
-    x: Float16[Array, "b t d"],
+    x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
     cache: Mapping[str, Array],
     tables: Mapping[str, Array],
@@ -57,7 +56,7 @@ def grouped_attention(
     policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
-) -> tuple[Float16[Array, "b t d"], Cache]:
+) -> tuple[Float[Array, "b t d"], Cache]:
     """Grouped-query attention of new tokens over the cache.
 
     Args:
@@ -68,7 +67,7 @@ def grouped_attention(
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         cfg: the model.
-        policy: formats of rows, and the carry.
+        policy: formats, and how products are made.
         split: how the output projection is split.
         axes: `data`, `tensor` and `query`.
 
@@ -102,15 +101,15 @@ def grouped_attention(
     def rotated(x: Array, shape: tuple[Any, ...]) -> Array:
         return rotate(x, cos.reshape(shape), sin.reshape(shape), interleaved=cfg.rope.interleaved)
 
-    q = vxm.to_fp16(vxm.mul(rotated(q, (b, 1, 1, t, h)), cfg.attention.softmax_scale))
-    key = vxm.to_fp16(rotated(key, (b, 1, t, h)))
+    q = narrowed(vxm.mul(rotated(q, (b, 1, 1, t, h)), cfg.attention.softmax_scale), policy)
+    key = narrowed(rotated(key, (b, 1, t, h)), policy)
     keys = mem.append(
         cache["keys"],
         sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h),
         positions,
         axis=3,
     )
-    values = mem.append(cache["values"], vxm.to_fp16(value), positions, axis=2)
+    values = mem.append(cache["values"], narrowed(value, policy), positions, axis=2)
 
     heads = attend(
         q.reshape(b * k, g * t, h),
@@ -118,7 +117,7 @@ def grouped_attention(
         values.reshape(b * k, s, h),
         positions,
         t,
-        policy.carry,
+        policy,
     )
     heads = sxm.rearrange(
         operand_rows(heads, policy, "attention"),
@@ -133,11 +132,11 @@ def grouped_attention(
         heads, weights["o"], rows=3, policy=policy, split=split, axis=heads_axis, d_model=d
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out), {"keys": keys, "values": values}
+    return add_residual(x, out, policy), {"keys": keys, "values": values}
 
 
 def latent_attention(
-    x: Float16[Array, "b t d"],
+    x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
     cache: Mapping[str, Array],
     tables: Mapping[str, Array],
@@ -148,7 +147,7 @@ def latent_attention(
     policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
-) -> tuple[Float16[Array, "b t d"], Cache]:
+) -> tuple[Float[Array, "b t d"], Cache]:
     """Multi-head latent attention in absorbed form.
 
     Queries are taken into the latent space, values out of it.
@@ -163,7 +162,7 @@ def latent_attention(
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         cfg: the model.
-        policy: formats of rows, and the carry.
+        policy: formats, and how products are made.
         split: how the output projection is split.
         axes: `data`, `tensor` and `query`.
 
@@ -186,9 +185,9 @@ def latent_attention(
     q_low, kv_low, key_rope = sxm.split(
         linear(y, weights["a"], policy=policy), (mla.q_lora_rank, latent, rope)
     )
-    kv_low = vxm.to_fp16(rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps))
+    kv_low = narrowed(rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps), policy)
     key_rope = rotate(key_rope.reshape(b, t, rope), cos, sin, interleaved=cfg.rope.interleaved)
-    new = sxm.join(kv_low.reshape(b, t, latent), vxm.to_fp16(key_rope))
+    new = sxm.join(kv_low.reshape(b, t, latent), narrowed(key_rope, policy))
     keys = mem.append(
         cache["keys"],
         sxm.rearrange(new, "b t c -> b c t", b=b, t=t, c=latent + rope),
@@ -209,12 +208,12 @@ def latent_attention(
     )
     q_latent = product(operand_rows(q_nope, policy, "attention"), weights["k_b"], policy=policy)
     q = sxm.join(
-        vxm.to_fp16(vxm.mul(q_latent, mla.softmax_scale)),
-        vxm.to_fp16(vxm.mul(q_rope.reshape(n, b * t, rope), mla.softmax_scale)),
+        narrowed(vxm.mul(q_latent, mla.softmax_scale), policy),
+        narrowed(vxm.mul(q_rope.reshape(n, b * t, rope), mla.softmax_scale), policy),
     )
     q = sxm.rearrange(q, "n (b t) c -> b (n t) c", n=n, b=b, t=t, c=latent + rope)
 
-    mixed = attend(q, keys, values, positions, t, policy.carry)
+    mixed = attend(q, keys, values, positions, t, policy)
     mixed = operand_rows(mixed, policy, "attention")
     mixed = sxm.rearrange(mixed, "b (n t) c -> n (b t) c", n=n, b=b, t=t, c=latent)
     heads = product(mixed, weights["v_b"], policy=policy)
@@ -225,4 +224,4 @@ def latent_attention(
         heads, weights["o"], rows=2, policy=policy, split=split, axis=heads_axis, d_model=d
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out), {"keys": keys, "values": values}
+    return add_residual(x, out, policy), {"keys": keys, "values": values}

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float16, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
@@ -51,6 +51,14 @@ def _flat(x: Array, rows: int, batch: int) -> Array:
     return x.reshape(*x.shape[:batch], k, n)
 
 
+def narrowed(x: Float32[Array, "..."], policy: Policy) -> Float[Array, "..."]:
+    """Round to the base format, in which values cross blocks and chips and lie in the cache.
+
+    Fidelity: one rounding (RNE) to fp16, overflow to infinity; none for a base of fp32.
+    """
+    return vxm.to_fp16(x) if policy.base == "fp16" else x
+
+
 def operand_rows(x: Float32[Array, "*rows k"], policy: Policy, *roles: Role) -> Any:
     """Round rows to the format in which they multiply weights of each role.
 
@@ -60,13 +68,13 @@ def operand_rows(x: Float32[Array, "*rows k"], policy: Policy, *roles: Role) -> 
         roles: of the weights.
 
     Returns:
-        float16 or float8_e4m3fn rows: one array, or a tuple for several roles, which share what
-        they can.
+        Rows in the base format or float8_e4m3fn: one array, or a tuple for several roles, which
+        share what they can.
 
     Fidelity: one rounding (RNE); fp16 overflows to infinity, fp8 saturates.
     """
-    formats = [policy.rows.get(role, "fp16") for role in roles]
-    round_to = {"fp16": vxm.to_fp16, "fp8": vxm.to_fp8}
+    formats = [policy.rows.get(role, policy.base) for role in roles]
+    round_to = {"fp32": lambda x: x, "fp16": vxm.to_fp16, "fp8": vxm.to_fp8}
     rounded = {name: round_to[name](x) for name in dict.fromkeys(formats)}
     return rounded[formats[0]] if len(roles) == 1 else tuple(rounded[name] for name in formats)
 
@@ -83,7 +91,7 @@ def linear(
     Args:
         x: activations, as `operand_rows` gives them.
         w: weights; `rows` leading dimensions form `k`, the others `n`.
-        policy: the carry.
+        policy: how products are made.
         rows: see `w`.
 
     Fidelity:
@@ -93,7 +101,7 @@ def linear(
     matrix = as_matrix(w, rows=rows)
     if isinstance(matrix, QuantizedArray) and matrix.scheme.multiplies_bare:
         return int8_product(vxm.to_fp32(x), matrix)
-    return _scaled(mxm.matmul(x, matrix, carry=policy.carry), matrix, None)
+    return _scaled(mxm.matmul(x, matrix, **policy.products), matrix, None)
 
 
 def product(
@@ -108,14 +116,14 @@ def product(
     Args:
         x: activations `[m, k]` for all matrices, or `[n, m, k]`.
         store: the matrices; dimensions after `k` are columns.
-        policy: the carry.
+        policy: how products are made.
         slots: which matrices, -1 for none; see `mxm.matmul`.
 
     Fidelity:
         Exact in each K tile, see `mxm.matmul`.
     """
     matrices = as_matrix(store, rows=1, batch=1)
-    return _scaled(mxm.matmul(x, matrices, rows=slots, carry=policy.carry), matrices, slots)
+    return _scaled(mxm.matmul(x, matrices, rows=slots, **policy.products), matrices, slots)
 
 
 def _scaled(
@@ -140,32 +148,34 @@ def project_out(
     split: Split,
     axis: Axis,
     d_model: int,
-) -> Float16[Array, "m d"]:
+) -> Float[Array, "m d"]:
     """Multiply what the chips of an axis hold by the output projection; the result is on all.
 
     Args:
         x: a chip's share of the columns.
         w: its share of the matrix: of rows for `Split.ROW`, of columns for `Split.COLUMN`.
         rows: leading dimensions of `w` that form its rows.
-        policy: the carry.
+        policy: how products are made.
         split: how the matrix is split.
         axis: the chips.
         d_model: columns of the whole result.
 
     Fidelity:
         `COLUMN`: the same bits for any number of chips. `ROW`: order-dependent, partial sums are
-        rounded to fp16 for the wire and added in chip order.
+        rounded to the base format for the wire and added in chip order.
     """
     if split is Split.ROW:
-        return c2c.all_reduce(vxm.to_fp16(linear(x, w, policy=policy, rows=rows)), axis)
+        return c2c.all_reduce(narrowed(linear(x, w, policy=policy, rows=rows), policy), axis)
     whole = c2c.all_gather(x, axis, dim=-1)
-    y = vxm.to_fp16(linear(whole, w, policy=policy, rows=rows))
+    y = narrowed(linear(whole, w, policy=policy, rows=rows), policy)
     return c2c.all_gather(y, axis, dim=-1, keep=d_model)
 
 
-def add_residual(x: Float16[Array, "b t d"], y: Float16[Array, "b t d"]) -> Float16[Array, "b t d"]:
-    """Add a block's result to the hidden state, which leaves every block in the wire format.
+def add_residual(
+    x: Float[Array, "b t d"], y: Float[Array, "b t d"], policy: Policy
+) -> Float[Array, "b t d"]:
+    """Add a block's result to the hidden state, which leaves every block in the base format.
 
-    Fidelity: one fp32 addition, one rounding to fp16.
+    Fidelity: one fp32 addition, one rounding to the base format.
     """
-    return vxm.to_fp16(vxm.add(vxm.to_fp32(x), vxm.to_fp32(y)))
+    return narrowed(vxm.add(vxm.to_fp32(x), vxm.to_fp32(y)), policy)

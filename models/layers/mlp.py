@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float16, Float32
+from jaxtyping import Array, Float, Float32
 
 from lpu_jax.datapath import sxm, vxm
 from lpu_jax.datapath.c2c import Axis
@@ -24,21 +24,21 @@ def swiglu(gate_up: Float32[Array, "*rows two_f"], width: Any) -> Float32[Array,
 
 
 def dense_mlp(
-    x: Float16[Array, "b t d"],
+    x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
     *,
     cfg: ModelConfig,
     policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
-) -> Float16[Array, "b t d"]:
+) -> Float[Array, "b t d"]:
     """Dense feed-forward block.
 
     Args:
         x: hidden state, replicated in the group.
         weights: `norm`, `gate_up`, `down` (`models.params`), this chip's share.
         cfg: the model.
-        policy: formats of rows, and the carry.
+        policy: formats, and how products are made.
         split: how `down` is split.
         axes: `tensor`.
 
@@ -52,4 +52,4 @@ def dense_mlp(
     out = project_out(
         h, weights["down"], rows=1, policy=policy, split=split, axis=axes["tensor"], d_model=d
     )
-    return add_residual(x, out.reshape(b, t, d))
+    return add_residual(x, out.reshape(b, t, d), policy)

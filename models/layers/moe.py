@@ -8,14 +8,14 @@ stream, the number of slots is fixed. The block is cut at that place: `route`, `
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float, Float16, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, selection, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig, MoeConfig
 from ..policy import Policy
-from .linear import Split, add_residual, linear, operand_rows, product, project_out
+from .linear import Split, add_residual, linear, narrowed, operand_rows, product, project_out
 from .mlp import swiglu
 from .norm import rms_norm
 
@@ -73,7 +73,7 @@ def experts(
         down: store `[held, f, d]`.
         rows: where in the store each slot's expert lies, -1 for an empty slot.
         gates: weight of each slot for each row, 0 where the row does not use it.
-        policy: formats of rows, and the carry.
+        policy: formats, and how products are made.
         split: how `down` is split over the tensor axis.
         axes: `expert` and `tensor`.
 
@@ -90,7 +90,7 @@ def experts(
 
 
 def mixture(
-    x: Float16[Array, "b t d"],
+    x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
     placement: Mapping[str, Array],
     *,
@@ -100,7 +100,7 @@ def mixture(
     n_local: Any,
     n_slots: Any,
     axes: Mapping[str, Axis],
-) -> Float16[Array, "b t d"]:
+) -> Float[Array, "b t d"]:
     """Mixture-of-experts block with a shared expert.
 
     Args:
@@ -108,7 +108,7 @@ def mixture(
         weights: as in `models.params`, this chip's experts and its share of their width.
         placement: `first_expert` `[1]`, and `address` `[1, e]`: the store row of every expert.
         cfg: the model.
-        policy: formats of rows, and the carry.
+        policy: formats, and how products are made.
         split: `ROW`: partial sums are added by an all-reduce. `COLUMN`: every expert's result is
             gathered and summed by ascending expert id, so that the split moves no rounding.
         n_local: experts of each chip, padding included.
@@ -157,14 +157,14 @@ def mixture(
         axes=axes,
     )
     if split is Split.COLUMN:
-        parts = _gathered(parts, axes, everywhere, d)
+        parts = _gathered(parts, axes, everywhere, d, policy)
     out = vxm.sum_leading(parts)
     if shared_out is not None:
         out = vxm.add(out, shared_out)
-    out = vxm.to_fp16(out)
+    out = narrowed(out, policy)
     if split is Split.ROW:
         out = c2c.all_reduce(out, everywhere)
-    return add_residual(x, out.reshape(b, t, d))
+    return add_residual(x, out.reshape(b, t, d), policy)
 
 
 def _gathered(
@@ -172,11 +172,12 @@ def _gathered(
     axes: Mapping[str, Axis],
     everywhere: Axis,
     d_model: int,
+    policy: Policy,
 ) -> Float32[Array, "n m d"]:
     """Bring the experts' results of all chips together, by ascending expert id."""
     n_slots, m, width = parts.shape
     chips, ways = axes["expert"].size, axes["tensor"].size
-    gathered = c2c.all_gather(vxm.to_fp16(parts), everywhere, dim=-3)
+    gathered = c2c.all_gather(narrowed(parts, policy), everywhere, dim=-3)
     # Chips come in the order of the mesh: c of the expert axis, w of the tensor axis.
     chip = " ".join({"expert": "c", "tensor": "w"}.get(axis, "") for axis in axes)
     by_expert = sxm.rearrange(

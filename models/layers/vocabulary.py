@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float16, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, selection, vxm
 from lpu_jax.datapath.c2c import Axis
@@ -20,7 +20,7 @@ def embed(
     first: Int32[Array, " 1"],
     *,
     axes: Mapping[str, Axis],
-) -> Float16[Array, "b t d"]:
+) -> Float[Array, "b t d"]:
     """Look tokens up: the chip that holds a row sends it to all; the others send zeros.
 
     Args:
@@ -36,7 +36,7 @@ def embed(
 
 
 def head(
-    x: Float16[Array, "b t d"],
+    x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
     rows: Int32[Array, " b"],
     first: Int32[Array, " 1"],
@@ -53,7 +53,7 @@ def head(
         rows: the row of each sequence that is asked for.
         first: number of the chip's first column.
         cfg: the model.
-        policy: formats of rows, and the carry.
+        policy: formats, and how products are made.
         axes: `tensor`.
 
     Returns:

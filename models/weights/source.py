@@ -14,7 +14,7 @@ from einops import rearrange
 from lpu_jax.errors import WeightsError
 
 from ..config import GqaConfig, MlaConfig, ModelConfig
-from ..params import EXPERT_PARAMETERS, block_params
+from ..params import block_params
 
 Arrays = dict[str, np.ndarray]
 
@@ -219,7 +219,7 @@ class HfTensors:
         }
         if moe.n_shared:
             shared = self._mlp(prefix + "mlp.shared_experts.", moe.d_shared)
-            arrays |= {f"shared_{name}": shared[name] for name in EXPERT_PARAMETERS}
+            arrays |= {f"shared_{name}": matrix for name, matrix in shared.items()}
         return arrays
 
     def _refuse_unknown_tensors(self) -> None:

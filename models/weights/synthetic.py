@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 
 from ..config import ModelConfig
-from ..params import EXPERT_PARAMETERS, ParamSpec, block_params
+from ..params import ParamSpec, block_params, expert_params
 from .source import Arrays, check_block, check_expert
 
 #: Norm weights are uniform in this range: near 1, yet wrong in every layer that ignores them.
@@ -52,10 +52,11 @@ class SyntheticWeights:
     def expert(self, layer: int, expert_id: int) -> Arrays:
         """Return one routed expert; see `WeightSource.expert`."""
         check_expert(self.config, layer, expert_id)
-        specs = block_params(self.config, "moe")
+        moe = self.config.moe
+        assert moe is not None  # check_expert refused such models
         return {
-            name: self._draw("moe", layer, name, specs[name], expert_id)
-            for name in EXPERT_PARAMETERS
+            name: self._draw("moe", layer, name, spec, expert_id)
+            for name, spec in expert_params(self.config.d_model, moe).items()
         }
 
     def _draw(
