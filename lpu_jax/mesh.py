@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .datapath.c2c import Axis
@@ -150,6 +150,23 @@ def run_nested(
         out_specs=specs(out_specs, "device"),
         check_vma=False,
     )
+
+
+def put_on_devices(values: Any, mesh: ChipMesh, specs: Specs) -> Any:
+    """Spread global arrays over real devices as `run_devices` takes them: no copy at the run.
+
+    Args:
+        values: tree of arrays.
+        mesh: the chips.
+        specs: how each array is split over the axes.
+
+    Raises:
+        MeshError: if there are fewer devices than chips.
+    """
+    devices = _device_mesh(mesh.axes)
+    flat, tree = jax.tree.flatten(values)
+    shardings = [NamedSharding(devices, spec) for spec in _per_leaf(specs, values)]
+    return jax.tree.unflatten(tree, jax.device_put(flat, shardings))
 
 
 def trace(

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from lpu_jax.numerics.quantized import QuantizedArray
 from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
 
-from .config import MlaConfig, ModelConfig
-from .layers.attention import grouped_attention, latent_attention
+from .config import GqaConfig, MlaConfig, ModelConfig
+from .layers.dispatch import Dispatch, exchanged_mixture
+from .layers.grouped import grouped_attention
+from .layers.latent import latent_attention
 from .layers.linear import Split
 from .layers.mlp import dense_mlp
 from .layers.moe import mixture
@@ -25,6 +27,8 @@ from .layers.vocabulary import embed, head
 from .params import Kind, ParamSpec, block_params
 from .policy import Policy
 
+#: Kinds of block that keep a cache.
+CACHING_KINDS: frozenset[Kind] = frozenset({"attention", "sliding"})
 #: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
 Dimension = tuple[Any, str | None]
 
@@ -69,6 +73,8 @@ class Sizes:
 
     local: Mapping[str, Any]
     ways: Mapping[str, Any]
+    #: chips share out the positions of the cache, so that programs merge their results
+    splits_context: bool = False
 
     def share(self, axis: str | None, length: int) -> Dimension:
         """This chip's share of a dimension of `length`."""
@@ -111,6 +117,7 @@ def block_program(
     *,
     n_local: Any = None,
     n_slots: Any = None,
+    dispatch: Dispatch = Dispatch.REPLICATED,
 ) -> Callable[..., Any]:
     """Give the per-chip program of a block; it takes what `block_arguments` lists and `axes=`.
 
@@ -121,25 +128,35 @@ def block_program(
         split: how its output projection is split over chips.
         n_local: experts of each chip (MoE only).
         n_slots: static expert slots of each chip (MoE only).
+        dispatch: how rows reach the chips of their experts (MoE only).
     """
     match kind:
         case "embed":
             return embed
-        case "attention":
-            layer = latent_attention if isinstance(cfg.attention, MlaConfig) else grouped_attention
-            return partial(layer, cfg=cfg, policy=policy, split=split)
+        case "attention" | "sliding":
+            attention = cfg.attention
+            if isinstance(attention, MlaConfig):
+                return partial(latent_attention, cfg=cfg, policy=policy, split=split)
+            window = attention.window if kind == "sliding" else None
+            return partial(grouped_attention, cfg=cfg, policy=policy, split=split, window=window)
         case "dense":
             return partial(dense_mlp, cfg=cfg, policy=policy, split=split)
         case "moe":
+            layer = exchanged_mixture if dispatch is Dispatch.ALL_TO_ALL else mixture
             return partial(
-                mixture, cfg=cfg, policy=policy, split=split, n_local=n_local, n_slots=n_slots
+                layer, cfg=cfg, policy=policy, split=split, n_local=n_local, n_slots=n_slots
             )
         case "head":
             return partial(head, cfg=cfg, policy=policy)
 
 
 def block_arguments(
-    cfg: ModelConfig, kind: Kind, policy: Policy, split: Split, sizes: Sizes
+    cfg: ModelConfig,
+    kind: Kind,
+    policy: Policy,
+    split: Split,
+    sizes: Sizes,
+    dispatch: Dispatch = Dispatch.REPLICATED,
 ) -> tuple[Any, ...]:
     """Describe the arguments of a block's program, as a tree of `Leaf`.
 
@@ -149,7 +166,9 @@ def block_arguments(
         policy: formats of the weights.
         split: how the output projection is split.
         sizes: lengths of one chip: logical axes of `models.params`, `batch` (all sequences),
-            `batch_local` (of one chip), `tokens` (new ones per sequence) and `context` (allocated).
+            `batch_local` (of one chip), `tokens` (new ones per sequence), `context` (allocated),
+            `kv_length` (its part of one chip) and `window` (positions of a sliding layer's ring).
+        dispatch: how rows reach the chips of their experts.
     """
     weights = {
         name: _weight(name, spec, policy, split, sizes)
@@ -161,31 +180,30 @@ def block_arguments(
     match kind:
         case "embed":
             return _state(jnp.int32, batch, tokens), weights, first
-        case "attention":
-            share = Leaf(dimensions=((1, "batch_local"),), dtype=jnp.int32, kind="tables", bits=32)
+        case "attention" | "sliding":
+            number = partial(Leaf, dtype=jnp.int32, kind="tables", bits=32)
+            # Where the context is split, a chip also knows its first position.
+            is_split = sizes.splits_context and kind == "attention"
             return (
                 hidden,
                 weights,
-                _cache(cfg, policy, sizes),
+                _cache(cfg, kind, policy, sizes),
                 _tables(cfg, sizes),
                 _state(jnp.int32, batch),
-                share,
+                number(dimensions=((1, "batch_local"),)),
+                *([number(dimensions=((1, "kv_length"),))] if is_split else []),
             )
         case "dense":
             return hidden, weights
         case "moe":
             assert cfg.moe is not None
+            table = partial(Leaf, dtype=jnp.int32, kind="tables", bits=32)
             placement = {
-                "first_expert": Leaf(
-                    dimensions=((1, "experts"),), dtype=jnp.int32, kind="tables", bits=32
-                ),
-                "address": Leaf(
-                    dimensions=((1, "experts"), (cfg.moe.n_experts, None)),
-                    dtype=jnp.int32,
-                    kind="tables",
-                    bits=32,
-                ),
+                "first_expert": table(dimensions=((1, "experts"),)),
+                "address": table(dimensions=((1, "experts"), (cfg.moe.n_experts, None))),
             }
+            if dispatch is Dispatch.ALL_TO_ALL:
+                placement["share"] = table(dimensions=((1, "experts"),))
             return hidden, weights, placement
         case "head":
             return hidden, weights, _state(jnp.int32, batch), first
@@ -292,16 +310,22 @@ def _scales(
     )
 
 
-def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
+def _cache(cfg: ModelConfig, kind: Kind, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
     """Keys and values in the layouts that the matrix unit installs."""
+    attention = cfg.attention
     batch: Dimension = (sizes.local["batch_local"], "batch_local")
-    context: Dimension = (sizes.local["context"], None)
-    if isinstance(cfg.attention, MlaConfig):
-        lead: tuple[Dimension, ...] = (batch,)
-        key_dim, value_dim = cfg.attention.cached_values_per_token, cfg.attention.kv_lora_rank
+    context: Dimension = (sizes.local["kv_length"], "kv_length")
+    if kind == "sliding":
+        context = (sizes.local["window"], None)
+    if isinstance(attention, GqaConfig):
+        lead: tuple[Dimension, ...] = (batch, sizes.share("kv_heads", attention.n_kv_heads))
+        key_dim = value_dim = attention.head_dim
+    elif attention.form == "expanded":
+        lead = (batch, sizes.share("heads", attention.n_heads))
+        key_dim, value_dim = attention.query_head_dim, attention.v_head_dim
     else:
-        lead = (batch, sizes.share("kv_heads", cfg.attention.n_kv_heads))
-        key_dim = value_dim = cfg.attention.head_dim
+        lead = (batch,)
+        key_dim, value_dim = attention.cached_values_per_token, attention.kv_lora_rank
     leaf = partial(
         Leaf,
         dtype=policy.dtype,
@@ -317,10 +341,8 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
 
 
 def _tables(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
-    mla = cfg.attention
-    rotary = mla.rope_head_dim if isinstance(mla, MlaConfig) else mla.head_dim
     table = Leaf(
-        dimensions=((sizes.local["context"], None), (rotary, None)),
+        dimensions=((sizes.local["context"], None), (cfg.rope.dim, None)),
         dtype=jnp.float32,
         kind="tables",
         bits=32,

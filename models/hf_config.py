@@ -1,134 +1,28 @@
-"""Read a Hugging Face `config.json` of the llama, deepseek_v3 or kimi_k2 type.
+"""Read a Hugging Face `config.json` of any type listed in `hf_families.FAMILIES`.
 
 Refuses what it does not know: any unread key whose value could bear a size or switch a part on is
-an error, because guessing miscounts the model. Both spellings of the rope keys are read: the hub's
-(`rope_theta`, `rope_scaling`) and that of transformers 5 (`rope_parameters`).
+an error, because guessing miscounts the model. Both spellings are read, the hub's (`rope_theta`,
+`rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`, `dtype`). Of a
+multimodal file only the language part is read. Prediction layers are left out.
 """
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lpu_jax.errors import ConfigError
-from lpu_jax.quantities import format_given
 
-from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+from .config import GqaConfig, MlaConfig, ModelConfig
+from .hf_experts import read_experts
+from .hf_families import FAMILIES, WRAPPERS, FamilyRules
+from .hf_formats import read_released_format
+from .hf_keys import MOST_LAYERS, Keys
 from .rope import Llama3Scaling, RopeConfig, YarnScaling
 
-FAMILIES: Mapping[str, Literal["llama", "deepseek"]] = {
-    "llama": "llama",
-    "deepseek_v3": "deepseek",
-    "kimi_k2": "deepseek",
-}
-
-#: Keys that say nothing about the network: bookkeeping, training, text generation defaults; and, in
-#: the last line, the prediction layers we leave out and sizes that follow from others.
-_HARMLESS = """
-_name_or_path architectures auto_map transformers_version torch_dtype dtype model_type
-initializer_range attention_dropout aux_loss_alpha seq_aux pretraining_tp ep_size use_cache
-pad_token_id sep_token_id decoder_start_token_id id2label label2id return_dict max_length
-min_length num_beams num_beam_groups num_return_sequences temperature top_k top_p typical_p
-repetition_penalty length_penalty diversity_penalty output_attentions output_hidden_states
-is_encoder_decoder
-num_nextn_predict_layers head_dim qk_head_dim num_key_value_heads
-"""
-_HARMLESS_KEYS = frozenset(_HARMLESS.split())
-
-_ROPE_HUB_KEYS = ("rope_theta", "rope_scaling")
-
-#: Limits of what a file may say. No size of a network comes near them; beyond them, arithmetic on
-#: bytes would leave 64 bits, or a list of layers would fill the memory of this computer.
-MOST = 2**40
-MOST_LAYERS = 10_000
-LEAST_NUMBER = 1e-20
-
-
-class _Keys:
-    """A dictionary that remembers what was read from it and words its own complaints."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values = values
-        self.where = where
-        self.read: set[str] = set()
-
-    def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
-
-    def complain(self, key: str, expected: str) -> ConfigError:
-        got = f"got {format_given(self.values[key])}" if key in self.values else "it is missing"
-        return ConfigError(f"{self.where}: key {key!r} must be {expected}; {got}.")
-
-    def integer(
-        self, key: str, default: int | None = None, least: int = 1, most: int = MOST
-    ) -> int:
-        value = self._take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.complain(key, f"a whole number from {least} to {most}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._take(key, default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not LEAST_NUMBER <= value <= MOST:
-            raise self.complain(key, f"a number from {LEAST_NUMBER} to {MOST}")
-        return float(value)
-
-    def optional_number(self, key: str) -> float | None:
-        return self.number(key) if self.has(key) else None
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self._take(key, default)
-        if not isinstance(value, bool):
-            raise self.complain(key, "true or false")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._take(key, default)
-        if not isinstance(value, str) or not value.isprintable():
-            raise self.complain(key, "a text of printable characters")
-        return value
-
-    def mapping(self, key: str) -> "_Keys | None":
-        value = self._take(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise self.complain(key, "an object or null")
-        return _Keys(value, f"{self.where}, {key}")
-
-    def must_be(self, key: str, allowed: object) -> None:
-        """Accept a key that is absent, null, or has the only value this program models."""
-        self.read.add(key)
-        if self.has(key) and self.values[key] != allowed:
-            raise self.complain(key, f"{json.dumps(allowed)}, the only value supported")
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        value = self._take(key, [])
-        ids = value if isinstance(value, list) else [value]
-        if not all(
-            isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= MOST
-            for item in ids
-        ):
-            raise self.complain(key, "a token number or a list of them")
-        return tuple(ids)
-
-    def finish(self) -> None:
-        """Refuse any unread key that could bear a size or switch something on."""
-        for key, value in self.values.items():
-            unread = key not in self.read and key not in _HARMLESS_KEYS
-            if unread and value and not isinstance(value, str):
-                raise ConfigError(
-                    f"{self.where}: key {format_given(key)} = {format_given(value)} is not known "
-                    f"to this program and may bear a size; remove it only if the network does not "
-                    f"use it."
-                )
-
-    def _take(self, key: str, default: object) -> Any:
-        self.read.add(key)
-        value = self.values.get(key)
-        return default if value is None else value
+#: Keys that a multimodal file may have beside its language part, about the whole of it.
+_ABOUT_THE_WHOLE = ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype")
 
 
 def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
@@ -142,40 +36,48 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         the file's folder or the model type.
 
     Raises:
-        ConfigError: if the file cannot be read, its `model_type` is not llama, deepseek_v3 or
-            kimi_k2, a key is missing or of the wrong type, or an unknown key may bear a size.
+        ConfigError: if the file cannot be read, its `model_type` is not in `FAMILIES`, a key is
+            missing or of the wrong type, asks for what this program does not model, or is unknown
+            and may bear a size.
     """
     keys = _open(source)
     model_type = keys.text("model_type")
     if model_type not in FAMILIES:
         raise keys.complain("model_type", "one of " + ", ".join(FAMILIES))
-    family = FAMILIES[model_type]
+    rules = FAMILIES[model_type]
+    if rules.architecture not in (keys.texts("architectures") or (rules.architecture,)):
+        raise keys.complain("architectures", f"[{rules.architecture!r}] for a {model_type!r} model")
     keys.must_be("hidden_act", "silu")
-    keys.must_be("attention_bias", False)
     keys.must_be("mlp_bias", False)
-    keys.must_be("sliding_window", None)
+    keys.must_be("use_rmsnorm", True)
+    n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
+    window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
-    if family == "llama":
-        attention = _read_gqa(keys)
-        rope = _read_rope(keys, attention.head_dim, interleaved=False)
-    else:
-        rope = _read_rope(keys, keys.integer("qk_rope_head_dim"), interleaved=True)
+    if rules.is_latent:
+        rope = _read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
         attention = _read_mla(keys, rope)
+    else:
+        attention = _read_gqa(keys, rules, window)
+        rope = _read_rope(keys, rules, attention.head_dim)
+    moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
     bos_token_ids = keys.token_ids("bos_token_id")
+    released_format, released_roles = read_released_format(keys, rules, n_layers, moe)
     model_cfg = ModelConfig(
         name=_name(keys, source, model_type),
-        family=family,
-        n_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
+        family=rules.family,
+        n_layers=n_layers,
         d_model=keys.integer("hidden_size"),
         d_ff=keys.integer("intermediate_size"),
         vocab_size=keys.integer("vocab_size"),
         max_position=keys.integer("max_position_embeddings"),
-        norm_eps=keys.number("rms_norm_eps"),
-        tie_embeddings=keys.boolean("tie_word_embeddings", False),
+        norm_eps=keys.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
+        tie_embeddings=keys.boolean("tie_word_embeddings", default=False),
         attention=attention,
         rope=rope,
-        moe=_read_moe(keys) if family == "deepseek" else None,
-        released_format=_released_format(keys),
+        moe=moe,
+        sliding_layers=sliding_layers,
+        released_format=released_format,
+        released_roles=released_roles,
         bos_token_id=bos_token_ids[0] if bos_token_ids else None,
         eos_token_ids=keys.token_ids("eos_token_id"),
     )
@@ -183,7 +85,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     return model_cfg
 
 
-def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> _Keys:
+def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> Keys:
     if isinstance(source, Mapping):
         return _unwrap(source, "config")
     path = Path(source)
@@ -203,18 +105,20 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> _Keys:
     return _unwrap(values, str(path))
 
 
-def _unwrap(values: Mapping[str, Any], where: str) -> _Keys:
+def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
     """Descend into the language part of a multimodal configuration."""
     inner = values.get("text_config")
     if inner is None:
-        return _Keys(values, where)
+        return Keys(values, where)
+    outer = Keys(values, where)
     if not isinstance(inner, Mapping):
-        raise _Keys(values, where).complain("text_config", "an object")
-    top_level_tie = values.get("tie_word_embeddings", False)
-    return _Keys({"tie_word_embeddings": top_level_tie, **inner}, f"{where}, text_config")
+        raise outer.complain("text_config", "an object")
+    outer.must_be("model_type", *WRAPPERS)
+    whole = {key: values[key] for key in _ABOUT_THE_WHOLE if outer.has(key)}
+    return Keys({**whole, **inner}, f"{where}, text_config")
 
 
-def _name(keys: _Keys, source: Mapping[str, Any] | str | os.PathLike[str], model_type: str) -> str:
+def _name(keys: Keys, source: Mapping[str, Any] | str | os.PathLike[str], model_type: str) -> str:
     if keys.values.get("_name_or_path"):
         return keys.text("_name_or_path")
     if isinstance(source, Mapping):
@@ -223,16 +127,57 @@ def _name(keys: _Keys, source: Mapping[str, Any] | str | os.PathLike[str], model
     return path.parent.name if path.name == "config.json" else path.stem
 
 
-def _read_gqa(keys: _Keys) -> GqaConfig:
+def _read_windows(
+    keys: Keys, rules: FamilyRules, n_layers: int
+) -> tuple[int | None, tuple[int, ...]]:
+    """Return how many keys a sliding layer sees, and which layers slide."""
+    kinds = keys.texts("layer_types")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
+    if kinds and len(kinds) != n_layers:
+        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one of each layer")
+    listed = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    if rules.windows == "none":
+        keys.must_be("sliding_window", None)
+    if rules.has_window_switch and not keys.boolean("use_sliding_window", default=False):
+        keys.read.add("sliding_window")
+        window = None
+    else:
+        window = keys.optional_integer("sliding_window")
+    if listed and (window is None or rules.windows != "listed"):
+        raise keys.complain("layer_types", "full attention only, for want of a window in use")
+    if window is None:
+        return None, ()
+    if rules.windows == "all":
+        return window, tuple(range(n_layers))
+    if not kinds:
+        raise keys.complain("layer_types", f"a list of {n_layers} kinds, as there is a window")
+    return (window, listed) if listed else (None, ())
+
+
+def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
     n_heads = keys.integer("num_attention_heads")
-    head_dim = keys.integer("head_dim", max(1, keys.integer("hidden_size") // n_heads))
-    n_kv_heads = keys.integer("num_key_value_heads", n_heads)
-    return GqaConfig(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim)
+    head_dim = keys.integer("head_dim", default=max(1, keys.integer("hidden_size") // n_heads))
+    if rules.biases == "none":
+        keys.must_be("attention_bias", False)
+    has_bias = keys.boolean("attention_bias", default=rules.biases_by_default)
+    return GqaConfig(
+        n_heads=n_heads,
+        n_kv_heads=keys.integer("num_key_value_heads", default=n_heads),
+        head_dim=head_dim,
+        qkv_bias=has_bias,
+        o_bias=has_bias and rules.biases == "all",
+        qk_norm=keys.boolean("use_qk_norm") if rules.qk_norm == "file" else rules.qk_norm == "yes",
+        sinks=rules.has_sinks,
+        window=window,
+    )
 
 
-def _read_mla(keys: _Keys, rope: RopeConfig) -> MlaConfig:
+def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
     n_heads = keys.integer("num_attention_heads")
     keys.must_be("num_key_value_heads", n_heads)
+    keys.must_be("attention_bias", False)
     temperature = 1.0
     if isinstance(rope.scaling, YarnScaling) and rope.scaling.mscale_all_dim:
         temperature = rope.scaling.temperature(rope.scaling.mscale_all_dim)
@@ -247,42 +192,41 @@ def _read_mla(keys: _Keys, rope: RopeConfig) -> MlaConfig:
     )
 
 
-def _read_moe(keys: _Keys) -> MoeConfig:
-    keys.must_be("scoring_func", "sigmoid")
-    keys.must_be("topk_method", "noaux_tc")
-    keys.must_be("moe_layer_freq", 1)
-    return MoeConfig(
-        n_experts=keys.integer("n_routed_experts"),
-        top_k=keys.integer("num_experts_per_tok"),
-        n_shared=keys.integer("n_shared_experts", 0, least=0),
-        d_expert=keys.integer("moe_intermediate_size"),
-        n_groups=keys.integer("n_group", 1),
-        topk_groups=keys.integer("topk_group", 1),
-        routed_scaling=keys.number("routed_scaling_factor", 1.0),
-        normalise=keys.boolean("norm_topk_prob", True),
-        n_dense_layers=keys.integer("first_k_dense_replace", 0, least=0),
-    )
-
-
-def _read_rope(keys: _Keys, dim: int, interleaved: bool) -> RopeConfig:
-    keys.must_be("rope_interleave", interleaved)
-    keys.must_be("partial_rotary_factor", 1.0)
-    modern = keys.mapping("rope_parameters")
-    rules = modern or keys.mapping("rope_scaling")
+def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
+    keys.must_be("rope_interleave", rules.is_interleaved)
+    modern, hub = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
+    if modern is not None and hub is not None:
+        raise keys.complain("rope_scaling", "absent beside 'rope_parameters'")
+    numbers = modern or hub
     theta = (modern or keys).number("rope_theta")
-    keys.read.update(_ROPE_HUB_KEYS)
+    keys.must_be("rope_theta", theta)
+    dim = _rotated(keys, modern or keys, rules, head_dim)
     scaling: Llama3Scaling | YarnScaling | None = None
-    if rules is not None:
-        scaling = _read_scaling(rules)
-        rules.must_be("rope_theta", theta)
-        rules.finish()
-    return RopeConfig(theta=theta, dim=dim, interleaved=interleaved, scaling=scaling)
+    if numbers is not None:
+        scaling = _read_scaling(numbers)
+        numbers.must_be("rope_theta", theta)
+        numbers.finish()
+    if isinstance(scaling, YarnScaling):
+        keys.must_be("initial_context_length", scaling.original_max_position)
+    return RopeConfig(theta=theta, dim=dim, interleaved=rules.is_interleaved, scaling=scaling)
 
 
-def _read_scaling(rules: _Keys) -> Llama3Scaling | YarnScaling | None:
-    spelling = "rope_type" if rules.has("rope_type") else "type"
-    rules.read.update(("rope_type", "type"))
-    match rules.text(spelling):
+def _rotated(keys: Keys, holder: Keys, rules: FamilyRules, head_dim: int) -> int:
+    """Return how many values of a head are rotated."""
+    if not rules.is_partial:
+        for part in (keys, holder):
+            part.must_be("partial_rotary_factor", 1.0)
+        return head_dim
+    if not holder.has("partial_rotary_factor") and keys.has("rotary_dim"):
+        return keys.integer("rotary_dim")
+    # Hugging Face cuts the product down to a whole number.
+    dim = int(head_dim * holder.number("partial_rotary_factor"))
+    keys.must_be("rotary_dim", dim)
+    return dim
+
+
+def _read_scaling(rules: Keys) -> Llama3Scaling | YarnScaling | None:
+    match rules.text("rope_type", "type"):
         case "default":
             return None
         case "llama3":
@@ -295,29 +239,13 @@ def _read_scaling(rules: _Keys) -> Llama3Scaling | YarnScaling | None:
         case "yarn":
             return YarnScaling(
                 factor=rules.number("factor"),
-                beta_fast=rules.number("beta_fast", 32.0),
-                beta_slow=rules.number("beta_slow", 1.0),
+                beta_fast=rules.number("beta_fast", default=32.0),
+                beta_slow=rules.number("beta_slow", default=1.0),
                 original_max_position=rules.integer("original_max_position_embeddings"),
                 mscale=rules.optional_number("mscale"),
                 mscale_all_dim=rules.optional_number("mscale_all_dim"),
-                truncate=rules.boolean("truncate", True),
+                truncate=rules.boolean("truncate", default=True),
             )
         case _:
+            spelling = "rope_type" if rules.has("rope_type") else "type"
             raise rules.complain(spelling, "one of default, llama3, yarn")
-
-
-def _released_format(keys: _Keys) -> str:
-    """Return "bf16", "fp16", "fp8", "int4", or the file's own word for anything else."""
-    quantisation = keys.mapping("quantization_config")
-    if quantisation is None:
-        dtype = keys.text("torch_dtype", keys.text("dtype", "bfloat16"))
-        return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(dtype, dtype)
-    method = quantisation.text("quant_method")
-    if method == "compressed-tensors":
-        groups = quantisation.values.get("config_groups")
-        first: object = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
-        weights = first.get("weights") if isinstance(first, Mapping) else None
-        if isinstance(weights, Mapping) and weights.get("type") == "int":
-            bits = _Keys(weights, f"{quantisation.where}, weights").integer("num_bits", most=16)
-            return f"int{bits}"
-    return method

@@ -227,16 +227,37 @@ def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
     return params
 
 
+def model_params(model_cfg: ModelConfig) -> tuple[tuple[int, ParamSpec], ...]:
+    """Return every parameter of a model with how many layers have one like it.
+
+    A tied embedding table is left out: it is the head's.
+    """
+    n_moe = model_cfg.n_moe_layers
+    counts: dict[Kind, int] = {
+        "embed": 0 if model_cfg.tie_embeddings else 1,
+        "attention": model_cfg.n_layers,
+        "dense": model_cfg.n_layers - n_moe,
+        "moe": n_moe,
+        "head": 1,
+    }
+    return tuple(
+        (count, spec)
+        for kind, count in counts.items()
+        if count
+        for spec in block_params(model_cfg, kind).values()
+    )
+
+
 def n_parameters(model_cfg: ModelConfig) -> int:
     """Return the parameter count, biases included, multi-token prediction excluded.
 
     A tied embedding table counts once, as the head.
     """
-    return round(_count(model_cfg, include_embedding=True, expert_share=1.0))
+    return sum(count * spec.n_values for count, spec in model_params(model_cfg))
 
 
-def n_active(model_cfg: ModelConfig, include_embedding: bool = False) -> float:
-    """Return the parameters one token uses; routed experts count as `top_k / n_experts`.
+def n_active(model_cfg: ModelConfig, include_embedding: bool = False) -> int:
+    """Return the parameters one token uses: of the routed experts, `top_k` of each layer.
 
     Args:
         model_cfg: the model.
@@ -246,25 +267,11 @@ def n_active(model_cfg: ModelConfig, include_embedding: bool = False) -> float:
     Returns:
         The count.
     """
-    moe = model_cfg.moe
-    share = 1.0 if moe is None else moe.top_k / moe.n_experts
-    return _count(model_cfg, include_embedding=include_embedding, expert_share=share)
-
-
-def _count(model_cfg: ModelConfig, include_embedding: bool, expert_share: float) -> float:
-    def block(kind: Kind) -> float:
-        return math.fsum(
-            spec.n_values * (expert_share if spec.role == "expert" else 1.0)
-            for spec in block_params(model_cfg, kind).values()
-        )
-
-    n_moe = model_cfg.n_moe_layers
-    n_dense = model_cfg.n_layers - n_moe
-    total = block("head") + model_cfg.n_layers * block("attention")
-    if include_embedding and not model_cfg.tie_embeddings:
-        total += block("embed")
-    if n_dense:
-        total += n_dense * block("dense")
-    if n_moe:
-        total += n_moe * block("moe")
+    idle = 0 if model_cfg.moe is None else model_cfg.moe.n_experts - model_cfg.moe.top_k
+    total = n_parameters(model_cfg)
+    for count, spec in model_params(model_cfg):
+        if spec.role == "expert":
+            total -= count * spec.n_values // spec.shape[0] * idle
+        elif spec.role == "embedding" and not include_embedding:
+            total -= count * spec.n_values
     return total

@@ -209,8 +209,9 @@ CHIP_POLICIES: Mapping[str, Policy] = MappingProxyType(
 )
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"
-#: Policies by `ModelConfig.released_format`.
+#: Policies by `ModelConfig.released_format`, for the usual roles, and the scheme of narrow ones.
 _BY_RELEASED_FORMAT = {"fp16": FP16, "bf16": BF16, "fp8": FP8, "int4": INT4, "mxfp4": GPT_OSS}
+_RELEASED_SCHEMES = {"fp8": FP8_BLOCK128, "int4": INT4_GROUP32, "mxfp4": MXFP4}
 
 
 def policy_named(name: str, cfg: ModelConfig) -> Policy:
@@ -230,7 +231,19 @@ def policy_named(name: str, cfg: ModelConfig) -> Policy:
                 f"{cfg.name} is released in {cfg.released_format}, which no policy holds; choose "
                 f"one of {', '.join(POLICIES)}."
             )
+        if cfg.released_roles is not None and cfg.released_format in _RELEASED_SCHEMES:
+            return _narrowed(cfg.released_format, cfg.released_roles)
         return _BY_RELEASED_FORMAT[cfg.released_format]
     if name not in POLICIES:
         raise unknown("precision policy", name, (*POLICIES, RELEASED))
     return POLICIES[name]
+
+
+def _narrowed(released_format: str, roles: tuple[str, ...]) -> Policy:
+    """Make the policy of a checkpoint that narrows other roles than its format usually does."""
+    scheme = _RELEASED_SCHEMES[released_format]
+    return Policy(
+        name=f"{released_format}-{'-'.join(roles) or 'nowhere'}",
+        weights={role: scheme for role in MATRIX_ROLES if role in roles},
+        source="quantization_config of the model's config.json",
+    )

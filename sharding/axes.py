@@ -11,11 +11,14 @@ from math import prod
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from lpu_jax.datapath.mem import RING_STEP, ring_length
 from lpu_jax.mesh import ChipMesh
-from models.blocks import Kind, Leaf, Sizes, is_leaf
+from models.blocks import CACHING_KINDS, Kind, Leaf, Sizes, is_leaf
 from models.config import GqaConfig, ModelConfig
+from models.layers.dispatch import Dispatch
 from models.params import block_params
 from models.policy import Policy
 
@@ -26,26 +29,32 @@ from .speculation import expected_tokens
 #: may order them otherwise (`mesh_order`).
 MESH_AXES: Mapping[Kind, tuple[str, ...]] = {
     "embed": ("tensor",),
-    "attention": ("replica", "data", "tensor", "query"),
+    "attention": ("replica", "data", "context", "tensor", "query"),
+    "sliding": ("replica", "data", "context", "tensor", "query"),
     "dense": ("replica", "tensor"),
     "moe": ("replica", "expert", "tensor"),
     "head": ("tensor",),
 }
+#: Logical axes of attention; of a sliding layer's short cache every chip of `context` holds all.
+_ATTENTION: Mapping[str, tuple[str, ...]] = {
+    "batch_local": ("data",),
+    "kv_heads": ("tensor",),
+    "heads": ("tensor", "query"),
+    "q_per_kv": ("query",),
+    "d_out": ("tensor", "query"),
+    "once": ("tensor", "query"),
+}
 #: Logical axes of each kind, and the mesh axes that split them.
 LOGICAL: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
     "embed": {"vocab": ("tensor",)},
-    "attention": {
-        "batch_local": ("data",),
-        "kv_heads": ("tensor",),
-        "heads": ("tensor", "query"),
-        "q_per_kv": ("query",),
-        "d_out": ("tensor", "query"),
-    },
+    "attention": {**_ATTENTION, "kv_length": ("context",)},
+    "sliding": _ATTENTION,
     "dense": {"mlp": ("tensor",), "d_out": ("tensor",)},
     "moe": {
         "experts": ("expert",),
         "expert_mlp": ("tensor",),
         "d_out": ("tensor",),
+        "once": ("tensor",),
         "shared_mlp": ("expert", "tensor"),
         "shared_d_out": ("expert", "tensor"),
     },
@@ -62,6 +71,13 @@ class Request:
     context: int = 1  #: allocated positions
     #: Probability that a draft is accepted, if all tokens but the first are drafts.
     acceptance: float | None = None
+    #: New tokens of the longest step that shares a cache with this one; None: this is the longest.
+    most_tokens: int | None = None
+
+    @property
+    def longest_step(self) -> int:
+        """New tokens per sequence that the cache must have room for at once."""
+        return max(self.tokens, self.most_tokens or 1)
 
     @property
     def kept_tokens(self) -> float:
@@ -79,7 +95,7 @@ class Request:
 def mesh_order(plan: Plan, kind: Kind) -> tuple[str, ...]:
     """Mesh axes of a kind of block in a plan, outermost first; `query` lies inside `tensor`."""
     match kind:
-        case "attention":
+        case "attention" | "sliding":
             order = plan.attention.order
             at = order.index("tensor") + 1
             return (*order[:at], "query", *order[at:])
@@ -92,15 +108,26 @@ def mesh_order(plan: Plan, kind: Kind) -> tuple[str, ...]:
             return MESH_AXES[kind]
 
 
+def dispatch_of(plan: Plan, kind: Kind) -> Dispatch:
+    """How rows reach the chips of their experts; blocks without experts have them everywhere."""
+    return plan.moe.dispatch if kind == "moe" and plan.moe is not None else Dispatch.REPLICATED
+
+
 def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
     """Chips along each mesh axis of a kind of block, in the order of the mesh, outermost first."""
     match kind:
         case "embed" | "head":
             return {"tensor": plan.group_chips}
-        case "attention":
+        case "attention" | "sliding":
             shard = plan.attention
             tensor, query = split_heads(cfg, shard.tensor)
-            ways = {"replica": shard.replica, "data": shard.data, "tensor": tensor, "query": query}
+            ways = {
+                "replica": shard.replica,
+                "data": shard.data,
+                "context": shard.context,
+                "tensor": tensor,
+                "query": query,
+            }
         case "dense":
             ways = {"replica": plan.mlp.replica, "tensor": plan.mlp.tensor}
         case "moe":
@@ -166,9 +193,22 @@ def sizes(
         if axis in ways
     }
     local |= {"batch": request.batch, "tokens": request.tokens, "context": request.context}
-    if kind == "attention":
+    is_split = kind == "attention" and splits_context(ways_by_axis)
+    if kind in CACHING_KINDS:
         local["batch_local"] = -(-request.batch // ways["batch_local"])
-    return Sizes(local=local, ways=ways)
+        local["kv_length"] = request.context
+    if is_split:
+        runs = -(-request.context // RING_STEP)
+        local["kv_length"] = -(-runs // ways["kv_length"]) * RING_STEP
+    if kind == "sliding" and isinstance(cfg.attention, GqaConfig):
+        assert cfg.attention.window is not None
+        local["window"] = ring_length(cfg.attention.window, request.longest_step, request.context)
+    return Sizes(local=local, ways=ways, splits_context=is_split)
+
+
+def splits_context(ways_by_axis: Mapping[str, Any]) -> bool:
+    """Whether chips share out the positions of a cache, in all of the plans or in none."""
+    return bool(np.max(ways_by_axis.get("context", 1)) > 1)
 
 
 def chip_mesh(ways_by_axis: Mapping[str, int], tiers: tuple[int, ...], collective: str) -> ChipMesh:
@@ -213,7 +253,7 @@ def global_shapes(kind: Kind, arguments: Any, sizes: Sizes) -> Any:
 def result_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
     """How a block's results are split; arguments are those of `partition_specs`."""
     match kind:
-        case "attention":
+        case "attention" | "sliding":
             return P(), partition_specs(kind, arguments[2], order)
         case "head":
             return P(), P(None, ("tensor",))

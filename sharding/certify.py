@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lpu_jax.errors import PlanError
 from lpu_jax.system import System
 from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
 
@@ -80,7 +81,12 @@ def split_by(plan: Plan, split: Split) -> Plan:
 
 
 def promises_one_chip_bits(plan: Plan) -> bool:
-    """Whether every output projection of a plan is split by columns, or not split at all."""
+    """Whether every output projection of a plan is split by columns, or not split at all.
+
+    An exchange of rows adds the shared expert's result in another place even on one chip.
+    """
+    if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
+        return False
     return all(part.split is Split.COLUMN or ways == 1 for part, ways in _ways(plan))
 
 

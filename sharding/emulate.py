@@ -1,31 +1,27 @@
 """One block after the other under several plans, each beside the float32 reference.
 
 Weights are made once per block, every plan runs on them, then they are dropped; of a mixture only
-the experts that some token chooses are made. Not here: which blocks run, and what is reported.
+the experts that some token chooses are made. Not here: which blocks run, the two ends of a model
+(`ends`), and what is reported.
 """
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float16, Float32, Int
+from jaxtyping import Float, Float32
 
-from lpu_jax.datapath import vxm
-from lpu_jax.numerics.quantized import QuantizedArray
-from models.blocks import Kind
-from models.config import ModelConfig, MoeConfig
-from models.layers.linear import linear, operand_rows
-from models.layers.moe import route
-from models.layers.norm import rms_norm
-from models.params import block_params, expert_params
+from models.config import ModelConfig
+from models.params import Kind, ParamSpec, block_params, expert_params
 from models.policy import Policy
-from models.reference import Moe, reference_block
+from models.reference import reference_block
 from models.weights.source import WeightSource
 
 from .axes import Request
@@ -40,9 +36,25 @@ from .load import (
     widened,
 )
 from .plan import Plan
+from .routing import (
+    MixtureReference,
+    Routing,
+    RoutingCheck,
+    count_flips,
+    emulated_routes,
+    joined_key,
+)
 
 #: Allocated positions; a longer context changes no bit. One vector of 320 lanes.
 CONTEXT = 320
+#: Tokens pass a mixture together while the experts that they may choose take no more than this.
+_STORE_BYTES = 1 << 31
+#: The next block's weights are made beside a block while both have no more values than this.
+_VALUES_AT_ONCE = 1 << 28
+#: Plans compiled and run side by side, and weights made meanwhile.
+_WORKERS = 2
+#: Experts that are made ahead of their use: one for each of two processor cores, and one in hand.
+_EXPERTS_AHEAD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,22 @@ class BlockCheck:
     sqnr_db: float  #: of the hidden state after the block
     change_sqnr_db: float  #: of what the block added to the hidden state
     max_abs_err: float
+    routing: RoutingCheck | None = None  #: of mixtures
+
+    def as_dict(self) -> dict[str, Any]:
+        """The errors as plain values for JSON; an infinite number is None."""
+        values = asdict(self) | {
+            "sqnr_db": finite(self.sqnr_db),
+            "change_sqnr_db": finite(self.change_sqnr_db),
+        }
+        if self.routing is not None:
+            values["routing"]["margin"] = finite(self.routing.margin)
+        return values
+
+
+def finite(value: float) -> float | None:
+    """Return None for what JSON has no number for."""
+    return value if math.isfinite(value) else None
 
 
 def sqnr_db(reference: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."]) -> float:
@@ -71,19 +99,19 @@ class Run:
     """A plan's hidden states, emulated and in the reference, after the blocks so far."""
 
     plan: Plan
-    hidden: Float16[np.ndarray, "tokens d"]
+    hidden: Float[np.ndarray, "tokens d"]  #: in the policy's base format
     reference: Float32[np.ndarray, "tokens d"]
-    routes: tuple[bytes, ...] = ()  #: experts chosen so far: plans that agree share their reference
+    #: names the experts that the reference used so far: plans that agree share their reference
+    routes: str = ""
     checks: list[BlockCheck] = field(default_factory=list)
-    routes_agree: bool | None = None
-    router_margin: float | None = None
 
     def advance(
         self,
         kind: Kind,
         layer: int,
-        hidden: Float16[np.ndarray, "tokens d"],
+        hidden: Float[np.ndarray, "tokens d"],
         reference: Float32[np.ndarray, "tokens d"],
+        routing: RoutingCheck | None = None,
     ) -> None:
         """Note the errors of a block and step behind it."""
         change = hidden.astype(np.float32) - self.hidden.astype(np.float32)
@@ -93,21 +121,40 @@ class Run:
                 layer=layer,
                 sqnr_db=sqnr_db(reference, hidden),
                 change_sqnr_db=sqnr_db(reference - self.reference, change),
-                max_abs_err=_max_abs(reference, hidden),
+                max_abs_err=float(np.max(np.abs(reference - hidden.astype(np.float32)))),
+                routing=routing,
             )
         )
         self.hidden, self.reference = hidden, reference
 
-    def note_routing(self, agree: bool, margin: float) -> None:
-        """Note how firmly the reference makes the same choice of experts."""
-        self.routes_agree = agree and self.routes_agree is not False
-        self.router_margin = min(
-            margin, math.inf if self.router_margin is None else self.router_margin
-        )
 
+def run_steps(
+    steps: Sequence["Step"],
+    runs: Sequence[Run],
+    *,
+    starting: Callable[["Step"], None] = lambda _: None,
+    finished: Callable[["Step"], None] = lambda _: None,
+) -> None:
+    """Move plans behind blocks, one after the other.
 
-def _max_abs(reference: Float32[np.ndarray, "..."], hidden: Float16[np.ndarray, "..."]) -> float:
-    return float(np.max(np.abs(reference - hidden.astype(np.float32))))
+    The next block's weights are made meanwhile, as long as both are small.
+
+    Args:
+        steps: the blocks.
+        runs: the plans; they are changed.
+        starting: told which block begins.
+        finished: told which block is done.
+    """
+    ahead: dict[Step, Any] = {}
+    with ThreadPoolExecutor(_WORKERS) as workers:
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
+            starting(step)
+            stored = ahead.pop(step).result() if step in ahead else step.store()
+            if following is not None and step.n_values + following.n_values <= _VALUES_AT_ONCE:
+                ahead[following] = workers.submit(following.store)
+            step.run(runs, stored, workers)
+            del stored
+            finished(step)
 
 
 class Step:
@@ -121,11 +168,21 @@ class Step:
         layer: int,
         tiers: tuple[int, ...],
         execution: str,
+        routing: Routing = "forced",
     ) -> None:
         self.source, self.policy, self.kind, self.layer = source, policy, kind, layer
         self.cfg: ModelConfig = source.config
-        self.tiers, self.execution = tiers, execution
+        self.tiers, self.execution, self.routing = tiers, execution, routing
         self.specs = block_params(self.cfg, kind)
+
+    @property
+    def n_values(self) -> int:
+        """Values that `store` makes."""
+        return sum(
+            spec.n_values
+            for spec in self.specs.values()
+            if self.kind != "moe" or spec.role != "expert"
+        )
 
     def store(self) -> StoredBlock:
         """Make the block's weights; of a mixture everything but the routed experts."""
@@ -138,31 +195,35 @@ class Step:
             self._run_mixture(runs, stored, workers)
             return
         references = self._references(runs, self._values(stored))
-        outputs = self._emulate_all(runs, self._wide(stored), workers)
+        states = [run.hidden for run in runs]
+        outputs = self._emulate_all(runs, states, self._wide(stored), workers)
         for run, output, reference in zip(runs, outputs, references, strict=True):
             run.advance(self.kind, self.layer, output, reference)
 
     def _emulate_all(
-        self, runs: Sequence[Run], stored: StoredBlock, workers: Executor
-    ) -> list[Float16[np.ndarray, "tokens d"]]:
+        self,
+        runs: Sequence[Run],
+        states: Sequence[Float[np.ndarray, "tokens d"]],
+        stored: StoredBlock,
+        workers: Executor,
+    ) -> list[Float[np.ndarray, "tokens d"]]:
         """Run the plans side by side, as compiling takes longest; those of one program in turn."""
         request = Request(batch=1, tokens=1, context=CONTEXT)
-        groups: dict[Any, list[Run]] = {}
-        for run in runs:
-            program = program_key(self.cfg, self.kind, run.plan)
-            groups.setdefault(program, []).append(run)
+        groups: dict[Any, list[int]] = {}
+        for i, run in enumerate(runs):
+            groups.setdefault(program_key(self.cfg, self.kind, run.plan), []).append(i)
 
-        def emulate(group: list[Run]) -> dict[int, Float16[np.ndarray, "tokens d"]]:
+        def emulate(group: list[int]) -> dict[int, Float[np.ndarray, "tokens d"]]:
             outputs = {}
-            for run in group:
-                block = place_block(stored, run.plan, request, tiers=self.tiers)
-                outputs[id(run)] = self._emulate(run, block)
+            for i in group:
+                block = place_block(stored, runs[i].plan, request, tiers=self.tiers)
+                outputs[i] = self._emulate(states[i], block)
             return outputs
 
         done: dict[int, Any] = {}
         for outputs in workers.map(emulate, groups.values()):
             done |= outputs
-        return [done[id(run)] for run in runs]
+        return [done[i] for i in range(len(runs))]
 
     def _values(self, stored: StoredBlock) -> dict[str, Float32[np.ndarray, "..."]]:
         return {
@@ -177,13 +238,16 @@ class Step:
         }
         return replace(stored, weights=weights)
 
-    def _emulate(self, run: Run, block: LoadedBlock) -> Float16[np.ndarray, "tokens d"]:
+    def _emulate(
+        self, state: Float[np.ndarray, "tokens d"], block: LoadedBlock
+    ) -> Float[np.ndarray, "tokens d"]:
         """Decode the tokens one after another."""
         rows = []
-        cache = block.arguments[2] if self.kind == "attention" else None
-        for position, row in enumerate(run.hidden):
+        has_cache = self.kind in ("attention", "sliding")
+        cache = block.arguments[2] if has_cache else None
+        for position, row in enumerate(state):
             hidden = row.reshape(1, 1, -1)
-            if self.kind == "attention":
+            if has_cache:
                 start = np.full(1, position, np.int32)
                 out, cache = run_attention(
                     self.cfg, block, hidden, cache, start, execution=self.execution
@@ -198,7 +262,7 @@ class Step:
     ) -> list[Float32[np.ndarray, "tokens d"]]:
         """Run the reference once for all plans whose tokens took the same experts so far."""
         module = reference_block(self.cfg, self.kind, values)
-        known: dict[tuple[bytes, ...], Float32[np.ndarray, "tokens d"]] = {}
+        known: dict[str, Float32[np.ndarray, "tokens d"]] = {}
         for run in runs:
             if run.routes not in known:
                 known[run.routes] = np.asarray(module(jnp.asarray(run.reference)[None])[0])
@@ -207,143 +271,136 @@ class Step:
     # mixture of experts: route first, then make only the experts in use
 
     def _run_mixture(self, runs: Sequence[Run], stored: StoredBlock, workers: Executor) -> None:
+        """Send the tokens through in parts whose experts fit into memory together."""
+        values, wide = self._values(stored), self._wide(stored)
+        size = self._tokens_at_once(len(runs[0].hidden))
+        parts = [
+            self._run_part(runs, slice(first, first + size), size, values, wide, workers)
+            for first in range(0, len(runs[0].hidden), size)
+        ]
+        for run, *passed in zip(runs, *parts, strict=True):
+            run.routes = joined_key(run.routes, np.concatenate([part.used for part in passed]))
+            run.advance(
+                "moe",
+                self.layer,
+                np.concatenate([part.hidden for part in passed]),
+                np.concatenate([part.reference for part in passed]),
+                RoutingCheck(
+                    choices=sum(part.used.size for part in passed),
+                    flips=sum(part.flips for part in passed),
+                    margin=min(part.margin for part in passed),
+                ),
+            )
+
+    def _tokens_at_once(self, n_tokens: int) -> int:
         moe = self.cfg.moe
         assert moe is not None
-        routes = [self._routes(stored, run.hidden, moe) for run in runs]
-        held = tuple(sorted({int(i) for ids in routes for i in ids.reshape(-1)}))
-        reference = _MixtureReference(self.cfg, moe, self._values(stored))
-        for run, ids in zip(runs, routes, strict=True):
-            run.routes = (*run.routes, ids.tobytes())
-            run.note_routing(*reference.begin(run.routes, run.reference, ids))
-        store = {
-            name: np.empty(
-                (len(held), *spec.shape[1:]), self.policy.dtype if spec.rows else np.float32
+        expert_values = sum(
+            spec.n_values // moe.n_experts for spec in self._expert_specs().values()
+        )
+        expert_bytes = expert_values * self.policy.base_bits // 8
+        return min(n_tokens, max(1, _STORE_BYTES // (moe.top_k * expert_bytes)))
+
+    def _run_part(
+        self,
+        runs: Sequence[Run],
+        part: slice,
+        size: int,
+        values: dict[str, Float32[np.ndarray, "..."]],
+        wide: StoredBlock,
+        workers: Executor,
+    ) -> list["_Passed"]:
+        """Send some tokens through: at most `size`, so that all parts share their programs."""
+        moe = self.cfg.moe
+        assert moe is not None
+        reference = MixtureReference(self.cfg, values)
+        states = [run.hidden[part] for run in runs]
+        taken = [emulated_routes(wide.weights, h, self.cfg, self.policy) for h in states]
+        used, flips, margins, keys = [], [], [], []
+        for run, ids in zip(runs, taken, strict=True):
+            own = reference.own_routes(run.reference[part])
+            used.append(ids if self.routing == "forced" else own)
+            flips.append(count_flips(own, ids))
+            margins.append(reference.margin(run.reference[part]))
+            keys.append(joined_key(run.routes, used[-1]))
+            reference.begin(keys[-1], run.reference[part], used[-1])
+        held = sorted({int(i) for ids in taken for i in ids.reshape(-1)})
+        store = _ExpertStore(max(len(held), min(moe.n_experts, size * moe.top_k)))
+        make = partial(store_expert, self.source, self.layer, policy=self.policy)
+        numbers = sorted({*held, *reference.needed})
+        for number, expert in zip(numbers, _ahead(make, numbers, workers), strict=True):
+            if number in reference.needed:
+                specs = self._expert_specs()
+                reference.add(number, {n: stored_values(expert[n], specs[n]) for n in specs})
+            if number in held:
+                store.add({n: widened(expert[n], spec) for n, spec in self._expert_specs().items()})
+        placed = replace(wide, weights={**wide.weights, **store.handed_over()}, held=tuple(held))
+        outputs = self._emulate_all(runs, states, placed, workers)
+        return [
+            _Passed(
+                hidden=output,
+                reference=reference.totals[key],
+                used=ids,
+                flips=n_flips,
+                margin=margin,
             )
+            for output, key, ids, n_flips, margin in zip(
+                outputs, keys, used, flips, margins, strict=True
+            )
+        ]
+
+    def _expert_specs(self) -> dict[str, ParamSpec]:
+        """One expert's parameters."""
+        moe = self.cfg.moe
+        assert moe is not None
+        return {
+            name: replace(spec, shape=spec.shape[1:], axes=spec.axes[1:], batch=0)
             for name, spec in expert_params(self.cfg.d_model, moe).items()
         }
-        make = partial(store_expert, self.source, self.layer, policy=self.policy)
-        for row, (number, expert) in enumerate(zip(held, workers.map(make, held), strict=True)):
-            reference.add(number, {n: stored_values(expert[n], self._one(n)) for n in expert})
-            for name in store:
-                store[name][row] = widened(expert[name], self._one(name))
-        wide = self._wide(stored)
-        while store:  # one copy in memory at a time
-            name, values = store.popitem()
-            wide = replace(wide, weights={**wide.weights, name: jnp.asarray(values)})
-        outputs = self._emulate_all(runs, replace(wide, held=held), workers)
-        for run, output in zip(runs, outputs, strict=True):
-            run.advance("moe", self.layer, output, reference.totals[run.routes])
-
-    def _one(self, name: str) -> Any:
-        spec = self.specs[name]
-        return replace(spec, shape=spec.shape[1:], axes=spec.axes[1:], batch=0)
-
-    def _routes(
-        self, stored: StoredBlock, hidden: Float16[np.ndarray, "tokens d"], moe: MoeConfig
-    ) -> Int[np.ndarray, "tokens k"]:
-        """Route each token by the block's own layer functions, on the state that all chips hold."""
-        weights = stored.weights
-        ids = [
-            _choose(
-                row.reshape(1, -1),
-                weights["norm"],
-                weights["router"],
-                weights["router_bias"],
-                policy=self.policy,
-                moe=moe,
-                eps=self.cfg.norm_eps,
-            )
-            for row in hidden
-        ]
-        return np.concatenate([np.asarray(one) for one in ids])
 
 
-@partial(jax.jit, static_argnames=("policy", "moe", "eps"))
-def _choose(
-    row: Float16[Array, "1 d"],
-    norm: Float32[Array, " d"],
-    router: Array | QuantizedArray,
-    bias: Float32[Array, " e"],
-    *,
-    policy: Policy,
-    moe: MoeConfig,
-    eps: float,
-) -> Int[Array, "1 k"]:
-    y = operand_rows(rms_norm(vxm.to_fp32(row), norm, eps), policy, "router")
-    return route(linear(y, router, policy=policy), bias, moe)[0]
+@dataclass(frozen=True, kw_only=True)
+class _Passed:
+    """Some tokens behind a mixture."""
+
+    hidden: Float[np.ndarray, "tokens d"]
+    reference: Float32[np.ndarray, "tokens d"]
+    used: Any  #: experts that the reference used
+    flips: int
+    margin: float
 
 
-class _MixtureReference:
-    """The float32 mixture, one expert in memory at a time."""
+class _ExpertStore:
+    """Experts one behind the other, in as many rows as ever come; the last ones may stay zero."""
 
-    def __init__(self, cfg: ModelConfig, moe: MoeConfig, shared: dict[str, Any]) -> None:
-        self.cfg, self.moe, self.shared = cfg, moe, shared
-        self.totals: dict[tuple[bytes, ...], Float32[np.ndarray, "tokens d"]] = {}
-        self.inputs: dict[tuple[bytes, ...], tuple[Any, Any]] = {}
-        # an expert's own share: the block without shared experts, holding this expert alone
-        self.alone = replace(cfg, moe=replace(moe, n_shared=0))
-        self.base = self._module(cfg, (), shared)
+    def __init__(self, n_rows: int) -> None:
+        self.n_rows, self.n_filled = n_rows, 0
+        self.leaves: list[np.ndarray] = []
+        self.tree: Any = None
 
-    def begin(
-        self,
-        key: tuple[bytes, ...],
-        hidden: Float32[np.ndarray, "tokens d"],
-        ids: Int[np.ndarray, "tokens k"],
-    ) -> tuple[bool, float]:
-        """Run everything but the routed experts, and compare the router's choice.
+    def add(self, expert: dict[str, Any]) -> None:
+        """Append an expert; all have the same names, shapes and formats."""
+        leaves, self.tree = jax.tree.flatten(expert)
+        if not self.leaves:
+            self.leaves = [np.zeros((self.n_rows, *leaf.shape), leaf.dtype) for leaf in leaves]
+        for rows, leaf in zip(self.leaves, leaves, strict=True):
+            rows[self.n_filled] = leaf
+        self.n_filled += 1
 
-        Returns:
-            Whether the reference chooses the same experts for every token, and its smallest margin.
-        """
-        x = jnp.asarray(hidden)[None]
-        if key not in self.totals:
-            self.inputs[key] = x, jnp.asarray(ids)[None]
-            self.totals[key] = np.asarray(self.base(x)[0])
-        own = np.asarray(self.base.route(x)[0][0])
-        agree = all(set(a) == set(b) for a, b in zip(own.tolist(), ids.tolist(), strict=True))
-        normed = np.asarray(self.base.norm(x)[0], np.float64)
-        return agree, router_margin(
-            normed, self.shared["router"], self.shared["router_bias"], self.moe
-        )
-
-    def add(self, number: int, values: dict[str, Float32[np.ndarray, "..."]]) -> None:
-        """Add one expert's share wherever a token chose it."""
-        stacked = {name: value[None] for name, value in values.items()}
-        module = self._module(self.alone, (number,), self.shared | stacked)
-        for key, (x, ids) in self.inputs.items():
-            share = module(x, ids) - x
-            self.totals[key] = self.totals[key] + np.asarray(share[0])
-
-    def _module(self, cfg: ModelConfig, held: tuple[int, ...], params: dict[str, Any]) -> Moe:
-        moe = self.moe
-        empty = {
-            "gate_up": np.zeros((0, cfg.d_model, 2, moe.d_expert), np.float32),
-            "down": np.zeros((0, moe.d_expert, cfg.d_model), np.float32),
-        }
-        module = reference_block(cfg, "moe", empty | params, held)
-        assert isinstance(module, Moe)
-        return module
+    def handed_over(self) -> dict[str, Any]:
+        """Give the store to JAX; one copy of an array is in memory at a time."""
+        arrays = []
+        while self.leaves:
+            arrays.append(jnp.asarray(self.leaves.pop(0)))
+        store: dict[str, Any] = jax.tree.unflatten(self.tree, arrays)
+        return store
 
 
-def router_margin(
-    normed: Float[np.ndarray, "tokens d"],
-    router: Float32[np.ndarray, "d e"],
-    bias: Float32[np.ndarray, " e"],
-    moe: MoeConfig,
-) -> float:
-    """Smallest distance in score from what the router took to the best it left, in float64."""
-    scores = 1 / (1 + np.exp(-(normed @ router.astype(np.float64)))) + bias[None, :]
-    smallest = math.inf
-    for row in scores:
-        if moe.n_groups > 1:
-            grouped = row.reshape(moe.n_groups, -1)
-            best_two = np.sort(grouped, axis=1)[:, -2:].sum(1)
-            order = np.argsort(-best_two, kind="stable")
-            ranked = best_two[order]
-            if moe.topk_groups < moe.n_groups:
-                smallest = min(smallest, ranked[moe.topk_groups - 1] - ranked[moe.topk_groups])
-            row = grouped[order[: moe.topk_groups]].reshape(-1)
-        ranked = np.sort(row)[::-1]
-        if moe.top_k < len(ranked):
-            smallest = min(smallest, ranked[moe.top_k - 1] - ranked[moe.top_k])
-    return float(smallest)
+def _ahead(make: Any, numbers: Sequence[int], workers: Executor) -> Iterator[Any]:
+    """Make things in their order by several workers, but only a few more than are asked for."""
+    waiting: Iterable[int] = iter(numbers)
+    coming = [workers.submit(make, number) for number in islice(waiting, _EXPERTS_AHEAD)]
+    while coming:
+        made = coming.pop(0).result()
+        coming += [workers.submit(make, number) for number in islice(waiting, 1)]
+        yield made

@@ -20,13 +20,14 @@ from lpu_jax.cost.schedule import Timing
 from lpu_jax.cost.timing import Placed, hand_over_cycles, placed, timing
 from lpu_jax.datapath.work import Unit
 from lpu_jax.system import System
-from models.blocks import Kind, block_arguments, block_chain, block_kinds
+from models.blocks import CACHING_KINDS, Kind, block_arguments, block_chain, block_kinds
 from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
 
 from . import axes
-from .axes import MESH_AXES, Request, mesh_order
+from .axes import MESH_AXES, Request, dispatch_of, mesh_order
 from .placement import BlockBytes, Cuts, block_bytes, cut_stages, usable_bytes
 from .plan import Plan
 from .symbolic import symbol_values, trace_block
@@ -189,8 +190,16 @@ def evaluate(
     activations = np.max(
         [np.broadcast_to(b.held.activations, n_stages.shape) for b in blocks.values()], 0
     )
-    # A stage may hold blocks of every kind; blocks of one kind share their tables.
-    tables = np.sum([np.broadcast_to(b.held.tables, n_stages.shape) for b in blocks.values()], 0)
+    # A stage may hold blocks of every kind; blocks of one kind share their tables, and sliding
+    # layers those of the others.
+    tables = np.sum(
+        [
+            np.broadcast_to(block.held.tables, n_stages.shape)
+            for kind, block in blocks.items()
+            if kind != "sliding" or "attention" not in blocks
+        ],
+        0,
+    )
     spare = usable_bytes(system.chip) - cuts.fullest_bytes - activations - tables
     more = np.floor(np.maximum(spare, 0) / np.maximum(cuts.fullest_cache_bytes, 1))
     total = {
@@ -274,16 +283,26 @@ def _evaluate_kind(
             for plan, group in zip(plans, group_of_plan, strict=True)
         ]
     )
-    variants = [(split_of(plan, kind), plan.collective, mesh_order(plan, kind)) for plan in plans]
+    variants = [
+        (
+            split_of(plan, kind),
+            plan.collective,
+            mesh_order(plan, kind),
+            dispatch_of(plan, kind),
+            kind in CACHING_KINDS and plan.attention.context > 1,
+        )
+        for plan in plans
+    ]
     parts: list[tuple[Int[np.ndarray, " ..."], BlockReport]] = []
-    for split, collective, order in dict.fromkeys(variants):
-        chosen = np.array([i for i, v in enumerate(variants) if v == (split, collective, order)])
+    for variant in dict.fromkeys(variants):
+        split, collective, order, dispatch, _ = variant
+        chosen = np.array([i for i, v in enumerate(variants) if v == variant])
         distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)
         machine = placed(system, groups, distinct[:, 0])
         column = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
         ways = {name: column[name] for name in order}
         report = schedule_block(
-            kind, ways, distinct[:, -1], split, collective, machine, cfg, policy, request
+            kind, ways, distinct[:, -1], split, collective, machine, cfg, policy, request, dispatch
         ).report()
         parts.append((chosen, _take(report, back.reshape(-1), len(distinct))))
     return parts[0][1] if len(parts) == 1 else _merge(parts, len(plans))
@@ -299,6 +318,7 @@ def schedule_block(
     cfg: ModelConfig,
     policy: Policy,
     request: Request,
+    dispatch: Dispatch = Dispatch.REPLICATED,
 ) -> ScheduledBlock:
     """Schedule one kind of block for numbers, or one number per plan, as its degrees.
 
@@ -312,8 +332,18 @@ def schedule_block(
         cfg: the model.
         policy: formats of the weights.
         request: batch, tokens and context.
+        dispatch: how rows reach the chips of their experts.
     """
-    program = trace_block(cfg, kind, policy, split, collective, tuple(ways)).program
+    program = trace_block(
+        cfg,
+        kind,
+        policy,
+        split,
+        collective,
+        tuple(ways),
+        dispatch,
+        splits_context=axes.splits_context(ways),
+    ).program
     if kind == "head":  # one row per position whose token is chosen, as of so many sequences
         rows = request.batch * request.sampled_tokens
         request = replace(request, batch=rows, tokens=request.tokens // request.sampled_tokens)
@@ -329,7 +359,7 @@ def schedule_block(
     return ScheduledBlock(
         program=program,
         symbols=symbols,
-        arguments=block_arguments(cfg, kind, policy, split, sizes),
+        arguments=block_arguments(cfg, kind, policy, split, sizes, dispatch),
         machine=machine,
         timing=timing(program, machine, symbols),
     )
@@ -338,7 +368,7 @@ def schedule_block(
 def split_of(plan: Plan, kind: Kind) -> Split:
     """How a kind of block splits its output projection."""
     match kind:
-        case "attention":
+        case "attention" | "sliding":
             return plan.attention.split
         case "dense":
             return plan.mlp.split

@@ -11,16 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float16, Int32
+from jaxtyping import Array, Float, Int32
 
 from lpu_jax.errors import PlanError, unknown
 from lpu_jax.mesh import ChipMesh, run_devices, run_virtual
 from models.blocks import Kind, block_program
 from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
 
-from .axes import degrees
+from .axes import degrees, dispatch_of
 from .load import LoadedBlock, block_split
 from .plan import Plan
 
@@ -56,7 +57,7 @@ def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual
         block.policy,
         block.split,
         block.mesh,
-        (block.n_local, block.n_slots),
+        (block.n_local, block.n_slots, block.dispatch),
         (tuple(in_specs), in_tree),
         (tuple(out_specs), out_tree),
         execution,
@@ -71,12 +72,15 @@ def _compiled(
     policy: Policy,
     split: Split,
     mesh: ChipMesh,
-    experts: tuple[int | None, int | None],
+    experts: tuple[int | None, int | None, Dispatch],
     in_specs: tuple[tuple[Any, ...], Any],
     out_specs: tuple[tuple[Any, ...], Any],
     execution: str,
 ) -> Callable[..., Any]:
-    program = block_program(cfg, kind, policy, split, n_local=experts[0], n_slots=experts[1])
+    n_local, n_slots, dispatch = experts
+    program = block_program(
+        cfg, kind, policy, split, n_local=n_local, n_slots=n_slots, dispatch=dispatch
+    )
     specs, results = (jax.tree.unflatten(tree, leaves) for leaves, tree in (in_specs, out_specs))
     return jax.jit(_RUNNERS[execution](program, mesh, specs, results))
 
@@ -85,7 +89,8 @@ def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
     """Name the program that a plan needs for a kind of block, on a given system."""
     slots = plan.moe.slots if kind == "moe" and plan.moe is not None else None
     ways = tuple(degrees(plan, kind, cfg).items())
-    return kind, ways, block_split(plan, kind), plan.collective, slots
+    split, dispatch = block_split(plan, kind), dispatch_of(plan, kind)
+    return kind, ways, split, plan.collective, slots, dispatch
 
 
 def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
@@ -99,7 +104,7 @@ def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
     Raises:
         PlanError: an input has another shape than the block was placed for.
     """
-    slots = {"attention": (0, 2, 4), "head": (0, 2)}.get(block.kind, (0,))
+    slots = {"attention": (0, 2, 4), "sliding": (0, 2, 4), "head": (0, 2)}.get(block.kind, (0,))
     arguments = list(block.arguments)
     for slot, given in zip(slots, inputs, strict=False):
         want, have = (jax.tree.map(np.shape, tree) for tree in (arguments[slot], given))
@@ -112,12 +117,12 @@ def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
 def run_attention(
     cfg: ModelConfig,
     block: LoadedBlock,
-    hidden: Float16[Array | np.ndarray, "b t d"],
+    hidden: Float[Array | np.ndarray, "b t d"],
     cache: Any,
     positions: Int32[Array | np.ndarray, " b"],
     *,
     execution: str = "virtual",
-) -> tuple[Float16[Array, "b t d"], Any]:
+) -> tuple[Float[Array, "b t d"], Any]:
     """Run an attention block on any number of sequences; the last data shares may stay empty.
 
     Args:

@@ -13,6 +13,7 @@ from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System
 from models.blocks import block_chain, block_kinds
 from models.config import GqaConfig, ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.params import block_params
 from models.policy import Policy
@@ -185,6 +186,12 @@ def moe_reasons(
             "moe: more ways than experts",
             f"moe: expert {shard.expert} is more ways than the {moe.n_experts} experts of "
             f"{cfg.name}.",
+        )
+    if shard.dispatch is Dispatch.ALL_TO_ALL and shard.split is Split.COLUMN:
+        yield Reason(
+            "moe: all-to-all dispatch with a column split",
+            "moe: dispatch all_to_all needs split row; a column split gathers the results of all "
+            "experts on all chips.",
         )
     yield columns_reason("moe", moe.d_expert, shard.tensor, pieces.get("expert_mlp", 1))
     if shard.slots is not None:

@@ -18,19 +18,22 @@ from jaxtyping import Float32, Int
 from lpu_jax.errors import PlanError
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.numerics.quantized import QuantizedArray, dequantize, quantize, widen
-from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
-from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
-from models.config import MlaConfig, ModelConfig
+from lpu_jax.numerics.schemes import FP16_PLAIN
+from models.blocks import CACHING_KINDS, Kind, Leaf, Sizes, block_arguments, is_leaf
+from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.layers.rotary import rotary_tables
 from models.params import ParamSpec, block_params, expert_params
 from models.policy import Policy
 from models.weights.source import WeightSource
+from models.weights.stored import dequantised, one_of_batch, scales_shape
 
 from .axes import (
     Request,
     chip_mesh,
     degrees,
+    dispatch_of,
     global_shapes,
     partition_specs,
     result_specs,
@@ -64,6 +67,7 @@ class LoadedBlock:
     request: Request  #: batch rounded up to whole shares of the data axis
     n_local: int | None = None  #: experts of one chip, padding included
     n_slots: int | None = None
+    dispatch: Dispatch = Dispatch.REPLICATED
 
 
 def load_block(
@@ -158,22 +162,25 @@ def store_expert(
     """Read one routed expert and quantise it."""
     specs = block_params(source.config, "moe")
     return {
-        name: store_weight(values, _one_of_batch(specs[name]), policy)
+        name: store_weight(values, one_of_batch(specs[name]), policy)
         for name, values in source.expert(layer, expert_id).items()
     }
 
 
-def _one_of_batch(spec: ParamSpec) -> ParamSpec:
-    return replace(spec, shape=spec.shape[1:], axes=spec.axes[1:], batch=0)
-
-
-def store_weight(values: Float32[np.ndarray, "..."], spec: ParamSpec, policy: Policy) -> Any:
+def store_weight(
+    weight: Float32[np.ndarray, "..."] | QuantizedArray, spec: ParamSpec, policy: Policy
+) -> Any:
     """Round a weight to its stored format; codes and scales keep the dimensions of `spec`.
+
+    Codes of a file that already are in this format stay bit for bit what they are.
 
     Raises:
         PlanError: a group of rows that share a scale would reach from one head into the next.
     """
     scheme = policy.scheme(spec)
+    if isinstance(weight, QuantizedArray) and weight.scheme == scheme:
+        return weight
+    values = dequantised(weight)
     if scheme is None:
         return values
     if scheme == FP16_PLAIN:
@@ -190,7 +197,7 @@ def store_weight(values: Float32[np.ndarray, "..."], spec: ParamSpec, policy: Po
     return replace(
         stored,
         codes=np.asarray(stored.codes).reshape(spec.shape),
-        scales=_reshaped(stored.scales, _scales_shape(spec, scheme)),
+        scales=_reshaped(stored.scales, scales_shape(spec, scheme)),
         tensor_scale=_reshaped(stored.tensor_scale, _ones_shape(spec)),
     )
 
@@ -202,19 +209,6 @@ _dequantize = jax.jit(dequantize)
 
 def _reshaped(leaf: Any, shape: tuple[int, ...]) -> Any:
     return None if leaf is None else np.asarray(leaf).reshape(shape)
-
-
-def _scales_shape(spec: ParamSpec, scheme: Scheme) -> tuple[int, ...]:
-    """Shape of the scales in the dimensions of the weight, as `models.blocks` describes them."""
-    shape = list(spec.shape)
-    first_column = spec.batch + spec.rows
-    if scheme.block_rows is None:
-        shape[spec.batch : first_column] = [1] * spec.rows
-    else:
-        shape[first_column - 1] = -(-shape[first_column - 1] // scheme.block_rows)
-    if scheme.block_columns is None:
-        shape[first_column:] = [1] * (len(shape) - first_column)
-    return tuple(shape)
 
 
 def _ones_shape(spec: ParamSpec) -> tuple[int, ...]:
@@ -292,7 +286,8 @@ def place_block(
     data = ways.get("data", 1)
     request = replace(request, batch=-(-request.batch // data) * data)
     local = sizes(cfg, kind, policy, ways, request)
-    hidden, leaf_weights, *rest = block_arguments(cfg, kind, policy, split, local)
+    dispatch = dispatch_of(plan, kind)
+    hidden, leaf_weights, *rest = block_arguments(cfg, kind, policy, split, local, dispatch)
     weights, specs = dict(stored.weights), block_params(cfg, kind)
     if widen_once:
         weights = {name: widened(weight, specs[name]) for name, weight in weights.items()}
@@ -313,13 +308,14 @@ def place_block(
         out_specs=result_specs(kind, leaves, list(ways)),
         mesh=chip_mesh(ways, tiers, plan.collective),
         request=request,
+        dispatch=dispatch,
         **_slots(stored, plan, local, request),
     )
 
 
 def block_split(plan: Plan, kind: Kind) -> Split:
     """How a plan splits the output projection of a kind of block; embedding and head have none."""
-    if kind == "attention":
+    if kind in CACHING_KINDS:
         return plan.attention.split
     if kind == "moe" and plan.moe is not None:
         return plan.moe.split
@@ -333,7 +329,7 @@ def _described(leaf: Any, weight: Any, stored: StoredBlock, name: str) -> Any:
     moe = stored.cfg.moe
     if stored.held is None or moe is None or name not in expert_params(stored.cfg.d_model, moe):
         return leaf
-    n_held = len(stored.held)
+    n_held = len(jax.tree.leaves(weight)[0])  # rows behind those of `stored.held` are not used
 
     def compact(part: Leaf) -> Leaf:
         return replace(part, dimensions=((n_held, None), *part.dimensions[1:]))
@@ -361,21 +357,23 @@ def _state(
     match kind:
         case "embed":
             return hidden, _firsts(local, "vocab")
-        case "attention":
-            mla = cfg.attention
-            rotary = mla.rope_head_dim if isinstance(mla, MlaConfig) else mla.head_dim
+        case "attention" | "sliding":
             cache = jax.tree.map(partial(_zeros, sizes=local), leaves[2], is_leaf=is_leaf)
             return (
                 hidden,
                 cache,
-                rotary_tables(cfg.rope, rotary, int(local.local["context"])),
+                rotary_tables(cfg.rope, int(local.local["context"])),
                 np.zeros(local.local["batch"], np.int32),
                 np.arange(data, dtype=np.int32),
+                *([_firsts(local, "kv_length")] if local.splits_context else []),
             )
         case "dense":
             return (hidden,)
         case "moe":
-            return hidden, _placement(stored, local)
+            placement = _placement(stored, local)
+            if "share" in leaves[2]:
+                placement["share"] = np.arange(local.ways["experts"], dtype=np.int32)
+            return hidden, placement
         case "head":
             return hidden, np.zeros(local.local["batch"], np.int32), _firsts(local, "vocab")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lpu_jax.cost.links import ALGORITHMS
 from lpu_jax.errors import PlanError, unknown
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
 
@@ -35,24 +36,36 @@ def _check_order(owner: str, order: tuple[str, ...], default: tuple[str, ...]) -
 class AttentionShard:
     """How an attention block splits its group.
 
-    Heads over `tensor`, sequences over `data`, copies over `replica`. Chips along the last axis of
-    `order` are neighbours.
+    Heads over `tensor`, positions of the cache over `context`, sequences over `data`, copies over
+    `replica`. Chips along the last axis of `order` are neighbours; an order without `context` has
+    it just outside `tensor`. Sliding layers have short caches: `context` copies them.
     """
 
     tensor: int = 1
     data: int = 1
+    context: int = 1
     replica: int = 1
     split: Split = Split.ROW
-    order: tuple[str, ...] = ("replica", "data", "tensor")
+    order: tuple[str, ...] = ("replica", "data", "context", "tensor")
 
     def __post_init__(self) -> None:
-        _positive("attention", tensor=self.tensor, data=self.data, replica=self.replica)
+        _positive(
+            "attention",
+            tensor=self.tensor,
+            data=self.data,
+            context=self.context,
+            replica=self.replica,
+        )
+        if "context" not in self.order and "tensor" in self.order:
+            at = self.order.index("tensor")
+            order = (*self.order[:at], "context", *self.order[at:])
+            object.__setattr__(self, "order", order)
         _check_order("attention", self.order, AttentionShard.order)
 
     @property
     def n_chips(self) -> int:
         """Chips of the group it needs."""
-        return self.tensor * self.data * self.replica
+        return self.tensor * self.data * self.context * self.replica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +94,7 @@ class MoeShard:
     Experts over `expert`, their columns over `tensor`, copies over `replica`.
 
     `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot
-    overflow.
+    overflow. `dispatch` says whether every chip has every row, or rows travel to their experts.
     """
 
     expert: int = 1
@@ -89,6 +102,7 @@ class MoeShard:
     replica: int = 1
     split: Split = Split.ROW
     slots: int | None = None
+    dispatch: Dispatch = Dispatch.REPLICATED
     order: tuple[str, ...] = ("replica", "expert", "tensor")
 
     def __post_init__(self) -> None:
@@ -138,10 +152,14 @@ class Plan:
         """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
 
         Then the split of output projections, or one for each part if they differ; last the slots,
-        the orders of axes and the collective if they are not the default.
+        the dispatch, the orders of axes and the collective if they are not the default.
         """
         attention = _degrees(
-            "a", t=self.attention.tensor, d=self.attention.data, r=self.attention.replica
+            "a",
+            t=self.attention.tensor,
+            d=self.attention.data,
+            c=self.attention.context,
+            r=self.attention.replica,
         )
         mlp = _degrees("f", t=self.mlp.tensor, r=self.mlp.replica)
         moe = (
@@ -152,6 +170,8 @@ class Plan:
         splits = [self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])]
         split = splits[0] if len(set(splits)) == 1 else "/".join(splits)
         rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
+        if self.moe and self.moe.dispatch is not Dispatch.REPLICATED:
+            rest.append(self.moe.dispatch)
         for part in (self.attention, self.mlp, self.moe):
             if part is not None and part.order != type(part).order:
                 rest.append(">".join(part.order))
@@ -203,7 +223,7 @@ def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
     _known_keys(f"{where}, {name}", given, part)
     values = dict(given)
     for key, degree in given.items():
-        if key not in ("split", "order") and not (key == "slots" and degree is None):
+        if key not in ("split", "order", "dispatch") and not (key == "slots" and degree is None):
             _whole_number(where, f"{name}.{key}", degree)
     order = values.get("order", part.order)
     if not isinstance(order, list | tuple) or not all(isinstance(axis, str) for axis in order):
@@ -211,7 +231,18 @@ def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
     split = values.get("split", "row")
     if split not in list(Split):
         raise PlanError(f"{where}: key '{name}.split' must be one of row, column, got {split!r}.")
-    return part(**values | {"split": Split(split), "order": tuple(order)})
+    values |= {"split": Split(split), "order": tuple(order)}
+    if "dispatch" in values:
+        values["dispatch"] = _dispatch(where, name, values["dispatch"])
+    return part(**values)
+
+
+def _dispatch(where: str, name: str, given: Any) -> Dispatch:
+    if given not in list(Dispatch):
+        raise PlanError(
+            f"{where}: key '{name}.dispatch' must be one of {', '.join(Dispatch)}, got {given!r}."
+        )
+    return Dispatch(given)
 
 
 def _whole_number(where: str, key: str, value: Any) -> None:

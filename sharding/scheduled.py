@@ -202,8 +202,9 @@ def schedule_plan(
     for kind in block_kinds(cfg):
         ways = axes.degrees(plan, kind, cfg)
         split, slots = split_of(plan, kind), slots_of(plan, kind)
+        dispatch = axes.dispatch_of(plan, kind)
         block = schedule_block(
-            kind, ways, slots, split, plan.collective, machine, cfg, policy, request
+            kind, ways, slots, split, plan.collective, machine, cfg, policy, request, dispatch
         )
         kinds[kind] = KindSchedule(kind=kind, ways=ways, block=block)
     stages, hand_overs = _timeline(plan, cfg, system, request, evaluation, group, kinds)

@@ -8,32 +8,30 @@ that were left out.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float16
+from jaxtyping import Float
 
+from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import PlanError
 from lpu_jax.system import System
-from models.blocks import Kind
+from models.blocks import Block, block_chain
 from models.config import ModelConfig
 from models.layers.linear import Split
-from models.policy import Policy
+from models.params import Kind
+from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
 from .axes import Request, degrees
-from .emulate import CONTEXT, BlockCheck, Run, Step
+from .emulate import CONTEXT, BlockCheck, Run, Step, finite, run_steps
 from .evaluate import evaluate
 from .legal import check_plan
 from .load import block_split
 from .plan import Plan
-
-#: Plans compiled and run side by side: memory holds one cut copy of a block's weights for each.
-_WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class CheckResult:
     plan: Plan
     sqnr_db: float  #: of the last hidden state
     max_abs_err: float
-    fidelity: Literal["faithful"]
+    fidelity: Fidelity
     blocks: tuple[BlockCheck, ...]
     routes_agree: bool | None  #: the reference alone chooses the same experts; None without experts
     #: smallest lead of a chosen expert's score over the best one left out, in the reference
@@ -52,7 +50,7 @@ class CheckResult:
         str, ...
     ]  #: where the plan rounds, or adds in an order, that one chip does not
     output_hash: str  #: SHA-256 of the last hidden state's bits
-    output: Float16[np.ndarray, "tokens d"] = field(repr=False, compare=False)
+    output: Float[np.ndarray, "tokens d"] = field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain values for JSON, without the output; an infinite SQNR is None."""
@@ -67,23 +65,10 @@ class CheckResult:
                 "output_hash",
             )
         }
-        values["sqnr_db"] = _finite(self.sqnr_db)
+        values["sqnr_db"] = finite(self.sqnr_db)
         values["rounding_moved"] = list(self.rounding_moved)
-        values["blocks"] = [
-            {
-                "kind": block.kind,
-                "layer": block.layer,
-                "sqnr_db": _finite(block.sqnr_db),
-                "change_sqnr_db": _finite(block.change_sqnr_db),
-                "max_abs_err": block.max_abs_err,
-            }
-            for block in self.blocks
-        ]
+        values["blocks"] = [block.as_dict() for block in self.blocks]
         return values
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def compare_plans(
@@ -124,39 +109,28 @@ def compare_plans(
         PlanError: no tokens or layers were asked for, or a plan is not legal.
         CostError: a plan names a collective that does not exist over its links.
 
-    Fidelity: the emulation is faithful, bit for bit; the reference is float32 and order-dependent.
+    Fidelity: that of `policy`, bit for bit if faithful; the reference is float32 and
+        order-dependent.
     """
     system.require_lpu("check")
     if not 1 <= tokens <= CONTEXT:
         raise PlanError(f"check: {tokens} tokens were asked for; 1 to {CONTEXT} are possible.")
     chosen = default_layers(cfg) if layers is None else tuple(layers)
-    if not chosen:
-        raise PlanError("check: no layers were asked for; at least one is needed.")
-    for plan in plans:
-        # The single sequence is padded to as many as the plan spreads over chips.
-        request = Request(batch=plan.attention.data, context=CONTEXT)
-        check_plan(plan, cfg, system, policy, request)
-        if plan.collective != "auto":
-            evaluate([plan], cfg, system, policy, request)  # refuses links that do not exist
+    check_layers(cfg, chosen)
+    check_plans(plans, cfg, system, policy)
     weights = SyntheticWeights(cfg, seed) if source is None else source
-    start = _hidden_states(tokens, cfg.d_model, seed)
+    start = _hidden_states(tokens, cfg.d_model, seed).astype(policy.dtype)
     topology = system.topology
     tiers = (topology.node_chips, topology.rack_chips)
     runs = [Run(plan=plan, hidden=start, reference=start.astype(np.float32)) for plan in plans]
-    steps = [
-        Step(weights, policy, kind, layer, tiers, execution) for kind, layer in _blocks(cfg, chosen)
-    ]
-    with ThreadPoolExecutor(_WORKERS) as workers:
-        coming = workers.submit(steps[0].store)
-        for i, step in enumerate(steps):
-            progress(f"{step.kind} of layer {step.layer}, {len(plans)} plans")
-            stored = coming.result()
-            if i + 1 < len(steps):
-                coming = workers.submit(steps[i + 1].store)
-            step.run(runs, stored, workers)
-            del stored
-    kinds = [step.kind for step in steps]
-    return [_result(run, cfg, tiers, kinds) for run in runs]
+    blocks = blocks_of(cfg, chosen)
+    run_steps(
+        [Step(weights, policy, block.kind, block.layer, tiers, execution) for block in blocks],
+        runs,
+        starting=lambda step: progress(f"{step.kind} of layer {step.layer}, {len(plans)} plans"),
+    )
+    kinds = [block.kind for block in blocks]
+    return [_result(run, cfg, tiers, kinds, policy) for run in runs]
 
 
 def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
@@ -165,37 +139,73 @@ def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
     return tuple(dict.fromkeys([0, *with_experts[:1]]))
 
 
-def _blocks(cfg: ModelConfig, layers: Sequence[int]) -> Iterator[tuple[Kind, int]]:
+def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> None:
+    """Refuse layers that the model does not have, or none.
+
+    Raises:
+        PlanError: says which.
+    """
+    if not layers:
+        raise PlanError("check: no layers were asked for; at least one is needed.")
     for layer in layers:
-        yield "attention", layer
-        yield ("moe" if cfg.is_moe_layer(layer) else "dense"), layer
+        if not 0 <= layer < cfg.n_layers:
+            raise PlanError(
+                f"check: layer {layer} was asked for; {cfg.name} has 0 to {cfg.n_layers - 1}."
+            )
 
 
-def _hidden_states(tokens: int, d_model: int, seed: int) -> Float16[np.ndarray, "tokens d"]:
+def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy: Policy) -> None:
+    """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16.
+
+    Raises:
+        PlanError: a plan is not legal.
+        CostError: a plan names a collective that does not exist over its links.
+    """
+    held = policy if policy.base == "fp16" else FP16
+    for plan in plans:
+        # The single sequence is padded to as many as the plan spreads over chips.
+        request = Request(batch=plan.attention.data, context=CONTEXT)
+        check_plan(plan, cfg, system, held, request)
+        if plan.collective != "auto":
+            evaluate([plan], cfg, system, held, request)  # refuses links that do not exist
+
+
+def blocks_of(cfg: ModelConfig, layers: Sequence[int]) -> list[Block]:
+    """List the blocks of some layers, in the order of `layers`."""
+    body = block_chain(cfg)[1:-1]
+    return [block for layer in layers for block in body if block.layer == layer]
+
+
+def _hidden_states(tokens: int, d_model: int, seed: int) -> Float[np.ndarray, "tokens d"]:
     """Random rows with the spread of an embedding table's."""
     generator = np.random.default_rng([seed, d_model])
     return generator.standard_normal((tokens, d_model), dtype=np.float32).astype(np.float16)
 
 
 def _result(
-    run: Run, cfg: ModelConfig, tiers: tuple[int, ...], kinds: Sequence[Kind]
+    run: Run, cfg: ModelConfig, tiers: tuple[int, ...], kinds: Sequence[Kind], policy: Policy
 ) -> CheckResult:
+    routings = [check.routing for check in run.checks if check.routing is not None]
     return CheckResult(
         plan=run.plan,
         sqnr_db=run.checks[-1].sqnr_db,
         max_abs_err=run.checks[-1].max_abs_err,
-        fidelity="faithful",
+        fidelity=policy.fidelity,
         blocks=tuple(run.checks),
-        routes_agree=run.routes_agree,
-        router_margin=run.router_margin,
-        rounding_moved=rounding_moved(cfg, run.plan, tiers, kinds),
+        routes_agree=all(routing.flips == 0 for routing in routings) if routings else None,
+        router_margin=min((routing.margin for routing in routings), default=None),
+        rounding_moved=rounding_moved(cfg, run.plan, tiers, kinds, policy),
         output_hash=hashlib.sha256(run.hidden.tobytes()).hexdigest(),
         output=run.hidden,
     )
 
 
 def rounding_moved(
-    cfg: ModelConfig, plan: Plan, tiers: tuple[int, ...], kinds: Sequence[Kind]
+    cfg: ModelConfig,
+    plan: Plan,
+    tiers: tuple[int, ...],
+    kinds: Sequence[Kind],
+    policy: Policy = FP16,
 ) -> tuple[str, ...]:
     """Say in words where a plan rounds or adds otherwise than one chip does.
 
@@ -204,9 +214,11 @@ def rounding_moved(
         plan: the plan.
         tiers: chips of a node and of a rack.
         kinds: kinds of block to speak of.
+        policy: its base is the format of partial sums.
     """
     said = {
         "attention": "attention output",
+        "sliding": "sliding attention output",
         "dense": "dense MLP output",
         "moe": "sum over experts and shared expert's output",
     }
@@ -222,7 +234,7 @@ def rounding_moved(
             if len(tiers) > 1 and n_chips > tiers[1]:
                 order += f" and across racks of {tiers[1]}"
         sentences.append(
-            f"{said[kind]}: partial sums over {n_chips} chips are rounded to fp16 and {order} "
-            "(row split)"
+            f"{said[kind]}: partial sums over {n_chips} chips are rounded to {policy.base} and "
+            f"{order} (row split)"
         )
     return tuple(sentences)

@@ -119,6 +119,7 @@ def runner(
         block.split,
         n_local=block.n_local,
         n_slots=block.n_slots,
+        dispatch=block.dispatch,
     )
     specs = (block.in_specs, block.out_specs)
     match way:

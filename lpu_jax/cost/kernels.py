@@ -22,13 +22,13 @@ from ..datapath.work import Length, Machine, Quantity, Request, Unit, Work, larg
 from ..datapath.work import product as product_of
 from ..errors import CostError
 from ..numerics.accumulate import PRODUCT_KINDS
-from .program import Operation, Program, Shape, chain_cost
+from .program import IN_PLACE, Operation, Program, Shape, chain_cost
 
 _PRODUCTS = frozenset({"mxm_matmul", "dot_general"})
 _COLLECTIVES = frozenset({"all_gather", "reduce_scatter", "all_to_all"})
 _LAYOUT = frozenset({"transpose", "concatenate", "slice", "pad", "rev", "split"})
 #: Writes of new entries into an array that stays where it is.
-_IN_PLACE = frozenset({"mem_append", "dynamic_update_slice"})
+_IN_PLACE = IN_PLACE | {"dynamic_update_slice"}
 #: Reads of as much of a table as the result holds.
 _LOOKUPS = frozenset(
     {"mem_lookup", "mem_address", "mem_take_rows", "mem_gather_rows", "gather", "dynamic_slice"}
@@ -209,7 +209,8 @@ class _Fusion:
             self.makers.update(dict.fromkeys(operation.makes, operation))
             if operation.result_known:
                 self.known.update(operation.makes)
-            if operation.name in _IN_PLACE:
+            is_view = operation.rule is free and operation.reads[0] in self.caches
+            if is_view or operation.name in _IN_PLACE:
                 self.caches.update(operation.makes)
 
     def _routing(self, operation: Operation) -> Routing | None:

@@ -36,6 +36,8 @@ INLINED = {
 }
 #: Layout that the compiler decides: it names values again and moves nothing.
 FREE_LAYOUT = frozenset({"reshape", "squeeze", "broadcast_in_dim", "slice", "copy"})
+#: Datapath operations that write into their first operand, which is also their result.
+IN_PLACE = frozenset({"mem_append", "mem_append_run", "mem_append_ring"})
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ class _Reader:
             sizes = [shape.pop(0) for shape, f in zip(operands, flags, strict=True) if f]
             copies.append(sizes[0])
         results = [list(atom.aval.shape)[len(levels) :] for atom in equation.outvars]
-        in_place = equation.primitive.name == "mem_append" or rule is free
+        in_place = equation.primitive.name in IN_PLACE or rule is free
         known = in_place and (reads[0] is None or reads[0] in self.known)
         if known:
             self.known.update(makes)

@@ -15,6 +15,9 @@ from jaxtyping import Array, Int32, Num
 from .primitive import free, primitive
 from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, product
 
+#: Rings of positions consist of whole vectors of so many lanes.
+RING_STEP = 320
+
 
 def _access_cost(machine: Machine, n_vectors: Quantity, moved: Operand) -> Work:
     """Access `n_vectors` at run-time addresses, some per cycle (assumed)."""
@@ -35,16 +38,17 @@ def _row_vectors(machine: Machine, rows: Operand) -> Quantity:
     return product(rows.shape[:-1]) * ceil_div(row_bytes, machine.chip.vector_bytes)
 
 
-def _lookup_meaning(table: Array, ids: Array, first: Array) -> Array:
+def _lookup_meaning(table: Array, ids: Array, first: Array, *, missing: int) -> Array:
     local = ids - first
     held = (local >= 0) & (local < table.shape[0])
     rows = jnp.take(table, jnp.where(held, local, 0), axis=0)
-    return jnp.where(jnp.broadcast_to(held[..., None], rows.shape), rows, jnp.zeros((), rows.dtype))
+    absent = jnp.full((), missing, rows.dtype)
+    return jnp.where(jnp.broadcast_to(held[..., None], rows.shape), rows, absent)
 
 
 _lookup = primitive(
     "mem_lookup",
-    abstract=lambda table, ids, first: jax.ShapeDtypeStruct(
+    abstract=lambda table, ids, first, **_: jax.ShapeDtypeStruct(
         (*ids.shape, *table.shape[1:]), table.dtype
     ),
     meaning=_lookup_meaning,
@@ -55,7 +59,7 @@ _lookup = primitive(
 
 
 def lookup(
-    table: Num[Array, "n d"], ids: Int32[Array, "..."], first: Int32[Array, ""]
+    table: Num[Array, "n d"], ids: Int32[Array, "..."], first: Int32[Array, ""], missing: int = 0
 ) -> Num[Array, "... d"]:
     """Read rows of a chip's share of a table; rows that other chips hold come as zeros.
 
@@ -63,10 +67,11 @@ def lookup(
         table: rows `first .. first + n`.
         ids: global row numbers.
         first: global number of the share's first row.
+        missing: what rows that are not held are filled with.
 
     Fidelity: exact.
     """
-    return _lookup(table, ids, first)  # type: ignore[no-any-return]
+    return _lookup(table, ids, first, missing=missing)  # type: ignore[no-any-return]
 
 
 _address = primitive(
@@ -135,6 +140,166 @@ def append(
     return _append(cache, new, positions, axis=axis)  # type: ignore[no-any-return]
 
 
+def _write(cache: Array, new: Array, places: Array, axis: int) -> Array:
+    """Write the entries of each sequence at its places; places beyond the cache are dropped."""
+
+    def one(cache: Array, new: Array, places: Array) -> Array:
+        at = (*(slice(None),) * (axis - 1), places)
+        return cache.at[at].set(new, mode="drop")
+
+    return jax.vmap(one)(cache, new, places)
+
+
+def _append_run_meaning(
+    cache: Array, new: Array, positions: Array, first: Array, *, axis: int
+) -> Array:
+    steps = jnp.arange(new.shape[axis], dtype=jnp.int32)
+    places = positions[:, None] - first + steps
+    # A negative place would count from the end.
+    return _write(cache, new, jnp.where(places < 0, cache.shape[axis], places), axis)
+
+
+_append_run = primitive(
+    "mem_append_run",
+    abstract=lambda cache, new, positions, first, *, axis: jax.ShapeDtypeStruct(
+        cache.shape, cache.dtype
+    ),
+    meaning=_append_run_meaning,
+    cost=_append_cost,
+)
+
+
+def append_run(
+    cache: Num[Array, "b ..."],
+    new: Num[Array, "b ..."],
+    positions: Int32[Array, " b"],
+    first: Int32[Array, " 1"],
+    axis: int,
+) -> Num[Array, "b ..."]:
+    """Write new entries into a cache that holds a run of positions, in place; drop all others.
+
+    Args:
+        cache: a run of positions along `axis`.
+        new: the same shape but for `axis`.
+        positions: where each sequence's new entries begin.
+        first: the first position that the cache holds.
+        axis: positive number of the context axis.
+
+    Fidelity: exact. Takes the time of `append`, wherever the entries go.
+    """
+    return _append_run(cache, new, positions, first, axis=axis)  # type: ignore[no-any-return]
+
+
+_append_ring = primitive(
+    "mem_append_ring",
+    abstract=lambda cache, new, positions, *, axis: jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+    meaning=lambda cache, new, positions, *, axis: _write(
+        cache,
+        new,
+        (positions[:, None] + jnp.arange(new.shape[axis], dtype=jnp.int32)) % cache.shape[axis],
+        axis,
+    ),
+    cost=_append_cost,
+)
+
+
+def append_ring(
+    cache: Num[Array, "b ..."], new: Num[Array, "b ..."], positions: Int32[Array, " b"], axis: int
+) -> Num[Array, "b ..."]:
+    """Write new entries into a ring of `n` positions, in place: position `p` lies at `p % n`.
+
+    Args:
+        cache: the ring along `axis`; at most `n` entries are new.
+        new: the same shape but for `axis`.
+        positions: where each sequence's new entries begin.
+        axis: positive number of the context axis.
+
+    Fidelity: exact.
+    """
+    return _append_ring(cache, new, positions, axis=axis)  # type: ignore[no-any-return]
+
+
+def ring_length(window: int, n_new: int, context: int) -> int:
+    """Positions of the shortest ring for a window, in whole vectors; the context if that is less.
+
+    Args:
+        window: positions that a query sees, its own included.
+        n_new: new positions of a step: all of them and the windows of all lie in the ring.
+        context: positions in all.
+    """
+    # The first of so many positions may lie anywhere in its vector.
+    n_vectors = 1 - -(window + n_new - 2) // RING_STEP
+    return min(context, n_vectors * RING_STEP)
+
+
+_ring_start = primitive(
+    "mem_ring_start",
+    abstract=lambda positions, **_: jax.ShapeDtypeStruct(positions.shape, jnp.int32),
+    meaning=lambda positions, *, window, n_positions: (
+        jnp.maximum(positions - (window - 1), 0) // RING_STEP * RING_STEP
+    ),
+    cost=lambda machine, request: _access_cost(
+        machine,
+        request.operands[0].size * ceil_div(request.params["n_positions"], RING_STEP),
+        request.results[0],
+    ),
+)
+
+
+def ring_start(
+    positions: Int32[Array, " b"], *, window: int, n_positions: Any
+) -> Int32[Array, " b"]:
+    """Find from which position each sequence's ring is read: the first vector that a query sees.
+
+    Reads one address per vector of positions (assumed; heads lie at fixed distances).
+
+    Args:
+        positions: position of the first new token of each sequence.
+        window: positions that a query sees, its own included.
+        n_positions: length of the ring.
+
+    Returns:
+        Multiples of 320, so that sums over positions are cut at the same places whatever the
+        length of the ring.
+
+    Fidelity: exact.
+    """
+    return _ring_start(positions, window=window, n_positions=n_positions)  # type: ignore[no-any-return]
+
+
+def _ring_view_meaning(ring: Array, starts: Array, *, axis: int) -> Array:
+    n = ring.shape[axis]
+
+    def one(ring: Array, start: Array) -> Array:
+        places = (start + jnp.arange(n, dtype=jnp.int32)) % n
+        return jnp.take(ring, places, axis=axis - 1)
+
+    return jax.vmap(one)(ring, starts)
+
+
+_ring_view = primitive(
+    "mem_ring_view",
+    abstract=lambda ring, starts, *, axis: jax.ShapeDtypeStruct(ring.shape, ring.dtype),
+    meaning=_ring_view_meaning,
+    cost=free,
+)
+
+
+def ring_view(
+    ring: Num[Array, "b ..."], starts: Int32[Array, " b"], axis: int
+) -> Num[Array, "b ..."]:
+    """Read a ring by ascending position: its vectors at the addresses that `ring_start` finds.
+
+    Free: the matrix unit installs the vectors from where they lie. Fidelity: exact.
+
+    Args:
+        ring: as `append_ring` fills it.
+        starts: position of each sequence's first entry.
+        axis: positive number of the context axis.
+    """
+    return _ring_view(ring, starts, axis=axis)  # type: ignore[no-any-return]
+
+
 _take_share = primitive(
     "mem_take_share",
     abstract=lambda x, index, *, n_local: jax.ShapeDtypeStruct((n_local, *x.shape[1:]), x.dtype),
@@ -151,6 +316,22 @@ def take_share(x: Num[Array, "n ..."], index: Int32[Array, ""], n_local: Any) ->
     Free. Fidelity: exact.
     """
     return _take_share(x, index, n_local=n_local)  # type: ignore[no-any-return]
+
+
+_pad_rows = primitive(
+    "mem_pad_rows",
+    abstract=lambda x, *, n: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
+    meaning=lambda x, *, n: jnp.pad(x, [(0, n - x.shape[0])] + [(0, 0)] * (x.ndim - 1)),
+    cost=free,
+)
+
+
+def pad_rows(x: Num[Array, "m ..."], n: Any) -> Num[Array, "{n} ..."]:
+    """Append zeros along the leading axis up to `n` rows: the addresses read one vector of zeros.
+
+    Free (assumed). Fidelity: exact.
+    """
+    return _pad_rows(x, n=n)  # type: ignore[no-any-return]
 
 
 _take_rows = primitive(

@@ -198,6 +198,82 @@ def local_slots(
     return _local_slots(ids, first, n_local=n_local, n_slots=n_slots)  # type: ignore[no-any-return]
 
 
+def _rows_by_chip_meaning(
+    ids: Array, share: Array, *, n_rows: int, n_chips: int, n_local: int
+) -> tuple[Array, Array]:
+    n_own = ids.shape[0]
+    row = jnp.arange(n_own, dtype=jnp.int32)
+    chip = jnp.arange(n_chips, dtype=jnp.int32)
+    is_row = share * n_own + row < n_rows
+    used = ((ids // n_local)[None] == chip[:, None, None]).any(-1) & is_row[None]
+    place = jnp.cumsum(used.astype(jnp.int32), axis=1, dtype=jnp.int32) - 1
+    spread = jnp.broadcast_to(row[None], used.shape)
+    sent = jnp.full((n_chips, n_own), -1, jnp.int32)
+    sent = sent.at[chip[:, None], jnp.where(used, place, n_own)].set(spread, mode="drop")
+    return sent, jnp.where(used, chip[:, None] * n_own + place, -1)
+
+
+def _rows_by_chip_shapes(ids: Any, share: Any, *, n_chips: Any, **_: Any) -> tuple[Any, Any]:
+    del share
+    lists = jax.ShapeDtypeStruct((n_chips, ids.shape[0]), jnp.int32)
+    return lists, lists
+
+
+def _rows_by_chip_cost(machine: Machine, request: Request) -> Work:
+    """Cost a comparison of each named expert with all chips, and a prefix sum (assumed).
+
+    Chips lie along lanes for the comparisons; the prefix sum over the rows of each chip is nine
+    shift-and-add steps, and one selection makes each list.
+    """
+    chip = machine.chip
+    ids, made = request.operands[0], request.results[0]
+    compared = ids.size * ceil_div(made.shape[0], chip.lanes)
+    summed = 9 * made.shape[0] * ceil_div(made.shape[1], chip.lanes)
+    limits = {
+        "ALUs": (compared + summed + 2 * vectors(made, chip)) / chip.vxm_alus_per_lane,
+        "lane shifts": 9.0 * chip.lane_rotate_cycles,
+    }
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=limits["ALUs"] + limits["lane shifts"],
+        limits=limits,
+        latency_cycles=chip.vxm_entry_cycles,
+        result_is_last=True,
+    )
+
+
+_rows_by_chip = primitive(
+    "vxm_rows_by_chip",
+    abstract=_rows_by_chip_shapes,
+    meaning=_rows_by_chip_meaning,
+    cost=_rows_by_chip_cost,
+)
+
+
+def rows_by_chip(
+    ids: Int32[Array, "m k"], share: Int32[Array, ""], *, n_rows: Any, n_chips: Any, n_local: Any
+) -> tuple[Int32[Array, "chips m"], Int32[Array, "chips m"]]:
+    """List, for every chip, which of a share's rows use an expert that it holds.
+
+    Args:
+        ids: experts that each row of the share uses.
+        share: number of the share: its first row is `share * m` of all rows.
+        n_rows: rows of all shares that count; the rest are padding and in no list.
+        n_chips: chips; chip c holds `n_local` experts from `c * n_local`.
+        n_local: experts of a chip.
+
+    Returns:
+        The rows for each chip, ascending, from the first place on, -1 in empty places; and where
+        each row is in the lists laid end to end, -1 where it is not. As many places as rows: none
+        is ever left out.
+
+    Fidelity: exact.
+    """
+    return _rows_by_chip(  # type: ignore[no-any-return]
+        ids, share, n_rows=n_rows, n_chips=n_chips, n_local=n_local
+    )
+
+
 def _arg_max_meaning(x: Array, first: Array, *, n_valid: int) -> tuple[Array, Array]:
     columns = first + jnp.arange(x.shape[-1], dtype=jnp.int32)
     x = jnp.where(jnp.broadcast_to(columns < n_valid, x.shape), x, -jnp.inf)

@@ -106,6 +106,7 @@ _mul = _element_wise("mul", elementary.mul)
 _div = _element_wise("div", elementary.div)
 _fma = _element_wise("fma", fused.fma, needs_x64=True)
 _max = _element_wise("max", elementary.maximum)
+_min = _element_wise("min", elementary.minimum)
 _abs = _element_wise("abs", jnp.abs, alu="max")
 _select = _element_wise("select", lambda mask, a, b: jnp.where(mask, a, b), takes_any=True)
 _less_equal = _element_wise("compare", elementary.less_equal, jnp.bool_)
@@ -161,6 +162,11 @@ def fma(x: Array | Scalar, y: Array | Scalar, z: Array | Scalar) -> Float32[Arra
 def maximum(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
     """Take the larger, element by element; NaN wins. Fidelity: exact."""
     return _max(*_spread(x, y))
+
+
+def minimum(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+    """Take the smaller, element by element; NaN wins. Fidelity: exact."""
+    return _min(*_spread(x, y))
 
 
 def absolute(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
@@ -363,6 +369,20 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     return _sum_leading(x)  # type: ignore[no-any-return]
 
 
+_max_leading = primitive(
+    "vxm_max_leading",
+    abstract=lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+    meaning=lambda x: elementary.max_lanes(x, axis=0),
+    cost=_sum_leading_cost,
+)
+
+
+def max_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
+    """Take the largest along the leading axis; NaN wins. Fidelity: exact."""
+    _require_fp32("max_leading", x)
+    return _max_leading(x)  # type: ignore[no-any-return]
+
+
 def softmax(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows n"]:
     """Softmax of the last axis: `e / sum(e)` with `e = exp(x - max(x))`.
 
@@ -412,3 +432,53 @@ def causal_mask(
     Fidelity: exact.
     """
     return _causal_mask(scores, positions, query_stride=n_new)  # type: ignore[no-any-return]
+
+
+def _key_mask_meaning(
+    scores: Array, positions: Array, first: Array, *, query_stride: int, window: int | None
+) -> Array:
+    rows = jnp.arange(scores.shape[-2], dtype=jnp.int32) % query_stride
+    last = (positions[:, None] + rows[None, :])[:, :, None]  # [b, rows, 1]
+    keys = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    keys = (first[:, None] + keys[None, :])[:, None, :]  # [b, 1, s]
+    seen = keys <= last
+    if window is not None:
+        seen = seen & (keys > last - window)
+    seen = jnp.repeat(seen, scores.shape[0] // positions.shape[0], axis=0)
+    return jnp.where(seen, scores, -jnp.inf)
+
+
+_key_mask = primitive(
+    "vxm_key_mask",
+    abstract=lambda scores, positions, first, **_: jax.ShapeDtypeStruct(
+        scores.shape, scores.dtype
+    ),
+    meaning=_key_mask_meaning,
+    # Compare and select; a window has a second comparison, and both must hold.
+    chain=lambda params: (
+        AluChain(operations=2, depth=2)
+        if params["window"] is None
+        else AluChain(operations=4, depth=3)
+    ),
+)
+
+
+def key_mask(
+    scores: Float32[Array, "groups rows s"],
+    positions: Int32[Array, " b"],
+    first: Int32[Array, " keys_from"],
+    n_new: Any,
+    window: int | None = None,
+) -> Float32[Array, "groups rows s"]:
+    """Mask as `causal_mask` does where keys begin at another position than 0.
+
+    Args:
+        scores: as for `causal_mask`.
+        positions: as for `causal_mask`.
+        first: position of the first key: of each sequence, or one for all.
+        n_new: new tokens per sequence.
+        window: keys that a query sees, its own included; None for all before it.
+
+    Fidelity: exact.
+    """
+    return _key_mask(scores, positions, first, query_stride=n_new, window=window)  # type: ignore[no-any-return]

@@ -144,6 +144,15 @@ def maximum(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
     return flushed(jnp.where(a > b, a, jnp.where(b > a, b, either)))
 
 
+def minimum(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
+    """Return the smaller: NaN wins, and -0 is smaller than +0. Exact."""
+    del arithmetic
+    # As in `maximum`; zeros join to -0 unless both are positive.
+    joined = portable.value_of(portable.bits_of(a) | portable.bits_of(b))
+    either = jnp.where(a == b, joined, jnp.float32(jnp.nan))
+    return flushed(jnp.where(a < b, a, jnp.where(b < a, b, either)))
+
+
 def less_equal(arithmetic: Arithmetic, a: Values, b: Values) -> Bool[Array, "..."]:
     """Return where `a <= b`; false for NaN. Exact."""
     del arithmetic

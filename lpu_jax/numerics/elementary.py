@@ -65,6 +65,11 @@ def maximum(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array
     return on_backend(arithmetic.maximum, a, b)
 
 
+def minimum(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """Return the smaller, element by element: NaN wins, -0 is less than +0. Fidelity: exact."""
+    return on_backend(arithmetic.minimum, a, b)
+
+
 def less_equal(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Bool[Array, "..."]:
     """Return where `a <= b`; false for NaN, subnormals are zeros. Fidelity: exact."""
     return on_backend(arithmetic.less_equal, a, b)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, vxm
@@ -148,6 +149,7 @@ def project_out(
     split: Split,
     axis: Axis,
     d_model: int,
+    bias: Float32[Array, "n d_out"] | None = None,
 ) -> Float[Array, "m d"]:
     """Multiply what the chips of an axis hold by the output projection; the result is on all.
 
@@ -159,15 +161,21 @@ def project_out(
         split: how the matrix is split.
         axis: the chips.
         d_model: columns of the whole result.
+        bias: added before the result is rounded. `ROW`: this chip's one row, zeros but on the first
+            chip; `COLUMN`: the rows of all chips, of which the first is not zeros.
 
     Fidelity:
         `COLUMN`: the same bits for any number of chips. `ROW`: order-dependent, partial sums are
         rounded to the base format for the wire and added in chip order.
     """
+    if split is Split.COLUMN:
+        x = c2c.all_gather(x, axis, dim=-1)
+    y = linear(x, w, policy=policy, rows=rows)
+    if bias is not None:
+        y = vxm.add(y, lax.slice_in_dim(bias, 0, 1))
+    y = narrowed(y, policy)
     if split is Split.ROW:
-        return c2c.all_reduce(narrowed(linear(x, w, policy=policy, rows=rows), policy), axis)
-    whole = c2c.all_gather(x, axis, dim=-1)
-    y = narrowed(linear(whole, w, policy=policy, rows=rows), policy)
+        return c2c.all_reduce(y, axis)
     return c2c.all_gather(y, axis, dim=-1, keep=d_model)
 
 

@@ -23,6 +23,27 @@ def swiglu(gate_up: Float32[Array, "*rows two_f"], width: Any) -> Float32[Array,
     return vxm.mul(vxm.silu(gate), up)
 
 
+def clamped_swiglu(
+    gate_up: Float32[Array, "*rows two_f"], width: Any, *, limit: float, alpha: float
+) -> Float32[Array, "*rows f"]:
+    """Combine projections as gpt-oss does: `(up + 1) * gate * sigmoid(alpha * gate)`.
+
+    Args:
+        gate_up: gate and up projections side by side.
+        width: columns of each.
+        limit: the most that gate may be, and up on either side of zero; NaN stays.
+        alpha: see above.
+
+    Fidelity: approximate, see `vxm.sigmoid`; every other operation is rounded once to fp32.
+
+    Source: modeling_gpt_oss.py of Hugging Face transformers, `GptOssExperts`.
+    """
+    gate, up = sxm.split(gate_up, (width, width))
+    gate = vxm.minimum(gate, limit)
+    up = vxm.maximum(vxm.minimum(up, limit), -limit)
+    return vxm.mul(vxm.add(up, 1.0), vxm.mul(gate, vxm.sigmoid(vxm.mul(gate, alpha))))
+
+
 def dense_mlp(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],

@@ -2,12 +2,14 @@
 
 The chip cannot run a data-dependent number of instructions: data chooses from which address weights
 stream, the number of slots is fixed. The block is cut at that place: `route`, `mem.select_expert`,
-`experts`. Not built: capacity below the worst case, softmax routing, experts with biases.
+`experts`. Here every chip has every row; `dispatch` sends rows to the chips of their experts. Not
+built: capacity below the worst case.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, selection, sxm, vxm
@@ -15,52 +17,28 @@ from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig, MoeConfig
 from ..policy import Policy
-from .linear import Split, add_residual, linear, narrowed, operand_rows, product, project_out
-from .mlp import swiglu
+from .linear import (
+    Split,
+    add_residual,
+    as_matrix,
+    linear,
+    narrowed,
+    operand_rows,
+    product,
+    project_out,
+)
+from .mlp import clamped_swiglu, swiglu
 from .norm import rms_norm
-
-
-def route(
-    logits: Float32[Array, "m e"], bias: Float32[Array, " e"], moe: MoeConfig
-) -> tuple[Int32[Array, "m k"], Float32[Array, "m k"]]:
-    """Choose experts by the sigmoid router with a correction bias and limited groups.
-
-    Every chip routes every row.
-
-    Args:
-        logits: normalised rows times the router's matrix.
-        bias: added to the scores to choose, not to weigh.
-        moe: the router's numbers.
-
-    Returns:
-        Experts of each row by falling biased score, and their weights: the unbiased scores,
-        normalised and scaled.
-
-    Fidelity: approximate; a choice between equal scores takes the lower expert.
-    """
-    m = logits.shape[0]
-    scores = vxm.sigmoid(logits)
-    biased = vxm.add(scores, bias.reshape(1, moe.n_experts))
-    if moe.n_groups > 1:
-        grouped = biased.reshape(m, moe.n_groups, moe.experts_per_group)
-        best_two, _ = selection.top_k(grouped, 2)
-        group_scores = vxm.sum_lanes(best_two).reshape(m, moe.n_groups)
-        _, groups = selection.top_k(group_scores, moe.topk_groups)
-        biased = selection.keep_groups(biased, groups, moe.n_groups)
-    _, ids = selection.top_k(biased, moe.top_k)
-    weights = selection.take_lanes(scores, ids)
-    if moe.normalise:
-        weights = vxm.div(weights, vxm.add(vxm.sum_lanes(weights), 1e-20))
-    return ids, vxm.mul(weights, moe.routed_scaling)
+from .router import route, router_logits
 
 
 def experts(
     y: Float[Array, "m d"],
-    gate_up: Any,
-    down: Any,
+    weights: Mapping[str, Any],
     rows: Int32[Array, " slots"],
     gates: Float32[Array, "slots m"],
     *,
+    moe: MoeConfig,
     policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
@@ -69,24 +47,88 @@ def experts(
 
     Args:
         y: normalised rows in the format that multiplies expert weights.
-        gate_up: store `[held, d, 2, f]`.
-        down: store `[held, f, d]`.
+        weights: stores `gate_up` `[held, d, 2, f]` and `down` `[held, f, d]`; with biases
+            `gate_up_bias` `[held, 2, f]` and `down_bias` `[held, n, d]`, whose first row counts.
         rows: where in the store each slot's expert lies, -1 for an empty slot.
         gates: weight of each slot for each row, 0 where the row does not use it.
+        moe: the experts' activation.
         policy: formats, and how products are made.
         split: how `down` is split over the tensor axis.
         axes: `expert` and `tensor`.
 
     Returns:
-        Weighed results of each slot; exact zeros where a row does not use it.
+        Weighed results of each slot; exact zeros where a row does not use it. For `Split.ROW` a
+        bias of `down` is part of the partial sums of the chip that holds it.
+
+    Fidelity: see `product`; a bias is one fp32 addition to the product, before the weight.
     """
-    h = product(y, gate_up, policy=policy, slots=rows)
-    h = operand_rows(swiglu(h, gate_up.shape[3]), policy, "expert")
+    gate_up = weights["gate_up"]
+    h = _biased(product(y, gate_up, policy=policy, slots=rows), weights.get("gate_up_bias"), rows)
+    if moe.swiglu_limit is None:
+        h = swiglu(h, gate_up.shape[3])
+    else:
+        h = clamped_swiglu(h, gate_up.shape[3], limit=moe.swiglu_limit, alpha=moe.swiglu_alpha)
+    h = operand_rows(h, policy, "expert")
     if split is Split.COLUMN:
         h = c2c.all_gather(h, axes["tensor"], dim=-1)
-    out = product(h, down, policy=policy, slots=rows)
+    out = product(h, weights["down"], policy=policy, slots=rows)
+    out = _biased(out, weights.get("down_bias"), rows)
     gate = gates.reshape(*gates.shape, 1)
     return vxm.select(vxm.less_equal(gate, 0.0), 0.0, vxm.mul(out, gate))
+
+
+def _biased(
+    out: Float32[Array, "n m d_out"],
+    store: Float32[Array, "held _ _"] | None,
+    rows: Int32[Array, " slots"],
+) -> Float32[Array, "n m d_out"]:
+    """Add the bias of each slot's expert; an empty slot has none."""
+    if store is None:
+        return out
+    n_slots, _, width = out.shape
+    table = sxm.keep_columns(as_matrix(store, rows=0, batch=1), width).reshape(-1, width)
+    bias = mem.lookup(table, rows, jnp.zeros((), jnp.int32))
+    return vxm.add(out, bias.reshape(n_slots, 1, width))
+
+
+def local_experts(
+    y: Float[Array, "m d"],
+    ids: Int32[Array, "m k"],
+    gate_weights: Float32[Array, "m k"],
+    weights: Mapping[str, Any],
+    placement: Mapping[str, Array],
+    *,
+    moe: MoeConfig,
+    policy: Policy,
+    split: Split,
+    n_local: Any,
+    n_slots: Any,
+    axes: Mapping[str, Axis],
+) -> Float32[Array, "n m d_out"]:
+    """Run those of the rows' experts that this chip holds, in slots by ascending expert id.
+
+    Args:
+        y: normalised rows in the format that multiplies expert weights.
+        ids: experts of each row; -1 for none.
+        gate_weights: their weights.
+        weights: as for `experts`.
+        placement: as for `mixture`.
+        moe: the experts' activation.
+        policy: formats, and how products are made.
+        split: how `down` is split over the tensor axis.
+        n_local: experts of each chip, padding included.
+        n_slots: static slots.
+        axes: `expert` and `tensor`.
+
+    Returns:
+        What `experts` returns.
+    """
+    slots = selection.local_slots(
+        ids, placement["first_expert"].reshape(()), n_local=n_local, n_slots=n_slots
+    )
+    rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
+    gates = selection.one_hot_gate(slots, ids, gate_weights)
+    return experts(y, weights, rows, gates, moe=moe, policy=policy, split=split, axes=axes)
 
 
 def mixture(
@@ -101,7 +143,7 @@ def mixture(
     n_slots: Any,
     axes: Mapping[str, Axis],
 ) -> Float[Array, "b t d"]:
-    """Mixture-of-experts block with a shared expert.
+    """Mixture-of-experts block in which every chip routes every row.
 
     Args:
         x: hidden state, replicated in the group.
@@ -117,6 +159,11 @@ def mixture(
 
     Returns:
         The new hidden state, replicated.
+
+    Fidelity:
+        Order-dependent, the order is fixed. A chip adds its experts' results by ascending expert
+        id, then the shared expert's, in fp32. `ROW`: its sum is rounded to the base format and
+        added in chip order (`c2c.all_reduce`). The hidden state is added last.
     """
     moe = cfg.moe
     assert moe is not None
@@ -125,11 +172,11 @@ def mixture(
     everywhere = c2c.joined(*(axis for name, axis in axes.items() if name in ("expert", "tensor")))
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
     router_rows, expert_rows, shared_rows = operand_rows(y, policy, "router", "expert", "shared")
-    logits = linear(router_rows, weights["router"], policy=policy)
+    logits = router_logits(router_rows, weights, policy=policy)
     # The shared expert needs no route: its products keep the matrix unit busy while experts are
     # chosen on the vector unit.
     shared = linear(shared_rows, weights["shared_gate_up"], policy=policy) if moe.n_shared else None
-    ids, gate_weights = route(logits, weights["router_bias"], moe)
+    ids, gate_weights = route(logits, weights, moe)
     shared_out = None
     if shared is not None:
         h = operand_rows(swiglu(shared, weights["shared_gate_up"].shape[2]), policy, "shared")
@@ -141,19 +188,17 @@ def mixture(
                 h, down, rows=1, policy=policy, split=split, axis=everywhere, d_model=d
             )
             shared_out = vxm.to_fp32(whole)
-    slots = selection.local_slots(
-        ids, placement["first_expert"].reshape(()), n_local=n_local, n_slots=n_slots
-    )
-    rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
-    gates = selection.one_hot_gate(slots, ids, gate_weights)
-    parts = experts(
+    parts = local_experts(
         expert_rows,
-        weights["gate_up"],
-        weights["down"],
-        rows,
-        gates,
+        ids,
+        gate_weights,
+        weights,
+        placement,
+        moe=moe,
         policy=policy,
         split=split,
+        n_local=n_local,
+        n_slots=n_slots,
         axes=axes,
     )
     if split is Split.COLUMN:

@@ -11,18 +11,15 @@ from lpu_jax.datapath import sxm, vxm
 from ..rope import RopeConfig
 
 
-def rotary_tables(
-    rope: RopeConfig, rotary_dim: int, n_positions: int
-) -> dict[str, NDArray[np.float32]]:
+def rotary_tables(rope: RopeConfig, n_positions: int) -> dict[str, NDArray[np.float32]]:
     """Compute the tables of cosines and signed sines in advance, in float64, rounded once to fp32.
 
     Args:
         rope: frequencies and pairing.
-        rotary_dim: values of a head that are rotated.
         n_positions: allocated context.
 
     Returns:
-        `cos` and `sin`, `[n_positions, rotary_dim]`; `sin` is negative on the first member of a
+        `cos` and `sin`, `[n_positions, rope.dim]`; `sin` is negative on the first member of a
         pair.
     """
     frequencies = np.asarray(rope.inverse_frequencies(), np.float64)
@@ -35,7 +32,6 @@ def rotary_tables(
         )
     else:
         tables = (np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1))
-    assert tables[0].shape == (n_positions, rotary_dim)
     return {"cos": tables[0].astype(np.float32), "sin": tables[1].astype(np.float32)}
 
 
@@ -54,3 +50,23 @@ def rotate(
     """
     swapped = sxm.swap_pairs(x, interleaved=interleaved)
     return vxm.add(vxm.mul(x, cos), vxm.mul(swapped, sin))
+
+
+def rotate_first(
+    x: Float32[Array, "..."], cos: Any, sin: Any, *, interleaved: bool
+) -> Float32[Array, "..."]:
+    """Rotate the first values of every head, as many as the tables have; the others stay.
+
+    Args:
+        x: heads.
+        cos: table rows, broadcast to `x` over dimensions of length one but for the last.
+        sin: the same, signed.
+        interleaved: pairs are neighbours.
+
+    Fidelity: see `rotate`.
+    """
+    rotary, width = cos.shape[-1], x.shape[-1]
+    if rotary == width:
+        return rotate(x, cos, sin, interleaved=interleaved)
+    turned, kept = sxm.split(x, (rotary, width - rotary))
+    return sxm.join(rotate(turned, cos, sin, interleaved=interleaved), kept)

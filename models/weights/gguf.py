@@ -6,23 +6,23 @@ read: other architectures, Llama 3.1's `rope_freqs` table, biases, experts; each
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from einops import rearrange
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, ReaderTensor, dequantize
 
 from lpu_jax.errors import ConfigError, WeightsError
 from lpu_jax.quantities import format_given
 
 from ..config import GqaConfig, ModelConfig
-from ..hf_config import LEAST_NUMBER, MOST, MOST_LAYERS
+from ..hf_keys import LEAST_NUMBER, MOST, MOST_LAYERS
 from ..rope import RopeConfig
 from ..tokenizer import TokenizerData
 from .source import HfTensors, from_hf_tensors
+from .tensor import ArrayTensor, checked_file, quoted
 
 #: GGUF tensor names to Hugging Face's; those of a layer lie between `blk.{i}.` and `.weight`.
 _GLOBAL_NAMES = {
@@ -107,6 +107,12 @@ class _Metadata:
             raise self.complain(key, "a text of printable characters", value)
         return value
 
+    def optional_text(self, key: str) -> str | None:
+        value = self.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        raise self.complain(key, "a text", value)
+
     def texts(self, key: str, expected: str) -> tuple[str, ...]:
         values = self.require(key, list, expected)
         if not all(isinstance(value, str) for value in values):
@@ -118,34 +124,51 @@ class _Metadata:
         return WeightsError(f"{self.path}: key {key!r} must be {expected}; got {got}.")
 
 
-class _LazyTensors(Mapping[str, np.ndarray]):
-    """Hugging Face names to float32 arrays, dequantised at each look-up."""
+@dataclass(frozen=True, kw_only=True)
+class _GgufTensor:
+    """A tensor of the file, dequantised to float32 at each reading."""
 
-    def __init__(self, reader: GGUFReader, gqa: GqaConfig, path: Path) -> None:
-        self._tensors = {_hf_name(tensor.name, path): tensor for tensor in reader.tensors}
-        self._gqa = gqa
-        self._path = path
+    path: Path
+    stored: ReaderTensor
+    n_heads: int | None  #: heads whose rows are permuted for interleaved rotation
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._tensors[name]
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(length) for length in reversed(self.stored.shape))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    def read(self) -> np.ndarray:
+        kind = self.stored.tensor_type
         try:
-            values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            values = dequantize(self.stored.data, kind).astype(np.float32, copy=False)
+            values = values.reshape(self.shape)
         except (NotImplementedError, *_DAMAGE) as problem:
             raise WeightsError(
-                f"{self._path}: tensor {tensor.name!r} of type {tensor.tensor_type.name} cannot "
-                f"be decoded."
+                f"{self.path}: tensor {quoted(self.stored.name)} of type {kind.name} cannot be "
+                "decoded."
             ) from problem
-        if name.endswith("q_proj.weight"):
-            return _half_split_rows(values, self._gqa.n_heads)
-        if name.endswith("k_proj.weight"):
-            return _half_split_rows(values, self._gqa.n_kv_heads)
-        return values
+        return values if self.n_heads is None else _half_split_rows(values, self.n_heads)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+    def part(self, index: int) -> ArrayTensor:
+        return ArrayTensor(where=self.where, array=self.read()[index])
 
-    def __len__(self) -> int:
-        return len(self._tensors)
+
+def _tensors(reader: GGUFReader, gqa: GqaConfig, path: Path) -> dict[str, _GgufTensor]:
+    """Return the tensors by their Hugging Face names."""
+    permuted = {"attn_q": gqa.n_heads, "attn_k": gqa.n_kv_heads}
+    return {
+        _hf_name(tensor.name, path): _GgufTensor(
+            path=path, stored=tensor, n_heads=permuted.get(tensor.name.split(".")[-2])
+        )
+        for tensor in reader.tensors
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +178,7 @@ class GgufModel:
     config: ModelConfig
     weights: HfTensors
     tokenizer: TokenizerData
+    chat_template: str | None = None  #: Jinja source, `tokenizer.chat_template`
 
 
 def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
@@ -174,9 +198,7 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
         Exact: a dequantised value is what the format defines, in float32. Query and key rows,
         which this format permutes for interleaved rotation, are put back into half-split order.
     """
-    path = Path(path)
-    if not path.name.isprintable():
-        raise WeightsError(f"{str(path)!r}: the file's name must have printable characters only.")
+    path = checked_file(path)
     try:
         reader = _Reader(path)
     except OSError as problem:
@@ -199,9 +221,16 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
     except ConfigError as problem:
         raise WeightsError(f"{path}: {problem}") from problem
     assert isinstance(model_cfg.attention, GqaConfig)  # _read_config builds no other
-    weights = from_hf_tensors(model_cfg, _LazyTensors(reader, model_cfg.attention, path))
+    tensors = _tensors(reader, model_cfg.attention, path)
     _require_tensors(names, model_cfg, path)
-    return GgufModel(config=model_cfg, weights=weights, tokenizer=_read_tokenizer(metadata))
+    weights = from_hf_tensors(model_cfg, tensors, where=str(path))
+    weights.check_all()
+    return GgufModel(
+        config=model_cfg,
+        weights=weights,
+        tokenizer=_read_tokenizer(metadata),
+        chat_template=metadata.optional_text("tokenizer.chat_template"),
+    )
 
 
 def _half_split_rows(weight: np.ndarray, n_heads: int) -> np.ndarray:
@@ -215,7 +244,7 @@ def _hf_name(name: str, path: Path) -> str:
     match name.split("."):
         case ["blk", layer, part, "weight"] if part in _LAYER_NAMES and layer.isdecimal():
             return f"model.layers.{layer}.{_LAYER_NAMES[part]}.weight"
-    raise WeightsError(f"{path}: tensor {name!r} is not part of a plain llama model.")
+    raise WeightsError(f"{path}: tensor {quoted(name)} is not part of a plain llama model.")
 
 
 def _require_tensors(names: list[str], model_cfg: ModelConfig, path: Path) -> None:
@@ -281,6 +310,7 @@ def _read_tokenizer(metadata: _Metadata) -> TokenizerData:
             f"{metadata.path}: {prefix}token_type must have one entry per token "
             f"({len(tokens)}), got {len(token_types)}."
         )
+    add_bos = metadata.get(prefix + "add_bos_token")
     return TokenizerData(
         model=metadata.text(prefix + "model"),
         pre_tokenizer=metadata.text(prefix + "pre"),
@@ -288,5 +318,6 @@ def _read_tokenizer(metadata: _Metadata) -> TokenizerData:
         token_types=tuple(token_types),
         merges=metadata.texts(prefix + "merges", "a list of merges"),
         bos_token_id=metadata.token_id(prefix + "bos_token_id"),
-        add_bos=bool(metadata.get(prefix + "add_bos_token")),
+        eos_token_id=metadata.token_id(prefix + "eos_token_id"),
+        add_bos=None if add_bos is None else bool(add_bos),
     )

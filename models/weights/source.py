@@ -1,12 +1,14 @@
 """Weight sources: one interface for real checkpoints and for random values.
 
-A source hands out float32 NumPy arrays in the shapes of `models.params`, one block or one routed
-expert at a time, so that a trillion-parameter model never has to exist at once. Rounding to a
-storage format is not done here. Scaled formats (fp8 or int4 with separate scales) are not read.
+A source hands out arrays in the shapes of `models.params`, one block or one routed expert at a
+time, so that a trillion-parameter model never has to exist at once: float32, or the codes and
+scales of a quantised file. Rounding to another storage format is not done here.
 """
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from itertools import pairwise
+from operator import itemgetter
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from einops import rearrange
@@ -14,36 +16,48 @@ from einops import rearrange
 from lpu_jax.errors import WeightsError
 
 from ..config import GqaConfig, MlaConfig, ModelConfig
-from ..params import block_params
+from ..params import ParamSpec, block_params, expert_params
+from .forms import StoredTensors, owner
+from .names import NAMES, file_tensors, is_left_out
+from .stored import (
+    Matrix,
+    Weight,
+    joined,
+    laid_across,
+    laid_out,
+    moved,
+    one_of_batch,
+    packed,
+)
+from .tensor import Tensor, quoted
 
 Arrays = dict[str, np.ndarray]
-
-#: Buffers that old checkpoints store and every reader recomputes.
-_RECOMPUTED = ("rotary_emb.inv_freq",)
+#: float32, or codes and scales as the files hold them (`models.weights.stored.dequantised`).
+Weights = dict[str, Weight]
 
 
 @runtime_checkable
 class WeightSource(Protocol):
     """Anything that can produce the parameters of a model.
 
-    Rotary convention: query and key columns are in half-split pair order for the llama family
-    and in interleaved pair order for deepseek (`config.rope.interleaved`).
+    Rotary convention: query and key columns are in the pair order that `config.rope.interleaved`
+    tells: adjacent for deepseek, half-split for the other families.
     """
 
     @property
     def config(self) -> ModelConfig:
         """The model these weights belong to."""
 
-    def block(self, kind: str, layer: int = 0) -> Arrays:
-        """Return one block's parameters, float32, without its routed experts.
+    def block(self, kind: str, layer: int = 0) -> Mapping[str, Weight]:
+        """Return one block's parameters without its routed experts.
 
         Args:
-            kind: "embed", "attention", "dense", "moe" or "head".
+            kind: "embed", "attention", "sliding", "dense", "moe" or "head".
             layer: the layer from 0; ignored for "embed" and "head".
         """
 
-    def expert(self, layer: int, expert_id: int) -> Arrays:
-        """Return one routed expert: `gate_up` `[d, 2, fe]` and `down` `[fe, d]`, float32."""
+    def expert(self, layer: int, expert_id: int) -> Mapping[str, Weight]:
+        """Return one routed expert: `gate_up` `[d, 2, fe]`, `down` `[fe, d]` and their biases."""
 
 
 def check_expert(model_cfg: ModelConfig, layer: int, expert_id: int) -> None:
@@ -73,7 +87,7 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     if kind in ("embed", "head"):
         return
     is_moe = model_cfg.is_moe_layer(layer)
-    if kind != "attention" and is_moe != (kind == "moe"):
+    if kind not in ("attention", "sliding") and is_moe != (kind == "moe"):
         actual = "moe" if is_moe else "dense"
         raise WeightsError(f"{model_cfg.name}: layer {layer} has a {actual} block, not {kind}.")
 
@@ -84,35 +98,63 @@ class HfTensors:
     The mapping may be lazy: a tensor is looked up when its block is asked for, never kept.
     """
 
-    def __init__(self, model_cfg: ModelConfig, tensors: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        model_cfg: ModelConfig,
+        tensors: Mapping[str, Tensor | np.ndarray],
+        where: str | None = None,
+    ) -> None:
         self.config = model_cfg
         self._tensors = tensors
+        self._where = model_cfg.name if where is None else where
+        self._names = NAMES[model_cfg.family]
+        self._shapes = file_tensors(model_cfg)
+        self._stored = StoredTensors(tensors, self._where)
         self._refuse_unknown_tensors()
 
-    def block(self, kind: str, layer: int = 0) -> Arrays:
+    def with_config(self, model_cfg: ModelConfig) -> "HfTensors":
+        """Return a source of the same tensors for another reading of them, such as fewer layers."""
+        return HfTensors(model_cfg, self._tensors, self._where)
+
+    def check_all(self) -> None:
+        """Check shapes and types of all tensors of the model, reading none.
+
+        Raises:
+            WeightsError: if one is missing, has another shape, or is of another type.
+        """
+        missing = [name for name in self._shapes if not self._stored.has(name)]
+        if missing:
+            raise WeightsError(
+                f"{self._where}: tensor {quoted(missing[0])} is missing ({len(missing)} missing in "
+                "all)."
+            )
+        for name, shape in self._shapes.items():
+            self._stored.check(name, shape)
+
+    def block(self, kind: str, layer: int = 0) -> Weights:
         """Return one block's parameters; see `WeightSource.block`.
 
         Raises:
-            WeightsError: if a tensor is missing, has another shape, or is not floating point.
+            WeightsError: if a tensor is missing, has another shape or type, or holds NaN.
         """
         check_block(self.config, kind, layer)
-        prefix = f"model.layers.{layer}."
+        prefix = self._names.layer.format(layer)
         match kind:
             case "embed":
-                return {"table": self._embedding()}
-            case "attention":
-                arrays = self._attention(prefix)
+                return {"table": self._vector(f"{self._names.embedding}.weight")}
+            case "attention" | "sliding":
+                return self._attention(prefix)
             case "dense":
-                arrays = self._mlp(prefix + "mlp.", self.config.d_ff)
-                arrays["norm"] = self._vector(prefix + "post_attention_layernorm.weight")
+                specs = block_params(self.config, "dense")
+                arrays = self._mlp(prefix + self._names.mlp, self._names.gate_up_down, specs)
+                return {"norm": self._mlp_norm(prefix), **arrays}
             case "moe":
-                arrays = self._mixture(prefix)
-                arrays["norm"] = self._vector(prefix + "post_attention_layernorm.weight")
+                return {"norm": self._mlp_norm(prefix), **self._mixture(prefix)}
             case _:
-                arrays = {"norm": self._vector("model.norm.weight"), "out": self._head()}
-        return arrays
+                norm = self._vector(f"{self._names.final_norm}.weight")
+                return {"norm": norm, "out": self._head()}
 
-    def expert(self, layer: int, expert_id: int) -> Arrays:
+    def expert(self, layer: int, expert_id: int) -> Weights:
         """Return one routed expert; see `WeightSource.expert`.
 
         Raises:
@@ -120,160 +162,169 @@ class HfTensors:
         """
         check_expert(self.config, layer, expert_id)
         assert self.config.moe is not None  # check_expert refused such models
-        prefix = f"model.layers.{layer}.mlp.experts.{expert_id}."
-        return self._mlp(prefix, self.config.moe.d_expert)
-
-    def _read(self, name: str, *shape: int) -> np.ndarray:
-        """Return one tensor as float32, or say exactly what is wrong with it."""
-        try:
-            tensor = self._tensors[name]
-        except KeyError:
-            raise WeightsError(f"{self.config.name}: tensor {name!r} is missing.") from None
-        if tensor.shape != shape:
-            raise WeightsError(
-                f"{self.config.name}: tensor {name!r} must have shape {shape}, got "
-                f"{tuple(tensor.shape)}."
-            )
-        if tensor.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-            raise WeightsError(
-                f"{self.config.name}: tensor {name!r} must be float16, bfloat16, float32 or "
-                f"float64, got {tensor.dtype.name}."
-            )
-        return np.asarray(tensor.astype(np.float32))
+        specs = {
+            name: one_of_batch(spec)
+            for name, spec in expert_params(self.config.d_model, self.config.moe).items()
+        }
+        prefix = self._names.layer.format(layer) + self._names.expert
+        if self._names.has_fused_experts:
+            return self._fused_expert(prefix, expert_id, specs)
+        return self._mlp(prefix.format(expert_id), self._names.expert_gate_up_down, specs)
 
     def _vector(self, name: str) -> np.ndarray:
-        return self._read(name, self.config.d_model)
+        """Read plain numbers in float32: vectors, and the table that is looked up."""
+        return self._stored.vector(name, self._shapes[name])
 
-    def _embedding(self) -> np.ndarray:
-        model_cfg = self.config
-        return self._read("model.embed_tokens.weight", model_cfg.vocab_size, model_cfg.d_model)
+    def _matrix(self, name: str) -> Matrix:
+        return self._stored.matrix(f"{name}.weight", self._shapes[f"{name}.weight"])
 
-    def _head(self) -> np.ndarray:
-        if self.config.tie_embeddings:
-            return np.ascontiguousarray(self._embedding().T)
-        shape = (self.config.vocab_size, self.config.d_model)
-        return np.ascontiguousarray(self._read("lm_head.weight", *shape).T)
+    def _mlp_norm(self, prefix: str) -> np.ndarray:
+        return self._vector(f"{prefix}{self._names.mlp_norm}.weight")
 
-    def _attention(self, prefix: str) -> Arrays:
+    def _head(self) -> Weight:
+        spec = block_params(self.config, "head")["out"]
+        tied = self.config.tie_embeddings
+        name = self._names.embedding if tied else self._names.head
+        return laid_out(self._matrix(name), spec, "v d -> d v")
+
+    def _attention(self, prefix: str) -> Weights:
         attention = self.config.attention
+        norm = self._vector(f"{prefix}{self._names.attention_norm}.weight")
         if isinstance(attention, MlaConfig):
-            arrays = self._latent_attention(prefix + "self_attn.", attention)
-        else:
-            arrays = self._grouped_attention(prefix + "self_attn.", attention)
-        arrays["norm"] = self._vector(prefix + "input_layernorm.weight")
+            return {"norm": norm, **self._latent_attention(prefix, attention)}
+        return {"norm": norm, **self._grouped_attention(prefix, attention)}
+
+    def _grouped_attention(self, prefix: str, gqa: GqaConfig) -> Weights:
+        names, specs = self._names, block_params(self.config, "attention")
+        heads = {"k": gqa.n_kv_heads, "g": gqa.q_per_kv}
+        qkv = [prefix + name for name in names.qkv]
+        q, k, v = self._three(gqa, [self._matrix(name) for name in qkv])
+        kv = joined((k, v), np.stack)
+        arrays: Weights = {
+            "q": laid_out(q, specs["q"], "(k g h) d -> d k g h", **heads),
+            "kv": laid_out(kv, specs["kv"], "two (k h) d -> d k two h", k=gqa.n_kv_heads),
+        }
+        if gqa.qkv_bias:
+            q_bias, *kv_bias = self._three(gqa, [self._vector(f"{name}.bias") for name in qkv])
+            arrays["q_bias"] = np.reshape(q_bias, specs["q_bias"].shape)
+            both = np.stack(kv_bias)
+            arrays["kv_bias"] = packed(both, "two (k h) -> k two h", k=gqa.n_kv_heads)
+        if gqa.qk_norm:
+            arrays["q_norm"] = self._vector(f"{prefix}{names.q_norm}.weight")
+            arrays["k_norm"] = self._vector(f"{prefix}{names.k_norm}.weight")
+        if gqa.sinks:
+            arrays["sinks"] = self._vector(prefix + names.sinks).reshape(specs["sinks"].shape)
+        o = self._matrix(prefix + names.output)
+        arrays["o"] = laid_out(o, specs["o"], "d (k g h) -> k g h d", **heads)
+        if gqa.o_bias:
+            arrays["o_bias"] = self._vector(f"{prefix}{names.output}.bias")[None]
         return arrays
 
-    def _grouped_attention(self, prefix: str, gqa: GqaConfig) -> Arrays:
-        d_model = self.config.d_model
+    @staticmethod
+    def _three(gqa: GqaConfig, arrays: list[Any]) -> list[Any]:
+        """Return queries, keys and values, cut apart if they are stored as one, in this order."""
+        if len(arrays) > 1:
+            return arrays
         n_query, n_kv = gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim
-        q = self._read(prefix + "q_proj.weight", n_query, d_model)
-        k = self._read(prefix + "k_proj.weight", n_kv, d_model)
-        v = self._read(prefix + "v_proj.weight", n_kv, d_model)
-        o = self._read(prefix + "o_proj.weight", d_model, n_query)
-        heads = {"k": gqa.n_kv_heads, "g": gqa.q_per_kv}
+        edges = [0, n_query, n_query + n_kv, n_query + 2 * n_kv]
+        return [moved(arrays[0], itemgetter(slice(*ends))) for ends in pairwise(edges)]
+
+    def _latent_attention(self, prefix: str, mla: MlaConfig) -> Weights:
+        names, specs = self._names, block_params(self.config, "attention")
+        n_heads, nope = mla.n_heads, mla.nope_head_dim
+        q_a, kv_a = self._matrix(prefix + names.q_a), self._matrix(prefix + names.kv_a)
+        q_b, o = self._matrix(prefix + names.q_b), self._matrix(prefix + names.output)
+        kv_b = moved(
+            self._matrix(prefix + names.kv_b),
+            lambda rows: rearrange(rows, "(n e) c -> n e c", n=n_heads),
+        )
+        if mla.form == "expanded":
+            from_latent = {"kv_b": laid_out(kv_b, specs["kv_b"], "n e c -> c n e")}
+        else:
+            k_b = moved(kv_b, lambda rows: rows[:, :nope])
+            v_b = moved(kv_b, lambda rows: rows[:, nope:])
+            from_latent = {
+                "k_b": laid_across(k_b, specs["k_b"], "n e c -> n e c"),
+                "v_b": laid_out(v_b, specs["v_b"], "n v c -> n c v"),
+            }
+        a = joined((q_a, kv_a), np.concatenate)
         return {
-            "q": _packed(q, "(k g h) d -> d k g h", **heads),
-            "kv": _packed(np.stack((k, v)), "two (k h) d -> d k two h", k=gqa.n_kv_heads),
-            "o": _packed(o, "d (k g h) -> k g h d", **heads),
+            "a": laid_out(a, specs["a"], "columns d -> d columns"),
+            "q_norm": self._vector(f"{prefix}{names.q_a_norm}.weight"),
+            "kv_norm": self._vector(f"{prefix}{names.kv_a_norm}.weight"),
+            "q_b": laid_out(q_b, specs["q_b"], "(n e) q -> q n e", n=n_heads),
+            **from_latent,
+            "o": laid_out(o, specs["o"], "d (n v) -> n v d", n=n_heads),
         }
 
-    def _latent_attention(self, prefix: str, mla: MlaConfig) -> Arrays:
-        d_model, n_heads, latent = self.config.d_model, mla.n_heads, mla.kv_lora_rank
-        nope, v_dim = mla.nope_head_dim, mla.v_head_dim
-        q_a = self._read(prefix + "q_a_proj.weight", mla.q_lora_rank, d_model)
-        kv_a_rows = latent + mla.rope_head_dim
-        kv_a = self._read(prefix + "kv_a_proj_with_mqa.weight", kv_a_rows, d_model)
-        q_b_rows = n_heads * mla.query_head_dim
-        q_b = self._read(prefix + "q_b_proj.weight", q_b_rows, mla.q_lora_rank)
-        kv_b = self._read(prefix + "kv_b_proj.weight", n_heads * (nope + v_dim), latent)
-        kv_b = rearrange(kv_b, "(n e) c -> n e c", n=n_heads)
-        o = self._read(prefix + "o_proj.weight", d_model, n_heads * v_dim)
+    def _mlp(
+        self, prefix: str, gate_up_down: tuple[str, str, str], specs: Mapping[str, ParamSpec]
+    ) -> Weights:
+        gate, up, down = (self._matrix(prefix + name) for name in gate_up_down)
+        gate_up = joined((gate, up), np.stack)
         return {
-            "a": _packed(np.concatenate((q_a, kv_a)), "columns d -> d columns"),
-            "q_norm": self._read(prefix + "q_a_layernorm.weight", mla.q_lora_rank),
-            "kv_norm": self._read(prefix + "kv_a_layernorm.weight", latent),
-            "q_b": _packed(q_b, "(n e) q -> q n e", n=n_heads),
-            "k_b": np.ascontiguousarray(kv_b[:, :nope]),
-            "v_b": _packed(kv_b[:, nope:], "n v c -> n c v"),
-            "o": _packed(o, "d (n v) -> n v d", n=n_heads),
+            "gate_up": laid_out(gate_up, specs["gate_up"], "two f d -> d two f"),
+            "down": laid_out(down, specs["down"], "d f -> f d"),
         }
 
-    def _mlp(self, prefix: str, width: int) -> Arrays:
-        d_model = self.config.d_model
-        gate = self._read(prefix + "gate_proj.weight", width, d_model)
-        up = self._read(prefix + "up_proj.weight", width, d_model)
-        down = self._read(prefix + "down_proj.weight", d_model, width)
-        return {
-            "gate_up": _packed(np.stack((gate, up)), "two f d -> d two f"),
-            "down": _packed(down, "d f -> f d"),
+    def _fused_expert(self, prefix: str, expert_id: int, specs: Mapping[str, ParamSpec]) -> Weights:
+        gate_up, down = (prefix + name for name in self._names.fused_gate_up_down)
+        read, shapes = self._stored.fused_matrix, self._shapes
+        both = read(gate_up, shapes[gate_up], expert_id)
+        lowering = read(down, shapes[down], expert_id)
+        arrays: Weights = {
+            "gate_up": laid_out(both, specs["gate_up"], "(f two) d -> d two f", two=2),
+            "down": laid_out(lowering, specs["down"], "d f -> f d"),
         }
+        if "gate_up_bias" in specs:
+            both_biases, bias = (
+                self._stored.fused_vector(name, shapes[name], expert_id)
+                for name in (f"{gate_up}_bias", f"{down}_bias")
+            )
+            arrays["gate_up_bias"] = packed(both_biases, "(f two) -> two f", two=2)
+            arrays["down_bias"] = bias[None]
+        return arrays
 
-    def _mixture(self, prefix: str) -> Arrays:
-        moe = self.config.moe
+    def _mixture(self, prefix: str) -> Weights:
+        names, moe = self._names, self.config.moe
         assert moe is not None  # check_block refused models without experts
-        gate = prefix + "mlp.gate."
-        router = self._read(gate + "weight", moe.n_experts, self.config.d_model)
-        arrays = {
-            "router": _packed(router, "e d -> d e"),
-            "router_bias": self._read(gate + "e_score_correction_bias", moe.n_experts),
-        }
+        specs = block_params(self.config, "moe")
+        router = self._matrix(prefix + names.router)
+        arrays: Weights = {"router": laid_out(router, specs["router"], "e d -> d e")}
+        if moe.router_offset:
+            arrays["router_offset"] = self._vector(f"{prefix}{names.router}.bias")
+        if moe.correction_bias:
+            arrays["router_bias"] = self._vector(prefix + names.correction_bias)
         if moe.n_shared:
-            shared = self._mlp(prefix + "mlp.shared_experts.", moe.d_shared)
+            of_shared = {name: specs[f"shared_{name}"] for name in ("gate_up", "down")}
+            shared = self._mlp(prefix + names.shared, names.gate_up_down, of_shared)
             arrays |= {f"shared_{name}": matrix for name, matrix in shared.items()}
         return arrays
 
     def _refuse_unknown_tensors(self) -> None:
-        """Refuse tensors this program would skip silently (biases, scales, extra norms).
-
-        Layers beyond `n_layers` are allowed: a model cut short, and DeepSeek's prediction layer.
-        """
+        """Refuse tensors this program would skip silently (biases, scales, extra norms)."""
         for name in self._tensors:
-            if not self._is_known(name):
-                raise WeightsError(
-                    f"{self.config.name}: tensor {name!r} is not part of a "
-                    f"{self.config.family} model."
-                )
-
-    def _is_known(self, name: str) -> bool:
-        if name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
-            return True
-        head, _, rest = name.removeprefix("model.layers.").partition(".")
-        if not name.startswith("model.layers.") or not head.isdecimal():
-            return False
-        if int(head) >= self.config.n_layers or rest.endswith(_RECOMPUTED):
-            return True
-        module = rest.removesuffix(".weight").removeprefix("self_attn.")
-        if module in ("input_layernorm", "post_attention_layernorm"):
-            return True
-        if rest == "mlp.gate.e_score_correction_bias":
-            return self.config.is_moe_layer(int(head))
-        if not rest.endswith(".weight"):
-            return False
-        if rest.startswith("self_attn."):
-            return module in _attention_modules(self.config)
-        return module.startswith("mlp.")
+            if owner(name) in self._shapes or is_left_out(self.config, name):
+                continue
+            where = getattr(self._tensors[name], "where", self._where)
+            raise WeightsError(
+                f"{where}: tensor {quoted(name)} is not part of a {self.config.family} model."
+            )
 
 
-def _attention_modules(model_cfg: ModelConfig) -> tuple[str, ...]:
-    if isinstance(model_cfg.attention, MlaConfig):
-        names = "q_a_proj q_a_layernorm q_b_proj kv_a_proj_with_mqa kv_a_layernorm kv_b_proj o_proj"
-        return tuple(names.split())
-    return ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def _packed(tensor: np.ndarray, pattern: str, **sizes: int) -> np.ndarray:
-    """Return an einops rearrangement laid out in memory in its new order."""
-    return np.ascontiguousarray(rearrange(tensor, pattern, **sizes))
-
-
-def from_hf_tensors(model_cfg: ModelConfig, tensors: Mapping[str, np.ndarray]) -> HfTensors:
+def from_hf_tensors(
+    model_cfg: ModelConfig,
+    tensors: Mapping[str, Tensor | np.ndarray],
+    where: str | None = None,
+) -> HfTensors:
     """Return a weight source over tensors under their Hugging Face names.
 
     Args:
         model_cfg: the model; may have fewer layers than the tensors.
-        tensors: name to array as in a checkpoint, a Linear weight being `[out, in]`; may be lazy.
+        tensors: name to tensor as in a checkpoint, a Linear weight being `[out, in]`; may be lazy.
+        where: the file that messages name for arrays in memory; the model's name if not given.
 
     Raises:
         WeightsError: if a tensor belongs to a feature the model does not have.
     """
-    return HfTensors(model_cfg, tensors)
+    return HfTensors(model_cfg, tensors, where)

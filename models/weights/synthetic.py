@@ -1,13 +1,19 @@
-"""Random weights made on demand: any tensor of any model from (seed, layer, name, expert).
+"""Random weights made on demand: any tensor of any model, or any part of it, from its name alone.
 
 The same tensor has the same values whatever was asked for before, so chips can make their own
 shares. Values do not resemble trained weights: independent normals, no outliers, no structure.
 """
 
 import math
+from functools import cache
 from hashlib import blake2b
+from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
+from jaxtyping import Float32, Float64, Int
+
+from lpu_jax.errors import WeightsError
 
 from ..config import ModelConfig
 from ..params import ParamSpec, block_params, expert_params
@@ -16,16 +22,23 @@ from .source import Arrays, check_block, check_expert
 #: Norm weights are uniform in this range: near 1, yet wrong in every layer that ignores them.
 NORM_RANGE = (0.5, 1.5)
 
+#: Random words choose among this many quantiles; 16 bits, so that a table stays in a cache.
+_WORDS = 1 << 16
+_WORDS_PER_DRAW = 4  # of 16 bits in the generator's 64
+#: Values made at once: their words and results stay in a cache.
+_CHUNK = 1 << 16
+
 
 class SyntheticWeights:
     """A weight source of seeded random values.
 
     Matrices are normal with the spread of their `ParamSpec` (1 / sqrt(fan-in)), norms uniform in
-    `NORM_RANGE`, router biases normal and small.
+    `NORM_RANGE`, biases normal and small. A value is one of 65,536 equally likely ones, the largest
+    4.3 spreads from zero.
 
     Fidelity:
-        The values are exact functions of the arguments and of NumPy's generator, whose stream
-        NumPy may change between releases.
+        Exact functions of the arguments: raw bits of PCG64DXSM, whose stream NumPy guarantees
+        (NEP 19; not so its distributions), through a table.
     """
 
     def __init__(self, model_cfg: ModelConfig, seed: int = 0) -> None:
@@ -35,19 +48,45 @@ class SyntheticWeights:
     def block(self, kind: str, layer: int = 0) -> Arrays:
         """Return one block's parameters; see `WeightSource.block`."""
         check_block(self.config, kind, layer)
-        specs = block_params(self.config, kind)
-        if kind == "head" and self.config.tie_embeddings:
-            table = self.block("embed")["table"]
-            return {
-                "norm": self._draw(kind, 0, "norm", specs["norm"]),
-                "out": np.ascontiguousarray(table.T),
-            }
-        position = 0 if kind in ("embed", "head") else layer
+        if kind in ("embed", "head"):
+            return self.of_tokens(kind, np.arange(self.config.vocab_size))
         return {
-            name: self._draw(kind, position, name, spec)
-            for name, spec in specs.items()
+            name: self._draw(_label(kind, layer, name), spec, spec.shape)
+            for name, spec in block_params(self.config, kind).items()
             if spec.role != "expert"
         }
+
+    def of_tokens(self, kind: str, tokens: Int[np.ndarray, " n"]) -> Arrays:
+        """Return the embedding or the head for some tokens alone.
+
+        Args:
+            kind: "embed" or "head".
+            tokens: token numbers, in any order.
+
+        Returns:
+            As `block(kind)`: of "embed" the table's rows of these tokens, of "head" the norm and
+            the output matrix's columns of these tokens.
+
+        Raises:
+            WeightsError: a token is not in the vocabulary.
+        """
+        specs = block_params(self.config, kind)
+        outside = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
+        if outside.size:
+            raise WeightsError(
+                f"{self.config.name}: tokens must be 0 to {self.config.vocab_size - 1}, got "
+                f"{outside[0]}."
+            )
+        # Both ends are drawn token by token; a tied head is the table itself.
+        if kind == "embed" or self.config.tie_embeddings:
+            spec = block_params(self.config, "embed")["table"]
+            rows = self._rows(_label("embed", 0, "table"), spec, tokens)
+        else:
+            rows = self._rows(_label("head", 0, "out"), specs["out"], tokens)
+        if kind == "embed":
+            return {"table": rows}
+        norm = self._draw(_label("head", 0, "norm"), specs["norm"], specs["norm"].shape)
+        return {"norm": norm, "out": rows.T}
 
     def expert(self, layer: int, expert_id: int) -> Arrays:
         """Return one routed expert; see `WeightSource.expert`."""
@@ -55,20 +94,70 @@ class SyntheticWeights:
         moe = self.config.moe
         assert moe is not None  # check_expert refused such models
         return {
-            name: self._draw("moe", layer, name, spec, expert_id)
+            name: self._draw(_label("moe", layer, name, expert_id), spec, spec.shape[1:])
             for name, spec in expert_params(self.config.d_model, moe).items()
         }
 
-    def _draw(
-        self, kind: str, layer: int, name: str, spec: ParamSpec, expert_id: int | None = None
-    ) -> np.ndarray:
-        shape = spec.shape if expert_id is None else spec.shape[1:]
-        label = f"{self.seed}/{kind}/{layer}/{name}/{expert_id}"
-        digest = blake2b(label.encode(), digest_size=16).digest()
-        generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-        if spec.role == "norm":
-            low, high = NORM_RANGE
-            return generator.uniform(low, high, shape).astype(np.float32)
-        values = generator.standard_normal(math.prod(shape), dtype=np.float32)
-        values *= np.float32(spec.std)
+    def _rows(
+        self, label: str, spec: ParamSpec, tokens: Int[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n d"]:
+        """Draw the rows of some tokens of a matrix `[vocab, d]`; neighbours in one go."""
+        width = self.config.d_model
+        rows = np.empty((len(tokens), width), np.float32)
+        ends = [0, *(np.flatnonzero(np.diff(tokens) != 1) + 1).tolist(), len(tokens)]
+        for start, stop in pairwise(ends):
+            if start < stop:
+                values = rows[start:stop].reshape(-1)
+                _fill(values, self._key(label), int(tokens[start]) * width, _normals(spec.std))
+        return rows
+
+    def _draw(self, label: str, spec: ParamSpec, shape: tuple[int, ...]) -> np.ndarray:
+        values = np.empty(math.prod(shape), np.float32)
+        table = _uniforms(*NORM_RANGE) if spec.role == "norm" else _normals(spec.std)
+        _fill(values, self._key(label), 0, table)
         return values.reshape(shape)
+
+    def _key(self, label: str) -> int:
+        digest = blake2b(f"{self.seed}/{label}".encode(), digest_size=16).digest()
+        return int.from_bytes(digest, "little")
+
+
+def _label(kind: str, layer: int, name: str, expert_id: int | None = None) -> str:
+    return f"{kind}/{layer}/{name}/{expert_id}"
+
+
+def _fill(
+    out: Float32[np.ndarray, " n"], key: int, first: int, table: Float32[np.ndarray, " words"]
+) -> None:
+    """Write values `first`, `first + 1`, ... of an endless row of values that `key` names."""
+    generator = np.random.PCG64DXSM(key)
+    generator.advance(first // _WORDS_PER_DRAW)
+    skipped = first % _WORDS_PER_DRAW
+    done = 0
+    while done < len(out):
+        n = min(_CHUNK - skipped, len(out) - done)
+        draws = generator.random_raw(-(-(skipped + n) // _WORDS_PER_DRAW))
+        words = draws.astype("<u8", copy=False).view("<u2")[skipped : skipped + n]
+        np.take(table, words, out=out[done : done + n], mode="clip")  # "raise" would copy
+        done += n
+        skipped = 0
+
+
+@cache
+def _normals(std: float) -> Float32[np.ndarray, " words"]:
+    """Quantiles of the normal distribution at the middles of equal shares; spread exactly `std`."""
+    return (std * _quantiles()).astype(np.float32)
+
+
+@cache
+def _quantiles() -> Float64[np.ndarray, " words"]:
+    inverse = NormalDist().inv_cdf
+    upper = np.array([inverse((i + 0.5) / _WORDS) for i in range(_WORDS // 2, _WORDS)])
+    upper /= math.sqrt(math.fsum(upper**2) / len(upper))
+    return np.concatenate((-upper[::-1], upper))
+
+
+@cache
+def _uniforms(low: float, high: float) -> Float32[np.ndarray, " words"]:
+    """Middles of equal shares of a range."""
+    return (low + (high - low) * (np.arange(_WORDS) + 0.5) / _WORDS).astype(np.float32)

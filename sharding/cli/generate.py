@@ -5,61 +5,88 @@ from typing import Annotated
 
 import typer
 
+from lpu_jax.errors import LpuError
 from lpu_jax.system import system as named_system
-from models.policy import FP16
+from models.policy import policy_named
 
-from .. import compare as comparing
-from ..axes import Request
-from ..legal import one_stage_plans
 from ..plan import read_plan
-from .common import NO, Json, SystemName, emit, watched
+from ..text_plan import text_plan
+from .common import NO, Format, Json, SystemName, emit, watched
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    weights: Annotated[Path, typer.Option("--weights", help="GGUF file of a Llama model.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="Texts to continue, side by side as one batch.")
+    ],
+    weights: Annotated[
+        Path, typer.Option("--weights", help="GGUF file, or directory of a checkpoint.")
+    ],
     system: SystemName = "groq-node",
-    plan: Annotated[Path | None, typer.Option("--plan", help="Plan as TOML or JSON.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest of one stage."),
+    ] = None,
+    weights_format: Format = "fp16",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 8,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Each prompt is a message, in the model's chat format.")
+    ] = False,
+    system_prompt: Annotated[
+        str | None,
+        typer.Option("--system-prompt", help="With --chat: what the system says first."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely token; above, tokens are drawn.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many tokens; 0 for all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the fewest tokens that are so probable together.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws: same seed and prompt, same text.")] = 0,
     as_json: Json = None,
 ) -> None:
-    """Continue a prompt with real weights on emulated chips: faithful numerics, greedy, cached."""
-    from models.tokenizer import Tokenizer
-    from models.weights.gguf import load_gguf
+    """Continue texts with real weights on emulated chips: faithful numerics, cached."""
+    from models.chat import chat_prompt
+    from models.sampling import Sampling
+    from models.tokenizer_files import read_tokenizer
+    from models.weights.checkpoint import open_checkpoint
 
     from .. import generate as generating
 
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    if system_prompt is not None and not chat:
+        raise LpuError("--system-prompt is part of a chat; give --chat too.")
     machine = named_system(system)
-    file = load_gguf(weights)
-    tokenizer = Tokenizer(file.tokenizer)
-    positions = len(tokenizer.encode(prompt)) + max_tokens
-    context = min(file.config.max_position, positions)
-    found = comparing.compare(
-        file.config,
-        machine,
-        [read_plan(plan)]
-        if plan
-        else one_stage_plans(file.config, machine, FP16, Request(context=context)),
-        context=context,
-        top=1,
-    )
+    chosen = None if plan is None else read_plan(plan)
+    checkpoint = open_checkpoint(weights)
+    cfg, tokenizer = checkpoint.config, read_tokenizer(checkpoint)
+    policy = policy_named(weights_format, cfg)
+    template = tokenizer.chat_template
+    texts = [chat_prompt(template, one, system_prompt) if chat else one for one in prompts]
+    # A rendered chat has its beginning already.
+    tokens = [tokenizer.encode(text, begin=not chat) for text in texts]
+    context = min(cfg.max_position, max(map(len, tokens)) + max_tokens)
+    found = text_plan(cfg, machine, chosen, policy, batch=len(tokens), context=context)
     (row,) = found.rows
     if not row.fits:
         emit(as_json, found.as_dict, found.table)
         raise typer.Exit(NO)
     made = watched(
         lambda say: generating.generate(
-            file.weights,
+            checkpoint.weights,
             tokenizer,
-            prompt,
+            tokens,
             machine,
             row.plan,
+            policy=policy,
+            sampling=sampling,
             max_new_tokens=max_tokens,
-            on_token=say,
+            on_text=lambda _, piece: say(piece),
         )
     )
+    heads = [f"{one}\n\n" for one in prompts] if chat else prompts
     emit(
         as_json,
         lambda: made.as_dict() | {"plan": row.plan.as_dict(), "system": machine.name},
-        lambda: generating.generation_text(prompt, made, row.plan, machine),
+        lambda: generating.generation_text(heads, made, row.plan, machine),
     )

@@ -10,7 +10,8 @@ from lpu_jax.quantities import format_bytes, format_count
 from lpu_jax.system import named_systems
 from lpu_jax.system import system as named_system
 from models.params import n_active, n_parameters
-from models.zoo import SOURCES, named_models
+from models.released import released_bytes
+from models.zoo import NAMED, SOURCES, named_models
 
 from .. import report
 from .common import Json, emit
@@ -58,13 +59,13 @@ def systems(
 
 
 def models(as_json: Json = None) -> None:
-    """List the named models with parameters and bytes."""
+    """List the named models with parameters, and the format and bytes they are released in."""
     found = named_models()
 
     def text() -> str:
         made = report.table(
             ("model", "left"), ("layers", "right"), ("parameters", "right"), ("active", "right"),
-            ("16-bit bytes", "right"), ("source", "left"),
+            ("released", "left"), ("bytes", "right"), ("configuration", "left"),
         )  # fmt: skip
         for name, cfg in found.items():
             made.add_row(
@@ -72,10 +73,19 @@ def models(as_json: Json = None) -> None:
                 str(cfg.n_layers),
                 format_count(n_parameters(cfg), digits=4),
                 format_count(n_active(cfg), digits=4),
-                format_bytes(2 * n_parameters(cfg)),
-                SOURCES[name],
+                cfg.released_format,
+                format_bytes(released_bytes(cfg)),
+                NAMED[name].status,
             )
-        return report.render(made)
+        of_source: dict[str, list[str]] = {}
+        for name in found:
+            of_source.setdefault(SOURCES[name], []).append(name)
+        return report.render(
+            made,
+            "Active parameters leave out the input embedding. Bytes are those of the weights as "
+            "released, scales included. Sources of the configurations:",
+            *(f"{', '.join(names)}: {source}." for source, names in of_source.items()),
+        )
 
     def data() -> Any:
         return [
@@ -84,7 +94,11 @@ def models(as_json: Json = None) -> None:
                 "layers": cfg.n_layers,
                 "parameters": n_parameters(cfg),
                 "active_parameters": n_active(cfg),
+                "released_format": cfg.released_format,
+                "released_bytes": released_bytes(cfg),
                 "bytes_16_bit": 2 * n_parameters(cfg),
+                "cache_bytes_per_token_16_bit": cfg.kv_bytes_per_token(),
+                "status": NAMED[name].status,
                 "source": SOURCES[name],
             }
             for name, cfg in found.items()

@@ -18,7 +18,7 @@ from models import zoo
 from models.blocks import Kind, block_arguments, block_kinds, block_program
 from models.config import GqaConfig, ModelConfig
 from models.layers.linear import Split
-from models.policy import POLICIES
+from models.policy import CHIP_POLICIES, POLICIES
 from sharding import axes
 from sharding.axes import Request
 from sharding.symbolic import symbol_values, trace_block
@@ -78,7 +78,7 @@ def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Ca
         yield Case(
             cfg=cfg,
             kind=kind,
-            policy=rng.choice(list(POLICIES)),
+            policy=rng.choice(list(CHIP_POLICIES)),
             split=rng.choice(list(Split)),
             ways=ways,
             request=Request(

@@ -24,7 +24,7 @@ KIMI, LLAMA = zoo.model("kimi-k2"), zoo.model("llama-3.1-405b")
 #: Over 2,048 chips: experts and their columns; heads and sequences; columns and copies.
 WAYS: dict[Kind, dict[str, int]] = {
     "embed": {"tensor": 2048},
-    "attention": {"replica": 4, "data": 64, "tensor": 8, "query": 1},
+    "attention": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "dense": {"replica": 16, "tensor": 128},
     "moe": {"replica": 1, "expert": 384, "tensor": 8},
     "head": {"tensor": 2048},

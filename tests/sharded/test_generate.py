@@ -10,12 +10,12 @@ import pytest
 
 from lpu_jax.errors import PlanError
 from lpu_jax.system import system
+from models import zoo
 from models.reference import Transformer
 from models.tokenizer import Tokenizer, TokenizerData
 from models.weights.fetch import GGUF_NAME
 from models.weights.gguf import load_gguf
 from models.weights.synthetic import SyntheticWeights
-from models.zoo import SMOLLM2_135M
 from sharding.generate import generate
 from sharding.plan import AttentionShard, MlpShard, Plan
 
@@ -35,13 +35,13 @@ TOKENIZER = Tokenizer(
     )
 )
 TINY = replace(
-    SMOLLM2_135M,
+    zoo.model("smollm2-135m"),
     n_layers=2,
     d_model=48,
     d_ff=80,
     vocab_size=len(LETTERS),
-    attention=replace(SMOLLM2_135M.attention, n_heads=6, n_kv_heads=3, head_dim=8),
-    rope=replace(SMOLLM2_135M.rope, dim=8),
+    attention=replace(zoo.model("smollm2-135m").attention, n_heads=6, n_kv_heads=3, head_dim=8),
+    rope=replace(zoo.model("smollm2-135m").rope, dim=8),
     eos_token_ids=(),
 )
 EIGHT = Plan(group_chips=8, attention=AttentionShard(tensor=2, replica=4), mlp=MlpShard(tensor=8))

@@ -10,11 +10,11 @@ from placed_blocks import SIX_HEADS_KIMI
 
 from lpu_jax.errors import MeshError, PlanError
 from lpu_jax.numerics.quantized import QuantizedArray
+from models import zoo
 from models.layers.linear import Split
 from models.params import block_params
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
-from models.zoo import SMOLLM2_135M
 from sharding.axes import Request
 from sharding.execute import run_block, with_inputs
 from sharding.load import load_block, place_block, store_block, store_expert, store_weight, widened
@@ -97,7 +97,7 @@ def test_scales_of_structured_weights_follow_their_heads():
 
 
 def test_groups_of_rows_may_not_cross_heads():
-    source = SyntheticWeights(replace(SMOLLM2_135M, n_layers=1))
+    source = SyntheticWeights(replace(zoo.model("smollm2-135m"), n_layers=1))
     with pytest.raises(PlanError, match=r"fp8 shares scales over 128 rows.*64 rows"):
         store_block(source, "attention", 0, POLICIES["fp8"])
 
@@ -163,7 +163,7 @@ def _experts_of(hidden):
 
 
 def test_devices_give_the_bits_of_virtual_chips():
-    source = SyntheticWeights(replace(SMOLLM2_135M, n_layers=1, d_model=96, d_ff=100))
+    source = SyntheticWeights(replace(zoo.model("smollm2-135m"), n_layers=1, d_model=96, d_ff=100))
     hidden = np.random.default_rng(4).normal(size=(1, 2, 96)).astype(np.float16)
     three = Plan(group_chips=3, attention=AttentionShard(replica=3), mlp=MlpShard(tensor=3))
     request = Request(batch=1, tokens=2, context=320)

@@ -12,13 +12,14 @@ from placed_blocks import SIX_HEADS_KIMI
 
 from lpu_jax.errors import PlanError
 from lpu_jax.system import system
+from models import zoo
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
-from models.zoo import DEEPSEEK_V3, KIMI_K2
-from sharding.emulate import router_margin, sqnr_db
+from sharding.emulate import sqnr_db
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.routing import router_margin
 from sharding.verify import (
     compare_plans,
     default_layers,
@@ -132,13 +133,17 @@ def test_sqnr_is_signal_over_noise():
 def test_margin_is_the_smallest_score_distance_that_changes_a_choice(groups):
     """Moving every score by less than half the margin must keep the choice; by brute force."""
     moe = replace(
-        DEEPSEEK_V3.moe, n_experts=16, top_k=4, n_groups=groups, topk_groups=max(groups // 2, 1)
+        zoo.model("deepseek-v3").moe,
+        n_experts=16,
+        top_k=4,
+        n_groups=groups,
+        topk_groups=max(groups // 2, 1),
     )
     rng = np.random.default_rng(groups)
     normed, router = rng.normal(size=(5, 8)), rng.normal(size=(8, 16)).astype(np.float32)
     bias = np.zeros(16, np.float32)
     scores = 1 / (1 + np.exp(-(normed @ router.astype(np.float64))))
-    margin = router_margin(normed, router, bias, moe)
+    margin = router_margin(normed, {"router": router, "router_bias": bias}, moe)
 
     def chosen(row):
         grouped = row.reshape(groups, -1)
@@ -157,9 +162,9 @@ def test_margin_is_the_smallest_score_distance_that_changes_a_choice(groups):
 
 
 def test_default_layers_are_one_of_each_kind():
-    assert default_layers(KIMI_K2) == (0, 1)
-    assert default_layers(DEEPSEEK_V3) == (0, 3)
-    assert default_layers(replace(KIMI_K2, n_layers=1)) == (0,)
+    assert default_layers(zoo.model("kimi-k2")) == (0, 1)
+    assert default_layers(zoo.model("deepseek-v3")) == (0, 3)
+    assert default_layers(replace(zoo.model("kimi-k2"), n_layers=1)) == (0,)
 
 
 def test_mistakes_are_one_sentence():

@@ -1,163 +1,308 @@
 """Make the tiny checkpoints and logits of Hugging Face transformers that the tests compare with.
 
-Not run by the tests. Needs torch 2.13.0 (CPU) and transformers 5.23.0:
-    OMP_NUM_THREADS=1 python tests/models/data/make_oracle.py
-Writes `<name>.json` (configuration), `<name>.safetensors` and `<name>_logits.npz` beside itself,
-and `rope.json`: rotary frequencies and softmax scales of the released files in `configs/`.
-What the classes initialise to a constant (router bias, norms) is randomised, or a test would not
-see it ignored.
+Not run by the tests. Needs torch 2.13.0 (CPU), transformers 5.23.0 and safetensors:
+    OMP_NUM_THREADS=1 python tests/models/data/make_oracle.py [--out FOLDER] [--seed N] [NAME ...]
+Writes `tiny/<name>/` with `config.json`, `model.safetensors` (tensor names of the hub) and
+`logits.npz` beside itself and, without arguments, `rope.json`: rotary frequencies and softmax
+scales of the released files in `models/configs/`.
+
+What the classes initialise to a constant is randomised, or a test would not see it ignored. The
+narrow checkpoints are written in their released layout by code of their own here; their logits are
+those of transformers with the dequantised values.
 """
 
+import argparse
 import json
 import os
-import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 HERE = Path(__file__).parent
-COMMON = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "initializer_range": 0.15,
-}
-YARN = {
-    "rope_type": "yarn",
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 64,
-}
-LATENT = {
-    "num_hidden_layers": 2,
-    "intermediate_size": 24,
-    "moe_intermediate_size": 4,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "rope_interleave": True,
-    "rms_norm_eps": 1e-5,
-}
-LLAMA = COMMON | {
-    "num_hidden_layers": 2,
-    "intermediate_size": 24,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 5e5,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-}
-LLAMA_TIED = COMMON | {
-    "num_hidden_layers": 1,
-    "intermediate_size": 24,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-}
-DEEPSEEK = (
-    COMMON
-    | LATENT
-    | {
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 3,
-        "n_group": 4,
-        "topk_group": 2,
-        "routed_scaling_factor": 2.5,
-        "rope_parameters": YARN
-        | {"rope_theta": 1e4, "factor": 40.0, "beta_fast": 32, "beta_slow": 1},
-    }
-)
-KIMI = (
-    COMMON
-    | LATENT
-    | {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 4,
-        "n_group": 1,
-        "topk_group": 1,
-        "routed_scaling_factor": 2.827,
-        "rope_parameters": YARN
-        | {"rope_theta": 5e4, "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0},
-    }
-)
-# transformers has no kimi_k2 class; Moonshot's guide runs the model as deepseek_v3.
-CASES = {
-    "llama": ("Llama", LLAMA),
-    "llama_tied": ("Llama", LLAMA_TIED),
-    "deepseek_v3": ("DeepseekV3", DEEPSEEK),
-    "kimi_k2": ("DeepseekV3", KIMI),
-}
+#: Longer than the window of `GPT_OSS`.
+PROMPT_SHAPE = (2, 20)
+RELEASED = ("llama-2-70b", "llama-3.1-8b", "deepseek-v3", "kimi-k2-instruct", "kimi-k2.5")
+
+#: A tensor as it is stored, under one or more names, and the values that it stands for.
+Stored = tuple[dict[str, Any], Any]
 
 
 def randomise_constants(model: Any) -> None:
-    """Give biases and norm weights values that matter."""
+    """Give biases, sinks and norm weights values that matter, and make latents small.
+
+    Small latents let the eps of their norms be seen.
+    """
     import torch
 
+    latent_rank = getattr(model.config, "kv_lora_rank", 0)
     with torch.no_grad():
         for name, values in [*model.named_parameters(), *model.named_buffers()]:
-            if values.is_floating_point() and "bias" in name:
+            if not values.is_floating_point():
+                continue
+            if "bias" in name:
                 values.normal_(0, 0.1)
+            elif name.endswith("sinks"):
+                values.normal_(0, 0.5)
             elif "norm" in name and name.endswith("weight"):
                 values.uniform_(0.5, 1.5)
+            elif name.endswith("q_a_proj.weight"):
+                values *= 0.05
+            elif name.endswith("kv_a_proj_with_mqa.weight"):
+                values[:latent_rank] *= 0.05
 
 
-def make(name: str, tokens: np.ndarray) -> None:
-    """Write the three files of one model."""
-    # Imported here: the test run collects this file and has neither package.
+# --- how released files store a tensor ---------------------------------------------------------
+
+
+def as_f32(name: str, values: Any) -> Stored:
+    """Store as it is."""
+    return {name: values}, values
+
+
+def as_bf16(name: str, values: Any) -> Stored:
+    """Store in bfloat16; the router's correction stays in float32, as on the hub."""
+    import torch
+
+    narrow = values if name.endswith("e_score_correction_bias") else values.to(torch.bfloat16)
+    return {name: narrow}, narrow.float()
+
+
+def as_fp8(name: str, values: Any) -> Stored:
+    """Store projections as e4m3 with one scale per 128x128 block, as DeepSeek-V3 is released."""
+    import torch
+
+    if not name.endswith("_proj.weight") and "kv_a_proj_with_mqa" not in name:
+        return as_bf16(name, values)
+    blocks = [-(-size // 128) for size in values.shape]
+    scales = torch.empty(blocks)
+    codes = torch.empty(values.shape, dtype=torch.float8_e4m3fn)
+    wide = torch.empty(values.shape)
+    for i, j in np.ndindex(*blocks):
+        block = slice(128 * i, 128 * (i + 1)), slice(128 * j, 128 * (j + 1))
+        scales[i, j] = values[block].abs().max() / 448
+        codes[block] = (values[block] / scales[i, j]).to(torch.float8_e4m3fn)
+        wide[block] = codes[block].float() * scales[i, j]
+    return {name: codes, f"{name}_scale_inv": scales}, wide
+
+
+def as_int4(name: str, values: Any) -> Stored:
+    """Store routed experts as compressed-tensors packs int4: eight codes in an int32, low first."""
+    import torch
+
+    if ".experts." not in name:
+        return as_bf16(name, values)
+    rows, columns = values.shape
+    groups = values.reshape(rows, columns // 32, 32)
+    scales = (groups.abs().amax(-1) / 7.5).to(torch.bfloat16)
+    codes = (groups / scales.float()[..., None]).round().clamp(-8, 7)
+    wide = (codes * scales.float()[..., None]).reshape(rows, columns)
+    nibbles = (codes.to(torch.int64) + 8).reshape(rows, columns // 8, 8)
+    words = (nibbles << (4 * torch.arange(8))).sum(-1)
+    packed = torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    stem = name.removesuffix("weight")
+    stored = {
+        stem + "weight_packed": packed,
+        stem + "weight_scale": scales,
+        stem + "weight_shape": torch.tensor([rows, columns]),
+    }
+    return stored, wide
+
+
+def as_mxfp4(name: str, values: Any) -> Stored:
+    """Store expert matrices as MXFP4 blocks of 32 along their inputs, as gpt-oss is released.
+
+    The dequantised values are those of transformers' own conversion.
+    """
+    import torch
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        return as_bf16(name, values)
+    matrices = values.transpose(1, 2)  # [expert, out, in]
+    blocks = matrices.reshape(*matrices.shape[:2], -1, 32)
+    exponents = blocks.abs().amax(-1).log2().floor() - 2
+    scaled = blocks / torch.exp2(exponents)[..., None]
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    nearest = (scaled.abs()[..., None] - magnitudes).abs().argmin(-1)
+    codes = (nearest + 8 * (scaled < 0)).to(torch.uint8)
+    packed = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    scales = (exponents + 127).to(torch.uint8)
+    wide = convert_moe_packed_tensors(packed, scales, dtype=torch.float32)
+    return {f"{name}_blocks": packed, f"{name}_scales": scales}, wide
+
+
+FORMS: dict[str, Callable[[str, Any], Stored]] = {
+    "f32": as_f32,
+    "bf16": as_bf16,
+    "fp8": as_fp8,
+    "int4": as_int4,
+    "mxfp4": as_mxfp4,
+}
+#: What the released configurations of each form say.
+QUANTIZATION: dict[str, dict[str, Any]] = {
+    "fp8": {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    },
+    "int4": {
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "group_size": 32,
+                    "num_bits": 4,
+                    "strategy": "group",
+                    "symmetric": True,
+                    "type": "int",
+                },
+            }
+        },
+        "format": "pack-quantized",
+        "ignore": [
+            "lm_head",
+            "re:.*self_attn.*",
+            "re:.*shared_experts.*",
+            "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+        ],
+        "quant_method": "compressed-tensors",
+    },
+    "mxfp4": {
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+        "quant_method": "mxfp4",
+    },
+}
+
+
+# --- a model type that transformers lacks ------------------------------------------------------
+
+LING_NAMES = {
+    "model.embed_tokens": "model.word_embeddings",
+    "self_attn.o_proj": "attention.dense",
+    "self_attn.q_norm": "attention.query_layernorm",
+    "self_attn.k_norm": "attention.key_layernorm",
+    "mlp.gate.e_score_correction_bias": "mlp.gate.expert_bias",
+}
+#: Keys of its configuration that are not those of GLM.
+LING_KEYS = {
+    "n_routed_experts": "num_experts",
+    "n_shared_experts": "num_shared_experts",
+}
+LING_ONLY = {
+    "architectures": ["BailingMoeV2ForCausalLM"],
+    "model_type": "bailing_moe_v2",
+    "use_bias": False,
+    "use_qkv_bias": False,
+    "moe_router_enable_expert_bias": True,
+    "score_function": "sigmoid",
+    "rope_theta": 1e6,
+    "rope_scaling": None,
+    "partial_rotary_factor": 0.5,
+}
+
+
+def as_ling(fields: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Rewrite a GLM checkpoint as one of Ling: its keys, names and joined q, k and v.
+
+    Source:
+        `BailingMoeV2Attention` and `BailingMoeV2Gate` in models/modeling_bailing_moe_v2.py of
+        github.com/inclusionAI/Ling-V2.
+    """
+    import torch
+
+    left_out = ("rope_parameters", "attention_bias", *LING_KEYS)
+    ours = {key: value for key, value in fields.items() if key not in left_out}
+    ours |= {theirs: fields[key] for key, theirs in LING_KEYS.items()} | LING_ONLY
+    renamed = {}
+    for name, values in tensors.items():
+        stem, separator, rest = name.partition("self_attn.q_proj")
+        if separator:
+            parts = [tensors[f"{stem}self_attn.{part}_proj{rest}"] for part in "qkv"]
+            renamed[f"{stem}attention.query_key_value{rest}"] = torch.cat(parts)
+        elif "k_proj" not in name and "v_proj" not in name:
+            for theirs, own in LING_NAMES.items():
+                name = name.replace(theirs, own)
+            renamed[name] = values
+    return ours, renamed
+
+
+# --- one checkpoint ----------------------------------------------------------------------------
+
+
+def make(name: str, folder: Path, seed: int = 0) -> None:
+    """Write one checkpoint and the logits that transformers computes from it.
+
+    Args:
+        name: one of `tiny_configs.CASES`.
+        folder: gets a folder of that name.
+        seed: of weights and tokens.
+    """
+    # Imported here: the test run collects this file, and needs none of these.
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
+    from tiny_configs import CASES
 
     torch.set_num_threads(1)
-    family, fields = CASES[name]
-    torch.manual_seed(0)
+    family, fields, form = CASES[name]
+    torch.manual_seed(seed)
     config = getattr(transformers, family + "Config")(**fields)
-    config._attn_implementation = "eager"
-    model = getattr(transformers, family + "ForCausalLM")(config).eval().float()
+    model_class = getattr(transformers, family + "ForCausalLM")
+    model = model_class(config).eval().float()
     randomise_constants(model)
+    tokens = np.random.default_rng(seed).integers(3, fields["vocab_size"], size=PROMPT_SHAPE)
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as wide_folder:
+        # What transformers saves has the hub's tensor names; what it reads back is what is stored.
+        model.save_pretrained(wide_folder)
+        saved = json.loads((Path(wide_folder) / "config.json").read_text())
+        wide_file = Path(wide_folder) / "model.safetensors"
+        stored, wide = {}, {}
+        for tensor, values in load_file(wide_file).items():
+            parts, wide[tensor] = FORMS[form](tensor, values)
+            stored |= parts
+        save_file(wide, wide_file, metadata={"format": "pt"})
+        model = model_class.from_pretrained(
+            wide_folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor(tokens)).logits.float().numpy()
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        shutil.copy(Path(folder) / "model.safetensors", HERE / f"{name}.safetensors")
-        saved = json.loads((Path(folder) / "config.json").read_text())
-    if name == "kimi_k2":
+    if name.startswith("kimi_k2"):
         saved["model_type"] = "kimi_k2"
-    (HERE / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
-    np.savez_compressed(HERE / f"{name}_logits.npz", tokens=tokens, logits=logits)
-    print(f"{name}: |logit| max {np.abs(logits).max():.3f}, std {logits.std():.3f}")
+    if name == "ling":
+        saved, stored = as_ling(saved, stored)
+    if form != "f32":
+        saved["dtype"] = "bfloat16"
+    if form in QUANTIZATION:
+        saved["quantization_config"] = QUANTIZATION[form]
+    (target / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+    stored = {tensor: values.contiguous() for tensor, values in stored.items()}
+    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+    np.savez_compressed(target / "logits.npz", tokens=tokens, logits=logits)
+    n_bytes = sum(file.stat().st_size for file in target.iterdir())
+    print(
+        f"{name}: {n_bytes} bytes, |logit| max {np.abs(logits).max():.2f}, std {logits.std():.2f}"
+    )
 
 
 def rope_facts(name: str) -> dict[str, Any]:
-    """Return what transformers computes from a released configuration in `configs/`."""
+    """Return what transformers computes from a released configuration in `models/configs/`."""
     import transformers
     from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
     from transformers.models.llama import modeling_llama as llama
 
-    fields = json.loads((HERE / "configs" / f"{name}.json").read_text())
+    configs = HERE.parents[2] / "models" / "configs"
+    fields = json.loads((configs / f"{name}.json").read_text())
     fields = fields.get("text_config", fields)
     facts: dict[str, Any] = {}
     if fields.pop("model_type") == "llama":
@@ -173,11 +318,22 @@ def rope_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Make what the command line names, by default everything."""
+    from tiny_configs import CASES
+
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    prompt = np.random.default_rng(0).integers(3, COMMON["vocab_size"], size=(2, 12))
-    for case in CASES:
-        make(case, prompt)
-    released = ("llama-2-70b", "llama-3.1-8b", "deepseek-v3", "kimi-k2-instruct", "kimi-k2.5")
-    facts = {name: rope_facts(name) for name in released}
-    (HERE / "rope.json").write_text(json.dumps(facts) + "\n")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--out", type=Path, default=HERE / "tiny")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    for name in given.names or CASES:
+        make(name, given.out, given.seed)
+    if not given.names and given.out == HERE / "tiny":
+        facts = {name: rope_facts(name) for name in RELEASED}
+        (HERE / "rope.json").write_text(json.dumps(facts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

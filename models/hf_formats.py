@@ -1,0 +1,184 @@
+"""Read in which format a Hugging Face checkpoint holds its weights, and which of them.
+
+Names of formats and of parameter roles only: neither bytes nor values. A scheme that no precision
+policy holds keeps the file's own words, because sizes can be read without it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from .config import MoeConfig
+from .hf_families import FamilyRules
+from .hf_keys import Keys
+
+_PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+#: Roles of the matrices that a format narrows unless the file says otherwise. Routers never are:
+#: the released codes hold them as plain parameters, which no scheme converts.
+USUAL_ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "fp8": ("attention", "dense", "expert", "shared"),
+        "int4": ("expert",),
+        "mxfp4": ("expert",),
+    }
+)
+
+_GATED = ("gate_proj", "up_proj", "down_proj")
+_LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+
+#: Whether a scheme leaves a module as it is, by the module's name.
+_Spares = Callable[[str], bool]
+
+
+def read_released_format(
+    keys: Keys, rules: FamilyRules, n_layers: int, moe: MoeConfig | None
+) -> tuple[str, tuple[str, ...] | None]:
+    """Read the format of the weights.
+
+    Args:
+        keys: of the file.
+        rules: what the type of model fixes.
+        n_layers: layers of the model.
+        moe: its experts.
+
+    Returns:
+        "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", or words for anything else; and the roles
+        that are narrow where they are not the usual ones of the format.
+
+    Raises:
+        ConfigError: a key of the wrong type, or a pattern that is not a regular expression.
+    """
+    block = keys.mapping("quantization_config")
+    if block is None:
+        dtype = keys.text("torch_dtype", "dtype", default="bfloat16")
+        return _PLAIN.get(dtype, dtype), None
+    match block.text("quant_method"):
+        case "fp8":
+            found, spares = _fp8(block), _spared_by_name(block)
+            roles: tuple[str, ...] = USUAL_ROLES["fp8"]
+        case "mxfp4":
+            found, spares, roles = "mxfp4", _spared_by_name(block), ("expert",)
+        case "compressed-tensors":
+            found, spares = _compressed(block)
+            roles = ("attention", "dense", "expert", "shared", "head")
+        case method:
+            return method, None
+    if found not in USUAL_ROLES:
+        return found, None
+    modules = _modules(rules, n_layers, moe)
+    narrow = []
+    for role in (role for role in roles if role in modules):
+        spared = {spares(name) for name in modules[role]}
+        if len(spared) > 1:
+            return f"{found} in part of {role}", None
+        if not spared.pop():
+            narrow.append(role)
+    usual = [role for role in USUAL_ROLES[found] if role in modules]
+    return found, None if narrow == usual else tuple(narrow)
+
+
+def _fp8(block: Keys) -> str:
+    shape, fmt = block.integers("weight_block_size", default=[]), block.text("fmt", default="e4m3")
+    if shape == (128, 128) and fmt == "e4m3":
+        return "fp8"
+    return f"fp8 {fmt} in blocks of {'x'.join(map(str, shape)) or 'a whole matrix'}"
+
+
+def _compressed(block: Keys) -> tuple[str, _Spares]:
+    """Read the scheme of the compressed-tensors library, and what it spares."""
+    ignored = [_compile(block, "ignore", text, is_library=True) for text in block.texts("ignore")]
+    groups = block.mapping("config_groups")
+    named = {} if groups is None else groups.values
+    if groups is None or len(named) != 1:
+        return f"compressed-tensors with {len(named)} groups of layers", _spares_nothing
+    group = groups.mapping(next(iter(named)))
+    weights = None if group is None else group.mapping("weights")
+    if group is None or weights is None:
+        return "compressed-tensors without narrow weights", _spares_nothing
+    targets = [
+        _compile(group, "targets", text, is_library=True)
+        for text in group.texts("targets")
+        if text != "Linear"
+    ]
+    is_any = "Linear" in group.texts("targets") or not targets
+
+    def spares(name: str) -> bool:
+        is_target = is_any or any(pattern.match(name) for pattern in targets)
+        return not is_target or any(pattern.match(name) for pattern in ignored)
+
+    return _grid(weights), spares
+
+
+def _spares_nothing(name: str) -> bool:
+    return False
+
+
+def _grid(weights: Keys) -> str:
+    """Name the grid of numbers: "int4" is symmetric with a scale of each 32 values."""
+    word = f"{weights.text('type', default='int')}{weights.integer('num_bits', most=16)}"
+    strategy = weights.text("strategy", default="group")
+    size = weights.optional_integer("group_size") or 32
+    if not weights.boolean("symmetric", default=True):
+        word = f"asymmetric {word}"
+    return word if (strategy, size) == ("group", 32) else f"{word} per {strategy} of {size}"
+
+
+def _spared_by_name(block: Keys) -> _Spares:
+    """Read `modules_to_not_convert`, matched as transformers matches it."""
+    texts = block.texts("modules_to_not_convert")
+    patterns = [_compile(block, "modules_to_not_convert", text) for text in texts]
+
+    def spares(name: str) -> bool:
+        return any(map(name.endswith, texts)) or any(pattern.match(name) for pattern in patterns)
+
+    return spares
+
+
+def _compile(block: Keys, key: str, text: str, is_library: bool = False) -> re.Pattern[str]:
+    """Make the pattern of a module's name.
+
+    transformers reads every text as one, up to a boundary between parts of a name;
+    compressed-tensors only those after "re:", and others as a whole name.
+    """
+    if is_library:
+        text = text[3:] if text.startswith("re:") else rf"{re.escape(text)}$"
+    else:
+        text = rf"(?:{text})(?:(?<=\.)|(?=\.|$))"
+    try:
+        return re.compile(text)
+    except re.error as problem:
+        raise block.complain(key, f"regular expressions ({problem})") from problem
+
+
+def _modules(
+    rules: FamilyRules, n_layers: int, moe: MoeConfig | None
+) -> dict[str, tuple[str, ...]]:
+    """List the modules of each role; the first expert stands for all of its layer."""
+    n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
+    experts: tuple[str, ...] = tuple(f"mlp.experts.0.{part}" for part in _GATED)
+    attention = tuple(f"self_attn.{part}_proj" for part in "qkvo")
+    match rules.family:
+        case "deepseek":
+            attention = tuple(f"self_attn.{part}" for part in _LATENT)
+        case "bailing_moe":
+            attention = ("attention.query_key_value", "attention.dense")
+        case "mixtral":
+            experts = tuple(f"block_sparse_moe.experts.0.w{part}" for part in (1, 2, 3))
+        case "gpt_oss":
+            experts = ("mlp.experts",)
+
+    def of(layers: range, names: tuple[str, ...]) -> Iterator[str]:
+        return (f"model.layers.{layer}.{name}" for layer in layers for name in names)
+
+    sparse = range(n_dense, n_layers)
+    found = {
+        "attention": tuple(of(range(n_layers), attention)),
+        "dense": tuple(of(range(n_dense), tuple(f"mlp.{part}" for part in _GATED))),
+        "expert": tuple(of(sparse, experts)),
+        "head": ("lm_head",),
+    }
+    if moe is not None and moe.n_shared:
+        shared = tuple(f"mlp.shared_experts.{part}" for part in _GATED)
+        found["shared"] = tuple(of(sparse, shared))
+    return {role: names for role, names in found.items() if names}

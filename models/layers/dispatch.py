@@ -1,0 +1,138 @@
+"""All-to-all dispatch: each chip routes a share of the rows and sends them where their experts lie.
+
+Time is static: every chip sends every other as many places as a share has rows, so no row is ever
+left out, and empty places travel too. That is as many bytes as gathering all rows on all chips. Not
+built: lists shorter than the worst case.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, Num
+
+from lpu_jax.datapath import c2c, mem, selection, vxm
+from lpu_jax.datapath.c2c import Axis
+
+from ..config import ModelConfig
+from ..policy import Policy
+from .linear import Split, linear, narrowed, operand_rows
+from .mlp import swiglu
+from .moe import local_experts
+from .norm import rms_norm
+from .router import route, router_logits
+
+
+class Dispatch(StrEnum):
+    """How rows reach the chips of their experts."""
+
+    #: every chip has every row; results are added over all chips
+    REPLICATED = "replicated"
+    #: each chip routes its share of the rows; rows and results are exchanged over the expert axis
+    ALL_TO_ALL = "all_to_all"
+
+
+def exchanged_mixture(
+    x: Float[Array, "b t d"],
+    weights: Mapping[str, Any],
+    placement: Mapping[str, Array],
+    *,
+    cfg: ModelConfig,
+    policy: Policy,
+    split: Split,
+    n_local: Any,
+    n_slots: Any,
+    axes: Mapping[str, Axis],
+) -> Float[Array, "b t d"]:
+    """Mixture-of-experts block in which each chip of the expert axis routes its share of the rows.
+
+    Args:
+        x: hidden state, replicated in the group.
+        weights: as for `moe.mixture`.
+        placement: as for `moe.mixture`, and `share` `[1]`: the chip's number on the expert axis.
+        cfg: the model.
+        policy: formats, and how products are made.
+        split: `ROW`; a column split has no partial sums to send back.
+        n_local: experts of each chip, padding included.
+        n_slots: static slots; `min(n_local, rows * top_k)` cannot overflow.
+        axes: `expert` and `tensor`.
+
+    Returns:
+        The new hidden state, replicated.
+
+    Fidelity:
+        Order-dependent, the order is fixed. The chips of a row's experts add their results by
+        ascending expert id in fp32, round them to the base format, add those of the tensor axis in
+        chip order (`c2c.all_reduce`) and send them back. The row's owner adds what came back in
+        ascending order of the expert axis in fp32, then the shared expert's result, then the
+        hidden state, and rounds once. The shared expert's partial sums are rounded to the base
+        format and added in chip order over the expert axis (`c2c.reduce_scatter`), then over the
+        tensor axis. The choice of experts is that of `moe.mixture`.
+    """
+    moe = cfg.moe
+    assert moe is not None
+    b, t, d = x.shape
+    m, among = b * t, axes["expert"]
+    n_own = -(-m // among.size)  # rows of a share, the last ones padded
+    share, rows = placement["share"].reshape(()), x.reshape(m, d)
+
+    def whole_shares(values: Num[Array, "m d"]) -> Num[Array, "n d"]:
+        return mem.pad_rows(values, among.size * n_own)
+
+    def own(values: Num[Array, "m d"]) -> Num[Array, "m_own d"]:
+        return mem.take_share(whole_shares(values), share, n_own)
+
+    x_own, gate_up = vxm.to_fp32(own(rows)), weights.get("shared_gate_up")
+    if gate_up is None:
+        y_own = rms_norm(x_own, weights["norm"], cfg.norm_eps)
+    else:  # every chip holds a piece of the shared expert, so it takes all rows
+        y = rms_norm(vxm.to_fp32(rows), weights["norm"], cfg.norm_eps)
+        y_own = own(y)
+    router_rows, expert_rows = operand_rows(y_own, policy, "router", "expert")
+    logits = router_logits(router_rows, weights, policy=policy)
+    if gate_up is not None:  # needs no route: the matrix unit is busy while experts are chosen
+        shared = linear(operand_rows(y, policy, "shared"), gate_up, policy=policy)
+    ids, gate_weights = route(logits, weights, moe)
+    sent, places = selection.rows_by_chip(ids, share, n_rows=m, n_chips=among.size, n_local=n_local)
+    arrived = (
+        _exchanged(expert_rows, sent, among),
+        _exchanged(ids, sent, among, missing=-1),
+        _exchanged(gate_weights, sent, among),
+    )
+    if gate_up is not None:  # while rows are on their way
+        h = operand_rows(swiglu(shared, gate_up.shape[2]), policy, "shared")
+        partial_sums = narrowed(linear(h, weights["shared_down"], policy=policy), policy)
+        own_sums = c2c.reduce_scatter(whole_shares(partial_sums), among, dim=-2)
+        shared_out = vxm.to_fp32(c2c.all_reduce(own_sums, axes["tensor"]))
+    parts = local_experts(
+        *arrived,
+        weights,
+        placement,
+        moe=moe,
+        policy=policy,
+        split=split,
+        n_local=n_local,
+        n_slots=n_slots,
+        axes=axes,
+    )
+    results = c2c.all_reduce(narrowed(vxm.sum_leading(parts), policy), axes["tensor"])
+    returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places, _first())
+    total = vxm.sum_leading(vxm.to_fp32(returned))
+    if gate_up is not None:
+        total = vxm.add(total, shared_out)
+    out = narrowed(vxm.add(x_own, total), policy)
+    return c2c.all_gather(out, among, dim=-2, keep=m).reshape(b, t, d)
+
+
+def _exchanged(
+    values: Num[Array, "m d"], sent: Int32[Array, "chips m"], among: Axis, missing: int = 0
+) -> Num[Array, "n d"]:
+    """Send every chip the rows on its list, and lay what arrives end to end by ascending chip."""
+    packed = mem.lookup(values, sent, _first(), missing)
+    return c2c.all_to_all(packed.reshape(-1, values.shape[-1]), among, dim=-2)
+
+
+def _first() -> Int32[Array, ""]:
+    """The first row of a table that a chip holds whole."""
+    return jnp.zeros((), jnp.int32)

@@ -1,0 +1,156 @@
+"""Grouped-query attention (GQA): several query heads share one key and value head.
+
+Per-chip program: the `tensor` axis splits key/value heads, `query` the query heads of one
+key/value head, `data` sequences, `context` cached positions. The cache is the stationary operand of
+the matrix unit, keys as `[head_dim, positions]` and values as `[positions, head_dim]`; both lie in
+memory in that layout. Not modelled: a split of the short cache of a sliding layer.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32
+
+from lpu_jax.datapath import c2c, mem, sxm, vxm
+from lpu_jax.datapath.c2c import Axis
+
+from ..config import GqaConfig, ModelConfig
+from ..policy import Policy
+from .linear import Split, add_residual, linear, narrowed, operand_rows, project_out
+from .norm import rms_norm
+from .rotary import rotate_first
+from .softmax import Cache, Held, attend
+
+
+def grouped_attention(
+    x: Float[Array, "b t d"],
+    weights: Mapping[str, Any],
+    cache: Mapping[str, Array],
+    tables: Mapping[str, Array],
+    positions: Int32[Array, " b"],
+    share: Int32[Array, " 1"],
+    first: Int32[Array, " 1"] | None = None,
+    *,
+    cfg: ModelConfig,
+    policy: Policy,
+    split: Split,
+    axes: Mapping[str, Axis],
+    window: int | None = None,
+) -> tuple[Float[Array, "b t d"], Cache]:
+    """Grouped-query attention of new tokens over the cache.
+
+    Args:
+        x: hidden state, replicated in the group.
+        weights: as in `models.params`, this chip's heads.
+        cache: `keys` `[b, k, h, s]` and `values` `[b, k, s, h]` of this chip's sequences and heads,
+            for its positions: all, a run of them, or a ring of the last ones.
+        tables: `cos` and `sin`, `[context, rotary]`.
+        positions: position of the first new token of each sequence.
+        share: number of this chip along the data axis.
+        first: the first position that this chip holds, where the context is split.
+        cfg: the model.
+        policy: formats, and how products are made.
+        split: how the output projection is split.
+        axes: `data`, `context`, `tensor` and `query`.
+        window: keys that a query sees, for a sliding layer: its cache is a ring.
+
+    Returns:
+        The new hidden state, replicated, and the new cache.
+    """
+    assert isinstance(cfg.attention, GqaConfig)
+    b, k, h, s = cache["keys"].shape
+    t, d = x.shape[1], x.shape[2]
+    g = weights["q"].shape[2]
+    positions = mem.take_share(positions, share.reshape(()), b)
+    mine = mem.take_share(x, share.reshape(()), b)
+    y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
+    y = operand_rows(y, policy, "attention")
+    cos, sin = (mem.rows_from(tables[name], positions, t) for name in ("cos", "sin"))
+
+    q, key, value = _heads(y, weights, cfg, policy, {"b": b, "t": t, "k": k, "g": g, "h": h})
+
+    def rotated(x: Array, *ones: int) -> Array:
+        shape = (b, *ones, t, cfg.rope.dim)
+        turn = {"cos": cos.reshape(shape), "sin": sin.reshape(shape)}
+        return rotate_first(x, **turn, interleaved=cfg.rope.interleaved)
+
+    q = narrowed(vxm.mul(rotated(q, 1, 1), cfg.attention.softmax_scale), policy)
+    key = narrowed(rotated(key, 1), policy)
+    held = Held.of(positions, s, window=window, first=first, context=axes["context"])
+    key = sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h)
+    new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
+    new_values, values = held.append(
+        cache["values"], narrowed(value, policy), positions, axis=2
+    )
+
+    sinks = None
+    if cfg.attention.sinks:
+        logits = weights["sinks"].reshape(1, k, g, 1)
+        sinks = jnp.broadcast_to(logits, (b, k, g, t)).reshape(b * k, g * t, 1)
+    heads = attend(
+        q.reshape(b * k, g * t, h),
+        keys.reshape(b * k, h, s),
+        values.reshape(b * k, s, h),
+        positions,
+        t,
+        policy,
+        held=held,
+        sinks=sinks,
+    )
+    heads = sxm.rearrange(
+        operand_rows(heads, policy, "attention"),
+        "(b k) (g t) h -> (b t) (k g h)",
+        b=b,
+        k=k,
+        g=g,
+        t=t,
+        h=h,
+    )
+    out = project_out(
+        heads,
+        weights["o"],
+        rows=3,
+        policy=policy,
+        split=split,
+        axis=c2c.joined(axes["tensor"], axes["query"]),
+        d_model=d,
+        bias=weights.get("o_bias"),
+    )
+    out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
+    return add_residual(x, out, policy), {"keys": new_keys, "values": new_values}
+
+
+def _heads(
+    y: Float[Array, "m d"],
+    weights: Mapping[str, Any],
+    cfg: ModelConfig,
+    policy: Policy,
+    lengths: Mapping[str, Any],
+) -> tuple[Float32[Array, "b k g t h"], Float32[Array, "b k t h"], Float32[Array, "b k t h"]]:
+    """Make queries, keys and values: biases added and heads normalised, nothing rotated."""
+    b, t, k, h = (lengths[name] for name in "btkh")
+    q = _biased(linear(y, weights["q"], policy=policy), weights.get("q_bias"))
+    q = sxm.rearrange(q, "(b t) (k g h) -> b k g t h", **lengths)
+    if "q_norm" in weights:
+        q = _normed(q, weights["q_norm"], cfg.norm_eps)
+    kv = _biased(linear(y, weights["kv"], policy=policy), weights.get("kv_bias"))
+    kv = sxm.rearrange(kv, "(b t) (k two h) -> two b k t h", b=b, t=t, k=k, two=2, h=h)
+    key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, 1))
+    if "k_norm" in weights:
+        key = _normed(key, weights["k_norm"], cfg.norm_eps)
+    return q, key, value
+
+
+def _biased(y: Float32[Array, "m n"], bias: Float32[Array, "..."] | None) -> Float32[Array, "m n"]:
+    return y if bias is None else vxm.add(y, bias.reshape(1, y.shape[-1]))
+
+
+def _normed(
+    x: Float32[Array, "..."], weight: Float32[Array, " h"], eps: float
+) -> Float32[Array, "..."]:
+    """Normalise every head alone."""
+    rows = prod(x.shape[:-1])  # symbols too
+    return rms_norm(x.reshape(rows, x.shape[-1]), weight, eps).reshape(x.shape)

@@ -1,0 +1,232 @@
+"""Multi-head latent attention (MLA): keys and values of all heads come from one latent per token.
+
+Absorbed: queries are taken into the latent space and values out of it, so that the cache holds one
+latent per token. Expanded: the cache holds keys and values of every head. Per-chip programs: the
+`tensor` axis splits heads, `data` sequences, `context` cached positions. The cache is the
+stationary operand of the matrix unit and lies in memory as it installs it. Not modelled: sliding
+windows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
+
+from lpu_jax.datapath import c2c, mem, sxm, vxm
+from lpu_jax.datapath.c2c import Axis
+
+from ..config import MlaConfig, ModelConfig
+from ..policy import Policy
+from .linear import Split, add_residual, linear, narrowed, operand_rows, product, project_out
+from .norm import rms_norm
+from .rotary import rotate
+from .softmax import Cache, Held, attend
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """New tokens of a chip's sequences: the low-rank parts, and what their heads need."""
+
+    b: Any
+    t: Any
+    q_low: Float32[Array, "m q_rank"]
+    kv_low: Float32[Array, "m latent"]  #: normalised
+    key_rope: Float32[Array, "m rope"]
+    cos: Float32[Array, "b t rope"]
+    sin: Float32[Array, "b t rope"]
+    positions: Int32[Array, " b"]
+    cfg: ModelConfig
+    policy: Policy
+
+
+def latent_attention(
+    x: Float[Array, "b t d"],
+    weights: Mapping[str, Any],
+    cache: Mapping[str, Array],
+    tables: Mapping[str, Array],
+    positions: Int32[Array, " b"],
+    share: Int32[Array, " 1"],
+    first: Int32[Array, " 1"] | None = None,
+    *,
+    cfg: ModelConfig,
+    policy: Policy,
+    split: Split,
+    axes: Mapping[str, Axis],
+) -> tuple[Float[Array, "b t d"], Cache]:
+    """Multi-head latent attention of new tokens over the cache, in the form that the model names.
+
+    Args:
+        x: hidden state, replicated in the group.
+        weights: as in `models.params`, this chip's heads.
+        cache: of this chip's sequences and positions. Absorbed: `keys` `[b, latent + rope, s]` and
+            `values` `[b, s, latent]`, the latent in both layouts. Expanded, of this chip's heads:
+            `keys` `[b, n, nope + rope, s]` and `values` `[b, n, s, v]`.
+        tables: `cos` and `sin`, `[context, rope]`.
+        positions: position of the first new token of each sequence.
+        share: number of this chip along the data axis.
+        first: the first position that this chip holds, where the context is split.
+        cfg: the model.
+        policy: formats, and how products are made.
+        split: how the output projection is split.
+        axes: `data`, `context`, `tensor` and `query`.
+
+    Returns:
+        The new hidden state, replicated, and the new cache.
+    """
+    mla = cfg.attention
+    assert isinstance(mla, MlaConfig)
+    b = cache["keys"].shape[0]
+    t, d = x.shape[1], x.shape[2]
+    positions = mem.take_share(positions, share.reshape(()), b)
+    mine = mem.take_share(x, share.reshape(()), b)
+    y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
+    y = operand_rows(y, policy, "attention")
+    cos, sin = (mem.rows_from(tables[name], positions, t) for name in ("cos", "sin"))
+
+    q_low, kv_low, key_rope = sxm.split(
+        linear(y, weights["a"], policy=policy),
+        (mla.q_lora_rank, mla.kv_lora_rank, mla.rope_head_dim),
+    )
+    rows = _Rows(
+        b=b,
+        t=t,
+        q_low=q_low,
+        kv_low=rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps),
+        key_rope=key_rope,
+        cos=cos,
+        sin=sin,
+        positions=positions,
+        cfg=cfg,
+        policy=policy,
+    )
+    held = Held.of(
+        positions, cache["keys"].shape[-1], window=None, first=first, context=axes["context"]
+    )
+    form = _expanded if mla.form == "expanded" else _absorbed
+    heads, cache = form(rows, weights, cache, held, mla)
+    out = project_out(
+        heads,
+        weights["o"],
+        rows=2,
+        policy=policy,
+        split=split,
+        axis=c2c.joined(axes["tensor"], axes["query"]),
+        d_model=d,
+    )
+    out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
+    return add_residual(x, out, policy), cache
+
+
+def _absorbed(
+    rows: _Rows,
+    weights: Mapping[str, Any],
+    cache: Mapping[str, Array],
+    held: Held,
+    mla: MlaConfig,
+) -> tuple[Float[Array, "m heads_v"], Cache]:
+    """Attend in the latent space; return the heads side by side, and the cache."""
+    b, t, policy = rows.b, rows.t, rows.policy
+    latent, rope = mla.kv_lora_rank, mla.rope_head_dim
+    n = weights["q_b"].shape[1]
+    kv_low = narrowed(rows.kv_low, policy)
+    new = sxm.join(kv_low.reshape(b, t, latent), narrowed(_rotated_key(rows, mla), policy))
+    new = sxm.rearrange(new, "b t c -> b c t", b=b, t=t, c=latent + rope)
+    new_keys, keys = held.append(cache["keys"], new, rows.positions, axis=2)
+    new_values, values = held.append(
+        cache["values"], kv_low.reshape(b, t, latent), rows.positions, axis=1
+    )
+
+    q_nope, q_rope = _queries(rows, weights, mla)
+    q_latent = product(operand_rows(q_nope, policy, "attention"), weights["k_b"], policy=policy)
+    q = _scaled_queries(q_latent, q_rope, policy, mla)
+    q = sxm.rearrange(q, "n (b t) c -> b (n t) c", n=n, b=b, t=t, c=latent + rope)
+
+    mixed = attend(q, keys, values, rows.positions, t, policy, held=held)
+    mixed = operand_rows(mixed, policy, "attention")
+    mixed = sxm.rearrange(mixed, "b (n t) c -> n (b t) c", n=n, b=b, t=t, c=latent)
+    heads = product(mixed, weights["v_b"], policy=policy)
+    heads = sxm.rearrange(
+        operand_rows(heads, policy, "attention"), "n m v -> m (n v)", n=n, m=b * t, v=mla.v_head_dim
+    )
+    return heads, {"keys": new_keys, "values": new_values}
+
+
+def _expanded(
+    rows: _Rows,
+    weights: Mapping[str, Any],
+    cache: Mapping[str, Array],
+    held: Held,
+    mla: MlaConfig,
+) -> tuple[Float[Array, "m heads_v"], Cache]:
+    """Make keys and values of every head and attend; return heads side by side, and the cache."""
+    b, t, policy = rows.b, rows.t, rows.policy
+    nope, rope, v = mla.nope_head_dim, mla.rope_head_dim, mla.v_head_dim
+    n, c = weights["q_b"].shape[1], mla.query_head_dim
+    s = cache["keys"].shape[-1]
+    kv = linear(operand_rows(rows.kv_low, policy, "attention"), weights["kv_b"], policy=policy)
+    kv = sxm.rearrange(kv, "(b t) (n h) -> b n t h", b=b, t=t, n=n, h=nope + v)
+    key_nope, value = sxm.split(kv, (nope, v))
+    # All heads share one rotated part.
+    key_rope = narrowed(_rotated_key(rows, mla), policy).reshape(b, 1, t, rope)
+    key = sxm.join(
+        narrowed(key_nope, policy),
+        jnp.broadcast_to(key_rope, (b, n, t, rope)),
+    )
+    key = sxm.rearrange(key, "b n t c -> b n c t", b=b, n=n, t=t, c=c)
+    new_keys, keys = held.append(cache["keys"], key, rows.positions, axis=3)
+    new_values, values = held.append(
+        cache["values"], narrowed(value, policy), rows.positions, axis=2
+    )
+
+    q = _scaled_queries(*_queries(rows, weights, mla), policy, mla)
+    q = sxm.rearrange(q, "n (b t) c -> (b n) t c", n=n, b=b, t=t, c=c)
+    heads = attend(
+        q,
+        keys.reshape(b * n, c, s),
+        values.reshape(b * n, s, v),
+        rows.positions,
+        t,
+        policy,
+        held=held,
+    )
+    heads = sxm.rearrange(
+        operand_rows(heads, policy, "attention"), "(b n) t v -> (b t) (n v)", b=b, n=n, t=t, v=v
+    )
+    return heads, {"keys": new_keys, "values": new_values}
+
+
+def _rotated_key(rows: _Rows, mla: MlaConfig) -> Float32[Array, "b t rope"]:
+    """Rotate the part of the keys that all heads share."""
+    key_rope = rows.key_rope.reshape(rows.b, rows.t, mla.rope_head_dim)
+    return rotate(key_rope, rows.cos, rows.sin, interleaved=rows.cfg.rope.interleaved)
+
+
+def _queries(
+    rows: _Rows, weights: Mapping[str, Any], mla: MlaConfig
+) -> tuple[Float32[Array, "n m nope"], Float32[Array, "n m rope"]]:
+    """Make every head's query: the part without position, and the rotated part."""
+    b, t, rope = rows.b, rows.t, mla.rope_head_dim
+    n = weights["q_b"].shape[1]
+    q_low = rms_norm(rows.q_low, weights["q_norm"], mla.latent_norm_eps)
+    q = linear(operand_rows(q_low, rows.policy, "attention"), weights["q_b"], policy=rows.policy)
+    q = sxm.rearrange(q, "m (n h) -> n m h", n=n, h=mla.query_head_dim, m=b * t)
+    q_nope, q_rope = sxm.split(q, (mla.nope_head_dim, rope))
+    q_rope = rotate(
+        q_rope.reshape(n, b, t, rope),
+        rows.cos.reshape(1, b, t, rope),
+        rows.sin.reshape(1, b, t, rope),
+        interleaved=rows.cfg.rope.interleaved,
+    )
+    return q_nope, q_rope.reshape(n, b * t, rope)
+
+
+def _scaled_queries(
+    q: Float32[Array, "n m c"], q_rope: Float32[Array, "n m rope"], policy: Policy, mla: MlaConfig
+) -> Float[Array, "n m whole"]:
+    """Scale both parts of the queries, round them and put them side by side."""
+    return sxm.join(
+        narrowed(vxm.mul(q, mla.softmax_scale), policy),
+        narrowed(vxm.mul(q_rope, mla.softmax_scale), policy),
+    )

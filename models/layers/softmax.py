@@ -1,0 +1,160 @@
+"""Softmax attention over a cache that is the stationary operand of the matrix unit.
+
+Per-chip: the caller lays rows out in groups that share keys and values. Where the positions of a
+context are split over chips, each attends to its own and the results are merged. Not modelled:
+softmax in pieces of one chip's positions (the scores of a step are held whole).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
+
+from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
+from lpu_jax.datapath.c2c import Axis
+
+from ..policy import Policy
+from .linear import narrowed
+
+#: Stands for the largest score of a row that sees no key of a chip.
+_LOWEST = float(np.finfo(np.float32).min)
+
+Cache = dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Which positions a chip's cache holds; by default all of them, from 0."""
+
+    #: position of the first one: one number for a run of positions, one per sequence for a ring
+    first: Int32[Array, " keys_from"] | None = None
+    window: int | None = None  #: the cache is a ring, of which a query sees so many positions
+    context: Axis | None = None  #: the cache is a run of positions; these chips hold the others
+
+    @staticmethod
+    def of(
+        positions: Int32[Array, " b"],
+        n_positions: Any,
+        *,
+        window: int | None,
+        first: Int32[Array, " 1"] | None,
+        context: Axis,
+    ) -> "Held":
+        """Describe a chip's cache.
+
+        Args:
+            positions: position of the first new token of each of its sequences.
+            n_positions: how many positions of a sequence it holds.
+            window: of a sliding layer.
+            first: first position it holds, where chips share the positions out.
+            context: these chips.
+        """
+        if window is not None:
+            start = mem.ring_start(positions, window=window, n_positions=n_positions)
+            return Held(first=start, window=window)
+        return Held() if first is None else Held(first=first, context=context)
+
+    def append(
+        self,
+        cache: Float[Array, "b ..."],
+        new: Float[Array, "b ..."],
+        positions: Int32[Array, " b"],
+        axis: int,
+    ) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
+        """Write new entries along an axis; return the cache, and what attention reads of it."""
+        if self.window is not None:
+            assert self.first is not None
+            cache = mem.append_ring(cache, new, positions, axis=axis)
+            return cache, mem.ring_view(cache, self.first, axis=axis)
+        if self.first is not None:
+            cache = mem.append_run(cache, new, positions, self.first, axis=axis)
+        else:
+            cache = mem.append(cache, new, positions, axis=axis)
+        return cache, cache
+
+
+def attend(
+    q: Float[Array, "groups rows h"],
+    keys: Float[Array, "groups h s"],
+    values: Float[Array, "groups s v"],
+    positions: Int32[Array, " b"],
+    n_new: Any,
+    policy: Policy,
+    *,
+    held: Held,
+    sinks: Float32[Array, "groups rows 1"] | None = None,
+) -> Float32[Array, "groups rows v"]:
+    """Softmax attention of each group of rows over its own context; `q` is already scaled.
+
+    Args:
+        q: rows; row `r` of a group is new token `r % n_new`.
+        keys: of the positions that are held.
+        values: likewise.
+        positions: position of the first new token of each sequence.
+        n_new: new tokens per sequence.
+        policy: formats, and how products are made.
+        held: which positions these are.
+        sinks: a logit of each row that takes part in the softmax without a value.
+
+    Fidelity:
+        Approximate, order-dependent; a longer allocated context changes no bit, because masked keys
+        contribute exact zeros and the vectors and K tiles of sums over keys start at multiples of
+        320 positions. A sink is added last to the sum of the exponentials. A split of the positions
+        moves roundings: see `_merged`.
+    """
+    scores = mxm.matmul(q, keys, **policy.products)
+    if held.first is None:
+        scores = vxm.causal_mask(scores, positions, n_new)
+    else:
+        scores = vxm.key_mask(scores, positions, held.first, n_new, held.window)
+    if held.context is not None:
+        return _merged(scores, values, policy, held.context, sinks)
+    largest = vxm.max_lanes(scores)
+    if sinks is not None:
+        largest = vxm.maximum(largest, sinks)
+    weights = vxm.exp(vxm.sub(scores, largest))
+    total = vxm.sum_lanes(weights)
+    if sinks is not None:
+        total = vxm.add(total, vxm.exp(vxm.sub(sinks, largest)))
+    return vxm.div(mxm.matmul(narrowed(weights, policy), values, **policy.products), total)
+
+
+def _merged(
+    scores: Float32[Array, "groups rows s"],
+    values: Float[Array, "groups s v"],
+    policy: Policy,
+    context: Axis,
+    sinks: Float32[Array, "groups rows 1"] | None,
+) -> Float32[Array, "groups rows v"]:
+    """Attend to a chip's own positions, then join the chips' results by log-sum-exp.
+
+    Each chip sends its normalised result in the base format and, in fp32, its largest score and the
+    sum of its exponentials. Every chip of the axis merges all of them: with `w` the sum times the
+    exponential of the distance to the largest score of all, it adds `w * result` and `w`, each in
+    fp32 in ascending chip order from +0, a sink's exponential last, and divides.
+
+    Fidelity:
+        Order-dependent; a chip without a key that a row sees adds exact zeros.
+    """
+    # A finite floor: where no key is seen, exponentials and their sum are exact zeros, not NaN.
+    largest = vxm.maximum(vxm.max_lanes(scores), _LOWEST)
+    weights = vxm.exp(vxm.sub(scores, largest))
+    total = vxm.sum_lanes(weights)
+    mixed = mxm.matmul(narrowed(weights, policy), values, **policy.products)
+    # The largest score alone adds 1, so a sum below 1 is that of no key: nothing else changes.
+    mixed = narrowed(vxm.div(mixed, vxm.maximum(total, 1.0)), policy)
+
+    mixed = c2c.all_gather(mixed.reshape(1, *mixed.shape), context, dim=-4)
+    sums = sxm.join(largest, total)
+    sums = c2c.all_gather(sums.reshape(1, *sums.shape), context, dim=-4)
+    largest, total = sxm.split(sums, (1, 1))
+    overall = vxm.max_leading(largest)
+    if sinks is not None:
+        overall = vxm.maximum(overall, sinks)
+    share = vxm.mul(total, vxm.exp(vxm.sub(largest, overall.reshape(1, *overall.shape))))
+    whole = vxm.sum_leading(share)
+    if sinks is not None:
+        whole = vxm.add(whole, vxm.exp(vxm.sub(sinks, overall)))
+    return vxm.div(vxm.sum_leading(vxm.mul(vxm.to_fp32(mixed), share)), whole)
+

@@ -1,0 +1,152 @@
+"""Attention blocks of the float32 reference: grouped queries and latent attention.
+
+Whole prompts, causally: no cache, no sharding. Latent attention always expands its keys and values
+(the naive form), whichever parameters it is given.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float32
+
+from .config import GqaConfig, MlaConfig, ModelConfig
+from .reference_parts import Hidden, Params, RmsNorm, contract, param
+from .rope import RopeConfig
+
+
+def rotate(
+    x: Float32[Array, "b t *heads dim"], rope: RopeConfig
+) -> Float32[Array, "b t *heads dim"]:
+    """Rotate pairs of the first `rope.dim` values by their position (0, 1, … along `t`).
+
+    Args:
+        x: queries or keys; values beyond `rope.dim` stay as they are.
+        rope: frequencies, and which two values form a pair.
+
+    Returns:
+        Rotated values, in the order they came.
+
+    Fidelity:
+        Approximate: angles in float64, their cos and sin rounded to float32.
+    """
+    angles = np.outer(np.arange(x.shape[1]), rope.inverse_frequencies())  # [t, pairs]
+    shape = (1, x.shape[1], *(1 for _ in x.shape[2:-1]), angles.shape[1])
+    cos, sin = (
+        jnp.asarray(rope.attention_factor * turn(angles), dtype=jnp.float32).reshape(shape)
+        for turn in (np.cos, np.sin)
+    )
+    pairs = (
+        "... (pair two) -> two ... pair" if rope.interleaved else "... (two pair) -> two ... pair"
+    )
+    turned, kept = jnp.split(x, [rope.dim], axis=-1)
+    first, second = rearrange(turned, pairs, two=2)
+    rotated = jnp.stack((first * cos - second * sin, second * cos + first * sin))
+    source, target = pairs.split(" -> ")
+    return jnp.concatenate((rearrange(rotated, f"{target} -> {source}"), kept), axis=-1)
+
+
+def causal_softmax(
+    scores: Float32[Array, "b *heads t s"],
+    window: int | None = None,
+    sinks: Float32[Array, "*heads"] | None = None,
+) -> Float32[Array, "b *heads t s"]:
+    """Return softmax over the keys that each query sees.
+
+    Args:
+        scores: scaled products of queries and keys; position 0 first on both axes.
+        window: how many keys a query sees, its own the last; None for all past ones.
+        sinks: a logit of each head that takes part in the softmax and is dropped afterwards.
+    """
+    distance = np.subtract.outer(np.arange(scores.shape[-2]), np.arange(scores.shape[-1]))
+    is_seen = (distance >= 0) & (distance < (np.inf if window is None else window))
+    is_seen = is_seen.reshape((1,) * (scores.ndim - 2) + is_seen.shape)
+    scores = jnp.where(jnp.asarray(is_seen), scores, -jnp.inf)
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    column = jnp.broadcast_to(sinks[None, ..., None, None], (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate((scores, column), axis=-1), axis=-1)[..., :-1]
+
+
+class GqaAttention(nnx.Module):
+    """Grouped-query attention block: `x + attention(norm(x))`; `window` for a sliding layer."""
+
+    def __init__(
+        self, model_cfg: ModelConfig, gqa: GqaConfig, params: Params, window: int | None
+    ) -> None:
+        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.q, self.kv, self.o = (param(params, name) for name in ("q", "kv", "o"))
+        if gqa.qkv_bias:
+            self.q_bias, self.kv_bias = param(params, "q_bias"), param(params, "kv_bias")
+        if gqa.qk_norm:
+            self.q_norm = RmsNorm(params, "q_norm", model_cfg.norm_eps)
+            self.k_norm = RmsNorm(params, "k_norm", model_cfg.norm_eps)
+        if gqa.sinks:
+            self.sinks = param(params, "sinks")
+        if gqa.o_bias:
+            self.o_bias = param(params, "o_bias")
+        self.gqa, self.rope, self.window = gqa, model_cfg.rope, window
+
+    def __call__(self, x: Hidden) -> Hidden:
+        """Run the block on a whole prompt, causally."""
+        gqa, normed = self.gqa, self.norm(x)
+        query = contract("btd,dkgh->btkgh", normed, self.q[...])
+        both = contract("btd,dkch->btkch", normed, self.kv[...])
+        if gqa.qkv_bias:
+            query, both = query + self.q_bias[None, None], both + self.kv_bias[None, None]
+        key, value = rearrange(both, "b t k c h -> c b t k h")
+        if gqa.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, self.rope), rotate(key, self.rope)
+        scores = contract("btkgh,bskh->bkgts", query, key) * gqa.softmax_scale
+        sinks = self.sinks[...] if gqa.sinks else None
+        mixed = contract("bkgts,bskh->btkgh", causal_softmax(scores, self.window, sinks), value)
+        out = contract("btkgh,kghd->btd", mixed, self.o[...])
+        return x + (out + self.o_bias[None] if gqa.o_bias else out)
+
+
+class MlaAttention(nnx.Module):
+    """Latent attention block, keys and values expanded per head: `x + attention(norm(x))`."""
+
+    def __init__(self, model_cfg: ModelConfig, mla: MlaConfig, params: Params) -> None:
+        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.q_norm = RmsNorm(params, "q_norm", mla.latent_norm_eps)
+        self.kv_norm = RmsNorm(params, "kv_norm", mla.latent_norm_eps)
+        self.a, self.q_b, self.o = (param(params, name) for name in ("a", "q_b", "o"))
+        if mla.form == "expanded":
+            self.kv_b = param(params, "kv_b")
+        else:
+            self.k_b, self.v_b = param(params, "k_b"), param(params, "v_b")
+        self.mla, self.rope = mla, model_cfg.rope
+
+    def __call__(self, x: Hidden) -> Hidden:
+        """Run the block on a whole prompt, causally."""
+        mla = self.mla
+        columns = contract("btd,dc->btc", self.norm(x), self.a[...])
+        cuts = [mla.q_lora_rank, mla.q_lora_rank + mla.kv_lora_rank]
+        query_latent, latent, key_rope = jnp.split(columns, cuts, axis=-1)
+
+        query = contract("btq,qne->btne", self.q_norm(query_latent), self.q_b[...])
+        query_nope, query_rope = jnp.split(query, [mla.nope_head_dim], axis=-1)
+        query = jnp.concatenate((query_nope, rotate(query_rope, self.rope)), axis=-1)
+
+        key_nope, value = self._of_latent(self.kv_norm(latent))
+        key_rope = rotate(key_rope, self.rope)  # [b, s, rope], shared by all heads
+        shared = jnp.broadcast_to(key_rope[:, :, None, :], (*key_nope.shape[:3], mla.rope_head_dim))
+        key = jnp.concatenate((key_nope, shared), axis=-1)
+
+        scores = contract("btne,bsne->bnts", query, key) * mla.softmax_scale
+        mixed = contract("bnts,bsnv->btnv", causal_softmax(scores), value)
+        return x + contract("btnv,nvd->btd", mixed, self.o[...])
+
+    def _of_latent(
+        self, latent: Float32[Array, "b s c"]
+    ) -> tuple[Float32[Array, "b s n nope"], Float32[Array, "b s n v"]]:
+        """Make keys without position and values of every head."""
+        if self.mla.form == "expanded":
+            both = contract("bsc,cne->bsne", latent, self.kv_b[...])
+            key, value = jnp.split(both, [self.mla.nope_head_dim], axis=-1)
+            return key, value
+        key = contract("bsc,npc->bsnp", latent, self.k_b[...])
+        return key, contract("bsc,ncv->bsnv", latent, self.v_b[...])

@@ -1,0 +1,136 @@
+"""MLP blocks of the float32 reference: dense, and mixtures of experts with their routers.
+
+Every held expert runs on every token and is weighed afterwards; no slots, no dispatch.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float32, Int
+
+from lpu_jax.errors import ConfigError
+
+from .config import ModelConfig, MoeConfig
+from .reference_parts import Hidden, Params, RmsNorm, contract, param
+
+
+def swiglu(x: Hidden, gate_up: Float32[Array, "d 2 f"], down: Float32[Array, "f d"]) -> Hidden:
+    """Return `(silu(x gate) * x up) down`."""
+    gate, up = rearrange(contract("btd,dcf->btcf", x, gate_up), "b t c f -> c b t f")
+    return contract("btf,fd->btd", jax.nn.silu(gate) * up, down)
+
+
+class Mlp(nnx.Module):
+    """Dense SwiGLU block: `x + mlp(norm(x))`."""
+
+    def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
+        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
+
+    def __call__(self, x: Hidden) -> Hidden:
+        """Run the block on every token."""
+        return x + swiglu(self.norm(x), self.gate_up[...], self.down[...])
+
+
+class Moe(nnx.Module):
+    """Mixture-of-experts block: `x + shared(norm(x)) + routed(norm(x))`.
+
+    Holds the experts `held`, stacked in that order. A token's choice that is not held adds
+    nothing, so a caller holds what `route` returns, or all.
+    """
+
+    def __init__(
+        self, model_cfg: ModelConfig, moe: MoeConfig, params: Params, held: tuple[int, ...]
+    ) -> None:
+        if len(held) != params["gate_up"].shape[0] or len(held) != params["down"].shape[0]:
+            raise ConfigError(
+                f"a moe block needs as many stacked experts as ids held ({len(held)}), got "
+                f"{params['gate_up'].shape[0]} and {params['down'].shape[0]}."
+            )
+        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.router, self.gate_up, self.down = (
+            param(params, name) for name in ("router", "gate_up", "down")
+        )
+        if moe.router_offset:
+            self.router_offset = param(params, "router_offset")
+        if moe.correction_bias:
+            self.router_bias = param(params, "router_bias")
+        if moe.expert_bias:
+            self.gate_up_bias = param(params, "gate_up_bias")
+            self.down_bias = param(params, "down_bias")
+        if moe.n_shared:
+            self.shared_gate_up = param(params, "shared_gate_up")
+            self.shared_down = param(params, "shared_down")
+        self.moe = moe
+        self.held = held
+
+    def route(self, x: Hidden) -> tuple[Int[Array, "b t k"], Float32[Array, "b t k"]]:
+        """Return the experts each token chooses, best first, and their weights.
+
+        Source:
+            DeepSeek-V3's `noaux_tc` gate: groups are ranked by the sum of their two best biased
+            scores, experts by biased score; weights are the unbiased scores. Mixtral and
+            Qwen3-MoE: softmax over all experts, the largest taken. gpt-oss: the largest logits,
+            softmax over those alone.
+        """
+        return self._choose(self.norm(x), None)
+
+    def __call__(self, x: Hidden, forced_ids: Int[Array, "b t k"] | None = None) -> Hidden:
+        """Run the block; `forced_ids` replaces the router's choice, not its weights."""
+        normed = self.norm(x)
+        ids, weights = self._choose(normed, forced_ids)
+        total = x
+        if self.moe.n_shared:
+            total = total + swiglu(normed, self.shared_gate_up[...], self.shared_down[...])
+        for slot, expert_id in enumerate(self.held):
+            weight = jnp.sum(jnp.where(ids == expert_id, weights, 0.0), axis=-1, keepdims=True)
+            total = total + weight * self._expert(normed, slot)
+        return total
+
+    def _expert(self, x: Hidden, slot: int) -> Hidden:
+        moe = self.moe
+        both = contract("btd,dcf->btcf", x, self.gate_up[slot])
+        if moe.expert_bias:
+            both = both + self.gate_up_bias[slot][None, None]
+        gate, up = rearrange(both, "b t c f -> c b t f")
+        if moe.swiglu_limit is None:
+            hidden = jax.nn.silu(gate) * up
+        else:
+            gate = jnp.minimum(gate, moe.swiglu_limit)
+            up = jnp.clip(up, -moe.swiglu_limit, moe.swiglu_limit)
+            hidden = (up + 1.0) * gate * jax.nn.sigmoid(moe.swiglu_alpha * gate)
+        out = contract("btf,fd->btd", hidden, self.down[slot])
+        return out + self.down_bias[slot][None] if moe.expert_bias else out
+
+    def _choose(
+        self, normed: Hidden, forced_ids: Int[Array, "b t k"] | None
+    ) -> tuple[Int[Array, "b t k"], Float32[Array, "b t k"]]:
+        moe = self.moe
+        scores = contract("btd,de->bte", normed, self.router[...])
+        if moe.router_offset:
+            scores = scores + self.router_offset[None, None]
+        if moe.scoring == "sigmoid":
+            scores = jax.nn.sigmoid(scores)
+        elif moe.scoring == "softmax":
+            scores = jax.nn.softmax(scores, axis=-1)
+        ids = self._best(scores) if forced_ids is None else forced_ids
+        weights = jnp.take_along_axis(scores, ids, axis=-1)
+        if moe.scoring == "softmax_after_top_k":
+            weights = jax.nn.softmax(weights, axis=-1)
+        elif moe.normalise:
+            weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
+        return ids, weights * moe.routed_scaling
+
+    def _best(self, scores: Float32[Array, "b t e"]) -> Int[Array, "b t k"]:
+        moe = self.moe
+        if moe.correction_bias:
+            scores = scores + self.router_bias[None, None]
+        if moe.n_groups > 1:
+            grouped = rearrange(scores, "b t (group e) -> b t group e", group=moe.n_groups)
+            group_scores = jnp.sum(jax.lax.top_k(grouped, 2)[0], axis=-1)
+            best_groups = jax.lax.top_k(group_scores, moe.topk_groups)[1]
+            is_kept = jnp.any(jax.nn.one_hot(best_groups, moe.n_groups, dtype=jnp.bool_), axis=-2)
+            grouped = jnp.where(is_kept[..., None], grouped, -jnp.inf)
+            scores = rearrange(grouped, "b t group e -> b t (group e)")
+        return jax.lax.top_k(scores, moe.top_k)[1]

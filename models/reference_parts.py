@@ -1,0 +1,48 @@
+"""What the reference's blocks share: float32 products, parameters and RMS norms.
+
+No model and no block; nothing of the emulated layers is used, so that a mistake there is not
+repeated here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float32
+
+from .weights.stored import dequantised
+
+Hidden = Float32[Array, "b t d"]
+#: Parameters of a block by name: arrays, or codes and scales as a checkpoint holds them.
+Params = Mapping[str, Any]
+
+
+def contract(pattern: str, *operands: Array) -> Array:
+    """Return a float32 einsum that no backend may run in a narrower format."""
+    return jnp.einsum(
+        pattern,
+        *operands,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def param(params: Params, name: str) -> nnx.Param[Array]:
+    """Hold one parameter in float32."""
+    return nnx.Param(jnp.asarray(dequantised(params[name]), dtype=jnp.float32))
+
+
+class RmsNorm(nnx.Module):
+    """`x / sqrt(mean(x²) + eps) * weight` over the last axis."""
+
+    def __init__(self, params: Params, name: str, eps: float) -> None:
+        self.weight = param(params, name)
+        self.eps = eps
+
+    def __call__(self, x: Float32[Array, "*rows width"]) -> Float32[Array, "*rows width"]:
+        """Normalise each vector of the last axis."""
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        weight = self.weight[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return x * jax.lax.rsqrt(mean_square + self.eps) * weight

@@ -1,0 +1,113 @@
+"""The tokenizer files of a checkpoint directory: as JSON and text, nothing of them is executed.
+
+Read are `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and
+`chat_template.jinja`; of several named chat templates, the one named "default".
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lpu_jax.errors import WeightsError
+from lpu_jax.quantities import format_given
+
+from .tokenizer import Tokenizer, TokenizerJson
+from .weights.checkpoint import Checkpoint
+
+#: Names that chat templates use.
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Read the tokenizer of an opened checkpoint.
+
+    Raises:
+        WeightsError: it has none that is known here, or a file is not what its name says.
+    """
+    if checkpoint.tokenizer_data is not None:
+        return Tokenizer(checkpoint.tokenizer_data, chat_template=checkpoint.chat_template)
+    files = checkpoint.tokenizer_files
+    settings = _object(files.get("tokenizer_config.json"))
+    return Tokenizer(
+        _tokenizer_json(files, settings, checkpoint.config.name),
+        chat_template=_chat_template(files, settings),
+    )
+
+
+def _tokenizer_json(
+    files: Mapping[str, Path], settings: Mapping[str, Any], model: str
+) -> TokenizerJson:
+    if "tokenizer.json" not in files:
+        raise WeightsError(
+            f"{model}: there is no tokenizer.json; SentencePiece and tiktoken files are not read."
+        )
+    path = files["tokenizer.json"]
+    special = {
+        name: text for name in _SPECIAL if (text := _token_text(settings.get(name))) is not None
+    }
+    return TokenizerJson(
+        path=str(path),
+        content=_text(path),
+        special_tokens=special,
+        end_token_ids=_end_token_ids(files.get("generation_config.json")),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except OSError as problem:
+        raise WeightsError(f"{path}: cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise WeightsError(
+            f"{path}: it must be UTF-8; byte {problem.start} is not part of it."
+        ) from problem
+
+
+def _object(path: Path | None) -> dict[str, Any]:
+    """Return a JSON object; that of a file that is not there is empty."""
+    if path is None:
+        return {}
+    try:
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError) as problem:
+        if isinstance(problem, WeightsError):
+            raise
+        raise WeightsError(f"{path}: it must be JSON.") from problem
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: it must be a JSON object, got {format_given(found)}.")
+    return found
+
+
+def _token_text(given: Any) -> str | None:
+    """Return a special token's text; it is written alone or with its properties."""
+    text = given.get("content") if isinstance(given, dict) else given
+    return text if isinstance(text, str) else None
+
+
+def _end_token_ids(path: Path | None) -> tuple[int, ...]:
+    given = _object(path).get("eos_token_id")
+    listed = given if isinstance(given, list) else [] if given is None else [given]
+    for one in listed:
+        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
+            raise WeightsError(
+                f"{path}: eos_token_id must be token numbers, got {format_given(given)}."
+            )
+    return tuple(listed)
+
+
+def _chat_template(files: Mapping[str, Path], settings: Mapping[str, Any]) -> str | None:
+    """The file of its own comes before the setting, as in Hugging Face's reader."""
+    if "chat_template.jinja" in files:
+        return _text(files["chat_template.jinja"])
+    given = settings.get("chat_template")
+    if isinstance(given, list):
+        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
+        given = named.get("default")
+    if given is not None and not isinstance(given, str):
+        raise WeightsError(
+            f"{files['tokenizer_config.json']}: chat_template must be a text, got "
+            f"{format_given(given)}."
+        )
+    return given

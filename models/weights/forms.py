@@ -1,0 +1,250 @@
+"""The forms in which released files store a matrix: plain numbers, or codes and scales apart.
+
+Read are e4m3 codes with a scale per 128x128 block (DeepSeek, Kimi K2), per row or per matrix; 4-bit
+integers with a scale per group of a row (compressed-tensors, Kimi K2 Thinking and K2.5); MXFP4
+(gpt-oss). Not read: zero points, codes of other widths, reordered groups; each is refused.
+
+Source: DeepSeek-V3's `inference/kernel.py` (a block times its `weight_scale_inv`);
+`pack_to_int32` of vllm-project/compressed-tensors (the earliest code in the lowest bits, codes
+counted from -8); `convert_moe_packed_tensors` in transformers' `integrations/mxfp4.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lpu_jax.errors import WeightsError
+from lpu_jax.numerics.formats import FP16, FP32
+from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4
+
+from .stored import Coded, Matrix, float32_values
+from .tensor import ArrayTensor, Tensor, quoted
+
+#: What follows "weight" in the names of tensors that belong to a quantised matrix `<name>.weight`,
+#: and what follows the name of all experts' matrices of a layer.
+_COMPANIONS = ("_scale_inv", "_scale", "_packed", "_shape")
+_FUSED = ("_blocks", "_scales")
+
+_PLAIN = ("float16", "bfloat16", "float32", "float64")
+_SCALES = (*_PLAIN, "float8_e8m0fnu")
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+_FP8_NAN = 0x7F  #: of either sign; e4m3fn has no infinity
+_FP8_BLOCK = 128
+_INT4_BITS = 4
+_CODES_PER_WORD = 32 // _INT4_BITS
+_MXFP4_BLOCK_BYTES = 16
+
+#: Values that are checked for NaN at a time.
+_CHUNK = 1 << 20
+
+
+def owner(name: str) -> str:
+    """Return the name of the matrix to which a tensor of codes or scales belongs, or its own."""
+    matrix, found, after = name.rpartition(".weight")
+    if found and after in _COMPANIONS:
+        return f"{matrix}.weight"
+    for suffix in _FUSED:
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return name
+
+
+class StoredTensors:
+    """Matrices and vectors of a model's files, whatever form they are stored in.
+
+    Every method raises `WeightsError`, naming file and tensor, if a tensor is missing, has another
+    shape or type than it must, or, where values are read, holds NaN or infinity.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], where: str) -> None:
+        self._tensors = tensors
+        self._where = where
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor is there in some form."""
+        return any(name + form in self._tensors for form in ("", "_packed", "_blocks"))
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check a tensor and those that belong to it by their shapes and types, reading none."""
+        if f"{name}_packed" in self._tensors:
+            self._int4(name, shape)
+        elif f"{name}_blocks" in self._tensors:
+            self._mxfp4(name, shape)
+        elif self._is_fp8(name):
+            self._fp8(name, shape)
+        else:
+            self._plain(name, shape)
+
+    def vector(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Read plain numbers as float32."""
+        return float32_values(_finite(self._plain(name, shape), name))
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        """Read a matrix `[out, in]`."""
+        if f"{name}_packed" in self._tensors:
+            return self._read_int4(name, shape)
+        if self._is_fp8(name):
+            return self._read_fp8(name, shape)
+        return _finite(self._plain(name, shape), name)
+
+    def fused_matrix(self, name: str, shape: tuple[int, ...], index: int) -> Matrix:
+        """Read one of the matrices `[in, out]` that lie in one tensor, as `[out, in]`."""
+        if f"{name}_blocks" not in self._tensors:
+            return _finite(self._plain(name, shape).part(index), name).T
+        blocks, scales = (tensor.part(index) for tensor in self._mxfp4(name, shape))
+        packed = blocks.read().reshape(shape[2], shape[1] // 2)
+        codes = np.stack((packed & 15, packed >> 4), axis=-1).reshape(shape[2], shape[1])
+        scale_codes = scales.read().view(np.uint8)
+        coded = Coded(codes=codes, scales=scale_codes, scheme=MXFP4)
+        return _usable(coded, scales, f"{name}_scales")
+
+    def fused_vector(self, name: str, shape: tuple[int, ...], index: int) -> np.ndarray:
+        """Read one of the vectors that lie in one tensor, as float32."""
+        return float32_values(_finite(self._plain(name, shape).part(index), name))
+
+    # Each of the next four finds a form's tensors and checks their shapes and types.
+
+    def _plain(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        companion = next((n for n in map(name.__add__, _COMPANIONS) if n in self._tensors), None)
+        tensor = self._find(name, shape, _PLAIN)
+        if companion is not None:
+            raise WeightsError(
+                f"{tensor.where}: tensor {quoted(companion)} belongs to quantised codes, but "
+                f"{quoted(name)} is {tensor.dtype.name}."
+            )
+        return tensor
+
+    def _fp8(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
+        """Return codes, scales and the suffix of the scales' name."""
+        codes = self._find(name, shape, (_FP8.name,))
+        if f"{name}_scale" not in self._tensors:
+            blocks = tuple(-(-length // _FP8_BLOCK) for length in shape)
+            return codes, self._find(f"{name}_scale_inv", blocks, _SCALES), "_scale_inv"
+        given = self._tensor(f"{name}_scale").shape
+        allowed = given if given in ((), (1,)) else (shape[0], 1)
+        return codes, self._find(f"{name}_scale", allowed, _SCALES), "_scale"
+
+    def _int4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        if name in self._tensors:
+            raise WeightsError(
+                f"{self._where}: tensor {quoted(name)} is there plain and as {quoted(name)[:-1]}"
+                "_packed'; only one may be."
+            )
+        rows, columns = shape
+        words = -(-columns // _CODES_PER_WORD)
+        packed = self._find(f"{name}_packed", (rows, words), ("int32",))
+        scale_name = f"{name}_scale"
+        groups = self._tensor(scale_name).shape[-1:] or (1,)
+        scales = self._find(scale_name, (rows, *groups), _PLAIN)
+        if not groups[0] or columns % groups[0]:
+            raise WeightsError(
+                f"{scales.where}: tensor {quoted(scale_name)} has {groups[0]} scales per row, "
+                f"which do not divide its {columns} values."
+            )
+        self._find(f"{name}_shape", (2,), ("int32", "int64"))
+        return packed, scales
+
+    def _mxfp4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        if name in self._tensors:
+            raise WeightsError(
+                f"{self._where}: tensor {quoted(name)} is there plain and as {quoted(name)[:-1]}"
+                "_blocks'; only one may be."
+            )
+        matrices, rows, columns = shape
+        groups = (matrices, columns, -(-rows // 32))
+        blocks = self._find(f"{name}_blocks", (*groups, _MXFP4_BLOCK_BYTES), ("uint8",))
+        return blocks, self._find(f"{name}_scales", groups, ("uint8", "float8_e8m0fnu"))
+
+    def _read_fp8(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        codes, scales, suffix = self._fp8(name, shape)
+        values = codes.read()
+        if (values.view(np.uint8) & _FP8_NAN == _FP8_NAN).any():
+            raise _not_finite(codes, name)
+        factors = scales.read().astype(np.float32)
+        if suffix == "_scale_inv":
+            factors = np.repeat(factors, _FP8_BLOCK, axis=0)[: shape[0]]
+        coded = Coded(codes=values, scales=factors, scheme=FP8_BLOCK128)
+        usable = _usable(coded, scales, name + suffix)
+        return usable if suffix == "_scale_inv" else values.astype(np.float32) * factors
+
+    def _read_int4(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        packed, scales = self._int4(name, shape)
+        shape_tensor = self._tensor(f"{name}_shape")
+        told = tuple(int(length) for length in shape_tensor.read())
+        if told != shape:
+            raise WeightsError(
+                f"{shape_tensor.where}: tensor {quoted(f'{name}_shape')} must hold {shape}, got "
+                f"{told}."
+            )
+        words = packed.read().view(np.uint32)
+        shifts = np.arange(0, 32, _INT4_BITS, dtype=np.uint32)
+        codes = ((words[..., None] >> shifts) & 15).astype(np.int8) - np.int8(8)
+        codes = codes.reshape(shape[0], -1)[:, : shape[1]]
+        factors = scales.read()
+        scheme = replace(INT4_GROUP32, block_rows=shape[1] // factors.shape[1])
+        as_bf16 = factors.astype(ml_dtypes.bfloat16)
+        if np.array_equal(as_bf16.astype(np.float32), factors.astype(np.float32)):
+            factors = as_bf16
+        else:
+            factors = factors if factors.dtype == np.float16 else factors.astype(np.float32)
+            scheme = replace(scheme, scale_format=FP16 if factors.itemsize == 2 else FP32)
+        return _usable(Coded(codes=codes, scales=factors, scheme=scheme), scales, f"{name}_scale")
+
+    def _is_fp8(self, name: str) -> bool:
+        return name in self._tensors and self._tensor(name).dtype == _FP8
+
+    def _tensor(self, name: str) -> Tensor:
+        try:
+            tensor = self._tensors[name]
+        except KeyError:
+            raise WeightsError(f"{self._where}: tensor {quoted(name)} is missing.") from None
+        if isinstance(tensor, np.ndarray):
+            return ArrayTensor(where=self._where, array=tensor)
+        found: Tensor = tensor
+        return found
+
+    def _find(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> Tensor:
+        """Return a tensor, or say exactly what is wrong with it."""
+        tensor = self._tensor(name)
+        if tensor.shape != shape:
+            raise WeightsError(
+                f"{tensor.where}: tensor {quoted(name)} must have shape {shape}, got "
+                f"{tensor.shape}."
+            )
+        if tensor.dtype.name not in dtypes:
+            allowed = " or ".join((", ".join(dtypes[:-1]), dtypes[-1])) if dtypes[1:] else dtypes[0]
+            raise WeightsError(
+                f"{tensor.where}: tensor {quoted(name)} must be {allowed}, got {tensor.dtype.name}."
+            )
+        return tensor
+
+
+def _finite(tensor: Tensor, name: str) -> np.ndarray:
+    """Read a tensor whose values must be finite in float32."""
+    values = tensor.read()
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        with np.errstate(over="ignore"):  # of float64
+            chunk = flat[start : start + _CHUNK].astype(np.float32)
+        if not np.isfinite(chunk).all():
+            raise _not_finite(tensor, name)
+    return values
+
+
+def _usable(matrix: Coded, scales: Tensor, name: str) -> Coded:
+    """Refuse scales that are NaN or infinite, or make the largest code so."""
+    factors = matrix.scales
+    if matrix.scheme.has_power_of_two_scales:
+        factors = factors.view(ml_dtypes.float8_e8m0fnu)
+    largest = np.float32(matrix.scheme.format.max_value)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(factors.astype(np.float32) * largest).all():
+            raise _not_finite(scales, name)
+    return matrix
+
+
+def _not_finite(tensor: Tensor, name: str) -> WeightsError:
+    return WeightsError(f"{tensor.where}: tensor {quoted(name)} holds NaN or infinity.")

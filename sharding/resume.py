@@ -1,0 +1,140 @@
+"""What a long check knows after each block, in a file that is always whole.
+
+A run that was stopped goes on with the block it was in and ends with the same bits. The file holds
+hidden states and errors, no weights and no caches: a block is run on all tokens before the next.
+Not here: what a run is identified by (`whole`).
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.errors import LpuError
+
+from .emulate import BlockCheck, Run
+from .files import write_file
+from .plan import Plan
+from .routing import RoutingCheck
+
+_FORMAT = "lpu check, state 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    n_done: int  #: blocks, the embedding not counted
+    seconds: float  #: spent so far, in all sittings
+    runs: list[Run]
+
+
+def save_progress(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
+    """Write the state of a run, whole or not at all.
+
+    Args:
+        path: of the file; what it held is replaced.
+        identity: what makes the run this one, as values for JSON.
+        progress: how far it is.
+
+    Raises:
+        LpuError: the file cannot be written.
+    """
+    state = {
+        "format": _FORMAT,
+        "identity": identity,
+        "n_done": progress.n_done,
+        "seconds": progress.seconds,
+        "runs": [
+            {
+                "hidden": _packed(run.hidden),
+                "reference": _packed(run.reference),
+                "routes": run.routes,
+                "checks": [asdict(check) for check in run.checks],
+            }
+            for run in progress.runs
+        ],
+    }
+    body = json.dumps(state)
+    write_file(path, f"{_digest(body)}\n{body}\n")
+
+
+def load_progress(
+    path: Path, identity: Mapping[str, Any], plans: Sequence[Plan]
+) -> Progress | None:
+    """Read the state of a run; None if there is no file yet.
+
+    Args:
+        path: of the file.
+        identity: of the run that wants to go on.
+        plans: its plans.
+
+    Raises:
+        LpuError: it is no file of this kind, damaged, or of another run: then what differs.
+    """
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise LpuError(f"resume file {path} is not a file.")
+    try:
+        content = path.read_text()
+    except (OSError, UnicodeDecodeError):
+        content = ""
+    digest, _, body = content.partition("\n")
+    if digest != _digest(body.removesuffix("\n")) or not body.startswith('{"format": '):
+        raise LpuError(
+            f"resume file {path} is damaged or was not written by lpu check; remove it to start "
+            "anew."
+        )
+    state = json.loads(body)
+    if state["format"] != _FORMAT:
+        raise LpuError(f"resume file {path} was written by another version of lpu check.")
+    differing = [
+        name
+        for name in dict.fromkeys([*identity, *state["identity"]])
+        if identity.get(name) != state["identity"].get(name)
+    ]
+    if differing:
+        raise LpuError(
+            f"resume file {path} is of another run: it differs in {', '.join(differing)}."
+        )
+    runs = [
+        Run(
+            plan=plan,
+            hidden=_unpacked(saved["hidden"]),
+            reference=_unpacked(saved["reference"]),
+            routes=saved["routes"],
+            checks=[_check(values) for values in saved["checks"]],
+        )
+        for plan, saved in zip(plans, state["runs"], strict=True)
+    ]
+    return Progress(n_done=state["n_done"], seconds=state["seconds"], runs=runs)
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _check(values: dict[str, Any]) -> BlockCheck:
+    routing = values["routing"]
+    return BlockCheck(**values | {"routing": None if routing is None else RoutingCheck(**routing)})
+
+
+def _packed(array: np.ndarray) -> dict[str, Any]:
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "bytes": base64.b64encode(little.tobytes()).decode(),
+    }
+
+
+def _unpacked(values: dict[str, Any]) -> np.ndarray:
+    dtype = np.dtype(values["dtype"])
+    array = np.frombuffer(base64.b64decode(values["bytes"]), dtype.newbyteorder("<"))
+    return array.astype(dtype).reshape(values["shape"])

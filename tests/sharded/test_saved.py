@@ -1,0 +1,507 @@
+"""States saved under one plan and restored under another: bits, interruptions, refusals."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from placed_blocks import SIX_HEADS_KIMI, TINY_KIMI, TINY_LLAMA, hidden, plan
+
+from lpu_jax.errors import PlanError, WeightsError
+from models.blocks import block_chain, is_leaf
+from models.config import GqaConfig
+from models.layers.linear import Split
+from models.policy import POLICIES
+from models.weights.synthetic import SyntheticWeights
+from sharding.axes import Request
+from sharding.execute import run_attention
+from sharding.load import StoredBlock, load_block, place_block, store_block
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.saved import State, read_state, restore_state, save_state
+from sharding.unplaced import BlockState, block_state, restored_block, weight_leaves
+
+#: Uneven in everything: words, experts and their width.
+UNEVEN_KIMI = replace(
+    SIX_HEADS_KIMI,
+    vocab_size=100,
+    moe=replace(SIX_HEADS_KIMI.moe, n_experts=23, d_expert=96),
+)
+#: A layer that sees the last six keys only.
+SLIDING = replace(
+    TINY_LLAMA,
+    attention=GqaConfig(n_heads=4, n_kv_heads=2, head_dim=32, window=6),
+    sliding_layers=(0,),
+)
+DECODE = Request(batch=1, tokens=1, context=320)
+_MORE_POLICIES = ("fp8", "int8", "int4", "mxfp4")
+FP16 = POLICIES["fp16"]
+
+
+def plans():
+    """Two plans whose padding differs in every kind of block."""
+    column = Split.COLUMN
+    first = Plan(
+        group_chips=8,
+        attention=AttentionShard(tensor=4, data=2),
+        mlp=MlpShard(tensor=8),
+        moe=MoeShard(expert=4, tensor=2),
+    )
+    second = Plan(
+        group_chips=9,
+        attention=AttentionShard(tensor=3, data=3, split=column),
+        mlp=MlpShard(tensor=3, replica=3, split=column),
+        moe=MoeShard(expert=3, tensor=3, split=column),
+    )
+    return first, second
+
+
+def same_bits(found, expected):
+    """Whether two trees hold the same bits in the same types."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.tobytes() == b.tobytes()
+
+
+def state_of(cfg, policy, blocks, **rest):
+    return State(cfg=cfg, policy=POLICIES[policy], blocks=blocks, **rest)
+
+
+def stored_blocks(cfg=TINY_LLAMA, policy="fp16", layers=1):
+    """Blocks of a model, made as they are asked for."""
+    source = SyntheticWeights(cfg)
+    for layer in range(layers):
+        stored = store_block(source, "dense", 0, POLICIES[policy])
+        yield BlockState(layer=layer, stored=stored)
+
+
+# --- bits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["fp16", "nvfp4", *(pytest.param(p, marks=pytest.mark.slow) for p in _MORE_POLICIES)],
+)
+def test_every_format_restores_under_another_plan_as_if_placed_there(policy, tmp_path):
+    """Bitwise, padding included: codes, scales and scales of matrices; 23 experts, 4 ways then 3."""
+    # groups of 128 rows do not fit its heads of 32
+    chain = [b for b in block_chain(UNEVEN_KIMI) if policy != "fp8" or b.kind != "attention"]
+    first, second = plans()
+    source, formats = SyntheticWeights(UNEVEN_KIMI), POLICIES[policy]
+    stored = {b: store_block(source, b.kind, b.layer, formats) for b in chain}
+    blocks = (
+        block_state(UNEVEN_KIMI, place_block(stored[b], first, DECODE), b.layer) for b in chain
+    )
+    save_state(tmp_path, state_of(UNEVEN_KIMI, policy, blocks, plan=first))
+    restored = restore_state(tmp_path, UNEVEN_KIMI, formats, second, DECODE)
+    assert restored.saved_under == first
+    seen = []
+    for block, loaded in restored.blocks:
+        seen.append(block)
+        expected = place_block(stored[block], second, DECODE)
+        same_bits(loaded.arguments, expected.arguments)
+        assert loaded.in_specs == expected.in_specs
+        assert (loaded.mesh, loaded.n_local) == (expected.mesh, expected.n_local)
+    assert seen == chain
+
+
+def test_every_bit_pattern_of_every_type_survives(tmp_path):
+    """NaNs with their payload, zeros with their sign, subnormals: no value is interpreted."""
+    rng = np.random.default_rng(0)
+    for step, policy in enumerate(("fp16", "fp8", "int8", "mxfp4", "bf16")):
+        leaves = weight_leaves(UNEVEN_KIMI, "dense", POLICIES[policy], None)
+
+        def any_bits(leaf):
+            values = np.empty(leaf.shape, leaf.dtype)
+            return np.frombuffer(rng.bytes(values.nbytes), values.dtype).reshape(values.shape)
+
+        def negative_zeros(leaf):
+            size = np.dtype(leaf.dtype).itemsize
+            sign = np.frombuffer(b"\0" * (size - 1) + b"\x80", leaf.dtype)  # little-endian
+            return np.full(leaf.shape, sign[0])
+
+        blocks = [
+            BlockState(
+                layer=layer,
+                stored=StoredBlock(
+                    cfg=UNEVEN_KIMI,
+                    kind="dense",
+                    policy=POLICIES[policy],
+                    weights=jax.tree.map(fill, leaves, is_leaf=is_leaf),
+                ),
+            )
+            for layer, fill in enumerate((any_bits, negative_zeros))
+        ]
+        save_state(tmp_path, state_of(UNEVEN_KIMI, policy, blocks))
+        _, state = read_state(tmp_path, UNEVEN_KIMI, POLICIES[policy], step=step)
+        for found, given in zip(state.blocks, blocks, strict=True):
+            same_bits(dict(found.stored.weights), dict(given.stored.weights))
+
+
+@pytest.mark.parametrize("held", [(), (3, 4, 17, 22)])
+def test_a_compact_store_of_experts_stays_compact(held, tmp_path):
+    (first, _), source = plans(), SyntheticWeights(UNEVEN_KIMI)
+    stored = store_block(source, "moe", 1, FP16, held_experts=held)
+    taken = block_state(UNEVEN_KIMI, place_block(stored, first, DECODE), 1) if held else None
+    block = taken or BlockState(layer=1, stored=stored)
+    save_state(tmp_path, state_of(UNEVEN_KIMI, "fp16", [block]))
+    _, state = read_state(tmp_path, UNEVEN_KIMI, FP16)
+    (found,) = state.blocks
+    assert found.stored.held == held
+    same_bits(dict(found.stored.weights), dict(stored.weights))
+
+
+def test_shares_on_devices_are_saved_and_come_back_on_their_devices(tmp_path):
+    source = SyntheticWeights(UNEVEN_KIMI)
+    first, second = (
+        Plan(
+            group_chips=n,
+            attention=AttentionShard(replica=n),
+            mlp=MlpShard(replica=n),
+            moe=MoeShard(expert=n),
+        )
+        for n in (4, 3)
+    )
+    block = BlockState(layer=1, stored=store_block(source, "moe", 1, POLICIES["mxfp4"]))
+    spread = restored_block(block, first, DECODE, None, execution="devices")
+    codes = spread.arguments[1]["gate_up"].codes
+    assert [shard.data.shape[0] for shard in codes.addressable_shards] == [6] * 4
+    assert len({shard.device for shard in codes.addressable_shards}) == 4
+    save_state(
+        tmp_path, state_of(UNEVEN_KIMI, "mxfp4", [block_state(UNEVEN_KIMI, spread, 1)], plan=first)
+    )
+    restored = restore_state(
+        tmp_path, UNEVEN_KIMI, POLICIES["mxfp4"], second, DECODE, execution="devices"
+    )
+    ((_, loaded),) = restored.blocks
+    expected = place_block(block.stored, second, DECODE)
+    same_bits(loaded.arguments, expected.arguments)
+    codes = loaded.arguments[1]["gate_up"].codes
+    whole = np.asarray(expected.arguments[1]["gate_up"].codes)
+    for number, shard in enumerate(codes.addressable_shards):
+        np.testing.assert_array_equal(shard.data, whole[number * 8 : number * 8 + 8])
+
+
+# --- caches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cfg", "first", "second"),
+    [
+        (TINY_LLAMA, {"tensor": 2, "data": 2}, {"data": 3}),
+        (TINY_LLAMA, {"data": 3}, {"tensor": 4}),
+        (TINY_KIMI, {"tensor": 3}, {"data": 2, "tensor": 2}),
+    ],
+)
+def test_decoding_goes_on_under_another_plan_with_the_same_bits(cfg, first, second, tmp_path):
+    """Columns are split, so that no plan moves a rounding: bitwise, hidden state and cache."""
+    kind, layer = "attention", 0
+    source, request = SyntheticWeights(cfg), Request(batch=3, tokens=1, context=320)
+    first, second = plan(kind, **first), plan(kind, **second)
+    block = load_block(source, first, kind, layer, FP16, request)
+    cache, positions = block.arguments[2], np.zeros(3, np.int32)
+    for step in range(3):
+        given = hidden(3, 1, cfg.d_model, seed=step)
+        out, cache = run_attention(cfg, block, given, cache, positions)
+        positions = positions + 1
+    taken = block_state(cfg, block, layer, cache=cache, positions=positions)
+    out = np.asarray(out)
+    save_state(
+        tmp_path, state_of(cfg, "fp16", [taken], plan=first, positions=positions, hidden=out)
+    )
+    expected, _ = run_attention(cfg, block, out, cache, positions)
+
+    restored = restore_state(tmp_path, cfg, FP16, second, replace(request, context=640))
+    ((_, other),) = restored.blocks
+    np.testing.assert_array_equal(restored.positions, [3, 3, 3])
+    same_bits(restored.hidden, out)
+    np.testing.assert_array_equal(other.arguments[4][:3], positions)
+    found, _ = run_attention(cfg, other, out, other.arguments[2], restored.positions)
+    same_bits(found, expected)
+    assert np.abs(np.asarray(found) - out).max() > 0.01
+
+
+def filled_cache(loaded, seed):
+    """Random caches, padding of the plan included."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=leaf.shape).astype(leaf.dtype)
+        for name, leaf in loaded.arguments[2].items()
+    }
+
+
+@settings(max_examples=20)
+@given(
+    positions=st.lists(st.integers(0, 320), min_size=1, max_size=4),
+    ways=st.sampled_from([{"data": 2}, {"data": 3}, {"tensor": 4}]),
+    context=st.sampled_from([320, 321, 640]),
+)
+def test_a_cache_keeps_what_later_tokens_see_and_nothing_else(positions, ways, context):
+    """Against plain slices: sequence by sequence, the first positions of its own heads."""
+    positions = np.asarray(positions, np.int32)
+    stored = store_block(SyntheticWeights(TINY_LLAMA), "attention", 0, FP16)
+    request = Request(batch=len(positions), tokens=1, context=320)
+    loaded = place_block(stored, plan("attention", tensor=2, data=2), request)
+    cache = filled_cache(loaded, 1)
+    state = block_state(TINY_LLAMA, loaded, 0, cache=cache, positions=positions)
+    other = restored_block(
+        state, plan("attention", **ways), replace(request, context=context), positions
+    )
+    found = {name: np.asarray(values) for name, values in other.arguments[2].items()}
+    n_values = 0
+    for i, n in enumerate(positions):
+        np.testing.assert_array_equal(found["keys"][i, :2, :, :n], cache["keys"][i, :2, :, :n])
+        np.testing.assert_array_equal(found["values"][i, :2, :n], cache["values"][i, :2, :n])
+        n_values += 2 * 2 * 32 * int(n)
+    assert sum(np.count_nonzero(values) for values in found.values()) == n_values
+
+
+@settings(max_examples=20)
+@given(
+    positions=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    rings=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+)
+def test_a_ring_keeps_the_keys_of_its_window_at_their_places(positions, rings):
+    """Position p lies at p modulo the length of the ring; the next query sees five before it."""
+    positions = np.asarray(positions, np.int32)
+    stored = store_block(SyntheticWeights(SLIDING), "sliding", 0, FP16)
+    request = Request(batch=len(positions), tokens=1, context=320)
+    loaded = place_block(stored, plan("attention", data=1), request)
+
+    def ring(length):
+        return {
+            name: np.zeros([length if n == 320 else n for n in leaf.shape], leaf.dtype)
+            for name, leaf in loaded.arguments[2].items()
+        }
+
+    cache = ring(rings[0])
+    for i, n in enumerate(positions):
+        for p in range(n):
+            cache["keys"][i, :, :, p % rings[0]] = p + 1
+            cache["values"][i, :, p % rings[0]] = -p - 1
+    state = block_state(SLIDING, loaded, 0, cache=cache, positions=positions)
+    arguments = (*loaded.arguments[:2], ring(rings[1]), *loaded.arguments[3:])
+    expected = ring(rings[1])
+    for i, n in enumerate(positions):
+        for p in range(max(0, n - 5), n):
+            expected["keys"][i, :, :, p % rings[1]] = p + 1
+            expected["values"][i, :, p % rings[1]] = -p - 1
+    from sharding.unplaced import _placed_cache
+
+    if state.cache is None:
+        assert not positions.any()
+    else:
+        same_bits(_placed_cache(state, arguments[2], positions), expected)
+
+
+# --- whole or not at all ------------------------------------------------------------------------
+
+
+def test_steps_are_numbered_and_the_last_two_stay(tmp_path):
+    for expected in range(3):
+        state = state_of(TINY_LLAMA, "fp16", stored_blocks())
+        assert save_state(tmp_path / "new" / "folder", state) == expected
+    assert (
+        save_state(tmp_path / "new" / "folder", replace(state, blocks=stored_blocks()), step=7) == 7
+    )
+    with pytest.raises(WeightsError, match=r"has no step 1; it has 2, 7"):
+        read_state(tmp_path / "new" / "folder", TINY_LLAMA, FP16, step=1)
+    with pytest.raises(WeightsError, match="step 7 was given for .*; 8 is the least"):
+        save_state(tmp_path / "new" / "folder", state, step=7)
+
+
+def test_a_block_that_cannot_be_made_leaves_the_folder_as_it_was(tmp_path):
+    def broken():
+        yield from stored_blocks()
+        raise WeightsError("layer 1 is torn.")
+
+    with pytest.raises(WeightsError, match=r"layer 1 is torn"):
+        save_state(tmp_path / "new", state_of(TINY_LLAMA, "fp16", broken()))
+    assert not (tmp_path / "new").exists()
+    save_state(tmp_path, state_of(TINY_LLAMA, "fp16", stored_blocks()))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(WeightsError, match=r"layer 1 is torn"):
+        save_state(tmp_path, state_of(TINY_LLAMA, "fp16", broken()))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_killed_save_leaves_the_step_before_it(tmp_path):
+    expected = list(stored_blocks())
+    save_state(tmp_path, state_of(TINY_LLAMA, "fp16", expected))
+    program = f"""
+import os, signal
+from placed_blocks import TINY_LLAMA
+from models.policy import POLICIES
+from models.weights.synthetic import SyntheticWeights
+from sharding.load import store_block
+from sharding.saved import State, save_state
+from sharding.unplaced import BlockState
+
+def blocks():
+    for layer in range(3):
+        stored = store_block(SyntheticWeights(TINY_LLAMA), "dense", 0, POLICIES["fp16"])
+        yield BlockState(layer=layer, stored=stored)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+save_state({str(tmp_path)!r}, State(cfg=TINY_LLAMA, policy=POLICIES["fp16"], blocks=blocks()))
+"""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=root, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2  # the step, and what the killed process left
+    step, state = read_state(tmp_path, TINY_LLAMA, FP16)
+    assert step == 0
+    for found, given in zip(state.blocks, expected, strict=True):
+        same_bits(dict(found.stored.weights), dict(given.stored.weights))
+    assert save_state(tmp_path, state_of(TINY_LLAMA, "fp16", stored_blocks())) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+# --- one block in memory --------------------------------------------------------------------------
+
+
+def test_one_block_is_in_memory_at_a_time(tmp_path):
+    """Whatever the number of blocks: the arrays of a block are gone when the next is made."""
+    alive = []
+
+    def living():
+        gc.collect()
+        return sum(reference() is not None for reference in alive)
+
+    def blocks():
+        iterator = stored_blocks(layers=6)
+        while (block := next(iterator, None)) is not None:
+            alive.append(weakref.ref(block.stored.weights["gate_up"]))
+            yield block
+            del block
+            assert living() == 0
+
+    save_state(tmp_path, state_of(TINY_LLAMA, "fp16", blocks()))
+    assert len(alive) == 6
+    alive.clear()
+    restored = restore_state(tmp_path, TINY_LLAMA, FP16, plan("dense", tensor=3), DECODE)
+    for _ in range(6):
+        _, loaded = next(restored.blocks)
+        assert living() == 0
+        alive.append(weakref.ref(loaded.arguments[1]["gate_up"]))
+        del loaded
+    assert next(restored.blocks, None) is None
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def saved(folder, **rest):
+    save_state(folder, state_of(TINY_LLAMA, "fp16", stored_blocks(layers=2), **rest))
+    return folder
+
+
+def test_another_model_or_policy_is_refused_by_the_value_that_differs(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(WeightsError, match=r"with another model: model\.d_ff was 240 and is 241\."):
+        read_state(tmp_path, replace(TINY_LLAMA, d_ff=241), FP16)
+    with pytest.raises(WeightsError, match=r"with another policy: policy\.\w+"):
+        restore_state(tmp_path, TINY_LLAMA, POLICIES["int8"], plan("dense", tensor=2), DECODE)
+
+
+def test_folders_without_a_state_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="absent holds no saved state"):
+        read_state(tmp_path / "absent", TINY_LLAMA, FP16)
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "3").mkdir()
+    (tmp_path / "notes.txt").write_text("not ours")
+    with pytest.raises(WeightsError):
+        read_state(tmp_path, TINY_LLAMA, FP16)
+    with pytest.raises(WeightsError, match=r"notes\.txt is a file; a state is saved in a folder"):
+        save_state(tmp_path / "notes.txt", state_of(TINY_LLAMA, "fp16", stored_blocks()))
+    with pytest.raises(WeightsError, match=r"notes\.txt holds no saved state"):
+        read_state(tmp_path / "notes.txt", TINY_LLAMA, FP16)
+
+
+def test_a_missing_block_is_named_before_anything_is_read(tmp_path):
+    saved(tmp_path)
+    (item,) = tmp_path.rglob("0001-dense-1")
+    item.rename(tmp_path / "elsewhere")
+    with pytest.raises(WeightsError, match=r"step 0 of .*: 0001-dense-1 is missing"):
+        read_state(tmp_path, TINY_LLAMA, FP16)
+
+
+def test_a_changed_description_is_refused(tmp_path):
+    saved(tmp_path, positions=np.asarray([3], np.int32))
+    (path,) = tmp_path.rglob("state.json")
+    described = json.loads(path.read_text())
+    described["positions"] = [4]
+    path.write_text(json.dumps(described))
+    with pytest.raises(WeightsError, match="is damaged: its description was changed"):
+        read_state(tmp_path, TINY_LLAMA, FP16)
+    path.write_text("{")
+    with pytest.raises(WeightsError, match="is not a saved state"):
+        read_state(tmp_path, TINY_LLAMA, FP16)
+
+
+def test_any_flipped_or_lost_byte_is_an_error_or_changes_nothing(tmp_path):
+    """Every file of a block, at a few places: never other values, never another exception."""
+    folder = saved(tmp_path / "state")
+    expected = list(stored_blocks(layers=2))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and "0000-dense-0" in str(p))
+    assert files
+    n_caught = 0
+    for path in files:
+        whole = path.read_bytes()
+        places = {0, len(whole) // 3, len(whole) // 2, len(whole) - 1}
+        broken = [whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :] for at in places]
+        for content in (*broken, whole[: len(whole) // 2], b""):
+            path.write_bytes(content)
+            try:
+                _, state = read_state(folder, TINY_LLAMA, FP16)
+                for found, given in zip(state.blocks, expected, strict=True):
+                    same_bits(dict(found.stored.weights), dict(given.stored.weights))
+            except WeightsError as error:
+                n_caught += 1
+                assert "0000-dense-0 is" in str(error)
+                assert "\n" not in str(error)
+        path.write_bytes(whole)
+    assert n_caught > len(files)
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    two = np.asarray([2, 1], np.int32)
+    request = Request(batch=2, tokens=1, context=320)
+    stored = store_block(SyntheticWeights(TINY_LLAMA), "attention", 0, FP16)
+    loaded = place_block(stored, plan("attention", data=2), request)
+    cache = filled_cache(loaded, 2)
+    with pytest.raises(PlanError, match="a cache was given; it needs an attention block and pos"):
+        block_state(TINY_LLAMA, loaded, 0, cache=cache)
+    with pytest.raises(PlanError, match="321 positions were given; its cache has room for 320"):
+        block_state(TINY_LLAMA, loaded, 0, cache=cache, positions=np.asarray([1, 321], np.int32))
+    kept = block_state(TINY_LLAMA, loaded, 0, cache=cache, positions=two)
+    with pytest.raises(WeightsError, match="it has a cache, but the state has no positions"):
+        save_state(tmp_path, state_of(TINY_LLAMA, "fp16", [kept]))
+    with pytest.raises(WeightsError, match="attention block of layer 0: it is in the state twice"):
+        save_state(tmp_path, state_of(TINY_LLAMA, "fp16", [kept, kept], positions=two))
+    with pytest.raises(WeightsError, match="of another model or policy than the state"):
+        save_state(tmp_path, state_of(TINY_LLAMA, "int8", [kept], positions=two))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(PlanError, match="has 2 sequences; a batch of 3 was asked for"):
+        restored_block(kept, plan("attention", data=2), replace(request, batch=3), two)
+    with pytest.raises(PlanError, match="2 positions were given; its cache has room for 1"):
+        restored_block(kept, plan("attention", data=2), replace(request, context=1), two)
+    dense = store_block(SyntheticWeights(UNEVEN_KIMI), "dense", 0, POLICIES["mxfp4"])
+    wide = place_block(dense, plan("dense", tensor=2), DECODE, widen_once=True)
+    with pytest.raises(PlanError, match="its weights were widened when it was placed"):
+        block_state(UNEVEN_KIMI, wide, 0)
+    assert block_state(UNEVEN_KIMI, wide, 0, stored=dense).stored is dense
