@@ -5,7 +5,7 @@ blocks (used for speculation only), sparse or linear attention. A file that asks
 is refused, because a reader that skips an unknown key miscounts the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lpu_jax.errors import ConfigError
@@ -264,6 +264,16 @@ class ModelConfig:
                 f"{self.name}: sliding_layers must be ascending layers from 0 to "
                 f"{self.n_layers - 1}, got {layers}."
             )
+
+    def with_latent_form(self, form: LatentForm) -> "ModelConfig":
+        """Return the same model with its latent attention computed in another form.
+
+        Raises:
+            ConfigError: it has no latent attention, or there is no such form.
+        """
+        if not isinstance(self.attention, MlaConfig):
+            raise ConfigError(f"{self.name} has no latent attention, whose form could be {form}.")
+        return replace(self, attention=replace(self.attention, form=form))
 
     def is_moe_layer(self, layer: int) -> bool:
         """Return whether layer `layer` (from 0) holds experts rather than a dense MLP.

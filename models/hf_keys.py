@@ -75,11 +75,13 @@ class Keys:
 
     def optional_number(self, *spellings: str) -> float | None:
         """Read a number above 0, or None where the file gives none."""
-        return self.number(*spellings) if self.has(*spellings) else self._nothing(spellings)
+        self.read.update(spellings)
+        return self.number(*spellings) if self.has(*spellings) else None
 
     def optional_integer(self, *spellings: str) -> int | None:
         """Read a whole number above 0, or None where the file gives none."""
-        return self.integer(*spellings) if self.has(*spellings) else self._nothing(spellings)
+        self.read.update(spellings)
+        return self.integer(*spellings) if self.has(*spellings) else None
 
     def boolean(self, *spellings: str, default: bool | None = None) -> bool:
         """Read true or false."""
@@ -162,9 +164,6 @@ class Keys:
             if self.values[other] != first:
                 raise self.complain(other, f"{format_given(first)}, as {given[0]!r} says")
         return given[0], first
-
-    def _nothing(self, spellings: tuple[str, ...]) -> None:
-        self.read.update(spellings)
 
 
 def _equal(given: object, one: object) -> bool:

@@ -9,9 +9,9 @@ from .params import ParamSpec, model_params
 from .policy import RELEASED, policy_named
 
 #: Bits of a value of formats without scales.
-_PLAIN_BITS = {"bf16": 16, "fp16": 16, "fp32": 32}
+_PLAIN_BITS = {"bf16": 16.0, "fp16": 16.0, "fp32": 32.0}
 #: Bits of what a narrow format leaves as it was.
-_SPARED_BITS = 16
+_SPARED_BITS = 16.0
 
 
 def released_bytes(model_cfg: ModelConfig) -> float:

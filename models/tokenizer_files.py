@@ -30,17 +30,17 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     files = checkpoint.tokenizer_files
     settings = _object(files.get("tokenizer_config.json"))
     return Tokenizer(
-        _tokenizer_json(files, settings, checkpoint.config.name),
+        _tokenizer_json(files, settings, checkpoint.path),
         chat_template=_chat_template(files, settings),
     )
 
 
 def _tokenizer_json(
-    files: Mapping[str, Path], settings: Mapping[str, Any], model: str
+    files: Mapping[str, Path], settings: Mapping[str, Any], folder: Path
 ) -> TokenizerJson:
     if "tokenizer.json" not in files:
         raise WeightsError(
-            f"{model}: there is no tokenizer.json; SentencePiece and tiktoken files are not read."
+            f"{folder}: there is no tokenizer.json; SentencePiece and tiktoken files are not read."
         )
     path = files["tokenizer.json"]
     special = {

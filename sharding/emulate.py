@@ -6,11 +6,10 @@ the experts that some token chooses are made. Not here: which blocks run, the tw
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from models.weights.source import WeightSource
 
 from .axes import Request
 from .execute import program_key, run_attention, run_block, with_inputs
+from .experts import ExpertStore, made_ahead
 from .load import (
     LoadedBlock,
     StoredBlock,
@@ -38,7 +38,6 @@ from .load import (
 from .plan import Plan
 from .routing import (
     MixtureReference,
-    Routing,
     RoutingCheck,
     count_flips,
     emulated_routes,
@@ -53,8 +52,6 @@ _STORE_BYTES = 1 << 31
 _VALUES_AT_ONCE = 1 << 28
 #: Plans compiled and run side by side, and weights made meanwhile.
 _WORKERS = 2
-#: Experts that are made ahead of their use: one for each of two processor cores, and one in hand.
-_EXPERTS_AHEAD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +165,7 @@ class Step:
         layer: int,
         tiers: tuple[int, ...],
         execution: str,
-        routing: Routing = "forced",
+        routing: str = "forced",
     ) -> None:
         self.source, self.policy, self.kind, self.layer = source, policy, kind, layer
         self.cfg: ModelConfig = source.config
@@ -295,9 +292,7 @@ class Step:
     def _tokens_at_once(self, n_tokens: int) -> int:
         moe = self.cfg.moe
         assert moe is not None
-        expert_values = sum(
-            spec.n_values // moe.n_experts for spec in self._expert_specs().values()
-        )
+        expert_values = sum(spec.n_values for spec in self._expert_specs().values())
         expert_bytes = expert_values * self.policy.base_bits // 8
         return min(n_tokens, max(1, _STORE_BYTES // (moe.top_k * expert_bytes)))
 
@@ -325,15 +320,17 @@ class Step:
             keys.append(joined_key(run.routes, used[-1]))
             reference.begin(keys[-1], run.reference[part], used[-1])
         held = sorted({int(i) for ids in taken for i in ids.reshape(-1)})
-        store = _ExpertStore(max(len(held), min(moe.n_experts, size * moe.top_k)))
-        make = partial(store_expert, self.source, self.layer, policy=self.policy)
-        numbers = sorted({*held, *reference.needed})
-        for number, expert in zip(numbers, _ahead(make, numbers, workers), strict=True):
-            if number in reference.needed:
-                specs = self._expert_specs()
-                reference.add(number, {n: stored_values(expert[n], specs[n]) for n in specs})
+        store = ExpertStore(max(len(held), min(moe.n_experts, size * moe.top_k)))
+        needed = reference.needed
+        make = partial(self._make_expert, of_reference=needed)
+        numbers = sorted({*held, *needed})
+        for number, (wide_expert, its_values) in zip(
+            numbers, made_ahead(make, numbers, workers), strict=True
+        ):
+            if number in needed:
+                reference.add(number, its_values)
             if number in held:
-                store.add({n: widened(expert[n], spec) for n, spec in self._expert_specs().items()})
+                store.add(wide_expert)
         placed = replace(wide, weights={**wide.weights, **store.handed_over()}, held=tuple(held))
         outputs = self._emulate_all(runs, states, placed, workers)
         return [
@@ -348,6 +345,19 @@ class Step:
                 outputs, keys, used, flips, margins, strict=True
             )
         ]
+
+    def _make_expert(
+        self, number: int, of_reference: set[int]
+    ) -> tuple[dict[str, Any], dict[str, Float32[np.ndarray, "..."]]]:
+        """Make one expert as the store holds it, and its values if the reference needs them."""
+        stored = store_expert(self.source, self.layer, number, self.policy)
+        specs = self._expert_specs()
+        values = {
+            name: stored_values(stored[name], spec)
+            for name, spec in specs.items()
+            if number in of_reference
+        }
+        return {name: widened(stored[name], spec) for name, spec in specs.items()}, values
 
     def _expert_specs(self) -> dict[str, ParamSpec]:
         """One expert's parameters."""
@@ -368,39 +378,3 @@ class _Passed:
     used: Any  #: experts that the reference used
     flips: int
     margin: float
-
-
-class _ExpertStore:
-    """Experts one behind the other, in as many rows as ever come; the last ones may stay zero."""
-
-    def __init__(self, n_rows: int) -> None:
-        self.n_rows, self.n_filled = n_rows, 0
-        self.leaves: list[np.ndarray] = []
-        self.tree: Any = None
-
-    def add(self, expert: dict[str, Any]) -> None:
-        """Append an expert; all have the same names, shapes and formats."""
-        leaves, self.tree = jax.tree.flatten(expert)
-        if not self.leaves:
-            self.leaves = [np.zeros((self.n_rows, *leaf.shape), leaf.dtype) for leaf in leaves]
-        for rows, leaf in zip(self.leaves, leaves, strict=True):
-            rows[self.n_filled] = leaf
-        self.n_filled += 1
-
-    def handed_over(self) -> dict[str, Any]:
-        """Give the store to JAX; one copy of an array is in memory at a time."""
-        arrays = []
-        while self.leaves:
-            arrays.append(jnp.asarray(self.leaves.pop(0)))
-        store: dict[str, Any] = jax.tree.unflatten(self.tree, arrays)
-        return store
-
-
-def _ahead(make: Any, numbers: Sequence[int], workers: Executor) -> Iterator[Any]:
-    """Make things in their order by several workers, but only a few more than are asked for."""
-    waiting: Iterable[int] = iter(numbers)
-    coming = [workers.submit(make, number) for number in islice(waiting, _EXPERTS_AHEAD)]
-    while coming:
-        made = coming.pop(0).result()
-        coming += [workers.submit(make, number) for number in islice(waiting, 1)]
-        yield made

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int
 from models.params import Kind, block_params
 from models.policy import Policy
 from models.reference import reference_block
-from models.weights.source import WeightSource, Weights
+from models.weights.source import Weights, WeightSource
 from models.weights.stored import dequantised
 
 from .axes import Request, degrees, sizes

@@ -270,7 +270,7 @@ def generation_text(prompts: Sequence[str], made: Generation, plan: Plan, system
     lines = []
     for prompt, one in zip(prompts, made.continuations, strict=True):
         lines += [f"{prompt}{one.text}", ""]
-    counts = ", ".join(str(len(one.tokens)) for one in made.continuations)
+    counts = " + ".join(str(len(one.tokens)) for one in made.continuations)
     lines.append(
         f"{counts} tokens, {made.sampling}, on {plan.group_chips} virtual chips of {system.name}, "
         f"plan {plan.name}; weights {made.policy.name}, {made.policy.fidelity} numerics"
@@ -280,10 +280,10 @@ def generation_text(prompts: Sequence[str], made: Generation, plan: Plan, system
         one.argmax_agreement for one in made.continuations if one.argmax_agreement is not None
     ]
     if sqnrs:
-        worst = "" if len(sqnrs) == 1 else " or more"
+        least = "" if len(sqnrs) == 1 else "at least "
         lines.append(
-            f"logits of the first step against float32: SQNR {min(sqnrs):.1f} dB{worst}; "
-            f"the reference prefers the same token at {min(agreements):.0%} of the steps{worst}"
+            f"logits of the first step against float32: SQNR {least}{min(sqnrs):.1f} dB; the "
+            f"reference prefers the same token at {least}{min(agreements):.0%} of the steps"
         )
     decode = f", {sum(made.decode_s) / len(made.decode_s):.2f} s a token" if made.decode_s else ""
     lines.append(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 
+from lpu_jax.datapath.mem import RING_STEP
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System
 from models.blocks import block_chain, block_kinds
@@ -66,6 +67,10 @@ def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
         LpuError: heads are cut by groups that share a scale, the chip has no such operands, or the
             format stores nothing of this model otherwise than fp16 does.
     """
+    if policy.base != "fp16":
+        raise LpuError(
+            f"weights format {policy.name} is for checking only: no chip multiplies {policy.base}."
+        )
     roles = {spec.role for kind in block_kinds(cfg) for spec in block_params(cfg, kind).values()}
     if policy.roles and not roles & policy.roles:
         raise LpuError(
@@ -111,8 +116,8 @@ def check_plan(
         if shard is not None and shard.n_chips != plan.group_chips:
             parts = " x ".join(
                 f"{axis} {getattr(shard, axis)}"
-                for axis in ("expert", "tensor", "data", "replica")
-                if hasattr(shard, axis)
+                for axis in ("expert", "tensor", "data", "context", "replica")
+                if getattr(shard, axis, 1) > 1 or (hasattr(shard, axis) and axis != "context")
             )
             raise PlanError(
                 f"{name}: {parts} = {shard.n_chips} chips, but a group has "
@@ -121,6 +126,7 @@ def check_plan(
     for reason in (
         attention_reason(cfg, plan.attention.tensor),
         data_reason(plan.attention.data, request.batch),
+        context_reason(plan.attention.context, request.context),
         columns_reason(
             "mlp", cfg.d_ff, plan.mlp.tensor, granules(cfg, "dense", policy).get("mlp", 1)
         )
@@ -162,6 +168,23 @@ def data_reason(data: int, batch: int) -> Reason | None:
         "attention: data does not divide the batch",
         f"attention: data {data} does not divide the batch of {batch}.",
     )
+
+
+def context_reason(context: int, positions: int) -> Reason | None:
+    """Why positions cannot be shared out to `context` chips; None if they can."""
+    runs = most_context(positions)
+    if context <= runs:
+        return None
+    return Reason(
+        "attention: context is more ways than runs of positions",
+        f"attention: context {context} is more ways than the {runs} runs of {RING_STEP} positions "
+        f"of a context of {positions}.",
+    )
+
+
+def most_context(positions: int) -> int:
+    """Chips that can share out so many positions: each holds whole vectors of them."""
+    return -(-positions // RING_STEP)
 
 
 def columns_reason(what: str, columns: int, ways: int, piece: int) -> Reason | None:
@@ -271,11 +294,18 @@ class Search:
             # Sequences are split as far as the batch allows: a replica would hold its weights and
             # cache again.
             data = max(d for d in divisors(chips // tensor) if self.request.batch % d == 0)
-            found.append(
-                AttentionShard(
-                    tensor=tensor, data=data, replica=chips // tensor // data, split=split
+            left = chips // tensor // data
+            # What is left holds copies, or shares out the positions as far as they go.
+            most = max(n for n in divisors(left) if n <= most_context(self.request.context))
+            for context in sorted({1, most}):
+                shard = AttentionShard(
+                    tensor=tensor,
+                    data=data,
+                    context=context,
+                    replica=left // context,
+                    split=split,
                 )
-            )
+                found.append(shard)
         return found
 
     def _mlp(self, chips: int, split: Split) -> list[MlpShard]:

@@ -2,14 +2,16 @@
 
 Orbax writes a step into a temporary directory and renames it at the end, so that an interrupted
 save leaves the steps before it as they were. Items are written as they come, one in memory at a
-time. Not modelled: what the arrays mean (`saved`), several processes, steps that are written while
-others are read.
+time; SHA-256 of every file is noted, and compared before Orbax reads it. Not modelled: what the
+arrays mean (`saved`), several processes that write one step, and writers at the same time.
 
-This module imports Orbax, which is slow: import it where it is used.
+Orbax is slow to import, and so is this module: import it where it is used.
 """
 
+import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,31 +26,45 @@ from lpu_jax.errors import WeightsError
 
 #: Steps that stay; older ones are deleted once a newer one is complete.
 STEPS_KEPT = 2
-_DESCRIPTION = "state.json"
+#: Describes a step; what has none is no step.
+_CONTENTS = "contents.json"
+#: How Orbax names a directory that is being written, and we one that is being deleted.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 Item = dict[str, Shaped[np.ndarray, "..."]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a step says of itself."""
+
+    description: Any  #: plain values, as they were given
+    files: Mapping[str, Mapping[str, str]]  #: of each item: SHA-256 of every file
+
+
 class _Items(ocp.CheckpointHandler):  # type: ignore[misc]
-    """Writes a stream of items, each by Orbax's own handler of trees, then what describes them."""
+    """Writes a stream of items, each by Orbax's own handler of trees, then the contents."""
 
     def __init__(self) -> None:
         self.trees = ocp.StandardCheckpointHandler()
 
     def save(self, directory: Any, args: "_Save") -> None:
         """Write a step into the temporary directory that Orbax made."""
-        for name, item in args.items:
-            (directory / name).mkdir()
-            self.trees.save(directory / name, args=ocp.args.StandardSave(item))
-            self.trees.finalize(directory / name)
-            del item  # the next is made before this name would be bound again
-        (directory / _DESCRIPTION).write_text(json.dumps(args.describe(), indent=1))
+        files = {}
+        while (named := next(args.items, None)) is not None:
+            name, item = named
+            where = directory / name
+            where.mkdir()
+            self.trees.save(where, args=ocp.args.StandardSave(item))
+            self.trees.finalize(where)
+            files[name] = _digests(Path(where))
+            del named, item  # before the next is made
+        contents = {"description": args.describe(), "files": files}
+        text = json.dumps(contents | {"sha256": _digest_of(contents)}, indent=1)
+        (directory / _CONTENTS).write_text(text)
 
     def restore(self, directory: Any, args: "_Read") -> Any:
-        """Read one item of a step, or its description."""
-        if args.name is None:
-            described = json.loads((directory / _DESCRIPTION).read_text())
-            return described, {path.name for path in directory.iterdir() if path.is_dir()}
+        """Read one item of a step."""
         return self.trees.restore(directory / args.name)
 
     def close(self) -> None:
@@ -60,28 +76,31 @@ class _Items(ocp.CheckpointHandler):  # type: ignore[misc]
 @dataclass(kw_only=True)
 class _Save(ocp.args.CheckpointArgs):  # type: ignore[misc]
     items: Iterator[tuple[str, Item]]
-    describe: Callable[[], Mapping[str, Any]]
+    describe: Callable[[], Any]
 
 
 @ocp.args.register_with_handler(_Items, for_restore=True)
 @dataclass(kw_only=True)
 class _Read(ocp.args.CheckpointArgs):  # type: ignore[misc]
-    name: str | None
+    name: str
 
 
 def steps(folder: Path) -> list[int]:
     """List the complete steps of a folder, ascending; a folder that is absent has none."""
     if not folder.is_dir():
         return []
-    with _manager(folder) as manager:
-        return sorted(manager.all_steps())
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if path.name.isdecimal() and (path / _CONTENTS).is_file()
+    )
 
 
 def write_step(
     folder: Path,
     step: int,
     items: Iterator[tuple[str, Item]],
-    describe: Callable[[], Mapping[str, Any]],
+    describe: Callable[[], Any],
 ) -> None:
     """Write a step, then delete all but the last `STEPS_KEPT`.
 
@@ -92,83 +111,106 @@ def write_step(
         folder: made if it is absent.
         step: higher than any in the folder.
         items: name and arrays of each item, asked for one after the other.
-        describe: called after the last item; its result is written as JSON beside them.
+        describe: called after the last item; gives plain values that are written beside them.
 
     Raises:
         WeightsError: the folder cannot be written.
     """
-    is_new = not folder.exists()
+    is_new, target = not folder.exists(), folder.absolute() / str(step)
+    if target.exists():
+        raise WeightsError(f"{target} is there already and is not a saved state.")
     try:
-        with _manager(folder, create=True, cleanup_tmp_directories=True) as manager:
-            manager.save(step, args=_Save(items=items, describe=describe))
+        folder.mkdir(parents=True, exist_ok=True)
+        _delete_remains(folder)
+        with _checkpointer() as checkpointer:
+            checkpointer.save(target, args=_Save(items=items, describe=describe))
     except BaseException as error:
-        if folder.is_dir():
-            with _manager(folder, cleanup_tmp_directories=True):
-                pass
-            if is_new:
-                folder.rmdir()
+        _delete_remains(folder)
+        if is_new and folder.is_dir():
+            folder.rmdir()
         if isinstance(error, OSError):
             raise WeightsError(f"{folder} cannot be written: {error.strerror}.") from None
         raise
+    for old in steps(folder)[:-STEPS_KEPT]:
+        (folder / str(old)).rename(folder / f"{old}{_UNFINISHED}")
+    _delete_remains(folder)
 
 
-def read_item(folder: Path, step: int, name: str) -> Item:
-    """Read the arrays of one item.
+def read_contents(folder: Path, step: int) -> Contents:
+    """Read what a step says of itself.
 
     Raises:
-        WeightsError: it is missing or cannot be read.
+        WeightsError: it says nothing that can be read, it was changed, or an item is missing.
     """
     where = f"step {step} of {folder}"
     try:
-        item = _read(folder, step, name)
-    except FileNotFoundError:
-        raise WeightsError(f"{where}: {name} is missing.") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # Orbax and its stores raise many types for one broken file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(f"{where}: {name} is damaged: {reason[:200]}") from None
-    if not isinstance(item, dict) or not all(isinstance(a, np.ndarray) for a in item.values()):
-        raise WeightsError(f"{where}: {name} is damaged: it holds other things than arrays.")
+        contents = json.loads((folder / str(step) / _CONTENTS).read_text(encoding="utf-8"))
+        digest = contents.pop("sha256")
+        is_whole = digest == _digest_of(contents)
+        found = Contents(**contents)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WeightsError(f"{where}: {_CONTENTS} is not that of a saved state.") from None
+    if not is_whole:
+        raise WeightsError(f"{where}: {_CONTENTS} is damaged.")
+    for name in found.files:
+        if not (folder / str(step) / name).is_dir():
+            raise WeightsError(f"{where}: {name} is missing.")
+    return found
+
+
+def read_item(folder: Path, step: int, name: str, contents: Contents) -> Item:
+    """Read the arrays of one item.
+
+    Raises:
+        WeightsError: a file of it is missing, was changed or cannot be read.
+    """
+    where = folder / str(step) / name
+    try:
+        found = _digests(where)
+        for path in sorted(contents.files[name].keys() | found.keys()):
+            if found.get(path) != contents.files[name].get(path):
+                raise WeightsError(f"step {step} of {folder}: {name} is damaged: {path}.")
+        with _checkpointer() as checkpointer:
+            item: Item = checkpointer.restore(where.absolute().parent, args=_Read(name=name))
+    except OSError as error:
+        raise WeightsError(
+            f"step {step} of {folder}: {name} cannot be read: {error.strerror}."
+        ) from None
     return item
 
 
-def read_description(folder: Path, step: int) -> tuple[Any, set[str]]:
-    """Read what describes a step, as plain values, and the names of its items.
-
-    Raises:
-        WeightsError: there is none, or it is not JSON.
-    """
-    try:
-        described, names = _read(folder, step, None)
-    except (OSError, ValueError, KeyError, RecursionError):
-        raise WeightsError(
-            f"step {step} of {folder} is not a saved state: no readable {_DESCRIPTION}."
-        ) from None
-    return described, names
+def _delete_remains(folder: Path) -> None:
+    """Delete what an interrupted save, or an interrupted deletion, left behind."""
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if path.name.partition(".")[0].isdecimal() and _UNFINISHED in path.name:
+            shutil.rmtree(path)
 
 
-def _read(folder: Path, step: int, name: str | None) -> Any:
-    with _manager(folder) as manager:
-        return manager.restore(step, args=_Read(name=name))
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below a directory."""
+    digests = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(directory).as_posix()] = digest
+    return digests
+
+
+def _digest_of(contents: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def _manager(folder: Path, **options: Any) -> Iterator[Any]:
-    """Open a folder of steps; Orbax's own messages are kept from the user, its errors are not."""
+def _checkpointer() -> Iterator[Any]:
+    """Orbax's writer and reader; its messages are kept from the user, its errors are not."""
     messages = logging.getLogger("absl")
     level = messages.level
     messages.setLevel(logging.CRITICAL)
     try:
-        with ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                **{"create": False, **options},
-                max_to_keep=STEPS_KEPT,
-                enable_async_checkpointing=False,
-            ),
-            item_handlers=_Items(),
-        ) as manager:
-            yield manager
+        with ocp.Checkpointer(_Items()) as checkpointer:
+            yield checkpointer
     finally:
         messages.setLevel(level)

@@ -80,7 +80,7 @@ def load_progress(
     if not path.exists():
         return None
     if not path.is_file():
-        raise LpuError(f"resume file {path} is not a file.")
+        raise LpuError(f"resume file {path} must be a file.")
     try:
         content = path.read_text()
     except (OSError, UnicodeDecodeError):

@@ -107,9 +107,7 @@ class MixtureReference:
         return {int(i) for _, ids in self._inputs.values() for i in np.asarray(ids).reshape(-1)}
 
     def add(self, number: int, values: dict[str, Float32[np.ndarray, "..."]]) -> None:
-        """Add one expert's share wherever a token uses it."""
-        if number not in self.needed:
-            return
+        """Add one expert's share; it is zero for tokens that do not use it."""
         stacked = {name: value[None] for name, value in values.items()}
         module = self._module(self._alone, (number,), self.values | stacked)
         for key, (x, ids) in self._inputs.items():

@@ -6,7 +6,6 @@ them again. One block is in memory at a time. Not built: several processes that 
 reading an array's shares straight to their chips.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -102,7 +101,6 @@ class _Saving:
     def __init__(self, state: State) -> None:
         self.state = state
         self.blocks: list[dict[str, Any]] = []
-        self.hidden: dict[str, Any] | None = None
 
     def items(self) -> Iterator[tuple[str, Arrays]]:
         """Give name and arrays of one item after the other; of an earlier one nothing is kept."""
@@ -115,7 +113,6 @@ class _Saving:
             del arrays
         if self.state.hidden is not None:
             arrays = {"hidden": np.asarray(self.state.hidden)}
-            self.hidden = _notes(arrays)
             yield "hidden", arrays
 
     def _arrays(self, block: BlockState) -> Arrays:
@@ -142,14 +139,14 @@ class _Saving:
             "kind": kind,
             "layer": layer,
             "held": _plain(block.stored.held),
-            "arrays": _notes(arrays),
+            "arrays": sorted(arrays),
         }
 
     def description(self) -> dict[str, Any]:
         """What is written beside the items."""
         state = self.state
         positions = state.positions
-        described = {
+        return {
             "format": _FORMAT,
             "model": _plain(state.cfg),
             "policy": _plain(state.policy),
@@ -157,9 +154,8 @@ class _Saving:
             "positions": None if positions is None else [int(p) for p in positions],
             "versions": versions() | {"orbax-checkpoint": version("orbax-checkpoint")},
             "blocks": self.blocks,
-            "hidden": self.hidden,
+            "hidden": state.hidden is not None,
         }
-        return described | {"sha256": _digest_of(described)}
 
 
 def _parts(name: str, weight: Any) -> dict[str, Any]:
@@ -168,22 +164,6 @@ def _parts(name: str, weight: Any) -> dict[str, Any]:
         return {f"weights.{name}": weight}
     parts = {"codes": weight.codes, "scales": weight.scales, "tensor_scale": weight.tensor_scale}
     return {f"weights.{name}.{part}": a for part, a in parts.items() if a is not None}
-
-
-def _notes(arrays: Arrays) -> dict[str, Any]:
-    """Describe arrays so that they are known again."""
-    return {
-        name: {
-            "shape": list(values.shape),
-            "dtype": values.dtype.name,
-            "sha256": hashlib.sha256(_bytes(values)).hexdigest(),
-        }
-        for name, values in arrays.items()
-    }
-
-
-def _bytes(values: Shaped[np.ndarray, "..."]) -> memoryview:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _plain(value: Any) -> Any:
@@ -195,10 +175,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     return value
-
-
-def _digest_of(described: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 # --- restoring ----------------------------------------------------------------------------------
@@ -299,76 +275,58 @@ def read_state(
         raise WeightsError(
             f"{folder} has no step {step}; it has {', '.join(str(number) for number in there)}."
         )
-    described, items = orbax_steps.read_description(folder, step)
-    reading = _Reading(folder, step, described)
-    reading.check(cfg, policy, items)
-    positions = described["positions"]
-    hidden = described["hidden"]
+    contents = orbax_steps.read_contents(folder, step)
+    where, described = f"step {step} of {folder}", contents.description
+    _check(where, described, cfg, policy)
+
+    def read(name: str) -> Arrays:
+        return orbax_steps.read_item(folder, step, name, contents)
+
+    positions, plan = described["positions"], described["plan"]
     return step, State(
         cfg=cfg,
         policy=policy,
-        blocks=(reading.block(cfg, policy, noted) for noted in described["blocks"]),
-        plan=None if described["plan"] is None else plan_from_dict(described["plan"]),
+        blocks=(_block(noted, read(noted["item"]), cfg, policy) for noted in described["blocks"]),
+        plan=None if plan is None else plan_from_dict(plan, where),
         positions=None if positions is None else np.asarray(positions, np.int32),
-        hidden=None if hidden is None else reading.item("hidden", hidden)["hidden"],
+        hidden=read("hidden")["hidden"] if described["hidden"] else None,
     )
 
 
-class _Reading:
-    """One step of a folder, and what it says of itself."""
-
-    def __init__(self, folder: Path, step: int, described: Any) -> None:
-        self.folder, self.step, self.described = folder, step, described
-        self.where = f"step {step} of {folder}"
-
-    def check(self, cfg: ModelConfig, policy: Policy, items: set[str]) -> None:
-        """Refuse what is not a whole state of this model and policy."""
-        described = self.described
-        if not isinstance(described, dict) or described.get("format") != _FORMAT:
-            raise WeightsError(f"{self.where} is not a saved state of this version.")
-        noted = {key: value for key, value in described.items() if key != "sha256"}
-        if described.get("sha256") != _digest_of(noted):
-            raise WeightsError(f"{self.where} is damaged: its description was changed.")
-        for what, ours in (("model", cfg), ("policy", policy)):
-            different = _difference(described[what], _plain(ours), what)
-            if different is not None:
-                raise WeightsError(f"{self.where} was saved with another {what}: {different}.")
-        hidden = [] if described["hidden"] is None else ["hidden"]
-        for name in [*(block["item"] for block in described["blocks"]), *hidden]:
-            if name not in items:
-                raise WeightsError(f"{self.where}: {name} is missing.")
-
-    def block(self, cfg: ModelConfig, policy: Policy, noted: Mapping[str, Any]) -> BlockState:
-        """Read a block, in the formats of the policy."""
-        kind = noted["kind"]
-        held = None if noted["held"] is None else tuple(noted["held"])
-        leaves = weight_leaves(cfg, kind, policy, held)
-        expected = {p for name, leaf in leaves.items() for p in _parts(name, leaf)}
-        if expected != {name for name in noted["arrays"] if name.startswith("weights.")}:
-            made_by = self.described["versions"]["lpu_jax"]
+def _check(where: str, described: Any, cfg: ModelConfig, policy: Policy) -> None:
+    """Refuse the state of another version, model or policy."""
+    if not isinstance(described, dict) or described.get("format") != _FORMAT:
+        raise WeightsError(f"{where} is not a saved state that this version knows.")
+    for what, ours in (("model", cfg), ("policy", policy)):
+        different = _difference(described[what], _plain(ours), what)
+        if different is not None:
+            raise WeightsError(f"{where} was saved with another {what}: {different}.")
+    for noted in described["blocks"]:
+        leaves = weight_leaves(cfg, noted["kind"], policy, _held(noted))
+        known = {part for name, leaf in leaves.items() for part in _parts(name, leaf)}
+        if known != {name for name in noted["arrays"] if not name.startswith("cache.")}:
             raise WeightsError(
-                f"{self.where}: {noted['item']} has other parameters than this version knows; "
-                f"lpu_jax {made_by} saved it."
+                f"{where}: {noted['item']} has other parameters than this version; lpu_jax "
+                f"{described['versions']['lpu_jax']} saved it."
             )
-        arrays = self.item(noted["item"], noted["arrays"])
-        stored = StoredBlock(
-            cfg=cfg,
-            kind=kind,
-            policy=policy,
-            weights={name: _weight(name, leaf, arrays) for name, leaf in leaves.items()},
-            held=held,
-        )
-        cache = {name: arrays[f"cache.{name}"] for name in CACHE_NAMES if f"cache.{name}" in arrays}
-        return BlockState(layer=noted["layer"], stored=stored, cache=cache or None)
 
-    def item(self, name: str, notes: Mapping[str, Any]) -> Arrays:
-        """Read the arrays of an item and compare them with what was noted."""
-        from . import orbax_steps  # slow to import
 
-        arrays = orbax_steps.read_item(self.folder, self.step, name)
-        if _notes(arrays) != notes:
-            raise WeightsError(f"{self.where}: {name} is damaged: other values were saved.")
-        return arrays
+def _block(
+    noted: Mapping[str, Any], arrays: Arrays, cfg: ModelConfig, policy: Policy
+) -> BlockState:
+    """Put a block together, in the formats of the policy."""
+    kind, held = noted["kind"], _held(noted)
+    weights = {
+        name: _weight(name, leaf, arrays)
+        for name, leaf in weight_leaves(cfg, kind, policy, held).items()
+    }
+    stored = StoredBlock(cfg=cfg, kind=kind, policy=policy, weights=weights, held=held)
+    cache = {name: arrays[f"cache.{name}"] for name in CACHE_NAMES if f"cache.{name}" in arrays}
+    return BlockState(layer=noted["layer"], stored=stored, cache=cache or None)
+
+
+def _held(noted: Mapping[str, Any]) -> tuple[int, ...] | None:
+    return None if noted["held"] is None else tuple(noted["held"])
 
 
 def _weight(name: str, leaf: Any, arrays: Arrays) -> Any:

@@ -1,7 +1,12 @@
 """The plan for running a whole model on text: the one given, or the fastest of one stage.
 
-Stages change no value, and a model is emulated on one group of chips; so all chips form one.
+Stages change no value, and a model is emulated on one group of chips; so all chips form one. The
+fastest is that for a single short sequence: a text's bits then do not depend on what else is asked
+for, as long as it fits.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 from lpu_jax.system import System
 from models.config import ModelConfig
@@ -12,6 +17,9 @@ from .compare import compare
 from .comparison import Comparison
 from .legal import one_stage_plans
 from .plan import Plan
+
+#: Positions of the sequence for which the fastest plan is looked for: one vector of the cache.
+_CONTEXT = 320
 
 
 def text_plan(
@@ -39,17 +47,26 @@ def text_plan(
     """
     system.require_lpu("text")
     held = policy if policy.base == "fp16" else FP16
-    request = Request(batch=batch, context=context)
-    if plan is not None:
-        shares = plan.attention.data
-        request = Request(batch=-(-batch // shares) * shares, context=context)
-    plans = one_stage_plans(cfg, system, held, request) if plan is None else [plan]
-    return compare(
-        cfg,
-        system,
-        plans,
-        weights_format=held.name,
-        batch=request.batch,
-        context=context,
-        top=1,
-    )
+
+    def fastest(plans: Sequence[Plan], request: Request) -> Comparison:
+        return compare(
+            cfg,
+            system,
+            plans,
+            weights_format=held.name,
+            batch=request.batch,
+            context=request.context,
+            top=1,
+        )
+
+    alone = Request(batch=1, context=min(_CONTEXT, cfg.max_position))
+    wanted = Request(batch=batch, context=context)
+    if plan is None:
+        (row,) = fastest(one_stage_plans(cfg, system, held, alone), alone).rows
+        plan = row.plan
+        found = fastest([plan], wanted)
+        if found.rows[0].fits:
+            return found
+        return fastest(one_stage_plans(cfg, system, held, wanted), wanted)
+    shares = plan.attention.data
+    return fastest([plan], replace(wanted, batch=-(-batch // shares) * shares))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from lpu_jax.errors import PlanError
 from lpu_jax.mesh import put_on_devices
 from lpu_jax.numerics.quantized import QuantizedArray
-from models.blocks import Leaf, block_arguments, is_leaf
+from models.blocks import CACHING_KINDS, Leaf, block_arguments, is_leaf
 from models.config import GqaConfig, ModelConfig
 from models.layers.linear import Split
 from models.params import Kind, expert_params
@@ -25,8 +25,6 @@ from .axes import MESH_AXES, Request, axis_lengths, sizes
 from .load import LoadedBlock, StoredBlock, place_block
 from .plan import Plan
 
-#: The kinds of block that have a cache.
-CACHED: tuple[Kind, ...] = ("attention", "sliding")
 #: Which dimension of a cache counts positions; that of a sliding layer is a ring.
 _POSITIONS_AXIS = {"keys": -1, "values": -2}
 #: The arrays of a cache.
@@ -77,11 +75,12 @@ def block_state(
         stored = _stored(cfg, block, layer)
     if cache is None:
         return BlockState(layer=layer, stored=stored)
-    if positions is None or block.kind not in CACHED:
+    if positions is None or block.kind not in CACHING_KINDS:
         raise PlanError(
             f"{block.kind} block of layer {layer}: a cache was given; it needs an attention block "
             "and positions."
         )
+    _check_room(block, layer, positions, block.request)
     shapes = cache_leaves(
         cfg, block.kind, block.policy, replace(block.request, batch=len(positions))
     )
@@ -89,7 +88,6 @@ def block_state(
     kept = {}
     for name, leaf in shapes.items():
         by_position = np.moveaxis(np.asarray(cache[name]), _POSITIONS_AXIS[name], 1)
-        _check_room(block.kind, layer, positions, at.shape[1], by_position.shape[1])
         whole = list(leaf.shape)
         del whole[_POSITIONS_AXIS[name]]
         inside = tuple(slice(length) for length in whole[1:])
@@ -160,12 +158,13 @@ def restored_block(
     Fidelity: exact.
     """
     block = place_block(state.stored, plan, request, tiers=tiers, widen_once=widen_once)
-    if positions is not None and block.kind in CACHED:
+    if positions is not None and block.kind in CACHING_KINDS:
         if request.batch != len(positions):
             raise PlanError(
                 f"the state has {len(positions)} sequences; a batch of {request.batch} was asked "
                 "for."
             )
+        _check_room(block, state.layer, positions, request)
         arguments = list(block.arguments)
         if state.cache is not None:
             arguments[2] = _placed_cache(state, arguments[2], positions)
@@ -184,14 +183,12 @@ def _placed_cache(
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Write what a later token can see into the empty cache of a placed block."""
     assert state.cache is not None
-    kind = state.stored.kind
-    at, is_kept = _kept_positions(state.stored.cfg, kind, positions)
+    at, is_kept = _kept_positions(state.stored.cfg, state.stored.kind, positions)
     sequence, column = np.nonzero(is_kept)
     placed = {}
     for name, values in state.cache.items():
         cache = np.zeros(empty[name].shape, empty[name].dtype)
         by_position = np.moveaxis(cache, _POSITIONS_AXIS[name], 1)
-        _check_room(kind, state.layer, positions, at.shape[1], by_position.shape[1])
         kept = np.moveaxis(values, _POSITIONS_AXIS[name], 1)
         inside = tuple(slice(length) for length in kept.shape[2:])
         slot = at[sequence, column] % by_position.shape[1]
@@ -215,13 +212,13 @@ def _kept_positions(
 
 
 def _check_room(
-    kind: Kind, layer: int, positions: Int[np.ndarray, " b"], n_kept: int, room: int
+    block: LoadedBlock, layer: int, positions: Int[np.ndarray, " b"], request: Request
 ) -> None:
-    """Refuse a cache that is too short for what is kept of it."""
-    if n_kept > room or positions.min(initial=0) < 0:
+    """Refuse positions that a request does not allocate."""
+    if positions.max(initial=0) > request.context or positions.min(initial=0) < 0:
         raise PlanError(
-            f"{kind} block of layer {layer}: {positions.max()} positions were given; its cache has "
-            f"room for {room}."
+            f"{block.kind} block of layer {layer}: its cache has {request.context} positions; "
+            f"{', '.join(str(number) for number in positions)} were given."
         )
 
 

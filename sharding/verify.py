@@ -20,13 +20,14 @@ from lpu_jax.errors import PlanError
 from lpu_jax.system import System
 from models.blocks import Block, block_chain
 from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.params import Kind
 from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
-from .axes import Request, degrees
+from .axes import Request, degrees, dispatch_of
 from .emulate import CONTEXT, BlockCheck, Run, Step, finite, run_steps
 from .evaluate import evaluate
 from .legal import check_plan
@@ -226,6 +227,18 @@ def rounding_moved(
     for kind in dict.fromkeys(kinds):
         ways = degrees(plan, kind, cfg)
         n_chips = math.prod(n for axis, n in ways.items() if axis in ("tensor", "query", "expert"))
+        if dispatch_of(plan, kind) is Dispatch.ALL_TO_ALL:
+            sentences.append(
+                f"sum over experts: each of {ways['expert']} chips of the expert axis rounds its "
+                f"part of a row to {policy.base} and sends it to the row's owner, which adds them "
+                "in chip order, then the shared expert and the hidden state (all-to-all dispatch)"
+            )
+            continue
+        if kind == "attention" and ways["context"] > 1:
+            sentences.append(
+                f"softmax over the context: each of {ways['context']} chips rounds its result to "
+                f"{policy.base}; all are merged by log-sum-exp in chip order"
+            )
         if block_split(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
             continue
         order = "added in chip order"

@@ -12,18 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float32
 
-from lpu_jax.errors import PlanError
+from lpu_jax.errors import PlanError, unknown
 from lpu_jax.system import System
 from models.config import ModelConfig
-from models.policy import Policy
+from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 
-from .comparison import versions
+from .compare import compare
+from .comparison import Row, versions
 from .emulate import CONTEXT, BlockCheck, Step, finite, run_steps, sqnr_db
 from .ends import embed_tokens, run_head
 from .plan import Plan
@@ -42,7 +43,7 @@ class WholeCheck:
 
     plan: Plan
     policy: Policy
-    routing: Routing
+    routing: str  #: see `check_whole`
     token_ids: tuple[int, ...]
     layers: tuple[int, ...]
     blocks: tuple[BlockCheck, ...]
@@ -102,7 +103,7 @@ def check_whole(
     *,
     token_ids: Sequence[int],
     layers: Sequence[int] | None = None,
-    routing: Routing = "forced",
+    routing: str = "forced",
     resume: Path | None = None,
     weights_name: str = "",
     execution: str = "virtual",
@@ -141,6 +142,8 @@ def check_whole(
     system.require_lpu("check")
     cfg = source.config
     check_tokens(cfg, token_ids)
+    if routing not in get_args(Routing):
+        raise unknown("routing", routing, get_args(Routing))
     chosen = tuple(range(cfg.n_layers)) if layers is None else tuple(layers)
     check_layers(cfg, chosen)
     check_plans(plans, cfg, system, policy)
@@ -205,13 +208,13 @@ def check_whole(
             rounding_moved=rounding_moved(cfg, run.plan, tiers, kinds, policy),
             seconds=seconds(),
             peak_rss_bytes=peak_rss_bytes(),
-            **_agreement(expected, logits),
+            **agreement(expected, logits),
         )
         for run, (expected, logits) in zip(runs, made, strict=True)
     ]
 
 
-def _agreement(
+def agreement(
     expected: Float32[np.ndarray, "tokens vocab"], logits: Float32[np.ndarray, "tokens vocab"]
 ) -> dict[str, Any]:
     """Compare the logits of the reference with the emulated ones."""
@@ -226,6 +229,21 @@ def _agreement(
         "output_hash": hashlib.sha256(logits.astype("<f4").tobytes()).hexdigest(),
         "logits": logits,
     }
+
+
+def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> Row:
+    """Choose the fastest plan that fits, or else the one that lacks least; the row says which.
+
+    Raises:
+        LpuError: as `compare`.
+        PlanError: no plan is legal.
+    """
+    held = policy if policy.base == "fp16" else FP16
+    context = min(CONTEXT, cfg.max_position)
+    rows = compare(cfg, system, weights_format=held.name, context=context, top=1).rows
+    if not rows:
+        raise PlanError(f"{system.name} has no plan for {cfg.name}; give --plan.")
+    return rows[0]
 
 
 def random_tokens(cfg: ModelConfig, n_tokens: int, seed: int) -> tuple[int, ...]:

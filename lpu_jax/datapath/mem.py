@@ -110,7 +110,7 @@ def _append_meaning(cache: Array, new: Array, positions: Array, *, axis: int) ->
 
 def _append_cost(machine: Machine, request: Request) -> Work:
     """New rows are written whole; new columns are one narrow write in every row they cross."""
-    _, new, _ = request.operands
+    new = request.operands[1]
     n_vectors = _row_vectors(machine, new)
     return _access_cost(machine, n_vectors, new)
 
@@ -150,11 +150,15 @@ def _write(cache: Array, new: Array, places: Array, axis: int) -> Array:
     return jax.vmap(one)(cache, new, places)
 
 
+def _following(positions: Array, n: int) -> Array:
+    """Positions `[b, n]` of the entries that begin there."""
+    return positions[:, None] + jnp.arange(n, dtype=jnp.int32)[None, :]
+
+
 def _append_run_meaning(
     cache: Array, new: Array, positions: Array, first: Array, *, axis: int
 ) -> Array:
-    steps = jnp.arange(new.shape[axis], dtype=jnp.int32)
-    places = positions[:, None] - first + steps
+    places = _following(positions, new.shape[axis]) - first[None, :]
     # A negative place would count from the end.
     return _write(cache, new, jnp.where(places < 0, cache.shape[axis], places), axis)
 
@@ -196,7 +200,7 @@ _append_ring = primitive(
     meaning=lambda cache, new, positions, *, axis: _write(
         cache,
         new,
-        (positions[:, None] + jnp.arange(new.shape[axis], dtype=jnp.int32)) % cache.shape[axis],
+        _following(positions, new.shape[axis]) % cache.shape[axis],
         axis,
     ),
     cost=_append_cost,
@@ -326,7 +330,7 @@ _pad_rows = primitive(
 )
 
 
-def pad_rows(x: Num[Array, "m ..."], n: Any) -> Num[Array, "{n} ..."]:
+def pad_rows(x: Num[Array, "m ..."], n: Any) -> Num[Array, "padded ..."]:
     """Append zeros along the leading axis up to `n` rows: the addresses read one vector of zeros.
 
     Free (assumed). Fidelity: exact.

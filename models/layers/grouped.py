@@ -82,9 +82,7 @@ def grouped_attention(
     held = Held.of(positions, s, window=window, first=first, context=axes["context"])
     key = sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h)
     new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
-    new_values, values = held.append(
-        cache["values"], narrowed(value, policy), positions, axis=2
-    )
+    new_values, values = held.append(cache["values"], narrowed(value, policy), positions, axis=2)
 
     sinks = None
     if cfg.attention.sinks:

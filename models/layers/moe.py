@@ -20,7 +20,6 @@ from ..policy import Policy
 from .linear import (
     Split,
     add_residual,
-    as_matrix,
     linear,
     narrowed,
     operand_rows,
@@ -86,7 +85,8 @@ def _biased(
     if store is None:
         return out
     n_slots, _, width = out.shape
-    table = sxm.keep_columns(as_matrix(store, rows=0, batch=1), width).reshape(-1, width)
+    held, n_rows, n_columns = store.shape
+    table = sxm.keep_columns(store.reshape(held, n_rows * n_columns), width)
     bias = mem.lookup(table, rows, jnp.zeros((), jnp.int32))
     return vxm.add(out, bias.reshape(n_slots, 1, width))
 

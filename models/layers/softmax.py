@@ -157,4 +157,3 @@ def _merged(
     if sinks is not None:
         whole = vxm.add(whole, vxm.exp(vxm.sub(sinks, overall)))
     return vxm.div(vxm.sum_leading(vxm.mul(vxm.to_fp32(mixed), share)), whole)
-

@@ -15,10 +15,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Float32, Int
 
 from lpu_jax.errors import WeightsError
 from lpu_jax.numerics.formats import FP16, FP32
-from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4
+from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4, Scheme
 
 from .stored import Coded, Matrix, float32_values
 from .tensor import ArrayTensor, Tensor, quoted
@@ -33,8 +34,7 @@ _SCALES = (*_PLAIN, "float8_e8m0fnu")
 _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _FP8_NAN = 0x7F  #: of either sign; e4m3fn has no infinity
 _FP8_BLOCK = 128
-_INT4_BITS = 4
-_CODES_PER_WORD = 32 // _INT4_BITS
+_CODES_PER_WORD = 8
 _MXFP4_BLOCK_BYTES = 16
 
 #: Values that are checked for NaN at a time.
@@ -73,7 +73,7 @@ class StoredTensors:
             self._int4(name, shape)
         elif f"{name}_blocks" in self._tensors:
             self._mxfp4(name, shape)
-        elif self._is_fp8(name):
+        elif len(shape) == 2 and self._is_fp8(name):
             self._fp8(name, shape)
         else:
             self._plain(name, shape)
@@ -90,49 +90,51 @@ class StoredTensors:
             return self._read_fp8(name, shape)
         return _finite(self._plain(name, shape), name)
 
+    def rows(
+        self, name: str, shape: tuple[int, ...], numbers: Int[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n columns"]:
+        """Read some rows of plain numbers as float32, runs of neighbours at once."""
+        tensor = self._plain(name, shape)
+        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+        found = [_finite(tensor.rows(int(run[0]), int(run[-1]) + 1), name) for run in runs]
+        return float32_values(np.concatenate(found))
+
     def fused_matrix(self, name: str, shape: tuple[int, ...], index: int) -> Matrix:
         """Read one of the matrices `[in, out]` that lie in one tensor, as `[out, in]`."""
         if f"{name}_blocks" not in self._tensors:
-            return _finite(self._plain(name, shape).part(index), name).T
-        blocks, scales = (tensor.part(index) for tensor in self._mxfp4(name, shape))
-        packed = blocks.read().reshape(shape[2], shape[1] // 2)
-        codes = np.stack((packed & 15, packed >> 4), axis=-1).reshape(shape[2], shape[1])
-        scale_codes = scales.read().view(np.uint8)
-        coded = Coded(codes=codes, scales=scale_codes, scheme=MXFP4)
-        return _usable(coded, scales, f"{name}_scales")
+            plain: np.ndarray = _finite(self._plain(name, shape).rows(index, index + 1), name)
+            turned: np.ndarray = plain[0].T
+            return turned
+        blocks, scales = (t.rows(index, index + 1) for t in self._mxfp4(name, shape))
+        codes = _nibbles(blocks.read().reshape(shape[2], -1))
+        scale_codes = scales.read()[0].view(np.uint8)
+        _refuse_scales(scale_codes.view(ml_dtypes.float8_e8m0fnu), MXFP4, scales, f"{name}_scales")
+        return Coded(codes=codes[:, : shape[1]], scales=scale_codes, scheme=MXFP4)
 
     def fused_vector(self, name: str, shape: tuple[int, ...], index: int) -> np.ndarray:
         """Read one of the vectors that lie in one tensor, as float32."""
-        return float32_values(_finite(self._plain(name, shape).part(index), name))
+        return float32_values(_finite(self._plain(name, shape).rows(index, index + 1), name)[0])
 
     # Each of the next four finds a form's tensors and checks their shapes and types.
 
     def _plain(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        companion = next((n for n in map(name.__add__, _COMPANIONS) if n in self._tensors), None)
-        tensor = self._find(name, shape, _PLAIN)
-        if companion is not None:
-            raise WeightsError(
-                f"{tensor.where}: tensor {quoted(companion)} belongs to quantised codes, but "
-                f"{quoted(name)} is {tensor.dtype.name}."
-            )
-        return tensor
+        self._refuse_beside(name, _COMPANIONS)
+        return self._find(name, shape, _PLAIN)
 
     def _fp8(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
         """Return codes, scales and the suffix of the scales' name."""
         codes = self._find(name, shape, (_FP8.name,))
+        self._refuse_beside(name, ("_packed", "_shape"))
         if f"{name}_scale" not in self._tensors:
             blocks = tuple(-(-length // _FP8_BLOCK) for length in shape)
             return codes, self._find(f"{name}_scale_inv", blocks, _SCALES), "_scale_inv"
+        self._refuse_beside(name, ("_scale_inv",))
         given = self._tensor(f"{name}_scale").shape
         allowed = given if given in ((), (1,)) else (shape[0], 1)
         return codes, self._find(f"{name}_scale", allowed, _SCALES), "_scale"
 
     def _int4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        if name in self._tensors:
-            raise WeightsError(
-                f"{self._where}: tensor {quoted(name)} is there plain and as {quoted(name)[:-1]}"
-                "_packed'; only one may be."
-            )
+        self._refuse_beside(name, ("", "_scale_inv"), f"{name}_packed")
         rows, columns = shape
         words = -(-columns // _CODES_PER_WORD)
         packed = self._find(f"{name}_packed", (rows, words), ("int32",))
@@ -148,11 +150,7 @@ class StoredTensors:
         return packed, scales
 
     def _mxfp4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        if name in self._tensors:
-            raise WeightsError(
-                f"{self._where}: tensor {quoted(name)} is there plain and as {quoted(name)[:-1]}"
-                "_blocks'; only one may be."
-            )
+        self._refuse_beside(name, ("",), f"{name}_blocks")
         matrices, rows, columns = shape
         groups = (matrices, columns, -(-rows // 32))
         blocks = self._find(f"{name}_blocks", (*groups, _MXFP4_BLOCK_BYTES), ("uint8",))
@@ -164,11 +162,11 @@ class StoredTensors:
         if (values.view(np.uint8) & _FP8_NAN == _FP8_NAN).any():
             raise _not_finite(codes, name)
         factors = scales.read().astype(np.float32)
+        _refuse_scales(factors, FP8_BLOCK128, scales, name + suffix)
         if suffix == "_scale_inv":
-            factors = np.repeat(factors, _FP8_BLOCK, axis=0)[: shape[0]]
-        coded = Coded(codes=values, scales=factors, scheme=FP8_BLOCK128)
-        usable = _usable(coded, scales, name + suffix)
-        return usable if suffix == "_scale_inv" else values.astype(np.float32) * factors
+            of_rows = np.repeat(factors, _FP8_BLOCK, axis=0)[: shape[0]]
+            return Coded(codes=values, scales=of_rows, scheme=FP8_BLOCK128)
+        return values.astype(np.float32) * factors
 
     def _read_int4(self, name: str, shape: tuple[int, ...]) -> Matrix:
         packed, scales = self._int4(name, shape)
@@ -179,10 +177,10 @@ class StoredTensors:
                 f"{shape_tensor.where}: tensor {quoted(f'{name}_shape')} must hold {shape}, got "
                 f"{told}."
             )
-        words = packed.read().view(np.uint32)
-        shifts = np.arange(0, 32, _INT4_BITS, dtype=np.uint32)
-        codes = ((words[..., None] >> shifts) & 15).astype(np.int8) - np.int8(8)
-        codes = codes.reshape(shape[0], -1)[:, : shape[1]]
+        words = (
+            packed.read()
+        )  # the bytes of a word from its lowest bits on: files are little-endian
+        codes = _nibbles(words.view(np.uint8)).view(np.int8)[:, : shape[1]] - np.int8(8)
         factors = scales.read()
         scheme = replace(INT4_GROUP32, block_rows=shape[1] // factors.shape[1])
         as_bf16 = factors.astype(ml_dtypes.bfloat16)
@@ -191,7 +189,18 @@ class StoredTensors:
         else:
             factors = factors if factors.dtype == np.float16 else factors.astype(np.float32)
             scheme = replace(scheme, scale_format=FP16 if factors.itemsize == 2 else FP32)
-        return _usable(Coded(codes=codes, scales=factors, scheme=scheme), scales, f"{name}_scale")
+        _refuse_scales(factors, scheme, scales, f"{name}_scale")
+        return Coded(codes=codes, scales=factors, scheme=scheme)
+
+    def _refuse_beside(self, name: str, suffixes: tuple[str, ...], given: str = "") -> None:
+        """Refuse tensors that contradict the form in which a matrix is stored."""
+        for suffix in suffixes:
+            if name + suffix in self._tensors:
+                where = self._tensor(name + suffix).where
+                raise WeightsError(
+                    f"{where}: tensor {quoted(name + suffix)} does not go with "
+                    f"{quoted(given or name)}, which is stored in another form."
+                )
 
     def _is_fp8(self, name: str) -> bool:
         return name in self._tensors and self._tensor(name).dtype == _FP8
@@ -222,6 +231,11 @@ class StoredTensors:
         return tensor
 
 
+def _nibbles(stored: np.ndarray) -> np.ndarray:
+    """Take two 4-bit codes out of each byte of rows, the low half first."""
+    return np.stack((stored & 15, stored >> 4), axis=-1).reshape(len(stored), -1)
+
+
 def _finite(tensor: Tensor, name: str) -> np.ndarray:
     """Read a tensor whose values must be finite in float32."""
     values = tensor.read()
@@ -234,16 +248,12 @@ def _finite(tensor: Tensor, name: str) -> np.ndarray:
     return values
 
 
-def _usable(matrix: Coded, scales: Tensor, name: str) -> Coded:
+def _refuse_scales(factors: np.ndarray, scheme: Scheme, tensor: Tensor, name: str) -> None:
     """Refuse scales that are NaN or infinite, or make the largest code so."""
-    factors = matrix.scales
-    if matrix.scheme.has_power_of_two_scales:
-        factors = factors.view(ml_dtypes.float8_e8m0fnu)
-    largest = np.float32(matrix.scheme.format.max_value)
+    largest = np.float32(scheme.format.max_value + scheme.format.is_integer)  # -8 of int4
     with np.errstate(over="ignore", invalid="ignore"):
         if not np.isfinite(factors.astype(np.float32) * largest).all():
-            raise _not_finite(scales, name)
-    return matrix
+            raise _not_finite(tensor, name)
 
 
 def _not_finite(tensor: Tensor, name: str) -> WeightsError:

@@ -1,18 +1,19 @@
 """Read GGUF files of the llama architecture: configuration, tokenizer and weights.
 
-Weights appear under their Hugging Face names, dequantised to float32 one tensor at a time. Not
-read: other architectures, Llama 3.1's `rope_freqs` table, biases, experts; each is refused.
+Weights appear under their Hugging Face names, dequantised to float32 one tensor at a time, from
+every type that the `gguf` package decodes (Q4_0, Q4_1, Q8_0, BF16, F16, F32 among them). Not read:
+other architectures, Llama 3.1's `rope_freqs` table, biases, experts; each is refused.
 """
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from einops import rearrange
-from gguf import GGUFReader, ReaderTensor, dequantize
+from gguf import GGUFEndian, GGUFReader, ReaderField, ReaderTensor, dequantize
 
 from lpu_jax.errors import ConfigError, WeightsError
 from lpu_jax.quantities import format_given
@@ -43,14 +44,24 @@ _LAYER_NAMES = {
 }
 
 #: What the reader raises on a file that is cut short or damaged.
-_DAMAGE = (ValueError, IndexError, KeyError, OverflowError, TypeError)
+_DAMAGE = (ValueError, IndexError, KeyError, OverflowError, TypeError, RecursionError)
 
 
 class _Reader(GGUFReader):
-    """A reader that stops at the end of the file.
+    """A reader that stops at the end of the file, and names a tensor that is there twice.
 
     The library's own returns nothing beyond it and counts on, for ever if a damaged length says so.
     """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        super().__init__(path)
+
+    def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+        for name, count in Counter(field.name for field in fields).items():
+            if count > 1:
+                raise WeightsError(f"{self._path}: tensor {quoted(name)} is there {count} times.")
+        super()._build_tensors(start_offs, fields)
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, *order: Any, **options: Any) -> Any:
         values = super()._get(offset, dtype, count, *order, **options)
@@ -134,7 +145,7 @@ class _GgufTensor:
 
     @property
     def where(self) -> str:
-        return str(self.path)
+        return f"{self.path} ({self.stored.name})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -147,7 +158,8 @@ class _GgufTensor:
     def read(self) -> np.ndarray:
         kind = self.stored.tensor_type
         try:
-            values = dequantize(self.stored.data, kind).astype(np.float32, copy=False)
+            with np.errstate(all="ignore"):  # NaN and infinity are refused where values are used
+                values = dequantize(self.stored.data, kind).astype(np.float32, copy=False)
             values = values.reshape(self.shape)
         except (NotImplementedError, *_DAMAGE) as problem:
             raise WeightsError(
@@ -156,8 +168,14 @@ class _GgufTensor:
             ) from problem
         return values if self.n_heads is None else _half_split_rows(values, self.n_heads)
 
-    def part(self, index: int) -> ArrayTensor:
-        return ArrayTensor(where=self.where, array=self.read()[index])
+    def rows(self, start: int, stop: int) -> "ArrayTensor | _GgufTensor":
+        if self.n_heads is not None:
+            return ArrayTensor(where=self.where, array=self.read()[start:stop])
+        lengths = [*self.stored.shape[:-1], stop - start]  # outermost last
+        some = self.stored._replace(
+            data=self.stored.data[start:stop], shape=np.asarray(lengths, np.uint32)
+        )
+        return replace(self, stored=some)
 
 
 def _tensors(reader: GGUFReader, gqa: GqaConfig, path: Path) -> dict[str, _GgufTensor]:
@@ -203,10 +221,15 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
         reader = _Reader(path)
     except OSError as problem:
         raise WeightsError(f"{path}: cannot be read: {problem.strerror}.") from problem
+    except WeightsError:
+        raise
     except _DAMAGE as problem:
         raise WeightsError(
             f"{path}: cut short or damaged: not a whole GGUF file ({path.stat().st_size} bytes)."
         ) from problem
+    if reader.endianess != GGUFEndian.LITTLE:
+        raise WeightsError(f"{path}: must be a little-endian GGUF file, got a big-endian one.")
+    _refuse_overlaps(reader, path)
     metadata = _Metadata(reader, path)
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
@@ -231,6 +254,17 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
         tokenizer=_read_tokenizer(metadata),
         chat_template=metadata.optional_text("tokenizer.chat_template"),
     )
+
+
+def _refuse_overlaps(reader: GGUFReader, path: Path) -> None:
+    """Refuse tensors that share bytes: one of their offsets is damaged."""
+    end = 0
+    for tensor in sorted(reader.tensors, key=lambda tensor: (tensor.data_offset, tensor.n_bytes)):
+        if tensor.data_offset < end:
+            raise WeightsError(
+                f"{path}: cut short or damaged: tensor {quoted(tensor.name)} overlaps another."
+            )
+        end = tensor.data_offset + tensor.n_bytes
 
 
 def _half_split_rows(weight: np.ndarray, n_heads: int) -> np.ndarray:

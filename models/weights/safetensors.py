@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -102,21 +102,18 @@ class FileTensor:
         values: np.ndarray = stored.view(self.dtype).reshape(self.shape)
         return values
 
-    def part(self, index: int) -> "FileTensor":
-        """Return one entry of the first dimension, not read yet."""
-        length, *rest = self.shape
-        part_bytes = self.n_bytes // length
-        if part_bytes * length != self.n_bytes or not 0 <= index < length:
+    def rows(self, start: int, stop: int) -> "FileTensor":
+        """Return some entries of the first dimension, not read yet."""
+        row_bytes, rest = divmod(self.n_bytes, self.shape[0])
+        if rest or not 0 <= start <= stop <= self.shape[0]:
             raise WeightsError(
                 f"{self.path}: tensor {quoted(self.name)} of shape {self.shape} and type "
-                f"{self.dtype_name} has no part {index} of whole bytes."
+                f"{self.dtype_name} has no rows {start} to {stop} of whole bytes."
             )
-        return FileTensor(
-            path=self.path,
-            name=self.name,
-            dtype_name=self.dtype_name,
-            shape=tuple(rest),
-            first_byte=self.first_byte + index * part_bytes,
+        return replace(
+            self,
+            shape=(stop - start, *self.shape[1:]),
+            first_byte=self.first_byte + start * row_bytes,
         )
 
 

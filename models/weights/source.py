@@ -12,8 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from einops import rearrange
+from jaxtyping import Int
 
 from lpu_jax.errors import WeightsError
+from lpu_jax.quantities import format_given
 
 from ..config import GqaConfig, MlaConfig, ModelConfig
 from ..params import ParamSpec, block_params, expert_params
@@ -153,6 +155,25 @@ class HfTensors:
             case _:
                 norm = self._vector(f"{self._names.final_norm}.weight")
                 return {"norm": norm, "out": self._head()}
+
+    def of_tokens(self, kind: str, tokens: Int[np.ndarray, " n"]) -> Weights:
+        """Return "embed" with the table's rows, or "head" with the columns, of these tokens alone.
+
+        Raises:
+            WeightsError: if the model has no such tokens, or as in `block`.
+        """
+        if not tokens.size or tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise WeightsError(
+                f"{self.config.name}: tokens must be from 0 to {self.config.vocab_size - 1}, got "
+                f"{format_given(tokens.tolist())}."
+            )
+        is_table = kind == "embed" or self.config.tie_embeddings
+        name = f"{self._names.embedding if is_table else self._names.head}.weight"
+        rows = self._stored.rows(name, self._shapes[name], tokens)
+        if kind == "embed":
+            return {"table": rows}
+        norm = self._vector(f"{self._names.final_norm}.weight")
+        return {"norm": norm, "out": np.ascontiguousarray(rows.T)}
 
     def expert(self, layer: int, expert_id: int) -> Weights:
         """Return one routed expert; see `WeightSource.expert`.

@@ -162,7 +162,7 @@ def dequantised(weight: Weight) -> np.ndarray:
         return weight
     codes, scales = np.asarray(weight.codes), np.asarray(weight.scales)
     lengths = enumerate(zip(codes.shape, scales.shape, strict=True))
-    axis = next((axis for axis, (values, groups) in lengths if values != groups), -1)
+    axis = next((axis for axis, (values, groups) in lengths if values != groups), 0)
     return _values(codes, scales, weight.scheme, axis)
 
 
@@ -172,13 +172,14 @@ def _values(codes: np.ndarray, scales: np.ndarray, scheme: Scheme, axis: int) ->
         codes = codes.view(ml_dtypes.float4_e2m1fn)
     if scheme.has_power_of_two_scales:
         scales = scales.view(ml_dtypes.float8_e8m0fnu)
-    values = codes.astype(np.float32)
-    factors = scales.astype(np.float32)
-    length = codes.shape[axis]
-    if factors.shape[axis] != length:
-        factors = np.repeat(factors, scheme.row_granule, axis=axis)
-        factors = np.moveaxis(np.moveaxis(factors, axis, 0)[:length], 0, axis)
-    values *= factors
+    # Taking values out of a table is much faster than converting 8-bit floating point numbers.
+    of_code = np.arange(256, dtype=np.uint8).view(codes.dtype).astype(np.float32)
+    values: np.ndarray = of_code[codes.view(np.uint8)]
+    factors = np.moveaxis(scales.astype(np.float32), axis, 0)
+    rows = np.moveaxis(values, axis, 0)
+    block = 1 if len(factors) == len(rows) else scheme.row_granule
+    for number, factor in enumerate(factors):
+        rows[number * block : (number + 1) * block] *= factor
     return values
 
 

@@ -34,8 +34,8 @@ class Tensor(Protocol):
     def read(self) -> np.ndarray:
         """Return the values; each call reads them again."""
 
-    def part(self, index: int) -> "Tensor":
-        """Return one entry of the first dimension, not read yet."""
+    def rows(self, start: int, stop: int) -> "Tensor":
+        """Return some entries of the first dimension, not read yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,9 @@ class ArrayTensor:
         """Return the array itself."""
         return self.array
 
-    def part(self, index: int) -> "ArrayTensor":
-        """Return one entry of the first dimension."""
-        return ArrayTensor(where=self.where, array=np.asarray(self.array[index]))
+    def rows(self, start: int, stop: int) -> "ArrayTensor":
+        """Return some entries of the first dimension."""
+        return ArrayTensor(where=self.where, array=self.array[start:stop])
 
 
 def quoted(name: str) -> str:

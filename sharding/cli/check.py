@@ -1,44 +1,155 @@
-"""`lpu check`: plans run on virtual chips against a float32 reference."""
+"""`lpu check`: plans run on virtual chips against a float32 reference.
 
+Blocks of each kind on random states, or a whole forward pass from tokens to logits.
+"""
+
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lpu_jax.errors import LpuError
+from lpu_jax.system import System
 from lpu_jax.system import system as named_system
-from models.policy import policy_named
-from models.zoo import model as named_model
+from models.policy import Policy, policy_named
 
 from .. import certify
 from ..plan import Plan, read_plan
-from .common import NO, Format, Json, ModelName, SystemName, emit, watched
+from .common import NO, Format, Json, Mla, SystemName, emit, watched, watched_steps
+
+if TYPE_CHECKING:
+    from models.weights.source import WeightSource
 
 
 def check(
-    model: ModelName,
-    system: SystemName,
+    model: Annotated[
+        str, typer.Argument(help="Zoo name, path of a config.json, or of a checkpoint.")
+    ],
+    system: SystemName = "lpx-9",
     plan: Annotated[
         list[Path] | None,
         typer.Option(
-            "--plan", help="Plan as TOML or JSON; repeat to compare. Default: three plans."
+            "--plan",
+            help="Plan as TOML or JSON; repeat to compare. Default: three plans, and with "
+            "--layers the fastest that fits.",
         ),
     ] = None,
     weights_format: Format = "fp16",
-    tokens: Annotated[int, typer.Option(min=1, max=64, help="Tokens to decode.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic weights.")] = 0,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            help="synthetic, or path of a checkpoint. Default: those of MODEL if it has some, else "
+            "synthetic.",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            help="Tokens to logits through these layers: all, N (the first N), A-B, or a list. "
+            "Left out: one layer of a kind, random hidden states.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens to decode. Default: 2, and with --layers 1."),
+    ] = None,
+    token_ids: Annotated[
+        str | None,
+        typer.Option("--token-ids", help="With --layers: these tokens, as numbers with commas."),
+    ] = None,
+    fidelity: Annotated[
+        str | None,
+        typer.Option("--fidelity", help="faithful (default), or fast: plain fp32 products."),
+    ] = None,
+    routing: Annotated[
+        str,
+        typer.Option(
+            "--routing",
+            help="With --layers: forced (the reference follows the emulated router), or free.",
+        ),
+    ] = "forced",
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", help="With --layers: file of the state, to go on from."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of synthetic weights, and of tokens or states.")
+    ] = 0,
+    mla: Mla = None,
     as_json: Json = None,
 ) -> None:
-    """Run plans on virtual chips, full width, one layer of a kind, against a float32 reference."""
+    """Run plans on virtual chips against float32: one layer of a kind, or tokens to logits."""
+    # These read weights and need JAX's compiler; the other commands start without them.
+    from .. import whole, whole_report
+    from ..inputs import layers_named, open_model, token_ids_named
+
+    opened = open_model(model, weights, seed, mla)
+    machine, cfg = named_system(system), opened.config
+    policy = policy_named(weights_format, cfg)
+    if fidelity is not None:
+        policy = replace(policy, fidelity=fidelity)  # type: ignore[arg-type]  # checked there
+    plans = [read_plan(path) for path in plan or ()]
+    if layers is None:
+        if token_ids is not None or resume is not None or routing != "forced":
+            raise LpuError("--token-ids, --resume and --routing free need --layers.")
+        _check_blocks(opened.source, machine, plans, policy, tokens or 2, seed, as_json)
+        return
+    chosen = layers_named(layers, cfg)
+    ids = (
+        whole.random_tokens(cfg, tokens or 1, seed)
+        if token_ids is None
+        else token_ids_named(token_ids)
+    )
+    if tokens is not None and tokens != len(ids):
+        raise LpuError(f"--tokens {tokens} and {len(ids)} --token-ids were given; give one.")
+    whole.check_tokens(cfg, ids)
+    note = ""
+    if not plans:
+        fastest = whole.fastest_plan(cfg, machine, policy)
+        plans, note = [fastest.plan], fastest.reason or ""
+    results = watched_steps(
+        lambda say: whole.check_whole(
+            opened.source,
+            machine,
+            plans,
+            policy,
+            token_ids=ids,
+            layers=chosen,
+            routing=routing,
+            resume=resume,
+            weights_name=opened.weights_name,
+            progress=say,
+        )
+    )
+    emit(
+        as_json,
+        lambda: whole_report.whole_dict(cfg, machine, policy, results, note),
+        lambda: whole_report.whole_text(cfg, machine, policy, results, note),
+    )
+    if not certify.as_promised(results):
+        raise typer.Exit(NO)
+
+
+def _check_blocks(
+    source: "WeightSource",
+    machine: System,
+    plans: list[Plan],
+    policy: Policy,
+    n_tokens: int,
+    seed: int,
+    as_json: str | None,
+) -> None:
+    """Run one layer of a kind from random hidden states."""
     from .. import verify  # needs JAX's compiler; the other commands start without it
 
-    cfg, machine = named_model(model), named_system(system)
-    policy = policy_named(weights_format, cfg)
-    plans: list[Plan] = (
-        [read_plan(path) for path in plan] if plan else certify.default_plans(cfg, machine, policy)
-    )
+    cfg = source.config
+    plans = plans or certify.default_plans(cfg, machine, policy)
     results = watched(
         lambda say: verify.compare_plans(
-            cfg, machine, plans, policy, tokens=tokens, seed=seed, progress=say
+            cfg, machine, plans, policy, source, tokens=n_tokens, seed=seed, progress=say
         )
     )
     emit(

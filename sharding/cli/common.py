@@ -11,9 +11,19 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from lpu_jax.errors import LpuError
+from models.config import LatentForm, ModelConfig
 from models.policy import POLICIES, RELEASED
+from models.zoo import model
 
 from ..compare import compare
 from ..comparison import Comparison
@@ -40,6 +50,14 @@ Format = Annotated[
         help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships).",
     ),
 ]
+Mla = Annotated[
+    LatentForm | None,
+    typer.Option(
+        "--mla",
+        help="Latent attention over one cached latent per token (absorbed, the default), or over "
+        "keys and values of every head (expanded).",
+    ),
+]
 Batch = Annotated[int, typer.Option(help="Sequences per micro-batch.")]
 Context = Annotated[int, typer.Option(help="Allocated positions per sequence.")]
 DraftTokens = Annotated[
@@ -50,10 +68,18 @@ Acceptance = Annotated[
 ]
 
 
-def compare_one(model: str, system: str, plan: Path | None, **request: Any) -> Comparison:
+def model_in_form(name: str, mla: LatentForm | None) -> ModelConfig:
+    """Find a model, its latent attention in the form that was asked for."""
+    found = model(name)
+    return found if mla is None else found.with_latent_form(mla)
+
+
+def compare_one(
+    name: str, system: str, plan: Path | None, mla: LatentForm | None = None, **request: Any
+) -> Comparison:
     """Compare a single plan: that of a file, or the fastest that fits (else the nearest)."""
     plans = None if plan is None else [read_plan(plan)]
-    return compare(model, system, plans, top=1, **request)
+    return compare(model_in_form(name, mla), system, plans, top=1, **request)
 
 
 def check_apart(as_json: str | None, other: Path | None, option: str) -> None:
@@ -83,3 +109,27 @@ def watched(work: Callable[[Callable[[str], None]], Result]) -> Result:
         return work(lambda _: None)
     with console.status("starting") as status:
         return work(status.update)
+
+
+def watched_steps(work: Callable[[Callable[[int, int, str], None]], Result]) -> Result:
+    """Do long work in steps, with a bar and an estimate on standard error if that is a terminal.
+
+    The work says how many steps are done, how many there are, and what is being done.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return work(lambda *_: None)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=None)
+        return work(
+            lambda done, total, what: bar.update(
+                task, completed=done, total=total, description=what
+            )
+        )

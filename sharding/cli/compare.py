@@ -15,9 +15,11 @@ from .common import (
     DraftTokens,
     Format,
     Json,
+    Mla,
     ModelName,
     SystemName,
     emit,
+    model_in_form,
     watched,
 )
 
@@ -41,6 +43,7 @@ def compare(
     ] = None,
     draft_tokens: DraftTokens = None,
     acceptance: Acceptance = None,
+    mla: Mla = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
     objective: Annotated[
         Objective,
@@ -64,7 +67,7 @@ def compare(
 ) -> None:
     """Search legal plans; rank them by time, with memory fit and, with --check, numerical error."""
     found = comparing.compare(
-        model,
+        model_in_form(model, mla),
         system,
         weights_format=weights_format,
         batch=batch,

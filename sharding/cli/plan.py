@@ -19,6 +19,7 @@ from .common import (
     DraftTokens,
     Format,
     Json,
+    Mla,
     ModelName,
     PlanFile,
     SystemName,
@@ -37,6 +38,7 @@ def plan(
     context: Context = 4096,
     draft_tokens: DraftTokens = None,
     acceptance: Acceptance = None,
+    mla: Mla = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw timelines and link loads into FILE: .png, .svg or .pdf."),
@@ -50,6 +52,7 @@ def plan(
         model,
         system,
         plan,
+        mla,
         weights_format=weights_format,
         batch=batch,
         context=context,

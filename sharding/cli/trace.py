@@ -17,6 +17,7 @@ from .common import (
     DraftTokens,
     Format,
     Json,
+    Mla,
     ModelName,
     PlanFile,
     SystemName,
@@ -36,6 +37,7 @@ def trace(
     context: Context = 4096,
     draft_tokens: DraftTokens = None,
     acceptance: Acceptance = None,
+    mla: Mla = None,
     as_json: Json = None,
 ) -> None:
     """Write one step through a plan as a trace: stages, units, links and memory over time."""
@@ -46,6 +48,7 @@ def trace(
         model,
         system,
         plan,
+        mla,
         weights_format=weights_format,
         batch=batch,
         context=context,

@@ -17,6 +17,7 @@ from lpu_jax.system import system
 from models import zoo
 from models.blocks import Kind, block_arguments, block_kinds, block_program
 from models.config import GqaConfig, ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import CHIP_POLICIES, POLICIES
 from sharding import axes
@@ -60,6 +61,7 @@ class Case:
     request: Request
     slots: int
     system: str
+    dispatch: Dispatch = Dispatch.REPLICATED
 
     @property
     def sizes(self) -> Any:
@@ -96,14 +98,17 @@ def machine_of(case: Case) -> PlacedMachine:
 
 
 def symbolic_timing(case: Case) -> Timing:
-    traced = trace_block(case.cfg, case.kind, POLICIES[case.policy], case.split, "auto")
+    policy = POLICIES[case.policy]
+    traced = trace_block(case.cfg, case.kind, policy, case.split, "auto", dispatch=case.dispatch)
     values = symbol_values(case.sizes, case.ways, case.slots)
     return schedule(traced.program, machine_of(case), values)
 
 
 def concrete_timing(case: Case) -> Timing:
     sizes = case.sizes
-    arguments = block_arguments(case.cfg, case.kind, POLICIES[case.policy], case.split, sizes)
+    arguments = block_arguments(
+        case.cfg, case.kind, POLICIES[case.policy], case.split, sizes, case.dispatch
+    )
     program = block_program(
         case.cfg,
         case.kind,
@@ -111,6 +116,7 @@ def concrete_timing(case: Case) -> Timing:
         case.split,
         n_local=sizes.local.get("experts"),
         n_slots=case.slots,
+        dispatch=case.dispatch,
     )
     jaxpr = mesh.trace(
         program,
@@ -127,10 +133,20 @@ def concrete_timing(case: Case) -> Timing:
 )
 def test_symbolic_and_concrete_traces_give_the_same_cycles(name: str, kind: Kind) -> None:
     for case in random_cases(0, MODELS[name], kind, PLANS_PER_KIND):
-        symbolic, concrete = symbolic_timing(case), concrete_timing(case)
-        for field in ("cycles", "lower_cycles", "upper_cycles", "busy_cycles"):
-            assert getattr(symbolic, field) == getattr(concrete, field), (field, case)
-        assert symbolic.lower_cycles <= symbolic.cycles <= symbolic.upper_cycles, case
+        check_equal_cycles(case)
+
+
+def test_an_exchange_of_rows_is_timed_alike() -> None:
+    for case in random_cases(0, TINY_KIMI, "moe", PLANS_PER_KIND):
+        exchange = {"split": Split.ROW, "dispatch": Dispatch.ALL_TO_ALL}
+        check_equal_cycles(dataclasses.replace(case, **exchange))
+
+
+def check_equal_cycles(case: Case) -> None:
+    symbolic, concrete = symbolic_timing(case), concrete_timing(case)
+    for field in ("cycles", "lower_cycles", "upper_cycles", "busy_cycles"):
+        assert getattr(symbolic, field) == getattr(concrete, field), (field, case)
+    assert symbolic.lower_cycles <= symbolic.cycles <= symbolic.upper_cycles, case
 
 
 def test_many_plans_at_once_are_timed_as_one_by_one() -> None:

@@ -134,6 +134,11 @@ def test_keys_about_the_whole_of_a_multimodal_file_count():
         from_hf(outer | {"model_type": "deep_vision"})
 
 
+def test_rotated_pairs_are_neighbours_in_deepseek_and_kimi_only():
+    interleaved = {path.stem for path in CONFIGS.glob("*.json") if from_hf(path).rope.interleaved}
+    assert interleaved == {"deepseek-v3", "kimi-k2-instruct", "kimi-k2.5"}
+
+
 def test_layer_kinds_and_cache_bytes():
     model_cfg = from_hf(CONFIGS / "deepseek-v3.json")
     assert [model_cfg.is_moe_layer(layer) for layer in (0, 2, 3, 60)] == [False, False, True, True]
@@ -223,6 +228,7 @@ MISTAKES = [
     ("deepseek-v3", {"first_k_dense_replace": 62}, "from 0 to 61; got 62"),
     ("deepseek-v3", {"num_experts": 8}, "'num_experts' must be 256, as 'n_routed_experts' says"),
     ("qwen3-235b-a22b", {"decoder_sparse_step": 2}, "'decoder_sparse_step' must be 1"),
+    ("qwen3-235b-a22b", {"decoder_sparse_step": True}, "'decoder_sparse_step' must be 1"),
     ("qwen3-235b-a22b", {"mlp_only_layers": [3]}, "'mlp_only_layers' must be the first layers"),
     ("qwen3-235b-a22b", {"mlp_only_layers": [-1]}, "must be a list of whole numbers from 0"),
     ("qwen3-235b-a22b", {"norm_topk_prob": None}, "'norm_topk_prob' must be true or false"),

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -13,6 +14,7 @@ from lpu_jax.errors import WeightsError
 from models import zoo
 from models.hf_config import from_hf
 from models.tokenizer import Tokenizer, TokenizerData
+from models.weights.checkpoint import open_checkpoint
 from models.weights.fetch import GGUF_NAME, FetchError, _extract, fetch
 from models.weights.gguf import load_gguf
 from models.weights.source import from_hf_tensors
@@ -39,6 +41,9 @@ PARTS = {
 }
 
 
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+
 def gguf_name(name: str) -> str:
     if name == "model.embed_tokens.weight":
         return "token_embd.weight"
@@ -56,11 +61,18 @@ def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, architecture: str = "llama", leave_out: str = "", format_name: str = "Q8_0", **extra
+    path: Path,
+    architecture: str = "llama",
+    leave_out: str = "",
+    format_name: str = "Q8_0",
+    big_endian: bool = False,
+    **extra,
 ) -> Path:
     """Write the tiny checkpoint as GGUF, its matrices in `format_name` where 32 divides a row."""
     storage = gguf.GGMLQuantizationType[format_name]
-    writer = gguf.GGUFWriter(path, architecture)
+    endian = gguf.GGUFEndian.BIG if big_endian else gguf.GGUFEndian.LITTLE
+    writer = gguf.GGUFWriter(path, architecture, endianess=endian)
+    writer.add_chat_template(CHAT_TEMPLATE)
     writer.add_block_count(CONFIG.n_layers)
     writer.add_context_length(CONFIG.max_position)
     writer.add_embedding_length(CONFIG.d_model)
@@ -148,6 +160,101 @@ def test_q4_1_is_decoded_by_its_definition(tmp_path):
     np.testing.assert_array_equal(gate_up[:, 1], expected.T)
 
 
+@pytest.mark.parametrize("format_name", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0"])
+def test_every_type_keeps_the_values_its_definition_allows(tmp_path, format_name):
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = TENSORS[name]
+    loaded = load_gguf(write_gguf(tmp_path / "typed.gguf", format_name=format_name))
+    found = loaded.weights.block("dense", 0)["gate_up"][:, 1].T
+    match format_name:
+        case "F32":
+            expected = values
+        case "F16" | "BF16":
+            narrow = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}[format_name]
+            expected = values.astype(narrow).astype(np.float32)
+        case "Q4_0":
+            expected = q4_0(values)
+        case "Q8_0":
+            expected = q8(values)
+        case _:  # half a step, 1/15 of a block's range, and half as much for its float16 numbers
+            spread = np.ptp(values.reshape(-1, 32), axis=1).max()
+            np.testing.assert_allclose(found, values, rtol=0, atol=0.75 * spread / 15)
+            return
+    np.testing.assert_array_equal(found, expected)
+
+
+def q4_0(values: np.ndarray) -> np.ndarray:
+    """Round rows to Q4_0 and back: the number of largest magnitude is -8 times a float16 scale."""
+    blocks = values.reshape(-1, 32).astype(np.float32)
+    at = np.abs(blocks).argmax(1)[:, None]
+    scale = np.take_along_axis(blocks, at, 1) / np.float32(-8)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    codes = np.clip(np.trunc(blocks * inverse + np.float32(8.5)), 0, 15) - 8
+    return (codes * scale.astype(np.float16).astype(np.float32)).reshape(values.shape)
+
+
+def test_the_chat_template_is_passed_on(tiny):
+    assert load_gguf(tiny).chat_template == CHAT_TEMPLATE
+    checkpoint = open_checkpoint(tiny)
+    assert checkpoint.chat_template == CHAT_TEMPLATE
+    assert checkpoint.tokenizer_data is not None
+    assert len(checkpoint.tokenizer_data.tokens) == CONFIG.vocab_size
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tiny):
+    found = open_checkpoint(tiny.parent).weights.block("embed")["table"]
+    np.testing.assert_array_equal(found, open_checkpoint(tiny).weights.block("embed")["table"])
+    write_gguf(tiny.parent / "second.gguf")
+    with pytest.raises(WeightsError, match="holds 2 GGUF files; give the path of one, such as"):
+        open_checkpoint(tiny.parent)
+
+
+def test_rows_of_the_table_are_decoded_alone(tiny):
+    weights = load_gguf(tiny).weights
+    tokens = np.array([3, 4, 60])
+    table = weights.of_tokens("embed", tokens)["table"]
+    np.testing.assert_array_equal(table, weights.block("embed")["table"][tokens], strict=True)
+
+
+def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
+    path = write_gguf(tmp_path / "big.gguf", format_name="F32", big_endian=True)
+    with pytest.raises(WeightsError, match=r"big\.gguf: must be a little-endian GGUF file"):
+        load_gguf(path)
+
+
+def test_a_tensor_that_is_there_twice_is_named(tiny):
+    whole = tiny.read_bytes()
+    name, twin = b"blk.0.attn_q.weight", b"blk.0.attn_k.weight"  # equally long: nothing moves
+    assert whole.count(name) == whole.count(twin) == 1
+    tiny.write_bytes(whole.replace(name, twin))
+    with pytest.raises(WeightsError, match=r"tensor 'blk\.0\.attn_k\.weight' is there 2 times"):
+        load_gguf(tiny)
+
+
+def test_tensors_that_share_bytes_are_refused(tiny):
+    whole = bytearray(tiny.read_bytes())
+    info = whole.index(b"blk.0.ffn_norm.weight") + len(b"blk.0.ffn_norm.weight")
+    at = info + 4 + 8 + 4  # one dimension, its length, the type; then the offset
+    assert int.from_bytes(whole[at : at + 8], "little") > 0
+    whole[at : at + 8] = bytes(8)
+    tiny.write_bytes(whole)
+    with pytest.raises(WeightsError, match=r"tensor '.*' overlaps another"):
+        load_gguf(tiny)
+
+
+def test_weights_of_nan_are_refused_by_name(tiny):
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tiny).tensors}
+    whole = bytearray(tiny.read_bytes())
+    at = int(tensors["blk.0.ffn_down.weight"].data_offset)
+    kind = tensors["blk.0.ffn_down.weight"].tensor_type.name
+    nan = np.array(np.nan, {"F32": np.float32, "Q8_0": np.float16}[kind]).tobytes()
+    whole[at : at + len(nan)] = nan
+    tiny.write_bytes(whole)
+    weights = load_gguf(tiny).weights
+    with pytest.raises(WeightsError, match=r"tiny\.gguf \(blk\.0\.ffn_down\.weight\): .* NaN"):
+        weights.block("dense", 0)
+
+
 def test_other_architectures_are_refused(tmp_path):
     path = write_gguf(tmp_path / "bert.gguf", architecture="bert")
     with pytest.raises(WeightsError, match=r"bert\.gguf: architecture must be llama, got 'bert'"):
@@ -208,7 +315,9 @@ def test_unknown_tokenizers_are_refused():
     data = TokenizerData(
         model="llama", pre_tokenizer="default", tokens=(), token_types=(), merges=()
     )
-    with pytest.raises(WeightsError, match="must be gpt2 with the smollm or .*, got llama with default"):
+    with pytest.raises(
+        WeightsError, match=r"must be gpt2 with the smollm or .*, got llama with default"
+    ):
         Tokenizer(data)
 
 

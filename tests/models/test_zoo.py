@@ -1,31 +1,63 @@
-"""Named models equal the published configuration files.
-
-`data/configs` holds them unedited, as shipped in the PyPI package aiconfigurator-core 0.12.0
-(NVIDIA, Apache-2.0); llama-2-70b, whose original is gated, is assembled from derived checkpoints.
-"""
+"""Named models: each has a file, a source and a status, and files are read only when asked for."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lpu_jax.errors import ConfigError, UnknownNameError
 from models.hf_config import from_hf
-from models.zoo import SOURCES, model, named_models
+from models.zoo import NAMED, SOURCES, model, named_models
 
-CONFIGS = Path(__file__).parent / "data" / "configs"
-FILES = {name: name for name in named_models() if name != "smollm2-135m"}
-FILES["kimi-k2"] = "kimi-k2-instruct"
+CONFIGS = Path(__file__).parents[2] / "models" / "configs"
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_named_model_equals_its_published_file(name):
-    published = from_hf(CONFIGS / f"{FILES[name]}.json")
-    assert dataclasses.replace(published, name=name) == model(name)
+def test_every_file_has_a_name_and_every_name_a_file():
+    assert {path.name for path in CONFIGS.iterdir()} == {entry.file for entry in NAMED.values()}
+    assert list(SOURCES) == list(named_models()) == list(NAMED)
 
 
-def test_every_named_model_has_a_source():
-    assert SOURCES.keys() == named_models().keys()
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_a_named_model_is_its_file_but_for_what_is_said(name):
+    """Only what `changes` names, and the name, may differ from the file."""
+    read = dataclasses.asdict(from_hf(CONFIGS / NAMED[name].file))
+    named = dataclasses.asdict(model(name))
+    different = {key for key in read if read[key] != named[key]} - {"name"}
+    fields = {"max_position_embeddings": "max_position", "eos_token_id": "eos_token_ids"}
+    assert named["name"] == name
+    assert different == {fields[key] for key in NAMED[name].changes}
+
+
+def test_what_is_inferred_is_called_assumed():
+    assumed = {name for name, entry in NAMED.items() if entry.status == "assumed"}
+    assert assumed == {"kimi-k2-thinking", "ling-1t"}
+    assert all("assumed" in SOURCES[name] for name in assumed)
+
+
+def test_positions_of_the_two_releases_of_glm_differ():
+    assert (model("glm-4.5").max_position, model("glm-4.6").max_position) == (131072, 202752)
+
+
+def test_files_are_read_when_their_model_is_asked_for():
+    """Listing names must not cost the reading of all files: a command needs one of them."""
+    script = """
+import json, pathlib
+opened, read_text = [], pathlib.Path.read_text
+
+def watched(self, *given, **named):
+    opened.append(self.name)
+    return read_text(self, *given, **named)
+
+pathlib.Path.read_text = watched
+from models import zoo
+zoo.model("kimi-k2"), zoo.model("Kimi-K2")
+print(json.dumps([name for name in opened if name.endswith(".json")]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert json.loads(done.stdout) == ["kimi-k2-instruct.json"]
 
 
 def test_a_path_is_read_and_names_the_model():

@@ -43,8 +43,10 @@ SLIDING = replace(
     sliding_layers=(0,),
 )
 DECODE = Request(batch=1, tokens=1, context=320)
-_MORE_POLICIES = ("fp8", "int8", "int4", "mxfp4")
+_SLOW = pytest.mark.slow
+_ALL = ("embed", "attention", "dense", "moe", "head")
 FP16 = POLICIES["fp16"]
+STORED = store_block(SyntheticWeights(TINY_LLAMA), "attention", 0, FP16)
 
 
 def plans():
@@ -81,22 +83,29 @@ def state_of(cfg, policy, blocks, **rest):
 def stored_blocks(cfg=TINY_LLAMA, policy="fp16", layers=1):
     """Blocks of a model, made as they are asked for."""
     source = SyntheticWeights(cfg)
-    for layer in range(layers):
-        stored = store_block(source, "dense", 0, POLICIES[policy])
-        yield BlockState(layer=layer, stored=stored)
+    for layer in range(layers):  # nothing of a block is kept here
+        yield BlockState(layer=layer, stored=store_block(source, "dense", 0, POLICIES[policy]))
 
 
 # --- bits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "policy",
-    ["fp16", "nvfp4", *(pytest.param(p, marks=pytest.mark.slow) for p in _MORE_POLICIES)],
+    ("policy", "kinds"),
+    [
+        ("fp16", _ALL),
+        ("nvfp4", ("dense",)),
+        *(
+            pytest.param(p, _ALL, marks=pytest.mark.slow)
+            for p in ("int8", "int4", "mxfp4", "nvfp4")
+        ),
+        # groups of 128 rows do not fit heads of 32
+        pytest.param("fp8", ("embed", "dense", "moe", "head"), marks=pytest.mark.slow),
+    ],
 )
-def test_every_format_restores_under_another_plan_as_if_placed_there(policy, tmp_path):
-    """Bitwise, padding included: codes, scales and scales of matrices; 23 experts, 4 ways then 3."""
-    # groups of 128 rows do not fit its heads of 32
-    chain = [b for b in block_chain(UNEVEN_KIMI) if policy != "fp8" or b.kind != "attention"]
+def test_every_format_restores_under_another_plan_as_if_placed_there(policy, kinds, tmp_path):
+    """Bitwise, padding included: codes and all scales; 23 experts split 4 ways, then 3."""
+    chain = [b for b in block_chain(UNEVEN_KIMI) if b.kind in kinds]
     first, second = plans()
     source, formats = SyntheticWeights(UNEVEN_KIMI), POLICIES[policy]
     stored = {b: store_block(source, b.kind, b.layer, formats) for b in chain}
@@ -145,8 +154,8 @@ def test_every_bit_pattern_of_every_type_survives(tmp_path):
         ]
         save_state(tmp_path, state_of(UNEVEN_KIMI, policy, blocks))
         _, state = read_state(tmp_path, UNEVEN_KIMI, POLICIES[policy], step=step)
-        for found, given in zip(state.blocks, blocks, strict=True):
-            same_bits(dict(found.stored.weights), dict(given.stored.weights))
+        for found, wanted in zip(state.blocks, blocks, strict=True):
+            same_bits(dict(found.stored.weights), dict(wanted.stored.weights))
 
 
 @pytest.mark.parametrize("held", [(), (3, 4, 17, 22)])
@@ -173,23 +182,21 @@ def test_shares_on_devices_are_saved_and_come_back_on_their_devices(tmp_path):
         )
         for n in (4, 3)
     )
-    block = BlockState(layer=1, stored=store_block(source, "moe", 1, POLICIES["mxfp4"]))
+    block = BlockState(layer=1, stored=store_block(source, "moe", 1, FP16))
     spread = restored_block(block, first, DECODE, None, execution="devices")
-    codes = spread.arguments[1]["gate_up"].codes
-    assert [shard.data.shape[0] for shard in codes.addressable_shards] == [6] * 4
-    assert len({shard.device for shard in codes.addressable_shards}) == 4
+    store = spread.arguments[1]["gate_up"]
+    assert [shard.data.shape[0] for shard in store.addressable_shards] == [6] * 4
+    assert len({shard.device for shard in store.addressable_shards}) == 4
     save_state(
-        tmp_path, state_of(UNEVEN_KIMI, "mxfp4", [block_state(UNEVEN_KIMI, spread, 1)], plan=first)
+        tmp_path, state_of(UNEVEN_KIMI, "fp16", [block_state(UNEVEN_KIMI, spread, 1)], plan=first)
     )
-    restored = restore_state(
-        tmp_path, UNEVEN_KIMI, POLICIES["mxfp4"], second, DECODE, execution="devices"
-    )
+    restored = restore_state(tmp_path, UNEVEN_KIMI, FP16, second, DECODE, execution="devices")
     ((_, loaded),) = restored.blocks
     expected = place_block(block.stored, second, DECODE)
     same_bits(loaded.arguments, expected.arguments)
-    codes = loaded.arguments[1]["gate_up"].codes
-    whole = np.asarray(expected.arguments[1]["gate_up"].codes)
-    for number, shard in enumerate(codes.addressable_shards):
+    store = loaded.arguments[1]["gate_up"]
+    whole = np.asarray(expected.arguments[1]["gate_up"])
+    for number, shard in enumerate(store.addressable_shards):
         np.testing.assert_array_equal(shard.data, whole[number * 8 : number * 8 + 8])
 
 
@@ -201,7 +208,6 @@ def test_shares_on_devices_are_saved_and_come_back_on_their_devices(tmp_path):
     ("cfg", "first", "second"),
     [
         (TINY_LLAMA, {"tensor": 2, "data": 2}, {"data": 3}),
-        (TINY_LLAMA, {"data": 3}, {"tensor": 4}),
         (TINY_KIMI, {"tensor": 3}, {"data": 2, "tensor": 2}),
     ],
 )
@@ -242,84 +248,78 @@ def filled_cache(loaded, seed):
     }
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     positions=st.lists(st.integers(0, 320), min_size=1, max_size=4),
-    ways=st.sampled_from([{"data": 2}, {"data": 3}, {"tensor": 4}]),
-    context=st.sampled_from([320, 321, 640]),
+    ways=st.sampled_from([{"data": 3}, {"tensor": 4}, {"context": 2}, {"data": 2, "context": 3}]),
+    context=st.sampled_from([320, 321, 960]),
 )
 def test_a_cache_keeps_what_later_tokens_see_and_nothing_else(positions, ways, context):
     """Against plain slices: sequence by sequence, the first positions of its own heads."""
     positions = np.asarray(positions, np.int32)
-    stored = store_block(SyntheticWeights(TINY_LLAMA), "attention", 0, FP16)
     request = Request(batch=len(positions), tokens=1, context=320)
-    loaded = place_block(stored, plan("attention", tensor=2, data=2), request)
+    loaded = place_block(STORED, plan("attention", tensor=2, data=2), request)
     cache = filled_cache(loaded, 1)
     state = block_state(TINY_LLAMA, loaded, 0, cache=cache, positions=positions)
     other = restored_block(
         state, plan("attention", **ways), replace(request, context=context), positions
     )
     found = {name: np.asarray(values) for name, values in other.arguments[2].items()}
-    n_values = 0
     for i, n in enumerate(positions):
         np.testing.assert_array_equal(found["keys"][i, :2, :, :n], cache["keys"][i, :2, :, :n])
         np.testing.assert_array_equal(found["values"][i, :2, :n], cache["values"][i, :2, :n])
-        n_values += 2 * 2 * 32 * int(n)
+    n_values = 2 * 2 * 32 * int(positions.sum())  # keys and values of two heads of 32
     assert sum(np.count_nonzero(values) for values in found.values()) == n_values
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
-    positions=st.lists(st.integers(0, 40), min_size=1, max_size=3),
-    rings=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    positions=st.lists(st.integers(0, 1280), min_size=1, max_size=3),
+    longest=st.sampled_from([(1, 1), (1, 400), (400, 1)]),
 )
-def test_a_ring_keeps_the_keys_of_its_window_at_their_places(positions, rings):
+def test_a_ring_keeps_the_keys_of_its_window_at_their_places(positions, longest):
     """Position p lies at p modulo the length of the ring; the next query sees five before it."""
     positions = np.asarray(positions, np.int32)
-    stored = store_block(SyntheticWeights(SLIDING), "sliding", 0, FP16)
-    request = Request(batch=len(positions), tokens=1, context=320)
-    loaded = place_block(stored, plan("attention", data=1), request)
+    stored = replace(STORED, cfg=SLIDING, kind="sliding")
+    one = plan("attention", data=1)
+    first, second = (
+        Request(batch=len(positions), context=1280, most_tokens=most) for most in longest
+    )
+    loaded = place_block(stored, one, first)
 
-    def ring(length):
-        return {
-            name: np.zeros([length if n == 320 else n for n in leaf.shape], leaf.dtype)
-            for name, leaf in loaded.arguments[2].items()
-        }
+    def ring(block, n_kept):
+        """A ring that holds the last positions of each sequence."""
+        shapes = {name: leaf.shape for name, leaf in block.arguments[2].items()}
+        keys, values = (np.zeros(shapes[name], np.float16) for name in ("keys", "values"))
+        length = keys.shape[-1]
+        for i, n in enumerate(positions):
+            at = np.arange(max(0, n - (n_kept or length)), n)
+            keys[i][:, :, at % length] = at + 1
+            values[i][:, at % length] = -at[:, None] - 1
+        return {"keys": keys, "values": values}
 
-    cache = ring(rings[0])
-    for i, n in enumerate(positions):
-        for p in range(n):
-            cache["keys"][i, :, :, p % rings[0]] = p + 1
-            cache["values"][i, :, p % rings[0]] = -p - 1
-    state = block_state(SLIDING, loaded, 0, cache=cache, positions=positions)
-    arguments = (*loaded.arguments[:2], ring(rings[1]), *loaded.arguments[3:])
-    expected = ring(rings[1])
-    for i, n in enumerate(positions):
-        for p in range(max(0, n - 5), n):
-            expected["keys"][i, :, :, p % rings[1]] = p + 1
-            expected["values"][i, :, p % rings[1]] = -p - 1
-    from sharding.unplaced import _placed_cache
-
-    if state.cache is None:
-        assert not positions.any()
-    else:
-        same_bits(_placed_cache(state, arguments[2], positions), expected)
+    state = block_state(SLIDING, loaded, 0, cache=ring(loaded, None), positions=positions)
+    found = restored_block(state, one, second, positions)
+    assert found.arguments[2]["keys"].shape[-1] == (640 if longest[1] == 1 else 960)
+    same_bits(found.arguments[2], ring(found, 5))
 
 
 # --- whole or not at all ------------------------------------------------------------------------
 
 
 def test_steps_are_numbered_and_the_last_two_stay(tmp_path):
-    for expected in range(3):
+    folder = tmp_path / "new" / "folder"
+    for number, expected in ((None, 0), (None, 1), (None, 2), (7, 7)):
         state = state_of(TINY_LLAMA, "fp16", stored_blocks())
-        assert save_state(tmp_path / "new" / "folder", state) == expected
-    assert (
-        save_state(tmp_path / "new" / "folder", replace(state, blocks=stored_blocks()), step=7) == 7
-    )
+        assert save_state(folder, state, step=number) == expected
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "7"]
     with pytest.raises(WeightsError, match=r"has no step 1; it has 2, 7"):
-        read_state(tmp_path / "new" / "folder", TINY_LLAMA, FP16, step=1)
-    with pytest.raises(WeightsError, match="step 7 was given for .*; 8 is the least"):
-        save_state(tmp_path / "new" / "folder", state, step=7)
+        read_state(folder, TINY_LLAMA, FP16, step=1)
+    with pytest.raises(WeightsError, match=r"step 7 was given for .*; 8 is the least"):
+        save_state(folder, state, step=7)
+    (folder / "9").mkdir()
+    with pytest.raises(WeightsError, match=r"9 is there already and is not a saved state"):
+        save_state(folder, state, step=9)
 
 
 def test_a_block_that_cannot_be_made_leaves_the_folder_as_it_was(tmp_path):
@@ -365,8 +365,8 @@ save_state({str(tmp_path)!r}, State(cfg=TINY_LLAMA, policy=POLICIES["fp16"], blo
     assert len(list(tmp_path.iterdir())) == 2  # the step, and what the killed process left
     step, state = read_state(tmp_path, TINY_LLAMA, FP16)
     assert step == 0
-    for found, given in zip(state.blocks, expected, strict=True):
-        same_bits(dict(found.stored.weights), dict(given.stored.weights))
+    for found, wanted in zip(state.blocks, expected, strict=True):
+        same_bits(dict(found.stored.weights), dict(wanted.stored.weights))
     assert save_state(tmp_path, state_of(TINY_LLAMA, "fp16", stored_blocks())) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
@@ -379,11 +379,12 @@ def test_one_block_is_in_memory_at_a_time(tmp_path):
     alive = []
 
     def living():
-        gc.collect()
+        if any(reference() is not None for reference in alive):
+            gc.collect()
         return sum(reference() is not None for reference in alive)
 
     def blocks():
-        iterator = stored_blocks(layers=6)
+        iterator = stored_blocks(layers=4)
         while (block := next(iterator, None)) is not None:
             alive.append(weakref.ref(block.stored.weights["gate_up"]))
             yield block
@@ -391,10 +392,10 @@ def test_one_block_is_in_memory_at_a_time(tmp_path):
             assert living() == 0
 
     save_state(tmp_path, state_of(TINY_LLAMA, "fp16", blocks()))
-    assert len(alive) == 6
+    assert len(alive) == 4
     alive.clear()
     restored = restore_state(tmp_path, TINY_LLAMA, FP16, plan("dense", tensor=3), DECODE)
-    for _ in range(6):
+    for _ in range(4):
         _, loaded = next(restored.blocks)
         assert living() == 0
         alive.append(weakref.ref(loaded.arguments[1]["gate_up"]))
@@ -424,7 +425,7 @@ def test_folders_without_a_state_are_refused(tmp_path):
     assert not (tmp_path / "absent").exists()
     (tmp_path / "3").mkdir()
     (tmp_path / "notes.txt").write_text("not ours")
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError, match="holds no saved state"):
         read_state(tmp_path, TINY_LLAMA, FP16)
     with pytest.raises(WeightsError, match=r"notes\.txt is a file; a state is saved in a folder"):
         save_state(tmp_path / "notes.txt", state_of(TINY_LLAMA, "fp16", stored_blocks()))
@@ -442,51 +443,51 @@ def test_a_missing_block_is_named_before_anything_is_read(tmp_path):
 
 def test_a_changed_description_is_refused(tmp_path):
     saved(tmp_path, positions=np.asarray([3], np.int32))
-    (path,) = tmp_path.rglob("state.json")
-    described = json.loads(path.read_text())
-    described["positions"] = [4]
-    path.write_text(json.dumps(described))
-    with pytest.raises(WeightsError, match="is damaged: its description was changed"):
+    (path,) = tmp_path.rglob("contents.json")
+    contents = json.loads(path.read_text())
+    contents["description"]["positions"] = [4]
+    path.write_text(json.dumps(contents))
+    with pytest.raises(WeightsError, match=r"step 0 of .*: contents\.json is damaged"):
         read_state(tmp_path, TINY_LLAMA, FP16)
-    path.write_text("{")
-    with pytest.raises(WeightsError, match="is not a saved state"):
-        read_state(tmp_path, TINY_LLAMA, FP16)
+    for text in ("{", "[]", "3", '{"sha256": "0"}'):
+        path.write_text(text)
+        with pytest.raises(WeightsError, match=r"contents\.json is not that of a saved state"):
+            read_state(tmp_path, TINY_LLAMA, FP16)
 
 
-def test_any_flipped_or_lost_byte_is_an_error_or_changes_nothing(tmp_path):
-    """Every file of a block, at a few places: never other values, never another exception."""
+def test_any_changed_or_lost_file_of_a_block_is_named(tmp_path):
+    """Before Orbax reads any of it: never other values, never another exception."""
     folder = saved(tmp_path / "state")
-    expected = list(stored_blocks(layers=2))
     files = sorted(p for p in folder.rglob("*") if p.is_file() and "0000-dense-0" in str(p))
-    assert files
-    n_caught = 0
+    assert len(files) > 3
+
+    def refused(path):
+        _, state = read_state(folder, TINY_LLAMA, FP16)
+        with pytest.raises(WeightsError, match=rf"0000-dense-0 is damaged: .*{path.name}\.$"):
+            next(iter(state.blocks))
+
     for path in files:
         whole = path.read_bytes()
-        places = {0, len(whole) // 3, len(whole) // 2, len(whole) - 1}
-        broken = [whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :] for at in places]
-        for content in (*broken, whole[: len(whole) // 2], b""):
-            path.write_bytes(content)
-            try:
-                _, state = read_state(folder, TINY_LLAMA, FP16)
-                for found, given in zip(state.blocks, expected, strict=True):
-                    same_bits(dict(found.stored.weights), dict(given.stored.weights))
-            except WeightsError as error:
-                n_caught += 1
-                assert "0000-dense-0 is" in str(error)
-                assert "\n" not in str(error)
+        for at in (0, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+            refused(path)
+        path.write_bytes(whole[:-1])
+        refused(path)
+        path.unlink()
+        refused(path)
         path.write_bytes(whole)
-    assert n_caught > len(files)
+    _, state = read_state(folder, TINY_LLAMA, FP16)
+    assert len(list(state.blocks)) == 2
 
 
 def test_mistakes_are_one_sentence(tmp_path):
     two = np.asarray([2, 1], np.int32)
     request = Request(batch=2, tokens=1, context=320)
-    stored = store_block(SyntheticWeights(TINY_LLAMA), "attention", 0, FP16)
-    loaded = place_block(stored, plan("attention", data=2), request)
+    loaded = place_block(STORED, plan("attention", data=2), request)
     cache = filled_cache(loaded, 2)
     with pytest.raises(PlanError, match="a cache was given; it needs an attention block and pos"):
         block_state(TINY_LLAMA, loaded, 0, cache=cache)
-    with pytest.raises(PlanError, match="321 positions were given; its cache has room for 320"):
+    with pytest.raises(PlanError, match="its cache has 320 positions; 1, 321 were given"):
         block_state(TINY_LLAMA, loaded, 0, cache=cache, positions=np.asarray([1, 321], np.int32))
     kept = block_state(TINY_LLAMA, loaded, 0, cache=cache, positions=two)
     with pytest.raises(WeightsError, match="it has a cache, but the state has no positions"):
@@ -498,7 +499,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(PlanError, match="has 2 sequences; a batch of 3 was asked for"):
         restored_block(kept, plan("attention", data=2), replace(request, batch=3), two)
-    with pytest.raises(PlanError, match="2 positions were given; its cache has room for 1"):
+    with pytest.raises(PlanError, match="its cache has 1 positions; 2, 1 were given"):
         restored_block(kept, plan("attention", data=2), replace(request, context=1), two)
     dense = store_block(SyntheticWeights(UNEVEN_KIMI), "dense", 0, POLICIES["mxfp4"])
     wide = place_block(dense, plan("dense", tensor=2), DECODE, widen_once=True)

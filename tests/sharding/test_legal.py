@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System, system
 from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
@@ -70,6 +71,14 @@ def test_a_good_plan_is_accepted() -> None:
         (
             {"moe": MoeShard(expert=2, tensor=16, slots=7)},
             "slots 7 could leave experts out; the worst case is 8 slots of 192 experts",
+        ),
+        (
+            {
+                "moe": MoeShard(
+                    expert=2, tensor=16, split=Split.COLUMN, dispatch=Dispatch.ALL_TO_ALL
+                )
+            },
+            "moe: dispatch all_to_all needs split row; a column split gathers the results",
         ),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lpu_jax.errors import PlanError, UnknownNameError
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, plan_from_dict, read_plan
 
@@ -55,6 +56,23 @@ def test_name_and_chips() -> None:
     assert mixed.name.endswith("m:2e·16t row/column/row slots 8")
     swapped = replace(PLAN, attention=replace(PLAN.attention, order=("tensor", "data", "replica")))
     assert swapped.name.endswith("row slots 8 tensor>data>replica")
+
+
+def test_the_dispatch_is_part_of_a_plan(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(TOML + 'dispatch = "all_to_all"\n')
+    read = read_plan(file)
+    assert read.moe is not None
+    assert read.moe.dispatch is Dispatch.ALL_TO_ALL
+    assert read.name == "61x32 a:16t·2r f:32t m:2e·16t row slots 8 all_to_all"
+    assert read != PLAN
+    assert read == plan_from_dict(json.loads(json.dumps(read.as_dict())))
+    for given in ('"broadcast"', "1", "[]"):
+        file.write_text(TOML + f"dispatch = {given}\n")
+        with pytest.raises(
+            PlanError, match=r"key 'moe\.dispatch' must be one of replicated, all_to_all, got"
+        ):
+            read_plan(file)
 
 
 def test_the_order_of_axes_is_part_of_a_plan(tmp_path: Path) -> None:

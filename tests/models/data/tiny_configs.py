@@ -101,8 +101,15 @@ KIMI: Fields = LATENT | {
     "n_group": 1,
     "topk_group": 1,
     "routed_scaling_factor": 2.827,
+    # So long an original context that its equal betas fall on a pair between the first and last.
     "rope_parameters": YARN
-    | {"rope_theta": 5e4, "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0},
+    | {
+        "rope_theta": 5e4,
+        "factor": 32.0,
+        "beta_fast": 1.0,
+        "beta_slow": 1.0,
+        "original_max_position_embeddings": 1024,
+    },
 }
 GPT_OSS: Fields = GROUPED | {
     "intermediate_size": 16,

@@ -1,0 +1,318 @@
+"""Wrong conventions, each injected at one place: a configuration, a weight, or a line of code.
+
+`DIFFERENCE` is the largest change of a logit that was measured for each, on the tiny model whose
+convention it breaks; logits reach 2.6 to 4.2.
+"""
+
+import dataclasses
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.config import ModelConfig
+from models.layers import grouped, mlp, rotary, router
+from models.params import block_params, expert_params
+from models.reference_attention import GqaAttention, causal_softmax, rotate
+from models.reference_mixture import Moe
+from models.weights.source import WeightSource
+from models.weights.stored import dequantised
+
+Arrays = dict[str, np.ndarray]
+#: Where a line of code stands (a function, or a class and a method's name), the line, another one.
+Edit = tuple[Any, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """One wrong convention."""
+
+    model: str
+    config: Callable[[ModelConfig], ModelConfig] = lambda cfg: cfg
+    arrays: Callable[[Arrays], Arrays] = lambda arrays: arrays  #: of any block or expert
+    reference: tuple[Edit, ...] = ()  #: edits of the reference's code
+    layers: tuple[Edit, ...] = ()  #: edits of the layers' code
+
+    @property
+    def is_in_layers(self) -> bool:
+        """Whether the layers hold the convention too, in code or by the configuration."""
+        return bool(self.layers) or not self.reference
+
+
+class Mutant:
+    """A weight source with a changed configuration or changed arrays."""
+
+    def __init__(self, right: WeightSource, mistake: Mistake) -> None:
+        self.right = right
+        self.config = mistake.config(right.config)
+        self.change = mistake.arrays
+
+    def block(self, kind: str, layer: int = 0) -> Arrays:
+        return self._changed(self.right.block(kind, layer), block_params(self.config, kind))
+
+    def expert(self, layer: int, expert_id: int) -> Arrays:
+        assert self.config.moe is not None
+        names = expert_params(self.config.d_model, self.config.moe)
+        return self._changed(self.right.expert(layer, expert_id), names)
+
+    def _changed(self, arrays: Mapping[str, Any], wanted: Mapping[str, Any]) -> Arrays:
+        """Change arrays; what the changed configuration does not know is left out."""
+        values = self.change({name: dequantised(weight) for name, weight in arrays.items()})
+        return {name: value for name, value in values.items() if name in wanted}
+
+
+def edit(patch: pytest.MonkeyPatch, edits: tuple[Edit, ...]) -> None:
+    """Replace lines of code, wherever the package refers to the function they stand in.
+
+    Raises:
+        AssertionError: a line is not there, or there more than once.
+    """
+    changed: dict[Any, str] = {}
+    for where, right, wrong in edits:
+        source = changed.get(where) or textwrap.dedent(inspect.getsource(_function(where)))
+        assert source.count(right) == 1, f"{right!r} is not once in {where}"
+        changed[where] = source.replace(right, wrong)
+    for where, source in changed.items():
+        original = inspect.unwrap(_function(where))
+        made: dict[str, Any] = {}
+        exec(compile(source, "<mistake>", "exec"), original.__globals__, made)
+        if isinstance(where, tuple):
+            patch.setattr(*where, made[original.__name__])
+            continue
+        for module in list(sys.modules.values()):
+            if getattr(module, "__name__", "").split(".")[0] in ("models", "sharding"):
+                for name in [n for n, value in vars(module).items() if value is where]:
+                    patch.setattr(module, name, made[original.__name__])
+
+
+def _function(where: Any) -> Any:
+    return getattr(*where) if isinstance(where, tuple) else where
+
+
+# --- how to break a configuration or an array ---------------------------------------------------
+
+
+def _model(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
+    return lambda cfg: dataclasses.replace(cfg, **changes)
+
+
+def _part(part: str, **changes: Any) -> Callable[[ModelConfig], ModelConfig]:
+    return lambda cfg: dataclasses.replace(
+        cfg, **{part: dataclasses.replace(getattr(cfg, part), **changes)}
+    )
+
+
+def _scaling(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
+    def change(cfg: ModelConfig) -> ModelConfig:
+        scaling = dataclasses.replace(cfg.rope.scaling, **changes)
+        return dataclasses.replace(cfg, rope=dataclasses.replace(cfg.rope, scaling=scaling))
+
+    return change
+
+
+def _temperature_once(cfg: ModelConfig) -> ModelConfig:
+    return _part("attention", rope_temperature=cfg.attention.rope_temperature**0.5)(cfg)
+
+
+def _array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
+    """Change one array wherever a block has it."""
+    return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
+
+
+def _halves(gate_up: np.ndarray) -> np.ndarray:
+    """Take alternating gate and up columns `[d, 2, f]` for two halves."""
+    in_file = np.moveaxis(gate_up, 1, 2).reshape(len(gate_up), -1)
+    return in_file.reshape(gate_up.shape)
+
+
+def _other_heads(q: np.ndarray) -> np.ndarray:
+    """Take query heads `[d, kv, group, h]` for `[d, group, kv, h]`."""
+    return q.swapaxes(1, 2).reshape(q.shape)
+
+
+# --- the mistakes -------------------------------------------------------------------------------
+
+MISTAKES: dict[str, Mistake] = {
+    # rotation
+    "rope: neighbours turned instead of halves": Mistake(
+        model="llama", config=_part("rope", interleaved=True)
+    ),
+    "rope: halves turned instead of neighbours": Mistake(
+        model="deepseek_v3", config=_part("rope", interleaved=False)
+    ),
+    "rope: turned backwards": Mistake(
+        model="llama",
+        reference=(
+            (
+                rotate,
+                "first * cos - second * sin, second * cos + first * sin",
+                "first * cos + second * sin, second * cos - first * sin",
+            ),
+        ),
+        layers=((rotary.rotate, "vxm.add(vxm.mul(x, cos)", "vxm.sub(vxm.mul(x, cos)"),),
+    ),
+    "rope: llama3 scaling ignored": Mistake(model="llama", config=_part("rope", scaling=None)),
+    "rope: yarn ignored": Mistake(model="deepseek_v3", config=_part("rope", scaling=None)),
+    "rope: yarn with another beta": Mistake(model="kimi_k2", config=_scaling(beta_fast=32.0)),
+    "rope: yarn pairs truncated": Mistake(model="gpt_oss", config=_scaling(truncate=True)),
+    "rope: yarn factor of cos and sin dropped": Mistake(
+        model="gpt_oss", config=_scaling(mscale=1.0, mscale_all_dim=1.0)
+    ),
+    "rope: whole head turned, not its half": Mistake(
+        model="glm4_moe", config=_part("rope", dim=16)
+    ),
+    # attention
+    "attention: m squared dropped from the scale": Mistake(
+        model="deepseek_v3", config=_part("attention", rope_temperature=1.0)
+    ),
+    "attention: m instead of m squared": Mistake(model="kimi_k2", config=_temperature_once),
+    "attention: eps of the model in latent norms": Mistake(
+        model="deepseek_v3", config=_part("attention", latent_norm_eps=1e-5)
+    ),
+    "attention: keys and values of heads swapped": Mistake(
+        model="llama", arrays=_array("kv", lambda kv: kv[:, :, ::-1])
+    ),
+    "attention: query heads grouped the other way": Mistake(
+        model="llama", arrays=_array("q", _other_heads)
+    ),
+    "attention: q and k norms dropped": Mistake(
+        model="qwen3", config=_part("attention", qk_norm=False)
+    ),
+    "attention: q and k normalised after rotation": Mistake(
+        model="qwen3",
+        reference=(
+            ((GqaAttention, "__call__"), "self.q_norm(query), self.k_norm(key)", "query, key"),
+            (
+                (GqaAttention, "__call__"),
+                "rotate(query, self.rope), rotate(key, self.rope)",
+                "self.q_norm(rotate(query, self.rope)), self.k_norm(rotate(key, self.rope))",
+            ),
+        ),
+        layers=(
+            (grouped._heads, 'if "q_norm" in weights', "if False"),
+            (grouped._heads, 'if "k_norm" in weights', "if False"),
+            (
+                grouped.grouped_attention,
+                "rotated(q, 1, 1)",
+                '_normed(rotated(q, 1, 1), weights["q_norm"], cfg.norm_eps)',
+            ),
+            (
+                grouped.grouped_attention,
+                "rotated(key, 1)",
+                '_normed(rotated(key, 1), weights["k_norm"], cfg.norm_eps)',
+            ),
+        ),
+    ),
+    "attention: q, k and v biases dropped": Mistake(
+        model="glm4_moe", config=_part("attention", qkv_bias=False)
+    ),
+    "attention: output bias dropped": Mistake(
+        model="gpt_oss", config=_part("attention", o_bias=False)
+    ),
+    "attention: sinks dropped": Mistake(model="gpt_oss", config=_part("attention", sinks=False)),
+    "attention: window one longer": Mistake(model="gpt_oss", config=_part("attention", window=6)),
+    "attention: window one shorter": Mistake(model="gpt_oss", config=_part("attention", window=4)),
+    "attention: window on the other layers": Mistake(
+        model="gpt_oss", config=_model(sliding_layers=(1,))
+    ),
+    "attention: no window": Mistake(model="gpt_oss", config=_model(sliding_layers=())),
+    "attention: the next token is seen": Mistake(
+        model="llama", reference=((causal_softmax, "distance >= 0", "distance >= -1"),)
+    ),
+    # router
+    "router: softmax instead of sigmoid": Mistake(
+        model="deepseek_v3", config=_part("moe", scoring="softmax")
+    ),
+    "router: sigmoid instead of softmax": Mistake(
+        model="mixtral", config=_part("moe", scoring="sigmoid", correction_bias=False)
+    ),
+    "router: softmax before the choice": Mistake(
+        model="gpt_oss", config=_part("moe", scoring="softmax", normalise=False)
+    ),
+    "router: softmax weights not renormalised": Mistake(
+        model="qwen3_moe", config=_part("moe", normalise=False)
+    ),
+    "router: sigmoid weights not renormalised": Mistake(
+        model="deepseek_v3", config=_part("moe", normalise=False)
+    ),
+    "router: correction ignored": Mistake(
+        model="kimi_k2", config=_part("moe", correction_bias=False)
+    ),
+    "router: correction in the weights too": Mistake(
+        model="deepseek_v3",
+        reference=(
+            (
+                (Moe, "_choose"),
+                "jnp.take_along_axis(scores, ids, axis=-1)",
+                "jnp.take_along_axis(scores + self.router_bias[None, None], ids, axis=-1)",
+            ),
+        ),
+        layers=(
+            (
+                router.route,
+                "best if ranking is scores else selection.take_lanes(scores, ids)",
+                "best",
+            ),
+        ),
+    ),
+    "router: own bias dropped": Mistake(model="gpt_oss", config=_part("moe", router_offset=False)),
+    "router: groups not limited": Mistake(model="deepseek_v3", config=_part("moe", topk_groups=4)),
+    "router: groups ranked by their best expert": Mistake(
+        model="ling",
+        reference=(((Moe, "_best"), "top_k(grouped, 2)", "top_k(grouped, 1)"),),
+        layers=((router._in_kept_groups, "top_k(grouped, 2)", "top_k(grouped, 1)"),),
+    ),
+    "router: scaling dropped": Mistake(model="kimi_k2", config=_part("moe", routed_scaling=1.0)),
+    "router: one expert fewer": Mistake(model="qwen3_moe", config=_part("moe", top_k=2)),
+    # experts
+    "experts: gate and up swapped": Mistake(
+        model="mixtral", arrays=_array("gate_up", lambda x: x[:, ::-1])
+    ),
+    "experts: columns taken for halves": Mistake(
+        model="gpt_oss", arrays=_array("gate_up", _halves)
+    ),
+    "experts: not clamped": Mistake(model="gpt_oss", config=_part("moe", swiglu_limit=7.0)),
+    "experts: plain SwiGLU": Mistake(model="gpt_oss", config=_part("moe", swiglu_limit=None)),
+    "experts: alpha of one": Mistake(model="gpt_oss", config=_part("moe", swiglu_alpha=1.0)),
+    "experts: up without the one": Mistake(
+        model="gpt_oss",
+        reference=(((Moe, "_expert"), "(up + 1.0) * gate", "up * gate"),),
+        layers=((mlp.clamped_swiglu, "vxm.add(up, 1.0)", "up"),),
+    ),
+    "experts: gate clamped from below too": Mistake(
+        model="gpt_oss",
+        reference=(
+            (
+                (Moe, "_expert"),
+                "jnp.minimum(gate, moe.swiglu_limit)",
+                "jnp.clip(gate, -moe.swiglu_limit, moe.swiglu_limit)",
+            ),
+        ),
+        layers=(
+            (
+                mlp.clamped_swiglu,
+                "gate = vxm.minimum(gate, limit)",
+                "gate = vxm.maximum(vxm.minimum(gate, limit), -limit)",
+            ),
+        ),
+    ),
+    "experts: biases dropped": Mistake(model="gpt_oss", config=_part("moe", expert_bias=False)),
+    "experts: no shared expert": Mistake(model="deepseek_v3", config=_part("moe", n_shared=0)),
+    "experts: shared expert scaled too": Mistake(
+        model="kimi_k2", arrays=_array("shared_down", lambda x: x * np.float32(2.827))
+    ),
+    # norms and head
+    "norm: eps of 1e-6 for 1e-5": Mistake(model="llama", config=_model(norm_eps=1e-6)),
+    "norm: weights count from one": Mistake(
+        model="llama", arrays=_array("norm", lambda x: x + np.float32(1))
+    ),
+    "head: norm dropped": Mistake(
+        model="llama_tied",
+        arrays=lambda a: a | ({"norm": np.ones_like(a["norm"])} if "out" in a else {}),
+    ),
+}
