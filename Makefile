@@ -2,19 +2,22 @@
 #   make demo      the main job on a trillion-parameter model
 #   make test      the fast tests          make lint      format, lint, types, import arrows
 #   make weights   fetch SmolLM2-135M      make clean     remove what make made
+#   make oracle    fresh tiny models against Hugging Face transformers (fetches torch)
 # Override the interpreter with `make PYTHON=/path/to/python test`.
 
 usable = $(1) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do \
 	$(call usable,$$candidate) && echo $$candidate && break; done)
 
+# Where torch for CPUs lies; the package index has the much larger one for GPUs.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(BIN)/lpu compare kimi-k2 --system lpx-9 --batch 1 --context 8192
 # Very quiet: the first run installs some 80 packages, and their names are not the result.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test test-slow weights lint clean
+.PHONY: demo test test-slow oracle weights lint clean
 # One process a core; files stay whole, because their tests share what they compile.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 .DEFAULT_GOAL := test
@@ -30,6 +33,10 @@ test: $(VENV)/.installed-dev
 # Tests that take long, and those that need what `make weights` fetches.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+# Fresh random models of every family against Hugging Face transformers; torch is a large download.
+oracle: $(VENV)/.installed-oracle
+	$(PYTEST) -m slow tests/oracle/test_live.py $(PYTEST_ARGS)
 
 weights: $(VENV)/.installed
 	$(BIN)/python -m models.weights.fetch
@@ -57,6 +64,11 @@ $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing lpu_jax and its test tools into $(VENV) (once, a minute or two) ..."
 	$(PIP) install -c constraints.txt -e . --group dev
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-oracle: $(VENV)/.installed-dev
+	@echo "Installing torch and transformers into $(VENV) (once, some minutes) ..."
+	$(PIP) install -c constraints.txt --extra-index-url $(TORCH_INDEX) --group oracle
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -24,7 +24,8 @@ from .layers.linear import Split
 from .layers.mlp import dense_mlp
 from .layers.moe import mixture
 from .layers.vocabulary import embed, head
-from .params import Kind, ParamSpec, block_params
+from .params import Kind as Kind
+from .params import ParamSpec, block_params
 from .policy import Policy
 
 #: Kinds of block that keep a cache.

@@ -23,6 +23,8 @@ from .rope import Llama3Scaling, RopeConfig, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it.
 _ABOUT_THE_WHOLE = ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype")
+#: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
+_MODELOPT = "hf_quant_config.json"
 
 
 def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
@@ -102,6 +104,8 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> Keys:
         raise ConfigError(f"{path}: not valid JSON: nested too deeply.") from problem
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a JSON object, got {type(values).__name__}.")
+    if (path.parent / _MODELOPT).exists():
+        values.setdefault("quantization_config", {"quant_method": "modelopt"})
     return _unwrap(values, str(path))
 
 
@@ -131,29 +135,29 @@ def _read_windows(
     keys: Keys, rules: FamilyRules, n_layers: int
 ) -> tuple[int | None, tuple[int, ...]]:
     """Return how many keys a sliding layer sees, and which layers slide."""
-    kinds = keys.texts("layer_types")
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
-    if kinds and len(kinds) != n_layers:
-        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one of each layer")
-    listed = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    sliding = _listed_as_sliding(keys, n_layers)
     if rules.windows == "none":
         keys.must_be("sliding_window", None)
-    if rules.has_window_switch and not keys.boolean("use_sliding_window", default=False):
-        keys.read.add("sliding_window")
-        window = None
-    else:
-        window = keys.optional_integer("sliding_window")
-    if listed and (window is None or rules.windows != "listed"):
-        raise keys.complain("layer_types", "full attention only, for want of a window in use")
-    if window is None:
-        return None, ()
-    if rules.windows == "all":
+    window = keys.optional_integer("sliding_window")
+    is_on = not rules.has_window_switch or keys.boolean("use_sliding_window", default=False)
+    if rules.windows == "listed" and is_on and not keys.has("layer_types"):
+        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one of each layer")
+    if window is None or not is_on or rules.windows != "listed":
+        if sliding:
+            raise keys.complain("layer_types", "full attention only, for want of a window in use")
+        if window is None or not is_on:
+            return None, ()
         return window, tuple(range(n_layers))
-    if not kinds:
-        raise keys.complain("layer_types", f"a list of {n_layers} kinds, as there is a window")
-    return (window, listed) if listed else (None, ())
+    return (window, sliding) if sliding else (None, ())
+
+
+def _listed_as_sliding(keys: Keys, n_layers: int) -> tuple[int, ...]:
+    kinds = keys.texts("layer_types")
+    if not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
+    if kinds and len(kinds) != n_layers:
+        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one of each layer")
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
 def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:

@@ -178,7 +178,7 @@ def legend(memory: str = "SRAM") -> str:
     """What a plan's name means."""
     return (
         "plan: stages x chips of a stage, then ways of a:attention, f:dense MLP, m:experts over "
-        "t tensor, e expert, d data, r replica; row or column: split of output "
+        "t tensor, e expert, d data, c context, r replica; row or column: split of output "
         f"projections (a/f/m if they differ). {memory}: fullest chip, reserve included."
     )
 

@@ -153,7 +153,12 @@ class Decoder:
             stored = store_block(source, block.kind, block.layer, policy)
             shared: Any = None
             for tokens, placed in self._placed.items():
-                request = Request(batch=len(self._prompts), tokens=tokens, context=self._context)
+                request = Request(
+                    batch=len(self._prompts),
+                    tokens=tokens,
+                    context=self._context,
+                    most_tokens=self._bucket,
+                )
                 loaded = place_block(stored, plan, request, tiers=tiers, widen_once=True)
                 # One copy of the weights in memory, whatever the number of tokens.
                 shared = loaded.arguments[1] if shared is None else shared

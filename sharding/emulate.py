@@ -70,6 +70,7 @@ class BlockCheck:
         values = asdict(self) | {
             "sqnr_db": finite(self.sqnr_db),
             "change_sqnr_db": finite(self.change_sqnr_db),
+            "max_abs_err": finite(self.max_abs_err),
         }
         if self.routing is not None:
             values["routing"]["margin"] = finite(self.routing.margin)
@@ -82,12 +83,18 @@ def finite(value: float) -> float | None:
 
 
 def sqnr_db(reference: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."]) -> float:
-    """Signal over noise in dB, `10 log10(sum ref^2 / sum (ref - x)^2)`, summed in float64."""
+    """Signal over noise in dB, `10 log10(sum ref^2 / sum (ref - x)^2)`, summed in float64.
+
+    Values that overflowed, or are no numbers, are endless noise.
+    """
     wide = reference.astype(np.float64)
-    noise = float(np.sum((wide - values.astype(np.float64)) ** 2))
+    with np.errstate(invalid="ignore"):
+        noise = float(np.sum((wide - values.astype(np.float64)) ** 2))
     signal = float(np.sum(wide**2))
     if noise == 0:
         return math.inf
+    if not math.isfinite(noise):
+        return -math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
@@ -111,7 +118,8 @@ class Run:
         routing: RoutingCheck | None = None,
     ) -> None:
         """Note the errors of a block and step behind it."""
-        change = hidden.astype(np.float32) - self.hidden.astype(np.float32)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity: fp16 overflowed
+            change = hidden.astype(np.float32) - self.hidden.astype(np.float32)
         self.checks.append(
             BlockCheck(
                 kind=kind,

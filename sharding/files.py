@@ -19,7 +19,11 @@ def write_file(path: Path, content: str | bytes) -> None:
     replaces = path.is_file() or not path.exists()
     target = path.with_name(f".{path.name}.{os.getpid()}.tmp") if replaces else path
     try:
-        target.write_bytes(content.encode() if isinstance(content, str) else content)
+        with target.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if replaces:
+                file.flush()
+                os.fsync(file.fileno())  # else a crash may leave the new name without its bytes
         if replaces:
             target.replace(path)
     except OSError as error:

@@ -124,7 +124,7 @@ def layers_named(text: str, cfg: ModelConfig) -> tuple[int, ...]:
         if not 1 <= n_layers <= cfg.n_layers:
             raise LpuError(f"{n_layers} layers were asked for; {cfg.name} has {cfg.n_layers}.")
         return tuple(range(n_layers))
-    layers = []
+    layers: list[int] = []
     for part in parts:
         first, last = int(part[0]), int(part[-1])
         if last >= cfg.n_layers or first > last:

@@ -177,8 +177,8 @@ def context_reason(context: int, positions: int) -> Reason | None:
         return None
     return Reason(
         "attention: context is more ways than runs of positions",
-        f"attention: context {context} is more ways than the {runs} runs of {RING_STEP} positions "
-        f"of a context of {positions}.",
+        f"attention: context {context} is more ways than a context of {positions} has runs of "
+        f"{RING_STEP} positions, {runs}.",
     )
 
 

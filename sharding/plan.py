@@ -174,7 +174,9 @@ class Plan:
             rest.append(self.moe.dispatch)
         for part in (self.attention, self.mlp, self.moe):
             if part is not None and part.order != type(part).order:
-                named = (axis for axis in part.order if getattr(part, axis) > 1 or axis != "context")
+                named = (
+                    axis for axis in part.order if getattr(part, axis) > 1 or axis != "context"
+                )
                 rest.append(">".join(named))
         rest += [self.collective] if self.collective != "auto" else []
         return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split, *rest])

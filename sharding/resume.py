@@ -94,10 +94,11 @@ def load_progress(
     state = json.loads(body)
     if state["format"] != _FORMAT:
         raise LpuError(f"resume file {path} was written by another version of lpu check.")
+    mine = json.loads(json.dumps(identity))  # as the file holds it: tuples are lists
     differing = [
         name
-        for name in dict.fromkeys([*identity, *state["identity"]])
-        if identity.get(name) != state["identity"].get(name)
+        for name in dict.fromkeys([*mine, *state["identity"]])
+        if mine.get(name) != state["identity"].get(name)
     ]
     if differing:
         raise LpuError(

@@ -26,6 +26,7 @@ from models.weights.stored import one_of_batch
 
 from . import report
 from .axes import Request
+from .comparison import versions
 from .forward import forward
 from .legal import check_plan
 from .load import store_weight, stored_values
@@ -317,6 +318,19 @@ def compare_predictions(
         "agreements": float((wide.argmax(-1) == mine.argmax(-1)).sum()),
         "power": float((wide**2).sum()),
         "noise": float(((wide - mine) ** 2).sum()),
+    }
+
+
+def text_dict(
+    cfg: ModelConfig, system: System, text: Path, results: Sequence[TextCheck]
+) -> dict[str, Any]:
+    """The results as plain values, for JSON."""
+    return {
+        "model": cfg.name,
+        "system": system.name,
+        "text": str(text),
+        "versions": versions(),
+        "results": [result.as_dict() for result in results],
     }
 
 

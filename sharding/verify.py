@@ -66,7 +66,7 @@ class CheckResult:
                 "output_hash",
             )
         }
-        values["sqnr_db"] = finite(self.sqnr_db)
+        values |= {"sqnr_db": finite(self.sqnr_db), "max_abs_err": finite(self.max_abs_err)}
         values["rounding_moved"] = list(self.rounding_moved)
         values["blocks"] = [block.as_dict() for block in self.blocks]
         return values

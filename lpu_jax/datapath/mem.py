@@ -1,4 +1,4 @@
-"""MEM, the memory slices: addresses computed at run time, and the growing cache.
+"""MEM, the memory slices: addresses computed at run time, and caches: whole, in runs, in rings.
 
 What it computes: reads of rows by address, and writes of new keys and values in place; no value
 changes. What it costs: a read or write of one 320-byte vector per address. Not modelled: conflicts

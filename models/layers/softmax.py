@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
+from lpu_jax.datapath import c2c, masks, mem, mxm, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..policy import Policy
@@ -105,9 +105,9 @@ def attend(
     """
     scores = mxm.matmul(q, keys, **policy.products)
     if held.first is None:
-        scores = vxm.causal_mask(scores, positions, n_new)
+        scores = masks.causal_mask(scores, positions, n_new)
     else:
-        scores = vxm.key_mask(scores, positions, held.first, n_new, held.window)
+        scores = masks.key_mask(scores, positions, held.first, n_new, held.window)
     if held.context is not None:
         return _merged(scores, values, policy, held.context, sinks)
     largest = vxm.max_lanes(scores)

@@ -16,7 +16,8 @@ from models.policy import Policy, policy_named
 
 from .. import certify
 from ..plan import Plan, read_plan
-from .common import NO, Format, Json, Mla, SystemName, emit, watched, watched_steps
+from .check_text import check_text
+from .common import NO, Formats, Json, Mla, emit, watched, watched_steps
 
 if TYPE_CHECKING:
     from models.weights.source import WeightSource
@@ -26,7 +27,13 @@ def check(
     model: Annotated[
         str, typer.Argument(help="Zoo name, path of a config.json, or of a checkpoint.")
     ],
-    system: SystemName = "lpx-9",
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            help="System name, or path of a TOML file. Default: lpx-9, and with --text groq-node.",
+        ),
+    ] = None,
     plan: Annotated[
         list[Path] | None,
         typer.Option(
@@ -35,7 +42,7 @@ def check(
             "--layers the fastest that fits.",
         ),
     ] = None,
-    weights_format: Format = "fp16",
+    weights_format: Formats = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +61,15 @@ def check(
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens to decode. Default: 2, and with --layers 1."),
+        typer.Option(min=1, help="Tokens to decode. Default: 2, with --layers 1, with --text 512."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            help="UTF-8 file: perplexity and divergence over its first tokens; --weights-format "
+            "may be repeated.",
+        ),
     ] = None,
     token_ids: Annotated[
         str | None,
@@ -86,9 +101,30 @@ def check(
     from .. import whole, whole_report
     from ..inputs import layers_named, open_model, token_ids_named
 
+    formats = weights_format or ["fp16"]
+    if text is not None:
+        if layers is not None or token_ids is not None or resume is not None or routing != "forced":
+            raise LpuError(
+                "--text goes without --layers, --token-ids, --resume and --routing free."
+            )
+        check_text(
+            text,
+            model,
+            weights,
+            system=system,
+            plans=[read_plan(path) for path in plan or ()],
+            formats=formats,
+            fidelity=fidelity,
+            n_tokens=tokens,
+            mla=mla,
+            as_json=as_json,
+        )
+        return
+    if len(formats) > 1:
+        raise LpuError(f"{len(formats)} weights formats were given; one is allowed without --text.")
     opened = open_model(model, weights, seed, mla)
-    machine, cfg = named_system(system), opened.config
-    policy = policy_named(weights_format, cfg)
+    machine, cfg = named_system(system or "lpx-9"), opened.config
+    policy = policy_named(formats[0], cfg)
     if fidelity is not None:
         policy = replace(policy, fidelity=fidelity)  # type: ignore[arg-type]  # checked there
     plans = [read_plan(path) for path in plan or ()]

@@ -42,14 +42,13 @@ PlanFile = Annotated[
     Path | None,
     typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest that fits."),
 ]
-Format = Annotated[
-    str,
-    typer.Option(
-        "--weights-format",
-        "--policy",
-        help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships).",
-    ),
-]
+_FORMAT = typer.Option(
+    "--weights-format",
+    "--policy",
+    help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships).",
+)
+Format = Annotated[str, _FORMAT]
+Formats = Annotated[list[str] | None, _FORMAT]
 Mla = Annotated[
     LatentForm | None,
     typer.Option(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from lpu_jax.errors import LpuError
 from lpu_jax.system import system as named_system
@@ -81,7 +82,7 @@ def generate(
             policy=policy,
             sampling=sampling,
             max_new_tokens=max_tokens,
-            on_text=lambda _, piece: say(piece),
+            on_text=lambda _, piece: say(escape(piece)),
         )
     )
     heads = [f"{one}\n\n" for one in prompts] if chat else prompts

@@ -11,11 +11,11 @@ import pytest
 
 from lpu_jax import mesh
 from lpu_jax.cost.machine import Groups, PlacedMachine, one_group
-from lpu_jax.cost.program import read
+from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.system import system
 from models import zoo
-from models.blocks import Kind, block_arguments, block_kinds, block_program
+from models.blocks import CACHING_KINDS, Kind, block_arguments, block_kinds, block_program
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
@@ -42,6 +42,8 @@ TINY_KIMI = dataclasses.replace(
     vocab_size=512,
     moe=dataclasses.replace(KIMI.moe, n_experts=12, top_k=4, d_expert=64),
 )
+GPT = zoo.model("gpt-oss-20b")
+EXPANDED = KIMI.with_latent_form("expanded")
 MODELS = {"llama": LLAMA, "tiny llama": TINY_LLAMA, "kimi": KIMI, "tiny kimi": TINY_KIMI}
 #: 18 kinds of block x 12 plans.
 PLANS_PER_KIND = 12
@@ -74,7 +76,7 @@ def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Ca
         ways = dict.fromkeys(axes.MESH_AXES[kind], 1)
         for axis in ways:
             ways[axis] = rng.choice([1, 1, 2, 3, 4, 8])
-        if kind == "attention":
+        if kind in CACHING_KINDS:
             tensor = rng.choice([1, 2, 3, 4, 8, 16])
             ways["tensor"], ways["query"] = axes.split_heads(cfg, tensor)
         yield Case(
@@ -98,10 +100,20 @@ def machine_of(case: Case) -> PlacedMachine:
 
 
 def symbolic_timing(case: Case) -> Timing:
-    policy = POLICIES[case.policy]
-    traced = trace_block(case.cfg, case.kind, policy, case.split, "auto", dispatch=case.dispatch)
     values = symbol_values(case.sizes, case.ways, case.slots)
-    return schedule(traced.program, machine_of(case), values)
+    return schedule(program_of(case), machine_of(case), values)
+
+
+def program_of(case: Case) -> Program:
+    return trace_block(
+        case.cfg,
+        case.kind,
+        POLICIES[case.policy],
+        case.split,
+        "auto",
+        dispatch=case.dispatch,
+        splits_context=axes.splits_context(case.ways),
+    ).program
 
 
 def concrete_timing(case: Case) -> Timing:
@@ -149,6 +161,34 @@ def check_equal_cycles(case: Case) -> None:
     assert symbolic.lower_cycles <= symbolic.cycles <= symbolic.upper_cycles, case
 
 
+@pytest.mark.parametrize(
+    ("cfg", "kind"),
+    [
+        pytest.param(GPT, "attention", id="biases and sinks"),
+        pytest.param(GPT, "sliding", id="window"),
+        pytest.param(zoo.model("glm-4.6"), "attention", id="norms of heads, half rotated"),
+        pytest.param(EXPANDED, "attention", id="expanded latent"),
+    ],
+)
+def test_every_attention_has_one_program_for_all_plans(cfg: ModelConfig, kind: Kind) -> None:
+    for case in random_cases(4, cfg, kind, PLANS_PER_KIND // 3):
+        check_equal_cycles(case)
+
+
+@pytest.mark.parametrize("n_new", [1, 16])
+def test_a_sliding_layer_takes_no_longer_in_a_longer_context(n_new: int) -> None:
+    ways = dict.fromkeys(axes.MESH_AXES["sliding"], 1) | {"tensor": 8}
+    program = trace_block(GPT, "sliding", POLICIES["fp16"], Split.ROW, "auto").program
+    cycles = set()
+    for context in (1024, 4096, 131072):
+        request = Request(tokens=n_new, context=context)
+        sizes = axes.sizes(GPT, "sliding", POLICIES["fp16"], ways, request)
+        assert sizes.local["window"] == 640  # up to 143 positions touch two vectors of 320
+        values = symbol_values(sizes, ways, 0)
+        cycles.add(float(schedule(program, one_group(system("lpx-4"), 8), values).cycles))
+    assert len(cycles) == 1
+
+
 def test_many_plans_at_once_are_timed_as_one_by_one() -> None:
     cases = [
         dataclasses.replace(case, policy="int4", split=Split.ROW, system="lpx-4")
@@ -184,8 +224,9 @@ def test_more_work_is_never_faster(kind: Kind, grown: str) -> None:
         }
         values[grown] = n
         many = dataclasses.replace(machine, group_of_plan=np.zeros(n.shape, np.int64))
-        program = trace_block(KIMI, kind, POLICIES[case.policy], case.split, "auto").program
-        timing = schedule(program, many, values)
+        if grown == "context":
+            values["kv_length"] = n
+        timing = schedule(program_of(case), many, values)
         for field in ("cycles", "lower_cycles", "upper_cycles"):
             cycles = np.broadcast_to(getattr(timing, field), n.shape)
             assert np.all(np.diff(cycles) >= 0), (field, cycles, case)
@@ -206,8 +247,7 @@ def test_twice_the_clock_and_bandwidth_and_half_the_latency_take_half_the_time()
             chip=dataclasses.replace(chip, clock_hz=2 * chip.clock_hz),
             topology=dataclasses.replace(topology, **faster),
         )
-        policy = POLICIES[case.policy]
-        program = trace_block(case.cfg, case.kind, policy, case.split, "auto").program
+        program = program_of(case)
         values = symbol_values(case.sizes, case.ways, case.slots)
         slow_s = schedule(program, machine, values).cycles / chip.clock_hz
         quick_machine = dataclasses.replace(machine, system=quick, _spans={})

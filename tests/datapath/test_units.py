@@ -12,7 +12,7 @@ import pytest
 from lpu_jax.cost.machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.schedule import schedule
-from lpu_jax.datapath import mem, selection, sxm, vxm
+from lpu_jax.datapath import masks, mem, selection, sxm, vxm
 from lpu_jax.datapath.primitive import free, primitive
 from lpu_jax.datapath.work import Unit
 from lpu_jax.errors import LpuError
@@ -93,11 +93,69 @@ def test_zeros_anywhere_in_a_list_of_terms_change_no_bit() -> None:
 def test_a_query_sees_its_own_position_and_those_before() -> None:
     positions = jnp.asarray([0, 5], jnp.int32)
     scores = jnp.zeros((4, 6, 9), jnp.float32)  # 2 heads of 2 sequences; 2 queries x 3 new tokens
-    seen = np.asarray(vxm.causal_mask(scores, positions, 3)) == 0
+    seen = np.asarray(masks.causal_mask(scores, positions, 3)) == 0
     for group in range(4):
         for row in range(6):
             last = int(positions[group // 2]) + row % 3
             np.testing.assert_array_equal(seen[group, row], np.arange(9) <= last)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_keys_from_another_position_are_masked_alike(window: int | None) -> None:
+    positions, first = np.asarray([4, 9]), np.asarray([0, 7])
+    scores = jnp.zeros((4, 6, 9), jnp.float32)
+    mask = masks.key_mask(scores, jnp.asarray(positions), jnp.asarray(first), 3, window)
+    for group in range(4):
+        for row in range(6):
+            query = positions[group // 2] + row % 3
+            key = first[group // 2] + np.arange(9)
+            seen = (key <= query) & (key > query - (window or 100))
+            np.testing.assert_array_equal(np.asarray(mask)[group, row] == 0, seen)
+
+
+def test_a_ring_keeps_the_last_positions_and_is_read_in_their_order() -> None:
+    ring, window = jnp.zeros((2, 640, 1), jnp.int32), 200
+    for start in range(0, 1000, 40):  # the second sequence is 7 positions ahead
+        positions = jnp.asarray([start, start + 7], jnp.int32)
+        new = jnp.arange(40)[None, :, None] + positions[:, None, None]
+        ring = mem.append_ring(ring, new, positions, axis=1)
+        first = mem.ring_start(positions, window=window, n_positions=640)
+        assert not np.any(np.asarray(first) % 320)
+        view = np.asarray(mem.ring_view(ring, first, axis=1))[..., 0]
+        for b in range(2):
+            begin, end = int(positions[b]) - window + 1, int(positions[b]) + 40
+            begin = max(begin, 7 * b)  # what the second one never met
+            expected = np.arange(begin, end)
+            np.testing.assert_array_equal(view[b][expected - int(first[b])], expected)
+
+
+@pytest.mark.parametrize(("window", "n_new"), [(1, 1), (128, 1), (128, 65), (321, 320), (2, 640)])
+def test_the_shortest_ring_holds_all_windows_of_a_step(window: int, n_new: int) -> None:
+    length = mem.ring_length(window, n_new, 10**6)
+    needed = max(  # by trying every place of the first position in its vector
+        -(-(place + window - 1 + n_new) // 320) * 320 for place in range(320)
+    )
+    assert length == needed
+    assert mem.ring_length(window, n_new, 100) == 100
+
+
+def test_a_run_of_positions_drops_what_others_hold() -> None:
+    whole = np.full((2, 1, 9), -1.0, np.float32)
+    new = values(2, 1, 4)
+    positions = np.asarray([1, 4])
+    for b in range(2):
+        whole[b, :, positions[b] : positions[b] + 4] = new[b]
+    for first in (0, 3, 6):
+        run = jnp.full((2, 1, 3), -1.0)
+        got = mem.append_run(
+            run, jnp.asarray(new), jnp.asarray(positions), jnp.asarray([first]), axis=2
+        )
+        np.testing.assert_array_equal(got, whole[:, :, first : first + 3])
+
+
+def test_the_largest_of_a_list_is_taken() -> None:
+    x = values(3, 2, 4)
+    np.testing.assert_array_equal(vxm.max_leading(jnp.asarray(x)), x.max(0))
 
 
 def test_top_k_takes_the_first_of_equal_values() -> None:

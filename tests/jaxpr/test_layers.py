@@ -25,6 +25,7 @@ KIMI, LLAMA = zoo.model("kimi-k2"), zoo.model("llama-3.1-405b")
 WAYS: dict[Kind, dict[str, int]] = {
     "embed": {"tensor": 2048},
     "attention": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
+    "sliding": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "dense": {"replica": 16, "tensor": 128},
     "moe": {"replica": 1, "expert": 384, "tensor": 8},
     "head": {"tensor": 2048},
@@ -33,6 +34,11 @@ BLOCKS = [
     pytest.param(cfg, kind, id=f"{cfg.name}-{kind}")
     for cfg in (KIMI, LLAMA)
     for kind in block_kinds(cfg)
+]
+BLOCKS += [
+    pytest.param(zoo.model("gpt-oss-120b"), "attention", id="gpt-oss-120b-attention"),
+    pytest.param(zoo.model("gpt-oss-120b"), "sliding", id="gpt-oss-120b-sliding"),
+    pytest.param(KIMI.with_latent_form("expanded"), "attention", id="kimi-k2-expanded"),
 ]
 
 

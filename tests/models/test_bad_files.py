@@ -21,7 +21,7 @@ from models.weights.stored import dequantised
 
 TINY = Path(__file__).parent / "data" / "tiny"
 FAST = settings(
-    max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 Damage = tuple[str, int, int]
@@ -110,7 +110,7 @@ def test_a_damaged_header_of_safetensors(tmp_path, name, damages):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss_mxfp4", "deepseek_v3_fp8", "kimi_k2_int4"])
-@settings(FAST, max_examples=20)
+@settings(FAST, max_examples=10)
 @given(damages=DAMAGES)
 def test_damaged_numbers_of_safetensors(tmp_path, name, damages):
     whole = (TINY / name / "model.safetensors").read_bytes()
@@ -120,7 +120,7 @@ def test_damaged_numbers_of_safetensors(tmp_path, name, damages):
     check(tmp_path / "model.safetensors", None)
 
 
-@settings(FAST, max_examples=40)
+@settings(FAST, max_examples=30)
 @given(damages=DAMAGES)
 def test_a_damaged_index(tmp_path, damages):
     folder = TINY / "llama"

@@ -1,6 +1,7 @@
 """Released models opened from folders, indices and single files, whole and in pieces."""
 
 import json
+import math
 import shutil
 import tracemalloc
 from dataclasses import replace
@@ -9,14 +10,15 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors_bytes import write_arrays
+from safetensors_bytes import entry, header_bytes, write_arrays
 
 from lpu_jax.errors import ConfigError, WeightsError
 from models.params import block_params
 from models.weights.checkpoint import Checkpoint, open_checkpoint
 from models.weights.names import file_tensors
 from models.weights.safetensors import SafetensorsFile
-from models.weights.source import WeightSource
+from models.weights.source import WeightSource, from_hf_tensors
+from models.zoo import model
 
 TINY = Path(__file__).parent / "data" / "tiny"
 INDEX = "model.safetensors.index.json"
@@ -165,6 +167,45 @@ def test_reading_block_by_block_costs_one_block(tmp_path):
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 3 * max(block_bytes) < all_bytes / 4
+
+
+@pytest.mark.slow
+def test_a_trillion_parameters_are_opened_and_one_expert_is_read(tmp_path):
+    """Kimi-K2-Instruct as released, in one sparse file: e4m3 with 128x128 scales, the rest bf16.
+
+    Published: 1029.2 GB. The routers are no projections, so they stay bf16 like table and head.
+    """
+    cfg = model("kimi-k2")
+    header, at = {}, 0
+    for name, shape in file_tensors(cfg).items():
+        is_projection = "_proj" in name
+        parts = {name: ("F8_E4M3" if is_projection else "BF16", list(shape))}
+        if is_projection:
+            parts[f"{name}_scale_inv"] = ("F32", [-(-length // 128) for length in shape])
+        for part, (dtype, lengths) in parts.items():
+            end = at + math.prod(lengths) * {"F8_E4M3": 1, "BF16": 2, "F32": 4}[dtype]
+            header[part], at = entry(dtype, lengths, at, end), end
+    assert at / 1e9 == pytest.approx(1029.2, abs=0.05)
+    path = tmp_path / "model.safetensors"
+    stored = header_bytes(header)
+    try:
+        with path.open("wb") as file:
+            file.write(stored)
+            file.truncate(len(stored) + at)
+    except OSError as problem:
+        pytest.skip(f"no sparse file of a terabyte here: {problem}")
+    try:
+        weights = from_hf_tensors(cfg, SafetensorsFile(path))
+        weights.check_all()
+        tracemalloc.start()
+        expert = weights.expert(60, 383)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    finally:
+        path.unlink()
+    assert expert["gate_up"].shape == (7168, 2, 2048)
+    assert not expert["down"].codes.view(np.uint8).any()
+    assert peak_bytes < 3 * 3 * 7168 * 2048  # bytes of an expert's codes, and two copies on the way
 
 
 # --- what is refused --------------------------------------------------------------------------

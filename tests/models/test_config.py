@@ -237,6 +237,11 @@ MISTAKES = [
     ("mixtral-8x7b", {"attention_bias": True}, "'attention_bias' must be false"),
     ("mixtral-8x7b", {"norm_topk_prob": False}, "'norm_topk_prob' must be true"),
     ("gpt-oss-20b", {"layer_types": None}, "'layer_types' must be a list of 24 kinds"),
+    (
+        "gpt-oss-20b",
+        {"layer_types": None, "sliding_window": None},
+        "'layer_types' must be a list of 24 kinds",
+    ),
     ("gpt-oss-20b", {"sliding_window": None}, "'layer_types' must be full attention only"),
     ("gpt-oss-20b", {"swiglu_limit": None}, "'swiglu_limit' must be a number"),
     ("gpt-oss-20b", {"experts_per_token": 8}, "'experts_per_token' must be 4, as"),

@@ -190,6 +190,13 @@ def test_other_formats_are_named_and_have_no_bytes(name, block, words):
         released_bytes(cfg)
 
 
+def test_a_second_file_about_formats_is_not_overlooked(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(fields_of("llama-3.1-8b")))
+    assert from_hf(tmp_path).released_format == "bf16"
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    assert from_hf(tmp_path).released_format == "modelopt"
+
+
 @pytest.mark.parametrize("bits", [None, "four", 0, 17])
 def test_a_width_of_stored_weights_must_be_a_number_of_bits(bits):
     weights = {"type": "int", "num_bits": bits}

@@ -280,6 +280,15 @@ def test_fp8_latent_attention_is_kept_whole_where_blocks_lie_in_heads():
         assert stored.weights[name].codes.tobytes() == found[name].codes.tobytes()
 
 
+def test_a_block_that_two_parts_of_a_head_share_is_decoded():
+    """Heads of 128 + 64 rows: keys of the second begin in the middle of a block of rows."""
+    cfg = replace(DEEPSEEK, attention=replace(DEEPSEEK.attention, v_head_dim=64))
+    tensors: dict[str, np.ndarray] = {}
+    found = check_latent_attention(cfg, tensors, latent_attention(cfg, tensors))
+    assert not isinstance(found["k_b"], QuantizedArray)
+    assert isinstance(found["v_b"], QuantizedArray)
+
+
 def test_the_expanded_form_has_the_same_rows():
     tensors: dict[str, np.ndarray] = {}
     values = latent_attention(DEEPSEEK, tensors)["kv_b_proj"]

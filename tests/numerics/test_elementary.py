@@ -173,7 +173,7 @@ def test_costs_are_those_of_the_algorithms(name, monkeypatch):
 
 
 def test_the_basic_operations_cost_one():
-    for name in ("add", "sub", "mul", "div", "sqrt", "max", "compare", "fma"):
+    for name in ("add", "sub", "mul", "div", "sqrt", "max", "min", "compare", "fma"):
         cost = elementary.ALU_OPERATIONS[name]
         assert (cost.operations, cost.depth) == (1, 1)
 

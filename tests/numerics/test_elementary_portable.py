@@ -19,8 +19,9 @@ from lpu_jax.numerics.arithmetic import PORTABLE, X86
 FUNCTIONS = (
     *("add", "sub", "mul", "div", "sqrt", "maximum", "less_equal", "reciprocal", "rsqrt", "exp"),
     *("log", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh", "sum_lanes", "max_last"),
+    "minimum",
 )
-BINARY = ("add", "sub", "mul", "div", "maximum", "less_equal")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "less_equal")
 STATIC = {"sum_lanes": {"lanes": 320, "max_unrolled": 8}}
 
 SPECIAL = np.array(

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI
@@ -47,7 +48,7 @@ def exact():
 
 def test_float32_on_one_chip_is_the_reference_model(exact):
     """Ours whole in memory, and built without the check: 2e-5 as for Hugging Face's logits."""
-    expected = np.asarray(Transformer(SOURCE)(np.asarray([IDS], np.int32)))[0]
+    expected = np.asarray(Transformer(SOURCE)(jnp.asarray([IDS], jnp.int32)))[0]
     np.testing.assert_allclose(exact.logits, expected, rtol=0, atol=2e-5)
     assert exact.next_tokens == exact.reference_next_tokens == tuple(expected.argmax(-1).tolist())
     assert exact.kl_nats < 1e-10
@@ -114,6 +115,7 @@ def test_tokens_pass_a_mixture_in_parts_with_the_same_bits(monkeypatch, exact):
     np.testing.assert_allclose(result.logits, exact.logits, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_head_in_pieces_gives_the_bits_of_the_whole(monkeypatch):
     """128 columns in pieces of 48, the last of which is padded, on chips that share unevenly."""
     plan = replace(ONE_CHIP, group_chips=3, attention=AttentionShard(replica=3))
@@ -172,6 +174,16 @@ def test_divergence_and_agreement_by_hand():
     assert found["reference_next_tokens"] == (0, 1)
 
 
+def test_overflow_is_endless_noise_and_no_agreement():
+    expected = np.array([[1.0, 2.0], [3.0, 1.0]], np.float32)
+    logits = np.array([[1.0, 2.0], [np.inf, np.nan]], np.float32)
+    assert sqnr_db(expected, logits) == -math.inf
+    assert sqnr_db(expected, np.array([[1.0, np.inf], [3.0, 1.0]])) == -math.inf
+    found = agreement(expected, logits)
+    assert math.isnan(found["kl_nats"])  # never zero
+    assert found["top1_agreement"] == 0.5
+
+
 def test_equal_logits_do_not_diverge():
     logits = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
     found = agreement(logits, logits.copy())
@@ -211,17 +223,20 @@ def test_a_plan_of_another_model_is_refused():
         check_whole(SOURCE, NODE, [replace(ONE_CHIP, moe=None)], FP16, token_ids=(1,))
 
 
-def test_the_default_plan_is_the_fastest_that_fits_or_the_nearest(monkeypatch):
-    asked = {}
+def test_the_default_plan_is_asked_of_compare(monkeypatch):
+    """A policy that no chip runs takes as much room as fp16; the context holds every token."""
+    asked = []
 
-    class Found:
-        rows = ("the row",)
+    class Asked(Exception):
+        pass
 
     def compare(cfg, machine, **request):
-        asked.update(request)
-        return Found
+        asked.append(request)
+        raise Asked
 
     monkeypatch.setattr(whole, "compare", compare)
-    assert whole.fastest_plan(TINY_KIMI, NODE, FLOAT32) == "the row"
-    assert asked["weights_format"] == "fp16"  # what no chip runs takes as much room
-    assert asked["context"] == 320
+    for policy in (FLOAT32, POLICIES["int4"]):
+        with pytest.raises(Asked):
+            whole.fastest_plan(TINY_KIMI, NODE, policy)
+    assert [request["weights_format"] for request in asked] == ["fp16", "int4"]
+    assert {request["context"] for request in asked} == {320}

@@ -69,6 +69,10 @@ def test_a_good_plan_is_accepted() -> None:
             "attention: data 2 does not divide the batch of 1",
         ),
         (
+            {"attention": AttentionShard(tensor=2, context=16)},
+            "attention: context 16 is more ways than a context of 64 has runs of 320 positions, 1",
+        ),
+        (
             {"moe": MoeShard(expert=2, tensor=16, slots=7)},
             "slots 7 could leave experts out; the worst case is 8 slots of 192 experts",
         ),
@@ -86,6 +90,18 @@ def test_refusals(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(PlanError, match=sentence) as caught:
         check_plan(replace(GOOD, **change), KIMI, LPX, INT4, ONE_TOKEN)
     assert "\n" not in str(caught.value)
+
+
+def test_what_heads_and_sequences_leave_is_copied_or_shares_the_context() -> None:
+    def others(context: int) -> set[tuple[int, int]]:
+        request = Request(batch=2, context=context)
+        plans = Search(KIMI, system("lpx-tray"), INT4, request).plans()
+        shards = [plan.attention for plan in plans if plan.group_chips == 8]
+        return {(s.context, s.replica) for s in shards if s.tensor == 1 and s.data == 2}
+
+    assert others(320) == {(1, 4)}
+    assert others(321) == {(1, 4), (2, 2)}
+    assert others(4096) == {(1, 4), (4, 1)}
 
 
 def _group_of(chips: int, **change: Any) -> Plan:

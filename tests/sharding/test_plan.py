@@ -49,6 +49,22 @@ def test_a_plan_survives_json(plan: Plan) -> None:
     assert isinstance(again.attention.split, Split)
 
 
+def test_the_context_is_read_named_and_ordered(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(TOML.replace("replica = 2", "context = 2"))
+    read = read_plan(tmp_path / "plan.toml")
+    assert read.attention == AttentionShard(tensor=16, context=2)
+    assert read.n_chips == PLAN.n_chips
+    assert read.name == "61x32 a:16t·2c f:32t m:2e·16t row slots 8"
+    outside = replace(read.attention, order=("context", "replica", "data", "tensor"))
+    named = replace(read, attention=outside).name
+    assert named.endswith("row slots 8 context>replica>data>tensor")
+    # Plans from before there was a context axis have orders without it.
+    completed = AttentionShard(order=("tensor", "data", "replica")).order
+    assert completed == ("context", "tensor", "data", "replica")
+    with pytest.raises(PlanError, match="attention context is 0"):
+        AttentionShard(context=0)
+
+
 def test_name_and_chips() -> None:
     assert PLAN.n_chips == 61 * 32
     assert PLAN.name == "61x32 a:16t·2r f:32t m:2e·16t row slots 8"

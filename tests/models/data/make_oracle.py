@@ -24,7 +24,23 @@ import numpy as np
 HERE = Path(__file__).parent
 #: Longer than the window of `GPT_OSS`.
 PROMPT_SHAPE = (2, 20)
-RELEASED = ("llama-2-70b", "llama-3.1-8b", "deepseek-v3", "kimi-k2-instruct", "kimi-k2.5")
+RELEASED = (
+    "llama-2-70b",
+    "llama-3.1-8b",
+    "deepseek-v3",
+    "kimi-k2-instruct",
+    "kimi-k2.5",
+    "qwen3-32b",
+    "gpt-oss-120b",
+    "glm-4.6",
+)
+ROTARY_CLASSES = {
+    "llama": "Llama",
+    "deepseek_v3": "DeepseekV3",
+    "qwen3": "Qwen3",
+    "gpt_oss": "GptOss",
+    "glm4_moe": "Glm4Moe",
+}
 
 #: A tensor as it is stored, under one or more names, and the values that it stands for.
 Stored = tuple[dict[str, Any], Any]
@@ -297,22 +313,24 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
 
 def rope_facts(name: str) -> dict[str, Any]:
     """Return what transformers computes from a released configuration in `models/configs/`."""
+    import importlib
+
     import transformers
-    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
-    from transformers.models.llama import modeling_llama as llama
 
     configs = HERE.parents[2] / "models" / "configs"
     fields = json.loads((configs / f"{name}.json").read_text())
     fields = fields.get("text_config", fields)
+    model_type = fields.pop("model_type")
+    model_type = "deepseek_v3" if model_type == "kimi_k2" else model_type
+    family = ROTARY_CLASSES[model_type]
+    module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    config = getattr(transformers, f"{family}Config")(**fields)
+    rotary = getattr(module, f"{family}RotaryEmbedding")(config)
     facts: dict[str, Any] = {}
-    if fields.pop("model_type") == "llama":
-        rotary = llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**fields))
-    else:
-        config = transformers.DeepseekV3Config(**fields)
-        rotary = deepseek.DeepseekV3RotaryEmbedding(config)
+    if model_type == "deepseek_v3":
         # A narrow copy: the scale depends on the head width and the rope rule only.
         config.hidden_size, config.q_lora_rank, config.kv_lora_rank = 8, 8, 8
-        facts["softmax_scale"] = deepseek.DeepseekV3Attention(config, 0).scaling
+        facts["softmax_scale"] = module.DeepseekV3Attention(config, 0).scaling
     facts["inverse_frequencies"] = rotary.inv_freq.tolist()
     facts["attention_factor"] = rotary.attention_scaling
     return facts

@@ -1,0 +1,97 @@
+"""Masks of the vector unit: which keys a query may see, from positions that are known at run time.
+
+What it computes: scores of keys that a query may not see become minus infinity. What it costs: a
+chain of a comparison and a selection for each score. Not modelled: skipping of keys that no query
+sees.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
+
+from .primitive import AluChain, primitive
+
+
+def _causal_mask_meaning(scores: Array, positions: Array, *, query_stride: int) -> Array:
+    rows = jnp.arange(scores.shape[-2], dtype=jnp.int32) % query_stride
+    last = positions[:, None] + rows[None, :]  # [b, rows]
+    keys = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    seen = keys[None, None, :] <= last[:, :, None]
+    seen = jnp.repeat(seen, scores.shape[0] // positions.shape[0], axis=0)
+    return jnp.where(seen, scores, -jnp.inf)
+
+
+_causal_mask = primitive(
+    "vxm_causal_mask",
+    abstract=lambda scores, positions, *, query_stride: jax.ShapeDtypeStruct(
+        scores.shape, scores.dtype
+    ),
+    meaning=_causal_mask_meaning,
+    chain=lambda params: AluChain(operations=2, depth=2),
+)
+
+
+def causal_mask(
+    scores: Float32[Array, "groups rows s"], positions: Int32[Array, " b"], n_new: Any
+) -> Float32[Array, "groups rows s"]:
+    """Set scores of keys that a query may not see to minus infinity.
+
+    Args:
+        scores: `groups` is a multiple of the batch, sequence by sequence; query `r` of a group is
+            new token `r % n_new`.
+        positions: position of the first new token of each sequence.
+        n_new: new tokens per sequence.
+
+    Fidelity: exact.
+    """
+    return _causal_mask(scores, positions, query_stride=n_new)  # type: ignore[no-any-return]
+
+
+def _key_mask_meaning(
+    scores: Array, positions: Array, first: Array, *, query_stride: int, window: int | None
+) -> Array:
+    rows = jnp.arange(scores.shape[-2], dtype=jnp.int32) % query_stride
+    last = (positions[:, None] + rows[None, :])[:, :, None]  # [b, rows, 1]
+    keys = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    keys = (first[:, None] + keys[None, :])[:, None, :]  # [b, 1, s]
+    seen = keys <= last
+    if window is not None:
+        seen = seen & (keys > last - window)
+    seen = jnp.repeat(seen, scores.shape[0] // positions.shape[0], axis=0)
+    return jnp.where(seen, scores, -jnp.inf)
+
+
+_key_mask = primitive(
+    "vxm_key_mask",
+    abstract=lambda scores, positions, first, **_: jax.ShapeDtypeStruct(scores.shape, scores.dtype),
+    meaning=_key_mask_meaning,
+    # Compare and select; a window has a second comparison, and both must hold.
+    chain=lambda params: (
+        AluChain(operations=2, depth=2)
+        if params["window"] is None
+        else AluChain(operations=4, depth=3)
+    ),
+)
+
+
+def key_mask(
+    scores: Float32[Array, "groups rows s"],
+    positions: Int32[Array, " b"],
+    first: Int32[Array, " keys_from"],
+    n_new: Any,
+    window: int | None = None,
+) -> Float32[Array, "groups rows s"]:
+    """Mask as `causal_mask` does where keys begin at another position than 0.
+
+    Args:
+        scores: as for `causal_mask`.
+        positions: as for `causal_mask`.
+        first: position of the first key: of each sequence, or one for all.
+        n_new: new tokens per sequence.
+        window: keys that a query sees, its own included; None for all before it.
+
+    Fidelity: exact.
+    """
+    return _key_mask(scores, positions, first, query_stride=n_new, window=window)  # type: ignore[no-any-return]
