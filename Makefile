@@ -9,8 +9,6 @@ usable = $(1) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 1
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do \
 	$(call usable,$$candidate) && echo $$candidate && break; done)
 
-# Where torch for CPUs lies; the package index has the much larger one for GPUs.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(BIN)/lpu compare kimi-k2 --system lpx-9 --batch 1 --context 8192
@@ -34,7 +32,8 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-# Fresh random models of every family against Hugging Face transformers; torch is a large download.
+# Fresh random models of every family against Hugging Face transformers. torch is a large download;
+# the much smaller build for CPUs is taken where pip's own settings lead to it.
 oracle: $(VENV)/.installed-oracle
 	$(PYTEST) -m slow tests/oracle/test_live.py $(PYTEST_ARGS)
 
@@ -67,7 +66,7 @@ $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.installed-oracle: $(VENV)/.installed-dev
 	@echo "Installing torch and transformers into $(VENV) (once, some minutes) ..."
-	$(PIP) install -c constraints.txt --extra-index-url $(TORCH_INDEX) --group oracle
+	$(PIP) install -c constraints.txt --group oracle
 	@touch $@
 
 clean:

@@ -152,7 +152,8 @@ def run_steps(
     """
     ahead: dict[Step, Any] = {}
     with ThreadPoolExecutor(_WORKERS) as workers:
-        for step, following in zip(steps, [*steps[1:], None], strict=True):
+        for i, step in enumerate(steps):
+            following = steps[i + 1] if i + 1 < len(steps) else None
             starting(step)
             stored = ahead.pop(step).result() if step in ahead else step.store()
             if following is not None and step.n_values + following.n_values <= _VALUES_AT_ONCE:

@@ -53,7 +53,7 @@ def run(
     model: str = "kimi",
     way: str = "virtual",
     order: tuple[str, ...] = MoeShard.order,
-    forced_expert: int | None = None,
+    forced: tuple[int, ...] = (),
 ) -> np.ndarray:
     cfg, request = MODELS[model], Request(batch=batch, tokens=1, context=1)
     the_plan = plan("moe", Split.ROW, expert=expert, tensor=tensor)
@@ -62,8 +62,8 @@ def run(
     block = place(cfg, "moe", the_plan, request, policy=policy, tiers=(4,))
     x = hidden(64, 1, cfg.d_model)[:batch].astype(POLICIES[policy].dtype)
     _, weights, placement = block.arguments
-    if forced_expert is not None:
-        bias = jnp.zeros_like(weights["router_bias"]).at[forced_expert].set(100.0)
+    if forced:
+        bias = jnp.zeros_like(weights["router_bias"]).at[jnp.asarray(forced)].set(100.0)
         weights = {**weights, "router_bias": bias}
     program = runner(cfg, block, way, {order[1]: expert if order[1] == "expert" else tensor})
     return np.asarray(program(x, weights, placement))
@@ -98,7 +98,13 @@ def test_exchanged_rows_give_the_values_of_replicated_rows(
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", BOUNDS)
 def test_all_rows_may_use_experts_of_one_chip(policy: str) -> None:
-    compare(4, 1, 8, policy=policy, forced_expert=7)
+    compare(4, 1, 8, policy=policy, forced=(7,))
+
+
+@pytest.mark.slow
+def test_empty_places_take_no_slot_of_an_expert() -> None:
+    # One row fills the three slots of its chip; the places of the other share are empty.
+    compare(2, 1, 1, forced=(3, 4, 5))
 
 
 @pytest.mark.slow

@@ -175,6 +175,14 @@ def test_a_tensor_of_another_model_is_refused_by_name(name):
     assert repr(name) in str(caught.value)
 
 
+def test_a_copy_of_a_tied_head_is_left_out():
+    tied = open_checkpoint(TINY / "llama_tied")
+    file = SafetensorsFile(TINY / "llama_tied" / "model.safetensors")
+    tensors = {name: tensor.read() for name, tensor in file.items()}
+    copy = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    from_hf_tensors(tied.config, tensors | copy).check_all()
+
+
 def test_recomputed_buffers_of_old_files_are_left_out():
     cfg = open_checkpoint(TINY / "llama").config
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}

@@ -46,12 +46,15 @@ TWO = Plan(group_chips=2, attention=AttentionShard(tensor=1, replica=2), mlp=Mlp
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 
 #: Written for this test.
-TEXT = """The river below the old mill has two names. On the maps it is the Lesser Arn, but nobody in
+TEXT = """\
+The river below the old mill has two names. On the maps it is the Lesser Arn, but nobody in
 the village has ever called it that. To them it is the Grey, because of the clay it carries in
 spring, and because the first miller, whose portrait hangs in the school, was a man called Grey who
 drowned in it. Every year in March the water rises over the lower field, and every year in April the
 children walk along the bank to look for what it has left behind: bottles, a boot, the rib of a cow.
 """
+#: Of transformers 5.23.0 with torch 2.13.0 in float32, on the same file, over TEXT.
+PERPLEXITY = 42.15266
 
 
 def row(*values):
@@ -176,7 +179,10 @@ def test_the_command_says_what_is_wrong(options, message, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not there; `make weights` fetches it")
 def test_perplexity_of_the_real_model_is_hugging_faces(tmp_path):
-    """PERPLEXITY: transformers 5.23.0 (torch 2.13.0, float32) on the same file and TEXT, 1e-4."""
+    """Float32 sums in another order move the mean loss by less than 1e-6: 1e-4 is allowed.
+
+    int8 costs more than its weights do, for rows are int8 too.
+    """
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
     options = ["--policy", "float32", "--policy", "int8", "--json", "-"]
@@ -184,8 +190,8 @@ def test_perplexity_of_the_real_model_is_hugging_faces(tmp_path):
     run = [sys.executable, "-c", "from sharding.cli.main import main; main()", *command]
     made = json.loads(subprocess.run(run, capture_output=True, check=True, cwd=ROOT).stdout)
     exact, int8 = made["results"]
-    assert exact["tokens"] == N_TOKENS
-    assert exact["reference_perplexity"] == pytest.approx(PERPLEXITY, abs=1e-3)
-    assert exact["perplexity"] == pytest.approx(PERPLEXITY, abs=1e-3)
+    assert exact["tokens"] == 119
+    assert exact["reference_perplexity"] == pytest.approx(PERPLEXITY, abs=1e-4 * PERPLEXITY)
+    assert exact["perplexity"] == pytest.approx(PERPLEXITY, abs=1e-4 * PERPLEXITY)
     assert exact["kl_nats"] < 1e-8
     assert 0.001 < int8["weights_kl_nats"] < 0.01 < int8["kl_nats"] < 0.1

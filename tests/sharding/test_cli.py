@@ -143,6 +143,7 @@ def test_a_pipe_is_written_to_and_not_replaced(run: Run, tmp_path: Path) -> None
         ((*SMALL[:-1], "0"), "context is 0; it must be at least 1"),
         ((*SMALL[:-1], "8193"), "context is 8193; smollm2-135m has 8192 positions at most"),
         ((*SMALL, "--weights-format", "fp17"), "unknown precision policy 'fp17'; nearest: fp16"),
+        ((*SMALL, "--mla", "expanded"), "smollm2-135m has no latent attention"),
         ((*SMALL, "--weights-format", "fp8"), "does not divide the head width 64"),
         (("compare", "none.json", "--system", "groq-node"), "none.json: cannot be read"),
         (("compare", "smollm2-135m", "--system", "none.toml"), "none.toml"),
