@@ -280,10 +280,10 @@ def generation_text(prompts: Sequence[str], made: Generation, plan: Plan, system
         one.argmax_agreement for one in made.continuations if one.argmax_agreement is not None
     ]
     if sqnrs:
-        least = "" if len(sqnrs) == 1 else "at least "
+        worst = "" if len(sqnrs) == 1 else f" (the worst of {len(sqnrs)} prompts)"
         lines.append(
-            f"logits of the first step against float32: SQNR {least}{min(sqnrs):.1f} dB; the "
-            f"reference prefers the same token at {least}{min(agreements):.0%} of the steps"
+            f"logits of the first step against float32: SQNR {min(sqnrs):.1f} dB; the reference "
+            f"prefers the same token at {min(agreements):.0%} of the steps{worst}"
         )
     decode = f", {sum(made.decode_s) / len(made.decode_s):.2f} s a token" if made.decode_s else ""
     lines.append(

@@ -7,6 +7,7 @@ Read from and written to TOML or JSON. Whether a plan is legal for a model and a
 import json
 import tomllib
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ def _positive(owner: str, **degrees: int | None) -> None:
             raise PlanError(
                 f"{owner} {name} is {degree!r}; it must be a whole number of at least 1."
             )
+
+
+def _word(owner: str, shard: Any, name: str, words: type[StrEnum]) -> None:
+    """Take a choice given as a plain word for the word of its enumeration."""
+    given = getattr(shard, name)
+    if given not in list(words):
+        raise unknown(f"{owner} {name}", str(given), [str(word) for word in words])
+    object.__setattr__(shard, name, words(given))
 
 
 def _check_order(owner: str, order: tuple[str, ...], default: tuple[str, ...]) -> None:
@@ -61,6 +70,7 @@ class AttentionShard:
             order = (*self.order[:at], "context", *self.order[at:])
             object.__setattr__(self, "order", order)
         _check_order("attention", self.order, AttentionShard.order)
+        _word("attention", self, "split", Split)
 
     @property
     def n_chips(self) -> int:
@@ -80,6 +90,7 @@ class MlpShard:
     def __post_init__(self) -> None:
         _positive("mlp", tensor=self.tensor, replica=self.replica)
         _check_order("mlp", self.order, MlpShard.order)
+        _word("mlp", self, "split", Split)
 
     @property
     def n_chips(self) -> int:
@@ -110,6 +121,8 @@ class MoeShard:
             "moe", expert=self.expert, tensor=self.tensor, replica=self.replica, slots=self.slots
         )
         _check_order("moe", self.order, MoeShard.order)
+        _word("moe", self, "split", Split)
+        _word("moe", self, "dispatch", Dispatch)
         if self.order[1] == "replica":
             raise PlanError(
                 f"moe order is {', '.join(self.order)}; replica must be its first or last axis, "
@@ -231,21 +244,16 @@ def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
     order = values.get("order", part.order)
     if not isinstance(order, list | tuple) or not all(isinstance(axis, str) for axis in order):
         raise PlanError(f"{where}: key '{name}.order' must be a list of axes, got {order!r}.")
-    split = values.get("split", "row")
-    if split not in list(Split):
-        raise PlanError(f"{where}: key '{name}.split' must be one of row, column, got {split!r}.")
-    values |= {"split": Split(split), "order": tuple(order)}
-    if "dispatch" in values:
-        values["dispatch"] = _dispatch(where, name, values["dispatch"])
+    values["order"] = tuple(order)
+    for key, words in (("split", Split), ("dispatch", Dispatch)):
+        if key in values and values[key] not in list(words):
+            raise PlanError(
+                f"{where}: key '{name}.{key}' must be one of {', '.join(words)}, got "
+                f"{values[key]!r}."
+            )
+        if key in values:
+            values[key] = words(values[key])
     return part(**values)
-
-
-def _dispatch(where: str, name: str, given: Any) -> Dispatch:
-    if given not in list(Dispatch):
-        raise PlanError(
-            f"{where}: key '{name}.dispatch' must be one of {', '.join(Dispatch)}, got {given!r}."
-        )
-    return Dispatch(given)
 
 
 def _whole_number(where: str, key: str, value: Any) -> None:

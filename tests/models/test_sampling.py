@@ -27,8 +27,8 @@ def test_frequencies_are_the_softmax_of_the_logits(temperature):
     sampling = Sampling(temperature=temperature, seed=11)
     counts = np.bincount([one_draw(sampling, i) for i in range(2000)], minlength=len(LOGITS))
     expected = softmax(LOGITS, temperature) * counts.sum()
-    assert (expected > 5).all() or temperature == 0.5
-    kept = expected > 5
+    kept = expected > 5  # the rule of thumb for this test
+    assert kept.sum() >= 6
     chi_square = np.sum((counts - expected)[kept] ** 2 / expected[kept])
     assert chi_square < 24.3, counts
 
