@@ -93,7 +93,7 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> Keys:
     path = Path(source)
     if not str(path).isprintable():
         raise ConfigError(f"{str(path)!r}: a path must have printable characters only.")
-    path = path / "config.json" if path.is_dir() else path
+    path = path / "config.json" if os.path.isdir(path) else path  # False for too long a name
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -202,9 +202,9 @@ def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
     if modern is not None and hub is not None:
         raise keys.complain("rope_scaling", "absent beside 'rope_parameters'")
     numbers = modern or hub
-    theta = (modern or keys).number("rope_theta")
+    theta = _holder("rope_theta", modern, keys).number("rope_theta", default=rules.rope_theta)
     keys.must_be("rope_theta", theta)
-    dim = _rotated(keys, modern or keys, rules, head_dim)
+    dim = _rotated(keys, _holder("partial_rotary_factor", modern, keys), rules, head_dim)
     scaling: Llama3Scaling | YarnScaling | None = None
     if numbers is not None:
         scaling = _read_scaling(numbers)
@@ -215,6 +215,11 @@ def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
     return RopeConfig(theta=theta, dim=dim, interleaved=rules.is_interleaved, scaling=scaling)
 
 
+def _holder(key: str, modern: Keys | None, keys: Keys) -> Keys:
+    """Return where a file has a key of the rotation: the modern place, unless only the old has."""
+    return keys if modern is None or (keys.has(key) and not modern.has(key)) else modern
+
+
 def _rotated(keys: Keys, holder: Keys, rules: FamilyRules, head_dim: int) -> int:
     """Return how many values of a head are rotated."""
     if not rules.is_partial:
@@ -223,8 +228,9 @@ def _rotated(keys: Keys, holder: Keys, rules: FamilyRules, head_dim: int) -> int
         return head_dim
     if not holder.has("partial_rotary_factor") and keys.has("rotary_dim"):
         return keys.integer("rotary_dim")
-    # Hugging Face cuts the product down to a whole number.
-    dim = int(head_dim * holder.number("partial_rotary_factor"))
+    factor = holder.number("partial_rotary_factor")
+    keys.must_be("partial_rotary_factor", factor)
+    dim = int(head_dim * factor)  # Hugging Face cuts the product down to a whole number
     keys.must_be("rotary_dim", dim)
     return dim
 

@@ -37,6 +37,7 @@ class FamilyRules:
     is_latent: bool = False
     is_interleaved: bool = False  #: rotation turns neighbours, not halves
     is_partial: bool = False  #: the file says which part of a head is rotated
+    rope_theta: float | None = None  #: where the file, older than the key, does not say
     #: Which projections have biases if `attention_bias` is true: none may, all but the output's, or
     #: all four; and what holds where the file does not say.
     biases: Literal["none", "qkv", "all"] = "none"
@@ -69,7 +70,9 @@ _BAILING = FamilyRules(
 #: By `model_type`. Source, where not said: the classes of Hugging Face transformers 5.23.
 FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
     {
-        "llama": FamilyRules(family="llama", architecture="LlamaForCausalLM", biases="all"),
+        "llama": FamilyRules(
+            family="llama", architecture="LlamaForCausalLM", rope_theta=10_000.0, biases="all"
+        ),
         "qwen3": FamilyRules(
             family="qwen3",
             architecture="Qwen3ForCausalLM",

@@ -115,13 +115,19 @@ def _spares_nothing(name: str) -> bool:
 
 
 def _grid(weights: Keys) -> str:
-    """Name the grid of numbers: "int4" is symmetric with a scale of each 32 values."""
+    """Name the grid of numbers: "int4" is symmetric with a scale of each 32 values.
+
+    Source: `QuantizationArgs` of compressed-tensors, for what holds where nothing is said.
+    """
     word = f"{weights.text('type', default='int')}{weights.integer('num_bits', most=16)}"
-    strategy = weights.text("strategy", default="group")
-    size = weights.optional_integer("group_size") or 32
+    size = weights.integer("group_size", default=0, least=-1)  # -1 is a whole row
+    unsaid = "group" if size > 0 else "channel" if size < 0 else "tensor"
+    strategy = weights.text("strategy", default=unsaid)
     if not weights.boolean("symmetric", default=True):
         word = f"asymmetric {word}"
-    return word if (strategy, size) == ("group", 32) else f"{word} per {strategy} of {size}"
+    if (strategy, size) == ("group", 32):
+        return word
+    return f"{word} per {strategy}" + (f" of {size}" if size > 0 else "")
 
 
 def _spared_by_name(block: Keys) -> _Spares:

@@ -1,7 +1,8 @@
 """The tokenizer files of a checkpoint directory: as JSON and text, nothing of them is executed.
 
-Read are `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and
-`chat_template.jinja`; of several named chat templates, the one named "default".
+Read are `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+`generation_config.json` and `chat_template.jinja`; of several named chat templates, the one named
+"default".
 """
 
 import json
@@ -43,8 +44,11 @@ def _tokenizer_json(
             f"{folder}: there is no tokenizer.json; SentencePiece and tiktoken files are not read."
         )
     path = files["tokenizer.json"]
+    older = _object(files.get("special_tokens_map.json"))  # speaks where the settings do not
     special = {
-        name: text for name in _SPECIAL if (text := _token_text(settings.get(name))) is not None
+        name: text
+        for name in _SPECIAL
+        if (text := _token_text(settings.get(name) or older.get(name))) is not None
     }
     return TokenizerJson(
         path=str(path),

@@ -131,7 +131,7 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
     text = os.fspath(name_or_path)
     if text.lower() in NAMED:
         return _named(text.lower())
-    if os.sep in text or text.endswith(".json") or Path(text).exists():
+    if os.sep in text or text.endswith(".json") or os.path.exists(text):
         return from_hf(text)
     raise unknown("model", text, tuple(NAMED))
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int
 
 from lpu_jax.errors import PlanError
 from lpu_jax.system import System
-from models.blocks import Block, block_chain
+from models.blocks import CACHING_KINDS, Block, block_chain
 from models.policy import Policy
 from models.weights.source import WeightSource
 
@@ -27,8 +27,6 @@ from .plan import Plan
 BUCKET = 32
 #: The cache is allocated in whole vectors of 320 positions; a longer one changes no bit.
 _CONTEXT_STEP = 320
-#: Kinds of block that keep a cache.
-_CACHED = ("attention", "sliding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,8 @@ class Decoder:
         self._placed: dict[int, list[LoadedBlock]] = {self._bucket: [], 1: []}
         self._place(source, plan, policy, system)
         self._caches = [
-            loaded.arguments[2] if loaded.kind in _CACHED else None for loaded in self._placed[1]
+            loaded.arguments[2] if loaded.kind in CACHING_KINDS else None
+            for loaded in self._placed[1]
         ]
 
     def prefill(self) -> Prediction:
@@ -163,7 +162,7 @@ class Decoder:
                 # One copy of the weights in memory, whatever the number of tokens.
                 shared = loaded.arguments[1] if shared is None else shared
                 arguments = (loaded.arguments[0], shared, *loaded.arguments[2:])
-                if block.kind in _CACHED:
+                if block.kind in CACHING_KINDS:
                     tables = arguments[3] if tables is None else tables
                     arguments = (*arguments[:3], tables, *arguments[4:])
                 placed.append(replace(loaded, arguments=arguments))
@@ -172,7 +171,7 @@ class Decoder:
         """Run tokens through all blocks; of each sequence one row reaches the head."""
         hidden: Any = ids
         for i, block in enumerate(self._placed[ids.shape[1]]):
-            if block.kind in _CACHED:
+            if block.kind in CACHING_KINDS:
                 hidden, self._caches[i] = run_attention(
                     self.cfg,
                     block,

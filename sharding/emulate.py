@@ -44,7 +44,7 @@ from .routing import (
     joined_key,
 )
 
-#: Allocated positions; a longer context changes no bit. One vector of 320 lanes.
+#: Allocated positions of a chip; a longer context changes no bit. One vector of 320 lanes.
 CONTEXT = 320
 #: Tokens pass a mixture together while the experts that they may choose take no more than this.
 _STORE_BYTES = 1 << 31
@@ -75,6 +75,11 @@ class BlockCheck:
         if self.routing is not None:
             values["routing"]["margin"] = finite(self.routing.margin)
         return values
+
+
+def allocated(plan: Plan) -> int:
+    """Positions of the cache in a check: every chip that shares them out holds one vector."""
+    return CONTEXT * plan.attention.context
 
 
 def finite(value: float) -> float | None:
@@ -214,7 +219,6 @@ class Step:
         workers: Executor,
     ) -> list[Float[np.ndarray, "tokens d"]]:
         """Run the plans side by side, as compiling takes longest; those of one program in turn."""
-        request = Request(batch=1, tokens=1, context=CONTEXT)
         groups: dict[Any, list[int]] = {}
         for i, run in enumerate(runs):
             groups.setdefault(program_key(self.cfg, self.kind, run.plan), []).append(i)
@@ -222,7 +226,9 @@ class Step:
         def emulate(group: list[int]) -> dict[int, Float[np.ndarray, "tokens d"]]:
             outputs = {}
             for i in group:
-                block = place_block(stored, runs[i].plan, request, tiers=self.tiers)
+                plan = runs[i].plan
+                request = Request(batch=1, tokens=1, context=allocated(plan))
+                block = place_block(stored, plan, request, tiers=self.tiers)
                 outputs[i] = self._emulate(states[i], block)
             return outputs
 

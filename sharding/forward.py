@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from lpu_jax.errors import PlanError
-from models.blocks import Block, block_chain
+from models.blocks import CACHING_KINDS, Block, block_chain
 from models.config import ModelConfig
 from models.params import Kind
 from models.policy import Policy
@@ -116,7 +116,7 @@ def _run(
     cfg: ModelConfig, block: LoadedBlock, pieces: Sequence[Any], execution: str
 ) -> list[Float[Array, "b step d"]]:
     """Run a block on one piece of the sequences after the other."""
-    if block.kind not in ("attention", "sliding"):
+    if block.kind not in CACHING_KINDS:
         return [run_block(cfg, with_inputs(block, piece), execution=execution) for piece in pieces]
     outputs = []
     cache = block.arguments[2]

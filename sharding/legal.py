@@ -252,7 +252,8 @@ class Search:
         node = self.system.topology.node_chips
         found = set()
         for stages in range(1, min(n_blocks, self.system.n_chips) + 1):
-            most = self.system.n_chips // stages
+            # More chips than columns of the output matrix cannot form a group.
+            most = min(self.system.n_chips // stages, self.cfg.vocab_size)
             found |= {
                 (stages, chips)
                 for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
@@ -262,10 +263,13 @@ class Search:
         return sorted((stages, chips) for stages, chips in found if chips >= 1)
 
     def plans(self) -> Iterator[Plan]:
-        """All legal plans with one split rule for attention and dense MLPs, and one for experts."""
+        """All legal plans with one split rule for attention and dense MLPs, and one for experts.
+
+        Raises:
+            PlanError: there is none.
+        """
+        found = 0
         for stages, chips in self.groups():
-            if not self._keep(columns_reason("vocabulary", self.cfg.vocab_size, chips, 1)):
-                continue
             attention = {split: self._attention(chips, split) for split in Split}
             mlp = {split: self._mlp(chips, split) for split in Split}
             moe = {split: self._moe(chips, split) for split in Split}
@@ -273,6 +277,7 @@ class Search:
                 if self.cfg.moe is None and split is not moe_split:
                     continue
                 for shards in product(attention[split], mlp[split], moe[moe_split]):
+                    found += 1
                     yield Plan(
                         stages=stages,
                         group_chips=chips,
@@ -280,6 +285,12 @@ class Search:
                         mlp=shards[1],
                         moe=shards[2],
                     )
+        if not found:
+            reasons = "; ".join(self.refused)
+            raise PlanError(
+                f"{self.system.name} has no legal plan for {self.cfg.name} ({reasons}); give "
+                "--plan or another system."
+            )
 
     def _keep(self, reason: Reason | None) -> bool:
         if reason is not None:
@@ -332,8 +343,9 @@ class Search:
 def one_stage_plans(
     cfg: ModelConfig, system: System, policy: Policy, request: Request
 ) -> list[Plan]:
-    """All legal plans of one stage over all chips of a machine, heads split as far as can be."""
-    search = Search(cfg, system, policy, request)
-    plans = [plan for plan in search.plans() if plan.group_chips == system.n_chips]
+    """All legal plans of one stage over most chips of a machine, heads split as far as can be."""
+    found = [plan for plan in Search(cfg, system, policy, request).plans() if plan.stages == 1]
+    n_chips = max((plan.group_chips for plan in found), default=1)
+    plans = [plan for plan in found if plan.group_chips == n_chips]
     most = max((plan.attention.tensor for plan in plans), default=1)
     return [plan for plan in plans if plan.attention.tensor == most]

@@ -27,6 +27,7 @@ from models.weights.stored import one_of_batch
 from . import report
 from .axes import Request
 from .comparison import versions
+from .emulate import finite
 from .forward import forward
 from .legal import check_plan
 from .load import store_weight, stored_values
@@ -54,7 +55,7 @@ class TextCheck:
     def as_dict(self) -> dict[str, Any]:
         """The result as plain values for JSON; what is not finite is None."""
         numbers = {
-            name: _finite(getattr(self, name))
+            name: finite(getattr(self, name))
             for name in (
                 "perplexity",
                 "reference_perplexity",
@@ -72,10 +73,6 @@ class TextCheck:
             "scored": self.n_scored,
             **numbers,
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def read_text(path: Path) -> str:
@@ -286,7 +283,9 @@ def _exp(value: float) -> float:
 def _decibels(power: float, noise: float) -> float:
     if noise == 0:
         return math.inf
-    return 10 * math.log10(power / noise) if power else -math.inf
+    if not (power and math.isfinite(noise)):  # logits that overflowed are endless noise
+        return -math.inf
+    return 10 * math.log10(power / noise)
 
 
 def compare_predictions(
@@ -308,17 +307,18 @@ def compare_predictions(
     Fidelity: approximate, in float64.
     """
     wide, mine = expected.astype(np.float64), logits.astype(np.float64)
-    log_p, log_q = log_probabilities(wide), log_probabilities(mine)
     rows = np.arange(len(following))
-    return {
-        "predictions": float(len(following)),
-        "loss": float(-log_q[rows, following].sum()),
-        "reference_loss": float(-log_p[rows, following].sum()),
-        "kl": float((np.exp(log_p) * (log_p - log_q)).sum()),
-        "agreements": float((wide.argmax(-1) == mine.argmax(-1)).sum()),
-        "power": float((wide**2).sum()),
-        "noise": float(((wide - mine) ** 2).sum()),
-    }
+    with np.errstate(invalid="ignore"):  # logits may have overflowed
+        log_p, log_q = log_probabilities(wide), log_probabilities(mine)
+        return {
+            "predictions": float(len(following)),
+            "loss": float(-log_q[rows, following].sum()),
+            "reference_loss": float(-log_p[rows, following].sum()),
+            "kl": float((np.exp(log_p) * (log_p - log_q)).sum()),
+            "agreements": float((wide.argmax(-1) == mine.argmax(-1)).sum()),
+            "power": float((wide**2).sum()),
+            "noise": float(((wide - mine) ** 2).sum()),
+        }
 
 
 def text_dict(

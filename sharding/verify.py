@@ -28,7 +28,7 @@ from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
 from .axes import Request, degrees, dispatch_of
-from .emulate import CONTEXT, BlockCheck, Run, Step, finite, run_steps
+from .emulate import CONTEXT, BlockCheck, Run, Step, allocated, finite, run_steps
 from .evaluate import evaluate
 from .legal import check_plan
 from .load import block_split
@@ -165,7 +165,7 @@ def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy:
     held = policy if policy.base == "fp16" else FP16
     for plan in plans:
         # The single sequence is padded to as many as the plan spreads over chips.
-        request = Request(batch=plan.attention.data, context=CONTEXT)
+        request = Request(batch=plan.attention.data, context=allocated(plan))
         check_plan(plan, cfg, system, held, request)
         if plan.collective != "auto":
             evaluate([plan], cfg, system, held, request)  # refuses links that do not exist

@@ -242,10 +242,7 @@ def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> Row:
     """
     held = policy if policy.base == "fp16" else FP16
     context = min(CONTEXT, cfg.max_position)
-    rows = compare(cfg, system, weights_format=held.name, context=context, top=1).rows
-    if not rows:
-        raise PlanError(f"{system.name} has no plan for {cfg.name}; give --plan.")
-    return rows[0]
+    return compare(cfg, system, weights_format=held.name, context=context, top=1).rows[0]
 
 
 def random_tokens(cfg: ModelConfig, n_tokens: int, seed: int) -> tuple[int, ...]:

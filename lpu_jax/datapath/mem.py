@@ -61,13 +61,13 @@ _lookup = primitive(
 def lookup(
     table: Num[Array, "n d"], ids: Int32[Array, "..."], first: Int32[Array, ""], missing: int = 0
 ) -> Num[Array, "... d"]:
-    """Read rows of a chip's share of a table; rows that other chips hold come as zeros.
+    """Read rows of a chip's share of a table; rows that it lacks come filled with one number.
 
     Args:
         table: rows `first .. first + n`.
         ids: global row numbers.
         first: global number of the share's first row.
-        missing: what rows that are not held are filled with.
+        missing: this number.
 
     Fidelity: exact.
     """

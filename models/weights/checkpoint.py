@@ -80,7 +80,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ConfigError: the config.json cannot be understood.
     """
     text = os.fspath(path)
-    if text.isprintable() and Path(text).is_dir():
+    if text.isprintable() and os.path.isdir(text):  # False for a name that is too long
         return _open_folder(Path(text))
     file = checked_file(text)
     if file.suffix == ".gguf":
@@ -184,7 +184,7 @@ def _read_index(index: Path) -> dict[str, FileTensor]:
         names_of.setdefault(file_name, set()).add(name)
     files = [index.parent / file_name for file_name in sorted(names_of)]
     for file in files:
-        if not file.exists():
+        if not os.path.exists(file):  # False for a name that is too long
             raise WeightsError(
                 f"{index}: names {file.name}, which is missing (it holds "
                 f"{len(names_of[file.name])} tensors)."

@@ -93,7 +93,10 @@ class StoredTensors:
     def rows(
         self, name: str, shape: tuple[int, ...], numbers: Int[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n columns"]:
-        """Read some rows of plain numbers as float32, runs of neighbours at once."""
+        """Read some rows of a matrix as float32; of plain numbers, runs of neighbours at once."""
+        if self._is_fp8(name) or f"{name}_packed" in self._tensors:
+            chosen: np.ndarray = float32_values(self.matrix(name, shape))[numbers]
+            return chosen
         tensor = self._plain(name, shape)
         runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
         found = [_finite(tensor.rows(int(run[0]), int(run[-1]) + 1), name) for run in runs]
@@ -177,9 +180,7 @@ class StoredTensors:
                 f"{shape_tensor.where}: tensor {quoted(f'{name}_shape')} must hold {shape}, got "
                 f"{told}."
             )
-        words = (
-            packed.read()
-        )  # the bytes of a word from its lowest bits on: files are little-endian
+        words = packed.read()  # the bytes of a word from its lowest bits on: little-endian
         codes = _nibbles(words.view(np.uint8)).view(np.int8)[:, : shape[1]] - np.int8(8)
         factors = scales.read()
         scheme = replace(INT4_GROUP32, block_rows=shape[1] // factors.shape[1])

@@ -1,7 +1,7 @@
 """What Hugging Face checkpoints call their tensors, per family, and which shape each must have.
 
-Names only: which numbers a tensor holds and how they are packed is the job of `stored`, their order
-in memory that of `source`. Vision towers and prediction layers are known, so as to be left out.
+Names only: how numbers are packed in tensors is the job of `forms`, their order in memory that of
+`source`. Vision towers and prediction layers are known, so as to be left out.
 """
 
 from collections.abc import Iterator, Mapping

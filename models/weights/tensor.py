@@ -1,6 +1,6 @@
 """What every weight file offers: tensors that tell shape and type at once and values on demand.
 
-Neither names nor meanings of tensors: see `names` and `stored`.
+Neither names nor meanings of tensors: see `names` and `forms`.
 """
 
 import os

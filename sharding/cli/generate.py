@@ -66,7 +66,7 @@ def generate(
     texts = [chat_prompt(template, one, system_prompt) if chat else one for one in prompts]
     # A rendered chat has its beginning already.
     tokens = [tokenizer.encode(text, begin=not chat) for text in texts]
-    context = min(cfg.max_position, max(map(len, tokens)) + max_tokens)
+    context = max(map(len, tokens)) + max_tokens
     found = text_plan(cfg, machine, chosen, policy, batch=len(tokens), context=context)
     (row,) = found.rows
     if not row.fits:

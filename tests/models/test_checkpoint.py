@@ -264,6 +264,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
         ('{"weight_map": {"a": "/etc/x.safetensors"}}', "must name a file of the same folder"),
         ('{"weight_map": {"a": 3}}', "must name a file of the same folder, got 3"),
         ('{"weight_map": {"a": ""}}', r"must be in a \.safetensors file, got ''"),
+        (f'{{"weight_map": {{"a": "{"x" * 300}.safetensors"}}}}', "names x+.safetensors, which is"),
         ('{"weight_map": {"a": "x.bin"}}', r"must be in a \.safetensors file, got 'x\.bin'"),
     ],
 )
@@ -284,6 +285,7 @@ def test_pickled_weights_are_never_opened(tmp_path):
 def test_paths_that_hold_no_model_are_refused(tmp_path):
     refused(tmp_path, "holds neither safetensors nor GGUF files")
     refused(tmp_path / "absent", "there is no such file")
+    refused(tmp_path / ("x" * 300), "File name too long")
     (tmp_path / "notes.txt").write_text("", encoding="utf-8")
     refused(tmp_path / "notes.txt", r"must be a folder, safetensors or GGUF; this is a \.txt file")
     write_arrays(tmp_path / "model.safetensors", tensors_of("llama"))

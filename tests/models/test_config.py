@@ -293,6 +293,8 @@ def test_a_broken_file_is_named(tmp_path):
         from_hf(broken)
     with pytest.raises(ConfigError, match=r"absent\.json: cannot be read"):
         from_hf(tmp_path / "absent.json")
+    with pytest.raises(ConfigError, match=r"cannot be read: File name too long"):
+        from_hf(tmp_path / ("x" * 300))
     with pytest.raises(ConfigError, match=r"bell\\x07\.json'.* printable"):
         from_hf(tmp_path / "bell\a.json")
 

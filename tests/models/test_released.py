@@ -180,6 +180,26 @@ def test_experts_named_in_an_mxfp4_file_stay_wide():
             {"config_groups": {"a": {"weights": {"num_bits": 4, "group_size": 128}}}},
             "int4 per group of 128",
         ),
+        (
+            "kimi-k2.5",
+            {"config_groups": {"a": {"weights": {"num_bits": 4, "group_size": -1}}}},
+            "int4 per channel",
+        ),
+        (
+            "glm-4.6",
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "a": {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}
+                },
+            },
+            "float8 per channel",
+        ),
+        (
+            "kimi-k2.5",
+            {"config_groups": {"a": {"weights": {"num_bits": 4}}}},
+            "int4 per tensor",
+        ),
     ],
 )
 def test_other_formats_are_named_and_have_no_bytes(name, block, words):

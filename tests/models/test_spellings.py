@@ -41,8 +41,8 @@ num_shared_experts moe_intermediate_size n_group topk_group routed_scaling_facto
 first_k_dense_replace partial_rotary_factor rotary_dim use_qk_norm swiglu_limit model_type
 layer_types
 """
-#: Types of model that do so whatever the file says.
-FIXED = {("bailing_moe_v2", "norm_topk_prob")}
+#: Types of model that do so whatever the file says, or did before files had the key.
+FIXED = {("bailing_moe_v2", "norm_topk_prob"), ("llama", "rope_theta")}
 #: Several spellings of these stand side by side in some files.
 DOUBLE = {("gpt_oss", "num_experts_per_tok")}
 
@@ -67,6 +67,41 @@ def test_every_spelling_means_the_same(data, name, is_modern):
             if spelling not in fields:
                 fields[spelling] = fields.pop(key)
     assert from_hf(modern(fields) if is_modern else fields) == from_hf(FIELDS[name])
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_key_of_the_rotation_may_stay_outside_it(name):
+    fields = FIELDS[name]
+    rules = modern(fields)["rope_parameters"]
+    for key in {"rope_theta", "partial_rotary_factor"} & set(fields):
+        rest = {other: value for other, value in rules.items() if other != key}
+        old = modern(fields) | {key: fields[key]}
+        assert from_hf(old | {"rope_parameters": rest}) == from_hf(fields)
+        assert from_hf(old) == from_hf(fields)
+        with pytest.raises(ConfigError, match=f"key {key!r} must be"):
+            from_hf(old | {key: fields[key] / 2})
+
+
+def test_a_llama_file_of_before_the_key_rotates_as_its_code_did():
+    # The released files of Llama 2 have no `rope_theta`; the code that they came with had 10000.
+    fields = {key: v for key, v in FIELDS["llama-2-70b"].items() if key != "rope_theta"}
+    assert from_hf(fields).rope.theta == 10_000.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_implementation", "eager"),
+        ("_attn_implementation_internal", "sdpa"),
+        ("_experts_implementation", "grouped_mm"),
+        ("_commit_hash", "0" * 40),
+        ("keys_to_ignore_at_inference", ["past_key_values"]),
+        ("trust_remote_code", True),
+        ("unsloth_fixed", True),
+    ],
+)
+def test_how_a_model_was_run_or_stored_says_nothing(key, value):
+    assert from_hf(FIELDS["qwen3-32b"] | {key: value}) == from_hf(FIELDS["qwen3-32b"])
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))

@@ -153,6 +153,16 @@ def test_an_expert_has_the_values_of_its_file(kind):
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int4"])
+def test_columns_of_a_narrow_head_are_those_of_the_whole(kind):
+    tensors: dict[str, np.ndarray] = {"model.norm.weight": np.ones(160, np.float32)}
+    add = with_fp8 if kind == "fp8" else with_int4
+    values = add(tensors, "lm_head", 48, 160)
+    source = from_hf_tensors(DEEPSEEK, tensors)
+    tokens = np.array([5, 6, 47, 0])
+    np.testing.assert_array_equal(source.of_tokens("head", tokens)["out"], values[tokens].T)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
 def test_released_codes_are_stored_without_a_second_rounding(kind):
     source, _ = expert(kind)
     released = source.expert(1, 0)

@@ -223,6 +223,20 @@ def test_ends_and_templates_of_a_directory(tmp_path):
     assert template.source == "its own file"
 
 
+def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
+    files = folder(
+        tmp_path,
+        tokenizer__json=tokenizer_json(),
+        tokenizer_config__json={"bos_token": "<|begin|>"},
+        special_tokens_map__json={"bos_token": "no", "eos_token": {"content": "you"}},
+        chat_template__jinja="its own file",
+    )
+    tokenizer = read_tokenizer(files)
+    assert tokenizer.chat_template is not None
+    assert tokenizer.chat_template.special_tokens == {"bos_token": "<|begin|>", "eos_token": "you"}
+    assert NUMBER["you"] in tokenizer.end_tokens
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -94,6 +94,20 @@ def test_divergence_is_that_of_the_distributions(reference, chips, shift):
     assert (same["kl"], same["noise"], same["agreements"]) == (0, 0, 3)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_logits_that_overflowed_are_endless_noise_in_the_report(value, monkeypatch):
+    """A result, not a failure; JSON has no number for it."""
+    expected = np.ones((1, len(TOKENS), TINY.vocab_size), np.float32)
+    logits = expected.copy()
+    logits[0, 1, 2] = value
+    monkeypatch.setattr("sharding.text.stream", lambda *_: expected)
+    monkeypatch.setattr("sharding.text.forward", lambda *_, **__: logits)
+    (found,) = compare_text(WEIGHTS, TOKENS, NODE, [ONE], [POLICIES["fp16"]])
+    assert found.sqnr_db == -math.inf
+    assert found.as_dict()["sqnr_db"] is None
+    assert "-inf" in text_report(TINY, NODE, [found])
+
+
 @pytest.mark.slow
 def test_a_whole_text_against_a_loop_over_its_tokens():
     """Float32 on one chip and on two; the windows are 3, 3 and 2 tokens: 5 predictions.

@@ -172,3 +172,14 @@ def test_mistakes_are_one_sentence():
         compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], FP16, tokens=0)
     with pytest.raises(PlanError, match="no layers were asked for"):
         compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], FP16, layers=())
+
+
+def test_positions_that_are_shared_out_can_be_checked() -> None:
+    """A chip without a position yet adds nothing, so that few tokens give the bits of one chip."""
+    cfg = zoo.model("smollm2-135m")
+    cfg = replace(cfg, d_model=64, d_ff=64, vocab_size=64, n_layers=1)
+    shared = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
+    alone = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
+    first, second = compare_plans(cfg, NODE, (shared, alone), FP16, tokens=2)
+    assert first.output_hash == second.output_hash
+    assert "softmax over the context" in first.rounding_moved[0]

@@ -256,3 +256,23 @@ def test_one_stage_plans_split_heads_over_all_chips_as_far_as_can_be() -> None:
     plans = one_stage_plans(cfg, system("groq-node"), POLICIES["fp16"], Request())
     assert {(plan.stages, plan.group_chips) for plan in plans} == {(1, 8)}
     assert {plan.attention.tensor for plan in plans} == {2}
+
+
+def test_a_model_of_few_tokens_has_plans_on_a_machine_of_many_chips() -> None:
+    cfg = replace(SMOL, vocab_size=20)  # no group may have more chips; lpx-9 has 2304
+    plans = list(Search(cfg, LPX, FP16, ONE_TOKEN).plans())
+    for plan in plans:
+        check_plan(plan, cfg, LPX, FP16, ONE_TOKEN)
+    assert max(plan.group_chips for plan in plans) == 20
+    one_stage = one_stage_plans(cfg, LPX, FP16, ONE_TOKEN)
+    assert {(plan.stages, plan.group_chips) for plan in one_stage} == {(1, 20)}
+
+
+def test_a_search_that_finds_nothing_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 67 is a prime: neither 8 experts nor the 4 columns of each go so far.
+    assert KIMI.moe is not None
+    cfg = replace(KIMI, moe=replace(KIMI.moe, n_experts=8, top_k=2, d_expert=4))
+    search = Search(cfg, LPX, FP16, ONE_TOKEN)
+    monkeypatch.setattr(search, "groups", lambda: [(1, 67)])
+    with pytest.raises(PlanError, match=r"lpx-9 has no legal plan for kimi-k2 .*more ways than"):
+        list(search.plans())
