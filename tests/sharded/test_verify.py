@@ -174,6 +174,7 @@ def test_mistakes_are_one_sentence():
         compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], FP16, layers=())
 
 
+@pytest.mark.slow
 def test_positions_that_are_shared_out_can_be_checked() -> None:
     """A chip without a position yet adds nothing, so that few tokens give the bits of one chip."""
     cfg = zoo.model("smollm2-135m")

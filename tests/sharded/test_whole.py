@@ -97,21 +97,29 @@ def test_streaming_gives_the_bits_of_the_model_whole_in_memory():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["int8", "nvfp4", "mxfp4", "int4"])
-def test_narrow_stores_hold_compact_experts(policy):
+@pytest.mark.parametrize(
+    ("policy", "least_db"), [("int8", 34), ("nvfp4", 45), ("mxfp4", 45), ("int4", 45)]
+)
+def test_narrow_stores_hold_compact_experts(policy, least_db):
     """Formats that keep codes, scales or two levels: the bits of a store with all experts."""
     wide = replace(TINY_KIMI, d_model=128, moe=replace(TINY_KIMI.moe, d_expert=64), n_layers=2)
     source = SyntheticWeights(wide, 1)
     fast = replace(POLICIES[policy], fidelity="fast")
     (result,) = check_whole(source, NODE, [ONE_CHIP], fast, token_ids=(1, 2), layers=(1,))
-    assert 45 < result.logits_sqnr_db < 90  # the reference holds the same stored values
+    # The reference holds the same stored values, but rows that multiply int8 are rounded to int8:
+    # with a largest value of some 3.2 spreads that is 10 log10(12 * 127^2 / 3.2^2) = 43 dB for each
+    # of the products in a chain; 38 dB measured.
+    assert least_db < result.logits_sqnr_db < 90
 
 
 @pytest.mark.slow
-def test_tokens_pass_a_mixture_in_parts_with_the_same_bits(monkeypatch, exact):
+def test_tokens_pass_a_mixture_in_parts_alike(monkeypatch, exact):
     monkeypatch.setattr("sharding.emulate._STORE_BYTES", 1)  # one token at a time
     (result,) = check_whole(SOURCE, NODE, [ONE_CHIP], FLOAT32, token_ids=IDS)
-    assert result.blocks[3].routing == exact.blocks[3].routing
+    parts, whole = result.blocks[3].routing, exact.blocks[3].routing
+    assert (parts.choices, parts.flips) == (whole.choices, whole.flips)
+    # The margin is a float64 product, and logits float32 ones, of other numbers of rows.
+    assert parts.margin == pytest.approx(whole.margin, rel=1e-12)
     np.testing.assert_allclose(result.logits, exact.logits, rtol=0, atol=2e-5)
 
 

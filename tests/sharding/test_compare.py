@@ -82,6 +82,7 @@ def test_json_has_what_scripts_read(found: Any) -> None:
         "batch": comparison.request.batch,
         "tokens": 1,
         "context": comparison.request.context,
+        "most_tokens": None,
         "acceptance": None,
         "prompt": comparison.request.context,
     }

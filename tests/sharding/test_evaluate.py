@@ -281,7 +281,11 @@ def test_more_work_is_never_faster(case: tuple[str, str, str, int, int]) -> None
     for more in (longer, wider, chunk):
         assert np.all(more.latency_cycles >= small.latency_cycles)
         assert np.all(more.used_bytes >= small.used_bytes)
-    assert np.all(longer.cuts.fullest_cache_bytes > small.cuts.fullest_cache_bytes)
+    # Chips that share a context hold whole vectors of it, which may not be full.
+    is_whole = np.array([plan.attention.context == 1 for plan in plans])
+    grown = longer.cuts.fullest_cache_bytes - small.cuts.fullest_cache_bytes
+    assert np.all(grown >= 0)
+    assert np.all(grown[is_whole] > 0)
     # A chunk of 128 tokens is cheaper than 128 tokens one by one, except that in MoE blocks every
     # slot multiplies all of its rows.
     if name != "kimi-k2":
@@ -299,9 +303,10 @@ def test_kimi_k2_in_fp8_does_not_fit_nine_racks() -> None:
     found = _searched("kimi-k2", "lpx-9", "fp8", 1, 8192, (60, 61, 62, 63, 64))
     assert not found.fits.any()
     best = int(np.argmin(found.short_bytes))
-    # Regression: 11 padded experts of 384 over 35 to 37 chips, and a share of attention, are that
-    # much beyond 475 MB.
-    assert found.short_bytes[best] == pytest.approx(81.9e6, rel=0.01)
+    # Regression: 11 padded experts of 384 over 36 chips, and a share of attention, are that much
+    # beyond 475 MB; three chips that share a context hold a third of the cache each.
+    assert found.plans[best].attention.context == 3
+    assert found.short_bytes[best] == pytest.approx(73.8e6, rel=0.01)
 
 
 def test_kimi_k2_in_int4_fits_nine_racks() -> None:
