@@ -1,23 +1,17 @@
 """Chat templates: messages to the text that a model was trained to continue.
 
-A template comes with a checkpoint and is not trusted: it runs in Jinja's sandbox with the settings
-and helpers that Hugging Face's `apply_chat_template` gives it. Tools, documents and images are not
-passed to it. Control tokens inside a message are not escaped, as there.
+A template comes with a checkpoint and is not trusted: it runs in a sandbox with a budget, with the
+settings and helpers that Hugging Face's `apply_chat_template` gives it. Tools, documents and images
+are not passed to it. Control tokens inside a message are not escaped, as there.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from lpu_jax.errors import LpuError
+
+from .template_sandbox import TemplateSandbox
 
 #: Characters of a template's complaint that are repeated.
 _SAID = 200
@@ -54,7 +48,7 @@ class ChatTemplate:
         given |= {"messages": conversation, "add_generation_prompt": answer}
         given |= {"tools": None, "documents": None}
         try:
-            return _environment().from_string(self.source).render(given)
+            return TemplateSandbox().text(self.source, given)
         except Exception as problem:  # a template is a program: it may raise anything
             said = " ".join(str(problem).split())[:_SAID] or type(problem).__name__
             raise LpuError(f"the model's chat template failed: {said.rstrip('.')}.") from problem
@@ -72,45 +66,3 @@ def chat_prompt(
         raise LpuError("the model's files have no chat template; leave --chat out.")
     before = [] if system_prompt is None else [Message(role="system", content=system_prompt)]
     return template.render([*before, Message(role="user", content=prompt)])
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what an assistant said, for training: its content is kept as is."""
-
-    tags = {"generation"}  # noqa: RUF012 (the attribute that Jinja reads)
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox: nothing can be changed, and no attribute that begins with `_` be read."""
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    made.filters["tojson"] = _to_json
-    made.globals["raise_exception"] = _raise_exception
-    made.globals["strftime_now"] = _strftime_now
-    return made
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Write JSON; Jinja's own filter escapes what is special in HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)

@@ -225,6 +225,8 @@ class ModelConfig:
     rope: RopeConfig
     moe: MoeConfig | None = None
     sliding_layers: tuple[int, ...] = ()  #: layers that see only the attention's window, ascending
+    #: Further layers of the released files, which predict tokens ahead and are left out here.
+    n_prediction_layers: int = 0
     released_format: str = "bf16"
     released_roles: tuple[str, ...] | None = None
     bos_token_id: int | None = None
@@ -238,6 +240,11 @@ class ModelConfig:
             raise ConfigError(
                 f"{self.name}: family must be one of {', '.join(get_args(Family))}, got "
                 f"{self.family!r}."
+            )
+        if self.n_prediction_layers < 0:
+            raise ConfigError(
+                f"{self.name}: n_prediction_layers must be 0 or more, got "
+                f"{self.n_prediction_layers}."
             )
         self._check_rotation()
         self._check_windows()

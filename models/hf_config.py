@@ -3,11 +3,12 @@
 Refuses what it does not know: any unread key whose value could bear a size or switch a part on is
 an error, because guessing miscounts the model. Both spellings are read, the hub's (`rope_theta`,
 `rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`, `dtype`). Of a
-multimodal file only the language part is read. Prediction layers are left out.
+multimodal file only the language part is read. Prediction layers are counted, not described.
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
 from .rope import Llama3Scaling, RopeConfig, YarnScaling
 
-#: Keys that a multimodal file may have beside its language part, about the whole of it.
+#: Keys that a multimodal file may have beside its language part, about the whole of it, and those
+#: about its other parts: towers, projectors, and where their tokens stand among those of the text.
 _ABOUT_THE_WHOLE = ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype")
+_ABOUT_OTHER_PARTS = re.compile(
+    r"(vision|image|video|media|mm|projector)_\w+|\w+_token_(id|index)|ignore_index"
+    r"|text_hidden_size|use_unified_vision_chunk"
+)
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
 _MODELOPT = "hf_quant_config.json"
 
@@ -78,6 +84,9 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         rope=rope,
         moe=moe,
         sliding_layers=sliding_layers,
+        n_prediction_layers=keys.integer(
+            "num_nextn_predict_layers", "num_mtp_layers", default=0, least=0, most=MOST_LAYERS
+        ),
         released_format=released_format,
         released_roles=released_roles,
         bos_token_id=bos_token_ids[0] if bos_token_ids else None,
@@ -98,6 +107,10 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> Keys:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise ConfigError(f"{path}: cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise ConfigError(
+            f"{path}: must be the JSON of a config.json, but it is no UTF-8 text."
+        ) from problem
     except ValueError as problem:
         raise ConfigError(f"{path}: not valid JSON: {problem}.") from problem
     except RecursionError as problem:
@@ -118,6 +131,9 @@ def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
     if not isinstance(inner, Mapping):
         raise outer.complain("text_config", "an object")
     outer.must_be("model_type", *WRAPPERS)
+    outer.read |= {key for key in values if _ABOUT_OTHER_PARTS.fullmatch(str(key))}
+    outer.read.update(("text_config", *_ABOUT_THE_WHOLE))
+    outer.finish()
     whole = {key: values[key] for key in _ABOUT_THE_WHOLE if outer.has(key)}
     return Keys({**whole, **inner}, f"{where}, text_config")
 
@@ -199,8 +215,8 @@ def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
 def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
     keys.must_be("rope_interleave", rules.is_interleaved)
     modern, hub = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
-    if modern is not None and hub is not None:
-        raise keys.complain("rope_scaling", "absent beside 'rope_parameters'")
+    if modern is not None and hub is not None and not _are_equal(modern, hub):
+        raise keys.complain("rope_scaling", "absent beside 'rope_parameters', or equal to it")
     numbers = modern or hub
     theta = _holder("rope_theta", modern, keys).number("rope_theta", default=rules.rope_theta)
     keys.must_be("rope_theta", theta)
@@ -213,6 +229,16 @@ def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
     if isinstance(scaling, YarnScaling):
         keys.must_be("initial_context_length", scaling.original_max_position)
     return RopeConfig(theta=theta, dim=dim, interleaved=rules.is_interleaved, scaling=scaling)
+
+
+def _are_equal(modern: Keys, hub: Keys) -> bool:
+    """Whether both spellings scale alike: the old one has no keys of the rotation itself."""
+    said, old = (
+        {"rope_type" if key == "type" else key: v for key, v in part.values.items()}
+        for part in (modern, hub)
+    )
+    of_rotation = {"rope_theta", "partial_rotary_factor"}
+    return said == {key: said[key] for key in of_rotation & said.keys()} | old
 
 
 def _holder(key: str, modern: Keys | None, keys: Keys) -> Keys:
@@ -252,10 +278,17 @@ def _read_scaling(rules: Keys) -> Llama3Scaling | YarnScaling | None:
                 beta_fast=rules.number("beta_fast", default=32.0),
                 beta_slow=rules.number("beta_slow", default=1.0),
                 original_max_position=rules.integer("original_max_position_embeddings"),
-                mscale=rules.optional_number("mscale"),
-                mscale_all_dim=rules.optional_number("mscale_all_dim"),
+                mscale=_unless_zero(rules, "mscale"),
+                mscale_all_dim=_unless_zero(rules, "mscale_all_dim"),
+                cos_sin_factor=rules.optional_number("attention_factor"),
                 truncate=rules.boolean("truncate", default=True),
             )
         case _:
             spelling = "rope_type" if rules.has("rope_type") else "type"
             raise rules.complain(spelling, "one of default, llama3, yarn")
+
+
+def _unless_zero(rules: Keys, key: str) -> float | None:
+    """Read a number for which 0 says as much as null."""
+    rules.read.add(key)
+    return rules.number(key) if rules.values.get(key) else None

@@ -11,7 +11,7 @@ from lpu_jax.errors import ConfigError
 from lpu_jax.quantities import format_given
 
 #: Keys that say nothing about the network: bookkeeping, training, text generation and, in the last
-#: line, the prediction layers we leave out and sizes that follow from others.
+#: line, sizes that follow from others.
 _HARMLESS = """
 _name_or_path architectures auto_map transformers_version torch_dtype dtype model_type
 tokenizer_class prefix problem_type finetuning_task task_specific_params pruned_heads torchscript
@@ -27,7 +27,7 @@ return_dict_in_generate do_sample early_stopping max_length min_length num_beams
 num_return_sequences temperature top_k top_p typical_p repetition_penalty length_penalty
 diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size output_attentions
 output_hidden_states output_scores is_decoder is_encoder_decoder
-num_nextn_predict_layers num_mtp_layers head_dim qk_head_dim max_window_layers
+head_dim qk_head_dim max_window_layers
 """
 _HARMLESS_KEYS = frozenset(_HARMLESS.split())
 

@@ -153,14 +153,14 @@ BF16 = Policy(
 INT4 = Policy(
     name="int4",
     weights={"expert": INT4_GROUP32},
-    source="Kimi K2 Thinking / K2.5 released form: routed experts int4 in groups of 32, the rest "
-    "16-bit",
+    source="Kimi K2 Thinking / K2.5 released form: routed experts int4 in groups of 32; the rest, "
+    "released as bf16, is held as fp16",
 )
 FP8 = Policy(
     name="fp8",
     weights=dict.fromkeys(_MATRICES, FP8_BLOCK128),
     source="DeepSeek-V3 / Kimi K2 released form: e4m3 in 128x128 blocks; embedding, head and "
-    "router 16-bit",
+    "router, released as bf16, are held as fp16",
 )
 INT8 = Policy(
     name="int8",
@@ -240,10 +240,17 @@ def policy_named(name: str, cfg: ModelConfig) -> Policy:
 
 
 def _narrowed(released_format: str, roles: tuple[str, ...]) -> Policy:
-    """Make the policy of a checkpoint that narrows other roles than its format usually does."""
-    scheme = _RELEASED_SCHEMES[released_format]
+    """Make the policy of a checkpoint that narrows other roles than its format usually does.
+
+    The rest is held as the usual policy of the format holds what it leaves alone.
+    """
+    usual, scheme = _BY_RELEASED_FORMAT[released_format], _RELEASED_SCHEMES[released_format]
+    narrow = {role: scheme for role in MATRIX_ROLES if role in roles}
+    rest = usual.weights.get("router")  # which no format narrows
+    spared = {} if rest is None else {role: rest for role in MATRIX_ROLES if role not in roles}
     return Policy(
         name=f"{released_format}-{'-'.join(roles) or 'nowhere'}",
-        weights={role: scheme for role in MATRIX_ROLES if role in roles},
-        source="quantization_config of the model's config.json",
+        weights=narrow | spared,
+        source=f"quantization_config of the model's config.json; the rest is held as "
+        f"{(rest or FP16_PLAIN).name}",
     )

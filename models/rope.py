@@ -49,6 +49,7 @@ class YarnScaling:
 
     `mscale` and `mscale_all_dim` are DeepSeek's split of the temperature: their ratio scales
     cos and sin, the second alone (squared) scales the softmax. None means the key is absent.
+    `cos_sin_factor` replaces what would follow from them for cos and sin (`attention_factor`).
 
     Source:
         Peng et al. 2023, "YaRN"; rule "yarn" of transformers' `modeling_rope_utils`.
@@ -60,6 +61,7 @@ class YarnScaling:
     original_max_position: int
     mscale: float | None = None
     mscale_all_dim: float | None = None
+    cos_sin_factor: float | None = None
     truncate: bool = True
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class YarnScaling:
     @property
     def attention_factor(self) -> float:
         """What multiplies cos and sin."""
+        if self.cos_sin_factor is not None:
+            return self.cos_sin_factor
         if self.mscale and self.mscale_all_dim:
             return self.temperature(self.mscale) / self.temperature(self.mscale_all_dim)
         return self.temperature(1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from lpu_jax.errors import unknown
+from lpu_jax.errors import ConfigError, unknown
 
 from .config import ModelConfig
 from .hf_config import from_hf
@@ -22,6 +22,8 @@ from .hf_config import from_hf
 #: fields are nowhere to be found and are inferred.
 Status = Literal["published", "second-hand", "assumed"]
 
+_WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".gguf")
+_ALLOWED = "a model is a name, a config.json, or a folder that holds one"
 _CONFIGS = Path(__file__).parent / "configs"
 _AICONFIGURATOR = "config.json shipped in the PyPI package aiconfigurator-core 0.12.0 (NVIDIA)"
 
@@ -131,6 +133,10 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
     text = os.fspath(name_or_path)
     if text.lower() in NAMED:
         return _named(text.lower())
+    if text.endswith(_WEIGHT_FILES):
+        raise ConfigError(f"{text}: holds weights; {_ALLOWED}.")
+    if os.path.isdir(text) and not os.path.exists(os.path.join(text, "config.json")):
+        raise ConfigError(f"{text}: this folder has no config.json; {_ALLOWED}.")
     if os.sep in text or text.endswith(".json") or os.path.exists(text):
         return from_hf(text)
     raise unknown("model", text, tuple(NAMED))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from lpu_jax.datapath.mem import RING_STEP, ring_length
+from lpu_jax.datapath.mem import POSITIONS_STEP, ring_length
 from lpu_jax.mesh import ChipMesh
 from models.blocks import CACHING_KINDS, Kind, Leaf, Sizes, is_leaf
 from models.config import GqaConfig, ModelConfig
@@ -90,6 +90,15 @@ class Request:
     def sampled_tokens(self) -> int:
         """Positions of a sequence whose next token is chosen: the last, or each draft's too."""
         return 1 if self.acceptance is None else self.tokens
+
+
+def allocated_positions(plan: Plan, n_positions: int = 1) -> int:
+    """Return the positions of a cache that has room for `n_positions` under a plan.
+
+    They are whole vectors, at least one for each chip that shares them out; more change no bit of
+    a plan that does not share them out.
+    """
+    return max(-(-n_positions // POSITIONS_STEP), plan.attention.context) * POSITIONS_STEP
 
 
 def mesh_order(plan: Plan, kind: Kind) -> tuple[str, ...]:
@@ -198,8 +207,8 @@ def sizes(
         local["batch_local"] = -(-request.batch // ways["batch_local"])
         local["kv_length"] = request.context
     if is_split:
-        runs = -(-request.context // RING_STEP)
-        local["kv_length"] = -(-runs // ways["kv_length"]) * RING_STEP
+        runs = -(-request.context // POSITIONS_STEP)
+        local["kv_length"] = -(-runs // ways["kv_length"]) * POSITIONS_STEP
     if kind == "sliding" and isinstance(cfg.attention, GqaConfig):
         assert cfg.attention.window is not None
         local["window"] = ring_length(cfg.attention.window, request.longest_step, request.context)
@@ -237,7 +246,7 @@ def partition_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
     return jax.tree.map(spec, arguments, is_leaf=is_leaf)
 
 
-def global_shapes(kind: Kind, arguments: Any, sizes: Sizes) -> Any:
+def global_shapes(arguments: Any, sizes: Sizes) -> Any:
     """Whole shapes of the arguments, padding included."""
 
     def whole(leaf: Leaf) -> jax.ShapeDtypeStruct:

@@ -47,14 +47,14 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
         policy = FP16  # what no chip runs takes as much room
     check_policy(policy, cfg, system)
     request = Request(context=min(cfg.max_position, 4096))
-    plans = list(Search(cfg, system, policy, request).plans())
+    plans = list(Search(cfg, system, policy, request).within_reach().plans())
     evaluation = evaluate(plans, cfg, system, policy, request)
     order = sorted(
         range(len(plans)),
         key=lambda i: (max(evaluation.short_bytes[i], 0.0), evaluation.latency_cycles[i]),
     )
     by_column = [
-        plans[i] for i in order if promises_one_chip_bits(plans[i]) and _splits_all(plans[i])
+        plans[i] for i in order if promises_one_chip_bits(plans[i]) and _splits_all(plans[i], cfg)
     ]
     if not by_column:
         raise PlanError(
@@ -95,8 +95,10 @@ def promises_one_chip_bits(plan: Plan) -> bool:
     return all(part.split is Split.COLUMN or ways == 1 for part, ways in _ways(plan))
 
 
-def _splits_all(plan: Plan) -> bool:
-    return all(ways > 1 for _, ways in _ways(plan))
+def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
+    """Whether a plan splits every kind of block that the model has."""
+    has_dense = cfg.n_moe_layers < cfg.n_layers
+    return all(ways > 1 for part, ways in _ways(plan) if has_dense or part is not plan.mlp)
 
 
 def _ways(plan: Plan) -> list[tuple[AttentionShard | MlpShard | MoeShard, int]]:

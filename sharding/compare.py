@@ -29,7 +29,7 @@ def compare(
     system: str | System,
     plans: Sequence[Plan] | None = None,
     *,
-    weights_format: str = "fp16",
+    weights_format: str | Policy = "fp16",
     batch: int = 1,
     context: int = 4096,
     top: int = 10,
@@ -44,7 +44,7 @@ def compare(
         model: a zoo name, the path of a `config.json`, or a configuration.
         system: a system's name, the path of a TOML file, or a system.
         plans: the plans to rank; left out, all legal ones are searched.
-        weights_format: name of a precision policy.
+        weights_format: name of a precision policy, or a policy.
         batch: sequences per micro-batch.
         context: allocated positions per sequence.
         top: how many rows to keep.
@@ -64,7 +64,9 @@ def compare(
         raise LpuError(f"top is {top!r}; it must be a whole number of at least 1.")
     cfg = named_model(model) if isinstance(model, str) else model
     machine = named_system(system) if isinstance(system, str) else system
-    policy = policy_named(weights_format, cfg)
+    policy = (
+        policy_named(weights_format, cfg) if isinstance(weights_format, str) else weights_format
+    )
     request = decode_request(
         cfg, batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )

@@ -15,18 +15,17 @@ from jaxtyping import Float32, Int
 from lpu_jax.errors import PlanError
 from lpu_jax.system import System
 from models.blocks import CACHING_KINDS, Block, block_chain
+from models.config import ModelConfig
 from models.policy import Policy
 from models.weights.source import WeightSource
 
-from .axes import Request
+from .axes import Request, allocated_positions
 from .execute import run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 from .plan import Plan
 
 #: Prompts are padded to a multiple of this many tokens.
 BUCKET = 32
-#: The cache is allocated in whole vectors of 320 positions; a longer one changes no bit.
-_CONTEXT_STEP = 320
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +67,11 @@ class Decoder:
         execution: str = "virtual",
     ) -> None:
         self.cfg = source.config
-        self._check_prompts(prompts, n_new)
+        check_prompts(self.cfg, prompts, n_new)
         self._prompts = [list(prompt) for prompt in prompts]
         self._execution = execution
         self._bucket = -(-max(map(len, prompts)) // BUCKET) * BUCKET
-        self._context = -(-(self._bucket + n_new) // _CONTEXT_STEP) * _CONTEXT_STEP
+        self._context = allocated_positions(plan, self._bucket + n_new)
         #: how many tokens each sequence has in the cache
         self.positions = np.zeros(len(prompts), np.int32)
         self._placed: dict[int, list[LoadedBlock]] = {self._bucket: [], 1: []}
@@ -107,7 +106,7 @@ class Decoder:
         Raises:
             PlanError: a token that the model does not have, or a cache that is full.
         """
-        self._check_tokens(tokens)
+        _check_tokens(self.cfg, tokens)
         if (self.positions >= self._context).any():
             raise PlanError(
                 f"generate: the cache has {self._context} positions, and a sequence has filled it."
@@ -116,31 +115,6 @@ class Decoder:
         grown = np.ones(len(tokens), np.int32) if kept is None else np.array(kept, np.int32)
         self.positions = self.positions + grown
         return made
-
-    def _check_prompts(self, prompts: Sequence[Sequence[int]], n_new: int) -> None:
-        if not prompts:
-            raise PlanError("generate: no prompt was given; at least one is needed.")
-        if n_new < 1:
-            raise PlanError(f"generate: {n_new} new tokens were asked for; 1 is the least.")
-        for number, prompt in enumerate(prompts, 1):
-            which = "the prompt" if len(prompts) == 1 else f"prompt {number}"
-            if not prompt:
-                raise PlanError(f"generate: {which} is empty; at least one token is needed.")
-            self._check_tokens(prompt)
-            needed = len(prompt) + n_new
-            if needed > self.cfg.max_position:
-                raise PlanError(
-                    f"generate: {which} and new tokens need {needed} positions; {self.cfg.name} "
-                    f"has {self.cfg.max_position}."
-                )
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            if not 0 <= token < self.cfg.vocab_size:
-                raise PlanError(
-                    f"generate: token {token} was given; {self.cfg.name} knows 0 to "
-                    f"{self.cfg.vocab_size - 1}."
-                )
 
     def _place(self, source: WeightSource, plan: Plan, policy: Policy, system: System) -> None:
         """Put every block onto the chips twice: for the prompts' length and for single tokens."""
@@ -188,3 +162,35 @@ class Decoder:
                 hidden = run_block(self.cfg, with_inputs(block, hidden), execution=self._execution)
         best, logits = (np.asarray(result) for result in hidden)
         return Prediction(tokens=best[:, 0], logits=logits[:, : self.cfg.vocab_size])
+
+
+def check_prompts(cfg: ModelConfig, prompts: Sequence[Sequence[int]], n_new: int) -> None:
+    """Refuse prompts that a model cannot continue by `n_new` tokens.
+
+    Raises:
+        PlanError: there is no prompt, one is empty or has a token that the model does not have, no
+            token is asked for, or both do not fit the model's positions.
+    """
+    if not prompts:
+        raise PlanError("generate: no prompt was given; at least one is needed.")
+    if n_new < 1:
+        raise PlanError(f"generate: {n_new} new tokens were asked for; 1 is the least.")
+    for number, prompt in enumerate(prompts, 1):
+        which = "the prompt" if len(prompts) == 1 else f"prompt {number}"
+        if not prompt:
+            raise PlanError(f"generate: {which} is empty; at least one token is needed.")
+        _check_tokens(cfg, prompt)
+        needed = len(prompt) + n_new
+        if needed > cfg.max_position:
+            raise PlanError(
+                f"generate: {which} and new tokens need {needed} positions; {cfg.name} has "
+                f"{cfg.max_position}."
+            )
+
+
+def _check_tokens(cfg: ModelConfig, tokens: Sequence[int]) -> None:
+    for token in tokens:
+        if not 0 <= token < cfg.vocab_size:
+            raise PlanError(
+                f"generate: token {token} was given; {cfg.name} knows 0 to {cfg.vocab_size - 1}."
+            )

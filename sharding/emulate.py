@@ -17,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
+from models.blocks import CACHING_KINDS
 from models.config import ModelConfig
 from models.params import Kind, ParamSpec, block_params, expert_params
 from models.policy import Policy
 from models.reference import reference_block
 from models.weights.source import WeightSource
+from models.weights.stored import one_of_batch
 
-from .axes import Request
+from .axes import Request, allocated_positions
 from .execute import program_key, run_attention, run_block, with_inputs
 from .experts import ExpertStore, made_ahead
 from .load import (
@@ -44,8 +46,6 @@ from .routing import (
     joined_key,
 )
 
-#: Allocated positions of a chip; a longer context changes no bit. One vector of 320 lanes.
-CONTEXT = 320
 #: Tokens pass a mixture together while the experts that they may choose take no more than this.
 _STORE_BYTES = 1 << 31
 #: The next block's weights are made beside a block while both have no more values than this.
@@ -77,11 +77,6 @@ class BlockCheck:
         return values
 
 
-def allocated(plan: Plan) -> int:
-    """Positions of the cache in a check: every chip that shares them out holds one vector."""
-    return CONTEXT * plan.attention.context
-
-
 def finite(value: float) -> float | None:
     """Return None for what JSON has no number for."""
     return value if math.isfinite(value) else None
@@ -95,12 +90,19 @@ def sqnr_db(reference: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."
     wide = reference.astype(np.float64)
     with np.errstate(invalid="ignore"):
         noise = float(np.sum((wide - values.astype(np.float64)) ** 2))
-    signal = float(np.sum(wide**2))
+    return decibels(float(np.sum(wide**2)), noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Ratio of two powers in dB; noise that is not finite, of values that overflowed, is endless.
+
+    No noise at all is the best, whatever the signal.
+    """
     if noise == 0:
         return math.inf
-    if not math.isfinite(noise):
+    if not (signal and math.isfinite(noise)):
         return -math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    return 10 * math.log10(signal / noise)
 
 
 @dataclass(kw_only=True)
@@ -227,7 +229,7 @@ class Step:
             outputs = {}
             for i in group:
                 plan = runs[i].plan
-                request = Request(batch=1, tokens=1, context=allocated(plan))
+                request = Request(batch=1, tokens=1, context=allocated_positions(plan))
                 block = place_block(stored, plan, request, tiers=self.tiers)
                 outputs[i] = self._emulate(states[i], block)
             return outputs
@@ -255,7 +257,7 @@ class Step:
     ) -> Float[np.ndarray, "tokens d"]:
         """Decode the tokens one after another."""
         rows = []
-        has_cache = self.kind in ("attention", "sliding")
+        has_cache = self.kind in CACHING_KINDS
         cache = block.arguments[2] if has_cache else None
         for position, row in enumerate(state):
             hidden = row.reshape(1, 1, -1)
@@ -379,8 +381,7 @@ class Step:
         moe = self.cfg.moe
         assert moe is not None
         return {
-            name: replace(spec, shape=spec.shape[1:], axes=spec.axes[1:], batch=0)
-            for name, spec in expert_params(self.cfg.d_model, moe).items()
+            name: one_of_batch(spec) for name, spec in expert_params(self.cfg.d_model, moe).items()
         }
 
 

@@ -28,7 +28,8 @@ from models.policy import Policy
 
 from . import axes
 from .axes import MESH_AXES, Request, dispatch_of, mesh_order
-from .placement import BlockBytes, Cuts, block_bytes, cut_stages, usable_bytes
+from .block_report import BlockReport, merge, take
+from .placement import Cuts, block_bytes, cut_stages, usable_bytes
 from .plan import Plan
 from .symbolic import symbol_values, trace_block
 
@@ -42,15 +43,6 @@ TOKEN_BYTES = 4
 def hidden_bytes(cfg: ModelConfig, request: Request) -> float:
     """Bytes of the hidden state of a step on its way to the next stage."""
     return request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockReport:
-    """One kind of block in every plan."""
-
-    timing: Timing
-    held: BlockBytes
-    wire_bytes: Any  #: payload of its collectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,8 +296,8 @@ def _evaluate_kind(
         report = schedule_block(
             kind, ways, distinct[:, -1], split, collective, machine, cfg, policy, request, dispatch
         ).report()
-        parts.append((chosen, _take(report, back.reshape(-1), len(distinct))))
-    return parts[0][1] if len(parts) == 1 else _merge(parts, len(plans))
+        parts.append((chosen, take(report, back.reshape(-1), len(distinct))))
+    return parts[0][1] if len(parts) == 1 else merge(parts, len(plans))
 
 
 def schedule_block(
@@ -381,42 +373,3 @@ def split_of(plan: Plan, kind: Kind) -> Split:
 def slots_of(plan: Plan, kind: Kind) -> int:
     """Expert slots that a plan asks for; 0 where it asks for none."""
     return plan.moe.slots or 0 if kind == "moe" and plan.moe is not None else 0
-
-
-def _map(function: Any, *reports: BlockReport) -> BlockReport:
-    """Apply a function to every number of block reports; schedules keep their totals only."""
-
-    def of(read: Any) -> Any:
-        return function(*(read(report) for report in reports))
-
-    return BlockReport(
-        timing=Timing(
-            cycles=of(lambda r: r.timing.cycles),
-            lower_cycles=of(lambda r: r.timing.lower_cycles),
-            upper_cycles=of(lambda r: r.timing.upper_cycles),
-            busy_cycles={
-                unit: of(lambda r, unit=unit: r.timing.busy_cycles[unit])
-                for unit in reports[0].timing.busy_cycles
-            },
-            slots=(),
-        ),
-        held=BlockBytes(
-            **{
-                name: of(lambda r, name=name: getattr(r.held, name))
-                for name in ("weights", "cache", "tables", "activations")
-            }
-        ),
-        wire_bytes=of(lambda r: r.wire_bytes),
-    )
-
-
-def _take(report: BlockReport, rows: Int[np.ndarray, " plans"], n_rows: int) -> BlockReport:
-    """Give each plan the numbers of its row."""
-    return _map(lambda x: np.broadcast_to(np.asarray(x, np.float64), (n_rows,))[rows], report)
-
-
-def _merge(parts: list[tuple[Int[np.ndarray, "..."], BlockReport]], n_plans: int) -> BlockReport:
-    """Put the plans of all variants back into their order."""
-    order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
-    assert len(order) == n_plans
-    return _map(lambda *xs: np.concatenate(xs)[order], *(report for _, report in parts))

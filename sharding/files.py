@@ -1,12 +1,33 @@
-"""How results become files: whole, or not at all.
+"""How results become files: whole, or not at all; and what a file that cannot be read is called.
 
 Not decided here: what is in them.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lpu_jax.errors import LpuError
+
+#: Characters of a name that its temporary neighbour keeps: names are 255 bytes at most.
+_KEPT_CHARACTERS = 40
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Make one sentence of the system's refusal to look at a path, or to read it.
+
+    Args:
+        what: is read, with its path, as the sentence begins.
+
+    Raises:
+        LpuError: a name that is too long, a folder that may not be entered, a broken disk.
+    """
+    try:
+        yield
+    except OSError as problem:
+        raise LpuError(f"{what}: cannot be read: {problem.strerror}.") from problem
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -15,10 +36,12 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         LpuError: it cannot be written.
     """
-    # A device or a pipe is written to, not replaced; a directory is refused by `open`.
-    replaces = path.is_file() or not path.exists()
-    target = path.with_name(f".{path.name}.{os.getpid()}.tmp") if replaces else path
+    beside = f".{path.name[:_KEPT_CHARACTERS]}.{os.getpid()}.tmp"
+    replaces, target = False, path
     try:
+        # A device or a pipe is written to, not replaced; a directory is refused by `open`.
+        if path.is_file() or not path.exists():
+            replaces, target = True, path.with_name(beside)
         with target.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             if replaces:
@@ -28,5 +51,6 @@ def write_file(path: Path, content: str | bytes) -> None:
             target.replace(path)
     except OSError as error:
         if replaces:
-            target.unlink(missing_ok=True)
+            with suppress(OSError):  # it was never made
+                target.unlink()
         raise LpuError(f"{path} cannot be written: {error.strerror}.") from None

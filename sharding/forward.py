@@ -19,13 +19,11 @@ from models.params import Kind
 from models.policy import Policy
 from models.weights.source import WeightSource
 
-from .axes import Request
+from .axes import Request, allocated_positions
 from .execute import run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 from .plan import Plan
 
-#: The cache is allocated in whole vectors of 320 positions; a longer one changes no bit.
-_CONTEXT_STEP = 320
 #: Rows that the head takes at once: its results are as wide as the vocabulary.
 _HEAD_ROWS = 64
 
@@ -53,7 +51,8 @@ def forward(
         tiers: chips of a node, of a rack, ...: the order of sums across chips.
         step: new tokens of each sequence per run of a block: None is prefill, all at once; 1 is
             decoding, token by token with a cache. A block runs all steps before the next is read.
-        context: allocated positions of the cache; by default the least whole number of vectors.
+        context: allocated positions of the cache; by default the least whole number of vectors,
+            one at least for each chip that shares them out.
         execution: `virtual` chips, or `devices`.
         progress: told which block comes next.
 
@@ -73,7 +72,7 @@ def forward(
     step = n_tokens if step is None else min(step, n_tokens)
     # Padding of the last step is behind every token that counts.
     n_padded = -(-n_tokens // step) * step
-    context = -(-n_padded // _CONTEXT_STEP) * _CONTEXT_STEP if context is None else context
+    context = allocated_positions(plan, n_padded) if context is None else context
     if context < n_padded:
         raise PlanError(f"forward: {n_padded} positions are needed, {context} were allocated.")
     ids = np.pad(tokens, ((0, 0), (0, n_padded - n_tokens))).astype(np.int32)

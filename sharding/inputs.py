@@ -13,12 +13,21 @@ from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 from models.zoo import model as named_model
 
+from .files import reading
+
 #: The word for random weights.
 SYNTHETIC = "synthetic"
 
 _WEIGHT_FILES = (".safetensors", ".gguf", ".index.json")
 #: What two descriptions of one model may say differently.
-_LABELS = ("name", "released_format", "bos_token_id", "eos_token_ids", "max_position")
+_LABELS = (
+    "name",
+    "released_format",
+    "bos_token_id",
+    "eos_token_ids",
+    "max_position",
+    "n_prediction_layers",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +74,12 @@ def open_model(
 def _open(model: str, weights: str | None, seed: int) -> OpenedModel:
     if weights is None and _has_weights(Path(model)):
         return _opened(Path(model))
+    if Path(model).is_dir() and not (Path(model) / "config.json").exists():
+        raise LpuError(
+            f"{model}: this folder has neither a config.json nor weights; a model is a name, a "
+            "config.json, a folder that holds one, or a checkpoint (safetensors with their "
+            "config.json, or GGUF)."
+        )
     cfg = open_checkpoint(model).config if _is_weight_file(Path(model)) else named_model(model)
     if weights is None or weights == SYNTHETIC:
         return OpenedModel(
@@ -83,9 +98,10 @@ def _open(model: str, weights: str | None, seed: int) -> OpenedModel:
 
 def _opened(path: Path) -> OpenedModel:
     checkpoint = open_checkpoint(path)
-    folder = path if path.is_dir() else path.parent
-    files = [path] if path.suffix == ".gguf" else sorted(folder.iterdir())
-    states = [(file.name, file.stat()) for file in files if _is_weight_file(file)]
+    with reading(str(path)):
+        folder = path if path.is_dir() else path.parent
+        files = [path] if path.suffix == ".gguf" else sorted(folder.iterdir())
+        states = [(file.name, file.stat()) for file in files if _is_weight_file(file)]
     listed = ", ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in states)
     return OpenedModel(source=checkpoint.weights, weights_name=f"{path.resolve()}: {listed}")
 
@@ -95,8 +111,9 @@ def _is_weight_file(path: Path) -> bool:
 
 
 def _has_weights(path: Path) -> bool:
-    if path.is_dir():
-        return any(_is_weight_file(file) for file in path.iterdir())
+    with reading(str(path)):
+        if path.is_dir():
+            return any(_is_weight_file(file) for file in path.iterdir())
     return _is_weight_file(path)
 
 

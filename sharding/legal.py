@@ -6,10 +6,10 @@ Legality is about shapes only: whether a legal plan fits is `placement`'s questi
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
-from lpu_jax.datapath.mem import RING_STEP
+from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import System
 from models.blocks import block_chain, block_kinds
@@ -178,13 +178,13 @@ def context_reason(context: int, positions: int) -> Reason | None:
     return Reason(
         "attention: context is more ways than runs of positions",
         f"attention: context {context} is more ways than a context of {positions} has runs of "
-        f"{RING_STEP} positions, {runs}.",
+        f"{POSITIONS_STEP} positions, {runs}.",
     )
 
 
 def most_context(positions: int) -> int:
     """Chips that can share out so many positions: each holds whole vectors of them."""
-    return -(-positions // RING_STEP)
+    return -(-positions // POSITIONS_STEP)
 
 
 def columns_reason(what: str, columns: int, ways: int, piece: int) -> Reason | None:
@@ -241,6 +241,8 @@ class Search:
     system: System
     policy: Policy
     request: Request
+    most_stages: int | None = None  #: None: as many as the model has blocks
+    most_group_chips: int | None = None  #: None: as many as the machine has
     refused: Counter[str] = field(default_factory=Counter)
 
     def groups(self) -> list[tuple[int, int]]:
@@ -251,9 +253,12 @@ class Search:
         n_blocks = len(block_chain(self.cfg))
         node = self.system.topology.node_chips
         found = set()
-        for stages in range(1, min(n_blocks, self.system.n_chips) + 1):
+        most_stages = n_blocks if self.most_stages is None else self.most_stages
+        n_chips = self.system.n_chips
+        most_chips = n_chips if self.most_group_chips is None else self.most_group_chips
+        for stages in range(1, min(most_stages, n_blocks, n_chips) + 1):
             # More chips than columns of the output matrix cannot form a group.
-            most = min(self.system.n_chips // stages, self.cfg.vocab_size)
+            most = min(n_chips // stages, self.cfg.vocab_size, most_chips)
             found |= {
                 (stages, chips)
                 for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
@@ -268,7 +273,18 @@ class Search:
         Raises:
             PlanError: there is none.
         """
-        found = 0
+        found = False
+        for plan in self._legal():
+            found = True
+            yield plan
+        if not found:
+            reasons = "; ".join(self.refused)
+            raise PlanError(
+                f"{self.system.name} has no legal plan for {self.cfg.name} ({reasons}); give "
+                "--plan or another system."
+            )
+
+    def _legal(self) -> Iterator[Plan]:
         for stages, chips in self.groups():
             attention = {split: self._attention(chips, split) for split in Split}
             mlp = {split: self._mlp(chips, split) for split in Split}
@@ -277,7 +293,6 @@ class Search:
                 if self.cfg.moe is None and split is not moe_split:
                     continue
                 for shards in product(attention[split], mlp[split], moe[moe_split]):
-                    found += 1
                     yield Plan(
                         stages=stages,
                         group_chips=chips,
@@ -285,12 +300,19 @@ class Search:
                         mlp=shards[1],
                         moe=shards[2],
                     )
-        if not found:
-            reasons = "; ".join(self.refused)
-            raise PlanError(
-                f"{self.system.name} has no legal plan for {self.cfg.name} ({reasons}); give "
-                "--plan or another system."
-            )
+
+    def within_reach(self) -> "Search":
+        """Return this search or, if it finds nothing, one over groups that the model can fill.
+
+        A model that is too small to be split over the groups of a machine leaves most chips idle:
+        groups then have as many chips as can be, a power of two.
+        """
+        search = replace(self, refused=Counter())
+        while next(replace(search, refused=Counter())._legal(), None) is None:
+            most = search.most_group_chips or self.system.n_chips
+            assert most > 1  # one chip need not split anything
+            search = replace(search, most_group_chips=1 << ((most - 1).bit_length() - 1))
+        return search
 
     def _keep(self, reason: Reason | None) -> bool:
         if reason is not None:
@@ -344,7 +366,7 @@ def one_stage_plans(
     cfg: ModelConfig, system: System, policy: Policy, request: Request
 ) -> list[Plan]:
     """All legal plans of one stage over most chips of a machine, heads split as far as can be."""
-    found = [plan for plan in Search(cfg, system, policy, request).plans() if plan.stages == 1]
+    found = list(Search(cfg, system, policy, request, most_stages=1).within_reach().plans())
     n_chips = max((plan.group_chips for plan in found), default=1)
     plans = [plan for plan in found if plan.group_chips == n_chips]
     most = max((plan.attention.tensor for plan in plans), default=1)

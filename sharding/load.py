@@ -6,14 +6,13 @@ codes, and the order in which a real machine would fill its memory.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
 from lpu_jax.errors import PlanError
 from lpu_jax.mesh import ChipMesh
@@ -23,7 +22,6 @@ from models.blocks import CACHING_KINDS, Kind, Leaf, Sizes, block_arguments, is_
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.layers.rotary import rotary_tables
 from models.params import ParamSpec, block_params, expert_params
 from models.policy import Policy
 from models.weights.source import WeightSource
@@ -39,6 +37,7 @@ from .axes import (
     result_specs,
     sizes,
 )
+from .placed_state import empty_state
 from .plan import Plan
 
 
@@ -296,9 +295,9 @@ def place_block(
         for name, weight in weights.items()
     }
     leaves = (hidden, described, *rest)
-    first_state, *more_state = _state(stored, leaves, local, data)
+    first_state, *more_state = empty_state(cfg, kind, leaves, local, data, stored.held)
     arguments = (first_state, weights, *more_state)
-    whole = global_shapes(kind, leaves, local)
+    whole = global_shapes(leaves, local)
     return LoadedBlock(
         kind=kind,
         policy=policy,
@@ -346,64 +345,6 @@ def _slots(stored: StoredBlock, plan: Plan, local: Sizes, request: Request) -> d
     n_local = int(local.local["experts"])
     worst = min(n_local, request.batch * request.tokens * moe.top_k)
     return {"n_local": n_local, "n_slots": max(plan.moe.slots or 0, worst)}
-
-
-def _state(
-    stored: StoredBlock, leaves: tuple[Any, ...], local: Sizes, data: int
-) -> tuple[Any, ...]:
-    """Everything a block's program takes beside its weights, in its order without the weights."""
-    cfg, kind = stored.cfg, stored.kind
-    hidden = _zeros(leaves[0], local)
-    match kind:
-        case "embed":
-            return hidden, _firsts(local, "vocab")
-        case "attention" | "sliding":
-            cache = jax.tree.map(partial(_zeros, sizes=local), leaves[2], is_leaf=is_leaf)
-            return (
-                hidden,
-                cache,
-                rotary_tables(cfg.rope, int(local.local["context"])),
-                np.zeros(local.local["batch"], np.int32),
-                np.arange(data, dtype=np.int32),
-                *([_firsts(local, "kv_length")] if local.splits_context else []),
-            )
-        case "dense":
-            return (hidden,)
-        case "moe":
-            placement = _placement(stored, local)
-            if "share" in leaves[2]:
-                placement["share"] = np.arange(local.ways["experts"], dtype=np.int32)
-            return hidden, placement
-        case "head":
-            return hidden, np.zeros(local.local["batch"], np.int32), _firsts(local, "vocab")
-
-
-def _zeros(leaf: Leaf, sizes: Sizes) -> Any:
-    shape = tuple(
-        length * (sizes.ways.get(axis, 1) if axis else 1) for length, axis in leaf.dimensions
-    )
-    return np.zeros(shape, leaf.dtype)
-
-
-def _firsts(local: Sizes, axis: str) -> Int[np.ndarray, " chips"]:
-    """Number of the first row of each chip's share."""
-    return np.arange(local.ways[axis], dtype=np.int32) * np.int32(local.local[axis])
-
-
-def _placement(stored: StoredBlock, local: Sizes) -> dict[str, Int[np.ndarray, "..."]]:
-    """Which experts a chip holds, and in which row of the store each of them lies."""
-    moe = stored.cfg.moe
-    assert moe is not None
-    first = _firsts(local, "experts")
-    number = np.arange(moe.n_experts, dtype=np.int32)
-    within = number[None, :] - first[:, None]
-    is_here = (within >= 0) & (within < local.local["experts"])
-    row = within
-    if stored.held is not None:
-        of_expert = np.full(moe.n_experts, -1, np.int32)
-        of_expert[list(stored.held)] = np.arange(len(stored.held), dtype=np.int32)
-        row = np.broadcast_to(of_expert[None, :], within.shape)
-    return {"first_expert": first, "address": np.where(is_here, row, -1).astype(np.int32)}
 
 
 def _padded(values: Any, whole: jax.ShapeDtypeStruct) -> Any:

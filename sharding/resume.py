@@ -8,9 +8,10 @@ Not here: what a run is identified by (`whole`).
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from lpu_jax.errors import LpuError
 
 from .emulate import BlockCheck, Run
-from .files import write_file
+from .files import reading, write_file
 from .plan import Plan
 from .routing import RoutingCheck
 
@@ -32,6 +33,51 @@ class Progress:
     n_done: int  #: blocks, the embedding not counted
     seconds: float  #: spent so far, in all sittings
     runs: list[Run]
+
+
+class Sitting:
+    """One go at a run: what it knows, in a file if it is to be resumed, and the time of all goes.
+
+    Args:
+        path: of the file; None: the state is kept in memory only.
+        identity: what makes the run this one, as values for JSON.
+        plans: its plans.
+        fresh: makes the runs where none were saved.
+
+    Raises:
+        LpuError: as `load_progress` and `save_progress`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        identity: Mapping[str, Any],
+        plans: Sequence[Plan],
+        fresh: Callable[[], list[Run]],
+    ) -> None:
+        self._path, self._identity = path, identity
+        self._begun = perf_counter()
+        saved = None if path is None else load_progress(path, identity, plans)
+        if saved is not None:
+            self.n_done, self.runs, self._before = saved.n_done, saved.runs, saved.seconds
+            return
+        self.n_done, self.runs, self._before = 0, fresh(), 0.0
+        self._save()  # says at once if it cannot be written
+
+    @property
+    def seconds(self) -> float:
+        """Time so far, in all goes."""
+        return self._before + perf_counter() - self._begun
+
+    def note_block(self) -> None:
+        """Count a block as done."""
+        self.n_done += 1
+        self._save()
+
+    def _save(self) -> None:
+        if self._path is not None:
+            state = Progress(n_done=self.n_done, seconds=self.seconds, runs=self.runs)
+            save_progress(self._path, self._identity, state)
 
 
 def save_progress(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
@@ -77,10 +123,11 @@ def load_progress(
     Raises:
         LpuError: it is no file of this kind, damaged, or of another run: then what differs.
     """
-    if not path.exists():
-        return None
-    if not path.is_file():
-        raise LpuError(f"resume file {path} must be a file.")
+    with reading(f"resume file {path}"):
+        if not path.exists():
+            return None
+        if not path.is_file():
+            raise LpuError(f"resume file {path} must be a file.")
     try:
         content = path.read_text()
     except (OSError, UnicodeDecodeError):

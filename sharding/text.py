@@ -25,9 +25,10 @@ from models.weights.source import WeightSource
 from models.weights.stored import one_of_batch
 
 from . import report
-from .axes import Request
+from .axes import Request, allocated_positions
 from .comparison import versions
-from .emulate import finite
+from .emulate import decibels, finite
+from .files import reading
 from .forward import forward
 from .legal import check_plan
 from .load import store_weight, stored_values
@@ -81,14 +82,14 @@ def read_text(path: Path) -> str:
     Raises:
         LpuError: it is absent, no regular file, cannot be read, is not UTF-8 or is empty.
     """
-    if not path.exists():
-        raise LpuError(f"text {path}: there is no such file.")
-    if not path.is_file():
-        raise LpuError(f"text {path}: it must be a regular file.")
+    with reading(f"text {path}"):
+        if not path.exists():
+            raise LpuError(f"text {path}: there is no such file.")
+        if not path.is_file():
+            raise LpuError(f"text {path}: it must be a regular file.")
+        content = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as problem:
-        raise LpuError(f"text {path}: cannot be read: {problem.strerror}.") from problem
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise LpuError(
             f"text {path}: it must be UTF-8; byte {problem.start} is not part of it."
@@ -185,7 +186,8 @@ def _check_legal(
 ) -> None:
     """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16."""
     held = policy if policy.base == "fp16" else FP16
-    check_plan(plan, cfg, system, held, Request(batch=plan.attention.data, context=n_tokens))
+    context = min(allocated_positions(plan, n_tokens), cfg.max_position)
+    check_plan(plan, cfg, system, held, Request(batch=plan.attention.data, context=context))
 
 
 class _Stored:
@@ -269,7 +271,7 @@ class _Row:
             kl_nats=sums["kl"] / count,
             weights_kl_nats=sums["weights_kl"] / count,
             top1_agreement=sums["agreements"] / count,
-            sqnr_db=_decibels(sums["power"], sums["noise"]),
+            sqnr_db=decibels(sums["power"], sums["noise"]),
         )
 
 
@@ -278,14 +280,6 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-def _decibels(power: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    if not (power and math.isfinite(noise)):  # logits that overflowed are endless noise
-        return -math.inf
-    return 10 * math.log10(power / noise)
 
 
 def compare_predictions(

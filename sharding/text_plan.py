@@ -6,20 +6,17 @@ for, as long as it fits.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.system import System
 from models.config import ModelConfig
 from models.policy import FP16, Policy
 
-from .axes import Request
+from .axes import Request, allocated_positions
 from .compare import compare
 from .comparison import Comparison
 from .legal import one_stage_plans
 from .plan import Plan
-
-#: Positions of the sequence for which the fastest plan is looked for: one vector of the cache.
-_CONTEXT = 320
 
 
 def text_plan(
@@ -28,6 +25,7 @@ def text_plan(
     plan: Plan | None,
     policy: Policy,
     *,
+    command: str,
     batch: int = 1,
     context: int,
 ) -> Comparison:
@@ -38,14 +36,15 @@ def text_plan(
         system: the machine.
         plan: to take this one.
         policy: formats of the weights; one that no chip runs takes the room of fp16.
+        command: who asks, for the sentence that refuses GPUs.
         batch: sequences; a given plan that splits more of them is filled up.
-        context: positions of each.
+        context: positions of each; a given plan that shares out more of them is filled up too.
 
     Raises:
         LpuError: the system is one of GPUs, the plan is not legal, or the model has no such
             context.
     """
-    system.require_lpu("text")
+    system.require_lpu(command)
     held = policy if policy.base == "fp16" else FP16
 
     def fastest(plans: Sequence[Plan], request: Request) -> Comparison:
@@ -53,13 +52,13 @@ def text_plan(
             cfg,
             system,
             plans,
-            weights_format=held.name,
+            weights_format=held,
             batch=request.batch,
             context=request.context,
             top=1,
         )
 
-    alone = Request(batch=1, context=min(_CONTEXT, cfg.max_position))
+    alone = Request(batch=1, context=min(POSITIONS_STEP, cfg.max_position))
     wanted = Request(batch=batch, context=context)
     if plan is None:
         (row,) = fastest(one_stage_plans(cfg, system, held, alone), alone).rows
@@ -69,4 +68,5 @@ def text_plan(
             return found
         return fastest(one_stage_plans(cfg, system, held, wanted), wanted)
     shares = plan.attention.data
-    return fastest([plan], replace(wanted, batch=-(-batch // shares) * shares))
+    filled = max(context, min(allocated_positions(plan, context), cfg.max_position))
+    return fastest([plan], Request(batch=-(-batch // shares) * shares, context=filled))

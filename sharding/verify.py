@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import PlanError
 from lpu_jax.system import System
@@ -27,8 +28,8 @@ from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
-from .axes import Request, degrees, dispatch_of
-from .emulate import CONTEXT, BlockCheck, Run, Step, allocated, finite, run_steps
+from .axes import Request, allocated_positions, degrees, dispatch_of
+from .emulate import BlockCheck, Run, Step, finite, run_steps
 from .evaluate import evaluate
 from .legal import check_plan
 from .load import block_split
@@ -114,8 +115,7 @@ def compare_plans(
         order-dependent.
     """
     system.require_lpu("check")
-    if not 1 <= tokens <= CONTEXT:
-        raise PlanError(f"check: {tokens} tokens were asked for; 1 to {CONTEXT} are possible.")
+    check_n_tokens(tokens, cfg, plans)
     chosen = default_layers(cfg) if layers is None else tuple(layers)
     check_layers(cfg, chosen)
     check_plans(plans, cfg, system, policy)
@@ -138,6 +138,18 @@ def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
     """The first layer, and the first one with experts if there is one."""
     with_experts = [layer for layer in range(cfg.n_layers) if cfg.is_moe_layer(layer)]
     return tuple(dict.fromkeys([0, *with_experts[:1]]))
+
+
+def check_n_tokens(n_tokens: int, cfg: ModelConfig, plans: Sequence[Plan]) -> None:
+    """Refuse no tokens, and more than the model has positions or the smallest cache has room for.
+
+    Raises:
+        PlanError: says how many are possible.
+    """
+    room = min((allocated_positions(plan) for plan in plans), default=POSITIONS_STEP)
+    most = min(room, cfg.max_position)
+    if not 1 <= n_tokens <= most:
+        raise PlanError(f"check: {n_tokens} tokens were asked for; 1 to {most} are possible.")
 
 
 def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> None:
@@ -165,7 +177,7 @@ def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy:
     held = policy if policy.base == "fp16" else FP16
     for plan in plans:
         # The single sequence is padded to as many as the plan spreads over chips.
-        request = Request(batch=plan.attention.data, context=allocated(plan))
+        request = Request(batch=plan.attention.data, context=allocated_positions(plan))
         check_plan(plan, cfg, system, held, request)
         if plan.collective != "auto":
             evaluate([plan], cfg, system, held, request)  # refuses links that do not exist
@@ -195,7 +207,9 @@ def _result(
         blocks=tuple(run.checks),
         routes_agree=all(routing.flips == 0 for routing in routings) if routings else None,
         router_margin=min((routing.margin for routing in routings), default=None),
-        rounding_moved=rounding_moved(cfg, run.plan, tiers, kinds, policy),
+        rounding_moved=rounding_moved(
+            cfg, run.plan, tiers, kinds, policy, n_tokens=len(run.hidden)
+        ),
         output_hash=hashlib.sha256(run.hidden.tobytes()).hexdigest(),
         output=run.hidden,
     )
@@ -207,6 +221,8 @@ def rounding_moved(
     tiers: tuple[int, ...],
     kinds: Sequence[Kind],
     policy: Policy = FP16,
+    *,
+    n_tokens: int,
 ) -> tuple[str, ...]:
     """Say in words where a plan rounds or adds otherwise than one chip does.
 
@@ -216,6 +232,7 @@ def rounding_moved(
         tiers: chips of a node and of a rack.
         kinds: kinds of block to speak of.
         policy: its base is the format of partial sums.
+        n_tokens: decoded so far; they decide how many chips of a shared context hold positions.
     """
     said = {
         "attention": "attention output",
@@ -228,17 +245,10 @@ def rounding_moved(
         ways = degrees(plan, kind, cfg)
         n_chips = math.prod(n for axis, n in ways.items() if axis in ("tensor", "query", "expert"))
         if dispatch_of(plan, kind) is Dispatch.ALL_TO_ALL:
-            sentences.append(
-                f"sum over experts: each of {ways['expert']} chips of the expert axis rounds its "
-                f"part of a row to {policy.base} and sends it to the row's owner, which adds them "
-                "in chip order, then the shared expert and the hidden state (all-to-all dispatch)"
-            )
+            sentences.append(_exchanged(ways["expert"], policy))
             continue
         if kind == "attention" and ways["context"] > 1:
-            sentences.append(
-                f"softmax over the context: each of {ways['context']} chips rounds its result to "
-                f"{policy.base}; all are merged by log-sum-exp in chip order"
-            )
+            sentences.append(_merged(ways["context"], n_tokens, policy))
         if block_split(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
             continue
         order = "added in chip order"
@@ -251,3 +261,30 @@ def rounding_moved(
             f"{order} (row split)"
         )
     return tuple(sentences)
+
+
+def _exchanged(n_chips: int, policy: Policy) -> str:
+    """Say what an exchange of rows between the chips of the expert axis does."""
+    added = "the shared expert and the hidden state (all-to-all dispatch)"
+    if n_chips == 1:
+        return f"sum over experts: it is rounded to {policy.base} before its chip adds {added}"
+    return (
+        f"sum over experts: each of {n_chips} chips of the expert axis rounds its part of a row to "
+        f"{policy.base} and sends it to the row's owner, which adds them in chip order, then "
+        f"{added}"
+    )
+
+
+def _merged(n_chips: int, n_tokens: int, policy: Policy) -> str:
+    """Say what the merge of a context over chips does; each holds `POSITIONS_STEP` positions."""
+    n_holding = min(n_chips, -(-n_tokens // POSITIONS_STEP))
+    rounding = f"rounds its result to {policy.base}; all are merged by log-sum-exp in chip order"
+    if n_holding == 1:
+        return (
+            f"softmax over the context: only the first of {n_chips} chips holds positions of so "
+            f"few tokens, so that no rounding moves; beyond {POSITIONS_STEP} tokens each chip that "
+            f"holds some {rounding}"
+        )
+    which = f"{n_chips} chips" if n_holding == n_chips else f"the first {n_holding} chips"
+    idle = "" if n_holding == n_chips else f" (the other {n_chips - n_holding} hold no position)"
+    return f"softmax over the context: each of {which} {rounding}{idle}"

@@ -11,27 +11,29 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float32
 
+from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
 from lpu_jax.system import System
 from models.config import ModelConfig
 from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 
+from .axes import Request
 from .compare import compare
-from .comparison import Row, versions
-from .emulate import CONTEXT, BlockCheck, Step, finite, run_steps, sqnr_db
+from .comparison import versions
+from .emulate import BlockCheck, Run, Step, finite, run_steps, sqnr_db
 from .ends import embed_tokens, run_head
+from .legal import Search, check_policy
 from .plan import Plan
-from .resume import Progress, load_progress, save_progress
+from .resume import Sitting
 from .routing import Routing
 from .text import compare_predictions
-from .verify import blocks_of, check_layers, check_plans, rounding_moved
+from .verify import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
 
 #: Told before each block, and at the end: blocks done, blocks in all, what comes next.
 Watcher = Callable[[int, int, str], None]
@@ -141,7 +143,7 @@ def check_whole(
     """
     system.require_lpu("check")
     cfg = source.config
-    check_tokens(cfg, token_ids)
+    check_tokens(cfg, token_ids, plans)
     if routing not in get_args(Routing):
         raise unknown("routing", routing, get_args(Routing))
     chosen = tuple(range(cfg.n_layers)) if layers is None else tuple(layers)
@@ -150,52 +152,31 @@ def check_whole(
     topology = system.topology
     tiers = (topology.node_chips, topology.rack_chips)
     blocks = blocks_of(cfg, chosen)
-    identity = {
-        "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
+    n_steps = len(blocks) + 1
+    identity = _identity(cfg, system, plans, policy, token_ids, chosen) | {
         "weights": weights_name,
-        "system": [system.name, *tiers],
-        "plans": [plan.as_dict() for plan in plans],
-        "policy": hashlib.sha256(repr(policy).encode()).hexdigest(),
-        "fidelity": policy.fidelity,
         "routing": routing,
-        "tokens": [int(token) for token in token_ids],
-        "layers": list(chosen),
-        "versions": versions(),
     }
-    begun = perf_counter()
-    state = None if resume is None else load_progress(resume, identity, plans)
-    if state is None:
-        progress(0, len(blocks) + 1, "embedding")
-        runs = [embed_tokens(source, plan, policy, token_ids, tiers, execution) for plan in plans]
-        state = Progress(n_done=0, seconds=perf_counter() - begun, runs=runs)
-        if resume is not None:
-            save_progress(resume, identity, state)  # says at once if it cannot be written
-    n_done, runs, before = state.n_done, state.runs, state.seconds
-    begun = perf_counter()
 
-    def seconds() -> float:
-        return before + perf_counter() - begun
+    def embedded() -> list[Run]:
+        progress(0, n_steps, "embedding")
+        return [embed_tokens(source, plan, policy, token_ids, tiers, execution) for plan in plans]
 
-    def finished(_: Step) -> None:
-        nonlocal n_done
-        n_done += 1
-        if resume is not None:
-            save_progress(resume, identity, Progress(n_done=n_done, seconds=seconds(), runs=runs))
-
+    sitting = Sitting(resume, identity, plans, embedded)
     run_steps(
         [
             Step(source, policy, block.kind, block.layer, tiers, execution, routing)
-            for block in blocks[n_done:]
+            for block in blocks[sitting.n_done :]
         ],
-        runs,
+        sitting.runs,
         starting=lambda step: progress(
-            n_done, len(blocks) + 1, f"{step.kind} of layer {step.layer}"
+            sitting.n_done, n_steps, f"{step.kind} of layer {step.layer}"
         ),
-        finished=finished,
+        finished=lambda _: sitting.note_block(),
     )
-    progress(len(blocks), len(blocks) + 1, "head")
-    made = run_head(source, runs, policy, tiers, execution)
-    progress(len(blocks) + 1, len(blocks) + 1, "done")
+    progress(len(blocks), n_steps, "head")
+    made = run_head(source, sitting.runs, policy, tiers, execution)
+    progress(n_steps, n_steps, "done")
     kinds = [block.kind for block in blocks]
     return [
         WholeCheck(
@@ -205,13 +186,37 @@ def check_whole(
             token_ids=tuple(int(token) for token in token_ids),
             layers=chosen,
             blocks=tuple(run.checks),
-            rounding_moved=rounding_moved(cfg, run.plan, tiers, kinds, policy),
-            seconds=seconds(),
+            rounding_moved=rounding_moved(
+                cfg, run.plan, tiers, kinds, policy, n_tokens=len(token_ids)
+            ),
+            seconds=sitting.seconds,
             peak_rss_bytes=peak_rss_bytes(),
             **agreement(expected, logits),
         )
-        for run, (expected, logits) in zip(runs, made, strict=True)
+        for run, (expected, logits) in zip(sitting.runs, made, strict=True)
     ]
+
+
+def _identity(
+    cfg: ModelConfig,
+    system: System,
+    plans: Sequence[Plan],
+    policy: Policy,
+    token_ids: Sequence[int],
+    layers: Sequence[int],
+) -> dict[str, Any]:
+    """What makes a run this one, as values for JSON; a state goes on in no other."""
+    topology = system.topology
+    return {
+        "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
+        "system": [system.name, topology.node_chips, topology.rack_chips],
+        "plans": [plan.as_dict() for plan in plans],
+        "policy": hashlib.sha256(repr(policy).encode()).hexdigest(),
+        "fidelity": policy.fidelity,
+        "tokens": [int(token) for token in token_ids],
+        "layers": list(layers),
+        "versions": versions(),
+    }
 
 
 def agreement(
@@ -233,16 +238,33 @@ def agreement(
     }
 
 
-def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> Row:
-    """Choose the fastest plan that fits, or else the one that lacks least; the row says which.
+def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan, str]:
+    """Choose the fastest plan that fits, or else the one that lacks least.
+
+    A model that is too small for the groups of the machine is split over fewer chips.
+
+    Returns:
+        The plan, and a sentence if it does not fit, or leaves chips idle for want of anything to
+        split; else an empty one.
 
     Raises:
         LpuError: as `compare`.
-        PlanError: no plan is legal.
     """
     held = policy if policy.base == "fp16" else FP16
-    context = min(CONTEXT, cfg.max_position)
-    return compare(cfg, system, weights_format=held.name, context=context, top=1).rows[0]
+    check_policy(held, cfg, system)
+    context = min(POSITIONS_STEP, cfg.max_position)
+    search = Search(cfg, system, held, Request(context=context)).within_reach()
+    plans = None if search.most_group_chips is None else list(search.plans())
+    row = compare(cfg, system, plans, weights_format=held, context=context, top=1).rows[0]
+    notes = []
+    if plans is not None:
+        notes.append(
+            f"{cfg.name} is too small to be split over the {system.n_chips} chips of "
+            f"{system.name}; a plan in groups of at most {search.most_group_chips} is run."
+        )
+    if not row.fits:
+        notes.append(f"No plan fits; the nearest is run: it {row.reason}.")
+    return row.plan, " ".join(notes)
 
 
 def random_tokens(cfg: ModelConfig, n_tokens: int, seed: int) -> tuple[int, ...]:
@@ -251,15 +273,15 @@ def random_tokens(cfg: ModelConfig, n_tokens: int, seed: int) -> tuple[int, ...]
     return tuple(int(draw) % cfg.vocab_size for draw in draws)
 
 
-def check_tokens(cfg: ModelConfig, token_ids: Sequence[int]) -> None:
+def check_tokens(cfg: ModelConfig, token_ids: Sequence[int], plans: Sequence[Plan] = ()) -> None:
     """Refuse tokens that the model does not have, or too many or none of them.
+
+    Without plans, too many are more than the cache of `fastest_plan` has room for.
 
     Raises:
         PlanError: says which.
     """
-    most = min(CONTEXT, cfg.max_position)
-    if not 1 <= len(token_ids) <= most:
-        raise PlanError(f"check: {len(token_ids)} tokens were asked for; 1 to {most} are possible.")
+    check_n_tokens(len(token_ids), cfg, plans)
     for token in token_ids:
         if not 0 <= token < cfg.vocab_size:
             raise PlanError(

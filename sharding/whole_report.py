@@ -22,9 +22,9 @@ def whole_text(
     system: System,
     policy: Policy,
     results: Sequence[WholeCheck],
-    unfit: str = "",
+    note: str = "",
 ) -> str:
-    """Lay out a table for each plan, and what its logits became; `unfit` tells what it lacks."""
+    """Lay out a table for each plan, and what its logits became; `note` is about its choice."""
     first = results[0]
     n_tokens, n_layers = len(first.token_ids), len(first.layers)
     parts: list[Any] = [
@@ -34,8 +34,8 @@ def whole_text(
         "the same stored weights",
         _routing_sentence(first),
     ]
-    if unfit:
-        parts.append(f"No plan fits; the nearest is run: it {unfit}.")
+    if note:
+        parts.append(note)
     for number, result in enumerate(results, 1):
         parts += [_layers_table(result, f"plan {number}: {result.plan.name}"), *_summary(result)]
     if not as_promised(results):
@@ -114,9 +114,9 @@ def whole_dict(
     system: System,
     policy: Policy,
     results: Sequence[WholeCheck],
-    unfit: str = "",
+    note: str = "",
 ) -> dict[str, Any]:
-    """A whole check as plain values, for JSON; `unfit` tells what the chosen plan lacks."""
+    """A whole check as plain values, for JSON; `note` is about the choice of its plan."""
     first = results[0]
     return {
         "model": cfg.name,
@@ -127,7 +127,7 @@ def whole_dict(
         "tokens": len(first.token_ids),
         "token_ids": list(first.token_ids),
         "layers": list(first.layers),
-        "unfit": unfit or None,
+        "note": note or None,
         "as_promised": as_promised(results),
         "seconds": first.seconds,
         "peak_rss_bytes": max(result.peak_rss_bytes for result in results),

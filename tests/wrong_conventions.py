@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lpu_jax.datapath import masks
 from models.config import ModelConfig
 from models.layers import grouped, mlp, rotary, router
 from models.params import block_params, expert_params
@@ -53,7 +54,10 @@ class Mutant:
         self.change = mistake.arrays
 
     def block(self, kind: str, layer: int = 0) -> Arrays:
-        return self._changed(self.right.block(kind, layer), block_params(self.config, kind))
+        # A changed configuration may call the attention of a layer by its other kind.
+        slides = layer in self.right.config.sliding_layers
+        own = ("sliding" if slides else "attention") if kind in ("attention", "sliding") else kind
+        return self._changed(self.right.block(own, layer), block_params(self.config, kind))
 
     def expert(self, layer: int, expert_id: int) -> Arrays:
         assert self.config.moe is not None
@@ -222,7 +226,9 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "attention: no window": Mistake(model="gpt_oss", config=_model(sliding_layers=())),
     "attention: the next token is seen": Mistake(
-        model="llama", reference=((causal_softmax, "distance >= 0", "distance >= -1"),)
+        model="llama",
+        reference=((causal_softmax, "distance >= 0", "distance >= -1"),),
+        layers=(((masks, "causal_mask"), "(scores, positions,", "(scores, positions + 1,"),),
     ),
     # router
     "router: softmax instead of sigmoid": Mistake(

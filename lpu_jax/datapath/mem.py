@@ -15,8 +15,8 @@ from jaxtyping import Array, Int32, Num
 from .primitive import free, primitive
 from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, product
 
-#: Rings of positions consist of whole vectors of so many lanes.
-RING_STEP = 320
+#: A cache, a ring of one and a chip's run of positions are whole vectors of so many lanes.
+POSITIONS_STEP = 320
 
 
 def _access_cost(machine: Machine, n_vectors: Quantity, moved: Operand) -> Work:
@@ -232,19 +232,19 @@ def ring_length(window: int, n_new: int, context: int) -> int:
         context: positions in all.
     """
     # The first of so many positions may lie anywhere in its vector.
-    n_vectors = 1 - -(window + n_new - 2) // RING_STEP
-    return min(context, n_vectors * RING_STEP)
+    n_vectors = 1 - -(window + n_new - 2) // POSITIONS_STEP
+    return min(context, n_vectors * POSITIONS_STEP)
 
 
 _ring_start = primitive(
     "mem_ring_start",
     abstract=lambda positions, **_: jax.ShapeDtypeStruct(positions.shape, jnp.int32),
     meaning=lambda positions, *, window, n_positions: (
-        jnp.maximum(positions - (window - 1), 0) // RING_STEP * RING_STEP
+        jnp.maximum(positions - (window - 1), 0) // POSITIONS_STEP * POSITIONS_STEP
     ),
     cost=lambda machine, request: _access_cost(
         machine,
-        request.operands[0].size * ceil_div(request.params["n_positions"], RING_STEP),
+        request.operands[0].size * ceil_div(request.params["n_positions"], POSITIONS_STEP),
         request.results[0],
     ),
 )

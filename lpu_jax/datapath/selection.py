@@ -14,7 +14,7 @@ from jaxtyping import Array, Float32, Int32
 
 from .primitive import primitive
 from .vxm import reduction_cost
-from .work import Machine, Request, Unit, Work, ceil_div, largest, product, vectors
+from .work import Machine, Quantity, Request, Unit, Work, ceil_div, largest, product, vectors
 
 
 def _top_k_cost(machine: Machine, request: Request) -> Work:
@@ -158,12 +158,16 @@ def _local_slots_meaning(ids: Array, first: Array, *, n_local: int, n_slots: int
     return slots.at[jnp.where(used, place, n_slots)].set(local, mode="drop")
 
 
-def _local_slots_cost(machine: Machine, request: Request) -> Work:
-    """Cost a comparison per named expert and a prefix sum, nine shift-and-add steps (assumed)."""
+#: Shift-and-add steps of a prefix sum over the lanes of a vector.
+_PREFIX_STEPS = 9
+
+
+def _listing_work(machine: Machine, n_operations: Quantity) -> Work:
+    """Cost operations on vectors, with the shifts of one prefix sum over lanes (assumed)."""
     chip = machine.chip
     limits = {
-        "ALUs": request.operands[0].size / chip.vxm_alus_per_lane,
-        "lane shifts": 9.0 * chip.lane_rotate_cycles,
+        "ALUs": n_operations / chip.vxm_alus_per_lane,
+        "lane shifts": float(_PREFIX_STEPS) * chip.lane_rotate_cycles,
     }
     return Work(
         unit=Unit.VXM,
@@ -172,6 +176,11 @@ def _local_slots_cost(machine: Machine, request: Request) -> Work:
         latency_cycles=chip.vxm_entry_cycles,
         result_is_last=True,
     )
+
+
+def _local_slots_cost(machine: Machine, request: Request) -> Work:
+    """Cost a comparison per named expert and a prefix sum (assumed)."""
+    return _listing_work(machine, request.operands[0].size)
 
 
 _local_slots = primitive(
@@ -222,24 +231,14 @@ def _rows_by_chip_shapes(ids: Any, share: Any, *, n_chips: Any, **_: Any) -> tup
 def _rows_by_chip_cost(machine: Machine, request: Request) -> Work:
     """Cost a comparison of each named expert with all chips, and a prefix sum (assumed).
 
-    Chips lie along lanes for the comparisons; the prefix sum over the rows of each chip is nine
-    shift-and-add steps, and one selection makes each list.
+    Chips lie along lanes for the comparisons; the prefix sum is over the rows of each chip, and one
+    selection makes each list.
     """
     chip = machine.chip
     ids, made = request.operands[0], request.results[0]
     compared = ids.size * ceil_div(made.shape[0], chip.lanes)
-    summed = 9 * made.shape[0] * ceil_div(made.shape[1], chip.lanes)
-    limits = {
-        "ALUs": (compared + summed + 2 * vectors(made, chip)) / chip.vxm_alus_per_lane,
-        "lane shifts": 9.0 * chip.lane_rotate_cycles,
-    }
-    return Work(
-        unit=Unit.VXM,
-        busy_cycles=limits["ALUs"] + limits["lane shifts"],
-        limits=limits,
-        latency_cycles=chip.vxm_entry_cycles,
-        result_is_last=True,
-    )
+    summed = _PREFIX_STEPS * made.shape[0] * ceil_div(made.shape[1], chip.lanes)
+    return _listing_work(machine, compared + summed + 2 * vectors(made, chip))
 
 
 _rows_by_chip = primitive(

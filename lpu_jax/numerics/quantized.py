@@ -2,7 +2,7 @@
 
 Weights are `[..., k, n]` with blocks along axis -2, activations `[..., m, k]` with blocks along
 -1. Not modelled: scale search (scales come from the largest magnitude of a block), and the packing
-of codes in memory (`stored_bytes` counts as if packed; `packing` makes packed 4-bit codes).
+of codes in memory (`stored_bytes` counts as if packed).
 
 A `QuantizedArray` is valid if
 - `codes` and `scales` have the scheme's array types (`scales` is None for a scheme without);

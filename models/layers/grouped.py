@@ -84,10 +84,6 @@ def grouped_attention(
     new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
     new_values, values = held.append(cache["values"], narrowed(value, policy), positions, axis=2)
 
-    sinks = None
-    if cfg.attention.sinks:
-        logits = weights["sinks"].reshape(1, k, g, 1)
-        sinks = jnp.broadcast_to(logits, (b, k, g, t)).reshape(b * k, g * t, 1)
     heads = attend(
         q.reshape(b * k, g * t, h),
         keys.reshape(b * k, h, s),
@@ -96,7 +92,7 @@ def grouped_attention(
         t,
         policy,
         held=held,
-        sinks=sinks,
+        sinks=_sinks(weights, b, t),
     )
     heads = sxm.rearrange(
         operand_rows(heads, policy, "attention"),
@@ -140,6 +136,17 @@ def _heads(
     if "k_norm" in weights:
         key = _normed(key, weights["k_norm"], cfg.norm_eps)
     return q, key, value
+
+
+def _sinks(
+    weights: Mapping[str, Any], n_sequences: Any, n_new: Any
+) -> Float32[Array, "groups rows 1"] | None:
+    """Repeat the sink of each query head for its rows; None for a model without."""
+    if "sinks" not in weights:
+        return None
+    k, g = weights["sinks"].shape
+    logits = jnp.broadcast_to(weights["sinks"].reshape(1, k, g, 1), (n_sequences, k, g, n_new))
+    return logits.reshape(n_sequences * k, g * n_new, 1)
 
 
 def _biased(y: Float32[Array, "m n"], bias: Float32[Array, "..."] | None) -> Float32[Array, "m n"]:

@@ -141,7 +141,7 @@ def _open(path: Path, folder: Path, tensors: Mapping[str, FileTensor]) -> Checkp
     if not (folder / _CONFIG).exists():
         raise WeightsError(f"{folder}: safetensors files need a {_CONFIG} beside them.")
     model_cfg = from_hf(folder / _CONFIG)
-    weights = from_hf_tensors(model_cfg, _of_text(tensors), where=str(path))
+    weights = from_hf_tensors(model_cfg, _of_text(tensors), where=str(path), may_be_cut=False)
     weights.check_all()
     files = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
     return Checkpoint(

@@ -22,7 +22,7 @@ from lpu_jax.numerics.formats import FP16, FP32
 from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4, Scheme
 
 from .stored import Coded, Matrix, float32_values
-from .tensor import ArrayTensor, Tensor, quoted
+from .tensor import ArrayTensor, Tensor, quoted, unpacked
 
 #: What follows "weight" in the names of tensors that belong to a quantised matrix `<name>.weight`,
 #: and what follows the name of all experts' matrices of a layer.
@@ -109,7 +109,7 @@ class StoredTensors:
             turned: np.ndarray = plain[0].T
             return turned
         blocks, scales = (t.rows(index, index + 1) for t in self._mxfp4(name, shape))
-        codes = _nibbles(blocks.read().reshape(shape[2], -1))
+        codes = unpacked(blocks.read().reshape(shape[2], -1))
         scale_codes = scales.read()[0].view(np.uint8)
         _refuse_scales(scale_codes.view(ml_dtypes.float8_e8m0fnu), MXFP4, scales, f"{name}_scales")
         return Coded(codes=codes[:, : shape[1]], scales=scale_codes, scheme=MXFP4)
@@ -181,7 +181,7 @@ class StoredTensors:
                 f"{told}."
             )
         words = packed.read()  # the bytes of a word from its lowest bits on: little-endian
-        codes = _nibbles(words.view(np.uint8)).view(np.int8)[:, : shape[1]] - np.int8(8)
+        codes = unpacked(words.view(np.uint8)).view(np.int8)[:, : shape[1]] - np.int8(8)
         factors = scales.read()
         scheme = replace(INT4_GROUP32, block_rows=shape[1] // factors.shape[1])
         as_bf16 = factors.astype(ml_dtypes.bfloat16)
@@ -230,11 +230,6 @@ class StoredTensors:
                 f"{tensor.where}: tensor {quoted(name)} must be {allowed}, got {tensor.dtype.name}."
             )
         return tensor
-
-
-def _nibbles(stored: np.ndarray) -> np.ndarray:
-    """Take two 4-bit codes out of each byte of rows, the low half first."""
-    return np.stack((stored & 15, stored >> 4), axis=-1).reshape(len(stored), -1)
 
 
 def _finite(tensor: Tensor, name: str) -> np.ndarray:

@@ -246,7 +246,7 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
     assert isinstance(model_cfg.attention, GqaConfig)  # _read_config builds no other
     tensors = _tensors(reader, model_cfg.attention, path)
     _require_tensors(names, model_cfg, path)
-    weights = from_hf_tensors(model_cfg, tensors, where=str(path))
+    weights = from_hf_tensors(model_cfg, tensors, where=str(path), may_be_cut=False)
     weights.check_all()
     return GgufModel(
         config=model_cfg,

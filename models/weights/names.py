@@ -120,11 +120,16 @@ def file_tensors(model_cfg: ModelConfig) -> Mapping[str, Shape]:
     return tensors
 
 
-def is_left_out(model_cfg: ModelConfig, name: str) -> bool:
+def is_left_out(model_cfg: ModelConfig, name: str, *, may_be_cut: bool = False) -> bool:
     """Whether a tensor may be in the files although the model does not use it.
 
-    Layers beyond `n_layers` (of a model cut short, or that predict further tokens), the copy of a
-    tied head, and buffers that follow from the configuration.
+    Layers that predict further tokens, which are numbered on from `n_layers`; the copy of a tied
+    head; and buffers that follow from the configuration.
+
+    Args:
+        model_cfg: the model.
+        name: of the tensor.
+        may_be_cut: the model may have fewer layers than the files.
     """
     names = NAMES[model_cfg.family]
     if name == f"{names.head}.weight" and model_cfg.tie_embeddings:
@@ -134,7 +139,10 @@ def is_left_out(model_cfg: ModelConfig, name: str) -> bool:
     before, _ = names.layer.split("{}")
     number, _, _ = name.removeprefix(before).partition(".")
     is_of_a_layer = name.startswith(before) and number.isdecimal() and number.isascii()
-    return is_of_a_layer and (len(number) > _MOST_DIGITS or int(number) >= model_cfg.n_layers)
+    if not is_of_a_layer or len(number) > _MOST_DIGITS:
+        return False
+    beyond = int(number) - model_cfg.n_layers
+    return beyond >= 0 and (may_be_cut or beyond < model_cfg.n_prediction_layers)
 
 
 def _layer(model_cfg: ModelConfig, names: Names, layer: int) -> Iterator[tuple[str, Shape]]:

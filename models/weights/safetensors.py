@@ -22,7 +22,7 @@ import numpy as np
 from lpu_jax.errors import WeightsError
 from lpu_jax.quantities import format_given
 
-from .tensor import checked_file, quoted
+from .tensor import checked_file, quoted, unpacked
 
 #: Array types by the format's names. F4 packs two numbers into a byte, the earlier one into its low
 #: half; its shape counts numbers.
@@ -98,7 +98,7 @@ class FileTensor:
                 f"{self.path}: cut short in tensor {quoted(self.name)} since it was opened."
             )
         if self.dtype_name == "F4":
-            stored = np.stack((stored & 15, stored >> 4), axis=-1).reshape(-1)
+            stored = unpacked(stored)
         values: np.ndarray = stored.view(self.dtype).reshape(self.shape)
         return values
 

@@ -83,15 +83,19 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     Raises:
         UnknownNameError: if `kind` is not a block kind.
         ConfigError: if the model has no such layer or no such kind.
-        WeightsError: if layer `layer` has the other kind of MLP.
+        WeightsError: if layer `layer` has the other kind of MLP, or of attention.
     """
     block_params(model_cfg, kind)
     if kind in ("embed", "head"):
         return
-    is_moe = model_cfg.is_moe_layer(layer)
-    if kind not in ("attention", "sliding") and is_moe != (kind == "moe"):
-        actual = "moe" if is_moe else "dense"
-        raise WeightsError(f"{model_cfg.name}: layer {layer} has a {actual} block, not {kind}.")
+    actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
+    if kind in ("attention", "sliding"):
+        actual = "sliding" if layer in model_cfg.sliding_layers else "attention"
+    if kind != actual:
+        article = "an" if actual == "attention" else "a"
+        raise WeightsError(
+            f"{model_cfg.name}: layer {layer} has {article} {actual} block, not {kind}."
+        )
 
 
 class HfTensors:
@@ -105,6 +109,8 @@ class HfTensors:
         model_cfg: ModelConfig,
         tensors: Mapping[str, Tensor | np.ndarray],
         where: str | None = None,
+        *,
+        may_be_cut: bool = True,
     ) -> None:
         self.config = model_cfg
         self._tensors = tensors
@@ -112,7 +118,7 @@ class HfTensors:
         self._names = NAMES[model_cfg.family]
         self._shapes = file_tensors(model_cfg)
         self._stored = StoredTensors(tensors, self._where)
-        self._refuse_unknown_tensors()
+        self._refuse_unknown_tensors(may_be_cut)
 
     def with_config(self, model_cfg: ModelConfig) -> "HfTensors":
         """Return a source of the same tensors for another reading of them, such as fewer layers."""
@@ -322,14 +328,18 @@ class HfTensors:
             arrays |= {f"shared_{name}": matrix for name, matrix in shared.items()}
         return arrays
 
-    def _refuse_unknown_tensors(self) -> None:
-        """Refuse tensors this program would skip silently (biases, scales, extra norms)."""
+    def _refuse_unknown_tensors(self, may_be_cut: bool) -> None:
+        """Refuse tensors this program would skip silently (biases, scales, norms, layers)."""
         for name in self._tensors:
-            if owner(name) in self._shapes or is_left_out(self.config, name):
+            if owner(name) in self._shapes:
+                continue
+            if is_left_out(self.config, name, may_be_cut=may_be_cut):
                 continue
             where = getattr(self._tensors[name], "where", self._where)
             raise WeightsError(
-                f"{where}: tensor {quoted(name)} is not part of a {self.config.family} model."
+                f"{where}: tensor {quoted(name)} is not part of a {self.config.family} model of "
+                f"{self.config.n_layers} layers and {self.config.n_prediction_layers} that predict "
+                "further tokens."
             )
 
 
@@ -337,15 +347,18 @@ def from_hf_tensors(
     model_cfg: ModelConfig,
     tensors: Mapping[str, Tensor | np.ndarray],
     where: str | None = None,
+    *,
+    may_be_cut: bool = True,
 ) -> HfTensors:
     """Return a weight source over tensors under their Hugging Face names.
 
     Args:
-        model_cfg: the model; may have fewer layers than the tensors.
+        model_cfg: the model.
         tensors: name to tensor as in a checkpoint, a Linear weight being `[out, in]`; may be lazy.
         where: the file that messages name for arrays in memory; the model's name if not given.
+        may_be_cut: the model may have fewer layers than the tensors.
 
     Raises:
-        WeightsError: if a tensor belongs to a feature the model does not have.
+        WeightsError: if a tensor belongs to a feature or a layer that the model does not have.
     """
-    return HfTensors(model_cfg, tensors, where)
+    return HfTensors(model_cfg, tensors, where, may_be_cut=may_be_cut)

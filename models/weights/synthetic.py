@@ -34,7 +34,8 @@ class SyntheticWeights:
 
     Matrices are normal with the spread of their `ParamSpec` (1 / sqrt(fan-in)), norms uniform in
     `NORM_RANGE`, biases normal and small. A value is one of 65,536 equally likely ones, the largest
-    4.3 spreads from zero.
+    4.3 spreads from zero. Both forms of latent attention hold the same values, those that are drawn
+    for the absorbed one.
 
     Fidelity:
         Exact functions of the arguments: raw bits of PCG64DXSM, whose stream NumPy guarantees
@@ -50,9 +51,13 @@ class SyntheticWeights:
         check_block(self.config, kind, layer)
         if kind in ("embed", "head"):
             return self.of_tokens(kind, np.arange(self.config.vocab_size))
+        specs = block_params(self.config, kind)
+        if "kv_b" in specs:
+            absorbed = SyntheticWeights(self.config.with_latent_form("absorbed"), self.seed)
+            return _expanded(absorbed.block(kind, layer))
         return {
             name: self._draw(_label(kind, layer, name), spec, spec.shape)
-            for name, spec in block_params(self.config, kind).items()
+            for name, spec in specs.items()
             if spec.role != "expert"
         }
 
@@ -120,6 +125,13 @@ class SyntheticWeights:
     def _key(self, label: str) -> int:
         digest = blake2b(f"{self.seed}/{label}".encode(), digest_size=16).digest()
         return int.from_bytes(digest, "little")
+
+
+def _expanded(arrays: Arrays) -> Arrays:
+    """Put the matrices of absorbed latent attention side by side: the same model, expanded."""
+    k_b, v_b = arrays.pop("k_b"), arrays.pop("v_b")
+    both = np.concatenate((k_b.transpose(2, 0, 1), v_b.transpose(1, 0, 2)), axis=-1)
+    return arrays | {"kv_b": both}
 
 
 def _label(kind: str, layer: int, name: str, expert_id: int | None = None) -> str:

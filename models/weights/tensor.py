@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from lpu_jax.errors import WeightsError
 
@@ -62,6 +63,12 @@ class ArrayTensor:
     def rows(self, start: int, stop: int) -> "ArrayTensor":
         """Return some entries of the first dimension."""
         return ArrayTensor(where=self.where, array=self.array[start:stop])
+
+
+def unpacked(stored: UInt8[np.ndarray, "*rows bytes"]) -> UInt8[np.ndarray, "*rows values"]:
+    """Take two 4-bit codes out of each byte, the low half first."""
+    halves = np.stack((stored & 15, stored >> 4), axis=-1)
+    return halves.reshape(*stored.shape[:-1], -1)
 
 
 def quoted(name: str) -> str:

@@ -22,6 +22,8 @@ from .common import NO, Formats, Json, Mla, emit, watched, watched_steps
 if TYPE_CHECKING:
     from models.weights.source import WeightSource
 
+    from ..inputs import OpenedModel
+
 
 def check(
     model: Annotated[
@@ -97,8 +99,7 @@ def check(
     as_json: Json = None,
 ) -> None:
     """Run plans on virtual chips against float32: one layer of a kind, or tokens to logits."""
-    # These read weights and need JAX's compiler; the other commands start without them.
-    from .. import whole, whole_report
+    # This reads weights and needs JAX's compiler; the other commands start without it.
     from ..inputs import layers_named, open_model, token_ids_named
 
     formats = weights_format or ["fp16"]
@@ -133,19 +134,47 @@ def check(
             raise LpuError("--token-ids, --resume and --routing free need --layers.")
         _check_blocks(opened.source, machine, plans, policy, tokens or 2, seed, as_json)
         return
-    chosen = layers_named(layers, cfg)
-    ids = (
-        whole.random_tokens(cfg, tokens or 1, seed)
-        if token_ids is None
-        else token_ids_named(token_ids)
+    _check_whole(
+        opened,
+        machine,
+        plans,
+        policy,
+        chosen=layers_named(layers, cfg),
+        n_tokens=tokens,
+        ids=None if token_ids is None else token_ids_named(token_ids),
+        seed=seed,
+        routing=routing,
+        resume=resume,
+        as_json=as_json,
     )
-    if tokens is not None and tokens != len(ids):
-        raise LpuError(f"--tokens {tokens} and {len(ids)} --token-ids were given; give one.")
-    whole.check_tokens(cfg, ids)
+
+
+def _check_whole(
+    opened: "OpenedModel",
+    machine: System,
+    plans: list[Plan],
+    policy: Policy,
+    *,
+    chosen: tuple[int, ...],
+    n_tokens: int | None,
+    ids: tuple[int, ...] | None,
+    seed: int,
+    routing: str,
+    resume: Path | None,
+    as_json: str | None,
+) -> None:
+    """Run tokens through layers and the two ends of the model."""
+    from .. import whole, whole_report  # need JAX's compiler; the other commands start without it
+
+    cfg = opened.config
+    ids = whole.random_tokens(cfg, n_tokens or 1, seed) if ids is None else ids
+    if n_tokens is not None and n_tokens != len(ids):
+        raise LpuError(f"--tokens {n_tokens} and {len(ids)} --token-ids were given; give one.")
+    whole.check_tokens(cfg, ids, plans)
     note = ""
     if not plans:
-        fastest = whole.fastest_plan(cfg, machine, policy)
-        plans, note = [fastest.plan], fastest.reason or ""
+        fastest, note = whole.fastest_plan(cfg, machine, policy)
+        plans = [fastest]
     results = watched_steps(
         lambda say: whole.check_whole(
             opened.source,

@@ -54,7 +54,7 @@ def check_text(
         policies = [replace(one, fidelity=fidelity) for one in policies]  # type: ignore[arg-type]  # checked there
     if not plans:
         context = max(1, min(len(tokens), cfg.max_position))
-        found = text_plan(cfg, machine, None, policies[0], context=context)
+        found = text_plan(cfg, machine, None, policies[0], command="check --text", context=context)
         (row,) = found.rows
         if not row.fits:
             emit(as_json, found.as_dict, found.table)

@@ -53,6 +53,7 @@ def generate(
     from models.weights.checkpoint import open_checkpoint
 
     from .. import generate as generating
+    from ..decoding import check_prompts
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if system_prompt is not None and not chat:
@@ -66,8 +67,11 @@ def generate(
     texts = [chat_prompt(template, one, system_prompt) if chat else one for one in prompts]
     # A rendered chat has its beginning already.
     tokens = [tokenizer.encode(text, begin=not chat) for text in texts]
+    check_prompts(cfg, tokens, max_tokens)
     context = max(map(len, tokens)) + max_tokens
-    found = text_plan(cfg, machine, chosen, policy, batch=len(tokens), context=context)
+    found = text_plan(
+        cfg, machine, chosen, policy, command="generate", batch=len(tokens), context=context
+    )
     (row,) = found.rows
     if not row.fits:
         emit(as_json, found.as_dict, found.table)

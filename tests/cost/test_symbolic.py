@@ -135,7 +135,7 @@ def concrete_timing(case: Case) -> Timing:
         axes.chip_mesh(case.ways, (), "auto"),
         axes.partition_specs(case.kind, arguments, list(case.ways)),
         axes.result_specs(case.kind, arguments, list(case.ways)),
-        *axes.global_shapes(case.kind, arguments, sizes),
+        *axes.global_shapes(arguments, sizes),
     )
     return schedule(read(jaxpr, strict=True), machine_of(case))
 

@@ -61,7 +61,7 @@ def traced(
         axes.chip_mesh(ways, (16, 256), "auto"),
         axes.partition_specs(kind, arguments, list(ways)),
         axes.result_specs(kind, arguments, list(ways)),
-        *axes.global_shapes(kind, arguments, sizes),
+        *axes.global_shapes(arguments, sizes),
     )
 
 

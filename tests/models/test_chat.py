@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lpu_jax.errors import LpuError
+from models import template_sandbox
 from models.chat import ChatTemplate, Message, chat_prompt
 from models.tokenizer import Tokenizer
 from models.weights.fetch import GGUF_NAME
@@ -83,6 +84,82 @@ def test_a_template_that_fails_is_one_sentence(source, message):
     with pytest.raises(LpuError, match=message) as caught:
         render(source)
     assert "\n" not in str(caught.value)
+
+
+_DOUBLED = "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = SUM %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ 10 ** 10 * 'a' }}",
+        "{{ ([1] * 10 ** 10) | length }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ 'a'.ljust(10 ** 10) }}",
+        "{{ 'a' | center(10 ** 10) }}",
+        "{{ 'a\nb' | indent(width=10 ** 10) }}",
+        "{{ messages | tojson(indent=10 ** 10) }}",
+        "{% set s = 'a' * 10 ** 6 %}{{ s.replace('a', s) }}",
+        "{% set s = 'a' * 10 ** 6 %}{{ s | replace('a', s) }}",
+        "{% set s = 'a' * 10 ** 6 %}{{ (s | list) | join(s) }}",
+        "{% set s = 'a' * 10 ** 6 %}{{ s.join(s) }}",
+        "{% set s = 'a' * 10 ** 6 %}{% for i in range(999) %}{{ s }}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set s %}{% for i in range(99999) %}{% for j in range(9999) %}a{% endfor %}{% endfor %}"
+        "{% endset %}{{ s }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+        _DOUBLED.replace("SUM", "n.s + n.s"),
+        _DOUBLED.replace("SUM", "n.s ~ n.s"),
+        _DOUBLED.replace("SUM", "n.s * 2"),
+    ],
+)
+def test_a_template_that_does_too_much_is_stopped(source, monkeypatch):
+    monkeypatch.setattr(template_sandbox, "_BUDGET", 3_000_000)  # to be there sooner
+    with pytest.raises(LpuError, match="failed: it loops too often, or makes texts or numbers"):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%*d' % (9999999999, 1) }}",
+        "{{ '%9999999999d' | format(1) }}",
+        "{{ '{:9999999999}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 9999999999) }}",
+    ],
+)
+def test_a_format_is_not_wide(source):
+    with pytest.raises(LpuError, match="failed: a format may not have widths above 9999"):
+        render(source)
+
+
+def test_what_is_counted_computes_as_python_does():
+    assert render("{{ 2 ** 10 }} {{ 7 % 4 }} {{ 'ab' * 3 }} {{ 1.5 * 2 }} {{ [1] + [2] }}") == (
+        "1024 3 ababab 3.0 [1, 2]"
+    )
+    assert render("{{ 'n: %03d' % 7 }}{{ '{:>3}|{}'.format(1, 2) }}{{ 1 ~ 'a' ~ none }}") == (
+        "n: 007  1|21aNone"
+    )
+    assert render("{{ ', '.join(['a', 'b']) }}{{ 'aXb'.replace('X', '--') }}") == "a, ba--b"
+    assert render("{{ messages | map(attribute='role') | join('/') }}") == (
+        "system/user/assistant/user"
+    )
+    assert render("{{ [1, 2] | join }}{{ 'a\nb' | indent(2) }}|{{ 'a' | center(3) }}|") == (
+        "12a\n  b| a |"
+    )
+    loop = "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}"
+    assert render(loop + "{% if loop.last %}.{% endif %}{% endfor %}") == "1/22/2."
+    tree = "{% for x in [[1, [2]]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}"
+    assert render(tree) == "12"
+    wrap = "{% macro w(a) %}<{{ a }}{{ caller() }}>{% endmacro %}{% call w(1) %}b{% endcall %}"
+    assert render(wrap) == "<1b>"
+
+
+def test_a_long_conversation_is_within_the_budget():
+    talk = [Message(role="user", content="word " * 500)] * 1000
+    assert len(render(CHATML, talk, answer=False)) > 2_500_000
 
 
 @pytest.mark.parametrize(

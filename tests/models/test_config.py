@@ -96,7 +96,7 @@ def test_what_only_the_type_of_model_tells():
     assert not gpt.rope.scaling.truncate
 
 
-@pytest.mark.parametrize("name", sorted(ROPE_FACTS))
+@pytest.mark.parametrize("name", sorted(name for name in ROPE_FACTS if " " not in name))
 def test_rope_frequencies_equal_those_of_transformers(name):
     model_cfg = from_hf(CONFIGS / f"{name}.json")
     facts = ROPE_FACTS[name]
@@ -104,6 +104,43 @@ def test_rope_frequencies_equal_those_of_transformers(name):
         model_cfg.rope.inverse_frequencies(), facts["inverse_frequencies"], rtol=FLOAT32_FORMULA
     )
     assert model_cfg.rope.attention_factor == pytest.approx(facts["attention_factor"])
+
+
+def test_a_file_may_say_what_multiplies_cos_and_sin():
+    """transformers' `_compute_yarn_parameters` takes it in place of what it would compute."""
+    fields = hub_fields("deepseek-v3")
+    plain, said = (
+        from_hf(fields | {"rope_scaling": fields["rope_scaling"] | more})
+        for more in ({}, {"attention_factor": 0.75})
+    )
+    expected = ROPE_FACTS["deepseek-v3 with attention_factor 0.75"]
+    assert said.rope.attention_factor == expected["attention_factor"] == 0.75
+    assert plain.rope.attention_factor == 1.0
+    np.testing.assert_array_equal(said.rope.inverse_frequencies(), plain.rope.inverse_frequencies())
+    assert said.attention.softmax_scale == pytest.approx(expected["softmax_scale"], rel=1e-12)
+
+
+@pytest.mark.parametrize("key", ["mscale", "mscale_all_dim"])
+def test_a_temperature_of_zero_is_none(key):
+    """transformers tests `if mscale and mscale_all_dim`, so that 0.1 ln 40 + 1 is left."""
+    fields = hub_fields("deepseek-v3")
+    rules = fields["rope_scaling"]
+    rest = {other: value for other, value in rules.items() if other != key}
+    found = from_hf(fields | {"rope_scaling": rules | {key: 0}})
+    assert found == from_hf(fields | {"rope_scaling": rest})
+    assert found.rope.attention_factor == pytest.approx(0.1 * np.log(40) + 1)
+    assert (found.attention.rope_temperature == 1.0) == (key == "mscale_all_dim")
+
+
+def test_both_spellings_of_the_scaling_may_stand_side_by_side():
+    fields = hub_fields("deepseek-v3")
+    both = fields["rope_scaling"] | {"rope_theta": fields["rope_theta"]}
+    assert from_hf(fields | {"rope_parameters": both}) == from_hf(fields)
+    both["rope_type"] = both.pop("type")
+    assert from_hf(fields | {"rope_parameters": both}) == from_hf(fields)
+    for change in ({"factor": 41}, {"truncate": False}):
+        with pytest.raises(ConfigError, match=r"'rope_scaling' must be absent .*or equal to it"):
+            from_hf(fields | {"rope_parameters": both | change})
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "kimi-k2-instruct", "kimi-k2.5"])
@@ -132,6 +169,16 @@ def test_keys_about_the_whole_of_a_multimodal_file_count():
     assert (model_cfg.tie_embeddings, model_cfg.released_format) == (True, "fp16")
     with pytest.raises(ConfigError, match=r"'model_type' must be \"kimi_k25\""):
         from_hf(outer | {"model_type": "deep_vision"})
+
+
+def test_keys_beside_the_language_part_are_those_of_other_parts():
+    outer = {"text_config": hub_fields("qwen3-32b")}
+    others = {"vision_config": {"hidden_size": 1152}, "image_token_id": 7, "mm_hidden_size": 1152}
+    others |= {"projector_hidden_act": "gelu", "media_placeholder_token_id": 5, "ignore_index": -1}
+    assert from_hf(outer | others) == from_hf(outer)
+    for key in ("num_hidden_layers", "hidden_size", "rope_scale", "n_vision_layers", "text_window"):
+        with pytest.raises(ConfigError, match=rf"config: key '{key}' = 3 is not known"):
+            from_hf(outer | {key: 3})
 
 
 def test_rotated_pairs_are_neighbours_in_deepseek_and_kimi_only():

@@ -4,6 +4,8 @@ The tiny checkpoints are written by Hugging Face transformers under the names of
 Ling's, for which it has no class, by a script under the names of its published code.
 """
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +59,8 @@ def test_every_parameter_of_every_block_is_there(folder):
     cfg = weights.config
     blocks = [("embed", 0), ("head", 0)]
     for layer in range(cfg.n_layers):
-        blocks += [("attention", layer), ("moe" if cfg.is_moe_layer(layer) else "dense", layer)]
+        blocks.append(("sliding" if layer in cfg.sliding_layers else "attention", layer))
+        blocks.append(("moe" if cfg.is_moe_layer(layer) else "dense", layer))
     of_experts = expert_params(cfg.d_model, cfg.moe) if cfg.moe else {}
     for kind, layer in blocks:
         specs = block_params(cfg, kind)
@@ -146,13 +149,52 @@ def llama_tensors() -> dict[str, np.ndarray]:
     return {name: tensor.read() for name, tensor in file.items()}
 
 
-def test_layers_beyond_the_model_are_left_out():
-    """A model cut short, and the layer with which DeepSeek-V3 predicts further tokens."""
-    cfg = open_checkpoint(TINY / "llama").config
-    beyond = {f"model.layers.{cfg.n_layers}.eh_proj.weight": np.zeros(1, np.float32)}
-    from_hf_tensors(cfg, llama_tensors() | beyond).check_all()
-    short = from_hf_tensors(replace(cfg, n_layers=1), llama_tensors())
-    short.check_all()
+#: Tensors of the layer with which DeepSeek-V3 predicts a further token: its own, and the first of
+#: those that it has like any layer. GLM-4.5 names its own alike, at layer 92.
+PREDICTING = """
+model.layers.61.embed_tokens.weight model.layers.61.enorm.weight model.layers.61.hnorm.weight
+model.layers.61.eh_proj.weight model.layers.61.shared_head.norm.weight
+model.layers.61.shared_head.head.weight model.layers.61.input_layernorm.weight
+"""
+
+
+def test_layers_that_predict_further_tokens_are_left_out():
+    deepseek, kimi, glm = map(model, ("deepseek-v3", "kimi-k2", "glm-4.6"))
+    for name in PREDICTING.split():
+        assert is_left_out(deepseek, name)
+        assert not is_left_out(deepseek, name.replace("61", "60"))
+        assert not is_left_out(deepseek, name.replace("61", "62"))
+        assert not is_left_out(kimi, name)  # released without, as its file says
+        assert is_left_out(glm, name.replace("61", "92"))
+
+
+def copied(folder: str, target: Path, **changes: object) -> Path:
+    """Copy a tiny checkpoint with other keys of its config.json."""
+    fields = json.loads((TINY / folder / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(fields | changes))
+    shutil.copy(TINY / folder / "model.safetensors", target)
+    return target
+
+
+def test_a_file_of_more_layers_than_its_configuration_says_is_refused(tmp_path):
+    whole = open_checkpoint(TINY / "llama")
+    assert whole.config.n_layers == 2
+    with pytest.raises(WeightsError, match=r"layers\.1\..* is not part of a llama model of 1"):
+        open_checkpoint(copied("llama", tmp_path, num_hidden_layers=1))
+    short = replace(whole.config, n_layers=1)  # what the caller asks for is another matter
+    assert whole.with_config(short).config.n_layers == 1
+    from_hf_tensors(short, llama_tensors()).check_all()
+    with pytest.raises(WeightsError, match="is not part of a llama model of 1 layers and 0 that"):
+        from_hf_tensors(short, llama_tensors(), may_be_cut=False)
+
+
+def test_a_file_may_hold_as_many_predicting_layers_as_its_configuration_says(tmp_path):
+    whole = open_checkpoint(TINY / "deepseek_v3").config
+    rest = {"num_hidden_layers": whole.n_layers - 1, "num_nextn_predict_layers": 1}
+    opened = open_checkpoint(copied("deepseek_v3", tmp_path, **rest))
+    assert (opened.config.n_layers, opened.config.n_prediction_layers) == (whole.n_layers - 1, 1)
+    with pytest.raises(WeightsError, match="is not part of a deepseek model"):
+        open_checkpoint(copied("deepseek_v3", tmp_path, **rest | {"num_nextn_predict_layers": 0}))
 
 
 @pytest.mark.parametrize(

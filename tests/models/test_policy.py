@@ -94,6 +94,28 @@ def test_a_policy_of_your_own_is_a_value() -> None:
     assert mine.bits(block_params(KIMI, "moe")["down"]) == 6 + 8 / 8
 
 
+@pytest.mark.parametrize(
+    ("released", "rest"), [("int4", "fp16"), ("fp8", "fp16"), ("mxfp4", "bf16")]
+)
+def test_what_other_roles_leave_alone_is_held_as_the_usual_ones_leave_it(
+    released: str, rest: str
+) -> None:
+    usual = policy_named("released", dataclasses.replace(KIMI, released_format=released))
+    roles = ("expert", "shared")
+    cfg = dataclasses.replace(KIMI, released_format=released, released_roles=roles)
+    found = policy_named("released", cfg)
+    for kind in block_kinds(KIMI):
+        for spec in block_params(KIMI, kind).values():
+            if spec.role in roles:
+                assert found.scheme(spec) == usual.scheme(block_params(KIMI, "moe")["down"])
+            elif spec.role in ("router", "head"):
+                assert found.scheme(spec) == usual.scheme(spec)
+    attention = found.scheme(block_params(KIMI, "attention")["o"])
+    assert attention is not None
+    assert attention.name == rest
+    assert found.source.endswith(f"the rest is held as {rest}")
+
+
 def test_unknown_names_and_formats_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown precision policy 'msfp8'; nearest: "):
         policy_named("msfp8", LLAMA)

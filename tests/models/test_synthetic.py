@@ -5,6 +5,7 @@ import hashlib
 import itertools
 from statistics import NormalDist
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from lpu_jax.errors import ConfigError, WeightsError
 from models import zoo
 from models.config import MlaConfig, MoeConfig
 from models.params import block_params
+from models.reference import reference_block
 from models.rope import RopeConfig
 from models.weights.synthetic import NORM_RANGE, SyntheticWeights
 
@@ -179,6 +181,22 @@ def test_shapes_and_spreads_are_those_of_the_specification():
     }
 
 
+def test_both_forms_of_latent_attention_are_one_model():
+    """The float32 reference multiplies in another order: 2e-5 on outputs near 1."""
+    rows = np.random.default_rng(0).normal(size=(1, 5, 64)).astype(np.float32)
+    outputs = []
+    for form in ("absorbed", "expanded"):
+        cfg = TINY.with_latent_form(form)
+        params = SyntheticWeights(cfg, seed=2).block("attention", 1)
+        specs = block_params(cfg, "attention")
+        assert {name: value.shape for name, value in params.items()} == {
+            name: spec.shape for name, spec in specs.items()
+        }
+        outputs.append(np.asarray(reference_block(cfg, "attention", params)(jnp.asarray(rows))))
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=2e-5)
+    assert np.max(np.abs(outputs[0] - rows)) > 0.1
+
+
 def test_tied_head_is_the_transposed_table():
     tied = SyntheticWeights(dataclasses.replace(zoo.model("smollm2-135m"), vocab_size=96))
     np.testing.assert_array_equal(tied.block("head")["out"], tied.block("embed")["table"].T)
@@ -194,6 +212,15 @@ def test_blocks_that_are_not_there_are_refused():
         weights.expert(1, 8)
     with pytest.raises(ConfigError, match="layer must be 0 to 2, got 3"):
         weights.block("attention", 3)
+
+
+def test_a_layer_has_the_kind_of_attention_that_its_model_says():
+    """Values are drawn by kind, so the other kind would be another model's weights."""
+    weights = SyntheticWeights(zoo.model("gpt-oss-20b"))
+    with pytest.raises(WeightsError, match="layer 0 has a sliding block, not attention"):
+        weights.block("attention", 0)
+    with pytest.raises(WeightsError, match="layer 1 has an attention block, not sliding"):
+        weights.block("sliding", 1)
 
 
 def test_tokens_outside_the_vocabulary_are_refused():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_models import checkpoint
 
 from lpu_jax.errors import PlanError
 from lpu_jax.system import system
@@ -94,6 +95,18 @@ def _result(plan: object, bits: str) -> CheckResult:
         output_hash=bits * 16,
         output=np.zeros((2, 4), np.float16),
     )
+
+
+@pytest.mark.slow
+def test_default_plans_of_a_model_without_dense_layers() -> None:
+    """Its plans have no dense block to split."""
+    cfg = checkpoint("qwen3_moe").config
+    first, second, row = default_plans(cfg, system("groq-node"), POLICIES["fp16"])
+    assert promises_one_chip_bits(first)
+    assert promises_one_chip_bits(second)
+    assert first.moe.expert != second.moe.expert
+    assert row == split_by(first, Split.ROW)
+    assert min(plan.attention.tensor for plan in (first, second)) > 1
 
 
 def test_promise_is_kept_by_equal_bits_of_column_plans(plans: list) -> None:

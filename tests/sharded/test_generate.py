@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpu_jax.errors import PlanError, WeightsError
+from lpu_jax.errors import LpuError, PlanError, WeightsError
 from lpu_jax.system import system
 from models import zoo
 from models.chat import chat_prompt
@@ -21,8 +21,10 @@ from models.weights.gguf import load_gguf
 from models.weights.synthetic import SyntheticWeights
 from sharding import generate as generating
 from sharding.decoding import Decoder, Prediction
+from sharding.emulate import sqnr_db
 from sharding.generate import generate, generation_text
 from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.text_plan import text_plan
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("LPU_JAX_WEIGHTS", ROOT / "weights")) / GGUF_NAME
@@ -53,6 +55,8 @@ WEIGHTS = SyntheticWeights(TINY)
 EIGHT = Plan(group_chips=8, attention=AttentionShard(tensor=2, replica=4), mlp=MlpShard(tensor=8))
 #: Two shares of sequences: three prompts leave one of four places empty.
 BY_DATA = replace(EIGHT, attention=AttentionShard(tensor=2, data=2, replica=2))
+#: Positions on three chips.
+BY_CONTEXT = Plan(group_chips=3, attention=AttentionShard(context=3), mlp=MlpShard(replica=3))
 ONE = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
 #: Of different lengths, one beyond a bucket of 32 (spaces are no letters), the last one twice.
 PROMPTS = [TOKENIZER.encode(text) for text in ("hello", "the quick brown fox. " * 3, "a", "a")]
@@ -136,6 +140,39 @@ def test_drawn_text_depends_on_seed_and_prompt_alone():
 
 
 @pytest.mark.slow
+def test_a_context_plan_says_what_one_chip_says():
+    """All positions of short prompts lie on the first of three chips: the same bits."""
+    (wide,) = text_plan(
+        TINY, NODE, BY_CONTEXT, POLICIES["fp16"], command="generate", batch=2, context=9
+    ).rows
+    assert wide.fits
+    assert wide.plan == BY_CONTEXT
+    alone, shared = run(PROMPTS[:1]), run(PROMPTS[:1], BY_CONTEXT)
+    assert [one.tokens for one in shared] == [one.tokens for one in alone]
+    np.testing.assert_array_equal(shared[0].logits, alone[0].logits)
+
+
+@pytest.mark.slow
+def test_a_context_plan_continues_a_prompt_of_two_chips():
+    """330 tokens, of which 10 lie on the second chip; measured 60 dB to one chip: 50 allowed."""
+    prompt = [[(7 * i * i + i) % len(LETTERS) for i in range(330)]]
+    (alone,), (shared,) = (run(prompt, plan, max_new_tokens=1) for plan in (ONE, BY_CONTEXT))
+    assert not np.array_equal(shared.logits, alone.logits)
+    assert sqnr_db(alone.logits, shared.logits) > 50
+
+
+def test_a_context_that_the_model_cannot_have_is_refused():
+    small = replace(TINY, max_position=640)
+    with pytest.raises(PlanError, match="context 3 is more ways than a context of 640 has runs"):
+        text_plan(small, NODE, BY_CONTEXT, POLICIES["fp16"], command="generate", context=9)
+
+
+def test_a_machine_without_values_is_refused_by_the_commands_name():
+    with pytest.raises(LpuError, match=r"^generate: h100x8 is a GPU roofline"):
+        text_plan(TINY, system("h100x8"), None, POLICIES["fp16"], command="generate", context=9)
+
+
+@pytest.mark.slow
 def test_the_cache_has_an_end():
     decoder = Decoder(WEIGHTS, ONE, POLICIES["fp16"], NODE, PROMPTS[:1], n_new=1)
     decoder.prefill()
@@ -185,6 +222,16 @@ def test_a_sequence_that_has_ended_leaves_the_others_alone(scripted):
     assert pieces == [(0, "b"), (1, "d"), (0, "j"), (1, "e"), (1, "f"), (1, "g")]
     # what has ended is fed its last token, and does not grow
     assert told == [([1, 3], [True, True]), ([9, 4], [False, True]), ([9, 5], [False, True])]
+
+
+def test_equal_prompts_of_a_batch_are_different_samples(scripted):
+    """Logits are all equal, so that only the random numbers decide; alone it is the first."""
+    even = Sampling(temperature=1.0, top_k=20, seed=3)
+    scripted([0] * N_NEW, [0] * N_NEW, [0] * N_NEW)
+    first, other, second = run([[0], [1], [0]], sampling=even)
+    assert len({first.tokens, other.tokens, second.tokens}) == 3
+    scripted([0] * N_NEW)
+    assert run([[0]], sampling=even)[0].tokens == first.tokens
 
 
 def test_the_program_stops_when_all_have_ended(scripted):

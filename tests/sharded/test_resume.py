@@ -96,6 +96,11 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == damaged
 
 
+def test_a_path_that_cannot_be_looked_at_is_one_sentence() -> None:
+    with pytest.raises(LpuError, match="cannot be read: File name too long"):
+        load_progress(Path("a" * 300), IDENTITY, [PLAN])
+
+
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LpuError, match="must be a file"):
         load_progress(tmp_path, IDENTITY, [PLAN])
@@ -118,6 +123,83 @@ def test_a_place_that_cannot_be_written_is_said_before_any_block_runs(tmp_path: 
 
 class _Stopped(Exception):
     pass
+
+
+def stop_before_blocks(done: int, n_steps: int, what: str) -> None:
+    """Stop with the embedding done: the least state there is."""
+    if what != "embedding":
+        raise _Stopped
+
+
+def test_whatever_changes_the_bits_makes_it_another_run(tmp_path: Path) -> None:
+    """Refused before anything is run; the file then still serves the run that wrote it."""
+    path = tmp_path / "state"
+    arguments = {
+        "source": SOURCE,
+        "system": NODE,
+        "plans": [PLAN],
+        "policy": FLOAT32,
+        "token_ids": (7, 120),
+        "weights_name": "synthetic, seed 3",
+        "resume": path,
+        "progress": stop_before_blocks,
+    }
+    with pytest.raises(_Stopped):
+        check_whole(**arguments)
+    written = path.read_bytes()
+    others = [
+        ("model", {"source": SyntheticWeights(replace(TINY_KIMI, norm_eps=1e-3), 3)}),
+        ("system", {"system": system("lpx-9")}),
+        ("plans", {"plans": [replace(PLAN, stages=2)]}),
+        ("policy, fidelity", {"policy": POLICIES["fp16"]}),
+        ("policy", {"policy": replace(POLICIES["fp16"], fidelity="fast")}),
+        ("tokens", {"token_ids": (7, 121)}),
+        ("tokens", {"token_ids": (120, 7)}),
+        ("layers", {"layers": (1,)}),
+        ("weights", {"weights_name": "synthetic, seed 4"}),
+        ("routing", {"routing": "free"}),
+    ]
+    for differing, other in others:
+        with pytest.raises(LpuError, match=rf"is of another run: it differs in {differing}\.$"):
+            check_whole(**(arguments | other))
+    assert path.read_bytes() == written
+    with pytest.raises(_Stopped):
+        check_whole(**arguments)
+
+
+@pytest.mark.parametrize("n_done", [0, 1, 3, 4])
+def test_a_stopped_run_does_every_block_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_done: int
+) -> None:
+    """Blocks that do nothing: only which of them are run is asked."""
+    ran: list[tuple[str, int]] = []
+
+    def run_steps(steps, runs, *, starting, finished):
+        for step in steps:
+            starting(step)
+            ran.append((step.kind, step.layer))
+            finished(step)
+
+    def stop(done: int, n_steps: int, what: str) -> None:
+        if (done == n_done and what != "embedding") or what == "head":
+            raise _Stopped
+
+    monkeypatch.setattr("sharding.whole.run_steps", run_steps)
+    all_blocks = [("attention", 0), ("dense", 0), ("attention", 1), ("moe", 1)]
+    for progress, expected in ((stop, all_blocks[:n_done]), (lambda *_: None, all_blocks)):
+        with monkeypatch.context() as patched:
+            patched.setattr("sharding.whole.run_head", lambda *_: (_ for _ in ()).throw(_Stopped))
+            with pytest.raises(_Stopped):
+                check_whole(
+                    SOURCE,
+                    NODE,
+                    [PLAN],
+                    FLOAT32,
+                    token_ids=(7,),
+                    resume=tmp_path / "state",
+                    progress=progress,
+                )
+        assert ran == expected
 
 
 @pytest.mark.slow

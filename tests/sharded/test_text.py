@@ -108,6 +108,21 @@ def test_logits_that_overflowed_are_endless_noise_in_the_report(value, monkeypat
     assert "-inf" in text_report(TINY, NODE, [found])
 
 
+def test_errors_of_stored_weights_are_told_from_those_of_the_chips(monkeypatch):
+    """Every row: the reference says 1/2, 1/2; rounded weights 3/4, 1/4; the chips 9/10, 1/10."""
+
+    def rows(share):
+        logits = np.full((1, len(TOKENS), TINY.vocab_size), -np.inf, np.float32)
+        logits[..., :2] = np.log([share, 1 - share])
+        return np.where(np.isinf(logits), np.float32(-1e4), logits)
+
+    monkeypatch.setattr("sharding.text.stream", lambda of, _: rows(0.5 if of is WEIGHTS else 0.75))
+    monkeypatch.setattr("sharding.text.forward", lambda *_, **__: rows(0.9))
+    (found,) = compare_text(WEIGHTS, TOKENS, NODE, [ONE], [POLICIES["fp16"]])
+    assert found.weights_kl_nats == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
+    assert found.kl_nats == pytest.approx(-math.log(4 * 0.9 * 0.1) / 2, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_whole_text_against_a_loop_over_its_tokens():
     """Float32 on one chip and on two; the windows are 3, 3 and 2 tokens: 5 predictions.
@@ -142,6 +157,22 @@ def test_a_whole_text_against_a_loop_over_its_tokens():
     report = text_report(TINY, NODE, results)
     assert f"{int8.perplexity:.3f}" in report
     assert "5 predictions of 8 tokens" in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_tokens", "same"), [(40, True), (340, False)])
+def test_any_text_is_predicted_under_a_context_plan(n_tokens, same):
+    """Up to 320 tokens lie on the first of two chips; more are merged, and stay as near float32.
+
+    A rounding more of a partial result costs less than 3 dB.
+    """
+    source = SyntheticWeights(replace(TINY, max_position=640))
+    ids = [(7 * i * i + i) % 30 for i in range(n_tokens)]
+    context = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
+    alone, shared = compare_text(source, ids, NODE, [ONE, context], [POLICIES["fp16"]])
+    assert (alone.perplexity == shared.perplexity) is same
+    assert abs(alone.sqnr_db - shared.sqnr_db) < 3
+    assert shared.sqnr_db > 40
 
 
 @pytest.mark.parametrize(

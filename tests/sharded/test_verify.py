@@ -13,6 +13,7 @@ from placed_blocks import SIX_HEADS_KIMI
 from lpu_jax.errors import PlanError
 from lpu_jax.system import system
 from models import zoo
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.reference import reference_block, with_experts
@@ -21,6 +22,7 @@ from sharding.emulate import sqnr_db
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.routing import router_margin
 from sharding.verify import (
+    check_n_tokens,
     compare_plans,
     default_layers,
     rounding_moved,
@@ -75,10 +77,10 @@ def test_a_row_plan_says_where_it_moved_rounding(results):
 
 def test_longer_runs_than_a_node_are_added_in_tiers():
     wide = plan({"tensor": 1}, {"tensor": 100}, {"expert": 100}, "row", 100)
-    (dense,) = rounding_moved(SIX_HEADS_KIMI, wide, (8, 72), ["dense", "dense"])
+    (dense,) = rounding_moved(SIX_HEADS_KIMI, wide, (8, 72), ["dense", "dense"], n_tokens=1)
     assert "inside each run of 8 chips" in dense
     assert "across racks of 72" in dense
-    assert rounding_moved(SIX_HEADS_KIMI, wide, (8, 72), ["attention"]) == ()  # one chip
+    assert rounding_moved(SIX_HEADS_KIMI, wide, (8, 72), ["attention"], n_tokens=1) == ()
 
 
 @pytest.mark.slow
@@ -172,6 +174,60 @@ def test_mistakes_are_one_sentence():
         compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], FP16, tokens=0)
     with pytest.raises(PlanError, match="no layers were asked for"):
         compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], FP16, layers=())
+
+
+def test_more_tokens_than_the_smallest_cache_has_room_for_are_refused() -> None:
+    """A vector of 320 positions for every chip that shares them out, as the model has them."""
+    cfg = replace(zoo.model("smollm2-135m"), max_position=700)
+    two, three = (
+        Plan(group_chips=n, attention=AttentionShard(context=n), mlp=MlpShard(replica=n))
+        for n in (2, 3)
+    )
+    for plans, most in (((), 320), ((two, three), 640), ((three,), 700)):
+        check_n_tokens(most, cfg, plans)
+        with pytest.raises(PlanError, match=f"{most + 1} tokens were asked for; 1 to {most} are"):
+            check_n_tokens(most + 1, cfg, plans)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "said"),
+    [
+        (320, "only the first of 3 chips holds positions of so few tokens"),
+        (321, "each of the first 2 chips rounds its result to fp16"),
+        (641, "each of 3 chips rounds its result to fp16; all are merged by log-sum-exp"),
+    ],
+)
+def test_the_merge_of_a_context_is_told_for_these_tokens(n_tokens: int, said: str) -> None:
+    shared = Plan(group_chips=3, attention=AttentionShard(context=3), mlp=MlpShard(replica=3))
+    cfg = zoo.model("smollm2-135m")
+    (told,) = rounding_moved(cfg, shared, (8,), ["attention"], n_tokens=n_tokens)
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    ("n_chips", "said"),
+    [
+        (1, "sum over experts: it is rounded to fp16 before its chip adds the shared expert"),
+        (4, "sum over experts: each of 4 chips of the expert axis rounds its part of a row"),
+    ],
+)
+def test_an_exchange_of_rows_is_told(n_chips: int, said: str) -> None:
+    moe = {"expert": n_chips, "dispatch": Dispatch.ALL_TO_ALL}
+    exchange = plan({"replica": n_chips}, {"replica": n_chips}, moe, "row", n_chips)
+    (told,) = rounding_moved(SIX_HEADS_KIMI, exchange, (8,), ["moe"], n_tokens=1)
+    assert told.startswith(said)
+
+
+@pytest.mark.slow
+def test_a_token_on_the_second_chip_can_be_checked() -> None:
+    """The last of 321 tokens; 50 dB, as fp16 roundings cost less and anything wrong costs more."""
+    cfg = replace(zoo.model("smollm2-135m"), d_model=64, d_ff=64, vocab_size=64, n_layers=1)
+    shared = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
+    fast = replace(FP16, fidelity="fast")
+    (result,) = compare_plans(cfg, NODE, (shared,), fast, tokens=321)
+    assert result.output.shape == (321, 64)
+    assert "each of 2 chips" in result.rounding_moved[0]
+    assert result.sqnr_db > 50
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +14,14 @@ from placed_blocks import TINY_KIMI
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.system import system
 from models.layers.linear import Split
-from models.policy import POLICIES
+from models.policy import POLICIES, policy_named
 from models.reference import Transformer
 from models.weights.synthetic import SyntheticWeights
 from sharding import ends, whole
 from sharding.emulate import sqnr_db
 from sharding.forward import forward
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.verify import check_plans
 from sharding.whole import agreement, check_whole, random_tokens
 from sharding.whole_report import whole_dict, whole_text
 
@@ -74,10 +76,11 @@ def test_the_report_says_what_was_run(exact):
     assert row["output_hash"] == hashlib.sha256(exact.logits.tobytes()).hexdigest()
     assert row["blocks"][3]["routing"]["choices"] == 9
     assert row["blocks"][0]["routing"] is None
-    text = whole_text(TINY_KIMI, NODE, FLOAT32, [exact], "lacks much")
+    assert found["note"] is None
+    text = whole_text(TINY_KIMI, NODE, FLOAT32, [exact], "No plan fits; it lacks much.")
     assert "3 tokens decoded through embedding, 2 of 2 layers and head; fast numerics" in text
     assert "0 of 9 choices of experts flip" in text
-    assert "No plan fits; the nearest is run: it lacks much." in text
+    assert "No plan fits; it lacks much." in text
 
 
 @pytest.mark.slow
@@ -231,20 +234,48 @@ def test_a_plan_of_another_model_is_refused():
         check_whole(SOURCE, NODE, [replace(ONE_CHIP, moe=None)], FP16, token_ids=(1,))
 
 
-def test_the_default_plan_is_asked_of_compare(monkeypatch):
-    """A policy that no chip runs takes as much room as fp16; the context holds every token."""
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What `compare` is asked; it answers with the first plan it is given, which does not fit."""
+    told = []
 
-    class Asked(Exception):
-        pass
-
-    def compare(cfg, machine, **request):
-        asked.append(request)
-        raise Asked
+    def compare(cfg, machine, plans, *, weights_format, context, **request):
+        told.append((plans, weights_format, context))
+        plan = ONE_CHIP if plans is None else plans[0]
+        return SimpleNamespace(rows=(SimpleNamespace(plan=plan, fits=False, reason="is large"),))
 
     monkeypatch.setattr(whole, "compare", compare)
+    return told
+
+
+def test_the_default_plan_is_asked_of_compare(asked):
+    """A policy that no chip runs takes as much room as fp16; the context holds every token."""
     for policy in (FLOAT32, POLICIES["int4"]):
-        with pytest.raises(Asked):
-            whole.fastest_plan(TINY_KIMI, NODE, policy)
-    assert [request["weights_format"] for request in asked] == ["fp16", "int4"]
-    assert {request["context"] for request in asked} == {320}
+        plan, note = whole.fastest_plan(TINY_KIMI, NODE, policy)
+        assert plan == ONE_CHIP
+        assert note == "No plan fits; the nearest is run: it is large."
+    assert asked == [(None, FP16, 320), (None, POLICIES["int4"], 320)]
+
+
+def test_a_released_policy_of_other_roles_is_asked_for_itself(asked):
+    """Its name is in no table: it is of this one checkpoint."""
+    cfg = replace(TINY_KIMI, released_format="int4", released_roles=("expert", "shared"))
+    policy = policy_named("released", cfg)
+    assert policy.name not in POLICIES
+    whole.fastest_plan(cfg, NODE, policy)
+    assert asked == [(None, policy, 320)]
+
+
+def test_a_model_too_small_for_the_machine_is_run_on_fewer_chips(asked):
+    """4 experts of 8 columns cannot be split over 64 chips, and groups of lpx-9 have no fewer."""
+    lpx = system("lpx-9")
+    small = replace(TINY_KIMI.moe, n_experts=4, d_expert=8, n_groups=1, topk_groups=1)
+    cfg = replace(TINY_KIMI, moe=small)
+    plan, note = whole.fastest_plan(cfg, lpx, FP16)
+    check_plans([plan], cfg, lpx, FP16)
+    ((plans, _, _),) = asked
+    assert {plan.group_chips for plan in plans} == {32}  # as many as experts have columns
+    assert note.startswith(
+        "kimi-k2 is too small to be split over the 2304 chips of lpx-9; a plan in groups of at "
+        "most 32 is run."
+    )

@@ -146,6 +146,9 @@ def test_a_pipe_is_written_to_and_not_replaced(run: Run, tmp_path: Path) -> None
         ((*SMALL, "--mla", "expanded"), "smollm2-135m has no latent attention"),
         ((*SMALL, "--weights-format", "fp8"), "does not divide the head width 64"),
         (("compare", "none.json", "--system", "groq-node"), "none.json: cannot be read"),
+        (("compare", "a.safetensors", "--system", "groq-node"), "a.safetensors: holds weights; a"),
+        (("compare", "tests", "--system", "groq-node"), "tests: this folder has no config.json; a"),
+        (("check", "tests"), "tests: this folder has neither a config.json nor weights; a model"),
         (("compare", "smollm2-135m", "--system", "none.toml"), "none.toml"),
     ],
 )
@@ -153,6 +156,31 @@ def test_bad_input(run: Run, changed: Sequence[str], sentence: str) -> None:
     result = run(*changed)
     _is_one_sentence(result)
     assert sentence in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "LONG"),
+        ("check", "smollm2-135m", "--text", "LONG"),
+        ("check", "smollm2-135m", "--weights", "LONG"),
+        ("check", "smollm2-135m", "--plan", "LONG"),
+        (*SMALL, "--top", "1", "--json", "LONG"),
+        (*SMALL, "--top", "1", "--json", f"{__file__}/inside"),
+    ],
+    ids=["model", "text", "weights", "plan", "json", "inside a file"],
+)
+def test_paths_that_the_system_refuses(run: Run, arguments: Sequence[str]) -> None:
+    """Names have 255 bytes at most; a file has nothing inside."""
+    result = run(*(part.replace("LONG", "a" * 300) for part in arguments))
+    _is_one_sentence(result)
+    assert any(why in result.err for why in ("File name too long", "Not a directory"))
+
+
+def test_a_name_of_full_length_is_written(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 127)  # 254 bytes
+    assert run(*SMALL, "--top", "1", "--json", str(path)).code == 0
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_an_unknown_objective_lists_the_known(run: Run) -> None:

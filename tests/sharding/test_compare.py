@@ -20,6 +20,7 @@ from sharding.evaluate import evaluate
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.report import render
+from sharding.text_plan import text_plan
 
 SMALL: dict[str, Any] = {"batch": 4, "context": 512}
 
@@ -32,6 +33,19 @@ def _small(objective: Objective = "latency", top: int = 10) -> Comparison:
 @cache
 def _too_large() -> Comparison:
     return compare("llama-2-70b", "groq-64", weights_format="int8", context=4096, top=5)
+
+
+def test_a_policy_is_as_good_as_its_name() -> None:
+    """One of a single checkpoint has a name that is in no table."""
+    plan = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8))
+    own = replace(POLICIES["fp16"], name="fp16-of-mine")
+    cfg = replace(model("smollm2-135m"), n_layers=1)
+    found, named = (
+        compare(cfg, "groq-node", [plan], weights_format=held).rows[0] for held in (own, "fp16")
+    )
+    assert found == named
+    row = text_plan(cfg, system("groq-node"), plan, own, command="generate", context=8).rows[0]
+    assert row.plan == plan
 
 
 #: Fields and types that scripts rely on.

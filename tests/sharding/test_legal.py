@@ -268,6 +268,31 @@ def test_a_model_of_few_tokens_has_plans_on_a_machine_of_many_chips() -> None:
     assert {(plan.stages, plan.group_chips) for plan in one_stage} == {(1, 20)}
 
 
+def test_a_search_that_finds_nothing_is_made_over_fewer_chips() -> None:
+    """4 experts of 3 columns: no group of lpx-9's is as small as 12 chips; of powers of two, 8."""
+    assert KIMI.moe is not None
+    small = replace(KIMI.moe, n_experts=4, n_groups=1, topk_groups=1, top_k=2, d_expert=3)
+    cfg = replace(KIMI, n_layers=2, moe=small)
+    with pytest.raises(PlanError, match="lpx-9 has no legal plan for kimi-k2"):
+        list(Search(cfg, LPX, FP16, ONE_TOKEN).plans())
+    fewer = Search(cfg, LPX, FP16, ONE_TOKEN).within_reach()
+    plans = list(fewer.plans())
+    for plan in plans:
+        check_plan(plan, cfg, LPX, FP16, ONE_TOKEN)
+    assert fewer.most_group_chips == 8
+    assert {plan.group_chips for plan in plans} == {8}
+    assert {plan.stages for plan in plans} == {1, 2, 3, 4, 5, 6}
+    one_stage = one_stage_plans(cfg, LPX, FP16, ONE_TOKEN)
+    assert {(plan.stages, plan.group_chips) for plan in one_stage} == {(1, 8)}
+
+
+def test_a_search_that_finds_plans_stays_what_it_is() -> None:
+    search = Search(SMOL, system("groq-node"), INT4, ONE_TOKEN)
+    found = search.within_reach()
+    assert found == search
+    assert found.refused == {}
+
+
 def test_a_search_that_finds_nothing_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     # 67 is a prime: neither 8 experts nor the 4 columns of each go so far.
     assert KIMI.moe is not None

@@ -311,8 +311,13 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
     )
 
 
-def rope_facts(name: str) -> dict[str, Any]:
-    """Return what transformers computes from a released configuration in `models/configs/`."""
+def rope_facts(name: str, **scaling: float) -> dict[str, Any]:
+    """Return what transformers computes from a released configuration in `models/configs/`.
+
+    Args:
+        name: of the file.
+        scaling: further keys of its `rope_scaling`.
+    """
     import importlib
 
     import transformers
@@ -320,6 +325,8 @@ def rope_facts(name: str) -> dict[str, Any]:
     configs = HERE.parents[2] / "models" / "configs"
     fields = json.loads((configs / f"{name}.json").read_text())
     fields = fields.get("text_config", fields)
+    if scaling:
+        fields["rope_scaling"] |= scaling
     model_type = fields.pop("model_type")
     model_type = "deepseek_v3" if model_type == "kimi_k2" else model_type
     family = ROTARY_CLASSES[model_type]
@@ -350,6 +357,8 @@ def main() -> None:
         make(name, given.out, given.seed)
     if not given.names and given.out == HERE / "tiny":
         facts = {name: rope_facts(name) for name in RELEASED}
+        said = rope_facts("deepseek-v3", attention_factor=0.75)
+        facts["deepseek-v3 with attention_factor 0.75"] = said
         (HERE / "rope.json").write_text(json.dumps(facts) + "\n")
 
 
