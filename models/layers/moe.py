@@ -78,7 +78,7 @@ def experts(
 
 def _biased(
     out: Float32[Array, "n m d_out"],
-    store: Float32[Array, "held _ _"] | None,
+    store: Float32[Array, "held rows columns"] | None,
     rows: Int32[Array, " slots"],
 ) -> Float32[Array, "n m d_out"]:
     """Add the bias of each slot's expert; an empty slot has none."""
