@@ -159,7 +159,7 @@ _keep_columns = primitive(
 )
 
 
-def keep_columns(x: Num[Array, "*rows n"], n: Any) -> Num[Array, "*rows {n}"]:
+def keep_columns(x: Num[Array, "*rows n"], n: Any) -> Num[Array, "*rows kept"]:
     """Drop padding columns after the first `n`: they are not read. Free. Fidelity: exact."""
     return _keep_columns(x, n=n)  # type: ignore[no-any-return]
 

@@ -253,3 +253,10 @@ def test_twice_the_clock_and_bandwidth_and_half_the_latency_take_half_the_time()
         quick_machine = dataclasses.replace(machine, system=quick, _spans={})
         quick_s = schedule(program, quick_machine, values).cycles / quick.chip.clock_hz
         assert quick_s == slow_s / 2
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "glm-4.6", "qwen3-235b-a22b", "mixtral-8x7b"])
+@pytest.mark.parametrize("split", list(Split))
+def test_mixtures_of_all_families_are_traced_with_symbols(name: str, split: Split) -> None:
+    program = trace_block(zoo.model(name), "moe", POLICIES["fp16"], split, "auto").program
+    assert program.operations

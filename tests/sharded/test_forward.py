@@ -43,6 +43,7 @@ class Watched:
         raise AssertionError("a dense model has no experts")
 
 
+@pytest.mark.slow
 def test_one_block_is_in_memory_at_a_time():
     source, told = Watched("llama"), []
     tokens, _ = oracle("llama")
