@@ -79,6 +79,7 @@ def compare(expert: int, tensor: int, batch: int, **choices: Any) -> None:
     np.testing.assert_allclose(sent, everywhere, rtol=0, atol=BOUNDS[policy])
 
 
+@pytest.mark.slow
 def test_rows_that_no_chips_share_evenly() -> None:
     compare(3, 2, 7)
 

@@ -69,8 +69,8 @@ PLANS = {
 STEPS = {"prefill": None, "decode": 1}
 #: Decoding repeats the programs of the blocks: enough where the cache is laid out differently.
 DECODED = ("one chip", "columns", "positions")
-#: Between them most of what families and plans have; the rest is slow.
-QUICK = {("gpt_oss", "positions", "prefill"), ("deepseek_v3", "sequences", "prefill")}
+#: Most of what families and plans have in one case; the rest is slow.
+QUICK = {("gpt_oss", "positions", "prefill")}
 
 
 def cases() -> list[object]:
