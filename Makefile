@@ -35,7 +35,7 @@ test-slow: $(VENV)/.installed-dev
 # Fresh random models of every family against Hugging Face transformers. torch is a large download;
 # the much smaller build for CPUs is taken where pip's own settings lead to it.
 oracle: $(VENV)/.installed-oracle
-	$(PYTEST) -m slow tests/oracle/test_live.py $(PYTEST_ARGS)
+	$(PYTEST) -m slow tests/models/oracle/test_live.py $(PYTEST_ARGS)
 
 weights: $(VENV)/.installed
 	$(BIN)/python -m models.weights.fetch

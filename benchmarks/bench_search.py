@@ -1,6 +1,6 @@
 """How many plans a second the search evaluates, time and memory, without any tensor value.
 
-Timed: `sharding.compare` in one process, cold (imports done, nothing traced) and warm (blocks
+Timed: `sharding.rank.compare` in one process, cold (imports done, nothing traced) and warm (blocks
 traced). Run with `python benchmarks/bench_search.py`.
 """
 
@@ -8,7 +8,7 @@ import time
 
 from record import record
 
-from sharding.compare import compare
+from sharding.rank.compare import compare
 
 CASES = (
     ("kimi-k2", "lpx-9", "int4", 8192),

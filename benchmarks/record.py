@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sharding.comparison import versions
+from sharding.rank.comparison import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lpu_jax.cost import time
+from lpu_jax.machine.system import system
 from lpu_jax.mesh import ChipMesh, run_virtual
 from lpu_jax.quantities import format_bytes
-from lpu_jax.system import system
 from models import zoo
 from models.layers.linear import Split
 from models.layers.mlp import dense_mlp

@@ -11,7 +11,7 @@ from itertools import product
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.system import System
+from lpu_jax.machine.system import System
 from models.blocks import block_chain, block_kinds
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch

@@ -16,8 +16,8 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
 from sharding.axes import Request
-from sharding.load import LoadedBlock, load_block
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.run.load import LoadedBlock, load_block
 
 _LLAMA, _KIMI = zoo.model("llama-3.1-8b"), zoo.model("kimi-k2")
 

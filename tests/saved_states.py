@@ -8,9 +8,9 @@ from placed_blocks import SIX_HEADS_KIMI, TINY_LLAMA
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
 from sharding.axes import Request
-from sharding.load import store_block
-from sharding.saved import State
-from sharding.unplaced import BlockState
+from sharding.run.load import store_block
+from sharding.run.saved import State
+from sharding.run.unplaced import BlockState
 
 #: Uneven in everything: words, experts and their width.
 UNEVEN_KIMI = replace(

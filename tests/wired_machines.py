@@ -1,8 +1,8 @@
 """Machines of every kind of wiring, shared by the tests of topologies and levels."""
 
-from lpu_jax.custom import LevelSpec, custom_topology
-from lpu_jax.machines import GroqTopology, LpxTopology
-from lpu_jax.topology import Topology
+from lpu_jax.machine.custom import LevelSpec, custom_topology
+from lpu_jax.machine.machines import GroqTopology, LpxTopology
+from lpu_jax.machine.topology import Topology
 
 MACHINES = [
     *(GroqTopology(n_chips=n) for n in (8, 16, 24, 32, 48, 56, 64, 72, 88, 136, 264, 576, 1296)),

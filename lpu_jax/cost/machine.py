@@ -11,20 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ..chip import ChipSpec
 from ..datapath.work import Length, Quantity
 from ..errors import CostError
-from ..system import System
-from ..topology import Span, stack_spans
-from .closed_form.steps import Schedule
-from .links import (
-    ALGORITHMS,
-    KINDS_OF,
-    Setting,
-    legal_in,
-    schedule_in,
-    setting,
-)
+from ..machine.chip import ChipSpec
+from ..machine.system import System
+from ..machine.topology import Span, stack_spans
+from .collectives.closed_form.steps import Schedule
+from .collectives.links import ALGORITHMS, KINDS_OF, Setting, legal_in, schedule_in, setting
 
 #: What `auto` chooses from: all that add in the same order. A ring is never faster than `direct`.
 AUTO = tuple(name for name in ALGORITHMS if name != "ring")

@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 from .. import mesh as chip_mesh
 from ..datapath.work import Length, Unit, Work
+from ..machine.system import System
+from ..machine.system import system as system_named
 from ..mesh import ChipMesh
 from ..provenance import Constant, constants_of
 from ..quantities import format_bytes, format_seconds
-from ..system import System
-from ..system import system as system_named
 from .machine import Groups
 from .program import Program, read
 from .schedule import Slot, Timing

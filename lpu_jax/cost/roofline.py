@@ -18,8 +18,8 @@ from jaxtyping import Int
 
 from ..datapath.work import Length, Quantity, Unit, Work, choose, largest
 from ..errors import CostError
-from ..gpu import GpuSpec
-from ..gpu_systems import GpuSystem
+from ..machine.gpu import GpuSpec
+from ..machine.gpu_systems import GpuSystem
 from ..provenance import Constant, constants_of
 from .kernels import Kernel, kernels
 from .machine import Groups

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..chip import ChipSpec, MxmMode
 from ..datapath.work import Length, Unit
+from ..machine.chip import ChipSpec, MxmMode
 from ..provenance import Constant, constants_of, weakest
 from .machine import PlacedMachine
 from .program import Program

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..datapath.work import Length
-from ..gpu_systems import GpuSystem
+from ..machine.gpu_systems import GpuSystem
+from ..machine.system import System
 from ..provenance import Constant
-from ..system import System
 from . import roofline, sources
-from .links import hand_overs
+from .collectives.links import hand_overs
 from .machine import Groups, PlacedMachine
 from .program import Program
 from .roofline import GpuMachine

@@ -3,9 +3,9 @@
 What it computes: values cross chips in the type of the operand (the wire format); sums are made in
 fp32 in ascending chip order, inside each node first where the run of chips is longer than a node,
 and rounded to the wire format per level. The algorithm `ring` has an order of its own. What it
-costs: the link schedule of the algorithm over the run of chips (`lpu_jax.cost.links`); one choice
-of algorithm fixes both. Not modelled: runs that begin in the middle of a node are summed as if they
-began at its first chip.
+costs: the link schedule of the algorithm over the run of chips (`lpu_jax.cost.collectives`); one
+choice of algorithm fixes both. Not modelled: runs that begin in the middle of a node are summed as
+if they began at its first chip.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chip import ChipSpec
+from ..machine.chip import ChipSpec
 
 #: One number, or one number per plan.
 Quantity = float | int | NDArray[Any]

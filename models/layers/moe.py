@@ -17,15 +17,7 @@ from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig, MoeConfig
 from ..policy import Policy
-from .linear import (
-    Split,
-    add_residual,
-    linear,
-    narrowed,
-    operand_rows,
-    product,
-    project_out,
-)
+from .linear import Split, add_residual, linear, narrowed, operand_rows, product, project_out
 from .mlp import clamped_swiglu, swiglu
 from .norm import rms_norm
 from .router import route, router_logits

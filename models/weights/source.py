@@ -21,16 +21,7 @@ from ..config import GqaConfig, MlaConfig, ModelConfig
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
 from .names import NAMES, file_tensors, is_left_out
-from .stored import (
-    Matrix,
-    Weight,
-    joined,
-    laid_across,
-    laid_out,
-    moved,
-    one_of_batch,
-    packed,
-)
+from .stored import Matrix, Weight, joined, laid_across, laid_out, moved, one_of_batch, packed
 from .tensor import Tensor, quoted
 
 Arrays = dict[str, np.ndarray]

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lpu_jax.errors import LpuError
-from lpu_jax.system import System
-from lpu_jax.system import system as named_system
+from lpu_jax.machine.system import System
+from lpu_jax.machine.system import system as named_system
 from models.policy import Policy, policy_named
 
-from .. import certify
 from ..plan import Plan, read_plan
+from ..verify import certify
 from .check_text import check_text
 from .common import NO, Formats, Json, Mla, emit, watched, watched_steps
 
 if TYPE_CHECKING:
     from models.weights.source import WeightSource
 
-    from ..inputs import OpenedModel
+    from ..verify.inputs import OpenedModel
 
 
 def check(
@@ -100,7 +100,7 @@ def check(
 ) -> None:
     """Run plans on virtual chips against float32: one layer of a kind, or tokens to logits."""
     # This reads weights and needs JAX's compiler; the other commands start without it.
-    from ..inputs import layers_named, open_model, token_ids_named
+    from ..verify.inputs import layers_named, open_model, token_ids_named
 
     formats = weights_format or ["fp16"]
     if text is not None:
@@ -164,7 +164,10 @@ def _check_whole(
     as_json: str | None,
 ) -> None:
     """Run tokens through layers and the two ends of the model."""
-    from .. import whole, whole_report  # need JAX's compiler; the other commands start without it
+    from ..verify import (  # need JAX's compiler; the other commands start without it
+        whole,
+        whole_report,
+    )
 
     cfg = opened.config
     ids = whole.random_tokens(cfg, n_tokens or 1, seed) if ids is None else ids
@@ -208,7 +211,7 @@ def _check_blocks(
     as_json: str | None,
 ) -> None:
     """Run one layer of a kind from random hidden states."""
-    from .. import verify  # needs JAX's compiler; the other commands start without it
+    from ..verify import verify  # needs JAX's compiler; the other commands start without it
 
     cfg = source.config
     plans = plans or certify.default_plans(cfg, machine, policy)

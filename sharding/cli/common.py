@@ -25,10 +25,10 @@ from models.config import LatentForm, ModelConfig
 from models.policy import POLICIES, RELEASED
 from models.zoo import model
 
-from ..compare import compare
-from ..comparison import Comparison
 from ..files import write_file
 from ..plan import read_plan
+from ..rank.compare import compare
+from ..rank.comparison import Comparison
 
 NO, BAD_INPUT = 1, 2
 Result = TypeVar("Result")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .. import compare as comparing
-from .. import sensitivity as ranking
+from ..rank import compare as comparing
+from ..rank import sensitivity as ranking
 from .common import (
     NO,
     Acceptance,

@@ -7,8 +7,8 @@ import typer
 
 from lpu_jax.errors import LpuError
 
-from .. import curve as curves
 from ..pictures import picture_format
+from ..rank import curve as curves
 from .common import NO, Acceptance, Context, DraftTokens, Format, Json, ModelName, check_apart, emit
 
 

@@ -7,11 +7,11 @@ import typer
 from rich.markup import escape
 
 from lpu_jax.errors import LpuError
-from lpu_jax.system import system as named_system
+from lpu_jax.machine.system import system as named_system
 from models.policy import policy_named
 
 from ..plan import read_plan
-from ..text_plan import text_plan
+from ..rank.text_plan import text_plan
 from .common import NO, Format, Json, SystemName, emit, watched
 
 
@@ -52,8 +52,8 @@ def generate(
     from models.tokenizer_files import read_tokenizer
     from models.weights.checkpoint import open_checkpoint
 
-    from .. import generate as generating
-    from ..decoding import check_prompts
+    from ..run import generate as generating
+    from ..run.decoding import check_prompts
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if system_prompt is not None and not chat:

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lpu_jax.describe import describe, describe_text
-from lpu_jax.gpu_systems import named_gpu_systems
+from lpu_jax.machine.describe import describe, describe_text
+from lpu_jax.machine.gpu_systems import named_gpu_systems
+from lpu_jax.machine.system import named_systems
+from lpu_jax.machine.system import system as named_system
 from lpu_jax.quantities import format_bytes, format_count
-from lpu_jax.system import named_systems
-from lpu_jax.system import system as named_system
 from models.params import n_active, n_parameters
 from models.released import released_bytes
 from models.zoo import NAMED, SOURCES, named_models

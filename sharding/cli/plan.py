@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from .. import report
-from ..comparison import memory_map
-from ..explain import explanation
+from ..detail.explain import explanation
+from ..detail.scheduled import schedule_plan
 from ..files import write_file
 from ..pictures import picture_format
-from ..scheduled import schedule_plan
+from ..rank.comparison import memory_map
 from .common import (
     NO,
     Acceptance,
@@ -64,7 +64,7 @@ def plan(
     scheduled = schedule_plan(row.plan, found.model, found.system, found.policy, found.request)
     explained = explanation(scheduled)
     if plot is not None and picture is not None:
-        from ..plots import plan_plot  # matplotlib is only loaded where something is drawn
+        from ..detail.plots import plan_plot  # matplotlib is only loaded where something is drawn
 
         write_file(plot, plan_plot(scheduled, picture))
     emit(

@@ -7,8 +7,8 @@ import typer
 
 from lpu_jax.quantities import format_bytes, format_seconds
 
+from ..detail.scheduled import schedule_plan
 from ..files import write_file
-from ..scheduled import schedule_plan
 from .common import (
     NO,
     Acceptance,
@@ -41,7 +41,7 @@ def trace(
     as_json: Json = None,
 ) -> None:
     """Write one step through a plan as a trace: stages, units, links and memory over time."""
-    from ..timeline import plan_trace
+    from ..detail.timeline import plan_trace
 
     check_apart(as_json, out, "--out")
     found = compare_one(

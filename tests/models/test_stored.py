@@ -21,7 +21,7 @@ from models.policy import POLICIES
 from models.rope import RopeConfig
 from models.weights.source import HfTensors, from_hf_tensors
 from models.weights.stored import dequantised, one_of_batch
-from sharding.load import store_block, store_expert
+from sharding.run.load import store_block, store_expert
 
 RNG = np.random.default_rng(1)
 FP8 = ml_dtypes.float8_e4m3fn

@@ -1,0 +1,127 @@
+"""Runs of chips as arrays: what each touches, and what the runs beside it share with it.
+
+A run is contiguous, or every `stride`-th chip of a contiguous block that `stride` interleaved runs
+fill; all runs of a group of chips go at once. Not modelled: blocks that are not contiguous.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....machine.ports import Numbers
+from ....machine.topology import Span, Topology
+
+# Runs over racks that may use a link inside a rack at once: two, one that goes on to the next rack
+# and one to the rack before, or that meet inside a node. A run that is alone may forward twice if
+# what lands for a single node of a rack lands outside of it.
+_MEETING_RUNS = 2
+_FORWARDING_TWICE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A span as float arrays, with the masks that every schedule asks for.
+
+    Attributes:
+        n: chips of the run.
+        nodes: nodes it has chips in.
+        reach: nodes from its first to its last.
+        most: most chips it has in one node.
+        racks: racks it touches.
+        single: whether it lies inside one node.
+        many: whether it has chips in several nodes.
+        far: whether it has chips in several racks.
+        contiguous: whether its chips are neighbours.
+        filled: whether its block of chips consists of whole nodes.
+        aligned: whether it has chips at the same positions in each of its nodes.
+        interleaved: runs that have chips in the same two nodes.
+        crossing: runs that use the same link between racks.
+        forwarded: runs that use the same local link at once.
+        collected: the same on the way to the links between racks.
+        meeting: runs that use the same link between nodes at once.
+    """
+
+    n: Numbers
+    nodes: Numbers
+    reach: Numbers
+    most: Numbers
+    racks: Numbers
+    single: Numbers
+    many: Numbers
+    far: Numbers
+    contiguous: Numbers
+    filled: Numbers
+    aligned: Numbers
+    interleaved: Numbers
+    crossing: Numbers
+    forwarded: Numbers
+    collected: Numbers
+    meeting: Numbers
+
+    @property
+    def per_node(self) -> Numbers:
+        """Chips of an aligned run in each of its nodes."""
+        return self.n / np.maximum(self.nodes, 1.0)
+
+
+def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
+    """Turn a span into float arrays and masks.
+
+    Args:
+        topology: the machine's links.
+        span: `n_chips` of a run, and what its block of chips touches.
+        stride: chips from one chip of a run to the next; the block is `stride` times the run.
+
+    Returns:
+        The same numbers for a single run of the block.
+    """
+    n = np.asarray(span.n_chips, np.float64)
+    gap = np.asarray(stride, np.int64)
+    size = topology.node_chips
+    reach = np.asarray(span.nodes, np.float64)
+    nodes = np.minimum(n, reach)
+    racks = np.asarray(span.racks, np.float64)
+    filled = np.asarray(span.fewest) == size
+    # Chips of a run over several nodes are in every node, or in every k-th of a block.
+    divides = (size % gap == 0) | (gap % size == 0)
+    interleaved = np.minimum(gap, size).astype(np.float64)
+    far = (racks > 1) & (n > 1)
+    # Nobody else uses the links at the same time.
+    alone = (n >= topology.n_chips) | np.asarray(span.alone, np.bool_)
+    meeting = np.where(filled | alone, 1, _MEETING_RUNS)
+    if topology.rack_wiring == "line":
+        # Nobody forwards on local links but for its own chips.
+        forwarded = np.ones_like(interleaved)
+        rack_chips = topology.rack_chips
+        regular = (rack_chips % gap == 0) | (gap % rack_chips == 0)
+        crossing = np.where(regular, interleaved, np.minimum(gap, size * np.maximum(racks - 1, 1)))
+        collected = crossing
+        if not topology.node_ports.pairs_equals:
+            # Chips collect what they send on, in nodes where the run may have no chip: all runs of
+            # a block, and those of the block that goes on to the other neighbour.
+            collected = np.where(alone, 1, _MEETING_RUNS) * gap
+        meeting = meeting * interleaved
+    else:
+        crossing = gap * np.ones_like(interleaved)
+        meeting = np.where(alone, 1, _MEETING_RUNS) * crossing
+        twice = (topology.rack_wiring == "rack") & (np.asarray(span.fewest_in_rack) < 2 * size)
+        forwarded = np.where(alone, np.where(twice, _FORWARDING_TWICE, 1), _MEETING_RUNS)
+        forwarded = collected = forwarded * crossing
+    return Run(
+        n=n,
+        nodes=nodes,
+        reach=reach,
+        most=np.maximum(1.0, np.minimum(n, -(-np.asarray(span.most) // gap))),
+        racks=racks,
+        single=(n > 1) & (nodes == 1),
+        many=(n > 1) & (nodes > 1),
+        far=far,
+        contiguous=gap == 1,
+        filled=filled,
+        aligned=filled & divides,
+        interleaved=interleaved,
+        crossing=crossing,
+        forwarded=np.where(far, forwarded, 1.0),
+        collected=np.where(far, collected, 1.0),
+        meeting=np.where(far, meeting, interleaved),
+    )

@@ -1,0 +1,336 @@
+"""Collectives written out: every transfer with its link and the cycles in which it holds it.
+
+`links` prices collectives in closed form; this module lists the same algorithms transfer by
+transfer, for all runs of a mesh axis at once, so that links which runs share are seen to be shared.
+The two do not use each other; tests hold one against the other. Steps follow one another with a
+barrier: a step starts when everything of the step before has arrived. Within a step, transfers that
+share a link follow one another on it. `link_check` proves a schedule right.
+
+Not modelled: overlap of one step with the next, routes over a third node, link errors, and time for
+additions, which overlap with arrival.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ...errors import CostError, unknown
+from ...machine.topology import Topology
+from .link_table import LinkSchedule, link_keys, piece_starts
+from .routes.in_node import (
+    STEP_NAMES,
+    TWO_STEP_NAMES,
+    direct,
+    hier4,
+    hier5,
+    one_shot,
+    ring,
+    two_step,
+)
+from .routes.messages import all_to_all_over_levels, hand_over_between_levels, send_over_levels
+from .routes.over_levels import (
+    broadcast_over_levels,
+    gather_over_levels,
+    reduce_over_levels,
+    scatter_over_levels,
+)
+from .routes.rows import (
+    EXCHANGE,
+    EXCHANGE_AGAIN,
+    GATHER,
+    RACKS,
+    SPREAD,
+    SPREAD_AGAIN,
+    Rows,
+    join_rows,
+)
+
+_Runs = Int[np.ndarray, "runs chips"]
+_Route = Callable[[Topology, str, _Runs], tuple[Rows, int]]
+
+_OVER_LEVELS: dict[str, Callable[[Topology, _Runs], tuple[Rows, int]]] = {
+    "all_reduce": reduce_over_levels,
+    "broadcast": broadcast_over_levels,
+    "all_gather": gather_over_levels,
+    "reduce_scatter": scatter_over_levels,
+    "all_to_all": all_to_all_over_levels,
+    "send": send_over_levels,
+    "hand_over": hand_over_between_levels,
+}
+KINDS = tuple(_OVER_LEVELS)
+
+
+def _flat3(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) -> tuple[Rows, int]:
+    """Route runs by how far they reach: inside a node directly, in a rack, over racks."""
+    nodes, racks = runs // topology.node_chips, runs // topology.rack_chips
+    many = nodes.min(axis=1) != nodes.max(axis=1)
+    far = racks.min(axis=1) != racks.max(axis=1)
+    tables = []
+    over_levels = _OVER_LEVELS[kind]
+
+    def in_node(topology: Topology, runs: _Runs) -> tuple[Rows, int]:
+        return direct(topology, kind, runs)
+
+    for which, route in ((~many, in_node), (many & ~far, over_levels), (far, over_levels)):
+        if which.any():
+            numbers = np.flatnonzero(which)
+            rows, n_pieces = route(topology, runs[numbers])
+            tables.append((replace(rows, run=numbers[rows.run]), n_pieces))
+    common = math.lcm(*(n_pieces for _, n_pieces in tables))
+    return join_rows([rows.scaled(common // n) for rows, n in tables]), common
+
+
+_ROUTES: dict[str, _Route] = {
+    "one_shot": one_shot,
+    "direct": direct,
+    "ring": ring,
+    "flat3": _flat3,
+    "hier4": hier4,
+    "hier5": hier5,
+    "two_step": two_step,
+}
+ALGORITHMS = tuple(_ROUTES)
+
+
+def _step_names(algorithm: str, kind: str, phases: list[int]) -> tuple[str, ...]:
+    """What happens in each step; the closed form uses the same words."""
+    if algorithm in ("direct", "flat3") and phases in ([SPREAD], [GATHER]):
+        return ("send in node" if (kind, algorithm) == ("send", "direct") else "spread in node",)
+    return tuple(_step_name(algorithm, kind, phase) for phase in phases)
+
+
+def _step_name(algorithm: str, kind: str, phase: int) -> str:
+    """What happens in a phase of several."""
+    if algorithm == "ring":
+        return "gather in ring" if phase >= GATHER else "pass on in ring"
+    if algorithm == "two_step":
+        return TWO_STEP_NAMES[kind == "all_gather"][phase]
+    if algorithm in STEP_NAMES:
+        return STEP_NAMES[algorithm][phase]
+    if kind == "hand_over" and phase == EXCHANGE:
+        return "exchange between groups"
+    if phase in (EXCHANGE, EXCHANGE_AGAIN):
+        return "exchange between nodes"
+    if RACKS <= phase < SPREAD_AGAIN - 1:
+        return "exchange between racks"
+    if phase == SPREAD_AGAIN:
+        return "gather in node" if kind == "reduce_scatter" else "reduce in node"
+    return "spread in node" if phase == SPREAD else "gather in node"
+
+
+def link_levels(
+    topology: Topology, src: Int[np.ndarray, " n"], dst: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Find the level that links cross.
+
+    Args:
+        topology: the machine.
+        src: sending chips.
+        dst: receiving chips.
+
+    Returns:
+        Indices into `LEVELS`.
+    """
+    size, rack_chips = topology.node_chips, topology.rack_chips
+    crossed = [src // unit != dst // unit for unit in (size, rack_chips)]
+    return np.asarray(np.sum(crossed, axis=0, dtype=np.int64))
+
+
+def link_cycles(
+    topology: Topology,
+    clock_hz: int | float,
+    src: Int[np.ndarray, " n"],
+    dst: Int[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Look up how long links take.
+
+    Args:
+        topology: the machine.
+        clock_hz: clock in which cycles are counted.
+        src: sending chips.
+        dst: receiving chips.
+
+    Returns:
+        Cycles of a first vector, and between vectors, of each link.
+    """
+    half = topology.node_chips * topology.nodes_per_half_rack
+    level = link_levels(topology, src, dst)
+    kind = np.where((level == 1) & (src // half != dst // half), 3, level)
+    node = topology.node_link_bytes_per_s
+    rates = (topology.local_bytes_per_s, node, topology.rack_link_bytes_per_s, node)
+    hop_s = (
+        topology.local_hop_s,
+        float(topology.node_hop_s(1)),
+        topology.rack_hop_s,
+        float(topology.node_hop_s(2)),
+    )
+    frame_s = [topology.frame_s(rate) for rate in rates]
+    return np.array(hop_s)[kind] * clock_hz, np.array(frame_s)[kind] * clock_hz
+
+
+def link_schedule(
+    topology: Topology,
+    clock_hz: int | float,
+    kind: str,
+    algorithm: str,
+    runs: Int[np.ndarray, "runs chips"],
+    payload_bytes: int,
+) -> LinkSchedule:
+    """List every transfer of a collective over all runs of a mesh axis, with links and cycles.
+
+    Args:
+        topology: the machine's links.
+        clock_hz: clock in which cycles are counted.
+        kind: one of `KINDS`. A hand_over moves a vector that every chip of one group holds to every
+            chip of another: a run is the chips of the first group, then those of the second.
+        algorithm: one of `ALGORITHMS`; the links that it needs must exist.
+        runs: chips of each run, ascending; contiguous or a constant stride apart or neither.
+        payload_bytes: bytes of the full vector of a chip (all_gather: the gathered output;
+            reduce_scatter: the input; all_to_all: what one chip holds).
+
+    Returns:
+        The schedule; without transfers for runs of one chip or an empty payload.
+
+    Raises:
+        UnknownNameError: if the kind or the algorithm has no such name.
+        CostError: if the runs are no runs of chips of the machine, or the algorithm does not exist
+            for this kind or over the links of the runs.
+
+    Fidelity:
+        Exact for the algorithms as defined; compared with machines nowhere.
+
+    Source:
+        Scheduled links, frames and the three-hop all-reduce: ISCA22. Which chip owns which link is
+        assumed (`ports`).
+    """
+    if kind not in KINDS:
+        raise unknown("collective", kind, KINDS)
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", algorithm, ALGORITHMS)
+    if not (math.isfinite(clock_hz) and clock_hz > 0):
+        raise CostError(f"link_schedule: clock_hz={clock_hz} must be positive and finite")
+    if payload_bytes < 0:
+        raise CostError(f"link_schedule: payload_bytes={payload_bytes} must not be negative")
+    _check_runs(topology, kind, runs)
+    n_vectors = -(-payload_bytes // topology.frame_payload_bytes)
+    runs = np.asarray(runs, np.int64)
+    if runs.shape[1] == 1 or n_vectors == 0 or runs.size == 0:
+        rows, n_pieces = Rows.none(), 1
+    else:
+        rows, n_pieces = _ROUTES[algorithm](topology, kind, runs)
+    return _timed(topology, clock_hz, kind, algorithm, runs, payload_bytes, rows, n_pieces)
+
+
+def _check_runs(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) -> None:
+    """Refuse what is no set of runs of the machine."""
+    if not runs.shape[1]:
+        raise CostError("link_schedule: a run needs at least one chip")
+    if runs.size and (runs.min() < 0 or runs.max() >= topology.n_chips):
+        raise CostError(f"link_schedule: runs leave the machine's {topology.n_chips} chips")
+    halves = [runs]
+    if kind == "hand_over":
+        if runs.shape[1] % 2:
+            raise CostError(
+                f"link_schedule: a hand_over is between two groups of equal size, "
+                f"not over {runs.shape[1]} chips"
+            )
+        middle = runs.shape[1] // 2
+        halves = [runs[:, :middle], runs[:, middle:]]
+        if np.any(np.diff(np.sort(runs, axis=1), axis=1) == 0):
+            raise CostError("link_schedule: the two groups of a hand_over share a chip")
+    if any(np.any(np.diff(half, axis=1) <= 0) for half in halves):
+        raise CostError("link_schedule: the chips of each run must ascend")
+
+
+def _merged(
+    rows: Rows, step: Int[np.ndarray, " rows"], link: Int[np.ndarray, " rows"]
+) -> tuple[Rows, Int[np.ndarray, " merged"], Int[np.ndarray, " merged"]]:
+    """Send pieces that follow one another on a link, and are alike else, in one transfer."""
+    opens = np.ones(step.size, np.bool_)
+    opens[1:] = (
+        (step[1:] != step[:-1])
+        | (link[1:] != link[:-1])
+        | (rows.run[1:] != rows.run[:-1])
+        | (rows.origin[1:] != rows.origin[:-1])
+        | (rows.origins[1:] != rows.origins[:-1])
+        | (rows.since[1:] != rows.since[:-1])
+        | (rows.first[1:] != (rows.first + rows.count)[:-1])
+    )
+    begin = np.flatnonzero(opens)
+    count = np.add.reduceat(rows.count, begin) if begin.size else rows.count
+    return replace(rows.take(begin), count=count), step[begin], link[begin]
+
+
+def _timed(
+    topology: Topology,
+    clock_hz: int | float,
+    kind: str,
+    algorithm: str,
+    runs: Int[np.ndarray, "runs chips"],
+    payload_bytes: int,
+    rows: Rows,
+    n_pieces: int,
+) -> LinkSchedule:
+    """Give every transfer its vectors and its cycles."""
+    n_vectors = -(-payload_bytes // topology.frame_payload_bytes)
+    phases, step = np.unique(rows.phase, return_inverse=True)
+    link = link_keys(rows.src, rows.dst, rows.part)
+    order = np.lexsort((rows.first, rows.origin, rows.run, link, step))
+    rows, step, link = _merged(rows.take(order), step[order], link[order])
+    # In an all_to_all each chip's cut is shifted, so that remainders go to all chips alike.
+    shift, shifts = (rows.origin, runs.shape[1]) if kind == "all_to_all" else (0, 1)
+    first = piece_starts(rows.first, n_pieces, n_vectors, shift, shifts)
+    vectors = piece_starts(rows.first + rows.count, n_pieces, n_vectors, shift, shifts) - first
+    some = vectors > 0
+    rows, step, link, first, vectors = (
+        rows.take(some), step[some], link[some], first[some], vectors[some]
+    )  # fmt: skip
+    hop, frame = link_cycles(topology, clock_hz, rows.src, rows.dst)
+    opens = np.ones(link.size, np.bool_)
+    opens[1:] = (link[1:] != link[:-1]) | (step[1:] != step[:-1])
+    head = np.maximum.accumulate(np.where(opens, np.arange(link.size), 0))
+    before = np.cumsum(vectors) - vectors
+    start = (before - before[head]) * frame
+    release = start + vectors * frame
+    arrival = start + hop + (vectors - 1) * frame
+    length = np.zeros(phases.size)
+    # A link whose hop is shorter than a frame is free only after its last vector has arrived.
+    np.maximum.at(length, step, np.maximum(arrival, release))
+    ends = np.cumsum(length)
+    begin = (ends - length)[step]
+    used = np.bincount(step, minlength=phases.size) > 0
+    # A step without vectors is none.
+    number = np.append(np.cumsum(used) - used, used.sum())
+    since = number[np.searchsorted(phases, rows.since)]
+    return LinkSchedule(
+        kind=kind,
+        algorithm=algorithm,
+        runs=runs,
+        payload_bytes=payload_bytes,
+        payload_vectors=n_vectors,
+        n_pieces=n_pieces,
+        clock_hz=float(clock_hz),
+        frame_payload_bytes=topology.frame_payload_bytes,
+        frame_bytes=topology.frame_bytes,
+        step_names=_step_names(algorithm, kind, phases[used].tolist()),
+        step_end_cycle=ends[used],
+        step=number[step],
+        run=rows.run,
+        src=rows.src,
+        dst=rows.dst,
+        part=rows.part,
+        level=link_levels(topology, rows.src, rows.dst),
+        first_piece=rows.first,
+        piece_count=rows.count,
+        since_step=np.where(rows.since < 0, -1, since),
+        origin=rows.origin,
+        origin_count=rows.origins,
+        first_vector=first,
+        vector_count=vectors,
+        start_cycle=begin + start,
+        release_cycle=begin + release,
+        arrival_cycle=begin + arrival,
+    )

@@ -1,0 +1,344 @@
+"""One LPU chip as numbers: GroqChip1 and the Groq 3 LPU, every number with its source.
+
+What a functional unit computes, and the formula of what it costs, is in `datapath`; links between
+chips are in `topology`. Not modelled: yield (spare superlanes), the instruction set.
+
+Sources, by key (most rows were read in extracts, not in the papers themselves):
+ISCA20 Abts et al., "Think Fast: A Tensor Streaming Processor", ISCA 2020. ISCA22 Abts et al., "A
+Software-defined Tensor Streaming Multiprocessor", ISCA 2022. WS20 D. Abts, ML-HW workshop slides,
+2020. GAPI user code of the Groq API by third parties. GF groq/groqflow on GitHub. GPB GroqChip
+Product Brief v1.7. NVB NVIDIA technical blog "Inside NVIDIA Groq 3 LPX", 2026.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+from ..errors import unknown
+from ..provenance import Constant, const, vary
+
+_NOT_PUBLIC = "not public for this chip; assumed the same as on GroqChip1"
+_NOT_PUBLIC_RANGE = f"{_NOT_PUBLIC}, range half to twice where none was stated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MxmMode:
+    """How the matrix unit works on one kind of operand.
+
+    Attributes:
+        k_tile: length of the contraction one array sums in a cycle.
+        columns: outputs of one array in a cycle.
+        arrays: arrays that work at once.
+    """
+
+    k_tile: int
+    columns: int
+    arrays: int
+
+    def __str__(self) -> str:
+        return f"{self.arrays} of {self.k_tile}x{self.columns}"
+
+    @property
+    def macs_per_cycle(self) -> int:
+        """Multiply-accumulates of the whole chip in one cycle."""
+        return self.k_tile * self.columns * self.arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipSpec:
+    """One chip in base units; the defaults are GroqChip1 (TSP v1).
+
+    Change a number with `provenance.vary`, which keeps the source of each number true.
+    """
+
+    name: str
+    title: str
+
+    #: Clock of every functional unit.
+    clock_hz: int | float = const(0.9e9, "Hz", "published", "ISCA20, GF: nominal 900 MHz")
+    #: Byte-wide data paths side by side.
+    lanes: int = const(320, "1", "published", "ISCA20: 20 superlanes x 16 lanes")
+    #: One byte on every lane.
+    vector_bytes: int = const(320, "B", "published", "ISCA20: maximum vector length 320")
+    #: On-chip memory; there is no other.
+    sram_bytes: int = const(
+        88 * 20 * 2 * 4096 * 16, "B", "derived", "ISCA20: 88 slices of 2.5 MiB = 220 MiB"
+    )
+    #: Part of the SRAM that instructions and spare addresses take.
+    reserved_fraction: int | float = const(
+        0.05, "1", "assumed", "no public figure for instructions in SRAM", 0.0, 0.10
+    )
+    #: Widest flow of weights into the matrix arrays.
+    weight_stream_bytes_per_cycle: int | float = const(
+        20_480, "B/cycle", "derived", "GAPI S16 weight layout: 16 streams per array, 4 arrays"
+    )
+    mxm_fp16: MxmMode | None = const(
+        MxmMode(k_tile=160, columns=320, arrays=2),
+        "mode",
+        "published",
+        "ISCA22 section 5.2: two [1x160]x[160x320] sub-operations per cycle",
+    )
+    mxm_int8: MxmMode | None = const(
+        MxmMode(k_tile=320, columns=320, arrays=4),
+        "mode",
+        "published",
+        "ISCA22 section 5.2: four [1x320]x[320x320] sub-operations per cycle",
+    )
+    mxm_fp8: MxmMode | None = const(
+        None, "mode", "published", "WS20, GAPI: inputs are INT8, UINT8 and FP16"
+    )
+    #: Tile rows an array takes in one cycle while a tile is installed.
+    array_load_rows_per_cycle: int = const(
+        16, "1/cycle", "derived", "GAPI: weights arrive on 16 streams, one row of 320 B each"
+    )
+    #: From the first activation in to the first result out.
+    mxm_latency_cycles: int = const(64, "cycle", "assumed", "no public figure", 20, 160)
+    vxm_alus_per_lane: int = const(16, "1", "published", "ISCA20, GAPI: 4x4 ALUs per lane")
+    #: ALUs that can do the special functions.
+    vxm_large_alus_per_lane: int = const(
+        8, "1", "published", "GAPI: alu % 8 in {0, 5, 2, 7}", at_most="vxm_alus_per_lane"
+    )
+    #: 32-bit stream groups into the VXM, and as many out of it.
+    vxm_stream_groups: int = const(8, "1", "published", "GAPI: SG4[0..7] in each direction")
+    vxm_entry_cycles: int = const(5, "cycle", "published", "GAPI: entry 4 and 1 read")
+    alu_cycles: int = const(3, "cycle", "published", "GAPI: one ALU operation takes 3 cycles")
+    #: Crossing from one functional unit to the next.
+    transit_cycles: int = const(
+        22, "cycle", "assumed", "GAPI examples: 22 to a first read, 50 for MEM-VXM-SXM", 10, 50
+    )
+    #: One per hemisphere.
+    sxm_vectors_per_cycle: int = const(
+        2, "1/cycle", "derived", "ISCA20 floorplan: one SXM in each of two hemispheres"
+    )
+    sxm_transpose_cycles: int = const(4, "cycle", "published", "GAPI: transpose 4 cycles")
+    #: One rotation of lanes followed by the addition of its result.
+    lane_rotate_cycles: int = const(
+        9,
+        "cycle",
+        "assumed",
+        "GAPI: 4 cycles to cross the SXM, VXM entry 5; no figure for both. At least 4 and an "
+        "addition of 3; at most in and out of the SXM 8, 11 each way, entry 5, addition 3",
+        7,
+        38,
+    )
+    mem_slices: int = const(88, "1", "published", "ISCA20: 44 slices in each hemisphere")
+    mem_slices_per_hop: int = const(4, "1", "published", "GAPI: 44 slices take 11 cycles")
+    #: Reads and writes of one vector at addresses known only at run time.
+    mem_accesses_per_cycle: int = const(
+        2, "1/cycle", "assumed", "no public figure; one in each of two hemispheres", 1, 4
+    )
+    #: Lanes to other chips, all links together.
+    c2c_lanes: int = const(64, "1", "published", "ISCA20, ISCA22: 16 links of 4 lanes")
+    c2c_link_lanes: int = const(4, "1", "published", "ISCA20, ISCA22: 4 lanes per link")
+
+    #: Most power the chip draws; None where it is not public: no energy is computed then.
+    power_max_w: int | float | None = const(
+        300.0, "W", "published", "GPB, second-hand: 300 W at most (215 W TDP)", moves_plans=False
+    )
+    #: Power under an average load.
+    power_average_w: int | float | None = const(
+        185.0, "W", "published", "GPB, second-hand: 185 W on average", at_most="power_max_w",
+        moves_plans=False,
+    )  # fmt: skip
+
+    #: New tokens per sequence that a prefill step takes at most.
+    prefill_chunk_tokens: int = const(
+        128, "1", "assumed", "no public figure; longer chunks leave less SRAM for weights", 32, 512,
+        moves_plans=False,
+    )  # fmt: skip
+
+    #: Constants whose value or provenance differs from the defaults above.
+    replaced: tuple[Constant, ...] = ()
+
+    # What plans ask of any chip (`gpu.Accelerator`).
+
+    memory_name: ClassVar[str] = "SRAM"
+
+    @property
+    def memory_bytes(self) -> int:
+        """All of its memory."""
+        return self.sram_bytes
+
+    def tile(self, operand: str) -> tuple[int, int]:
+        """Rows and columns that a stored matrix is padded to, as the matrix unit streams it."""
+        return self.mxm_mode(operand).k_tile, self.lanes
+
+    def check_operand(self, operand: str) -> None:
+        """Refuse an operand kind that its matrix unit does not take.
+
+        Raises:
+            UnknownNameError: it does not.
+        """
+        self.mxm_mode(operand)
+
+    @property
+    def mxm_modes(self) -> Mapping[str, MxmMode]:
+        """The matrix unit's modes by kind of operand: `"fp16"`, `"int8"`, `"fp8"`."""
+        modes = {"fp16": self.mxm_fp16, "int8": self.mxm_int8, "fp8": self.mxm_fp8}
+        return MappingProxyType({kind: mode for kind, mode in modes.items() if mode is not None})
+
+    def mxm_mode(self, operand: str) -> MxmMode:
+        """Look up the matrix unit's mode for one kind of operand.
+
+        Args:
+            operand: `"fp16"`, `"int8"` or `"fp8"`.
+
+        Returns:
+            The mode.
+
+        Raises:
+            UnknownNameError: if this chip's matrix unit does not take that operand.
+        """
+        modes = self.mxm_modes
+        if operand not in modes:
+            raise unknown(f"MXM operand on {self.name}", operand, modes)
+        return modes[operand]
+
+
+GROQCHIP1 = ChipSpec(name="groqchip1", title="GroqChip1 (TSP v1)")
+
+
+def _assumed_mode(operand: str, mode: MxmMode, source: str, *others: MxmMode) -> Constant:
+    return Constant(
+        name=f"mxm_{operand}",
+        value=mode,
+        unit="mode",
+        status="assumed",
+        source=source,
+        options=(mode, *others),
+    )
+
+
+_SIXTEEN_BIT_MODE = MxmMode(k_tile=160, columns=320, arrays=2)
+_EIGHT_BIT_MODE = MxmMode(k_tile=320, columns=320, arrays=4)
+
+GROQ3_LPU = vary(
+    GROQCHIP1,
+    Constant(
+        name="clock_hz",
+        value=1.5e9,
+        unit="Hz",
+        status="derived",
+        source="NVB: 315 PFLOPS FP8 / 256 chips, if a cycle still does 409,600 8-bit MACs; other "
+        "printed figures (1.2, 1.23 PFLOPS per chip) give 1.46 to 1.51 GHz",
+        low=1.46e9,
+        high=1.51e9,
+    ),
+    Constant(
+        name="vector_bytes", value=320, unit="B", status="published", source="NVB: 320-byte vectors"
+    ),
+    Constant(
+        name="sram_bytes", value=500_000_000, unit="B", status="published", source="NVB: 500 MB"
+    ),
+    Constant(
+        name="weight_stream_bytes_per_cycle",
+        value=100_000,
+        unit="B/cycle",
+        status="assumed",
+        source="width not public; assumed that of the SRAM (NVB: 150 TB/s over the derived clock)",
+        low=30_720,
+        high=100_000,
+    ),
+    _assumed_mode(
+        "fp16",
+        _SIXTEEN_BIT_MODE,
+        f"{_NOT_PUBLIC}; else half the 8-bit rate, as on most accelerators: arrays used singly, or "
+        "in pairs of full height",
+        MxmMode(k_tile=160, columns=320, arrays=4),
+        MxmMode(k_tile=320, columns=320, arrays=2),
+    ),
+    _assumed_mode(
+        "int8",
+        _EIGHT_BIT_MODE,
+        f"{_NOT_PUBLIC}; else half that rate, since the headline figure is of FP8",
+        MxmMode(k_tile=320, columns=320, arrays=2),
+    ),
+    _assumed_mode(
+        "fp8",
+        _EIGHT_BIT_MODE,
+        "NVB prints FP8 PFLOPS; assumed at GroqChip1's int8 tile and rate; else the same rate from "
+        "tiles of half the height, or of twice the height",
+        MxmMode(k_tile=160, columns=320, arrays=8),
+        MxmMode(k_tile=640, columns=320, arrays=2),
+    ),
+    Constant(
+        name="lanes",
+        value=320,
+        unit="1",
+        status="derived",
+        source="NVB: 320-byte vectors, one byte on every lane",
+    ),
+    Constant(
+        name="array_load_rows_per_cycle",
+        value=16,
+        unit="1/cycle",
+        status="assumed",
+        source=f"{_NOT_PUBLIC}; at most what fills the weight stream: 100,000 B over 4 arrays of "
+        "320 B rows",
+        low=16,
+        high=78,
+    ),
+    Constant(
+        name="c2c_lanes", value=96, unit="1", status="published", source="NVB: 96 links of 112 Gb/s"
+    ),
+    Constant(
+        name="c2c_link_lanes",
+        value=1,
+        unit="1",
+        status="published",
+        source="NVB: 96 links of one 112 Gb/s lane each",
+    ),
+    Constant(
+        name="mem_slices",
+        value=88,
+        unit="1",
+        status="assumed",
+        source=f"{_NOT_PUBLIC}; 500 MB in slices of GroqChip1's size would be 190",
+        low=44,
+        high=190,
+    ),
+    *(
+        Constant(
+            name=name,
+            value=None,
+            unit="W",
+            status="published",
+            source="NVB gives no power of a chip or a rack: not public",
+            at_most=at_most,
+        )
+        for name, at_most in (("power_max_w", ""), ("power_average_w", "power_max_w"))
+    ),
+    unchanged=_NOT_PUBLIC_RANGE,
+    ranges={
+        "vxm_alus_per_lane": (8, 32),
+        "vxm_large_alus_per_lane": (4, 16),
+        "vxm_stream_groups": (4, 16),
+        "vxm_entry_cycles": (3, 10),
+        "alu_cycles": (2, 6),
+        "sxm_vectors_per_cycle": (1, 4),
+        "sxm_transpose_cycles": (2, 8),
+        "mem_slices_per_hop": (2, 8),
+    },
+    name="groq3-lpu",
+    title="NVIDIA Groq 3 LPU (LP30)",
+)
+
+_CHIPS = {chip.name: chip for chip in (GROQCHIP1, GROQ3_LPU)}
+
+
+def chip(name: str) -> ChipSpec:
+    """Look up a named chip.
+
+    Args:
+        name: `"groqchip1"` or `"groq3-lpu"`.
+
+    Returns:
+        Its specification.
+
+    Raises:
+        UnknownNameError: if there is no such chip.
+    """
+    if name not in _CHIPS:
+        raise unknown("chip", name, _CHIPS)
+    return _CHIPS[name]

@@ -1,0 +1,294 @@
+"""GPUs as published figures: H100, GB200 and Vera Rubin, each inside one NVLink domain.
+
+They answer "what would it be on GPUs" by a roofline (`cost.roofline`), so only its numbers are
+here. Not modelled: caches, streaming multiprocessors and their occupancy, clocks that fall under
+load, host CPUs, and any network beyond the NVLink domain.
+
+Sources, by key: H100DS NVIDIA H100 datasheet, dense rates (half of those with sparsity). GB200DS
+NVIDIA GB200 NVL72 datasheet, likewise, divided by 72. GTC26 NVIDIA keynotes on Vera Rubin NVL72,
+preliminary. SEC secondary reports on Rubin. Assumed rows say what they rest on.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Int
+
+from ..errors import PlanError
+from ..provenance import Constant, const, vary
+from .chip import ChipSpec
+from .levels import Level
+
+_NANOSECONDS = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSpec:
+    """One GPU in base units; the defaults are the H100 SXM.
+
+    Change a number with `provenance.vary`, which keeps the source of each number true. An operand
+    kind without a public rate multiplies at the 16-bit rate.
+    """
+
+    name: str
+    title: str
+
+    memory_bytes: int = const(80_000_000_000, "B", "published", "H100DS: 80 GB HBM3")
+    #: Part of the memory that the runtime, communication buffers and fragments take.
+    reserved_fraction: int | float = const(
+        0.10, "1", "assumed", "common serving engines leave a tenth of the memory", 0.05, 0.20
+    )
+    memory_bytes_per_s: int | float = const(3.35e12, "B/s", "published", "H100DS: 3.35 TB/s")
+    #: Share of the memory bandwidth that a kernel reaches.
+    memory_efficiency: int | float = const(
+        0.825,
+        "1",
+        "assumed",
+        "streaming kernels usually reach three quarters to nine tenths",
+        0.75,
+        0.90,
+    )
+    fp16_flop_per_s: int | float = const(989e12, "FLOP/s", "published", "H100DS: 989 TFLOP/s dense")
+    fp8_flop_per_s: int | float | None = const(
+        1_979e12, "FLOP/s", "published", "H100DS: 1,979 TFLOP/s dense"
+    )
+    int8_op_per_s: int | float | None = const(
+        1_979e12, "OP/s", "published", "H100DS: 1,979 TOP/s dense"
+    )
+    #: Share of the arithmetic rate that a kernel reaches.
+    arithmetic_efficiency: int | float = const(
+        0.7, "1", "assumed", "large products usually reach six to eight tenths", 0.6, 0.8
+    )
+    #: From the end of one kernel to the start of the next, in a captured graph.
+    launch_gap_s: int | float = const(
+        3.5e-6, "s", "assumed", "kernel launch or graph node, commonly 2 to 5 us", 2e-6, 5e-6
+    )
+    #: Of the whole GPU with its memory, at most.
+    power_w: int | float = const(700.0, "W", "published", "H100DS: up to 700 W", moves_plans=False)
+    #: New tokens per sequence that a prefill step takes at most.
+    prefill_chunk_tokens: int = const(
+        8192, "1", "assumed", "as serving engines are commonly set up", 2048, 16_384,
+        moves_plans=False,
+    )  # fmt: skip
+
+    #: Constants that differ from the class's own (`provenance.vary`).
+    replaced: tuple[Constant, ...] = ()
+
+    # What plans ask of an LPU chip too.
+
+    memory_name: ClassVar[str] = "HBM"
+    #: A roofline does not tell units apart.
+    transit_cycles: ClassVar[float] = 0.0
+    #: Not public for any GPU.
+    power_average_w: ClassVar[None] = None
+    #: Cycles of a GPU are nanoseconds: a roofline has no clock.
+    clock_hz: ClassVar[float] = _NANOSECONDS
+    #: Memory is not padded to vectors.
+    vector_bytes: ClassVar[int] = 1
+
+    @property
+    def power_max_w(self) -> int | float:
+        """Most power it draws: the published power of a GPU."""
+        return self.power_w
+
+    def tile(self, operand: str) -> tuple[int, int]:
+        """Rows and columns that a stored matrix is padded to: none on a GPU."""
+        del operand
+        return 1, 1
+
+    def check_operand(self, operand: str) -> None:
+        """Accept every operand kind: one without a rate of its own is widened to 16 bits."""
+
+    def rate_of(self, operand: str) -> str:
+        """Name the constant that limits products of an operand kind.
+
+        Args:
+            operand: `"fp16"`, `"fp8"` or `"int8"`.
+
+        Returns:
+            The field; that of 16 bits where the kind has no public rate.
+        """
+        own = {"fp8": "fp8_flop_per_s", "int8": "int8_op_per_s"}.get(operand, "fp16_flop_per_s")
+        return own if getattr(self, own) is not None else "fp16_flop_per_s"
+
+
+#: What plans may run on. Plans ask either kind of chip the same: `memory_bytes`, `memory_name` and
+#: `reserved_fraction`, `tile`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`, its$
+#: most and average power, `transit_cycles`, and the clock that cycles count.
+Accelerator = ChipSpec | GpuSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class NvlinkDomain:
+    """GPUs behind one NVLink switch: any of them reaches any other at the rate of its own port.
+
+    Attributes:
+        n_chips: GPUs that plans may use.
+        replaced: constants that differ from the class's own (`provenance.vary`).
+    """
+
+    family: ClassVar[str] = "nvlink"
+    #: Levels with links of their own: none, a switch joins all.
+    levels: ClassVar[tuple[Level, ...]] = ()
+
+    n_chips: int
+    replaced: tuple[Constant, ...] = ()
+
+    domain_gpus: int = const(8, "1", "published", "H100DS: 8 GPUs of an HGX board")
+    #: Into a GPU, and as much out of it.
+    link_bytes_per_s: int | float = const(
+        450e9, "B/s", "derived", "H100DS: NVLink 4, 900 GB/s both ways together, halved"
+    )
+    #: Share of the link rate that a collective reaches.
+    link_efficiency: int | float = const(
+        0.8, "1", "assumed", "no public figure for all sizes; large transfers reach most of it",
+        0.6, 0.95,
+    )  # fmt: skip
+    #: What a collective or a transfer takes beyond its bytes, its own launch included.
+    collective_latency_s: int | float = const(
+        7.5e-6, "s", "assumed", "small all-reduces inside an NVLink domain, commonly 5 to 10 us",
+        5e-6, 10e-6,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuse more GPUs than the domain has."""
+        if not 1 <= self.n_chips <= self.domain_gpus:
+            raise PlanError(
+                f"this NVLink domain has 1 to {self.domain_gpus} GPUs, not {self.n_chips}"
+            )
+
+    @property
+    def node_chips(self) -> int:
+        """GPUs of the one level there is."""
+        return self.n_chips
+
+    def span(
+        self,
+        bases: Int[np.ndarray, " groups"] | list[int],
+        n_chips_in_run: int,
+        group_chips: int | None = None,
+    ) -> int:
+        """Find what runs of GPUs touch, for `level_of`; arguments are those of `Topology.span`."""
+        del bases, group_chips
+        return n_chips_in_run
+
+    def level_of(self, span: int) -> str:
+        """Name what runs of GPUs cross: the one switch, or nothing."""
+        return "NVLink" if span > 1 else "chip"
+
+    def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
+        """Place consecutive groups of GPUs one after another.
+
+        Args:
+            n_groups: groups, in the order in which data passes through them.
+            group_chips: GPUs of each group.
+
+        Returns:
+            First GPU of each group, ascending.
+
+        Raises:
+            PlanError: if the groups need more GPUs than there are.
+        """
+        if min(n_groups, group_chips) < 1 or n_groups * group_chips > self.n_chips:
+            raise PlanError(
+                f"{n_groups} groups of {group_chips} GPUs do not fit into {self.n_chips} GPUs"
+            )
+        return np.arange(n_groups, dtype=np.int64) * group_chips
+
+
+def _published(name: str, value: int | float, unit: str, source: str) -> Constant:
+    return Constant(name=name, value=value, unit=unit, status="published", source=source)
+
+
+H100 = GpuSpec(name="h100", title="NVIDIA H100 SXM")
+
+GB200 = vary(
+    H100,
+    _published("memory_bytes", 186_000_000_000, "B", "GB200DS: 186 GB HBM3e"),
+    _published("memory_bytes_per_s", 8e12, "B/s", "GB200DS: 8 TB/s"),
+    _published("fp16_flop_per_s", 2_500e12, "FLOP/s", "GB200DS: 2,500 TFLOP/s dense"),
+    _published("fp8_flop_per_s", 5_000e12, "FLOP/s", "GB200DS: 5,000 TFLOP/s dense"),
+    Constant(
+        name="int8_op_per_s",
+        value=5_000e12,
+        unit="OP/s",
+        status="assumed",
+        source="assumed at the fp8 rate, as on the H100; at least the 16-bit rate",
+        low=2_500e12,
+        high=5_000e12,
+    ),
+    _published("power_w", 1_200.0, "W", "GB200DS: up to 1,200 W"),
+    name="gb200",
+    title="NVIDIA GB200 (one Blackwell GPU)",
+)
+
+RUBIN = vary(
+    H100,
+    _published("memory_bytes", 288_000_000_000, "B", "GTC26: 288 GB HBM4"),
+    Constant(
+        name="memory_bytes_per_s",
+        value=22e12,
+        unit="B/s",
+        status="published",
+        source="GTC26: 22 TB/s, preliminary; 13 TB/s in announcements of 2025",
+        low=13e12,
+        high=22e12,
+    ),
+    Constant(
+        name="fp16_flop_per_s",
+        value=1.2e18 / 72 / 2,
+        unit="FLOP/s",
+        status="assumed",
+        source="half the fp8 rate, as on H100 and GB200; SEC: 6.25 to 12.5 PFLOP/s",
+        low=6.25e15,
+        high=12.5e15,
+    ),
+    Constant(
+        name="fp8_flop_per_s",
+        value=1.2e18 / 72,
+        unit="FLOP/s",
+        status="derived",
+        source="GTC26: 1.2 EFLOP/s fp8 of 72 GPUs (a training figure)",
+    ),
+    Constant(
+        name="int8_op_per_s",
+        value=None,
+        unit="OP/s",
+        status="assumed",
+        source="no public figure: int8 operands multiply at the 16-bit rate",
+    ),
+    Constant(
+        name="power_w",
+        value=1_800.0,
+        unit="W",
+        status="assumed",
+        source="SEC: about 1,800 W; SEC: racks of 190 to 230 kW, of which GPUs are a part",
+        low=1_500.0,
+        high=2_300.0,
+    ),
+    name="rubin",
+    title="NVIDIA Vera Rubin (one Rubin GPU)",
+)
+
+
+def _domain(link_bytes_per_s: float, source: str, gpus_source: str) -> NvlinkDomain:
+    whole: NvlinkDomain = vary(
+        NvlinkDomain(n_chips=1),
+        _published("domain_gpus", 72, "1", gpus_source),
+        Constant(
+            name="link_bytes_per_s",
+            value=link_bytes_per_s,
+            unit="B/s",
+            status="derived",
+            source=f"{source} both ways together, halved",
+        ),
+    )
+    return dataclasses.replace(whole, n_chips=whole.domain_gpus)
+
+
+#: Whole domains.
+H100_DOMAIN = NvlinkDomain(n_chips=8)
+GB200_DOMAIN = _domain(900e9, "GB200DS: NVLink 5, 1.8 TB/s", "GB200DS: NVL72")
+RUBIN_DOMAIN = _domain(1.8e12, "GTC26: NVLink 6, 3.6 TB/s", "GTC26: NVL72")

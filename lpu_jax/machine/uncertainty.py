@@ -1,0 +1,174 @@
+"""What a machine's numbers could be instead: variants drawn from ranges and alternatives.
+
+A constant that has a range or options (`provenance`) is uncertain. One uniform number in [0, 1) is
+turned into one plausible value of it, so that a sample is as many numbers as there are uncertain
+constants, in the order of the fields. Not modelled: correlations, beyond one constant being the
+largest value of another; every value of a range is taken to be as plausible as the rule says.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..provenance import Constant, constants_of, vary
+from .system import System
+
+#: Ranges of positive numbers that span more than this factor are drawn by their logarithm: a range
+#: such as 20 to 160 says "a factor", not "give or take".
+LOGARITHMIC_FROM = 2.0
+
+#: Parts of a system that have constants; those of the system itself come last.
+PARTS = ("chip", "topology", "system")
+
+SpecT = TypeVar("SpecT", bound=Any)
+
+
+def uncertain(spec: Any) -> tuple[Constant, ...]:
+    """List the constants of a specification that could have other values, in field order.
+
+    Args:
+        spec: a chip or a topology.
+
+    Returns:
+        Those with a range or with options.
+    """
+    return tuple(constant for constant in constants_of(spec) if constant.is_uncertain)
+
+
+def plausible(constant: Constant, u: float) -> Any:
+    """Turn a uniform number into a value of an uncertain constant.
+
+    Options are equally likely. A range with a positive lower end that spans more than a factor of
+    2 is uniform in the logarithm; any other range is uniform. Whole numbers stay whole, both ends
+    included.
+
+    Args:
+        constant: one that has a range or options.
+        u: from 0 (included) to 1 (excluded).
+
+    Returns:
+        A value from `low` to `high`, or one of the options; it never falls as `u` rises.
+    """
+    if constant.options:
+        return constant.options[int(u * len(constant.options))]
+    low, high = constant.low, constant.high
+    assert low is not None
+    assert high is not None
+    whole = all(isinstance(number, int) for number in (constant.value, low, high))
+    top = high + 1 if whole else high
+    value: float
+    if low > 0 and high > LOGARITHMIC_FROM * low:
+        value = low * math.exp(u * math.log(top / low))
+    else:
+        value = low + u * (top - low)
+    return min(math.floor(value), high) if whole else min(value, high)
+
+
+def extremes(constant: Constant) -> tuple[Any, ...]:
+    """List the values that a constant takes when it alone goes as far as it can.
+
+    Args:
+        constant: one that has a range or options.
+
+    Returns:
+        The ends of its range, or its options, without the value it has.
+    """
+    values = constant.options or (constant.low, constant.high)
+    return tuple(value for value in dict.fromkeys(values) if value != constant.value)
+
+
+def with_values(spec: SpecT, values: Mapping[str, Any]) -> SpecT:
+    """Make a variant in which some constants have other values and keep their ranges.
+
+    A constant that cannot exceed another (`Constant.at_most`) is lowered to it.
+
+    Args:
+        spec: a chip or a topology.
+        values: new values by the name of the constant.
+
+    Returns:
+        The variant; `spec` is not touched.
+
+    Raises:
+        ValueError: if a value lies outside the range or options of its constant.
+    """
+    constants = {constant.name: constant for constant in constants_of(spec)}
+    now = {name: constant.value for name, constant in constants.items()} | dict(values)
+    for name, constant in constants.items():
+        most = now.get(constant.at_most)
+        if most is not None and now[name] is not None:
+            now[name] = min(now[name], most)
+    changes = [
+        dataclasses.replace(constant, value=now[name])
+        for name, constant in constants.items()
+        if now[name] != constant.value
+    ]
+    return vary(spec, *changes) if changes else spec
+
+
+def draw(spec: SpecT, rng: np.random.Generator) -> SpecT:
+    """Draw every uncertain constant of a specification that plans can depend on.
+
+    Args:
+        spec: a chip or a topology.
+        rng: gives one uniform number for each of them, in field order.
+
+    Returns:
+        A variant with the same constants, each within its range; the others as they were.
+
+    Example:
+        >>> from lpu_jax.machine.chip import GROQCHIP1
+        >>> 20 <= draw(GROQCHIP1, np.random.default_rng(0)).mxm_latency_cycles <= 160
+        True
+    """
+    drawn = (constant for constant in uncertain(spec) if constant.moves_plans)
+    return with_values(spec, {c.name: plausible(c, rng.random()) for c in drawn})
+
+
+def uncertain_constants(system: System) -> dict[str, Constant]:
+    """List a system's uncertain constants that plans can depend on.
+
+    Returns:
+        By full name, such as `chip.transit_cycles`.
+    """
+    return {
+        f"{part}.{constant.name}": constant
+        for part in PARTS
+        for constant in uncertain(part_of(system, part))
+        if constant.moves_plans
+    }
+
+
+def part_of(system: System, part: str) -> Any:
+    """Find the specification that has a part's constants; `system` is the system itself."""
+    return system if part == "system" else getattr(system, part)
+
+
+def _changed(system: System, change: Callable[[str, Any], Any]) -> System:
+    """Replace chip and topology by what `change` makes of them, then the system's own numbers."""
+    parts = {part: change(part, getattr(system, part)) for part in PARTS if part != "system"}
+    changed: System = change("system", dataclasses.replace(system, **parts))
+    return changed
+
+
+def variant(system: System, values: Mapping[str, Any]) -> System:
+    """Give some constants of a system, by full name, other values.
+
+    Args:
+        system: the machine.
+        values: new values, such as `{"chip.transit_cycles": 30}`.
+    """
+
+    def own(part: str) -> dict[str, Any]:
+        split = {tuple(name.split(".", 1)): value for name, value in values.items()}
+        return {name: value for (owner, name), value in split.items() if owner == part}
+
+    return _changed(system, lambda part, spec: with_values(spec, own(part)))
+
+
+def draw_system(system: System, rng: np.random.Generator) -> System:
+    """Draw every uncertain constant of a system: the chip's, the topology's, then its own."""
+    return _changed(system, lambda _, spec: draw(spec, rng))

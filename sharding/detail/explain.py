@@ -1,0 +1,187 @@
+"""Why one plan takes as long as it does: stages, operations, collectives, hand-overs, memory.
+
+Its totals are those of `evaluate`; what comes out is in `explanation`. Not modelled: as in
+`evaluate`.
+"""
+
+import numpy as np
+
+from lpu_jax.cost.machine import PlacedMachine
+from lpu_jax.cost.memory import allocate, peak_bytes
+from lpu_jax.datapath.work import Unit
+from lpu_jax.machine.system import System
+from models.config import ModelConfig
+from models.policy import Policy
+
+from ..axes import Request
+from ..plan import Plan
+from .explanation import (
+    AxisUse,
+    BlockUse,
+    CollectiveUse,
+    Explanation,
+    HandOverUse,
+    OperationUse,
+    StageUse,
+)
+from .scheduled import KindSchedule, ScheduledPlan, axis_names, block_name, schedule_plan
+
+
+def explain(
+    plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
+) -> Explanation:
+    """Explain one plan.
+
+    Args:
+        plan: the plan.
+        cfg: the model.
+        system: the machine.
+        policy: formats of the weights.
+        request: batch, new tokens and allocated context.
+
+    Raises:
+        LpuError: the request or the plan is not possible: one sentence.
+
+    Fidelity:
+        Totals are exactly those of `evaluate`.
+    """
+    return explanation(schedule_plan(plan, cfg, system, policy, request))
+
+
+def explanation(scheduled: ScheduledPlan) -> Explanation:
+    """Explain a plan that was scheduled."""
+    found, system = scheduled.evaluation, scheduled.system
+    return Explanation(
+        plan=scheduled.plan,
+        model=scheduled.cfg.name,
+        system=system.name,
+        weights_format=scheduled.policy.name,
+        request=scheduled.request,
+        clock_hz=found.clock_hz,
+        latency_cycles=float(found.latency_cycles[0]),
+        lower_cycles=float(found.lower_cycles[0]),
+        upper_cycles=float(found.upper_cycles[0]),
+        hand_over_cycles=float(found.hand_over_cycles[0]),
+        host_cycles=found.host_cycles,
+        fits=bool(found.fits[0]),
+        memory_bytes=found.memory_bytes(0),
+        stages=tuple(
+            StageUse(
+                number=stage.number,
+                first_chip=stage.first_chip,
+                last_chip=stage.first_chip + stage.n_chips - 1,
+                blocks=tuple(block_name(block) for block in stage.blocks),
+                cycles=stage.end_cycle - stage.start_cycle,
+            )
+            for stage in scheduled.stages
+        ),
+        blocks=tuple(_block_use(scheduled, kind) for kind in scheduled.kinds.values()),
+        hand_overs=tuple(
+            HandOverUse(
+                name=step.name,
+                source=step.source,
+                target=step.target,
+                level=hand_over_level(scheduled, step.source, step.target),
+                cycles=step.cycles,
+                payload_bytes=step.payload_bytes,
+            )
+            for step in scheduled.hand_overs
+        ),
+        note=system.note or "",
+        assumed=scheduled.assumed_of_time,
+        assumed_fit=scheduled.assumed_of_fit,
+    )
+
+
+def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
+    timing, latency = kind.block.timing, scheduled.latency_cycles
+    cycles = float(timing.cycles)
+    count = sum(block.kind == kind.kind for stage in scheduled.stages for block in stage.blocks)
+    held = kind.block.report().held
+    return BlockUse(
+        kind=kind.kind,
+        count=count,
+        cycles=cycles,
+        lower_cycles=float(timing.lower_cycles),
+        upper_cycles=float(timing.upper_cycles),
+        share_of_token=count * cycles / latency,
+        utilisation={
+            unit.value: float(busy) / cycles for unit, busy in timing.busy_cycles.items() if busy
+        },
+        axes=tuple(
+            AxisUse(
+                axis=axis,
+                chips=chips,
+                stride=kind.strides[axis],
+                level=run_level(scheduled, chips, kind.strides[axis]),
+            )
+            for axis, chips in kind.ways.items()
+        ),
+        operations=tuple(
+            OperationUse(
+                name=name,
+                row=row,
+                share_of_block=row.adds_cycles / cycles,
+                share_of_token=count * row.adds_cycles / latency,
+            )
+            for row, name in zip(kind.rows, kind.names, strict=True)
+        ),
+        collectives=collectives(scheduled, kind),
+        weight_bytes=float(held.weights),
+        cache_bytes=float(held.cache),
+        live_bytes=float(peak_bytes(kind.ranges)),
+        allocated_bytes=allocate(kind.ranges).top_bytes,
+    )
+
+
+def collectives(scheduled: ScheduledPlan, kind: KindSchedule) -> tuple[CollectiveUse, ...]:
+    """Describe the collectives of a kind of block that span more than one chip."""
+    block, found = kind.block, []
+    if not isinstance(block.machine, PlacedMachine):  # a roofline has no link schedules
+        return ()
+    working = [slot for slot in block.timing.slots if slot.work.unit is not Unit.FREE]
+    for number, slot in enumerate(working):
+        if slot.work.unit is not Unit.C2C or slot.work.absent:
+            continue
+        params = slot.operation.numbers(block.symbols)
+        chips, stride = int(params["size"]), int(params["stride"])
+        name = slot.operation.name.removeprefix("c2c_")
+        payload = float(slot.work.moved_bytes)
+        algorithm, links = block.machine.chosen(name, params["algorithm"], chips, stride, payload)
+        named = axis_names(slot.operation)
+        found.append(
+            CollectiveUse(
+                operation=number,
+                kind=name,
+                algorithm=algorithm,
+                axes=tuple(axis for axis in kind.ways if axis in named and kind.ways[axis] > 1),
+                chips=chips,
+                stride=stride,
+                level=run_level(scheduled, chips, stride),
+                hops=int(links.hops),
+                exact=bool(links.exact),
+                cycles=float(slot.work.busy_cycles) + float(slot.work.latency_cycles),
+                busiest_link_cycles=float(links.busiest_link_cycles(payload)),
+                payload_bytes=payload,
+                link_bytes=float(links.link_bytes(payload)),
+                steps=tuple(step.name for step in links.steps if float(step.share) > 0),
+            )
+        )
+    return tuple(found)
+
+
+def run_level(scheduled: ScheduledPlan, chips: int, stride: int) -> str:
+    """The outermost level that runs of chips cross in any stage; `chip` for runs of one."""
+    if chips == 1:
+        return "chip"
+    group, topology = scheduled.group, scheduled.system.topology
+    reach = min(chips * stride, group.chips)
+    return topology.level_of(topology.span(group.bases, reach, group.chips))
+
+
+def hand_over_level(scheduled: ScheduledPlan, source: int, target: int) -> str:
+    """The outermost level that lies between two stages."""
+    bases, topology = scheduled.group.bases, scheduled.system.topology
+    first = int(np.minimum(bases[source], bases[target]))
+    last = int(np.maximum(bases[source], bases[target])) + scheduled.group.chips
+    return topology.level_of(topology.span([first], last - first))

@@ -1,0 +1,315 @@
+"""One plan with nothing thrown away: every block operation by operation, stages and hand-overs.
+
+`evaluate` does the same for many plans and keeps sums. Explanations, traces and plots read what is
+here. Not modelled: as in `evaluate`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from lpu_jax.cost.machine import Groups
+from lpu_jax.cost.memory import LiveRange, live_ranges
+from lpu_jax.cost.program import Operation
+from lpu_jax.cost.report import OperationRow, operation_rows
+from lpu_jax.cost.timing import constants_read, placed
+from lpu_jax.datapath.work import Unit
+from lpu_jax.machine.system import System
+from lpu_jax.provenance import Constant, constants_of
+from models.blocks import Block, Kind, block_chain, block_kinds, is_leaf
+from models.config import ModelConfig
+from models.policy import Policy
+
+from .. import axes
+from ..axes import Request
+from ..legal import check_plan, check_policy, check_request
+from ..plan import Plan
+from ..predict.evaluate import (
+    TOKEN_BYTES,
+    Evaluation,
+    ScheduledBlock,
+    evaluate,
+    hand_over_steps,
+    hidden_bytes,
+    schedule_block,
+    slots_of,
+    split_of,
+)
+
+_LONGEST_NAME = 34
+#: Constants that are in every time: the clock, the way from unit to unit, the host.
+_IN_EVERY_TIME = ("clock_hz", "transit_cycles", "host_overhead_s")
+#: Constants that decide what fits, beside the tiles that matrices are padded to.
+_IN_EVERY_FIT = ("sram_bytes", "memory_bytes", "reserved_fraction", "vector_bytes", "lanes")
+_TILES = "mode"  # unit of the constants that say them
+_LISTED_BLOCKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a plan, with the time of a token at which its first block starts."""
+
+    number: int
+    first_chip: int
+    n_chips: int
+    blocks: tuple[Block, ...]
+    start_cycle: float
+    end_cycle: float
+
+    @property
+    def name(self) -> str:
+        """What it holds, in words."""
+        return f"stage {self.number}: {block_list([block_name(block) for block in self.blocks])}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandOver:
+    """The hidden state on its way to the next stage, or token ids on their way to the first."""
+
+    source: int
+    target: int
+    start_cycle: float
+    cycles: float
+    payload_bytes: float
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        what = "hidden state" if self.target > self.source else "token ids back"
+        return f"{what} to stage {self.target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindSchedule:
+    """One kind of block of a plan, with its operations described."""
+
+    kind: Kind
+    ways: Mapping[str, int]  #: chips along each mesh axis, outermost first
+    block: ScheduledBlock
+
+    @cached_property
+    def rows(self) -> tuple[OperationRow, ...]:
+        """The operations that take a unit, in program order."""
+        block = self.block
+        read = constants_read(block.program, block.machine, block.symbols)
+        return operation_rows(block.timing, read)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations of `rows`."""
+        slots = self.block.timing.slots
+        return tuple(slot.operation for slot in slots if slot.work.unit is not Unit.FREE)
+
+    @property
+    def assumed(self) -> set[str]:
+        """Names of the assumed constants behind its operations, of those that have work."""
+        slots = (slot for slot in self.block.timing.slots if slot.work.unit is not Unit.FREE)
+        pairs = zip(slots, self.rows, strict=True)
+        return {name for slot, row in pairs if not slot.work.absent for name in row.assumed}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What to call the operations of `rows`: their name, and the arguments they read."""
+        return operation_names(self.block)
+
+    @cached_property
+    def ranges(self) -> tuple[LiveRange, ...]:
+        """When its values are in memory."""
+        block = self.block
+        return live_ranges(
+            block.program, block.timing, block.symbols, block.machine.chip.vector_bytes
+        )
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Chips from one chip to the next along each mesh axis."""
+        strides, stride = {}, 1
+        for axis, ways in reversed(list(self.ways.items())):
+            strides[axis] = stride
+            stride *= ways
+        return {axis: strides[axis] for axis in self.ways}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledPlan:
+    """One plan: its numbers, and what they are made of."""
+
+    plan: Plan
+    cfg: ModelConfig
+    system: System
+    policy: Policy
+    request: Request
+    evaluation: Evaluation
+    group: Groups
+    kinds: Mapping[Kind, KindSchedule]
+    stages: tuple[Stage, ...]
+    hand_overs: tuple[HandOver, ...]  #: the last one is the way back
+
+    @property
+    def latency_cycles(self) -> float:
+        """Cycles of one token."""
+        return float(self.evaluation.latency_cycles[0])
+
+    @cached_property
+    def assumed_of_time(self) -> tuple[Constant, ...]:
+        """The assumed constants that its time rests on, in the order of their declaration."""
+        names = {*_IN_EVERY_TIME, *(n for kind in self.kinds.values() for n in kind.assumed)}
+        links = {constant.name for constant in constants_of(self.system.topology)}
+        if self.plan.n_chips == 1:  # a chip alone crosses no link
+            names -= links
+        elif self.hand_overs:
+            names |= links
+        return tuple(c for c in self._assumed if c.name in names)
+
+    @property
+    def assumed_of_fit(self) -> tuple[Constant, ...]:
+        """The assumed constants that decide whether it fits."""
+        tiles = {c.name for c in self.assumed_of_time if c.unit == _TILES}
+        return tuple(c for c in self._assumed if c.name in tiles or c.name in _IN_EVERY_FIT)
+
+    @property
+    def _assumed(self) -> tuple[Constant, ...]:
+        return tuple(c for c in self.system.constants() if c.is_assumed and c.moves_plans)
+
+
+def schedule_plan(
+    plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
+) -> ScheduledPlan:
+    """Schedule one plan in full.
+
+    Args:
+        plan: a legal plan, whether it fits or not.
+        cfg: the model.
+        system: the machine.
+        policy: formats of the weights.
+        request: batch, new tokens and allocated context.
+
+    Raises:
+        LpuError: the request or the plan is not possible: one sentence.
+    """
+    check_request(request, cfg)
+    check_policy(policy, cfg, system)
+    check_plan(plan, cfg, system, policy, request)
+    evaluation = evaluate([plan], cfg, system, policy, request)
+    bases = system.topology.stage_bases(plan.stages, plan.group_chips)
+    group = Groups(plan.group_chips, bases)
+    machine = placed(system, (group,))
+    kinds: dict[Kind, KindSchedule] = {}
+    for kind in block_kinds(cfg):
+        ways = axes.degrees(plan, kind, cfg)
+        split, slots = split_of(plan, kind), slots_of(plan, kind)
+        dispatch = axes.dispatch_of(plan, kind)
+        block = schedule_block(
+            kind, ways, slots, split, plan.collective, machine, cfg, policy, request, dispatch
+        )
+        kinds[kind] = KindSchedule(kind=kind, ways=ways, block=block)
+    stages, hand_overs = _timeline(plan, cfg, system, request, evaluation, group, kinds)
+    return ScheduledPlan(
+        plan=plan,
+        cfg=cfg,
+        system=system,
+        policy=policy,
+        request=request,
+        evaluation=evaluation,
+        group=group,
+        kinds=kinds,
+        stages=stages,
+        hand_overs=hand_overs,
+    )
+
+
+def _timeline(
+    plan: Plan,
+    cfg: ModelConfig,
+    system: System,
+    request: Request,
+    evaluation: Evaluation,
+    group: Groups,
+    kinds: Mapping[Kind, KindSchedule],
+) -> tuple[tuple[Stage, ...], tuple[HandOver, ...]]:
+    """Put stages and hand-overs of one token one after another."""
+    payload = hidden_bytes(cfg, request)
+    sampled = request.batch * request.sampled_tokens
+    steps, back = hand_over_steps(group, system, payload, sampled)
+    stage_of_block = evaluation.cuts.stage_of_block[:, 0]
+    chain, now = block_chain(cfg), 0.0
+    stages, hand_overs = [], []
+    for number in range(plan.stages):
+        blocks = tuple(b for b, place in zip(chain, stage_of_block, strict=True) if place == number)
+        start = now
+        now += sum(float(kinds[block.kind].block.timing.cycles) for block in blocks)
+        stages.append(
+            Stage(
+                number=number,
+                first_chip=int(group.bases[number]),
+                n_chips=group.chips,
+                blocks=blocks,
+                start_cycle=start,
+                end_cycle=now,
+            )
+        )
+        if plan.stages > 1:
+            last = number == plan.stages - 1
+            cycles = back if last else float(steps[number])
+            hand_overs.append(
+                HandOver(
+                    source=number,
+                    target=0 if last else number + 1,
+                    start_cycle=now,
+                    cycles=cycles,
+                    payload_bytes=float(TOKEN_BYTES * sampled) if last else payload,
+                )
+            )
+            now += cycles
+    return tuple(stages), tuple(hand_overs)
+
+
+def block_name(block: Block) -> str:
+    """What to call a block."""
+    if block.kind in ("embed", "head"):
+        return {"embed": "embedding", "head": "head"}[block.kind]
+    return f"layer {block.layer} {block.kind}"
+
+
+def block_list(names: Sequence[str]) -> str:
+    """Names of blocks on a line; of many only the first two and the last."""
+    if len(names) > _LISTED_BLOCKS:
+        names = [*names[:2], f"... {len(names) - 3} blocks ...", names[-1]]
+    return ", ".join(names) or "no block"
+
+
+def axis_names(operation: Operation) -> tuple[str, ...]:
+    """Mesh axes that a collective spans, outermost first, from its symbolic size."""
+    # `trace_block` calls the degree of an axis `n_` and its name.
+    return tuple(re.findall(r"n_([a-z]+)", getattr(operation.params.get("size"), "text", "")))
+
+
+def operation_names(block: ScheduledBlock) -> tuple[str, ...]:
+    """Call each operation that takes a unit by its name and the weights and caches it reads."""
+    called: dict[int | None, str] = dict(
+        zip(block.program.inputs, _argument_names(block.arguments), strict=True)
+    )
+    names = []
+    for slot in block.timing.slots:
+        operation = slot.operation
+        read = [called[value] for value in operation.reads if called.get(value)]
+        if operation.result_known and read:
+            called.update(dict.fromkeys(operation.makes, read[0]))
+        if slot.work.unit is not Unit.FREE:
+            name = operation.name.split("_", 1)[-1].replace("+", " ")
+            name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+            names.append(f"{name} ({', '.join(dict.fromkeys(read))})" if read else name)
+    return tuple(names)
+
+
+def _argument_names(arguments: Any) -> list[str]:
+    """Name the leaves of a block's arguments by their key; others stay without a name."""
+    named = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(arguments, is_leaf=is_leaf)[0]:
+        keys = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
+        named.append(keys[-1] if keys else "")
+    return named

@@ -1,0 +1,103 @@
+"""Joules per token, as bounds derived from the published power of a chip and how busy it is.
+
+Upper: every chip of the plan draws its most all the time, idle stages too. Lower: every chip draws
+its average power, and that only while its busiest unit works; idle chips draw nothing. Where the
+power of a chip is not public there is no figure. Not modelled: power of links' far ends, hosts,
+cooling and conversion, of chips that the plan leaves unused, and how power follows the data.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lpu_jax.machine.gpu import Accelerator
+from models.blocks import block_chain
+from models.config import ModelConfig
+
+from .evaluate import Evaluation, Numbers
+
+#: What the bounds mean, for reports.
+MEANING = (
+    "derived; chips only. Upper: all chips of the plan at their maximum power all the time. "
+    "Lower: average power while the busiest unit of a chip works, none otherwise."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Bounds of plans, one entry per plan; None where the power is not public."""
+
+    lower_j_per_token: Numbers | None
+    upper_j_per_token: Numbers | None  #: as many sequences in flight as fit
+    upper_alone_j_per_token: Numbers | None  #: one micro-batch in flight
+
+
+def energy(evaluation: Evaluation, cfg: ModelConfig, chip: Accelerator) -> Energy:
+    """Bound the energy of a token.
+
+    Args:
+        evaluation: time of each plan.
+        cfg: the model that was evaluated.
+        chip: its power.
+
+    Returns:
+        Joules for each token that a step keeps; `lower <= upper <= upper alone`.
+
+    Fidelity: approximate.
+    """
+    most_w, average_w = chip.power_max_w, chip.power_average_w
+    kept = evaluation.request.batch * evaluation.request.kept_tokens
+    group_chips = np.array([plan.group_chips for plan in evaluation.plans])
+    all_chips = np.array([plan.n_chips for plan in evaluation.plans])
+    busy_s = busy_cycles(evaluation, cfg) / evaluation.clock_hz
+
+    def joules(power_w: int | float | None, chip_s: Numbers) -> Numbers | None:
+        return None if power_w is None else np.asarray(power_w * chip_s / kept)
+
+    return Energy(
+        lower_j_per_token=joules(average_w, group_chips * busy_s),
+        upper_j_per_token=joules(
+            most_w, all_chips * evaluation.cycles_per_batch / evaluation.clock_hz
+        ),
+        upper_alone_j_per_token=joules(most_w, all_chips * evaluation.latency_s),
+    )
+
+
+def busy_cycles(evaluation: Evaluation, cfg: ModelConfig) -> Numbers:
+    """Sum over the blocks of a step the cycles in which the busiest unit of a chip works.
+
+    Blocks follow one another without overlap, and all chips of a group run the same program, so
+    that each chip of a stage is busy at least as long in the blocks of its stage.
+
+    Args:
+        evaluation: the plans.
+        cfg: the model that was evaluated.
+    """
+    busiest = {
+        kind: np.max(
+            [np.broadcast_to(b, len(evaluation.plans)) for b in block.timing.busy_cycles.values()],
+            axis=0,
+        )
+        for kind, block in evaluation.blocks.items()
+    }
+    # One after another: numpy's own order of a sum differs between one plan and many.
+    return np.asarray(sum(busiest[block.kind] for block in block_chain(cfg)))
+
+
+def one(bounds: Numbers | None, i: int) -> float | None:
+    """The bound of one plan, if it is known."""
+    return None if bounds is None else float(bounds[i])
+
+
+def unknown_reason(chip: Accelerator) -> str | None:
+    """Say in one sentence why a bound is missing; None if both are there."""
+    if chip.power_max_w is None:
+        return f"No energy: the power of {chip.title} is not public."
+    if chip.power_average_w is None:
+        return f"No lower bound of energy: the average power of {chip.title} is not public."
+    return None
+
+
+def knows_energy(chip: Accelerator) -> bool:
+    """Whether at least one bound is known."""
+    return (chip.power_max_w, chip.power_average_w) != (None, None)

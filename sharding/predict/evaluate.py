@@ -1,0 +1,375 @@
+"""A plan's time and memory, for one plan or for thousands at once: a plan is a row of numbers.
+
+Each kind of block is evaluated once for every distinct row of its own degrees; plans are sums of
+blocks. Latency of one token: embedding, blocks stage by stage, hand-overs, head and the way back.
+Stages are cut between any two blocks.
+
+Not modelled: overlap between blocks of a stage, and a host that limits the rate of all sequences.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lpu_jax.cost.machine import Groups
+from lpu_jax.cost.program import Program
+from lpu_jax.cost.schedule import Timing
+from lpu_jax.cost.timing import Placed, hand_over_cycles, placed, timing
+from lpu_jax.datapath.work import Unit
+from lpu_jax.machine.system import System
+from models.blocks import CACHING_KINDS, Kind, block_arguments, block_chain, block_kinds
+from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.policy import Policy
+
+from .. import axes
+from ..axes import MESH_AXES, Request, dispatch_of, mesh_order
+from ..plan import Plan
+from .block_report import BlockReport, merge, take
+from .placement import Cuts, block_bytes, cut_stages, usable_bytes
+from .symbolic import symbol_values, trace_block
+
+Numbers = Float[np.ndarray, " plans"]
+#: Bits of a value of the hidden state on its way to the next stage.
+WIRE_BITS = 16
+#: Bytes of a token id on its way back to the first stage.
+TOKEN_BYTES = 4
+
+
+def hidden_bytes(cfg: ModelConfig, request: Request) -> float:
+    """Bytes of the hidden state of a step on its way to the next stage."""
+    return request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledBlock:
+    """One kind of block with its schedule, operation by operation."""
+
+    program: Program
+    symbols: Mapping[str, Any]
+    arguments: Any  #: tree of `Leaf`
+    machine: Placed
+    timing: Timing
+
+    def report(self) -> BlockReport:
+        """Its time, what it holds and what it sends."""
+        sent = (slot.work for slot in self.timing.slots if slot.work.unit is Unit.C2C)
+        return BlockReport(
+            timing=self.timing,
+            held=block_bytes(
+                self.arguments, self.program, self.timing, self.symbols, self.machine.chip
+            ),
+            wire_bytes=sum((work.moved_bytes for work in sent), 0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Numbers of many plans, one entry per plan: cycles of the clock, bytes of the fullest chip."""
+
+    plans: Sequence[Plan]
+    request: Request
+    clock_hz: float
+    blocks: Mapping[Kind, BlockReport]
+    latency_cycles: Numbers
+    lower_cycles: Numbers
+    upper_cycles: Numbers
+    slowest_stage_cycles: Numbers
+    hand_over_cycles: Numbers
+    host_cycles: float  #: host and sampling, part of the latency
+    wire_bytes: Numbers
+    weight_bytes: Numbers  #: of the fullest chip
+    cache_bytes: Numbers
+    activation_bytes: Numbers  #: live values and tables
+    reserved_bytes: float
+    sram_bytes: float  #: of a chip; of a GPU, its HBM
+    in_flight: Int[np.ndarray, " plans"]
+    cuts: Cuts
+
+    @property
+    def used_bytes(self) -> Numbers:
+        """Bytes of the fullest chip without the reserve."""
+        return np.asarray(self.weight_bytes + self.cache_bytes + self.activation_bytes)
+
+    def memory_bytes(self, plan: int) -> dict[str, float]:
+        """What fills the fullest chip of one plan, by its number, and how much a chip has."""
+        return {
+            "weights": float(self.weight_bytes[plan]),
+            "cache": float(self.cache_bytes[plan]),
+            "activations": float(self.activation_bytes[plan]),
+            "reserved": self.reserved_bytes,
+            "sram": self.sram_bytes,
+        }
+
+    @property
+    def short_bytes(self) -> Numbers:
+        """Bytes the fullest chip lacks; negative where there is room."""
+        return self.used_bytes + self.reserved_bytes - self.sram_bytes
+
+    @property
+    def fits(self) -> Bool[np.ndarray, " plans"]:
+        """Whether the fullest chip holds its share."""
+        return np.asarray(self.short_bytes <= 0)
+
+    @property
+    def latency_s(self) -> Numbers:
+        """Time of one step: of one token, or of a token with its drafts."""
+        return self.latency_cycles / self.clock_hz
+
+    @property
+    def largest_reserve_fraction(self) -> Numbers:
+        """The part of the memory that may be reserved before a plan stops fitting."""
+        return np.asarray(1 - self.used_bytes / self.sram_bytes)
+
+    @property
+    def tokens_per_s_per_user(self) -> Numbers:
+        """Rate of one sequence."""
+        return self.request.kept_tokens / self.latency_s
+
+    @property
+    def cycles_per_batch(self) -> Numbers:
+        """Cycles between the steps of two micro-batches that leave the last stage."""
+        return np.asarray(
+            np.maximum(self.slowest_stage_cycles, self.latency_cycles / self.in_flight)
+        )
+
+    @property
+    def is_stage_bound(self) -> Bool[np.ndarray, " plans"]:
+        """Whether the slowest stage bounds the rate of all; if not, what is in flight does."""
+        return np.asarray(self.in_flight * self.slowest_stage_cycles >= self.latency_cycles)
+
+    @property
+    def tokens_per_s_total(self) -> Numbers:
+        """Rate of all micro-batches: bound by the slowest stage, or by what is in flight."""
+        kept = self.request.batch * self.request.kept_tokens
+        return kept * self.clock_hz / self.cycles_per_batch
+
+
+def evaluate(
+    plans: Sequence[Plan], cfg: ModelConfig, system: System, policy: Policy, request: Request
+) -> Evaluation:
+    """Evaluate legal plans.
+
+    Args:
+        plans: at least one; each was accepted by `legal.check_plan`.
+        cfg: the model.
+        system: the machine.
+        policy: formats of the weights.
+        request: batch, new tokens and allocated context.
+    """
+    groups, group_of_plan = _groups(plans, system)
+    blocks = {
+        kind: _evaluate_kind(kind, plans, groups, group_of_plan, cfg, system, policy, request)
+        for kind in block_kinds(cfg)
+    }
+    chain = [blocks[block.kind] for block in block_chain(cfg)]
+    clock = float(system.chip.clock_hz)
+    payload = hidden_bytes(cfg, request)
+    sampled = request.batch * request.sampled_tokens
+    host = system.host_overhead_s * clock
+    hops = np.array([_hand_over_cycles(g, system, payload, sampled) for g in groups])[group_of_plan]
+    n_stages = np.array([plan.stages for plan in plans])
+    cuts = cut_stages(
+        [block.held.weights for block in chain],
+        [block.held.cache for block in chain],
+        [block.timing.cycles for block in chain],
+        n_stages,
+    )
+    activations = np.max(
+        [np.broadcast_to(b.held.activations, n_stages.shape) for b in blocks.values()], 0
+    )
+    # A stage may hold blocks of every kind; blocks of one kind share their tables, and sliding
+    # layers those of the others.
+    tables = np.sum(
+        [
+            np.broadcast_to(block.held.tables, n_stages.shape)
+            for kind, block in blocks.items()
+            if kind != "sliding" or "attention" not in blocks
+        ],
+        0,
+    )
+    spare = usable_bytes(system.chip) - cuts.fullest_bytes - activations - tables
+    more = np.floor(np.maximum(spare, 0) / np.maximum(cuts.fullest_cache_bytes, 1))
+    total = {
+        name: sum(
+            (np.broadcast_to(getattr(b.timing, name), n_stages.shape) for b in chain),
+            np.zeros(n_stages.shape),
+        )
+        for name in ("cycles", "lower_cycles", "upper_cycles")
+    }
+    return Evaluation(
+        plans=plans,
+        request=request,
+        clock_hz=clock,
+        blocks=blocks,
+        latency_cycles=total["cycles"] + hops[:, 0] + host,
+        lower_cycles=total["lower_cycles"] + hops[:, 0] + host,
+        upper_cycles=total["upper_cycles"] + hops[:, 0] + host,
+        slowest_stage_cycles=cuts.slowest_cycles + hops[:, 1],
+        hand_over_cycles=hops[:, 0],
+        host_cycles=host,
+        wire_bytes=sum((b.wire_bytes for b in chain), np.zeros(n_stages.shape))
+        + payload * (n_stages - 1),
+        weight_bytes=cuts.fullest_bytes - cuts.fullest_stage_cache_bytes,
+        cache_bytes=cuts.fullest_stage_cache_bytes,
+        activation_bytes=activations + tables,
+        reserved_bytes=system.chip.memory_bytes - usable_bytes(system.chip),
+        sram_bytes=float(system.chip.memory_bytes),
+        in_flight=np.minimum(1 + more, cuts.busy_stages).astype(np.int64),
+        cuts=cuts,
+    )
+
+
+def _groups(
+    plans: Sequence[Plan], system: System
+) -> tuple[tuple[Groups, ...], Int[np.ndarray, " plans"]]:
+    """Place the stages of each distinct pair of stages and chips."""
+    index: dict[tuple[int, int], int] = {}
+    of_plan = np.array(
+        [index.setdefault((plan.stages, plan.group_chips), len(index)) for plan in plans]
+    )
+    groups = tuple(
+        Groups(chips, system.topology.stage_bases(stages, chips)) for stages, chips in index
+    )
+    return groups, of_plan
+
+
+def _hand_over_cycles(
+    group: Groups, system: System, payload_bytes: float, n_tokens: int
+) -> tuple[float, float]:
+    """Cycles of all hand-overs of a token, the way back included, and of the slowest one."""
+    steps, back = hand_over_steps(group, system, payload_bytes, n_tokens)
+    return float(np.sum(steps) + back), float(np.max(steps, initial=0.0))
+
+
+def hand_over_steps(
+    group: Groups, system: System, payload_bytes: float, n_tokens: int
+) -> tuple[Float[np.ndarray, " steps"], float]:
+    """Cycles of the hand-over from each stage to the next, and of the token ids' way back."""
+    if len(group.bases) == 1:
+        return np.zeros(0), 0.0
+    steps = hand_over_cycles(system, group.chips, group.bases, payload_bytes)
+    back = hand_over_cycles(system, group.chips, group.bases[[-1, 0]], TOKEN_BYTES * n_tokens)
+    return steps, float(np.sum(back))
+
+
+def _evaluate_kind(
+    kind: Kind,
+    plans: Sequence[Plan],
+    groups: tuple[Groups, ...],
+    group_of_plan: Int[np.ndarray, " plans"],
+    cfg: ModelConfig,
+    system: System,
+    policy: Policy,
+    request: Request,
+) -> BlockReport:
+    """Evaluate a kind of block for each distinct row of degrees, per split rule and collective."""
+    names = MESH_AXES[kind]
+    rows = np.array(
+        [
+            [group, *(axes.degrees(plan, kind, cfg)[name] for name in names), slots_of(plan, kind)]
+            for plan, group in zip(plans, group_of_plan, strict=True)
+        ]
+    )
+    variants = [
+        (
+            split_of(plan, kind),
+            plan.collective,
+            mesh_order(plan, kind),
+            dispatch_of(plan, kind),
+            kind in CACHING_KINDS and plan.attention.context > 1,
+        )
+        for plan in plans
+    ]
+    parts: list[tuple[Int[np.ndarray, " ..."], BlockReport]] = []
+    for variant in dict.fromkeys(variants):
+        split, collective, order, dispatch, _ = variant
+        chosen = np.array([i for i, v in enumerate(variants) if v == variant])
+        distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)
+        machine = placed(system, groups, distinct[:, 0])
+        column = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
+        ways = {name: column[name] for name in order}
+        report = schedule_block(
+            kind, ways, distinct[:, -1], split, collective, machine, cfg, policy, request, dispatch
+        ).report()
+        parts.append((chosen, take(report, back.reshape(-1), len(distinct))))
+    return parts[0][1] if len(parts) == 1 else merge(parts, len(plans))
+
+
+def schedule_block(
+    kind: Kind,
+    ways: Mapping[str, Any],
+    slots: Any,
+    split: Split,
+    collective: str,
+    machine: Placed,
+    cfg: ModelConfig,
+    policy: Policy,
+    request: Request,
+    dispatch: Dispatch = Dispatch.REPLICATED,
+) -> ScheduledBlock:
+    """Schedule one kind of block for numbers, or one number per plan, as its degrees.
+
+    Args:
+        kind: the kind of block.
+        ways: chips along each of its mesh axes, outermost first.
+        slots: expert slots, at least the worst case of the request; ignored without experts.
+        split: how output projections are split.
+        collective: algorithm of its collectives.
+        machine: chip and links.
+        cfg: the model.
+        policy: formats of the weights.
+        request: batch, tokens and context.
+        dispatch: how rows reach the chips of their experts.
+    """
+    program = trace_block(
+        cfg,
+        kind,
+        policy,
+        split,
+        collective,
+        tuple(ways),
+        dispatch,
+        splits_context=axes.splits_context(ways),
+    ).program
+    if kind == "head":  # one row per position whose token is chosen, as of so many sequences
+        rows = request.batch * request.sampled_tokens
+        request = replace(request, batch=rows, tokens=request.tokens // request.sampled_tokens)
+    sizes = axes.sizes(cfg, kind, policy, ways, request)
+    if kind == "moe":
+        assert cfg.moe is not None
+        worst = np.minimum(sizes.local["experts"], request.batch * request.tokens * cfg.moe.top_k)
+        # More slots than the worst case of this request are run all the same; fewer are not legal,
+        # and those of a decode step do not bind a prefill step.
+        slots = np.maximum(slots, worst)
+        slots = slots if slots.ndim else int(slots)
+    symbols = symbol_values(sizes, ways, slots)
+    return ScheduledBlock(
+        program=program,
+        symbols=symbols,
+        arguments=block_arguments(cfg, kind, policy, split, sizes, dispatch),
+        machine=machine,
+        timing=timing(program, machine, symbols),
+    )
+
+
+def split_of(plan: Plan, kind: Kind) -> Split:
+    """How a kind of block splits its output projection."""
+    match kind:
+        case "attention" | "sliding":
+            return plan.attention.split
+        case "dense":
+            return plan.mlp.split
+        case "moe" if plan.moe is not None:
+            return plan.moe.split
+        case _:
+            return Split.ROW
+
+
+def slots_of(plan: Plan, kind: Kind) -> int:
+    """Expert slots that a plan asks for; 0 where it asks for none."""
+    return plan.moe.slots or 0 if kind == "moe" and plan.moe is not None else 0

@@ -1,0 +1,117 @@
+"""One symbolic trace per kind of block: the program that every plan shares.
+
+The per-chip program is traced once with a symbol for each length that a plan decides. Not per plan:
+plans are rows of numbers for these symbols.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+from jax.export import symbolic_shape
+
+from lpu_jax.cost.program import Program, read
+from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.work import Length
+from models.blocks import Kind, Sizes, block_arguments, block_program, shapes
+from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.policy import Policy
+
+from ..axes import LOGICAL, MESH_AXES, axis_lengths
+
+#: Lengths of every block that do not come from an axis of its weights.
+_COMMON = ("batch_local", "tokens", "context", "kv_length", "window", "slots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTrace:
+    """A block's program in symbols: local lengths by logical axis, degrees by mesh axis."""
+
+    kind: Kind
+    program: Program
+
+
+@cache
+def trace_block(
+    cfg: ModelConfig,
+    kind: Kind,
+    policy: Policy,
+    split: Split,
+    collective: str,
+    order: tuple[str, ...] | None = None,
+    dispatch: Dispatch = Dispatch.REPLICATED,
+    *,
+    splits_context: bool = False,
+) -> BlockTrace:
+    """Trace a kind of block with symbols for everything a plan decides.
+
+    Args:
+        cfg: the model.
+        kind: the kind of block.
+        policy: formats of the weights.
+        split: how output projections are split.
+        collective: algorithm of its collectives.
+        order: mesh axes, outermost first; None for `MESH_AXES`.
+        dispatch: how rows reach the chips of their experts.
+        splits_context: chips share out the positions of the cache; if not, there is no such axis.
+
+    Raises:
+        CostError: the block holds something else than datapath operations and free layout.
+    """
+    names = [*axis_lengths(cfg, kind), *_COMMON, *(f"n_{axis}" for axis in MESH_AXES[kind])]
+    symbol: dict[str, Any] = dict(zip(names, symbolic_shape(",".join(names)), strict=True))
+    ways = {axis: symbol[f"n_{axis}"] for axis in MESH_AXES[kind]}
+    if "context" in ways and not splits_context:
+        ways["context"] = 1
+    n_data = ways.get("data", 1)
+    local = {name: symbol[name] for name in axis_lengths(cfg, kind)}
+    # Replicated lengths of one chip: a dimension that is never split keeps its number.
+    local = {name: s for name, s in local.items() if name in LOGICAL[kind]}
+    if "once" in local:
+        local["once"] = 1
+    local |= {
+        "batch": symbol["batch_local"] * n_data,
+        "batch_local": symbol["batch_local"],
+        "tokens": symbol["tokens"],
+        "context": symbol["context"],
+        "kv_length": symbol["kv_length" if splits_context else "context"],
+        "window": symbol["window"],
+    }
+    logical_ways = {}
+    for logical, axes in LOGICAL[kind].items():
+        product: Any = 1
+        for axis in axes:
+            product = product * ways[axis]
+        logical_ways[logical] = product
+    sizes = Sizes(local=local, ways=logical_ways, splits_context=splits_context)
+    arguments = block_arguments(cfg, kind, policy, split, sizes, dispatch)
+    program = block_program(
+        cfg,
+        kind,
+        policy,
+        split,
+        n_local=local.get("experts"),
+        n_slots=symbol["slots"],
+        dispatch=dispatch,
+    )
+    stride: Any = 1
+    inside_out: dict[str, Axis] = {}
+    for axis in reversed(order or MESH_AXES[kind]):
+        inside_out[axis] = Axis(names=(), size=ways[axis], algorithm=collective, stride=stride)
+        stride = stride * ways[axis]
+    axes_of_chip = dict(reversed(inside_out.items()))
+    jaxpr = jax.make_jaxpr(lambda *args: program(*args, axes=axes_of_chip))(*shapes(arguments))
+    return BlockTrace(kind=kind, program=read(jaxpr, strict=True))
+
+
+def symbol_values(
+    sizes: Sizes, ways_by_axis: Mapping[str, Length], slots: Length
+) -> dict[str, Length]:
+    """Numbers for the symbols of a block's trace."""
+    values = {name: value for name, value in sizes.local.items() if name != "batch"}
+    values.setdefault("batch_local", sizes.local["batch"])
+    return values | {f"n_{axis}": n for axis, n in ways_by_axis.items()} | {"slots": slots}

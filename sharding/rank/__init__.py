@@ -1,0 +1,1 @@
+"""Which plan wins, and which is taken when none is given."""

@@ -1,0 +1,317 @@
+"""The result of a comparison: ranked rows, as plain values and as text."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Literal
+
+from rich.table import Table
+
+from lpu_jax.machine.system import System
+from lpu_jax.provenance import Constant
+from lpu_jax.quantities import format_bytes, format_count, format_seconds
+from models.config import ModelConfig
+from models.params import n_parameters
+from models.policy import Policy
+
+from .. import report
+from ..axes import Request
+from ..plan import Plan
+from ..predict.energy import MEANING, knows_energy, unknown_reason
+from ..predict.evaluate import Evaluation
+
+#: Reasons that begin so refuse a plan for its memory; all others refuse a split for its shapes.
+DOES_NOT_FIT = "does not fit"
+
+Objective = Literal["latency", "throughput", "pareto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One plan of a comparison."""
+
+    plan: Plan
+    fits: bool
+    reason: str | None  #: why it does not fit
+    short_bytes: float  #: what the fullest chip lacks, negative where there is room
+    sram_used_fraction: float
+    decode_latency_s: float
+    decode_latency_lower_s: float
+    decode_latency_upper_s: float
+    tokens_per_s_per_user: float
+    tokens_per_s_total: float
+    tokens_per_step: float  #: that a step adds to a sequence, on average
+    in_flight: int  #: micro-batches
+    users_in_flight: int
+    total_bound_by: str  #: `slowest stage` or `users in flight`
+    reserve_limit_fraction: float  #: part of the memory that may be reserved until it fits no more
+    hand_over_s: float
+    host_s: float  #: host and sampling, part of the latency
+    prefill_latency_s: float  #: of the prompt of every sequence of the batch
+    prefill_chunk_tokens: int  #: new tokens per sequence of a step: the fastest that fit
+    time_to_first_token_s: float  #: prefill, and the host's part
+    wire_bytes_per_token: float  #: payload of all collectives and hand-overs, each once
+    energy_j_per_token_lower: float | None  #: None: the power of the chip is not public
+    energy_j_per_token_upper: float | None
+    energy_j_per_token_upper_alone: float | None  #: one micro-batch in flight
+    memory_bytes: Mapping[str, float]  #: of the fullest chip
+    numerics: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as plain values; scripts parse these names."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "plan"},
+            "plan": self.plan.as_dict(),
+            "name": self.plan.name,
+            "chips": self.plan.n_chips,
+            "stages": self.plan.stages,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Ranked plans of a model on a machine, and what was searched."""
+
+    model: ModelConfig
+    system: System
+    policy: Policy
+    request: Request
+    prompt_tokens: int
+    objective: Objective
+    rows: tuple[Row, ...]  #: the best that fit; if none fits, those that lack least
+    legal: int
+    fitting: int
+    rejected: Mapping[str, int]  #: plans and ways refused, by reason
+    nearest: Row | None  #: the plan that does not fit and lacks least
+    assumed: tuple[Constant, ...] = field(repr=False)
+    evaluation: Evaluation = field(repr=False, compare=False)  #: all plans that were ranked
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as plain values."""
+        return {
+            "model": {
+                "name": self.model.name,
+                "parameters": n_parameters(self.model),
+                "weights_format": self.policy.name,
+                "weights_format_source": self.policy.source,
+            },
+            "system": {
+                "name": self.system.name,
+                "chips": self.system.n_chips,
+                "sram_bytes": self.system.memory_bytes,
+                "memory": self.system.chip.memory_name,
+                "note": self.system.note,
+            },
+            "request": vars(self.request) | {"prompt": self.prompt_tokens},
+            "energy": {"meaning": MEANING, "reason": unknown_reason(self.system.chip)},
+            "objective": self.objective,
+            "rows": [row.as_dict() for row in self.rows],
+            "searched": {
+                "legal": self.legal,
+                "fitting": self.fitting,
+                "rejected": dict(self.rejected),
+                "nearest_that_does_not_fit": self.nearest.as_dict() if self.nearest else None,
+            },
+            "versions": versions(),
+            "assumed": [constant.as_dict() for constant in self.assumed],
+        }
+
+    def to_json(self) -> str:
+        """The comparison as JSON text."""
+        return json.dumps(self.as_dict(), indent=1)
+
+    def table(self) -> str:
+        """The comparison as text for a terminal."""
+        return comparison_text(self)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The table of a comparison with what was asked, what was searched and what was refused."""
+    c = comparison
+    memory = c.system.chip.memory_name
+    head = (
+        f"{c.model.name}: {format_count(n_parameters(c.model), digits=4)} parameters, "
+        f"weights {c.policy.name}; "
+        f"{c.system.name}: {_chips(c.system.n_chips)} of {c.system.chip.title}, "
+        f"{format_bytes(c.system.memory_bytes, digits=4)} {memory}; batch {c.request.batch}, "
+        f"context {c.request.context}"
+    )
+    rows = report.table(
+        ("#", "right"),
+        ("plan", "left"),
+        ("chips", "right"),
+        (memory, "right"),
+        ("token" if c.request.acceptance is None else "step", "right"),
+        ("lower..upper", "right"),
+        ("tok/s user", "right"),
+        ("tok/s total", "right"),
+        ("hand-over", "right"),
+        ("wire/token", "right"),
+        ("SQNR", "right"),
+    )
+    for number, row in enumerate(c.rows, 1):
+        rows.add_row(str(number), *_cells(row))
+    lines = [
+        head,
+        *([c.system.note] if c.system.note else []),
+        rows,
+        serving_table(c.rows, c.prompt_tokens),
+        legend(memory),
+        *serving_notes(c.request, c.system),
+        f"{len(c.assumed)} of the {len(c.system.constants())} numbers of {c.system.name} are "
+        "assumed: --json lists them, --sensitivity N draws them from their ranges.",
+        f"weights {c.policy.name}: {c.policy.source}.",
+        _searched(c),
+    ]
+    if not c.fitting and c.nearest is not None:
+        lines += ["No plan fits.", memory_map(c.nearest, memory)]
+    return report.render(*lines)
+
+
+def _chips(count: int) -> str:
+    return "1 chip" if count == 1 else f"{count} chips"
+
+
+def legend(memory: str = "SRAM") -> str:
+    """What a plan's name means."""
+    return (
+        "plan: stages x chips of a stage, then ways of a:attention, f:dense MLP, m:experts over "
+        "t tensor, e expert, d data, c context, r replica; row or column: split of output "
+        f"projections (a/f/m if they differ). {memory}: fullest chip, reserve included."
+    )
+
+
+def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
+    """What plans serve: who is in flight, the first token of a prompt, and energy where known."""
+    has_energy = any(row.energy_j_per_token_upper is not None for row in rows)
+    made = report.table(
+        ("#", "right"),
+        ("micro-batches", "right"),
+        ("users", "right"),
+        ("total bound by", "left"),
+        ("first token", "right"),
+        ("chunk", "right"),
+        ("fits to a reserve of", "right"),
+        *([("J/token", "right"), ("alone", "right")] if has_energy else []),
+        title=f"In flight, and the first token of a prompt of {prompt_tokens}",
+    )
+    for number, row in enumerate(rows, 1):
+        cells = [
+            str(number),
+            str(row.in_flight),
+            str(row.users_in_flight),
+            row.total_bound_by,
+            format_seconds(row.time_to_first_token_s),
+            str(row.prefill_chunk_tokens),
+            f"{row.reserve_limit_fraction:.1%}" if row.reserve_limit_fraction >= 0 else "none",
+        ]
+        if has_energy:
+            cells += [
+                format_energy(row.energy_j_per_token_lower, row.energy_j_per_token_upper),
+                format_energy(None, row.energy_j_per_token_upper_alone),
+            ]
+        made.add_row(*cells)
+    return made
+
+
+def format_energy(lower_j: float | None, upper_j: float | None) -> str:
+    """Bounds of an energy in joules as text: both, the upper one, or a dash."""
+    if upper_j is None:
+        return "-" if lower_j is None else f"at least {lower_j:.3g}"
+    return f"up to {upper_j:.3g}" if lower_j is None else f"{lower_j:.3g}..{upper_j:.3g}"
+
+
+def serving_notes(request: Request, system: System) -> list[str]:
+    """What the serving figures rest on, one sentence a line."""
+    (host,) = (c for c in system.constants() if c.name == "host_overhead_s")
+    spread = (
+        ""
+        if host.low is None or host.high is None
+        else f", {host.low * 1e6:g} to {host.high * 1e6:g} us"
+    )
+    notes = [
+        f"host and sampling: {host.value * 1e6:g} us per step ({host.status}{spread}), in "
+        "every latency."
+    ]
+    if request.acceptance is not None:
+        notes.append(
+            f"speculative decoding: {request.tokens - 1} drafts a step, each accepted with "
+            f"probability {request.acceptance:g}, keep {request.kept_tokens:.4g} tokens a step; "
+            "the draft model's own time is not counted."
+        )
+    reason = unknown_reason(system.chip)
+    notes += [reason] if reason else []
+    if knows_energy(system.chip):
+        notes.append(f"energy: {MEANING}")
+    return notes
+
+
+def _cells(row: Row) -> list[str]:
+    numerics = row.numerics
+    return [
+        row.plan.name,
+        str(row.plan.n_chips),
+        f"{row.sram_used_fraction:.1%}",
+        format_seconds(row.decode_latency_s),
+        f"{format_seconds(row.decode_latency_lower_s)}..{format_seconds(row.decode_latency_upper_s)}",
+        f"{row.tokens_per_s_per_user:.0f}",
+        f"{row.tokens_per_s_total:.0f}",
+        format_seconds(row.hand_over_s),
+        format_bytes(row.wire_bytes_per_token),
+        "-" if numerics is None else _decibels(numerics["sqnr_db"]),
+    ]
+
+
+def _decibels(sqnr_db: float | None) -> str:
+    """An SQNR as text; None is no error at all."""
+    return "exact" if sqnr_db is None else f"{sqnr_db:.1f} dB"
+
+
+def _searched(comparison: Comparison) -> str:
+    lines = [f"{comparison.legal} legal plans, {comparison.fitting} fit."]
+    for reason, count in sorted(comparison.rejected.items(), key=lambda item: -item[1])[:6]:
+        what = "refused" if reason.startswith(DOES_NOT_FIT) else "ways to split refused"
+        lines.append(f"  {count:>7} {what}: {reason}")
+    nearest = comparison.nearest
+    if nearest is not None:
+        lines.append(
+            f"  nearest that does not fit: {nearest.plan.name}, short of "
+            f"{format_bytes(nearest.short_bytes)} on the fullest chip."
+        )
+    return "\n".join(lines)
+
+
+def memory_map(row: Row, memory: str = "SRAM") -> Table:
+    """What the fullest chip of a plan would hold."""
+    made = report.table(
+        ("fullest chip", "left"),
+        ("bytes", "right"),
+        (f"of {memory}", "right"),
+        title=f"Memory map of {row.plan.name}",
+    )
+    sram = row.memory_bytes["sram"]
+    for name, size in row.memory_bytes.items():
+        if name != "sram":
+            made.add_row(name, format_bytes(size), f"{size / sram:.1%}")
+    total = sum(size for name, size in row.memory_bytes.items() if name != "sram")
+    made.add_section()
+    made.add_row("needed", format_bytes(total), f"{total / sram:.1%}")
+    made.add_row("there is", format_bytes(sram), "100.0%")
+    made.add_row(
+        "short of" if row.short_bytes > 0 else "spare",
+        format_bytes(abs(row.short_bytes)),
+        f"{abs(row.short_bytes) / sram:.1%}",
+    )
+    return made
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    return {
+        "lpu_jax": version("lpu-jax"),
+        "jax": version("jax"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+    }

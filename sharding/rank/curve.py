@@ -1,0 +1,338 @@
+"""The curve between one user's rate and everybody's: the best plans over batch sizes.
+
+Each point is a plan at a batch size, with as many micro-batches in flight as fit. A point is on the
+front of a system if no other is at least as fast for one user and for all users together; on the
+front per chip if the same holds for the rate of all divided by the chips of the plan. Not modelled:
+several copies of a plan side by side on the chips it leaves free, and requests that come and go.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from lpu_jax.errors import LpuError
+from lpu_jax.machine.system import System
+from lpu_jax.machine.system import system as named_system
+from lpu_jax.provenance import Constant
+from lpu_jax.quantities import format_seconds
+from models.config import ModelConfig
+from models.policy import Policy, policy_named
+from models.zoo import model as named_model
+
+from .. import report
+from ..axes import Request
+from ..legal import check_policy
+from ..plan import Plan
+from ..predict.energy import MEANING, energy, one, unknown_reason
+from ..predict.evaluate import Evaluation
+from ..predict.serving import decode_request
+from .compare import search_plans
+from .comparison import format_energy, serving_notes, versions
+from .comparison import legend as plan_legend
+
+#: Batch sizes are doubled until nothing fits, but not beyond this one.
+LARGEST_BATCH = 1 << 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One plan at one batch size."""
+
+    system: str
+    plan: Plan
+    batch: int
+    users_in_flight: int
+    step_s: float
+    tokens_per_s_per_user: float
+    tokens_per_s_total: float
+    energy_j_per_token_lower: float | None
+    energy_j_per_token_upper: float | None
+    on_front: bool = False  #: no other point is as good for one user and for the system
+    on_front_per_chip: bool = False  #: no other point is as good for one user and per chip
+
+    @property
+    def tokens_per_s_per_chip(self) -> float:
+        """Rate of all users over the chips of the plan."""
+        return self.tokens_per_s_total / self.plan.n_chips
+
+    def as_dict(self) -> dict[str, Any]:
+        """The point as plain values; scripts parse these names."""
+        return {
+            **vars(self),
+            "plan": self.plan.as_dict(),
+            "name": self.plan.name,
+            "chips": self.plan.n_chips,
+            "tokens_per_s_per_chip": self.tokens_per_s_per_chip,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Points of one model on one or more systems; each system has fronts of its own."""
+
+    model: ModelConfig
+    systems: tuple[System, ...]
+    policy: Policy
+    request: Request  #: of the smallest batch
+    batches: tuple[tuple[int, ...], ...]  #: sizes at which something fits, per system
+    points: tuple[Point, ...]  #: on either front, by system, fastest for one user first
+
+    def front(self, system: str, *, per_chip: bool = False) -> tuple[Point, ...]:
+        """The points of one front, fastest for one user first.
+
+        Args:
+            system: its name.
+            per_chip: the front of the rate per chip; else of the rate of the system.
+        """
+        return tuple(
+            point
+            for point in self.points
+            if point.system == system and (point.on_front_per_chip if per_chip else point.on_front)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The curve as plain values."""
+        return {
+            "model": self.model.name,
+            "weights_format": self.policy.name,
+            "context": self.request.context,
+            "draft_tokens": self.request.tokens - 1,
+            "acceptance": self.request.acceptance,
+            "tokens_per_step": self.request.kept_tokens,
+            "systems": [
+                {
+                    "name": system.name,
+                    "chips": system.n_chips,
+                    "note": system.note,
+                    "batches": list(batches),
+                    "energy": {"meaning": MEANING, "reason": unknown_reason(system.chip)},
+                    "assumed": [constant.name for constant in _assumed(system)],
+                }
+                for system, batches in zip(self.systems, self.batches, strict=True)
+            ],
+            "points": [point.as_dict() for point in self.points],
+            "versions": versions(),
+        }
+
+    def table(self) -> str:
+        """The curve as text for a terminal."""
+        return curve_text(self)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw both fronts of every system into a PNG, SVG or PDF file.
+
+        Raises:
+            LpuError: the suffix is none of these, there is nothing to draw, or the file cannot be
+                written.
+        """
+        from .curve_plot import draw  # matplotlib is only loaded where something is drawn
+
+        draw(self, Path(path))
+
+
+def curve(
+    model: str | ModelConfig,
+    systems: str | System | Sequence[str | System],
+    *,
+    weights_format: str = "fp16",
+    context: int = 4096,
+    batches: Sequence[int] | None = None,
+    draft_tokens: int | None = None,
+    acceptance: float | None = None,
+) -> Curve:
+    """Find the best plans between one user's rate and everybody's.
+
+    Args:
+        model: a zoo name, the path of a `config.json`, or a configuration.
+        systems: one or more names, paths of TOML files, or systems.
+        weights_format: name of a precision policy.
+        context: allocated positions per sequence.
+        batches: sequences per micro-batch; None: 1, 2, 4 and so on as long as something fits, at
+            most 4096.
+        draft_tokens: tokens drafted for every step; None: no speculative decoding.
+        acceptance: probability that a draft is accepted; given with `draft_tokens`.
+
+    Returns:
+        The points on the front of each system, and on its front per chip.
+
+    Raises:
+        LpuError: an unknown name or an impossible number: one sentence.
+
+    Fidelity: approximate.
+    """
+    cfg = named_model(model) if isinstance(model, str) else model
+    given = [systems] if isinstance(systems, str | System) else list(systems)
+    if not given:
+        raise LpuError("no system was given; at least one is needed.")
+    machines = [named_system(name) if isinstance(name, str) else name for name in given]
+    names = [machine.name for machine in machines]
+    if len(set(names)) < len(names):
+        raise LpuError(f"systems are {', '.join(names)}; each may be given once.")
+    policy = policy_named(weights_format, cfg)
+    if batches is not None and not batches:
+        raise LpuError("no batch size was given; at least one is needed.")
+    asked = None if batches is None else sorted(set(batches))
+
+    def request(batch: int) -> Request:
+        return decode_request(
+            cfg, batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
+        )
+
+    sizes = asked or [1 << i for i in range(LARGEST_BATCH.bit_length())]
+    requests = [request(batch) for batch in sizes]
+    for machine in machines:
+        check_policy(policy, cfg, machine)
+    fitting: list[tuple[int, ...]] = []
+    points: list[Point] = []
+    for machine in machines:
+        found = _fronts(cfg, machine, policy, requests, until_none_fits=asked is None)
+        fitting.append(found[0])
+        points += found[1]
+    return Curve(
+        model=cfg,
+        systems=tuple(machines),
+        policy=policy,
+        request=requests[0],
+        batches=tuple(fitting),
+        points=tuple(points),
+    )
+
+
+def _fronts(
+    cfg: ModelConfig,
+    system: System,
+    policy: Policy,
+    requests: Sequence[Request],
+    *,
+    until_none_fits: bool,
+) -> tuple[tuple[int, ...], list[Point]]:
+    """Batch sizes at which something fits, and the points on either front."""
+    batches, points = [], []
+    for request in requests:
+        evaluation, _ = search_plans(cfg, system, policy, request)
+        if evaluation.fits.any():
+            batches.append(request.batch)
+            # What is on no front of its batch size is on none of all.
+            points += _points_on_fronts(_points(evaluation, cfg, system))
+        elif until_none_fits:
+            break  # a larger batch needs more memory still
+    return tuple(batches), _points_on_fronts(points)
+
+
+def _points(evaluation: Evaluation, cfg: ModelConfig, system: System) -> list[Point]:
+    """Plans that fit, one point each."""
+    joules = energy(evaluation, cfg, system.chip)
+    return [
+        Point(
+            system=system.name,
+            plan=evaluation.plans[i],
+            batch=evaluation.request.batch,
+            users_in_flight=int(evaluation.in_flight[i]) * evaluation.request.batch,
+            step_s=float(evaluation.latency_s[i]),
+            tokens_per_s_per_user=float(evaluation.tokens_per_s_per_user[i]),
+            tokens_per_s_total=float(evaluation.tokens_per_s_total[i]),
+            energy_j_per_token_lower=one(joules.lower_j_per_token, i),
+            energy_j_per_token_upper=one(joules.upper_j_per_token, i),
+        )
+        for i in map(int, np.flatnonzero(evaluation.fits))
+    ]
+
+
+def _points_on_fronts(points: Sequence[Point]) -> list[Point]:
+    """Keep the points on either front of all of them, fastest for one user first."""
+    user = np.array([point.tokens_per_s_per_user for point in points])
+    total = np.array([point.tokens_per_s_total for point in points])
+    per_chip = np.array([point.tokens_per_s_per_chip for point in points])
+    on_system, on_chip = on_front(user, total), on_front(user, per_chip)
+    return [
+        replace(points[i], on_front=bool(on_system[i]), on_front_per_chip=bool(on_chip[i]))
+        for i in np.argsort(-user, kind="stable")
+        if on_system[i] or on_chip[i]
+    ]
+
+
+def on_front(
+    first: Float[np.ndarray, " points"], second: Float[np.ndarray, " points"]
+) -> Bool[np.ndarray, " points"]:
+    """Mark the points that no other equals or exceeds in both rates; of equal points the first.
+
+    Args:
+        first: a rate of each point.
+        second: another rate of each point.
+
+    Returns:
+        One mark per point.
+    """
+    front = np.zeros(len(first), bool)
+    best = -math.inf
+    for i in np.lexsort((-second, -first)):  # stable: of equal points the first comes first
+        if second[i] > best:
+            front[i] = True
+            best = second[i]
+    return front
+
+
+def curve_text(found: Curve) -> str:
+    """The points of a curve as a table, with what was asked and what is not counted."""
+    knows = any(point.energy_j_per_token_upper is not None for point in found.points)
+    rows = report.table(
+        ("system", "left"),
+        ("batch", "right"),
+        ("plan", "left"),
+        ("chips", "right"),
+        ("users", "right"),
+        ("step", "right"),
+        ("tok/s user", "right"),
+        ("tok/s total", "right"),
+        ("tok/s chip", "right"),
+        ("best", "left"),
+        *([("J/token", "right")] if knows else []),
+    )
+    for point in found.points:
+        best = {"system": point.on_front, "per chip": point.on_front_per_chip}
+        cells = [
+            point.system,
+            str(point.batch),
+            point.plan.name,
+            str(point.plan.n_chips),
+            str(point.users_in_flight),
+            format_seconds(point.step_s),
+            f"{point.tokens_per_s_per_user:.0f}",
+            f"{point.tokens_per_s_total:.0f}",
+            f"{point.tokens_per_s_per_chip:.4g}",
+            ", ".join(name for name, on in best.items() if on),
+        ]
+        if knows:
+            cells.append(
+                format_energy(point.energy_j_per_token_lower, point.energy_j_per_token_upper)
+            )
+        rows.add_row(*cells)
+    head = (
+        f"{found.model.name}, weights {found.policy.name}, context {found.request.context}: one "
+        "user's rate against that of all users of the system, and against that of a chip"
+    )
+    fits = [
+        f"{system.name}: {_sizes(batches)}; {len(_assumed(system))} of its "
+        f"{len(system.constants())} numbers are assumed."
+        for system, batches in zip(found.systems, found.batches, strict=True)
+    ]
+    notes = dict.fromkeys(
+        note for system in found.systems for note in serving_notes(found.request, system)
+    )
+    also = [f"{system.name}: {system.note}" for system in found.systems if system.note]
+    return report.render(head, *also, rows, plan_legend(), *fits, *notes)
+
+
+def _sizes(batches: tuple[int, ...]) -> str:
+    if not batches:
+        return "no plan fits at any batch size"
+    return f"something fits at batch {', '.join(map(str, batches))}"
+
+
+def _assumed(system: System) -> tuple[Constant, ...]:
+    return tuple(constant for constant in system.constants() if constant.is_assumed)

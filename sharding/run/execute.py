@@ -1,0 +1,143 @@
+"""Run placed blocks on virtual chips or on devices; blocks of one shape share one program.
+
+Holds no arithmetic and no time: the block's own per-chip program is run as it is traced for the
+cost reading.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from lpu_jax.errors import PlanError, unknown
+from lpu_jax.mesh import ChipMesh, run_devices, run_virtual
+from models.blocks import Kind, block_program
+from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.policy import Policy
+
+from ..axes import degrees, dispatch_of
+from ..plan import Plan
+from .load import LoadedBlock, block_split
+
+_RUNNERS: Mapping[str, Callable[..., Any]] = {"virtual": run_virtual, "devices": run_devices}
+#: Distinct programs kept compiled; a model has at most five kinds of block.
+_PROGRAMS_KEPT = 64
+
+
+def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual") -> Any:
+    """Run a block's program on the chips of its plan.
+
+    Args:
+        cfg: the model.
+        block: the placed block; see `with_inputs`.
+        execution: `virtual` chips in one process, or one chip on each of JAX's `devices`.
+
+    Returns:
+        The results of the block's program, as global arrays, padding included.
+
+    Raises:
+        UnknownNameError: there is no such execution.
+        MeshError: there are fewer devices than chips.
+
+    Fidelity: the same bits for every execution.
+    """
+    if execution not in _RUNNERS:
+        raise unknown("execution", execution, _RUNNERS)
+    in_specs, in_tree = jax.tree.flatten(block.in_specs)
+    out_specs, out_tree = jax.tree.flatten(block.out_specs)
+    run = _compiled(
+        cfg,
+        block.kind,
+        block.policy,
+        block.split,
+        block.mesh,
+        (block.n_local, block.n_slots, block.dispatch),
+        (tuple(in_specs), in_tree),
+        (tuple(out_specs), out_tree),
+        execution,
+    )
+    return run(*block.arguments)
+
+
+@lru_cache(maxsize=_PROGRAMS_KEPT)
+def _compiled(
+    cfg: ModelConfig,
+    kind: Kind,
+    policy: Policy,
+    split: Split,
+    mesh: ChipMesh,
+    experts: tuple[int | None, int | None, Dispatch],
+    in_specs: tuple[tuple[Any, ...], Any],
+    out_specs: tuple[tuple[Any, ...], Any],
+    execution: str,
+) -> Callable[..., Any]:
+    n_local, n_slots, dispatch = experts
+    program = block_program(
+        cfg, kind, policy, split, n_local=n_local, n_slots=n_slots, dispatch=dispatch
+    )
+    specs, results = (jax.tree.unflatten(tree, leaves) for leaves, tree in (in_specs, out_specs))
+    return jax.jit(_RUNNERS[execution](program, mesh, specs, results))
+
+
+def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
+    """Name the program that a plan needs for a kind of block, on a given system."""
+    slots = plan.moe.slots if kind == "moe" and plan.moe is not None else None
+    ways = tuple(degrees(plan, kind, cfg).items())
+    split, dispatch = block_split(plan, kind), dispatch_of(plan, kind)
+    return kind, ways, split, plan.collective, slots, dispatch
+
+
+def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
+    """Replace the leading inputs beside the weights.
+
+    Args:
+        block: the placed block.
+        inputs: for `attention`: hidden state, cache, positions; for `head`: hidden state, rows;
+            else the first input.
+
+    Raises:
+        PlanError: an input has another shape than the block was placed for.
+    """
+    slots = {"attention": (0, 2, 4), "sliding": (0, 2, 4), "head": (0, 2)}.get(block.kind, (0,))
+    arguments = list(block.arguments)
+    for slot, given in zip(slots, inputs, strict=False):
+        want, have = (jax.tree.map(np.shape, tree) for tree in (arguments[slot], given))
+        if want != have:
+            raise PlanError(f"{block.kind} block: an input of shape {have} was given, not {want}.")
+        arguments[slot] = given
+    return replace(block, arguments=tuple(arguments))
+
+
+def run_attention(
+    cfg: ModelConfig,
+    block: LoadedBlock,
+    hidden: Float[Array | np.ndarray, "b t d"],
+    cache: Any,
+    positions: Int32[Array | np.ndarray, " b"],
+    *,
+    execution: str = "virtual",
+) -> tuple[Float[Array, "b t d"], Any]:
+    """Run an attention block on any number of sequences; the last data shares may stay empty.
+
+    Args:
+        cfg: the model.
+        block: the placed attention block.
+        hidden: hidden state of the new tokens.
+        cache: what the last call returned, or `block.arguments[2]`.
+        positions: position of each sequence's first new token.
+        execution: as for `run_block`.
+
+    Returns:
+        The new hidden state and the new cache.
+    """
+    missing = block.request.batch - hidden.shape[0]
+    padded = np.pad(np.asarray(hidden), ((0, missing), (0, 0), (0, 0))) if missing else hidden
+    starts = np.pad(np.asarray(positions), (0, missing)) if missing else positions
+    out, cache = run_block(cfg, with_inputs(block, padded, cache, starts), execution=execution)
+    return (out[: hidden.shape[0]] if missing else out), cache

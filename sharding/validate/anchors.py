@@ -1,0 +1,270 @@
+"""Figures of served models and of other planners beside ours: to be looked at, not to pass.
+
+Of the services the plan, the batch and what else they do (speculative decoding, for one) are not
+public; the other planners were given GroqChip1's numbers as far as their inputs allow. Not
+modelled: those services and those planners; their figures are copied.
+
+Sources, by key: TNP The Next Platform, 2023-11; GD Groq console documentation; AIC NVIDIA
+AIConfigurator 0.12.0 in mode SOL; GenZ genz-llm 0.0.16; TokenSim, its formula worked out by hand;
+SCALE-Sim 3.0.0. The first two planners and SCALE-Sim were run with a description of GroqChip1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lpu_jax.machine.system import System
+from lpu_jax.machine.system import system as named_system
+from lpu_jax.quantities import format_bytes
+from models.config import ModelConfig
+from models.layers.linear import Split
+from models.params import n_parameters
+from models.policy import Policy, policy_named
+from models.zoo import model as named_model
+
+from ..axes import Request
+from ..detail.scheduled import schedule_plan
+from ..legal import Search
+from ..plan import AttentionShard, MlpShard, Plan
+from ..predict.evaluate import Evaluation, evaluate
+from ..predict.placement import usable_bytes
+from ..rank.compare import compare, rank
+from ..rank.comparison import Comparison
+from .figures import Figure
+
+Progress = Callable[[str], None]
+CONTEXT = 4096
+#: ISCA22: chips of a rack, and racks of the largest machine.
+RACK_CHIPS, MOST_RACKS = 72, 145
+#: No policy stores a weight in fewer bits.
+FEWEST_BITS = 4
+#: The vendor's policy for served models, as far as it is described.
+SERVED_POLICY = "groq-truepoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """What another planner says of the two plans, in ms per token."""
+
+    name: str
+    ms: tuple[float, ...]
+    note: str = ""
+
+
+PLANNERS = (
+    Planner(name="AIC", ms=(0.441, 0.269), note="no hop latency; says that both run out of memory"),
+    Planner(name="GenZ", ms=(15.01, 2.57), note="every all-reduce is one flat ring"),
+    Planner(name="TokenSim", ms=(0.977, 1.449), note="formula, not run; fit is judged per product"),
+    Planner(name="SCALE-Sim", ms=(3.9,), note="products only, four arrays, no links"),
+)
+#: Tensor ways and stages of the two plans.
+PEER_PLANS = ((64, 8), (8, 80))
+
+
+def anchors(progress: Progress = lambda _: None) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
+    """Read every figure that cannot pass or fail.
+
+    Returns:
+        The figures, and remarks to print below them.
+    """
+    progress("validate: Llama-2-70B on 576 chips")
+    llama = llama_served()
+    kimi = kimi_served(progress)
+    progress("validate: other planners")
+    figures, remarks = peers()
+    return (*llama, kimi, *figures), remarks
+
+
+def llama_served() -> tuple[Figure, ...]:
+    """Llama-2-70B in int8 on 576 chips: the service, our best plan, and one chip after another."""
+    cfg, machine = named_model("llama-2-70b"), named_system("groq-576")
+    found = compare(cfg, machine, weights_format="int8", context=CONTEXT)
+    chip = machine.chip
+    served_us = 1e6 / 300 / cfg.n_layers
+    serial_s = n_parameters(cfg) / (chip.weight_stream_bytes_per_cycle * chip.clock_hz)
+    what = "Llama-2-70B int8, 576 GroqChip1, 1 user"
+    best = found.rows[0]
+    return (
+        Figure(
+            what=f"{what}, best plan",
+            source="TNP: about 300 tokens/s",
+            unit="us/layer",
+            published=served_us,
+            ours=best.decode_latency_s * 1e6 / cfg.n_layers,
+            note=f"{best.plan.name}, context {CONTEXT}; {best.tokens_per_s_per_user:.0f} tokens/s "
+            "without anything that a service adds",
+            assumed=assumed_behind(found, chosen=True),
+        ),
+        Figure(
+            what=f"{what}, serial bound",
+            source="TNP: about 300 tokens/s",
+            unit="us/layer",
+            published=served_us,
+            ours=serial_s * 1e6 / cfg.n_layers,
+            note=f"all weights through the streams of one chip after another: {serial_s * 1e3:.2f} "
+            f"ms, {serial_s * 1e6 / cfg.n_layers / served_us:.2f} of the service's time",
+        ),
+    )
+
+
+def kimi_served(progress: Progress = lambda _: None) -> Figure:
+    """Kimi K2 on the fewest whole racks of GroqChip1 that hold it."""
+    cfg = named_model("kimi-k2")
+    policy, request = policy_named(SERVED_POLICY, cfg), Request(context=CONTEXT)
+    racks = fewest_racks(cfg, policy, request, progress)
+    machine = named_system(f"groq-{racks * RACK_CHIPS}")
+    found = _evaluated(cfg, machine, policy, request)
+    best = rank(found, "latency")[0]
+    return Figure(
+        what="Kimi K2, GroqChip1, 1 user",
+        source="GD: 200 tokens/s, chips not public",
+        unit="us/token",
+        published=1e6 / 200,
+        ours=float(found.latency_s[best]) * 1e6,
+        note=f"{machine.n_chips} chips: the fewest racks ({racks}) on which a plan of ours with "
+        f"rows split fits; weights {policy.name}, context {CONTEXT}; {found.plans[best].name}",
+        assumed=_assumed(found.plans[best], cfg, machine, policy, request, chosen=True),
+    )
+
+
+def assumed_behind(found: Comparison, *, chosen: bool = False) -> tuple[str, ...]:
+    """Name the assumed constants behind the latency of a comparison's first row.
+
+    Args:
+        found: the comparison.
+        chosen: whether the plan was chosen because it fits, so that what decides this counts too.
+    """
+    c = found
+    return _assumed(c.rows[0].plan, c.model, c.system, c.policy, c.request, chosen=chosen)
+
+
+def _assumed(
+    plan: Plan,
+    cfg: ModelConfig,
+    machine: System,
+    policy: Policy,
+    request: Request,
+    *,
+    chosen: bool,
+) -> tuple[str, ...]:
+    scheduled = schedule_plan(plan, cfg, machine, policy, request)
+    constants = scheduled.assumed_of_time + (scheduled.assumed_of_fit if chosen else ())
+    return tuple(dict.fromkeys(constant.name for constant in constants))
+
+
+def fewest_racks(
+    cfg: ModelConfig,
+    policy: Policy,
+    request: Request,
+    progress: Progress = lambda _: None,
+    most: int = MOST_RACKS,
+) -> int:
+    """Find the fewest whole racks of GroqChip1 on which some plan fits, by bisection.
+
+    Args:
+        cfg: the model; it fits on `most` racks.
+        policy: formats of the weights.
+        request: batch, tokens and context.
+        progress: told what is being done.
+        most: racks to begin with.
+
+    Fidelity:
+        Approximate: fewer racks that fit by chance, though more do not, are not looked for.
+    """
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        machine = named_system(f"groq-{middle * RACK_CHIPS}")
+        if machine.memory_bytes < n_parameters(cfg) * FEWEST_BITS / 8:
+            low = middle + 1
+            continue
+        progress(f"validate: does {cfg.name} fit on {middle} racks?")
+        if _evaluated(cfg, machine, policy, request).fits.any():
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _evaluated(cfg: ModelConfig, machine: System, policy: Policy, request: Request) -> Evaluation:
+    """Evaluate all plans that split output projections by rows, which need fewest bytes moved."""
+    plans = [
+        plan
+        for plan in Search(cfg, machine, policy, request).plans()
+        if plan.attention.split is Split.ROW and (plan.moe is None or plan.moe.split is Split.ROW)
+    ]
+    return evaluate(plans, cfg, machine, policy, request)
+
+
+def peers() -> tuple[tuple[Figure, ...], tuple[str, ...]]:
+    """Llama-3-70B in 8 bits on two plans, by other planners and by us."""
+    figures: list[Figure] = []
+    ours_ms, remarks = [], []
+    for column, (tensor, stages) in enumerate(PEER_PLANS):
+        found = _peer_plan(tensor, stages)
+        row = found.rows[0]
+        ours_ms.append(row.decode_latency_s * 1e3)
+        name, assumed = f"TP{tensor}xPP{stages}", assumed_behind(found)
+        figures += [
+            Figure(
+                what=f"Llama-3-70B int8, {name}, {planner.name}",
+                source=f"{planner.name} with GroqChip1's numbers",
+                unit="ms/token",
+                published=planner.ms[column],
+                ours=ours_ms[-1],
+                note=planner.note if column == 0 else "",
+                assumed=assumed,
+            )
+            for planner in PLANNERS
+            if column < len(planner.ms)
+        ]
+        best = compare(found.model, found.system, weights_format="int8", context=CONTEXT).rows[0]
+        remarks.append(
+            f"{name}: {_fit(found)} Our best plan on {found.system.n_chips} chips: "
+            f"{best.plan.name}, {best.decode_latency_s * 1e3:.3f} ms."
+        )
+    votes = [f"{p.name} {_preferred(p.ms)}" for p in PLANNERS if len(p.ms) == len(PEER_PLANS)]
+    remarks.insert(
+        0, f"Of these two plans prefer: {', '.join([*votes, f'ours {_preferred(ours_ms)}'])}."
+    )
+    return tuple(figures), tuple(remarks)
+
+
+def _peer_plan(tensor: int, stages: int) -> Comparison:
+    plan = Plan(
+        stages=stages,
+        group_chips=tensor,
+        attention=AttentionShard(tensor=tensor),
+        mlp=MlpShard(tensor=tensor),
+    )
+    return compare(
+        "llama-3.1-70b",
+        f"groq-{tensor * stages}",
+        [plan],
+        weights_format="int8",
+        context=CONTEXT,
+    )
+
+
+def _preferred(ms: Sequence[float]) -> str:
+    tensor, stages = PEER_PLANS[ms.index(min(ms))]
+    return f"TP{tensor}xPP{stages}"
+
+
+def _fit(found: Comparison) -> str:
+    """Whether the one plan of a comparison fits, and which block is the largest."""
+    row = found.rows[0]
+    if row.fits:
+        return f"fits, {row.sram_used_fraction:.0%} of the SRAM."
+    held = {k: float(np.max(b.held.weights)) for k, b in found.evaluation.blocks.items()}
+    largest = max(held, key=lambda kind: held[kind])
+    size = format_bytes(held[largest], digits=3)
+    usable = format_bytes(usable_bytes(found.system.chip), digits=3)
+    weights = format_bytes(row.memory_bytes["weights"], digits=3)
+    even = format_bytes(n_parameters(found.model) / found.system.n_chips, digits=3)
+    return (
+        f"does not fit here: {weights} of weights on the fullest chip, padded to whole tiles "
+        f"(an even split of 8-bit weights would be {even}); the largest block, {largest}, has "
+        f"{size} on each chip of its stage, of {usable} usable."
+    )

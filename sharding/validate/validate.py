@@ -1,0 +1,289 @@
+"""Published figures against our own readings: accuracy as a command.
+
+Every check goes through the code that prices plans: programs are traced and scheduled, collectives
+are priced over links, plans are evaluated. Figures that cannot pass or fail, because too little of
+the run is public, are in `anchors`. Not modelled: nothing here is tuned; a miss stays a miss.
+
+Sources, by key: ISCA20 and ISCA22 (papers of the chip and of its network), HC26 (Hot Chips 2026):
+see `lpu_jax.machine`. AIConfigurator: NVIDIA's planner, run by hand.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import symbolic_shape
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
+
+from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.program import read
+from lpu_jax.cost.report import Report
+from lpu_jax.cost.report import time as time_of
+from lpu_jax.cost.schedule import schedule
+from lpu_jax.datapath import mxm
+from lpu_jax.machine.system import System
+from lpu_jax.machine.system import system as named_system
+from lpu_jax.mesh import ChipMesh
+from lpu_jax.provenance import constants_of
+
+from ..plan import AttentionShard, MlpShard, Plan
+from ..rank.compare import compare
+from ..rank.comparison import versions
+from .anchors import anchors, assumed_behind
+from .figures import Figure, assumed_names, figures_text, within
+
+#: Published range of columns, its ends included.
+COLUMNS = (1376, 3500)
+#: HC26: chips that a vector reaches, and the time in us.
+REACH_US = {16: 0.35, 128: 0.75, 256: 1.15, 2304: 2.95}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """All figures: those that pass or fail, and those that stand beside ours."""
+
+    checks: tuple[Figure, ...]
+    beside: tuple[Figure, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(figure.passed for figure in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as plain values, for JSON."""
+        return {
+            "passed": self.passed,
+            "checks": [figure.as_dict() for figure in self.checks],
+            "beside": [figure.as_dict() for figure in self.beside],
+            "remarks": list(self.remarks),
+            "versions": versions(),
+        }
+
+    def text(self) -> str:
+        """The figures as tables."""
+        missed = sum(not figure.passed for figure in self.checks)
+        verdict = f"{len(self.checks) - missed} of {len(self.checks)} checks pass."
+        parts = [figures_text("Published figures", self.checks), verdict]
+        if self.beside:
+            parts += [
+                "",
+                figures_text("Beside other figures (no pass or fail)", self.beside),
+                *self.remarks,
+            ]
+        return "\n".join(
+            [*parts, "assumed: how many assumed constants our reading rests on (see --json)."]
+        )
+
+
+def validate(
+    *, checks_only: bool = False, progress: Callable[[str], None] = lambda _: None
+) -> Validation:
+    """Read every published figure that we know from the cost model.
+
+    Args:
+        checks_only: leave out what cannot pass or fail; that takes longest.
+        progress: told what is being done.
+
+    Returns:
+        The figures.
+    """
+    progress("validate: chip and links")
+    checks = (
+        *peaks(),
+        utilisation(),
+        distributed_product(),
+        one_hop(),
+        all_reduce(),
+        weight_sweep(),
+        *reach(),
+        gpu_token(),
+    )
+    if checks_only:
+        return Validation(checks=checks, beside=(), remarks=())
+    beside, remarks = anchors(progress)
+    return Validation(checks=checks, beside=beside, remarks=remarks)
+
+
+def _product(m: int, k: int, n: int, dtype: Any) -> Report:
+    """Time one product on one GroqChip1."""
+    x, w = jax.ShapeDtypeStruct((m, k), dtype), jax.ShapeDtypeStruct((k, n), dtype)
+    return time_of(lambda x, w: mxm.matmul(x, w), x, w, system="groq-node")
+
+
+def peaks() -> tuple[Figure, ...]:
+    """Multiply-accumulates per cycle of GroqChip1: what more rows add to a product's time."""
+    figures = []
+    for name, dtype, k, n, published in (
+        ("int8", jnp.int8, 320, 1280, 409_600),
+        ("fp16", jnp.float16, 160, 640, 102_400),
+    ):
+        rows = 4096
+        cycles = _product(2 * rows, k, n, dtype).cycles - _product(rows, k, n, dtype).cycles
+        figures.append(
+            within(
+                f"GroqChip1 peak, {name}",
+                "ISCA20, ISCA22 section 5.2",
+                "MAC/cycle",
+                float(published),
+                rows * k * n / cycles,
+                0.0,
+            )
+        )
+    return tuple(figures)
+
+
+def utilisations(columns: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Share of the fp16 peak that [2304 x 4096] x [4096 x N] reaches on one GroqChip1, for each N.
+
+    The product is traced once, with N as a symbol, and scheduled for all N at once.
+    """
+    m, k = 2304, 4096
+    (n,) = symbolic_shape("n")
+    x = jax.ShapeDtypeStruct((m, k), jnp.float16)
+    w = jax.ShapeDtypeStruct((k, n), jnp.float16)
+    program = read(jax.make_jaxpr(lambda x, w: mxm.matmul(x, w))(x, w))
+    machine = one_group(named_system("groq-node"), 1)
+    cycles = schedule(program, machine, {"n": columns}).cycles
+    return np.asarray(m * k * columns / (machine.chip.mxm_mode("fp16").macs_per_cycle * cycles))
+
+
+def utilisation() -> Figure:
+    """The worst of all N of the published range; none may exceed the peak."""
+    columns = np.arange(COLUMNS[0], COLUMNS[1] + 1)
+    shares = utilisations(columns)
+    worst, best = int(shares.argmin()), int(shares.argmax())
+    return Figure(
+        what="[2304x4096] x [4096xN] fp16, 1 chip, worst N",
+        source='ISCA22 section 5.2: "at least 80 %"',
+        unit="of peak",
+        published=0.8,
+        ours=float(shares[worst]),
+        tolerance="80..100%",
+        passed=bool(shares[worst] >= 0.8 and shares[best] <= 1.0),
+        note=f"every N = {COLUMNS[0]}..{COLUMNS[1]}; worst N = {columns[worst]}, best N = "
+        f"{columns[best]} with {shares[best]:.1%}",
+        assumed=_assumed_by(_product(2304, 4096, int(columns[worst]), jnp.float16)),
+    )
+
+
+def distributed_product() -> Figure:
+    """Columns split over the 8 chips of a node; the left factor on every chip, the result left."""
+    x = jax.ShapeDtypeStruct((800, 32576), jnp.float16)
+    w = jax.ShapeDtypeStruct((32576, 8192), jnp.float16)
+    made = time_of(
+        lambda x, w, axes: mxm.matmul(x, w),
+        x,
+        w,
+        system="groq-node",
+        mesh=ChipMesh(axes=(("columns", 8),)),
+        in_specs=(P(), P(None, "columns")),
+        out_specs=P(None, "columns"),
+    )
+    mode = named_system("groq-node").chip.mxm_mode("fp16")
+    share = 800 * 32576 * 1024 / (mode.macs_per_cycle * made.cycles)
+    return within(
+        "[800x32576] x [32576x8192] fp16, 8 chips",
+        "ISCA22 Fig. 14, read off the figure",
+        "us",
+        330.0,
+        made.seconds * 1e6,
+        0.20,
+        note=f"columns split; {share:.1%} of peak, published 88 %: a chip's 1,024 columns fill "
+        "3.2 of 4 tiles",
+        assumed=_assumed_by(made),
+    )
+
+
+def one_hop() -> Figure:
+    """One vector over one link of a node."""
+    return within(
+        "one hop, memory to memory",
+        "ISCA22",
+        "ns",
+        722.0,
+        _collective_s(named_system("groq-node"), "send", 2) * 1e9,
+        0.02,
+        assumed=assumed_names(constants_of(named_system("groq-node").topology)),
+    )
+
+
+def all_reduce() -> Figure:
+    """One vector over 256 chips of 33 linked nodes."""
+    machine = named_system("groq-264")
+    return within(
+        "all-reduce of one vector, 256 chips",
+        "ISCA22 (printed as 2.1 us)",
+        "ns",
+        2166.0,
+        _collective_s(machine, "all_reduce", 256) * 1e9,
+        0.02,
+        assumed=assumed_names(constants_of(machine.topology)),
+    )
+
+
+def _collective_s(system: System, kind: str, n_chips: int) -> float:
+    machine = one_group(system, n_chips)
+    payload_bytes = system.topology.frame_payload_bytes
+    _, last = machine.collective_cycles(kind, "auto", n_chips, 1, payload_bytes)
+    return float(last) / float(system.chip.clock_hz)
+
+
+def weight_sweep() -> Figure:
+    """One row times as many weights as fill the memory of a GroqChip1."""
+    columns = 4 * 320
+    chip = named_system("groq-node").chip
+    made = _product(1, chip.sram_bytes // columns, columns, jnp.int8)
+    return within(
+        "weight sweep of a whole GroqChip1",
+        "derived: 220 MiB over 64 streams",
+        "us",
+        12.5,
+        made.operations[-1].busy_cycles / made.clock_hz * 1e6,
+        0.01,
+        note=f"busy time of the MXM; {made.seconds * 1e6:.2f} us with transit and its latency",
+    )
+
+
+def reach() -> tuple[Figure, ...]:
+    """How soon one chip's vector is anywhere among the first chips of nine LPX racks."""
+    topology = named_system("lpx-9").topology
+    return tuple(
+        within(
+            f"Groq 3 LPX reach, {n_chips} chips",
+            "HC26",
+            "us",
+            published,
+            topology.reach_s(n_chips) * 1e6,
+            0.02,
+            assumed=assumed_names(c for c in constants_of(topology) if c.unit == "s"),
+        )
+        for n_chips, published in REACH_US.items()
+    )
+
+
+def gpu_token() -> Figure:
+    """One token of Llama-3.1-70B in bf16 on 8 H100, tensor parallel: a roofline, no schedule."""
+    plan = Plan(group_chips=8, attention=AttentionShard(tensor=8), mlp=MlpShard(tensor=8))
+    found = compare("llama-3.1-70b", "h100x8", [plan], weights_format="bf16", context=4096)
+    row = found.rows[0]
+    return within(
+        "Llama-3.1-70B bf16 token, TP8 on 8 H100",
+        "AIConfigurator 0.12.0, measured kernels",
+        "ms",
+        9.985,
+        row.decode_latency_s * 1e3,
+        0.30,
+        note=f"a roofline, batch 1, context 4096; its lower bound is "
+        f"{row.decode_latency_lower_s * 1e3:.3f} ms, the tool's speed of light 5.253 ms",
+        assumed=assumed_behind(found),
+    )
+
+
+def _assumed_by(made: Report) -> tuple[str, ...]:
+    return assumed_names(made.assumed)

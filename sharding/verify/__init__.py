@@ -1,0 +1,1 @@
+"""The values of plans beside float32, and beside one another."""

@@ -1,0 +1,361 @@
+"""How well a model on the chips of a plan predicts a text, beside the float32 model.
+
+Perplexity of both, the divergence between their predictions, and how often they prefer the same
+token, under several policies over the same tokens. Nothing is generated here, and no time of a chip
+is predicted.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Float64, Int
+
+from lpu_jax.errors import LpuError, PlanError
+from lpu_jax.machine.system import System
+from models.config import ModelConfig
+from models.params import ParamSpec, block_params
+from models.policy import FP16, Policy
+from models.reference import stream
+from models.weights.source import WeightSource
+from models.weights.stored import one_of_batch
+
+from .. import report
+from ..axes import Request, allocated_positions
+from ..files import reading
+from ..legal import check_plan
+from ..plan import Plan
+from ..rank.comparison import versions
+from ..run.forward import forward
+from ..run.load import store_weight, stored_values
+from .emulate import decibels, finite
+
+#: Rows of logits that are compared at once: in float64 they are twice as wide as they came.
+_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCheck:
+    """Predictions of a text under one policy, over all positions that have a next token."""
+
+    policy: Policy
+    plan: Plan
+    n_tokens: int  #: of the text
+    n_scored: int  #: predictions: one less than the tokens of each window
+    perplexity: float  #: `exp` of the mean negative log-likelihood, on the chips
+    reference_perplexity: float  #: of the float32 model with the unrounded weights
+    kl_nats: float  #: mean over predictions of KL(reference || chips)
+    weights_kl_nats: float  #: the same for a float32 model with the weights as they are stored
+    top1_agreement: float  #: share of predictions with the same most likely token
+    sqnr_db: float  #: of the logits: the reference's power over that of the difference
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain values for JSON; what is not finite is None."""
+        numbers = {
+            name: finite(getattr(self, name))
+            for name in (
+                "perplexity",
+                "reference_perplexity",
+                "kl_nats",
+                "weights_kl_nats",
+                "top1_agreement",
+                "sqnr_db",
+            )
+        }
+        return {
+            "policy": self.policy.name,
+            "fidelity": self.policy.fidelity,
+            "plan": self.plan.as_dict(),
+            "tokens": self.n_tokens,
+            "scored": self.n_scored,
+            **numbers,
+        }
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        LpuError: it is absent, no regular file, cannot be read, is not UTF-8 or is empty.
+    """
+    with reading(f"text {path}"):
+        if not path.exists():
+            raise LpuError(f"text {path}: there is no such file.")
+        if not path.is_file():
+            raise LpuError(f"text {path}: it must be a regular file.")
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise LpuError(
+            f"text {path}: it must be UTF-8; byte {problem.start} is not part of it."
+        ) from problem
+    if not text:
+        raise LpuError(f"text {path}: it is empty.")
+    return text
+
+
+def compare_text(
+    source: WeightSource,
+    tokens: Sequence[int],
+    system: System,
+    plans: Sequence[Plan],
+    policies: Sequence[Policy],
+    *,
+    window: int | None = None,
+    execution: str = "virtual",
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[TextCheck]:
+    """Predict each token of a text from those before it, on the chips of plans and in float32.
+
+    Args:
+        source: weights; they are read once for the reference and once for every row.
+        tokens: of the text, at least 2.
+        system: its node and rack sizes fix the order of sums across chips.
+        plans: how blocks are split.
+        policies: formats; each is run under each plan.
+        window: tokens that are seen together; by default as many as the model has positions. A
+            longer text is cut into such windows, and the first token of each is not predicted.
+        execution: `virtual` chips, or `devices`.
+        progress: told what is being done.
+
+    Returns:
+        One result for each plan and policy, policies innermost.
+
+    Raises:
+        LpuError: the system is one of GPUs.
+        PlanError: fewer than 2 tokens, a window of fewer than 2 or of more than the model's
+            positions, a token the model does not have, or a plan that is not legal.
+
+    Fidelity: that of each policy; the reference is float32 and order-dependent. Sums over the
+        vocabulary and over positions are in float64.
+    """
+    system.require_lpu("check --text")
+    cfg = source.config
+    windows = _windows(cfg, tokens, window)
+    for plan in plans:
+        for policy in policies:
+            _check_legal(cfg, system, plan, policy, len(windows[0]))
+    topology = system.topology
+    tiers = (topology.node_chips, topology.rack_chips)
+    rows = [_Row(policy=policy, plan=plan) for plan in plans for policy in policies]
+    for i, ids in enumerate(windows):
+        part = f" (window {i + 1} of {len(windows)})" if len(windows) > 1 else ""
+        progress(f"float32 reference{part}")
+        expected = _reference(source, ids)
+        stored = {}
+        for policy in policies:
+            progress(f"float32 with weights in {policy.name}{part}")
+            stored[policy.name] = _reference(_Stored(source, policy), ids)
+        for row in rows:
+            progress(f"{row.policy.name}{part}")
+            logits = forward(
+                source, ids[None], row.plan, row.policy, tiers=tiers, execution=execution
+            )
+            row.add(expected, logits[0, :-1], stored[row.policy.name], ids[1:])
+    return [row.result(len(tokens)) for row in rows]
+
+
+def _windows(
+    cfg: ModelConfig, tokens: Sequence[int], window: int | None
+) -> list[Int[np.ndarray, " t"]]:
+    if len(tokens) < 2:
+        raise PlanError(f"text: it has {len(tokens)} tokens; at least 2 are needed.")
+    length = cfg.max_position if window is None else window
+    if not 2 <= length <= cfg.max_position:
+        raise PlanError(
+            f"text: a window of {length} tokens was asked for; {cfg.name} takes 2 to "
+            f"{cfg.max_position}."
+        )
+    beyond = [token for token in tokens if not 0 <= token < cfg.vocab_size]
+    if beyond:
+        raise PlanError(
+            f"text: it has the token {beyond[0]}; {cfg.name} knows 0 to {cfg.vocab_size - 1}."
+        )
+    ids = np.asarray(tokens, np.int32)
+    cut = [ids[i : i + length] for i in range(0, len(ids), length)]
+    return [part for part in cut if len(part) > 1]
+
+
+def _check_legal(
+    cfg: ModelConfig, system: System, plan: Plan, policy: Policy, n_tokens: int
+) -> None:
+    """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16."""
+    held = policy if policy.base == "fp16" else FP16
+    context = min(allocated_positions(plan, n_tokens), cfg.max_position)
+    check_plan(plan, cfg, system, held, Request(batch=plan.attention.data, context=context))
+
+
+class _Stored:
+    """A model's weights as a policy stores them: the reference then shows what storage alone does.
+
+    Args:
+        source: unrounded weights.
+        policy: formats.
+    """
+
+    def __init__(self, source: WeightSource, policy: Policy) -> None:
+        self.config = source.config
+        self._source, self._policy = source, policy
+
+    def block(self, kind: str, layer: int = 0) -> dict[str, np.ndarray]:
+        """Return a block's stored values; see `WeightSource.block`."""
+        return self._rounded(self._source.block(kind, layer), block_params(self.config, kind))
+
+    def expert(self, layer: int, expert_id: int) -> dict[str, np.ndarray]:
+        """Return an expert's stored values; see `WeightSource.expert`."""
+        specs = block_params(self.config, "moe")
+        values = self._source.expert(layer, expert_id)
+        return self._rounded(values, {name: one_of_batch(specs[name]) for name in values})
+
+    def _rounded(
+        self, values: Mapping[str, Any], specs: Mapping[str, ParamSpec]
+    ) -> dict[str, np.ndarray]:
+        return {
+            name: stored_values(store_weight(value, specs[name], self._policy), specs[name])
+            for name, value in values.items()
+        }
+
+
+def _reference(
+    source: WeightSource, ids: Int[np.ndarray, " t"]
+) -> Float32[np.ndarray, "predictions vocab"]:
+    """Logits of the float32 model where a next token is known."""
+    return np.asarray(stream(source, jnp.asarray(ids[None])))[0, :-1]
+
+
+def log_probabilities(logits: Float64[np.ndarray, "t vocab"]) -> Float64[np.ndarray, "t vocab"]:
+    """Logarithms of the softmax of each row, in float64."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    normalised: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normalised
+
+
+@dataclass(kw_only=True)
+class _Row:
+    """Sums of one plan and policy over the predictions so far."""
+
+    policy: Policy
+    plan: Plan
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(
+        self,
+        expected: Float32[np.ndarray, "t vocab"],
+        logits: Float32[np.ndarray, "t vocab"],
+        stored: Float32[np.ndarray, "t vocab"],
+        following: Int[np.ndarray, " t"],
+    ) -> None:
+        """Add the predictions of a window: the reference's, the chips', and those of storage."""
+        for i in range(0, len(expected), _ROWS):
+            part = slice(i, i + _ROWS)
+            sums = compare_predictions(expected[part], logits[part], following[part])
+            alone = compare_predictions(expected[part], stored[part], following[part])
+            sums["weights_kl"] = alone["kl"]
+            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
+
+    def result(self, n_tokens: int) -> TextCheck:
+        """Turn the sums into means."""
+        sums, count = self.sums, self.sums["predictions"]
+        return TextCheck(
+            policy=self.policy,
+            plan=self.plan,
+            n_tokens=n_tokens,
+            n_scored=int(count),
+            perplexity=_exp(sums["loss"] / count),
+            reference_perplexity=_exp(sums["reference_loss"] / count),
+            kl_nats=sums["kl"] / count,
+            weights_kl_nats=sums["weights_kl"] / count,
+            top1_agreement=sums["agreements"] / count,
+            sqnr_db=decibels(sums["power"], sums["noise"]),
+        )
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def compare_predictions(
+    expected: Float32[np.ndarray, "t vocab"],
+    logits: Float32[np.ndarray, "t vocab"],
+    following: Int[np.ndarray, " t"],
+) -> dict[str, float]:
+    """Sums over some predictions, from the logits of the reference and of the chips.
+
+    Args:
+        expected: logits of the reference.
+        logits: of the chips.
+        following: the tokens that come next.
+
+    Returns:
+        `predictions`, `loss` and `reference_loss` (negative log-likelihoods, nats), `kl` (nats),
+        `agreements` of the most likely token, `power` of the reference's logits and of the `noise`.
+
+    Fidelity: approximate, in float64.
+    """
+    wide, mine = expected.astype(np.float64), logits.astype(np.float64)
+    rows = np.arange(len(following))
+    with np.errstate(invalid="ignore"):  # logits may have overflowed
+        log_p, log_q = log_probabilities(wide), log_probabilities(mine)
+        return {
+            "predictions": float(len(following)),
+            "loss": float(-log_q[rows, following].sum()),
+            "reference_loss": float(-log_p[rows, following].sum()),
+            "kl": float((np.exp(log_p) * (log_p - log_q)).sum()),
+            "agreements": float((wide.argmax(-1) == mine.argmax(-1)).sum()),
+            "power": float((wide**2).sum()),
+            "noise": float(((wide - mine) ** 2).sum()),
+        }
+
+
+def text_dict(
+    cfg: ModelConfig, system: System, text: Path, results: Sequence[TextCheck]
+) -> dict[str, Any]:
+    """The results as plain values, for JSON."""
+    return {
+        "model": cfg.name,
+        "system": system.name,
+        "text": str(text),
+        "versions": versions(),
+        "results": [result.as_dict() for result in results],
+    }
+
+
+def text_report(cfg: ModelConfig, system: System, results: Sequence[TextCheck]) -> str:
+    """The results as a table, and what was compared."""
+    first = results[0]
+    made = report.table(
+        ("policy", "left"),
+        ("plan", "left"),
+        ("perplexity", "right"),
+        ("KL, nats", "right"),
+        ("weights alone", "right"),
+        ("same token", "right"),
+        ("SQNR, dB", "right"),
+    )
+    for one in results:
+        made.add_row(
+            one.policy.name,
+            one.plan.name,
+            f"{one.perplexity:.3f}",
+            f"{one.kl_nats:.1e}",
+            f"{one.weights_kl_nats:.1e}",
+            f"{one.top1_agreement:.1%}",
+            f"{one.sqnr_db:.1f}",
+        )
+    fidelities = ", ".join(dict.fromkeys(one.policy.fidelity for one in results))
+    return report.render(
+        f"{cfg.name} on virtual chips of {system.name}: {first.n_scored} predictions of "
+        f"{first.n_tokens} tokens, {fidelities} numerics",
+        made,
+        f"float32 reference with the unrounded weights: perplexity "
+        f"{first.reference_perplexity:.3f}; KL(reference || chips), and KL(reference || the same "
+        "float32 model with the weights as they are stored)",
+    )

@@ -1,0 +1,290 @@
+"""What a plan does to the numbers: the sharded model beside a float32 one of the same weights.
+
+A few blocks decode a few tokens, one after another, from random hidden states. Only the experts
+that tokens choose are made, so that a trillion parameters never exist. Not measured: the error of
+the stored formats themselves (the reference holds the same stored values), perplexity, and blocks
+that were left out.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lpu_jax.datapath.mem import POSITIONS_STEP
+from lpu_jax.datapath.mxm import Fidelity
+from lpu_jax.errors import PlanError
+from lpu_jax.machine.system import System
+from models.blocks import Block, block_chain
+from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.params import Kind
+from models.policy import FP16, Policy
+from models.weights.source import WeightSource
+from models.weights.synthetic import SyntheticWeights
+
+from ..axes import Request, allocated_positions, degrees, dispatch_of
+from ..legal import check_plan
+from ..plan import Plan
+from ..predict.evaluate import evaluate
+from ..run.load import block_split
+from .emulate import BlockCheck, Run, Step, finite, run_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """How far a plan's numbers are from a float32 model with the same stored weights."""
+
+    plan: Plan
+    sqnr_db: float  #: of the last hidden state
+    max_abs_err: float
+    fidelity: Fidelity
+    blocks: tuple[BlockCheck, ...]
+    routes_agree: bool | None  #: the reference alone chooses the same experts; None without experts
+    #: smallest lead of a chosen expert's score over the best one left out, in the reference
+    router_margin: float | None
+    rounding_moved: tuple[
+        str, ...
+    ]  #: where the plan rounds, or adds in an order, that one chip does not
+    output_hash: str  #: SHA-256 of the last hidden state's bits
+    output: Float[np.ndarray, "tokens d"] = field(repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain values for JSON, without the output; an infinite SQNR is None."""
+        values = {
+            name: getattr(self, name)
+            for name in (
+                "sqnr_db",
+                "max_abs_err",
+                "fidelity",
+                "routes_agree",
+                "router_margin",
+                "output_hash",
+            )
+        }
+        values |= {"sqnr_db": finite(self.sqnr_db), "max_abs_err": finite(self.max_abs_err)}
+        values["rounding_moved"] = list(self.rounding_moved)
+        values["blocks"] = [block.as_dict() for block in self.blocks]
+        return values
+
+
+def compare_plans(
+    cfg: ModelConfig,
+    system: System,
+    plans: Sequence[Plan],
+    policy: Policy,
+    source: WeightSource | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    tokens: int = 2,
+    seed: int = 0,
+    execution: str = "virtual",
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[CheckResult]:
+    """Run some layers of a model under several plans and compare each with the float32 reference.
+
+    Tokens are decoded one after another with a cache; the first layer starts from seeded random
+    hidden states. The reference is forced to the experts that the emulated router chose.
+
+    Args:
+        cfg: the model.
+        system: its node and rack sizes fix the order of sums across chips.
+        plans: all are run on the same weights.
+        policy: formats of the weights.
+        source: weights; by default random ones made from `seed`.
+        layers: run in this order; by default the first layer, and the first one with experts.
+        tokens: how many.
+        seed: of the hidden states, and of random weights.
+        execution: `virtual` chips, or `devices`.
+        progress: told what is being done.
+
+    Returns:
+        One result per plan.
+
+    Raises:
+        LpuError: the system is one of GPUs.
+        PlanError: no tokens or layers were asked for, or a plan is not legal.
+        CostError: a plan names a collective that does not exist over its links.
+
+    Fidelity: that of `policy`, bit for bit if faithful; the reference is float32 and
+        order-dependent.
+    """
+    system.require_lpu("check")
+    check_n_tokens(tokens, cfg, plans)
+    chosen = default_layers(cfg) if layers is None else tuple(layers)
+    check_layers(cfg, chosen)
+    check_plans(plans, cfg, system, policy)
+    weights = SyntheticWeights(cfg, seed) if source is None else source
+    start = _hidden_states(tokens, cfg.d_model, seed).astype(policy.dtype)
+    topology = system.topology
+    tiers = (topology.node_chips, topology.rack_chips)
+    runs = [Run(plan=plan, hidden=start, reference=start.astype(np.float32)) for plan in plans]
+    blocks = blocks_of(cfg, chosen)
+    run_steps(
+        [Step(weights, policy, block.kind, block.layer, tiers, execution) for block in blocks],
+        runs,
+        starting=lambda step: progress(f"{step.kind} of layer {step.layer}, {len(plans)} plans"),
+    )
+    kinds = [block.kind for block in blocks]
+    return [_result(run, cfg, tiers, kinds, policy) for run in runs]
+
+
+def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
+    """The first layer, and the first one with experts if there is one."""
+    with_experts = [layer for layer in range(cfg.n_layers) if cfg.is_moe_layer(layer)]
+    return tuple(dict.fromkeys([0, *with_experts[:1]]))
+
+
+def check_n_tokens(n_tokens: int, cfg: ModelConfig, plans: Sequence[Plan]) -> None:
+    """Refuse no tokens, and more than the model has positions or the smallest cache has room for.
+
+    Raises:
+        PlanError: says how many are possible.
+    """
+    room = min((allocated_positions(plan) for plan in plans), default=POSITIONS_STEP)
+    most = min(room, cfg.max_position)
+    if not 1 <= n_tokens <= most:
+        raise PlanError(f"check: {n_tokens} tokens were asked for; 1 to {most} are possible.")
+
+
+def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> None:
+    """Refuse layers that the model does not have, or none.
+
+    Raises:
+        PlanError: says which.
+    """
+    if not layers:
+        raise PlanError("check: no layers were asked for; at least one is needed.")
+    for layer in layers:
+        if not 0 <= layer < cfg.n_layers:
+            raise PlanError(
+                f"check: layer {layer} was asked for; {cfg.name} has 0 to {cfg.n_layers - 1}."
+            )
+
+
+def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy: Policy) -> None:
+    """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16.
+
+    Raises:
+        PlanError: a plan is not legal.
+        CostError: a plan names a collective that does not exist over its links.
+    """
+    held = policy if policy.base == "fp16" else FP16
+    for plan in plans:
+        # The single sequence is padded to as many as the plan spreads over chips.
+        request = Request(batch=plan.attention.data, context=allocated_positions(plan))
+        check_plan(plan, cfg, system, held, request)
+        if plan.collective != "auto":
+            evaluate([plan], cfg, system, held, request)  # refuses links that do not exist
+
+
+def blocks_of(cfg: ModelConfig, layers: Sequence[int]) -> list[Block]:
+    """List the blocks of some layers, in the order of `layers`."""
+    body = block_chain(cfg)[1:-1]
+    return [block for layer in layers for block in body if block.layer == layer]
+
+
+def _hidden_states(tokens: int, d_model: int, seed: int) -> Float[np.ndarray, "tokens d"]:
+    """Random rows with the spread of an embedding table's."""
+    generator = np.random.default_rng([seed, d_model])
+    return generator.standard_normal((tokens, d_model), dtype=np.float32).astype(np.float16)
+
+
+def _result(
+    run: Run, cfg: ModelConfig, tiers: tuple[int, ...], kinds: Sequence[Kind], policy: Policy
+) -> CheckResult:
+    routings = [check.routing for check in run.checks if check.routing is not None]
+    return CheckResult(
+        plan=run.plan,
+        sqnr_db=run.checks[-1].sqnr_db,
+        max_abs_err=run.checks[-1].max_abs_err,
+        fidelity=policy.fidelity,
+        blocks=tuple(run.checks),
+        routes_agree=all(routing.flips == 0 for routing in routings) if routings else None,
+        router_margin=min((routing.margin for routing in routings), default=None),
+        rounding_moved=rounding_moved(
+            cfg, run.plan, tiers, kinds, policy, n_tokens=len(run.hidden)
+        ),
+        output_hash=hashlib.sha256(run.hidden.tobytes()).hexdigest(),
+        output=run.hidden,
+    )
+
+
+def rounding_moved(
+    cfg: ModelConfig,
+    plan: Plan,
+    tiers: tuple[int, ...],
+    kinds: Sequence[Kind],
+    policy: Policy = FP16,
+    *,
+    n_tokens: int,
+) -> tuple[str, ...]:
+    """Say in words where a plan rounds or adds otherwise than one chip does.
+
+    Args:
+        cfg: the model.
+        plan: the plan.
+        tiers: chips of a node and of a rack.
+        kinds: kinds of block to speak of.
+        policy: its base is the format of partial sums.
+        n_tokens: decoded so far; they decide how many chips of a shared context hold positions.
+    """
+    said = {
+        "attention": "attention output",
+        "sliding": "sliding attention output",
+        "dense": "dense MLP output",
+        "moe": "sum over experts and shared expert's output",
+    }
+    sentences = []
+    for kind in dict.fromkeys(kinds):
+        ways = degrees(plan, kind, cfg)
+        n_chips = math.prod(n for axis, n in ways.items() if axis in ("tensor", "query", "expert"))
+        if dispatch_of(plan, kind) is Dispatch.ALL_TO_ALL:
+            sentences.append(_exchanged(ways["expert"], policy))
+            continue
+        if kind == "attention" and ways["context"] > 1:
+            sentences.append(_merged(ways["context"], n_tokens, policy))
+        if block_split(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
+            continue
+        order = "added in chip order"
+        if tiers and n_chips > tiers[0]:
+            order += f" inside each run of {tiers[0]} chips, rounded, then across runs"
+            if len(tiers) > 1 and n_chips > tiers[1]:
+                order += f" and across racks of {tiers[1]}"
+        sentences.append(
+            f"{said[kind]}: partial sums over {n_chips} chips are rounded to {policy.base} and "
+            f"{order} (row split)"
+        )
+    return tuple(sentences)
+
+
+def _exchanged(n_chips: int, policy: Policy) -> str:
+    """Say what an exchange of rows between the chips of the expert axis does."""
+    added = "the shared expert and the hidden state (all-to-all dispatch)"
+    if n_chips == 1:
+        return f"sum over experts: it is rounded to {policy.base} before its chip adds {added}"
+    return (
+        f"sum over experts: each of {n_chips} chips of the expert axis rounds its part of a row to "
+        f"{policy.base} and sends it to the row's owner, which adds them in chip order, then "
+        f"{added}"
+    )
+
+
+def _merged(n_chips: int, n_tokens: int, policy: Policy) -> str:
+    """Say what the merge of a context over chips does; each holds `POSITIONS_STEP` positions."""
+    n_holding = min(n_chips, -(-n_tokens // POSITIONS_STEP))
+    rounding = f"rounds its result to {policy.base}; all are merged by log-sum-exp in chip order"
+    if n_holding == 1:
+        return (
+            f"softmax over the context: only the first of {n_chips} chips holds positions of so "
+            f"few tokens, so that no rounding moves; beyond {POSITIONS_STEP} tokens each chip that "
+            f"holds some {rounding}"
+        )
+    which = f"{n_chips} chips" if n_holding == n_chips else f"the first {n_holding} chips"
+    idle = "" if n_holding == n_chips else f" (the other {n_chips - n_holding} hold no position)"
+    return f"softmax over the context: each of {which} {rounding}{idle}"

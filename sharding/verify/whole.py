@@ -1,0 +1,295 @@
+"""A whole forward pass under plans and in float32: tokens to logits, one block in memory at a time.
+
+Embedding, the chosen layers, final norm and head; tokens are decoded one after another. A trillion
+parameters pass, of which only the experts that tokens choose are made. Not measured: the error of
+the stored formats (the reference holds the same stored values), nor text (`text`).
+"""
+
+import hashlib
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from jaxtyping import Float32
+
+from lpu_jax.datapath.mem import POSITIONS_STEP
+from lpu_jax.errors import PlanError, unknown
+from lpu_jax.machine.system import System
+from models.config import ModelConfig
+from models.policy import FP16, Policy
+from models.weights.source import WeightSource
+
+from ..axes import Request
+from ..legal import Search, check_policy
+from ..plan import Plan
+from ..rank.compare import compare
+from ..rank.comparison import versions
+from .emulate import BlockCheck, Run, Step, finite, run_steps, sqnr_db
+from .ends import embed_tokens, run_head
+from .resume import Sitting
+from .routing import Routing
+from .text import compare_predictions
+from .verify import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
+
+#: Told before each block, and at the end: blocks done, blocks in all, what comes next.
+Watcher = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeCheck:
+    """How far a plan's logits are from those of a float32 model with the same stored weights."""
+
+    plan: Plan
+    policy: Policy
+    routing: str  #: see `check_whole`
+    token_ids: tuple[int, ...]
+    layers: tuple[int, ...]
+    blocks: tuple[BlockCheck, ...]
+    kl_nats: float  #: mean over tokens of KL(reference || emulated)
+    top1_agreement: float  #: share of tokens after which both prefer the same token
+    logits_sqnr_db: float
+    next_tokens: tuple[int, ...]  #: most likely after each token, emulated
+    reference_next_tokens: tuple[int, ...]
+    rounding_moved: tuple[str, ...]  #: see `verify.CheckResult`
+    output_hash: str  #: SHA-256 of the logits' bits
+    seconds: float  #: on this computer, in all sittings, all plans together
+    peak_rss_bytes: int  #: of this process so far
+    logits: Float32[np.ndarray, "tokens vocab"] = field(repr=False, compare=False)
+
+    @property
+    def fidelity(self) -> str:
+        """How products were computed: "faithful" or "fast"."""
+        return self.policy.fidelity
+
+    @property
+    def choices(self) -> int:
+        """Experts chosen, over all tokens and layers."""
+        return sum(block.routing.choices for block in self.blocks if block.routing)
+
+    @property
+    def flips(self) -> int:
+        """Of them, those that the reference would make otherwise on its own state."""
+        return sum(block.routing.flips for block in self.blocks if block.routing)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain values for JSON, without the logits; what is not finite is None."""
+        return {
+            "plan": self.plan.as_dict(),
+            "name": self.plan.name,
+            "fidelity": self.fidelity,
+            "routing": self.routing,
+            "kl_nats": finite(self.kl_nats),
+            "top1_agreement": self.top1_agreement,
+            "logits_sqnr_db": finite(self.logits_sqnr_db),
+            "choices": self.choices,
+            "flips": self.flips,
+            "next_tokens": list(self.next_tokens),
+            "reference_next_tokens": list(self.reference_next_tokens),
+            "rounding_moved": list(self.rounding_moved),
+            "output_hash": self.output_hash,
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "blocks": [block.as_dict() for block in self.blocks],
+        }
+
+
+def check_whole(
+    source: WeightSource,
+    system: System,
+    plans: Sequence[Plan],
+    policy: Policy,
+    *,
+    token_ids: Sequence[int],
+    layers: Sequence[int] | None = None,
+    routing: str = "forced",
+    resume: Path | None = None,
+    weights_name: str = "",
+    execution: str = "virtual",
+    progress: Watcher = lambda *_: None,
+) -> list[WholeCheck]:
+    """Run tokens through a model under several plans and compare the logits with float32 ones.
+
+    Args:
+        source: weights; they are read or made once for all plans.
+        system: its node and rack sizes fix the order of sums across chips.
+        plans: all are run on the same weights. Stages change no value.
+        policy: formats of the weights, and how products are made.
+        token_ids: a sequence from position 0 on.
+        layers: run in this order, the others are left out; by default all.
+        routing: "forced": the reference uses the experts that the emulated router chose, so that
+            errors are those of arithmetic alone; "free": its own, so that they include flips.
+        resume: the state goes to this file after every block; a run with the same arguments goes
+            on from it and ends with the same bits.
+        weights_name: identifies the weights to `resume`.
+        execution: `virtual` chips, or `devices`.
+        progress: told what is being done.
+
+    Returns:
+        One result per plan.
+
+    Raises:
+        LpuError: the system is one of GPUs; the file of `resume` is damaged, of another run, or
+            cannot be written.
+        PlanError: no tokens or layers, or such as the model does not have; an illegal plan.
+        CostError: a plan names a collective that does not exist over its links.
+        WeightsError: the source cannot give a block.
+
+    Fidelity: that of `policy`, bit for bit if faithful; the reference is float32 and
+        order-dependent. Divergence and agreement are computed in float64.
+    """
+    system.require_lpu("check")
+    cfg = source.config
+    check_tokens(cfg, token_ids, plans)
+    if routing not in get_args(Routing):
+        raise unknown("routing", routing, get_args(Routing))
+    chosen = tuple(range(cfg.n_layers)) if layers is None else tuple(layers)
+    check_layers(cfg, chosen)
+    check_plans(plans, cfg, system, policy)
+    topology = system.topology
+    tiers = (topology.node_chips, topology.rack_chips)
+    blocks = blocks_of(cfg, chosen)
+    n_steps = len(blocks) + 1
+    identity = _identity(cfg, system, plans, policy, token_ids, chosen) | {
+        "weights": weights_name,
+        "routing": routing,
+    }
+
+    def embedded() -> list[Run]:
+        progress(0, n_steps, "embedding")
+        return [embed_tokens(source, plan, policy, token_ids, tiers, execution) for plan in plans]
+
+    sitting = Sitting(resume, identity, plans, embedded)
+    run_steps(
+        [
+            Step(source, policy, block.kind, block.layer, tiers, execution, routing)
+            for block in blocks[sitting.n_done :]
+        ],
+        sitting.runs,
+        starting=lambda step: progress(
+            sitting.n_done, n_steps, f"{step.kind} of layer {step.layer}"
+        ),
+        finished=lambda _: sitting.note_block(),
+    )
+    progress(len(blocks), n_steps, "head")
+    made = run_head(source, sitting.runs, policy, tiers, execution)
+    progress(n_steps, n_steps, "done")
+    kinds = [block.kind for block in blocks]
+    return [
+        WholeCheck(
+            plan=run.plan,
+            policy=policy,
+            routing=routing,
+            token_ids=tuple(int(token) for token in token_ids),
+            layers=chosen,
+            blocks=tuple(run.checks),
+            rounding_moved=rounding_moved(
+                cfg, run.plan, tiers, kinds, policy, n_tokens=len(token_ids)
+            ),
+            seconds=sitting.seconds,
+            peak_rss_bytes=peak_rss_bytes(),
+            **agreement(expected, logits),
+        )
+        for run, (expected, logits) in zip(sitting.runs, made, strict=True)
+    ]
+
+
+def _identity(
+    cfg: ModelConfig,
+    system: System,
+    plans: Sequence[Plan],
+    policy: Policy,
+    token_ids: Sequence[int],
+    layers: Sequence[int],
+) -> dict[str, Any]:
+    """What makes a run this one, as values for JSON; a state goes on in no other."""
+    topology = system.topology
+    return {
+        "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
+        "system": [system.name, topology.node_chips, topology.rack_chips],
+        "plans": [plan.as_dict() for plan in plans],
+        "policy": hashlib.sha256(repr(policy).encode()).hexdigest(),
+        "fidelity": policy.fidelity,
+        "tokens": [int(token) for token in token_ids],
+        "layers": list(layers),
+        "versions": versions(),
+    }
+
+
+def agreement(
+    expected: Float32[np.ndarray, "tokens vocab"], logits: Float32[np.ndarray, "tokens vocab"]
+) -> dict[str, Any]:
+    """Compare the logits of the reference with the emulated ones."""
+    best, reference_best = logits.argmax(-1), expected.argmax(-1)
+    with np.errstate(invalid="ignore"):  # logits may have overflowed
+        sums = compare_predictions(expected, logits, reference_best)
+    kl_nats = sums["kl"] / len(logits)
+    return {
+        "kl_nats": 0.0 if kl_nats < 0 else kl_nats,  # roundings of equal rows may go below zero
+        "top1_agreement": sums["agreements"] / len(logits),
+        "logits_sqnr_db": sqnr_db(expected, logits),
+        "next_tokens": tuple(int(token) for token in best),
+        "reference_next_tokens": tuple(int(token) for token in reference_best),
+        "output_hash": hashlib.sha256(logits.astype("<f4").tobytes()).hexdigest(),
+        "logits": logits,
+    }
+
+
+def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan, str]:
+    """Choose the fastest plan that fits, or else the one that lacks least.
+
+    A model that is too small for the groups of the machine is split over fewer chips.
+
+    Returns:
+        The plan, and a sentence if it does not fit, or leaves chips idle for want of anything to
+        split; else an empty one.
+
+    Raises:
+        LpuError: as `compare`.
+    """
+    held = policy if policy.base == "fp16" else FP16
+    check_policy(held, cfg, system)
+    context = min(POSITIONS_STEP, cfg.max_position)
+    search = Search(cfg, system, held, Request(context=context)).within_reach()
+    plans = None if search.most_group_chips is None else list(search.plans())
+    row = compare(cfg, system, plans, weights_format=held, context=context, top=1).rows[0]
+    notes = []
+    if plans is not None:
+        notes.append(
+            f"{cfg.name} is too small to be split over the {system.n_chips} chips of "
+            f"{system.name}; a plan in groups of at most {search.most_group_chips} is run."
+        )
+    if not row.fits:
+        notes.append(f"No plan fits; the nearest is run: it {row.reason}.")
+    return row.plan, " ".join(notes)
+
+
+def random_tokens(cfg: ModelConfig, n_tokens: int, seed: int) -> tuple[int, ...]:
+    """Draw token ids from raw bits, so that no release of NumPy changes them."""
+    draws = np.random.PCG64DXSM(seed).random_raw(n_tokens)
+    return tuple(int(draw) % cfg.vocab_size for draw in draws)
+
+
+def check_tokens(cfg: ModelConfig, token_ids: Sequence[int], plans: Sequence[Plan] = ()) -> None:
+    """Refuse tokens that the model does not have, or too many or none of them.
+
+    Without plans, too many are more than the cache of `fastest_plan` has room for.
+
+    Raises:
+        PlanError: says which.
+    """
+    check_n_tokens(len(token_ids), cfg, plans)
+    for token in token_ids:
+        if not 0 <= token < cfg.vocab_size:
+            raise PlanError(
+                f"check: token {token} was given; {cfg.name} knows 0 to {cfg.vocab_size - 1}."
+            )
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

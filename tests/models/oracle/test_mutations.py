@@ -1,0 +1,118 @@
+"""Wrong conventions are seen: each moves the logits far beyond the bound that right ones keep.
+
+`EXPECTED` is the table of what was measured: the largest change of a logit, with the reference in
+float32 and one convention wrong, on the tiny model whose convention it is (logits reach 3 to 4).
+Right implementations differ from transformers by 3e-6 at most, so the bound of 2e-5 parts them
+from the weakest mistake here by a factor of 50.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import HF_BOUND, checkpoint, difference, oracle
+from wrong_conventions import MISTAKES, Mutant, edit
+
+from models.policy import FLOAT32
+from models.reference import stream
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.run.execute import _compiled
+from sharding.run.forward import forward
+
+#: Every mistake moves a logit by at least so many bounds.
+FACTOR = 50
+#: Models whose mistakes are tried in every run; the others in slow ones, as each compiles anew.
+QUICK = ("llama", "gpt_oss")
+ONE_CHIP = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard(), moe=MoeShard())
+
+EXPECTED = {
+    "rope: neighbours turned instead of halves": 1.62e00,
+    "rope: halves turned instead of neighbours": 3.00e00,
+    "rope: turned backwards": 1.57e00,
+    "rope: llama3 scaling ignored": 3.85e-01,
+    "rope: yarn ignored": 2.20e00,
+    "rope: yarn with another beta": 4.82e-01,
+    "rope: yarn pairs truncated": 3.34e-01,
+    "rope: yarn factor of cos and sin dropped": 1.23e00,
+    "rope: whole head turned, not its half": 2.45e00,
+    "attention: m squared dropped from the scale": 2.09e00,
+    "attention: m instead of m squared": 1.81e00,
+    "attention: eps of the model in latent norms": 1.97e-02,
+    "attention: keys and values of heads swapped": 4.39e00,
+    "attention: query heads grouped the other way": 2.95e00,
+    "attention: q and k norms dropped": 1.57e00,
+    "attention: q and k normalised after rotation": 9.36e-01,
+    "attention: q, k and v biases dropped": 1.94e00,
+    "attention: output bias dropped": 8.36e-01,
+    "attention: sinks dropped": 1.69e00,
+    "attention: window one longer": 2.12e00,
+    "attention: window one shorter": 2.48e00,
+    "attention: window on the other layers": 3.26e00,
+    "attention: no window": 3.07e00,
+    "attention: the next token is seen": 2.45e00,
+    "router: softmax instead of sigmoid": 1.65e00,
+    "router: sigmoid instead of softmax": 5.15e-01,
+    "router: softmax before the choice": 2.71e-01,
+    "router: softmax weights not renormalised": 3.94e-01,
+    "router: sigmoid weights not renormalised": 1.17e00,
+    "router: correction ignored": 1.01e00,
+    "router: correction in the weights too": 1.62e-01,
+    "router: own bias dropped": 2.00e-01,
+    "router: groups not limited": 1.11e00,
+    "router: groups ranked by their best expert": 1.20e00,
+    "router: scaling dropped": 9.21e-01,
+    "router: one expert fewer": 6.60e-01,
+    "experts: gate and up swapped": 2.26e00,
+    "experts: columns taken for halves": 1.33e00,
+    "experts: not clamped": 1.73e00,
+    "experts: plain SwiGLU": 2.04e00,
+    "experts: alpha of one": 3.13e-01,
+    "experts: up without the one": 1.02e00,
+    "experts: gate clamped from below too": 1.10e-01,
+    "experts: biases dropped": 5.96e-01,
+    "experts: no shared expert": 1.39e00,
+    "experts: shared expert scaled too": 1.43e00,
+    "norm: eps of 1e-6 for 1e-5": 1.20e-03,
+    "norm: weights count from one": 5.96e00,
+    "head: norm dropped": 8.89e-01,
+}
+
+
+def test_every_mistake_is_in_the_table():
+    assert list(EXPECTED) == list(MISTAKES)
+    assert len(MISTAKES) >= 20
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=() if mistake.model in QUICK else pytest.mark.slow)
+        for what, mistake in MISTAKES.items()
+    ],
+)
+def test_a_mistake_in_the_reference_is_seen(what, monkeypatch):
+    mistake = MISTAKES[what]
+    edit(monkeypatch, mistake.reference)
+    mutant = Mutant(checkpoint(mistake.model).weights, mistake)
+    moved = difference(stream(mutant, jnp.asarray(oracle(mistake.model)[0])), mistake.model)
+    assert moved > FACTOR * HF_BOUND
+    # Within the rounding of the table and what another processor's float32 may change.
+    assert moved == pytest.approx(EXPECTED[what], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [what for what in MISTAKES if MISTAKES[what].is_in_layers])
+def test_a_mistake_in_the_layers_is_seen_and_is_the_same(what, monkeypatch):
+    mistake = MISTAKES[what]
+    tokens, _ = oracle(mistake.model)
+    mutant = Mutant(checkpoint(mistake.model).weights, mistake)
+    if mistake.layers:
+        _compiled.cache_clear()  # programs of the right code
+    edit(monkeypatch, mistake.layers)
+    # The reference has no keys behind the last token, which a mistake could let it see.
+    logits = forward(mutant, tokens, ONE_CHIP, FLOAT32, context=tokens.shape[1])
+    if mistake.layers:
+        _compiled.cache_clear()
+    assert difference(logits, mistake.model) > FACTOR * HF_BOUND
+    edit(monkeypatch, mistake.reference)
+    same = np.asarray(stream(mutant, jnp.asarray(tokens)))
+    np.testing.assert_allclose(logits, same, rtol=0, atol=HF_BOUND)

@@ -1,0 +1,303 @@
+"""Which plans exist: every refusal says why, and the search yields exactly the legal ones."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpu_jax.errors import LpuError, PlanError
+from lpu_jax.machine.system import System, system
+from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.policy import POLICIES
+from models.zoo import model
+from sharding.axes import Request
+from sharding.legal import Search, check_plan, check_policy, check_request, one_stage_plans
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+
+INT4 = POLICIES["int4"]
+FP16 = POLICIES["fp16"]
+KIMI, LPX = model("kimi-k2"), system("lpx-9")
+LLAMA, RACKS = model("llama-2-70b"), system("groq-576")
+ONE_TOKEN = Request(batch=1, context=64)
+
+GOOD = Plan(
+    stages=61,
+    group_chips=32,
+    attention=AttentionShard(tensor=16, replica=2),
+    mlp=MlpShard(tensor=32),
+    moe=MoeShard(expert=2, tensor=16),
+)
+GOOD_LLAMA = Plan(
+    stages=24,
+    group_chips=24,
+    attention=AttentionShard(tensor=8, replica=3),
+    mlp=MlpShard(tensor=24),
+)
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def test_a_good_plan_is_accepted() -> None:
+    check_plan(GOOD, KIMI, LPX, INT4, ONE_TOKEN)
+    check_plan(GOOD_LLAMA, LLAMA, RACKS, FP16, ONE_TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"stages": 125, "group_chips": 1}, "125 stages were asked for; kimi-k2 has 124 blocks"),
+        ({"stages": 73}, "73 stages of 32 chips need 2336 chips; lpx-9 has 2304"),
+        ({"moe": None}, "kimi-k2 has MoE blocks; the plan must have a part 'moe'"),
+        (
+            {"attention": AttentionShard(tensor=16)},
+            "attention: tensor 16 x data 1 x replica 1 = 16 chips, but a group has 32; off by 16",
+        ),
+        ({"mlp": MlpShard(tensor=33)}, "mlp: tensor 33 x replica 1 = 33 .* has 32; off by 1"),
+        (
+            {"moe": MoeShard(expert=4, tensor=16)},
+            "moe: expert 4 x tensor 16 x replica 1 = 64 chips, but a group has 32; off by 32",
+        ),
+        (
+            {"attention": AttentionShard(tensor=16, data=2)},
+            "attention: data 2 does not divide the batch of 1",
+        ),
+        (
+            {"attention": AttentionShard(tensor=2, context=16)},
+            "attention: context 16 is more ways than a context of 64 has runs of 320 positions, 1",
+        ),
+        (
+            {"moe": MoeShard(expert=2, tensor=16, slots=7)},
+            "slots 7 could leave experts out; the worst case is 8 slots of 192 experts",
+        ),
+        (
+            {
+                "moe": MoeShard(
+                    expert=2, tensor=16, split=Split.COLUMN, dispatch=Dispatch.ALL_TO_ALL
+                )
+            },
+            "moe: dispatch all_to_all needs split row; a column split gathers the results",
+        ),
+    ],
+)
+def test_refusals(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(PlanError, match=sentence) as caught:
+        check_plan(replace(GOOD, **change), KIMI, LPX, INT4, ONE_TOKEN)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_heads_and_sequences_leave_is_copied_or_shares_the_context() -> None:
+    def others(context: int) -> set[tuple[int, int]]:
+        request = Request(batch=2, context=context)
+        plans = Search(KIMI, system("lpx-tray"), INT4, request).plans()
+        shards = [plan.attention for plan in plans if plan.group_chips == 8]
+        return {(s.context, s.replica) for s in shards if s.tensor == 1 and s.data == 2}
+
+    assert others(320) == {(1, 4)}
+    assert others(321) == {(1, 4), (2, 2)}
+    assert others(4096) == {(1, 4), (4, 1)}
+
+
+def _group_of(chips: int, **change: Any) -> Plan:
+    plan = Plan(
+        stages=1,
+        group_chips=chips,
+        attention=AttentionShard(replica=chips),
+        mlp=MlpShard(replica=chips),
+        moe=MoeShard(replica=chips),
+    )
+    return replace(plan, **change)
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentence"),
+    [
+        (
+            _group_of(65, attention=AttentionShard(tensor=65)),
+            "attention: tensor 65 is more ways than the 64 heads of kimi-k2",
+        ),
+        (
+            _group_of(385, moe=MoeShard(expert=385)),
+            "moe: expert 385 is more ways than the 384 experts of kimi-k2",
+        ),
+        # int4 codes share a scale between 32 rows of `down`: 2048 columns are 64 pieces
+        (
+            _group_of(65, moe=MoeShard(tensor=65)),
+            "moe: tensor 65 is more ways than its 2048 columns in pieces of 32",
+        ),
+    ],
+)
+def test_more_ways_than_there_are_parts(plan: Plan, sentence: str) -> None:
+    with pytest.raises(PlanError, match=sentence):
+        check_plan(plan, KIMI, LPX, INT4, ONE_TOKEN)
+
+
+def test_dense_models() -> None:
+    with pytest.raises(PlanError, match=r"llama-2-70b has no MoE blocks; .* must not have a part"):
+        check_plan(replace(GOOD_LLAMA, moe=MoeShard(expert=24)), LLAMA, RACKS, FP16, ONE_TOKEN)
+    uneven = replace(GOOD_LLAMA, attention=AttentionShard(tensor=24))
+    sentence = "tensor 24 is more ways than the 8 key/value heads .* divisor of the 8 query heads"
+    with pytest.raises(PlanError, match=sentence):
+        check_plan(uneven, LLAMA, RACKS, FP16, ONE_TOKEN)
+    narrow = replace(LLAMA, d_ff=20)
+    with pytest.raises(PlanError, match="mlp: tensor 24 is more ways than its 20 columns"):
+        check_plan(GOOD_LLAMA, narrow, RACKS, FP16, ONE_TOKEN)
+    with pytest.raises(PlanError, match="vocabulary: tensor 24 is more ways than its 20 columns"):
+        check_plan(GOOD_LLAMA, replace(LLAMA, vocab_size=20), RACKS, FP16, ONE_TOKEN)
+
+
+@pytest.mark.parametrize("name", ["batch", "tokens", "context"])
+def test_requests_below_one(name: str) -> None:
+    with pytest.raises(LpuError, match=f"{name} is 0; it must be at least 1"):
+        check_request(replace(ONE_TOKEN, **{name: 0}), LLAMA)
+
+
+def test_context_beyond_the_positions() -> None:
+    check_request(Request(context=4096), LLAMA)
+    with pytest.raises(LpuError, match="context is 4097; llama-2-70b has 4096 positions at most"):
+        check_request(Request(context=4097), LLAMA)
+
+
+def test_formats_that_the_shapes_cannot_take() -> None:
+    # fp8 shares a scale between 128 rows of `o`; SmolLM2's heads are 64 wide
+    with pytest.raises(LpuError, match=r"fp8 shares a scale between 128 rows.* head width 64"):
+        check_policy(POLICIES["fp8"], model("smollm2-135m"), LPX)
+
+
+# A model small enough to list its plans: 12 blocks, 6 heads, 10 experts of 3 pieces.
+TINY = replace(
+    KIMI,
+    name="tiny",
+    n_layers=5,
+    attention=replace(KIMI.attention, n_heads=6),
+    moe=replace(KIMI.moe, n_experts=10, top_k=2, d_expert=96),
+)
+SMOL = model("smollm2-135m")
+
+
+def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan]:
+    """All legal plans of the search's group sizes, by trying every combination of degrees."""
+    found = set()
+    groups = Search(cfg, machine, INT4, request).groups()
+    for (stages, chips), split, moe_split in product(groups, Split, Split if cfg.moe else [None]):
+        degrees = _divisors(chips)
+        for tensor, mlp, expert in product(degrees, degrees, degrees if cfg.moe else [1]):
+            # The search's rules: sequences as far apart as the batch allows, experts not copied.
+            data = max(d for d in _divisors(chips // tensor) if request.batch % d == 0)
+            plan = Plan(
+                stages=stages,
+                group_chips=chips,
+                attention=AttentionShard(
+                    tensor=tensor, data=data, replica=chips // tensor // data, split=split
+                ),
+                mlp=MlpShard(tensor=mlp, replica=chips // mlp, split=split),
+                moe=MoeShard(expert=expert, tensor=chips // expert, split=moe_split)
+                if moe_split
+                else None,
+            )
+            try:
+                check_plan(plan, cfg, machine, INT4, request)
+            except PlanError:
+                continue
+            found.add(plan)
+    widest: dict[Any, int] = {}
+    for plan in found:
+        key = replace(plan, mlp=MlpShard())
+        widest[key] = max(widest.get(key, 0), plan.mlp.tensor)
+    return {plan for plan in found if plan.mlp.tensor == widest[replace(plan, mlp=MlpShard())]}
+
+
+@pytest.mark.parametrize("cfg", [TINY, SMOL], ids=["moe", "dense"])
+@pytest.mark.parametrize("batch", [1, 6])
+def test_the_search_misses_no_legal_plan_and_yields_no_other(cfg: ModelConfig, batch: int) -> None:
+    request = Request(batch=batch, context=64)
+    machine = system("groq-24")
+    searched = list(Search(cfg, machine, INT4, request).plans())
+    assert len(searched) == len(set(searched))
+    assert set(searched) == _every_plan(cfg, machine, request)
+
+
+@settings(max_examples=6)  # each lists some thousand plans
+@given(
+    st.sampled_from(["groq-node", "groq-40", "lpx-1"]),
+    st.sampled_from(["kimi-k2", "deepseek-v3", "llama-3.1-8b", "llama-2-70b"]),
+    st.sampled_from(["fp16", "int4", "fp8", "int8"]),
+    st.integers(1, 12),
+    st.integers(0, 10**6),
+)
+def test_whatever_the_search_yields_is_legal(
+    machine_name: str, model_name: str, policy_name: str, batch: int, seed: int
+) -> None:
+    machine, cfg, policy = system(machine_name), model(model_name), POLICIES[policy_name]
+    request = Request(batch=batch, context=128)
+    plans = list(Search(cfg, machine, policy, request).plans())
+    assert plans
+    for plan in plans[seed % 7 :: 23]:
+        check_plan(plan, cfg, machine, policy, request)
+
+
+def test_refused_ways_are_counted() -> None:
+    search = Search(SMOL, system("groq-node"), INT4, ONE_TOKEN)
+    list(search.plans())
+    # 3 key/value heads of 3 query heads: 4 and 8 ways are refused, each for both splits
+    groups = [chips for _, chips in search.groups()]
+    refused = sum(d not in (1, 2, 3, 9) for chips in groups for d in _divisors(chips))
+    assert sum(search.refused.values()) == 2 * refused
+
+
+def test_one_stage_plans_split_heads_over_all_chips_as_far_as_can_be() -> None:
+    cfg = model("smollm2-135m")  # three key/value heads: of 8 chips' divisors, 1 and 2 are legal
+    plans = one_stage_plans(cfg, system("groq-node"), POLICIES["fp16"], Request())
+    assert {(plan.stages, plan.group_chips) for plan in plans} == {(1, 8)}
+    assert {plan.attention.tensor for plan in plans} == {2}
+
+
+def test_a_model_of_few_tokens_has_plans_on_a_machine_of_many_chips() -> None:
+    cfg = replace(SMOL, vocab_size=20)  # no group may have more chips; lpx-9 has 2304
+    plans = list(Search(cfg, LPX, FP16, ONE_TOKEN).plans())
+    for plan in plans:
+        check_plan(plan, cfg, LPX, FP16, ONE_TOKEN)
+    assert max(plan.group_chips for plan in plans) == 20
+    one_stage = one_stage_plans(cfg, LPX, FP16, ONE_TOKEN)
+    assert {(plan.stages, plan.group_chips) for plan in one_stage} == {(1, 20)}
+
+
+def test_a_search_that_finds_nothing_is_made_over_fewer_chips() -> None:
+    """4 experts of 3 columns: no group of lpx-9's is as small as 12 chips; of powers of two, 8."""
+    assert KIMI.moe is not None
+    small = replace(KIMI.moe, n_experts=4, n_groups=1, topk_groups=1, top_k=2, d_expert=3)
+    cfg = replace(KIMI, n_layers=2, moe=small)
+    with pytest.raises(PlanError, match="lpx-9 has no legal plan for kimi-k2"):
+        list(Search(cfg, LPX, FP16, ONE_TOKEN).plans())
+    fewer = Search(cfg, LPX, FP16, ONE_TOKEN).within_reach()
+    plans = list(fewer.plans())
+    for plan in plans:
+        check_plan(plan, cfg, LPX, FP16, ONE_TOKEN)
+    assert fewer.most_group_chips == 8
+    assert {plan.group_chips for plan in plans} == {8}
+    assert {plan.stages for plan in plans} == {1, 2, 3, 4, 5, 6}
+    one_stage = one_stage_plans(cfg, LPX, FP16, ONE_TOKEN)
+    assert {(plan.stages, plan.group_chips) for plan in one_stage} == {(1, 8)}
+
+
+def test_a_search_that_finds_plans_stays_what_it_is() -> None:
+    search = Search(SMOL, system("groq-node"), INT4, ONE_TOKEN)
+    found = search.within_reach()
+    assert found == search
+    assert found.refused == {}
+
+
+def test_a_search_that_finds_nothing_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 67 is a prime: neither 8 experts nor the 4 columns of each go so far.
+    assert KIMI.moe is not None
+    cfg = replace(KIMI, moe=replace(KIMI.moe, n_experts=8, top_k=2, d_expert=4))
+    search = Search(cfg, LPX, FP16, ONE_TOKEN)
+    monkeypatch.setattr(search, "groups", lambda: [(1, 67)])
+    with pytest.raises(PlanError, match=r"lpx-9 has no legal plan for kimi-k2 .*more ways than"):
+        list(search.plans())

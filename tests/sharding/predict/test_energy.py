@@ -1,0 +1,192 @@
+"""Joules per token: by hand from published power, between bounds, and absent where unknown."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpu_jax.errors import ConfigError
+from lpu_jax.machine.chip import GROQ3_LPU
+from lpu_jax.machine.gpu import GpuSpec
+from lpu_jax.machine.system import System, system
+from lpu_jax.provenance import constants_of
+from models.blocks import block_chain
+from models.policy import POLICIES
+from models.zoo import model
+from sharding.axes import Request
+from sharding.legal import Search
+from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.predict.energy import busy_cycles, energy, unknown_reason
+from sharding.predict.evaluate import Evaluation, evaluate
+from sharding.predict.serving import decode_request
+from sharding.rank.compare import compare
+
+SMOLLM, FP16 = model("smollm2-135m"), POLICIES["fp16"]
+NODE, RACK = system("groq-node"), system("groq-24")
+#: GPB: watts of a GroqChip1.
+MOST_W, AVERAGE_W = 300.0, 185.0
+
+
+@cache
+def _all_plans(request: Request, machine: System = RACK) -> Evaluation:
+    plans = list(Search(SMOLLM, machine, FP16, request).plans())
+    return evaluate(plans, SMOLLM, machine, FP16, request)
+
+
+def test_eight_chips_times_their_power_times_a_token() -> None:
+    plan = Plan(
+        stages=1, group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8)
+    )
+    found = evaluate([plan], SMOLLM, NODE, FP16, Request(context=512))
+    joules = energy(found, SMOLLM, NODE.chip)
+    token_s = float(found.latency_s[0])
+    # One stage: one token at a time, so that alone or not is the same.
+    upper, alone = joules.upper_j_per_token, joules.upper_alone_j_per_token
+    assert upper is not None
+    assert alone is not None
+    assert upper[0] == pytest.approx(8 * MOST_W * token_s, rel=1e-12)
+    assert alone[0] == upper[0]
+    # Every unit's busy cycles, block by block, from the schedules themselves.
+    busy = 0.0
+    for block in block_chain(SMOLLM):
+        units = found.blocks[block.kind].timing.busy_cycles
+        busy += max(float(np.asarray(cycles).reshape(-1)[0]) for cycles in units.values())
+    assert joules.lower_j_per_token is not None
+    assert joules.lower_j_per_token[0] == pytest.approx(8 * AVERAGE_W * busy / 0.9e9, rel=1e-12)
+    # A fifth of a millisecond at most: joules, not kilojoules.
+    assert 0.01 < joules.lower_j_per_token[0] < upper[0] < 8 * 300 * 2e-4
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(context=512),
+        Request(batch=4, context=64),
+        decode_request(SMOLLM, batch=2, context=64, draft_tokens=3, acceptance=0.6),
+    ],
+    ids=["one", "four", "drafts"],
+)
+@pytest.mark.parametrize("host_s", [0.0, 1e-4])
+def test_lower_is_below_upper_is_below_alone(request_: Request, host_s: float) -> None:
+    machine = replace(RACK, host_overhead_s=host_s)
+    found = _all_plans(request_, machine)
+    joules = energy(found, SMOLLM, machine.chip)
+    lower, upper = joules.lower_j_per_token, joules.upper_j_per_token
+    alone = joules.upper_alone_j_per_token
+    assert lower is not None
+    assert upper is not None
+    assert alone is not None
+    assert np.all(lower > 0)
+    assert np.all(lower < upper)
+    assert np.all(upper <= alone * (1 + 1e-12))
+    # Chips times power over the rate of the system.
+    chips = np.array([plan.n_chips for plan in found.plans])
+    np.testing.assert_allclose(upper * found.tokens_per_s_total, chips * MOST_W, rtol=1e-12)
+    # No chip is busy for longer than the token takes.
+    assert np.all(busy_cycles(found, SMOLLM) <= found.latency_cycles)
+
+
+def test_a_plan_alone_has_the_energy_that_it_has_among_others() -> None:
+    request = Request(batch=2, tokens=4, context=64)
+    found = _all_plans(request)
+    among = energy(found, SMOLLM, RACK.chip).lower_j_per_token
+    assert among is not None
+    for i in range(0, len(found.plans), 5):
+        own = evaluate([found.plans[i]], SMOLLM, RACK, FP16, request)
+        alone = energy(own, SMOLLM, RACK.chip).lower_j_per_token
+        assert alone is not None
+        assert alone[0] == among[i]  # to the last bit
+
+
+@given(st.floats(0.1, 10))
+def test_energy_scales_with_power_and_with_the_clock(factor: float) -> None:
+    found = _all_plans(Request(context=512))
+    chip = RACK.chip
+    stronger = replace(chip, power_max_w=MOST_W * factor, power_average_w=AVERAGE_W * factor)
+    faster = replace(found, clock_hz=found.clock_hz * factor)
+    plain, powered = energy(found, SMOLLM, chip), energy(found, SMOLLM, stronger)
+    quick = energy(faster, SMOLLM, chip)
+    for name in ("lower_j_per_token", "upper_j_per_token", "upper_alone_j_per_token"):
+        np.testing.assert_allclose(
+            getattr(powered, name), factor * getattr(plain, name), rtol=1e-12
+        )
+        np.testing.assert_allclose(getattr(quick, name), getattr(plain, name) / factor, rtol=1e-12)
+
+
+def test_drafts_that_are_accepted_save_energy_and_others_waste_it() -> None:
+    def lower(acceptance: float) -> np.ndarray:
+        request = decode_request(SMOLLM, context=64, draft_tokens=3, acceptance=acceptance)
+        bound = energy(_all_plans(request), SMOLLM, RACK.chip).lower_j_per_token
+        assert bound is not None
+        return bound
+
+    # The same work for one token or for four.
+    np.testing.assert_allclose(lower(0.0), 4 * lower(1.0), rtol=1e-12)
+    plain = energy(_all_plans(Request(context=64)), SMOLLM, RACK.chip).lower_j_per_token
+    assert plain is not None
+    assert np.all(lower(0.0) > plain)
+
+
+def test_a_power_that_is_not_public_is_no_number() -> None:
+    for constant in constants_of(GROQ3_LPU):
+        if constant.unit == "W":
+            assert constant.value is None
+            assert "not public" in constant.source
+    found = compare("smollm2-135m", "lpx-rack", context=2, top=1)
+    (row,) = found.rows
+    assert row.energy_j_per_token_lower is None
+    assert row.energy_j_per_token_upper is None
+    data = found.as_dict()
+    assert data["energy"]["reason"] == (
+        "No energy: the power of NVIDIA Groq 3 LPU (LP30) is not public."
+    )
+    assert data["rows"][0]["energy_j_per_token_upper"] is None
+    assert "J/token" not in found.table()
+    assert "No energy: the power of" in found.table()
+
+
+def test_a_gpu_has_an_upper_bound_only() -> None:
+    gpu = GpuSpec(name="h100", title="H100")
+    joules = energy(_all_plans(Request(context=64)), SMOLLM, gpu)
+    assert joules.lower_j_per_token is None
+    assert joules.upper_j_per_token is not None
+    assert unknown_reason(gpu) == (
+        "No lower bound of energy: the average power of H100 is not public."
+    )
+
+
+def _with_power(tmp_path: Path, given: str) -> System:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f'topology = "lpx"\nchips = 16\n[chip]\nbase = "groq3-lpu"\n{given}\n', encoding="utf-8"
+    )
+    return system(path)
+
+
+def test_a_user_may_give_the_power(tmp_path: Path) -> None:
+    machine = _with_power(tmp_path, "power_max_w = 600")
+    (row,) = compare("smollm2-135m", machine, context=2, top=1).rows
+    assert row.energy_j_per_token_lower is None
+    assert row.energy_j_per_token_upper == pytest.approx(
+        600 * row.plan.n_chips / row.tokens_per_s_total
+    )
+    (constant,) = (c for c in machine.constants() if c.name == "power_max_w")
+    assert (constant.status, constant.source) == ("assumed", "user file")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("power_max_w = 300\npower_average_w = 301", "must be at most 'chip.power_max_w'"),
+        ("power_average_w = 200", "must be at most 'chip.power_max_w'"),
+        ("power_max_w = 0", "'chip.power_max_w' must be"),
+        ("power_max_w = -5.0", "'chip.power_max_w' must be"),
+    ],
+)
+def test_impossible_powers(tmp_path: Path, given: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        _with_power(tmp_path, given)

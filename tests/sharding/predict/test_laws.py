@@ -1,0 +1,155 @@
+"""Laws of time that hold for every plan, machine and request, over randomly drawn ones."""
+
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpu_jax.datapath.work import Unit
+from lpu_jax.machine.system import System, system
+from models.policy import POLICIES
+from models.zoo import model
+from sharding.axes import Request
+from sharding.legal import Search
+from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.predict.evaluate import Evaluation, evaluate
+
+CASES = [
+    ("kimi-k2", "lpx-9", "int4"),
+    ("deepseek-v3", "groq-10440", "fp8"),
+    ("llama-2-70b", "groq-576", "int8"),
+    ("llama-3.1-8b", "groq-264", "fp16"),
+    ("smollm2-135m", "groq-node", "bf16"),
+]
+REQUEST = Request(batch=1, tokens=1, context=2048)
+#: Each law is one rule applied to whatever plan comes; some of a case hit all its forms.
+PLANS_PER_CASE = 20
+
+
+class _Few(Search):
+    """Some of the groups of a search: a list of all plans of a trillion parameters is long."""
+
+    def groups(self) -> list[tuple[int, int]]:
+        found = super().groups()
+        return found[:: max(1, len(found) // 5)]
+
+
+@cache
+def plans_of(case: tuple[str, str, str]) -> list[Plan]:
+    cfg, machine = model(case[0]), system(case[1])
+    search = _Few(cfg, machine, POLICIES[case[2]], REQUEST)
+    found = list(search.plans())
+    return found[:: max(1, len(found) // PLANS_PER_CASE)]
+
+
+def evaluated(
+    case: tuple[str, str, str],
+    plans: list[Plan],
+    machine: System | None = None,
+    request: Request = REQUEST,
+) -> Evaluation:
+    return evaluate(plans, model(case[0]), machine or system(case[1]), POLICIES[case[2]], request)
+
+
+def changed(machine: System, factors: dict[str, float]) -> System:
+    """Multiply constants of the chip or of the topology, by name."""
+
+    def scaled(spec: Any) -> Any:
+        mine = {f.name for f in fields(spec)} & set(factors)
+        return replace(spec, **{name: getattr(spec, name) * factors[name] for name in mine})
+
+    return replace(machine, chip=scaled(machine.chip), topology=scaled(machine.topology))
+
+
+def rates_and_latencies(machine: System) -> tuple[list[str], list[str]]:
+    names = [field.name for field in fields(machine.topology)]
+    rates = [name for name in names if name.endswith("bytes_per_s")]
+    return rates, [name for name in names if name.endswith("_s") and name not in rates]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_twice_the_clock_and_rates_and_half_the_latencies_take_half_the_time(
+    case: tuple[str, str, str],
+) -> None:
+    machine = system(case[1])
+    rates, latencies = rates_and_latencies(machine)
+    assert rates
+    assert len(latencies) >= 3
+    factors = {"clock_hz": 2.0, **dict.fromkeys(rates, 2.0), **dict.fromkeys(latencies, 0.5)}
+    slow = evaluated(case, plans_of(case))
+    quick = evaluated(case, plans_of(case), changed(machine, factors))
+    # Powers of two move no rounding.
+    np.testing.assert_array_equal(2 * quick.latency_s, slow.latency_s)
+    np.testing.assert_array_equal(quick.tokens_per_s_total, 2 * slow.tokens_per_s_total)
+    np.testing.assert_array_equal(quick.lower_cycles, slow.lower_cycles)
+    np.testing.assert_array_equal(quick.upper_cycles, slow.upper_cycles)
+
+
+@given(st.data())
+@settings(max_examples=8)
+def test_a_worse_machine_is_never_faster(data: st.DataObject) -> None:
+    case = data.draw(st.sampled_from(CASES))
+    machine = system(case[1])
+    rates, latencies = rates_and_latencies(machine)
+    cycles = ["mxm_latency_cycles", "transit_cycles", "alu_cycles", "lane_rotate_cycles"]
+    worse = {
+        **dict.fromkeys([*rates, "weight_stream_bytes_per_cycle"], 0.5),
+        **dict.fromkeys([*latencies, *cycles], 3),
+    }
+    name = data.draw(st.sampled_from(sorted(worse)))
+    before = evaluated(case, plans_of(case))
+    after = evaluated(case, plans_of(case), changed(machine, {name: worse[name]}))
+    for bound in ("lower_cycles", "latency_cycles", "upper_cycles", "slowest_stage_cycles"):
+        assert np.all(getattr(after, bound) >= getattr(before, bound)), (name, bound)
+    np.testing.assert_array_equal(after.used_bytes, before.used_bytes)
+
+
+@given(st.data())
+@settings(max_examples=8)
+def test_more_of_anything_asked_is_never_faster(data: st.DataObject) -> None:
+    case = data.draw(st.sampled_from(CASES))
+    field = data.draw(st.sampled_from(["batch", "tokens", "context"]))
+    # Sequences are not split here, so that plans stay legal for every batch.
+    plans = [plan for plan in plans_of(case) if plan.attention.data == 1]
+    less = data.draw(st.integers(1, 64))
+    more = data.draw(st.integers(less, 128))
+    base = {"batch": 1, "tokens": 1, "context": 2048}
+    small = evaluated(case, plans, request=Request(**base | {field: less}))
+    large = evaluated(case, plans, request=Request(**base | {field: more}))
+    for bound in ("lower_cycles", "latency_cycles", "upper_cycles"):
+        assert np.all(getattr(large, bound) >= getattr(small, bound)), (field, less, more)
+    assert np.all(large.used_bytes >= small.used_bytes)
+    for bound in ("lower_cycles", "latency_cycles"):
+        assert np.all(getattr(small, bound) <= small.upper_cycles)
+    assert np.all(small.lower_cycles <= small.latency_cycles)
+
+
+def test_wider_storage_of_the_same_products_is_never_faster() -> None:
+    # Both multiply in float16: the same rounds of the matrix unit. 32 rows that share a scale stay
+    # on one chip, so only splits into whole groups leave a chip the same rows.
+    cfg, machine, _ = CASES[0]
+    plans = [plan for plan in plans_of(CASES[0]) if plan.moe and 2048 % (32 * plan.moe.tensor) == 0]
+    assert len(plans) > 5
+    narrow, wide = (
+        evaluate(plans, model(cfg), system(machine), POLICIES[policy], REQUEST)
+        for policy in ("mxfp4-experts", "fp16")
+    )
+    assert np.all(wide.latency_cycles >= narrow.latency_cycles)
+    assert np.all(wide.weight_bytes > narrow.weight_bytes)
+
+
+def test_one_chip_has_no_wire_time() -> None:
+    alone = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
+    found = evaluated(CASES[-1], [alone])
+    assert found.wire_bytes[0] == found.hand_over_cycles[0] == 0
+    for block in found.blocks.values():
+        assert not np.any(block.timing.busy_cycles[Unit.C2C])
+    # And no link constant matters to it.
+    machine = system("groq-node")
+    rates, latencies = rates_and_latencies(machine)
+    slow_links = changed(machine, {**dict.fromkeys(rates, 0.1), **dict.fromkeys(latencies, 9.0)})
+    assert evaluated(CASES[-1], [alone], slow_links).latency_cycles[0] == found.latency_cycles[0]

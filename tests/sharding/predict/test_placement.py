@@ -1,0 +1,201 @@
+"""What chips hold, against bytes computed by hand, and cuts against brute force.
+
+Tile sizes in the sums below: fp16 tiles are 160 rows, int8 tiles 320 rows, all 320 columns.
+"""
+
+from itertools import combinations, pairwise
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.schedule import schedule
+from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1
+from lpu_jax.machine.system import system
+from models.blocks import Kind, block_arguments, block_chain, is_leaf
+from models.config import ModelConfig
+from models.layers.linear import Split
+from models.policy import POLICIES
+from models.zoo import model
+from sharding.axes import MESH_AXES, Request, sizes
+from sharding.predict.placement import block_bytes, cut_stages, padded_bytes, usable_bytes
+from sharding.predict.symbolic import symbol_values, trace_block
+
+KIMI, LLAMA = model("kimi-k2"), model("llama-2-70b")
+
+
+def _arguments(
+    cfg: ModelConfig,
+    kind: Kind,
+    policy: str,
+    request: Request = Request(context=4096),  # noqa: B008  (frozen)
+    **ways: int,
+) -> tuple[Any, ...]:
+    every = {axis: ways.get(axis, 1) for axis in MESH_AXES[kind]}
+    named = POLICIES[policy]
+    return block_arguments(cfg, kind, named, Split.ROW, sizes(cfg, kind, named, every, request))
+
+
+def _stored(argument: Any) -> float:
+    """Padded bytes of a weight, scales included."""
+    leaves = jax.tree.leaves(argument, is_leaf=is_leaf)
+    return float(sum(padded_bytes(leaf, GROQ3_LPU) for leaf in leaves if leaf.kind == "weights"))
+
+
+def test_int4_experts_of_kimi() -> None:
+    weights = _arguments(KIMI, "moe", "int4", expert=2, tensor=16)[1]
+    # 192 experts; 7168 -> 45 tiles of 160 rows; 2 x 128 columns -> 1 tile; bf16 scales per 32 rows
+    assert _stored(weights["gate_up"]) == 192 * 7200 * 320 * 4.5 / 8
+    # 128 rows -> 1 tile; 7168 -> 23 tiles of 320 columns
+    assert _stored(weights["down"]) == 192 * 160 * 7360 * 4.5 / 8
+
+
+def test_uneven_experts_are_rounded_up() -> None:
+    weights = _arguments(KIMI, "moe", "int4", expert=36)[1]
+    assert weights["gate_up"].codes.shape[0] == 11  # 384 over 36: ten on most chips, 11 on some
+    # 2048 -> 13 tiles of 160 rows, 4096 -> 13 tiles of 320 columns
+    assert _stored(weights["gate_up"]) == 11 * 7200 * 4160 * 4.5 / 8
+    assert _stored(weights["down"]) == 11 * 2080 * 7360 * 4.5 / 8
+
+
+def test_columns_are_dealt_in_pieces_that_share_scales() -> None:
+    weights = _arguments(KIMI, "moe", "int4", tensor=12)[1]
+    # 2048 columns are 64 pieces of 32 rows of `down`; 64 over 12: six on the fullest chip
+    assert weights["down"].codes.shape == (384, 192, 7168)
+
+
+def test_int8_matrices_have_tall_tiles_and_scales_per_column() -> None:
+    down = _arguments(LLAMA, "dense", "int8", tensor=24)[1]["down"]
+    # 28672 over 24: 1195 rows -> 4 tiles of 320; 8192 -> 26 tiles of 320 columns; fp32 scales
+    assert _stored(down) == 1280 * 8320 + 8320 * 4
+
+
+def test_int8_stores_of_many_matrices_are_widened_to_fp16_tiles() -> None:
+    gate_up = _arguments(KIMI, "moe", "int8", expert=384)[1]["gate_up"]
+    assert padded_bytes(gate_up.codes, GROQ3_LPU) == 7200 * 4160
+
+
+def test_grouped_query_cache() -> None:
+    cache = _arguments(LLAMA, "attention", "fp16", Request(batch=2, context=4096), tensor=8)[2]
+    # one of 8 heads, two sequences: keys [128, 4096] -> [160, 4160], values [4096, 128] -> 26 tiles
+    # of 160 rows, one of 320 columns
+    assert padded_bytes(cache["keys"], GROQCHIP1) == 2 * 160 * 4160 * 2
+    assert padded_bytes(cache["values"], GROQCHIP1) == 2 * 4160 * 320 * 2
+
+
+def test_latent_cache_lies_in_both_layouts() -> None:
+    cache = _arguments(KIMI, "attention", "int4", Request(context=8192), tensor=16)[2]
+    # keys [512 + 64, 8192] -> [640, 8320], values [8192, 512] -> [8320, 640]
+    assert padded_bytes(cache["keys"], GROQ3_LPU) == 640 * 8320 * 2
+    assert padded_bytes(cache["values"], GROQ3_LPU) == 8320 * 640 * 2
+
+
+# Released sizes: Kimi K2 Thinking int4 594 GB, Kimi K2 Instruct fp8 1029 GB. Llama 2 by hand: one
+# byte for all of 68.98e9 parameters, two for the embedding's 32000 x 8192. 0.5 %: scales, norms.
+TOTALS = [
+    ("kimi-k2", "int4", 594e9),
+    ("kimi-k2", "fp8", 1029e9),
+    ("llama-2-70b", "int8", 68.98e9 + 32000 * 8192),
+]
+
+
+@pytest.mark.parametrize(("name", "policy", "total"), TOTALS)
+def test_stored_bytes_of_a_whole_model(name: str, policy: str, total: float) -> None:
+    cfg = model(name)
+    by_kind = {
+        block.kind: sum(
+            float(np.prod(leaf.shape)) * leaf.bits / 8
+            for leaf in jax.tree.leaves(_arguments(cfg, block.kind, policy), is_leaf=is_leaf)
+            if leaf.kind == "weights"
+        )
+        for block in block_chain(cfg)
+    }
+    assert sum(by_kind[block.kind] for block in block_chain(cfg)) == pytest.approx(total, rel=5e-3)
+
+
+def test_shares_of_all_chips_are_the_whole_and_its_padding() -> None:
+    whole = _arguments(KIMI, "moe", "int4", tensor=1)[1]
+    share = _arguments(KIMI, "moe", "int4", expert=12, tensor=8)[1]
+    assert 96 * _stored(share["gate_up"]) >= _stored(whole["gate_up"])
+    assert 96 * np.prod(share["gate_up"].codes.shape) == np.prod(whole["gate_up"].codes.shape)
+
+
+def test_a_cache_that_grows_in_place_is_not_counted_twice() -> None:
+    def held(context: int) -> Any:
+        request = Request(context=context)
+        ways = dict.fromkeys(MESH_AXES["attention"], 1)
+        policy = POLICIES["fp16"]
+        local = sizes(LLAMA, "attention", policy, ways, request)
+        program = trace_block(LLAMA, "attention", POLICIES["fp16"], Split.ROW, "auto").program
+        arguments = block_arguments(LLAMA, "attention", policy, Split.ROW, local)
+        symbols = symbol_values(local, ways, 0)
+        timing = schedule(program, one_group(system("groq-node"), 1), symbols)
+        return block_bytes(arguments, program, timing, symbols, GROQCHIP1)
+
+    short, long = held(2048), held(4096)
+    assert long.cache > 1.9 * short.cache
+    # 64 heads, one token: fp32 scores, mask and weights grow, the cache itself does not come again
+    assert long.activations - short.activations <= 4 * 64 * 2048 * 4
+    assert long.weights == short.weights
+
+
+def test_usable_bytes_leave_the_reserve() -> None:
+    assert usable_bytes(GROQ3_LPU) == 500e6 * 0.95
+
+
+def _best_cut(blocks: list[int], n_stages: int) -> int:
+    """Smallest fullest stage over all ways to cut the chain."""
+    best = sum(blocks)
+    for places in combinations(range(1, len(blocks)), min(n_stages, len(blocks)) - 1):
+        edges = [0, *places, len(blocks)]
+        best = min(best, max(sum(blocks[a:b]) for a, b in pairwise(edges)))
+    return best
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.data())
+def test_cuts_are_the_best_and_lose_nothing(blocks: list[int], data: Any) -> None:
+    stages = list(range(1, len(blocks) + 1))
+    cache = [data.draw(st.integers(0, 10**6)) for _ in blocks]
+    cycles = [data.draw(st.integers(1, 1000)) for _ in blocks]
+    held = [w + c for w, c in zip(blocks, cache, strict=True)]
+    cuts = cut_stages(
+        [float(w) for w in blocks],
+        [float(c) for c in cache],
+        [float(t) for t in cycles],
+        np.array(stages),
+    )
+    for plan, n in enumerate(stages):
+        place = cuts.stage_of_block[:, plan]
+        sums = np.bincount(place, weights=held)
+        assert cuts.fullest_bytes[plan] == sums.max()
+        assert sums.sum() == sum(held)
+        # Bisection stops at one part in 10^6, or at a byte.
+        assert sums.max() <= _best_cut(held, n) * (1 + 2e-6) + 1
+        assert np.all(np.diff(place) >= 0)
+        assert np.all(np.diff(place) <= 1)
+        assert place[0] == 0
+        assert cuts.busy_stages[plan] == place[-1] + 1 <= n
+        fullest = int(sums.argmax())
+        assert cuts.fullest_stage_cache_bytes[plan] == sum(
+            c for c, s in zip(cache, place, strict=True) if s == fullest
+        )
+        assert cuts.fullest_cache_bytes[plan] == np.bincount(place, weights=cache).max()
+        assert cuts.slowest_cycles[plan] == np.bincount(place, weights=cycles).max()
+
+
+def test_a_boundary_may_fall_between_any_two_blocks() -> None:
+    for boundary in range(1, 5):
+        blocks = [1.0] * 5
+        blocks[boundary - 1] = blocks[boundary] = 100.0
+        cuts = cut_stages(blocks, [0.0] * 5, [1.0] * 5, np.array([2]))
+        place = cuts.stage_of_block[:, 0]
+        assert place[boundary - 1] != place[boundary]
+
+
+def test_empty_stages_are_seen() -> None:
+    cuts = cut_stages([1.0, 10.0, 1.0], [0.0] * 3, [1.0] * 3, np.array([1, 2, 3]))
+    assert list(cuts.busy_stages) == [1, 2, 2]

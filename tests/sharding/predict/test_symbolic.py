@@ -1,0 +1,262 @@
+"""One symbolic trace per kind of block gives the times of a trace made for each plan, exactly."""
+
+import dataclasses
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lpu_jax import mesh
+from lpu_jax.cost.machine import Groups, PlacedMachine, one_group
+from lpu_jax.cost.program import Program, read
+from lpu_jax.cost.schedule import Timing, schedule
+from lpu_jax.machine.system import system
+from models import zoo
+from models.blocks import CACHING_KINDS, Kind, block_arguments, block_kinds, block_program
+from models.config import GqaConfig, ModelConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.policy import CHIP_POLICIES, POLICIES
+from sharding import axes
+from sharding.axes import Request
+from sharding.predict.symbolic import symbol_values, trace_block
+
+LLAMA = zoo.model("llama-2-70b")
+KIMI = zoo.model("kimi-k2")
+assert isinstance(LLAMA.attention, GqaConfig)
+assert KIMI.moe is not None
+TINY_LLAMA = dataclasses.replace(
+    LLAMA,
+    d_model=96,
+    d_ff=160,
+    vocab_size=320,
+    attention=dataclasses.replace(LLAMA.attention, n_heads=6, n_kv_heads=2, head_dim=128),
+)
+TINY_KIMI = dataclasses.replace(
+    KIMI,
+    d_model=128,
+    d_ff=288,
+    vocab_size=512,
+    moe=dataclasses.replace(KIMI.moe, n_experts=12, top_k=4, d_expert=64),
+)
+GPT = zoo.model("gpt-oss-20b")
+EXPANDED = KIMI.with_latent_form("expanded")
+MODELS = {"llama": LLAMA, "tiny llama": TINY_LLAMA, "kimi": KIMI, "tiny kimi": TINY_KIMI}
+#: 18 kinds of block x 12 plans.
+PLANS_PER_KIND = 12
+GROQ_CHIPS = 576
+SYSTEMS = ("lpx-4", f"groq-{GROQ_CHIPS}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One block of one plan: degrees by mesh axis, and what is asked of it."""
+
+    cfg: ModelConfig
+    kind: Kind
+    policy: str
+    split: Split
+    ways: dict[str, int]
+    request: Request
+    slots: int
+    system: str
+    dispatch: Dispatch = Dispatch.REPLICATED
+
+    @property
+    def sizes(self) -> Any:
+        return axes.sizes(self.cfg, self.kind, POLICIES[self.policy], self.ways, self.request)
+
+
+def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Case]:
+    rng = random.Random(f"{seed}/{cfg.name}/{cfg.d_model}/{kind}")
+    for _ in range(n):
+        ways = dict.fromkeys(axes.MESH_AXES[kind], 1)
+        for axis in ways:
+            ways[axis] = rng.choice([1, 1, 2, 3, 4, 8])
+        if kind in CACHING_KINDS:
+            tensor = rng.choice([1, 2, 3, 4, 8, 16])
+            ways["tensor"], ways["query"] = axes.split_heads(cfg, tensor)
+        yield Case(
+            cfg=cfg,
+            kind=kind,
+            policy=rng.choice(list(CHIP_POLICIES)),
+            split=rng.choice(list(Split)),
+            ways=ways,
+            request=Request(
+                batch=ways.get("data", 1) * rng.choice([1, 2, 5]),
+                tokens=rng.choice([1, 1, 2, 7, 64]),
+                context=rng.choice([64, 320, 1000, 4096]),
+            ),
+            slots=rng.choice([1, 2, 5, 12]),
+            system="lpx-4" if math.prod(ways.values()) > GROQ_CHIPS else rng.choice(SYSTEMS),
+        )
+
+
+def machine_of(case: Case) -> PlacedMachine:
+    return one_group(system(case.system), math.prod(case.ways.values()))
+
+
+def symbolic_timing(case: Case) -> Timing:
+    values = symbol_values(case.sizes, case.ways, case.slots)
+    return schedule(program_of(case), machine_of(case), values)
+
+
+def program_of(case: Case) -> Program:
+    return trace_block(
+        case.cfg,
+        case.kind,
+        POLICIES[case.policy],
+        case.split,
+        "auto",
+        dispatch=case.dispatch,
+        splits_context=axes.splits_context(case.ways),
+    ).program
+
+
+def concrete_timing(case: Case) -> Timing:
+    sizes = case.sizes
+    arguments = block_arguments(
+        case.cfg, case.kind, POLICIES[case.policy], case.split, sizes, case.dispatch
+    )
+    program = block_program(
+        case.cfg,
+        case.kind,
+        POLICIES[case.policy],
+        case.split,
+        n_local=sizes.local.get("experts"),
+        n_slots=case.slots,
+        dispatch=case.dispatch,
+    )
+    jaxpr = mesh.trace(
+        program,
+        axes.chip_mesh(case.ways, (), "auto"),
+        axes.partition_specs(case.kind, arguments, list(case.ways)),
+        axes.result_specs(case.kind, arguments, list(case.ways)),
+        *axes.global_shapes(arguments, sizes),
+    )
+    return schedule(read(jaxpr, strict=True), machine_of(case))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, kind) for n, cfg in MODELS.items() for kind in block_kinds(cfg)]
+)
+def test_symbolic_and_concrete_traces_give_the_same_cycles(name: str, kind: Kind) -> None:
+    for case in random_cases(0, MODELS[name], kind, PLANS_PER_KIND):
+        check_equal_cycles(case)
+
+
+def test_an_exchange_of_rows_is_timed_alike() -> None:
+    for case in random_cases(0, TINY_KIMI, "moe", PLANS_PER_KIND):
+        exchange = {"split": Split.ROW, "dispatch": Dispatch.ALL_TO_ALL}
+        check_equal_cycles(dataclasses.replace(case, **exchange))
+
+
+def check_equal_cycles(case: Case) -> None:
+    symbolic, concrete = symbolic_timing(case), concrete_timing(case)
+    for field in ("cycles", "lower_cycles", "upper_cycles", "busy_cycles"):
+        assert getattr(symbolic, field) == getattr(concrete, field), (field, case)
+    assert symbolic.lower_cycles <= symbolic.cycles <= symbolic.upper_cycles, case
+
+
+@pytest.mark.parametrize(
+    ("cfg", "kind"),
+    [
+        pytest.param(GPT, "attention", id="biases and sinks"),
+        pytest.param(GPT, "sliding", id="window"),
+        pytest.param(zoo.model("glm-4.6"), "attention", id="norms of heads, half rotated"),
+        pytest.param(EXPANDED, "attention", id="expanded latent"),
+    ],
+)
+def test_every_attention_has_one_program_for_all_plans(cfg: ModelConfig, kind: Kind) -> None:
+    for case in random_cases(4, cfg, kind, PLANS_PER_KIND // 3):
+        check_equal_cycles(case)
+
+
+@pytest.mark.parametrize("n_new", [1, 16])
+def test_a_sliding_layer_takes_no_longer_in_a_longer_context(n_new: int) -> None:
+    ways = dict.fromkeys(axes.MESH_AXES["sliding"], 1) | {"tensor": 8}
+    program = trace_block(GPT, "sliding", POLICIES["fp16"], Split.ROW, "auto").program
+    cycles = set()
+    for context in (1024, 4096, 131072):
+        request = Request(tokens=n_new, context=context)
+        sizes = axes.sizes(GPT, "sliding", POLICIES["fp16"], ways, request)
+        assert sizes.local["window"] == 640  # up to 143 positions touch two vectors of 320
+        values = symbol_values(sizes, ways, 0)
+        cycles.add(float(schedule(program, one_group(system("lpx-4"), 8), values).cycles))
+    assert len(cycles) == 1
+
+
+def test_many_plans_at_once_are_timed_as_one_by_one() -> None:
+    cases = [
+        dataclasses.replace(case, policy="int4", split=Split.ROW, system="lpx-4")
+        for case in random_cases(1, KIMI, "moe", 20)
+    ]
+    chips = [math.prod(case.ways.values()) for case in cases]
+    topology = system("lpx-4").topology
+    together = PlacedMachine(
+        system=system("lpx-4"),
+        groups=tuple(Groups(n, topology.stage_bases(1, n)) for n in chips),
+        group_of_plan=np.arange(len(cases)),
+    )
+    rows = [symbol_values(case.sizes, case.ways, case.slots) for case in cases]
+    columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    timing = schedule(
+        trace_block(KIMI, "moe", POLICIES["int4"], Split.ROW, "auto").program, together, columns
+    )
+    for i, case in enumerate(cases):
+        alone = symbolic_timing(case)
+        for field in ("cycles", "lower_cycles", "upper_cycles"):
+            assert getattr(timing, field)[i] == getattr(alone, field), (field, case)
+
+
+@pytest.mark.parametrize("kind", block_kinds(KIMI))
+@pytest.mark.parametrize("grown", ["batch_local", "tokens", "context", "slots"])
+def test_more_work_is_never_faster(kind: Kind, grown: str) -> None:
+    for case in random_cases(2, KIMI, kind, 3):
+        machine = machine_of(case)
+        n = np.asarray([1, 2, 3, 8, 31, 32, 33, 64, 320, 321, 1000, 4096])
+        values: dict[str, Any] = {
+            name: np.full(n.shape, value)
+            for name, value in symbol_values(case.sizes, case.ways, case.slots).items()
+        }
+        values[grown] = n
+        many = dataclasses.replace(machine, group_of_plan=np.zeros(n.shape, np.int64))
+        if grown == "context":
+            values["kv_length"] = n
+        timing = schedule(program_of(case), many, values)
+        for field in ("cycles", "lower_cycles", "upper_cycles"):
+            cycles = np.broadcast_to(getattr(timing, field), n.shape)
+            assert np.all(np.diff(cycles) >= 0), (field, cycles, case)
+
+
+def test_twice_the_clock_and_bandwidth_and_half_the_latency_take_half_the_time() -> None:
+    for case in [*random_cases(3, LLAMA, "attention", 3), *random_cases(3, KIMI, "moe", 3)]:
+        machine = machine_of(case)
+        chip, topology = machine.system.chip, machine.system.topology
+        faster = {
+            field.name: getattr(topology, field.name) * (2 if "bytes_per_s" in field.name else 0.5)
+            for field in dataclasses.fields(topology)
+            if field.name.endswith("_s")
+        }
+        assert len(faster) >= 4
+        quick = dataclasses.replace(
+            machine.system,
+            chip=dataclasses.replace(chip, clock_hz=2 * chip.clock_hz),
+            topology=dataclasses.replace(topology, **faster),
+        )
+        program = program_of(case)
+        values = symbol_values(case.sizes, case.ways, case.slots)
+        slow_s = schedule(program, machine, values).cycles / chip.clock_hz
+        quick_machine = dataclasses.replace(machine, system=quick, _spans={})
+        quick_s = schedule(program, quick_machine, values).cycles / quick.chip.clock_hz
+        assert quick_s == slow_s / 2
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "glm-4.6", "qwen3-235b-a22b", "mixtral-8x7b"])
+@pytest.mark.parametrize("split", list(Split))
+def test_mixtures_of_all_families_are_traced_with_symbols(name: str, split: Split) -> None:
+    program = trace_block(zoo.model(name), "moe", POLICIES["fp16"], split, "auto").program
+    assert program.operations

@@ -1,0 +1,237 @@
+"""A comparison: what scripts read from it, how it ranks, and that its counts add up."""
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lpu_jax.errors import LpuError, PlanError, UnknownNameError
+from lpu_jax.machine.system import system
+from models.policy import POLICIES
+from models.zoo import model
+from sharding.axes import Request
+from sharding.legal import Search
+from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.predict.evaluate import evaluate
+from sharding.rank.compare import Comparison, Objective, compare, rank
+from sharding.rank.comparison import memory_map
+from sharding.rank.text_plan import text_plan
+from sharding.report import render
+
+SMALL: dict[str, Any] = {"batch": 4, "context": 512}
+
+
+@cache
+def _small(objective: Objective = "latency", top: int = 10) -> Comparison:
+    return compare("smollm2-135m", "groq-24", objective=objective, top=top, **SMALL)
+
+
+@cache
+def _too_large() -> Comparison:
+    return compare("llama-2-70b", "groq-64", weights_format="int8", context=4096, top=5)
+
+
+def test_a_policy_is_as_good_as_its_name() -> None:
+    """One of a single checkpoint has a name that is in no table."""
+    plan = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8))
+    own = replace(POLICIES["fp16"], name="fp16-of-mine")
+    cfg = replace(model("smollm2-135m"), n_layers=1)
+    found, named = (
+        compare(cfg, "groq-node", [plan], weights_format=held).rows[0] for held in (own, "fp16")
+    )
+    assert found == named
+    row = text_plan(cfg, system("groq-node"), plan, own, command="generate", context=8).rows[0]
+    assert row.plan == plan
+
+
+#: Fields and types that scripts rely on.
+ROW_TYPES = {
+    "plan": dict,
+    "name": str,
+    "chips": int,
+    "stages": int,
+    "fits": bool,
+    "reason": (str, type(None)),
+    "short_bytes": float,
+    "sram_used_fraction": float,
+    "decode_latency_s": float,
+    "decode_latency_lower_s": float,
+    "decode_latency_upper_s": float,
+    "tokens_per_s_per_user": float,
+    "tokens_per_s_total": float,
+    "tokens_per_step": float,
+    "in_flight": int,
+    "users_in_flight": int,
+    "total_bound_by": str,
+    "reserve_limit_fraction": float,
+    "hand_over_s": float,
+    "host_s": float,
+    "prefill_latency_s": float,
+    "prefill_chunk_tokens": int,
+    "time_to_first_token_s": float,
+    "wire_bytes_per_token": float,
+    "energy_j_per_token_lower": float,
+    "energy_j_per_token_upper": float,
+    "energy_j_per_token_upper_alone": float,
+    "memory_bytes": dict,
+    "numerics": (dict, type(None)),
+}
+
+
+def _refuse(word: str) -> Any:
+    raise AssertionError(f"{word} is not JSON")
+
+
+@pytest.mark.parametrize("found", [_small, _too_large])
+def test_json_has_what_scripts_read(found: Any) -> None:
+    comparison = found()
+    data = json.loads(comparison.to_json(), parse_constant=_refuse)
+    assert set(data) >= {"model", "system", "rows", "searched", "versions", "assumed", "objective"}
+    assert set(data["searched"]) >= {"legal", "fitting", "rejected"}
+    assert data["request"] == {
+        "batch": comparison.request.batch,
+        "tokens": 1,
+        "context": comparison.request.context,
+        "most_tokens": None,
+        "acceptance": None,
+        "prompt": comparison.request.context,
+    }
+    assert len(data["rows"]) == len(comparison.rows) > 0
+    for row in data["rows"]:
+        assert set(row) == set(ROW_TYPES)
+        for name, kinds in ROW_TYPES.items():
+            assert isinstance(row[name], kinds), (name, row[name])
+            assert not isinstance(row[name], float) or math.isfinite(row[name])
+        assert row["chips"] == row["stages"] * row["plan"]["group_chips"]
+        assert row["fits"] is (row["reason"] is None)
+        low, high = row["decode_latency_lower_s"], row["decode_latency_upper_s"]
+        assert 0 < low <= row["decode_latency_s"] <= high
+    assert all(constant["source"] for constant in data["assumed"])
+    assert {"jax", "numpy", "python", "lpu_jax"} <= set(data["versions"])
+
+
+def test_memory_parts_are_the_used_fraction() -> None:
+    for row in (*_small().rows, *_too_large().rows):
+        parts = dict(row.memory_bytes)
+        sram = parts.pop("sram")
+        assert sum(parts.values()) / sram == pytest.approx(row.sram_used_fraction, rel=1e-12)
+        assert row.short_bytes == pytest.approx(sum(parts.values()) - sram, abs=1.0)
+        assert row.fits == (row.short_bytes <= 0)
+
+
+def test_rows_are_ranked() -> None:
+    per_user = [row.tokens_per_s_per_user for row in _small().rows]
+    assert per_user == sorted(per_user, reverse=True)
+    total = [row.tokens_per_s_total for row in _small("throughput").rows]
+    assert total == sorted(total, reverse=True)
+    assert max(total) >= max(row.tokens_per_s_total for row in _small().rows)
+
+
+def test_the_front_is_the_front() -> None:
+    cfg, machine, policy = model("smollm2-135m"), system("groq-24"), POLICIES["fp16"]
+    request = Request(**SMALL)
+    found = evaluate(
+        list(Search(cfg, machine, policy, request).plans()), cfg, machine, policy, request
+    )
+    front = rank(found, "pareto")
+    user, total = found.tokens_per_s_per_user, found.tokens_per_s_total
+    for i in front:
+        beaten = (user >= user[i]) & (total >= total[i]) & ((user > user[i]) | (total > total[i]))
+        assert not np.any(beaten & found.fits)
+    for i in np.flatnonzero(found.fits):
+        assert any(user[j] >= user[i] and total[j] >= total[i] for j in front)
+    # Without empty stages the fastest plan is faster still.
+    assert user[front[0]] <= _small("pareto").rows[0].tokens_per_s_per_user
+
+
+@pytest.mark.parametrize("found", [_small, _too_large])
+def test_counts_add_up(found: Any) -> None:
+    comparison = found()
+    unfit = sum(n for why, n in comparison.rejected.items() if why.startswith("does not fit"))
+    assert comparison.fitting + unfit == comparison.legal
+
+
+def test_the_nearest_lacks_least() -> None:
+    comparison = _too_large()
+    assert comparison.fitting == 0
+    assert comparison.nearest == comparison.rows[0]
+    cfg, machine, policy = model("llama-2-70b"), system("groq-64"), POLICIES["int8"]
+    request = Request(context=4096)
+    plans = list(Search(cfg, machine, policy, request).plans())
+    found = evaluate(plans, cfg, machine, policy, request)
+    # Without empty stages a stage's tables and weights stay what they were.
+    assert comparison.rows[0].short_bytes == pytest.approx(found.short_bytes.min(), rel=1e-9)
+    shortfalls = [row.short_bytes for row in comparison.rows]
+    assert shortfalls == sorted(shortfalls)
+    assert all("exceed a chip's SRAM" in (row.reason or "") for row in comparison.rows)
+
+
+def test_no_searched_plan_has_stages_without_blocks() -> None:
+    cfg, policy = model("smollm2-135m"), POLICIES["fp16"]
+    for row in _small("throughput").rows:
+        alone = evaluate([row.plan], cfg, system("groq-24"), policy, Request(**SMALL))
+        assert alone.cuts.busy_stages[0] == row.plan.stages
+        assert alone.latency_s[0] == row.decode_latency_s
+
+
+def test_the_table_is_whole() -> None:
+    for comparison in (_small(), _too_large()):
+        text = comparison.table()
+        assert "…" not in text
+        assert all(row.plan.name in text for row in comparison.rows)
+        assert str(comparison.legal) in text
+        assert f"{len(comparison.assumed)} of the " in text
+        assert "numbers of groq-" in text
+    nearest = _too_large().nearest
+    assert nearest is not None
+    assert "No plan fits." in text
+    assert f"Memory map of {nearest.plan.name}\n" in text
+    assert "short of" in text
+
+
+PLAN = Plan(
+    stages=2,
+    group_chips=8,
+    attention=AttentionShard(tensor=3),
+    mlp=MlpShard(tensor=8),
+)
+
+
+def test_given_plans_are_checked_and_kept() -> None:
+    with pytest.raises(PlanError, match="attention: tensor 3 x data 1 x replica 1 = 3 chips"):
+        compare("smollm2-135m", "groq-24", [PLAN], **SMALL)
+    with pytest.raises(PlanError, match="no plan was given"):
+        compare("smollm2-135m", "groq-24", [], **SMALL)
+    good = replace(PLAN, attention=AttentionShard(data=4, replica=2))
+    found = compare("smollm2-135m", "groq-24", [good, replace(good, stages=3)], **SMALL)
+    assert {row.plan for row in found.rows} <= {good, replace(good, stages=3)}
+    assert found.legal == 2
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(UnknownNameError, match="unknown precision policy 'fp9'; nearest: fp8"):
+        compare("smollm2-135m", "groq-24", weights_format="fp9")
+    with pytest.raises(LpuError, match="context is 8193; smollm2-135m has 8192 positions"):
+        compare("smollm2-135m", "groq-24", context=8193)
+
+
+@pytest.mark.slow
+def test_a_trillion_parameters_and_64_sequences_stay_finite() -> None:
+    found = compare("kimi-k2", "lpx-rack", weights_format="int4", batch=64, context=16, top=3)
+    for row in found.rows:
+        numbers = [value for value in vars(row).values() if isinstance(value, float)]
+        assert all(math.isfinite(number) for number in numbers)
+        assert row.prefill_latency_s > row.decode_latency_s
+
+
+def test_the_memory_map_says_what_is_missing_or_left() -> None:
+    nearest, best = _too_large().nearest, _small().rows[0]
+    assert nearest is not None
+    for row, word, other in ((nearest, "short of", "spare"), (best, "spare", "short of")):
+        text = render(memory_map(row))
+        assert word in text
+        assert other not in text

@@ -1,0 +1,98 @@
+"""Whole models on the chips of a plan, block by block."""
+
+import gc
+import weakref
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import HF_BOUND, checkpoint, oracle
+
+from lpu_jax.errors import PlanError
+from models.policy import FLOAT32, FP16
+from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.run.forward import forward
+
+ONE_CHIP = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
+PLAN = Plan(group_chips=2, attention=AttentionShard(tensor=2), mlp=MlpShard(tensor=2))
+
+
+class Watched:
+    """A weight source that notes what is still alive whenever it is asked."""
+
+    def __init__(self, name: str) -> None:
+        self.right = checkpoint(name).weights
+        self.config = self.right.config
+        self.asked: list[tuple[str, int]] = []
+        self.handed_out: list[weakref.ref[np.ndarray]] = []
+        self.alive: list[int] = []
+        self.device_bytes: list[int] = []
+
+    def block(self, kind: str, layer: int = 0) -> dict[str, Any]:
+        gc.collect()
+        self.alive.append(sum(array() is not None for array in self.handed_out))
+        self.device_bytes.append(sum(array.nbytes for array in jax.live_arrays()))
+        self.asked.append((kind, layer))
+        # Copies: the source's own arrays may be views of a file.
+        arrays = {name: np.array(array) for name, array in self.right.block(kind, layer).items()}
+        self.handed_out = [weakref.ref(array) for array in arrays.values()]
+        return arrays
+
+    def expert(self, layer: int, expert_id: int) -> dict[str, Any]:
+        raise AssertionError("a dense model has no experts")
+
+
+@pytest.mark.slow
+def test_one_block_is_in_memory_at_a_time():
+    source, told = Watched("llama"), []
+    tokens, _ = oracle("llama")
+    forward(source, tokens, PLAN, FLOAT32, progress=told.append)
+    chain = [("attention", 0), ("dense", 0), ("attention", 1), ("dense", 1)]
+    assert source.asked == [("embed", 0), *chain, ("head", 1)]
+    assert [(block.kind, block.layer) for block in told] == source.asked
+    assert source.alive == [0] * len(source.asked)
+    # Between blocks the hidden state stays, and a copy of it before the head; a block more would
+    # be twice as much.
+    hidden_bytes = 4 * tokens.size * source.config.d_model
+    grown = np.asarray(source.device_bytes[1:]) - source.device_bytes[0]
+    assert max(grown) <= 2 * hidden_bytes
+
+
+@pytest.mark.parametrize("step", [7, 100])
+def test_steps_of_any_length_give_what_one_prefill_gives(step):
+    # The last step of 7 is padded by one token.
+    tokens, expected = oracle("llama_tied")
+    logits = forward(checkpoint("llama_tied").weights, tokens, ONE_CHIP, FLOAT32, step=step)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=HF_BOUND)
+
+
+@pytest.mark.slow
+def test_steps_and_companions_change_no_bit():
+    # Faithful numerics: what is decoded has the bits of what is prefilled, whatever tokens come
+    # behind and whatever sequences lie beside.
+    tokens, _ = oracle("llama")
+    source = checkpoint("llama").weights
+    whole = forward(source, tokens, PLAN, FP16)
+    for step in (1, 7):
+        np.testing.assert_array_equal(forward(source, tokens, PLAN, FP16, step=step), whole)
+    alone = forward(source, tokens[1:, :9], PLAN, FP16)
+    np.testing.assert_array_equal(alone, whole[1:, :9])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "complaint"),
+    [
+        ([[]], {}, "no tokens were given"),
+        ([[1, 64]], {}, r"token 64 was given; llama knows 0 to 63"),
+        ([[1, -1]], {}, r"token -1 was given"),
+        ([[1] * 257], {}, r"257 tokens were given; llama has 256 positions"),
+        ([[1, 2]], {"step": 0}, "steps of 0 tokens"),
+        ([[1, 2, 3]], {"context": 2}, "3 positions are needed, 2 were allocated"),
+        ([[1, 2, 3]], {"step": 2, "context": 3}, "4 positions are needed, 3 were allocated"),
+    ],
+)
+def test_bad_input_is_one_sentence(tokens, options, complaint):
+    ids = np.asarray(tokens, np.int64)
+    with pytest.raises(PlanError, match=complaint):
+        forward(checkpoint("llama").weights, ids, ONE_CHIP, FLOAT32, **options)
