@@ -15,15 +15,15 @@ from record import record
 
 from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.policy import policy_named
 from models.zoo import model
-from sharding.axes import Request
 from sharding.detail.explain import explain
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import evaluate
 from sharding.predict.symbolic import trace_block
+from sharding.request import Request
 
 KIMI, NINE_RACKS = model("kimi-k2"), system("lpx-9")
 INT4 = policy_named("int4", KIMI)

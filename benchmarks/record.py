@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sharding.rank.comparison import versions
+from sharding.report import versions
 
 RESULTS = Path(__file__).parent / "results"
 

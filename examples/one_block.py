@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lpu_jax.cost import time
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import ChipMesh, run_virtual
 from lpu_jax.quantities import format_bytes
 from models import zoo

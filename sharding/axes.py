@@ -6,7 +6,6 @@ which chips are neighbours.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -23,7 +22,7 @@ from models.params import block_params
 from models.policy import Policy
 
 from .plan import Plan
-from .speculation import expected_tokens
+from .request import Request
 
 #: Mesh axes of each kind of block, outermost first: neighbouring chips are along the last. A plan
 #: may order them otherwise (`mesh_order`).
@@ -60,36 +59,6 @@ LOGICAL: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
     },
     "head": {"vocab": ("tensor",)},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the model is asked to do at once."""
-
-    batch: int = 1
-    tokens: int = 1  #: new tokens per sequence
-    context: int = 1  #: allocated positions
-    #: Probability that a draft is accepted, if all tokens but the first are drafts.
-    acceptance: float | None = None
-    #: New tokens of the longest step that shares a cache with this one; None: this is the longest.
-    most_tokens: int | None = None
-
-    @property
-    def longest_step(self) -> int:
-        """New tokens per sequence that the cache must have room for at once."""
-        return max(self.tokens, self.most_tokens or 1)
-
-    @property
-    def kept_tokens(self) -> float:
-        """Tokens that a step adds to a sequence, on average."""
-        if self.acceptance is None:
-            return float(self.tokens)
-        return expected_tokens(self.tokens - 1, self.acceptance)
-
-    @property
-    def sampled_tokens(self) -> int:
-        """Positions of a sequence whose next token is chosen: the last, or each draft's too."""
-        return 1 if self.acceptance is None else self.tokens
 
 
 def allocated_positions(plan: Plan, n_positions: int = 1) -> int:

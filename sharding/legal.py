@@ -19,11 +19,9 @@ from models.layers.linear import Split
 from models.params import block_params
 from models.policy import Policy
 
-from .axes import Request, granules
+from .axes import granules
 from .plan import AttentionShard, MlpShard, MoeShard, Plan
-
-#: No request is larger: a limit that keeps whole numbers exact.
-MOST_AT_ONCE = 1 << 24
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -32,32 +30,6 @@ class Reason:
 
     rule: str
     sentence: str
-
-
-def check_request(request: Request, cfg: ModelConfig) -> None:
-    """Refuse a request that no plan can serve.
-
-    Raises:
-        LpuError: batch, tokens or context is below 1, the context exceeds the model's positions, or
-            the new tokens exceed the context.
-    """
-    for name in ("batch", "tokens", "context"):
-        number = getattr(request, name)
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise LpuError(f"{name} is {number!r}; it must be a whole number.")
-        if number < 1:
-            raise LpuError(f"{name} is {number}; it must be at least 1.")
-        if number > MOST_AT_ONCE:
-            raise LpuError(f"{name} is {number}; it must be at most {MOST_AT_ONCE}.")
-    if request.context > cfg.max_position:
-        raise LpuError(
-            f"context is {request.context}; {cfg.name} has {cfg.max_position} positions at most."
-        )
-    if request.tokens > request.context:
-        raise LpuError(
-            f"tokens is {request.tokens}; a step adds at most the {request.context} positions of "
-            "the context."
-        )
 
 
 def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:

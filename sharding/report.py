@@ -1,5 +1,7 @@
 """Tables and lines as plain text for a terminal."""
 
+import platform
+from importlib.metadata import version
 from typing import Any
 
 from rich import box
@@ -31,3 +33,13 @@ def table(*columns: tuple[str, str], title: str | None = None) -> Table:
     for heading, justify in columns:
         made.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     return made
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    return {
+        "lpu_jax": version("lpu-jax"),
+        "jax": version("jax"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+    }

@@ -15,8 +15,8 @@ from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.request import Request
 from sharding.run.load import LoadedBlock, load_block
 
 _LLAMA, _KIMI = zoo.model("llama-3.1-8b"), zoo.model("kimi-k2")

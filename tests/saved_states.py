@@ -7,7 +7,7 @@ from placed_blocks import SIX_HEADS_KIMI, TINY_LLAMA
 
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
+from sharding.request import Request
 from sharding.run.load import store_block
 from sharding.run.saved import State
 from sharding.run.unplaced import BlockState

@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from .. import mesh as chip_mesh
 from ..datapath.work import Length, Unit, Work
+from ..machine.catalogue import system as system_named
 from ..machine.system import System
-from ..machine.system import system as system_named
 from ..mesh import ChipMesh
 from ..provenance import Constant, constants_of
 from ..quantities import format_bytes, format_seconds

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lpu_jax.errors import LpuError
+from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
-from lpu_jax.machine.system import system as named_system
 from models.policy import Policy, policy_named
 
 from ..plan import Plan, read_plan
+from ..rank.choose import default_plans, fastest_plan
 from ..verify import certify
 from .check_text import check_text
 from .common import NO, Formats, Json, Mla, emit, watched, watched_steps
@@ -164,10 +165,7 @@ def _check_whole(
     as_json: str | None,
 ) -> None:
     """Run tokens through layers and the two ends of the model."""
-    from ..verify import (  # need JAX's compiler; the other commands start without it
-        whole,
-        whole_report,
-    )
+    from ..verify import whole, whole_report
 
     cfg = opened.config
     ids = whole.random_tokens(cfg, n_tokens or 1, seed) if ids is None else ids
@@ -176,7 +174,7 @@ def _check_whole(
     whole.check_tokens(cfg, ids, plans)
     note = ""
     if not plans:
-        fastest, note = whole.fastest_plan(cfg, machine, policy)
+        fastest, note = fastest_plan(cfg, machine, policy)
         plans = [fastest]
     results = watched_steps(
         lambda say: whole.check_whole(
@@ -214,7 +212,7 @@ def _check_blocks(
     from ..verify import verify  # needs JAX's compiler; the other commands start without it
 
     cfg = source.config
-    plans = plans or certify.default_plans(cfg, machine, policy)
+    plans = plans or default_plans(cfg, machine, policy)
     results = watched(
         lambda say: verify.compare_plans(
             cfg, machine, plans, policy, source, tokens=n_tokens, seed=seed, progress=say

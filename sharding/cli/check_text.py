@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import system as named_system
+from lpu_jax.machine.catalogue import system as named_system
 from models.config import LatentForm
 from models.policy import policy_named
 
@@ -37,7 +37,7 @@ def check_text(
     from models.tokenizer_files import read_tokenizer
     from models.weights.checkpoint import open_checkpoint
 
-    from ..rank.text_plan import text_plan
+    from ..rank.choose import text_plan
     from ..verify import text as texts
     from ..verify.inputs import SYNTHETIC, open_model
 

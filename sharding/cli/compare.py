@@ -79,7 +79,9 @@ def compare(
         prompt=prompt,
     )
     if check and found.fitting:
-        found = watched(lambda say: comparing.with_numerics(found, check, progress=say))
+        from ..verify.verify import with_numerics  # needs the reference model; a ranking does not
+
+        found = watched(lambda say: with_numerics(found, check, progress=say))
     moved = (
         watched(lambda say: ranking.sensitivity(found, sensitivity, seed, progress=say))
         if sensitivity and found.fitting

@@ -7,11 +7,11 @@ import typer
 from rich.markup import escape
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import system as named_system
+from lpu_jax.machine.catalogue import system as named_system
 from models.policy import policy_named
 
 from ..plan import read_plan
-from ..rank.text_plan import text_plan
+from ..rank.choose import text_plan
 from .common import NO, Format, Json, SystemName, emit, watched
 
 

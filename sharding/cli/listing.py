@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
+from lpu_jax.machine.catalogue import named_systems
+from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.describe import describe, describe_text
 from lpu_jax.machine.gpu_systems import named_gpu_systems
-from lpu_jax.machine.system import named_systems
-from lpu_jax.machine.system import system as named_system
 from lpu_jax.quantities import format_bytes, format_count
 from models.params import n_active, n_parameters
 from models.released import released_bytes

@@ -13,8 +13,8 @@ from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..axes import Request
 from ..plan import Plan
+from ..request import Request
 from .explanation import (
     AxisUse,
     BlockUse,

@@ -18,8 +18,8 @@ from lpu_jax.quantities import format_bytes
 from models.blocks import Kind
 
 from .. import report
-from ..axes import Request
 from ..plan import Plan
+from ..request import Request
 from .scheduled import block_list
 
 #: Neighbouring operations that add less of their block's time than this are shown in one row.

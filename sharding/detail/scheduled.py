@@ -25,8 +25,7 @@ from models.config import ModelConfig
 from models.policy import Policy
 
 from .. import axes
-from ..axes import Request
-from ..legal import check_plan, check_policy, check_request
+from ..legal import check_plan, check_policy
 from ..plan import Plan
 from ..predict.evaluate import (
     TOKEN_BYTES,
@@ -39,6 +38,7 @@ from ..predict.evaluate import (
     slots_of,
     split_of,
 )
+from ..request import Request, check_request
 
 _LONGEST_NAME = 34
 #: Constants that are in every time: the clock, the way from unit to unit, the host.

@@ -27,8 +27,9 @@ from models.layers.linear import Split
 from models.policy import Policy
 
 from .. import axes
-from ..axes import MESH_AXES, Request, dispatch_of, mesh_order
+from ..axes import MESH_AXES, dispatch_of, mesh_order
 from ..plan import Plan
+from ..request import Request
 from .block_report import BlockReport, merge, take
 from .placement import Cuts, block_bytes, cut_stages, usable_bytes
 from .symbolic import symbol_values, trace_block

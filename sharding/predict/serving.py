@@ -12,77 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..axes import Request
-from ..legal import check_request
 from ..plan import Plan
+from ..request import Request
 from .evaluate import evaluate
-
-
-def decode_request(
-    cfg: ModelConfig,
-    *,
-    batch: int = 1,
-    context: int,
-    draft_tokens: int | None = None,
-    acceptance: float | None = None,
-) -> Request:
-    """Say what a decode step does, with or without drafts.
-
-    Args:
-        cfg: the model.
-        batch: sequences per micro-batch.
-        context: allocated positions per sequence.
-        draft_tokens: drafted tokens behind the known one; None: no speculation.
-        acceptance: probability that a draft is accepted; given with `draft_tokens`.
-
-    Returns:
-        A request with `draft_tokens + 1` new tokens per sequence.
-
-    Raises:
-        LpuError: an impossible number, or one of the two without the other.
-    """
-    if (draft_tokens is None) != (acceptance is None):
-        given, missing = ("draft tokens", "acceptance") if acceptance is None else (
-            "acceptance", "draft tokens"
-        )  # fmt: skip
-        raise LpuError(f"{given} was given without {missing}; speculative decoding needs both.")
-    request = Request(batch=batch, context=context)
-    check_request(request, cfg)
-    if draft_tokens is None or acceptance is None:
-        return request
-    if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int):
-        raise LpuError(f"draft tokens is {draft_tokens!r}; it must be a whole number.")
-    if not 0 <= draft_tokens < context:
-        raise LpuError(
-            f"draft tokens is {draft_tokens}; it must be at least 0 and below the context of "
-            f"{context}."
-        )
-    is_number = isinstance(acceptance, int | float) and not isinstance(acceptance, bool)
-    if not is_number or not 0 <= acceptance <= 1:
-        raise LpuError(f"acceptance is {acceptance!r}; it must be a number from 0 to 1.")
-    return replace(request, tokens=draft_tokens + 1, acceptance=float(acceptance))
-
-
-def check_prompt(prompt: int | None, request: Request) -> int:
-    """Choose the length of a prompt: as given, or as long as the context.
-
-    Raises:
-        LpuError: not a whole number from 1 to the context.
-    """
-    if prompt is None:
-        return request.context
-    whole = isinstance(prompt, int) and not isinstance(prompt, bool)
-    if not whole or not 1 <= prompt <= request.context:
-        raise LpuError(
-            f"prompt is {prompt!r}; it must be a whole number from 1 to the context of "
-            f"{request.context}."
-        )
-    return prompt
 
 
 @dataclass(frozen=True, kw_only=True)

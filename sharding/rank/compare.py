@@ -1,24 +1,24 @@
 """The main job: rank a model's plans on a machine, what each costs and whether it fits."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lpu_jax.errors import LpuError, PlanError, unknown
+from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
-from lpu_jax.machine.system import system as named_system
 from models.config import ModelConfig
 from models.policy import Policy, policy_named
 from models.zoo import model as named_model
 
-from ..axes import Request
 from ..legal import Search, check_plan, check_policy
 from ..plan import Plan
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation, evaluate
-from ..predict.serving import check_prompt, decode_request, prefill
+from ..predict.serving import prefill
+from ..request import Request, check_prompt, decode_request
 from .comparison import Comparison, Objective, Row
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
@@ -105,31 +105,6 @@ def compare(
         assumed=tuple(c for c in machine.constants() if c.is_assumed),
         evaluation=evaluation,
     )
-
-
-def with_numerics(
-    comparison: Comparison, n_plans: int, progress: Callable[[str], None] = lambda _: None
-) -> Comparison:
-    """Run the first plans of a comparison on virtual chips and note their numerical error.
-
-    Two tokens are decoded with synthetic weights through one dense and one MoE layer at full width.
-
-    Args:
-        comparison: from `compare`.
-        n_plans: how many rows.
-        progress: told what is being done.
-    """
-    from ..verify import verify  # the only part of a comparison that needs the reference model
-
-    plans = [row.plan for row in comparison.rows[:n_plans]]
-    results = verify.compare_plans(
-        comparison.model, comparison.system, plans, comparison.policy, progress=progress
-    )
-    checked = [
-        replace(row, numerics=result.as_dict())
-        for row, result in zip(comparison.rows[:n_plans], results, strict=True)
-    ]
-    return replace(comparison, rows=(*checked, *comparison.rows[n_plans:]))
 
 
 def search_plans(

@@ -1,10 +1,8 @@
 """The result of a comparison: ranked rows, as plain values and as text."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any, Literal
 
 from rich.table import Table
@@ -17,10 +15,11 @@ from models.params import n_parameters
 from models.policy import Policy
 
 from .. import report
-from ..axes import Request
 from ..plan import Plan
 from ..predict.energy import MEANING, knows_energy, unknown_reason
 from ..predict.evaluate import Evaluation
+from ..report import versions
+from ..request import Request
 
 #: Reasons that begin so refuse a plan for its memory; all others refuse a split for its shapes.
 DOES_NOT_FIT = "does not fit"
@@ -305,13 +304,3 @@ def memory_map(row: Row, memory: str = "SRAM") -> Table:
         f"{abs(row.short_bytes) / sram:.1%}",
     )
     return made
-
-
-def versions() -> dict[str, str]:
-    """Versions that results depend on."""
-    return {
-        "lpu_jax": version("lpu-jax"),
-        "jax": version("jax"),
-        "numpy": version("numpy"),
-        "python": platform.python_version(),
-    }

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lpu_jax.errors import LpuError
+from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
-from lpu_jax.machine.system import system as named_system
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_seconds
 from models.config import ModelConfig
@@ -25,14 +25,14 @@ from models.policy import Policy, policy_named
 from models.zoo import model as named_model
 
 from .. import report
-from ..axes import Request
 from ..legal import check_policy
 from ..plan import Plan
 from ..predict.energy import MEANING, energy, one, unknown_reason
 from ..predict.evaluate import Evaluation
-from ..predict.serving import decode_request
+from ..report import versions
+from ..request import Request, decode_request
 from .compare import search_plans
-from .comparison import format_energy, serving_notes, versions
+from .comparison import format_energy, serving_notes
 from .comparison import legend as plan_legend
 
 #: Batch sizes are doubled until nothing fits, but not beyond this one.

@@ -19,8 +19,9 @@ from models.params import Kind
 from models.policy import Policy
 from models.weights.source import WeightSource
 
-from ..axes import Request, allocated_positions
+from ..axes import allocated_positions
 from ..plan import Plan
+from ..request import Request
 from .execute import run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 

@@ -24,8 +24,8 @@ from models.tokenizer import Tokenizer
 from models.weights.source import WeightSource
 
 from ..plan import Plan
-from ..verify.emulate import sqnr_db
 from .decoding import Decoder, Prediction
+from .measures import sqnr_db
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,6 @@ from models.weights.source import WeightSource
 from models.weights.stored import dequantised, one_of_batch, scales_shape
 
 from ..axes import (
-    Request,
     chip_mesh,
     degrees,
     dispatch_of,
@@ -38,6 +37,7 @@ from ..axes import (
     sizes,
 )
 from ..plan import Plan
+from ..request import Request
 from .placed_state import empty_state
 
 

@@ -22,9 +22,9 @@ from models.blocks import Block
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..axes import Request
 from ..plan import Plan, plan_from_dict
-from ..rank.comparison import versions
+from ..report import versions
+from ..request import Request
 from .load import LoadedBlock, StoredBlock
 from .unplaced import CACHE_NAMES, BlockState, restored_block, weight_leaves
 

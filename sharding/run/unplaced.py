@@ -21,8 +21,9 @@ from models.layers.linear import Split
 from models.params import Kind, expert_params
 from models.policy import Policy
 
-from ..axes import MESH_AXES, Request, axis_lengths, sizes
+from ..axes import MESH_AXES, axis_lengths, sizes
 from ..plan import Plan
+from ..request import Request
 from .load import LoadedBlock, StoredBlock, place_block
 
 #: Which dimension of a cache counts positions; that of a sliding layer is a ring.

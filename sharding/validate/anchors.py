@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
-from lpu_jax.machine.system import system as named_system
 from lpu_jax.quantities import format_bytes
 from models.config import ModelConfig
 from models.layers.linear import Split
@@ -23,7 +23,6 @@ from models.params import n_parameters
 from models.policy import Policy, policy_named
 from models.zoo import model as named_model
 
-from ..axes import Request
 from ..detail.scheduled import schedule_plan
 from ..legal import Search
 from ..plan import AttentionShard, MlpShard, Plan
@@ -31,6 +30,7 @@ from ..predict.evaluate import Evaluation, evaluate
 from ..predict.placement import usable_bytes
 from ..rank.compare import compare, rank
 from ..rank.comparison import Comparison
+from ..request import Request
 from .figures import Figure
 
 Progress = Callable[[str], None]

@@ -25,14 +25,14 @@ from lpu_jax.cost.report import Report
 from lpu_jax.cost.report import time as time_of
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import mxm
+from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
-from lpu_jax.machine.system import system as named_system
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.provenance import constants_of
 
 from ..plan import AttentionShard, MlpShard, Plan
 from ..rank.compare import compare
-from ..rank.comparison import versions
+from ..report import versions
 from .anchors import anchors, assumed_behind
 from .figures import Figure, assumed_names, figures_text, within
 

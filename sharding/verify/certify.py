@@ -5,111 +5,19 @@ not.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
-from models.layers.dispatch import Dispatch
-from models.layers.linear import Split
-from models.policy import FP16, Policy
+from models.policy import Policy
 
 from .. import report
-from ..axes import Request
-from ..legal import Search, check_policy
-from ..plan import AttentionShard, MlpShard, MoeShard, Plan
-from ..predict.evaluate import evaluate
-from ..rank.comparison import versions
+from ..plan import Plan
+from ..rank.choose import promises_one_chip_bits
+from ..report import versions
 
 if TYPE_CHECKING:
     from .verify import CheckResult
-
-
-def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan]:
-    """Choose three plans: two split by columns with different degrees, and one split by rows.
-
-    Args:
-        cfg: the model.
-        system: the machine.
-        policy: formats of the weights.
-
-    Returns:
-        The fastest plan split by columns that fits (or that lacks least), one like it with other
-        degrees, and the first one's degrees split by rows.
-
-    Raises:
-        LpuError: the system is one of GPUs.
-        PlanError: the machine has no two different splits of a group.
-    """
-    system.require_lpu("check")
-    if policy.base != "fp16":
-        policy = FP16  # what no chip runs takes as much room
-    check_policy(policy, cfg, system)
-    request = Request(context=min(cfg.max_position, 4096))
-    plans = list(Search(cfg, system, policy, request).within_reach().plans())
-    evaluation = evaluate(plans, cfg, system, policy, request)
-    order = sorted(
-        range(len(plans)),
-        key=lambda i: (max(evaluation.short_bytes[i], 0.0), evaluation.latency_cycles[i]),
-    )
-    by_column = [
-        plans[i] for i in order if promises_one_chip_bits(plans[i]) and _splits_all(plans[i], cfg)
-    ]
-    if not by_column:
-        raise PlanError(
-            f"{system.name} has no plan that splits every block of {cfg.name}; give --plan."
-        )
-    first = by_column[0]
-    others = [
-        plan
-        for plan in by_column
-        if plan.attention.tensor != first.attention.tensor
-        and (plan.moe is None or first.moe is None or plan.moe.expert != first.moe.expert)
-    ]
-    if not others:
-        raise PlanError(f"{system.name} has only one split of {cfg.name} by columns; give --plan.")
-    return [first, others[0], split_by(first, Split.ROW)]
-
-
-def split_by(plan: Plan, split: Split) -> Plan:
-    """The same degrees with another split of every output projection."""
-    return replace(
-        plan,
-        attention=replace(plan.attention, split=split),
-        mlp=replace(plan.mlp, split=split),
-        moe=None if plan.moe is None else replace(plan.moe, split=split),
-    )
-
-
-def promises_one_chip_bits(plan: Plan) -> bool:
-    """Whether every output projection of a plan is split by columns, or not split at all.
-
-    An exchange of rows adds the shared expert's result in another place even on one chip; a split
-    of the context rounds partial results before they are merged.
-    """
-    if plan.attention.context > 1:
-        return False
-    if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
-        return False
-    return all(part.split is Split.COLUMN or ways == 1 for part, ways in _ways(plan))
-
-
-def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
-    """Whether a plan splits every kind of block that the model has."""
-    has_dense = cfg.n_moe_layers < cfg.n_layers
-    return all(ways > 1 for part, ways in _ways(plan) if has_dense or part is not plan.mlp)
-
-
-def _ways(plan: Plan) -> list[tuple[AttentionShard | MlpShard | MoeShard, int]]:
-    """The parts of a plan, and over how many chips each splits its output projection."""
-    parts: list[tuple[AttentionShard | MlpShard | MoeShard, int]] = [
-        (plan.attention, plan.attention.tensor),
-        (plan.mlp, plan.mlp.tensor),
-    ]
-    if plan.moe is not None:
-        parts.append((plan.moe, plan.moe.expert * plan.moe.tensor))
-    return parts
 
 
 @runtime_checkable

@@ -5,7 +5,6 @@ the experts that some token chooses are made. Not here: which blocks run, the tw
 (`ends`), and what is reported.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -25,8 +24,9 @@ from models.reference import reference_block
 from models.weights.source import WeightSource
 from models.weights.stored import one_of_batch
 
-from ..axes import Request, allocated_positions
+from ..axes import allocated_positions
 from ..plan import Plan
+from ..request import Request
 from ..run.execute import program_key, run_attention, run_block, with_inputs
 from ..run.load import (
     LoadedBlock,
@@ -37,6 +37,7 @@ from ..run.load import (
     stored_values,
     widened,
 )
+from ..run.measures import finite, sqnr_db
 from .experts import ExpertStore, made_ahead
 from .routing import MixtureReference, RoutingCheck, count_flips, emulated_routes, joined_key
 
@@ -69,34 +70,6 @@ class BlockCheck:
         if self.routing is not None:
             values["routing"]["margin"] = finite(self.routing.margin)
         return values
-
-
-def finite(value: float) -> float | None:
-    """Return None for what JSON has no number for."""
-    return value if math.isfinite(value) else None
-
-
-def sqnr_db(reference: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."]) -> float:
-    """Signal over noise in dB, `10 log10(sum ref^2 / sum (ref - x)^2)`, summed in float64.
-
-    Values that overflowed, or are no numbers, are endless noise.
-    """
-    wide = reference.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        noise = float(np.sum((wide - values.astype(np.float64)) ** 2))
-    return decibels(float(np.sum(wide**2)), noise)
-
-
-def decibels(signal: float, noise: float) -> float:
-    """Ratio of two powers in dB; noise that is not finite, of values that overflowed, is endless.
-
-    No noise at all is the best, whatever the signal.
-    """
-    if noise == 0:
-        return math.inf
-    if not (signal and math.isfinite(noise)):
-        return -math.inf
-    return 10 * math.log10(signal / noise)
 
 
 @dataclass(kw_only=True)

@@ -20,8 +20,9 @@ from models.reference import reference_block
 from models.weights.source import Weights, WeightSource
 from models.weights.stored import dequantised
 
-from ..axes import Request, degrees, sizes
+from ..axes import degrees, sizes
 from ..plan import Plan
+from ..request import Request
 from ..run.execute import run_block, with_inputs
 from ..run.load import StoredBlock, place_block, store_weight, stored_values
 from .emulate import Run

@@ -5,7 +5,6 @@ token, under several policies over the same tokens. Nothing is generated here, a
 is predicted.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Float32, Int
 
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.machine.system import System
@@ -25,14 +24,15 @@ from models.weights.source import WeightSource
 from models.weights.stored import one_of_batch
 
 from .. import report
-from ..axes import Request, allocated_positions
+from ..axes import allocated_positions
 from ..files import reading
 from ..legal import check_plan
 from ..plan import Plan
-from ..rank.comparison import versions
+from ..report import versions
+from ..request import Request
 from ..run.forward import forward
 from ..run.load import store_weight, stored_values
-from .emulate import decibels, finite
+from ..run.measures import _exp, compare_predictions, decibels, finite
 
 #: Rows of logits that are compared at once: in float64 they are twice as wide as they came.
 _ROWS = 64
@@ -228,13 +228,6 @@ def _reference(
     return np.asarray(stream(source, jnp.asarray(ids[None])))[0, :-1]
 
 
-def log_probabilities(logits: Float64[np.ndarray, "t vocab"]) -> Float64[np.ndarray, "t vocab"]:
-    """Logarithms of the softmax of each row, in float64."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    normalised: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return normalised
-
-
 @dataclass(kw_only=True)
 class _Row:
     """Sums of one plan and policy over the predictions so far."""
@@ -273,46 +266,6 @@ class _Row:
             top1_agreement=sums["agreements"] / count,
             sqnr_db=decibels(sums["power"], sums["noise"]),
         )
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
-def compare_predictions(
-    expected: Float32[np.ndarray, "t vocab"],
-    logits: Float32[np.ndarray, "t vocab"],
-    following: Int[np.ndarray, " t"],
-) -> dict[str, float]:
-    """Sums over some predictions, from the logits of the reference and of the chips.
-
-    Args:
-        expected: logits of the reference.
-        logits: of the chips.
-        following: the tokens that come next.
-
-    Returns:
-        `predictions`, `loss` and `reference_loss` (negative log-likelihoods, nats), `kl` (nats),
-        `agreements` of the most likely token, `power` of the reference's logits and of the `noise`.
-
-    Fidelity: approximate, in float64.
-    """
-    wide, mine = expected.astype(np.float64), logits.astype(np.float64)
-    rows = np.arange(len(following))
-    with np.errstate(invalid="ignore"):  # logits may have overflowed
-        log_p, log_q = log_probabilities(wide), log_probabilities(mine)
-        return {
-            "predictions": float(len(following)),
-            "loss": float(-log_q[rows, following].sum()),
-            "reference_loss": float(-log_p[rows, following].sum()),
-            "kl": float((np.exp(log_p) * (log_p - log_q)).sum()),
-            "agreements": float((wide.argmax(-1) == mine.argmax(-1)).sum()),
-            "power": float((wide**2).sum()),
-            "noise": float(((wide - mine) ** 2).sum()),
-        }
 
 
 def text_dict(

@@ -9,7 +9,7 @@ that were left out.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,15 @@ from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
-from ..axes import Request, allocated_positions, degrees, dispatch_of
+from ..axes import allocated_positions, degrees, dispatch_of
 from ..legal import check_plan
 from ..plan import Plan
 from ..predict.evaluate import evaluate
+from ..rank.comparison import Comparison
+from ..request import Request
 from ..run.load import block_split
-from .emulate import BlockCheck, Run, Step, finite, run_steps
+from ..run.measures import finite
+from .emulate import BlockCheck, Run, Step, run_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,3 +291,28 @@ def _merged(n_chips: int, n_tokens: int, policy: Policy) -> str:
     which = f"{n_chips} chips" if n_holding == n_chips else f"the first {n_holding} chips"
     idle = "" if n_holding == n_chips else f" (the other {n_chips - n_holding} hold no position)"
     return f"softmax over the context: each of {which} {rounding}{idle}"
+
+
+def with_numerics(
+    comparison: Comparison, n_plans: int, progress: Callable[[str], None] = lambda _: None
+) -> Comparison:
+    """Run the first plans of a comparison on virtual chips and note their numerical error.
+
+    Two tokens are decoded with synthetic weights through one dense and one MoE layer at full width.
+
+    Args:
+        comparison: from `compare`.
+        n_plans: how many rows.
+        progress: told what is being done.
+    """
+    from . import verify  # the only part of a comparison that needs the reference model
+
+    plans = [row.plan for row in comparison.rows[:n_plans]]
+    results = verify.compare_plans(
+        comparison.model, comparison.system, plans, comparison.policy, progress=progress
+    )
+    checked = [
+        replace(row, numerics=result.as_dict())
+        for row, result in zip(comparison.rows[:n_plans], results, strict=True)
+    ]
+    return replace(comparison, rows=(*checked, *comparison.rows[n_plans:]))

@@ -16,23 +16,19 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float32
 
-from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
-from models.policy import FP16, Policy
+from models.policy import Policy
 from models.weights.source import WeightSource
 
-from ..axes import Request
-from ..legal import Search, check_policy
 from ..plan import Plan
-from ..rank.compare import compare
-from ..rank.comparison import versions
-from .emulate import BlockCheck, Run, Step, finite, run_steps, sqnr_db
+from ..report import versions
+from ..run.measures import compare_predictions, finite, sqnr_db
+from .emulate import BlockCheck, Run, Step, run_steps
 from .ends import embed_tokens, run_head
 from .resume import Sitting
 from .routing import Routing
-from .text import compare_predictions
 from .verify import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
 
 #: Told before each block, and at the end: blocks done, blocks in all, what comes next.
@@ -236,35 +232,6 @@ def agreement(
         "output_hash": hashlib.sha256(logits.astype("<f4").tobytes()).hexdigest(),
         "logits": logits,
     }
-
-
-def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan, str]:
-    """Choose the fastest plan that fits, or else the one that lacks least.
-
-    A model that is too small for the groups of the machine is split over fewer chips.
-
-    Returns:
-        The plan, and a sentence if it does not fit, or leaves chips idle for want of anything to
-        split; else an empty one.
-
-    Raises:
-        LpuError: as `compare`.
-    """
-    held = policy if policy.base == "fp16" else FP16
-    check_policy(held, cfg, system)
-    context = min(POSITIONS_STEP, cfg.max_position)
-    search = Search(cfg, system, held, Request(context=context)).within_reach()
-    plans = None if search.most_group_chips is None else list(search.plans())
-    row = compare(cfg, system, plans, weights_format=held, context=context, top=1).rows[0]
-    notes = []
-    if plans is not None:
-        notes.append(
-            f"{cfg.name} is too small to be split over the {system.n_chips} chips of "
-            f"{system.name}; a plan in groups of at most {search.most_group_chips} is run."
-        )
-    if not row.fits:
-        notes.append(f"No plan fits; the nearest is run: it {row.reason}.")
-    return row.plan, " ".join(notes)
 
 
 def random_tokens(cfg: ModelConfig, n_tokens: int, seed: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from models.config import ModelConfig
 from models.policy import Policy
 
 from .. import report
-from ..rank.comparison import versions
+from ..report import versions
 from .certify import as_promised
 from .emulate import BlockCheck
 from .whole import WholeCheck

@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
-from lpu_jax.machine.system import system as named_system
 from models.policy import policy_named
 from models.zoo import model as named_model
-from sharding.axes import Request
 from sharding.legal import check_plan
 from sharding.plan import plan_from_dict
 from sharding.predict.evaluate import evaluate
+from sharding.request import Request
 
 PINNED = Path(__file__).with_name("predictions.json")
 #: Significant digits: cycles are sums of rounded and unrounded terms; nothing else is compared.

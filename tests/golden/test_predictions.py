@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from golden.pin import PINNED, constants_key, predict
 
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 
 CASES = json.loads(PINNED.read_text(encoding="utf-8"))
 

@@ -16,7 +16,7 @@ from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath import c2c, mem, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 
 GROQ = one_group(system("groq-node"), 1)
 VECTOR = GROQ.chip.vector_bytes

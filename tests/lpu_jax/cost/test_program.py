@@ -14,7 +14,7 @@ from lpu_jax.cost.program import Program, expression, read
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import mem, mxm, vxm
 from lpu_jax.errors import CostError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from lpu_jax.numerics.quantized import QuantizedArray
 from lpu_jax.numerics.schemes import INT4_GROUP32
 

@@ -14,7 +14,7 @@ from lpu_jax.cost import Report
 from lpu_jax.datapath import c2c, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.errors import CostError, PlanError, UnknownNameError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import ChipMesh
 from models import zoo
 from models.layers.linear import Split

@@ -24,8 +24,8 @@ from lpu_jax.datapath import c2c, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.datapath.work import Unit
 from lpu_jax.errors import CostError
+from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.gpu import H100, H100_DOMAIN
-from lpu_jax.machine.system import system
 from lpu_jax.machine.uncertainty import draw
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.provenance import constants_of
@@ -33,12 +33,12 @@ from models.layers.linear import Split
 from models.params import n_parameters
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.symbolic import trace_block
 from sharding.rank.compare import compare
+from sharding.request import Request
 
 H100X8 = system("h100x8")
 LLAMA = model("llama-3.1-70b")

@@ -10,7 +10,7 @@ from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath import c2c, mxm, sxm, vxm
 from lpu_jax.datapath.work import Unit
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 
 GROQ = one_group(system("groq-node"), 1)
 CHIP = GROQ.chip

@@ -15,14 +15,15 @@ from lpu_jax.cost.sources import constants_read, worst_status
 from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.datapath.work import Unit, Work
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import ChipMesh
 from models.blocks import Kind, block_kinds
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import MESH_AXES, Request
+from sharding.axes import MESH_AXES
 from sharding.predict.evaluate import schedule_block
+from sharding.request import Request
 
 
 def shape(*lengths: int, dtype: str = "float16") -> jax.ShapeDtypeStruct:

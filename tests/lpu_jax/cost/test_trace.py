@@ -15,7 +15,7 @@ from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.cost.sources import constants_read
 from lpu_jax.cost.trace import INSTALLS, Slice, Trace, unit_slices
 from lpu_jax.datapath import mxm, sxm, vxm
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 
 GROQ = one_group(system("groq-node"), 1)
 GIGAHERTZ = 1e9  # a cycle is a nanosecond

@@ -16,7 +16,7 @@ from lpu_jax.datapath import masks, mem, selection, sxm, vxm
 from lpu_jax.datapath.primitive import free, primitive
 from lpu_jax.datapath.work import Unit
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from lpu_jax.numerics import elementary
 
 GROQ = one_group(system("groq-node"), 1)

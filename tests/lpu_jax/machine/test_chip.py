@@ -9,16 +9,16 @@ import pytest
 
 from lpu_jax.errors import LpuError, UnknownNameError, unknown
 from lpu_jax.machine import gpu_systems
+from lpu_jax.machine.catalogue import named_systems, system
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1, MxmMode, chip
-from lpu_jax.machine.system import named_systems, system
 from lpu_jax.provenance import Constant, const, constants_of, vary, weakest
 from lpu_jax.quantities import format_bytes, format_count, format_given, format_seconds
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.energy import energy
 from sharding.predict.evaluate import evaluate
+from sharding.request import Request
 
 
 def test_published_peaks_of_groqchip1_are_exact():

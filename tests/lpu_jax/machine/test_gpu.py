@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import LpuError, PlanError, UnknownNameError
+from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.gpu import GB200, GB200_DOMAIN, H100, H100_DOMAIN, RUBIN, RUBIN_DOMAIN
 from lpu_jax.machine.gpu_systems import GpuSystem, named_gpu_systems
-from lpu_jax.machine.system import system
 from lpu_jax.provenance import constants_of
 from models.policy import FP16
 from models.zoo import model
 from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.rank.choose import default_plans
 from sharding.verify import verify
-from sharding.verify.certify import default_plans
 
 ALL = [H100, GB200, RUBIN, H100_DOMAIN, GB200_DOMAIN, RUBIN_DOMAIN]
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lpu_jax.errors import UnknownNameError
+from lpu_jax.machine.catalogue import named_systems, system
 from lpu_jax.machine.describe import describe, describe_text
-from lpu_jax.machine.system import named_systems, system
 
 
 @pytest.mark.parametrize(

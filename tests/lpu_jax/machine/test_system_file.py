@@ -10,9 +10,9 @@ from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.links import schedule
 from lpu_jax.errors import ConfigError, PlanError
+from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQCHIP1
 from lpu_jax.machine.describe import describe, describe_text
-from lpu_jax.machine.system import system
 from lpu_jax.provenance import constants_of
 from sharding.rank.compare import compare
 

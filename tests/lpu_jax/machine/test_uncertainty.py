@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpu_jax.machine.catalogue import named_systems
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1, ChipSpec
-from lpu_jax.machine.system import named_systems
 from lpu_jax.machine.uncertainty import draw, extremes, plausible, uncertain, with_values
 from lpu_jax.provenance import Constant, constants_of
 

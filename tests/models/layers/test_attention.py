@@ -12,8 +12,8 @@ from models.config import ModelConfig
 from models.layers.linear import Split
 from models.reference import reference_block
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
 from sharding.plan import AttentionShard
+from sharding.request import Request
 from sharding.run.load import LoadedBlock
 
 BATCH, TOKENS = 2, 4

@@ -16,8 +16,8 @@ from models.blocks import Kind
 from models.config import GqaConfig, MlaConfig, ModelConfig
 from models.layers.linear import Split
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
 from sharding.plan import AttentionShard, Plan
+from sharding.request import Request
 from sharding.run.load import LoadedBlock
 
 SLOW = pytest.mark.slow  # the numerics of the chip take long to compile

@@ -11,7 +11,7 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from models.reference import reference_block
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
+from sharding.request import Request
 
 BATCH = 3
 #: Measured 58.2, 34.3, 26.1 and 14.9 dB for the block's change of the hidden state against weights

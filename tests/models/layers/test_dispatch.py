@@ -15,8 +15,8 @@ from lpu_jax.datapath import mem, selection
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
-from sharding.axes import Request
 from sharding.plan import MoeShard
+from sharding.request import Request
 
 assert TINY_KIMI.moe is not None
 #: Experts of everything there is: groups and a shared expert, or neither but biases and a clamp.

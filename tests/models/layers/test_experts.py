@@ -15,7 +15,7 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from models.reference import with_experts
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
+from sharding.request import Request
 
 BATCH = 5
 #: As gpt-oss: offset router, softmax over the chosen, biases everywhere, no shared expert.

@@ -18,7 +18,7 @@ from models.config import ModelConfig
 from models.layers.linear import Split
 from models.policy import POLICIES
 from sharding import axes
-from sharding.axes import Request
+from sharding.request import Request
 
 KIMI, LLAMA = zoo.model("kimi-k2"), zoo.model("llama-3.1-405b")
 #: Over 2,048 chips: experts and their columns; heads and sequences; columns and copies.

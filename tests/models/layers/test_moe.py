@@ -11,8 +11,8 @@ from placed_blocks import TINY_KIMI, hidden, place, plan, runner, sqnr_db
 from models.layers.linear import Split
 from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
 from sharding.plan import MoeShard
+from sharding.request import Request
 
 BATCH = 5
 #: The block's change of the hidden state against float32 weights that are not rounded. Measured

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.blocks import block_chain
 from models.policy import policy_named
 from models.zoo import model
-from sharding.axes import Request
 from sharding.detail.explain import explain
 from sharding.detail.explanation import Explanation
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import evaluate
+from sharding.request import Request
 
 KIMI = Plan(
     stages=61,

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.policy import policy_named
 from models.zoo import model
-from sharding.axes import Request
 from sharding.detail.explain import explanation
 from sharding.detail.plots import load_matrix, plan_plot, stage_link_load
 from sharding.detail.scheduled import ScheduledPlan, schedule_plan
 from sharding.files import write_file
 from sharding.pictures import picture_format
 from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.request import Request
 
 PLAN = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8))
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.blocks import block_chain
 from models.policy import policy_named
 from models.zoo import model
-from sharding.axes import Request
 from sharding.detail.explain import collectives
 from sharding.detail.scheduled import ScheduledPlan, schedule_plan
 from sharding.detail.timeline import BLOCKS, LIVE, links_of_stage, plan_trace
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.request import Request
 
 KIMI = Plan(
     stages=61,

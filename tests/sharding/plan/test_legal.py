@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.machine.system import System, system
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
-from sharding.legal import Search, check_plan, check_policy, check_request, one_stage_plans
+from sharding.legal import Search, check_plan, check_policy, one_stage_plans
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.request import Request, check_request
 
 INT4 = POLICIES["int4"]
 FP16 = POLICIES["fp16"]

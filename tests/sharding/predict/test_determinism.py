@@ -11,11 +11,11 @@ from lpu_jax import mesh
 from lpu_jax.cost.machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.schedule import schedule
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.blocks import block_program
 from models.config import ModelConfig
 from models.layers.linear import Split
-from sharding.axes import Request
+from sharding.request import Request
 from sharding.run.load import LoadedBlock
 
 N_DRAWS = 100

@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.errors import ConfigError
+from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQ3_LPU
 from lpu_jax.machine.gpu import GpuSpec
-from lpu_jax.machine.system import System, system
+from lpu_jax.machine.system import System
 from lpu_jax.provenance import constants_of
 from models.blocks import block_chain
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.predict.energy import busy_cycles, energy, unknown_reason
 from sharding.predict.evaluate import Evaluation, evaluate
-from sharding.predict.serving import decode_request
 from sharding.rank.compare import compare
+from sharding.request import Request, decode_request
 
 SMOLLM, FP16 = model("smollm2-135m"), POLICIES["fp16"]
 NODE, RACK = system("groq-node"), system("groq-24")

@@ -12,16 +12,18 @@ from lpu_jax.cost.collectives.links import hand_overs
 from lpu_jax.cost.machine import Groups, PlacedMachine, one_group
 from lpu_jax.cost.schedule import Slot
 from lpu_jax.datapath.work import Unit
-from lpu_jax.machine.system import System, system
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.system import System
 from models.blocks import block_chain, block_kinds
 from models.layers.linear import Split
 from models.params import n_active
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import MESH_AXES, Request, degrees
+from sharding.axes import MESH_AXES, degrees
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import TOKEN_BYTES, Evaluation, evaluate, schedule_block
+from sharding.request import Request
 
 KIMI, LPX = model("kimi-k2"), system("lpx-9")
 ONE = Request(batch=1, context=8192)

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpu_jax.datapath.work import Unit
-from lpu_jax.machine.system import System, system
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.system import System
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.predict.evaluate import Evaluation, evaluate
+from sharding.request import Request
 
 CASES = [
     ("kimi-k2", "lpx-9", "int4"),

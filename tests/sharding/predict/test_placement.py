@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 from lpu_jax.cost.machine import one_group
 from lpu_jax.cost.schedule import schedule
+from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1
-from lpu_jax.machine.system import system
 from models.blocks import Kind, block_arguments, block_chain, is_leaf
 from models.config import ModelConfig
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import MESH_AXES, Request, sizes
+from sharding.axes import MESH_AXES, sizes
 from sharding.predict.placement import block_bytes, cut_stages, padded_bytes, usable_bytes
 from sharding.predict.symbolic import symbol_values, trace_block
+from sharding.request import Request
 
 KIMI, LLAMA = model("kimi-k2"), model("llama-2-70b")
 

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.machine.system import System, system
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.system import System
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import Evaluation, evaluate
-from sharding.predict.serving import decode_request, prefill
+from sharding.predict.serving import prefill
 from sharding.rank.compare import Comparison, compare
-from sharding.speculation import expected_tokens
+from sharding.request import Request, decode_request, expected_tokens
 
 SMOLLM, FP16 = model("smollm2-135m"), POLICIES["fp16"]
 GROQ = system("groq-24")

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.legal import Search, check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import evaluate
 from sharding.rank.compare import compare
+from sharding.request import Request
 
 KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-9"), POLICIES["int4"]
 

@@ -13,7 +13,7 @@ from lpu_jax import mesh
 from lpu_jax.cost.machine import Groups, PlacedMachine, one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.blocks import CACHING_KINDS, Kind, block_arguments, block_kinds, block_program
 from models.config import GqaConfig, ModelConfig
@@ -21,8 +21,8 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import CHIP_POLICIES, POLICIES
 from sharding import axes
-from sharding.axes import Request
 from sharding.predict.symbolic import symbol_values, trace_block
+from sharding.request import Request
 
 LLAMA = zoo.model("llama-2-70b")
 KIMI = zoo.model("kimi-k2")

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import LpuError, PlanError, UnknownNameError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.predict.evaluate import evaluate
+from sharding.rank.choose import text_plan
 from sharding.rank.compare import Comparison, Objective, compare, rank
 from sharding.rank.comparison import memory_map
-from sharding.rank.text_plan import text_plan
 from sharding.report import render
+from sharding.request import Request
 
 SMALL: dict[str, Any] = {"batch": 4, "context": 512}
 

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.errors import LpuError, UnknownNameError
-from lpu_jax.machine.system import System, system
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.system import System
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.cli.main import main as lpu
-from sharding.predict.serving import decode_request
 from sharding.rank.compare import search_plans
 from sharding.rank.curve import Curve, curve, on_front
+from sharding.request import decode_request
 
 CONTEXT = 512
 #: A tray of an LPX rack: few plans.

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import System, system
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.system import System
 from lpu_jax.machine.uncertainty import draw_system, uncertain, uncertain_constants, variant
 from lpu_jax.provenance import CALLER, vary
-from sharding.axes import Request
 from sharding.cli.main import main
 from sharding.plan import Plan
 from sharding.predict.evaluate import Evaluation, evaluate
@@ -27,6 +27,7 @@ from sharding.rank.compare import compare
 from sharding.rank.comparison import Comparison
 from sharding.rank.correlation import chance_level, spearman
 from sharding.rank.sensitivity import sensitivity
+from sharding.request import Request
 
 SMALL: dict[str, Any] = {"batch": 2, "context": 4}
 TRANSIT, RESERVE = "chip.transit_cycles", "chip.reserved_fraction"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import LpuError, PlanError, WeightsError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.chat import chat_prompt
 from models.policy import POLICIES
@@ -20,11 +20,11 @@ from models.weights.fetch import GGUF_NAME
 from models.weights.gguf import load_gguf
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, Plan
-from sharding.rank.text_plan import text_plan
+from sharding.rank.choose import text_plan
 from sharding.run import generate as generating
 from sharding.run.decoding import Decoder, Prediction
 from sharding.run.generate import generate, generation_text
-from sharding.verify.emulate import sqnr_db
+from sharding.run.measures import sqnr_db
 
 ROOT = Path(__file__).parents[3]
 REAL = Path(os.environ.get("LPU_JAX_WEIGHTS", ROOT / "weights")) / GGUF_NAME

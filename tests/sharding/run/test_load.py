@@ -15,8 +15,8 @@ from models.layers.linear import Split
 from models.params import block_params
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.request import Request
 from sharding.run.execute import run_block, with_inputs
 from sharding.run.load import (
     load_block,

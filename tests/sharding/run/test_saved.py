@@ -23,8 +23,8 @@ from models.config import GqaConfig
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.request import Request
 from sharding.run.execute import run_attention
 from sharding.run.load import StoredBlock, load_block, place_block, store_block
 from sharding.run.saved import read_state, restore_state, save_state

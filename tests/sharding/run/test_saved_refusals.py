@@ -11,7 +11,7 @@ from saved_states import DECODE, FP16, STORED, UNEVEN_KIMI, filled_cache, state_
 from lpu_jax.errors import PlanError, WeightsError
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
-from sharding.axes import Request
+from sharding.request import Request
 from sharding.run.load import place_block, store_block
 from sharding.run.saved import read_state, restore_state, save_state
 from sharding.run.unplaced import block_state, restored_block

@@ -13,15 +13,15 @@ import pytest
 
 from lpu_jax.cost.report import time as time_of
 from lpu_jax.datapath import mxm
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.cli.main import main
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.predict.evaluate import evaluate
 from sharding.rank.compare import compare
 from sharding.rank.comparison import Comparison
+from sharding.request import Request
 from sharding.validate import anchors, validate
 from sharding.validate.figures import Figure, figures_text, within
 from sharding.validate.validate import Validation

@@ -8,21 +8,15 @@ import pytest
 from tiny_models import checkpoint
 
 from lpu_jax.errors import PlanError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.axes import Request
 from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, plan_from_dict
-from sharding.verify.certify import (
-    as_promised,
-    check_dict,
-    check_text,
-    default_plans,
-    promises_one_chip_bits,
-    split_by,
-)
+from sharding.rank.choose import default_plans, promises_one_chip_bits, split_by
+from sharding.request import Request
+from sharding.verify.certify import as_promised, check_dict, check_text
 from sharding.verify.verify import BlockCheck, CheckResult
 
 KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-rack"), POLICIES["int4"]

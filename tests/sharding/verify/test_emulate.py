@@ -6,14 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.run import decoding
 from sharding.run.decoding import Decoder
-from sharding.verify.emulate import Run, decibels
+from sharding.run.measures import decibels
+from sharding.verify.emulate import Run
 
 ONE = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
 SMOLLM2 = zoo.model("smollm2-135m")

@@ -14,7 +14,7 @@ import pytest
 from placed_blocks import TINY_KIMI
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan

@@ -13,7 +13,8 @@ from models.policy import POLICIES
 from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
-from sharding.verify.emulate import Run, Step, sqnr_db
+from sharding.run.measures import sqnr_db
+from sharding.verify.emulate import Run, Step
 from sharding.verify.routing import MixtureReference, count_flips, joined_key, router_margin
 
 PLAN = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard(), moe=MoeShard())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.policy import POLICIES
 from models.reference import Transformer
@@ -24,13 +24,8 @@ from models.weights.fetch import GGUF_NAME
 from models.weights.synthetic import SyntheticWeights
 from sharding.cli.main import main
 from sharding.plan import AttentionShard, MlpShard, Plan
-from sharding.verify.text import (
-    compare_predictions,
-    compare_text,
-    read_text,
-    text_dict,
-    text_report,
-)
+from sharding.run.measures import compare_predictions
+from sharding.verify.text import compare_text, read_text, text_dict, text_report
 
 ROOT = Path(__file__).parents[3]
 REAL = Path(os.environ.get("LPU_JAX_WEIGHTS", ROOT / "weights")) / GGUF_NAME

@@ -11,7 +11,7 @@ import pytest
 from placed_blocks import SIX_HEADS_KIMI
 
 from lpu_jax.errors import PlanError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
@@ -19,7 +19,7 @@ from models.policy import POLICIES
 from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
-from sharding.verify.emulate import sqnr_db
+from sharding.run.measures import sqnr_db
 from sharding.verify.routing import router_margin
 from sharding.verify.verify import check_n_tokens, compare_plans, default_layers, rounding_moved
 

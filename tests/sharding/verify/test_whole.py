@@ -12,15 +12,16 @@ import pytest
 from placed_blocks import TINY_KIMI
 
 from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.machine.system import system
+from lpu_jax.machine.catalogue import system
 from models.layers.linear import Split
 from models.policy import POLICIES, policy_named
 from models.reference import Transformer
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.rank import choose
 from sharding.run.forward import forward
-from sharding.verify import ends, whole
-from sharding.verify.emulate import sqnr_db
+from sharding.run.measures import sqnr_db
+from sharding.verify import ends
 from sharding.verify.verify import check_plans
 from sharding.verify.whole import agreement, check_whole, random_tokens
 from sharding.verify.whole_report import whole_dict, whole_text
@@ -244,14 +245,14 @@ def asked(monkeypatch):
         plan = ONE_CHIP if plans is None else plans[0]
         return SimpleNamespace(rows=(SimpleNamespace(plan=plan, fits=False, reason="is large"),))
 
-    monkeypatch.setattr(whole, "compare", compare)
+    monkeypatch.setattr(choose, "compare", compare)
     return told
 
 
 def test_the_default_plan_is_asked_of_compare(asked):
     """A policy that no chip runs takes as much room as fp16; the context holds every token."""
     for policy in (FLOAT32, POLICIES["int4"]):
-        plan, note = whole.fastest_plan(TINY_KIMI, NODE, policy)
+        plan, note = choose.fastest_plan(TINY_KIMI, NODE, policy)
         assert plan == ONE_CHIP
         assert note == "No plan fits; the nearest is run: it is large."
     assert asked == [(None, FP16, 320), (None, POLICIES["int4"], 320)]
@@ -262,7 +263,7 @@ def test_a_released_policy_of_other_roles_is_asked_for_itself(asked):
     cfg = replace(TINY_KIMI, released_format="int4", released_roles=("expert", "shared"))
     policy = policy_named("released", cfg)
     assert policy.name not in POLICIES
-    whole.fastest_plan(cfg, NODE, policy)
+    choose.fastest_plan(cfg, NODE, policy)
     assert asked == [(None, policy, 320)]
 
 
@@ -271,7 +272,7 @@ def test_a_model_too_small_for_the_machine_is_run_on_fewer_chips(asked):
     lpx = system("lpx-9")
     small = replace(TINY_KIMI.moe, n_experts=4, d_expert=8, n_groups=1, topk_groups=1)
     cfg = replace(TINY_KIMI, moe=small)
-    plan, note = whole.fastest_plan(cfg, lpx, FP16)
+    plan, note = choose.fastest_plan(cfg, lpx, FP16)
     check_plans([plan], cfg, lpx, FP16)
     ((plans, _, _),) = asked
     assert {plan.group_chips for plan in plans} == {32}  # as many as experts have columns

@@ -1,0 +1,193 @@
+"""The plan that is taken if none is given, and what a plan promises of its bits.
+
+For running a whole model on text, all chips form one group: stages change no value. The fastest
+plan is then that for a single short sequence, so that a text's bits do not depend on what else is
+asked for, as long as it fits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lpu_jax.datapath.mem import POSITIONS_STEP
+from lpu_jax.errors import PlanError
+from lpu_jax.machine.system import System
+from models.config import ModelConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.policy import FP16, Policy
+
+from ..axes import allocated_positions
+from ..legal import Search, check_policy, one_stage_plans
+from ..plan import AttentionShard, MlpShard, MoeShard, Plan
+from ..predict.evaluate import evaluate
+from ..request import Request
+from .compare import compare
+from .comparison import Comparison
+
+
+def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan, str]:
+    """Choose the fastest plan that fits, or else the one that lacks least.
+
+    A model that is too small for the groups of the machine is split over fewer chips.
+
+    Returns:
+        The plan, and a sentence if it does not fit, or leaves chips idle for want of anything to
+        split; else an empty one.
+
+    Raises:
+        LpuError: as `compare`.
+    """
+    held = policy if policy.base == "fp16" else FP16
+    check_policy(held, cfg, system)
+    context = min(POSITIONS_STEP, cfg.max_position)
+    search = Search(cfg, system, held, Request(context=context)).within_reach()
+    plans = None if search.most_group_chips is None else list(search.plans())
+    row = compare(cfg, system, plans, weights_format=held, context=context, top=1).rows[0]
+    notes = []
+    if plans is not None:
+        notes.append(
+            f"{cfg.name} is too small to be split over the {system.n_chips} chips of "
+            f"{system.name}; a plan in groups of at most {search.most_group_chips} is run."
+        )
+    if not row.fits:
+        notes.append(f"No plan fits; the nearest is run: it {row.reason}.")
+    return row.plan, " ".join(notes)
+
+
+def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan]:
+    """Choose three plans: two split by columns with different degrees, and one split by rows.
+
+    Args:
+        cfg: the model.
+        system: the machine.
+        policy: formats of the weights.
+
+    Returns:
+        The fastest plan split by columns that fits (or that lacks least), one like it with other
+        degrees, and the first one's degrees split by rows.
+
+    Raises:
+        LpuError: the system is one of GPUs.
+        PlanError: the machine has no two different splits of a group.
+    """
+    system.require_lpu("check")
+    if policy.base != "fp16":
+        policy = FP16  # what no chip runs takes as much room
+    check_policy(policy, cfg, system)
+    request = Request(context=min(cfg.max_position, 4096))
+    plans = list(Search(cfg, system, policy, request).within_reach().plans())
+    evaluation = evaluate(plans, cfg, system, policy, request)
+    order = sorted(
+        range(len(plans)),
+        key=lambda i: (max(evaluation.short_bytes[i], 0.0), evaluation.latency_cycles[i]),
+    )
+    by_column = [
+        plans[i] for i in order if promises_one_chip_bits(plans[i]) and _splits_all(plans[i], cfg)
+    ]
+    if not by_column:
+        raise PlanError(
+            f"{system.name} has no plan that splits every block of {cfg.name}; give --plan."
+        )
+    first = by_column[0]
+    others = [
+        plan
+        for plan in by_column
+        if plan.attention.tensor != first.attention.tensor
+        and (plan.moe is None or first.moe is None or plan.moe.expert != first.moe.expert)
+    ]
+    if not others:
+        raise PlanError(f"{system.name} has only one split of {cfg.name} by columns; give --plan.")
+    return [first, others[0], split_by(first, Split.ROW)]
+
+
+def promises_one_chip_bits(plan: Plan) -> bool:
+    """Whether every output projection of a plan is split by columns, or not split at all.
+
+    An exchange of rows adds the shared expert's result in another place even on one chip; a split
+    of the context rounds partial results before they are merged.
+    """
+    if plan.attention.context > 1:
+        return False
+    if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
+        return False
+    return all(part.split is Split.COLUMN or ways == 1 for part, ways in _ways(plan))
+
+
+def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
+    """Whether a plan splits every kind of block that the model has."""
+    has_dense = cfg.n_moe_layers < cfg.n_layers
+    return all(ways > 1 for part, ways in _ways(plan) if has_dense or part is not plan.mlp)
+
+
+def split_by(plan: Plan, split: Split) -> Plan:
+    """The same degrees with another split of every output projection."""
+    return replace(
+        plan,
+        attention=replace(plan.attention, split=split),
+        mlp=replace(plan.mlp, split=split),
+        moe=None if plan.moe is None else replace(plan.moe, split=split),
+    )
+
+
+def _ways(plan: Plan) -> list[tuple[AttentionShard | MlpShard | MoeShard, int]]:
+    """The parts of a plan, and over how many chips each splits its output projection."""
+    parts: list[tuple[AttentionShard | MlpShard | MoeShard, int]] = [
+        (plan.attention, plan.attention.tensor),
+        (plan.mlp, plan.mlp.tensor),
+    ]
+    if plan.moe is not None:
+        parts.append((plan.moe, plan.moe.expert * plan.moe.tensor))
+    return parts
+
+
+def text_plan(
+    cfg: ModelConfig,
+    system: System,
+    plan: Plan | None,
+    policy: Policy,
+    *,
+    command: str,
+    batch: int = 1,
+    context: int,
+) -> Comparison:
+    """Choose a plan; the comparison has one row, which says whether it fits.
+
+    Args:
+        cfg: the model.
+        system: the machine.
+        plan: to take this one.
+        policy: formats of the weights; one that no chip runs takes the room of fp16.
+        command: who asks, for the sentence that refuses GPUs.
+        batch: sequences; a given plan that splits more of them is filled up.
+        context: positions of each; a given plan that shares out more of them is filled up too.
+
+    Raises:
+        LpuError: the system is one of GPUs, the plan is not legal, or the model has no such
+            context.
+    """
+    system.require_lpu(command)
+    held = policy if policy.base == "fp16" else FP16
+
+    def fastest(plans: Sequence[Plan], request: Request) -> Comparison:
+        return compare(
+            cfg,
+            system,
+            plans,
+            weights_format=held,
+            batch=request.batch,
+            context=request.context,
+            top=1,
+        )
+
+    alone = Request(batch=1, context=min(POSITIONS_STEP, cfg.max_position))
+    wanted = Request(batch=batch, context=context)
+    if plan is None:
+        (row,) = fastest(one_stage_plans(cfg, system, held, alone), alone).rows
+        plan = row.plan
+        found = fastest([plan], wanted)
+        if found.rows[0].fits:
+            return found
+        return fastest(one_stage_plans(cfg, system, held, wanted), wanted)
+    shares = plan.attention.data
+    filled = max(context, min(allocated_positions(plan, context), cfg.max_position))
+    return fastest([plan], Request(batch=-(-batch // shares) * shares, context=filled))

@@ -1,0 +1,157 @@
+"""What a model is asked to do at once: new tokens, sequences, positions, drafts.
+
+Decoding, speculative decoding and prefill are one program with 1, draft + 1, or a chunk of new
+tokens per sequence. Not modelled: the draft model's time and memory, and acceptance that differs
+between positions or texts; one probability, independent for each draft, is the user's to give.
+"""
+
+from dataclasses import dataclass, replace
+
+from lpu_jax.errors import LpuError
+from models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the model is asked to do at once."""
+
+    batch: int = 1
+    tokens: int = 1  #: new tokens per sequence
+    context: int = 1  #: allocated positions
+    #: Probability that a draft is accepted, if all tokens but the first are drafts.
+    acceptance: float | None = None
+    #: New tokens of the longest step that shares a cache with this one; None: this is the longest.
+    most_tokens: int | None = None
+
+    @property
+    def longest_step(self) -> int:
+        """New tokens per sequence that the cache must have room for at once."""
+        return max(self.tokens, self.most_tokens or 1)
+
+    @property
+    def kept_tokens(self) -> float:
+        """Tokens that a step adds to a sequence, on average."""
+        if self.acceptance is None:
+            return float(self.tokens)
+        return expected_tokens(self.tokens - 1, self.acceptance)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Positions of a sequence whose next token is chosen: the last, or each draft's too."""
+        return 1 if self.acceptance is None else self.tokens
+
+
+#: No request is larger: a limit that keeps whole numbers exact.
+MOST_AT_ONCE = 1 << 24
+
+
+def check_request(request: Request, cfg: ModelConfig) -> None:
+    """Refuse a request that no plan can serve.
+
+    Raises:
+        LpuError: batch, tokens or context is below 1, the context exceeds the model's positions, or
+            the new tokens exceed the context.
+    """
+    for name in ("batch", "tokens", "context"):
+        number = getattr(request, name)
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise LpuError(f"{name} is {number!r}; it must be a whole number.")
+        if number < 1:
+            raise LpuError(f"{name} is {number}; it must be at least 1.")
+        if number > MOST_AT_ONCE:
+            raise LpuError(f"{name} is {number}; it must be at most {MOST_AT_ONCE}.")
+    if request.context > cfg.max_position:
+        raise LpuError(
+            f"context is {request.context}; {cfg.name} has {cfg.max_position} positions at most."
+        )
+    if request.tokens > request.context:
+        raise LpuError(
+            f"tokens is {request.tokens}; a step adds at most the {request.context} positions of "
+            "the context."
+        )
+
+
+def decode_request(
+    cfg: ModelConfig,
+    *,
+    batch: int = 1,
+    context: int,
+    draft_tokens: int | None = None,
+    acceptance: float | None = None,
+) -> Request:
+    """Say what a decode step does, with or without drafts.
+
+    Args:
+        cfg: the model.
+        batch: sequences per micro-batch.
+        context: allocated positions per sequence.
+        draft_tokens: drafted tokens behind the known one; None: no speculation.
+        acceptance: probability that a draft is accepted; given with `draft_tokens`.
+
+    Returns:
+        A request with `draft_tokens + 1` new tokens per sequence.
+
+    Raises:
+        LpuError: an impossible number, or one of the two without the other.
+    """
+    if (draft_tokens is None) != (acceptance is None):
+        given, missing = ("draft tokens", "acceptance") if acceptance is None else (
+            "acceptance", "draft tokens"
+        )  # fmt: skip
+        raise LpuError(f"{given} was given without {missing}; speculative decoding needs both.")
+    request = Request(batch=batch, context=context)
+    check_request(request, cfg)
+    if draft_tokens is None or acceptance is None:
+        return request
+    if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int):
+        raise LpuError(f"draft tokens is {draft_tokens!r}; it must be a whole number.")
+    if not 0 <= draft_tokens < context:
+        raise LpuError(
+            f"draft tokens is {draft_tokens}; it must be at least 0 and below the context of "
+            f"{context}."
+        )
+    is_number = isinstance(acceptance, int | float) and not isinstance(acceptance, bool)
+    if not is_number or not 0 <= acceptance <= 1:
+        raise LpuError(f"acceptance is {acceptance!r}; it must be a number from 0 to 1.")
+    return replace(request, tokens=draft_tokens + 1, acceptance=float(acceptance))
+
+
+def check_prompt(prompt: int | None, request: Request) -> int:
+    """Choose the length of a prompt: as given, or as long as the context.
+
+    Raises:
+        LpuError: not a whole number from 1 to the context.
+    """
+    if prompt is None:
+        return request.context
+    whole = isinstance(prompt, int) and not isinstance(prompt, bool)
+    if not whole or not 1 <= prompt <= request.context:
+        raise LpuError(
+            f"prompt is {prompt!r}; it must be a whole number from 1 to the context of "
+            f"{request.context}."
+        )
+    return prompt
+
+
+def expected_tokens(draft_tokens: int, acceptance: float) -> float:
+    """Count the tokens that a step adds to a sequence, on average.
+
+    The `i`-th draft is kept if it and all before it are accepted, with probability
+    `acceptance ** i`; the sum over `i` from 0, the model's own token, to `draft_tokens` is
+    `(1 - a ** (k + 1)) / (1 - a)`.
+
+    Args:
+        draft_tokens: `k`, at least 0.
+        acceptance: `a`, from 0 to 1.
+
+    Returns:
+        Tokens per step and sequence, from 1 to `draft_tokens + 1`.
+
+    Example:
+        >>> expected_tokens(3, 0.5)
+        1.875
+    """
+    kept = 1.0
+    for _ in range(draft_tokens):
+        kept = 1 + acceptance * kept  # Horner: exact at 0 and 1
+    return kept
