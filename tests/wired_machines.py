@@ -1,7 +1,7 @@
 """Machines of every kind of wiring, shared by the tests of topologies and levels."""
 
-from lpu_jax.machine.custom import LevelSpec, custom_topology
-from lpu_jax.machine.machines import GroqTopology, LpxTopology
+from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
+from lpu_jax.machine.custom_topology import LevelSpec, custom_topology
 from lpu_jax.machine.topology import Topology
 
 MACHINES = [

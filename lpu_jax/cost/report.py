@@ -21,7 +21,7 @@ from ..machine.system import System
 from ..mesh import ChipMesh
 from ..provenance import Constant, constants_of
 from ..quantities import format_bytes, format_seconds
-from .machine import Groups
+from .placed_machine import Groups
 from .program import Program, read
 from .schedule import Slot, Timing
 from .sources import worst_status

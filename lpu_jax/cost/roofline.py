@@ -22,7 +22,7 @@ from ..machine.gpu import GpuSpec
 from ..machine.gpu_systems import GpuSystem
 from ..provenance import Constant, constants_of
 from .kernels import Kernel, kernels
-from .machine import Groups
+from .placed_machine import Groups
 from .program import Operation, Program
 from .schedule import Slot, Timing
 

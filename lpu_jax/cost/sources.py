@@ -11,7 +11,7 @@ from typing import Any
 from ..datapath.work import Length, Unit
 from ..machine.chip import ChipSpec, MxmMode
 from ..provenance import Constant, constants_of, weakest
-from .machine import PlacedMachine
+from .placed_machine import PlacedMachine
 from .program import Program
 
 

@@ -15,7 +15,7 @@ from ..machine.system import System
 from ..provenance import Constant
 from . import roofline, sources
 from .collectives.links import hand_overs
-from .machine import Groups, PlacedMachine
+from .placed_machine import Groups, PlacedMachine
 from .program import Program
 from .roofline import GpuMachine
 from .schedule import Timing, schedule

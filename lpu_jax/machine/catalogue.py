@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, vary
+from .built_topologies import GroqTopology, LpxTopology
 from .chip import GROQ3_LPU, GROQCHIP1, ChipSpec
-from .machines import GroqTopology, LpxTopology
 from .system import System
 from .system_file import read_machine
 from .topology import Topology

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, constants_of, vary
 from ..quantities import format_given, parse_quantity
+from .built_topologies import GroqTopology, LpxTopology
 from .chip import GROQCHIP1, ChipSpec, chip
-from .custom import MOST_CHIPS, WIRINGS, LevelSpec, custom_topology
-from .machines import GroqTopology, LpxTopology
+from .custom_topology import MOST_CHIPS, WIRINGS, LevelSpec, custom_topology
 from .topology import Topology
 
 #: A constant in a user's file may be this many times the machine's own, or as many times less:

@@ -2,7 +2,7 @@
 
 A machine has levels: a node is a few chips with a link between any two, a rack is a few nodes, and
 there may be racks. Chips are numbered node by node, rack by rack. The machines themselves are in
-`machines` and `custom`; how collectives use the links is in `cost.links`.
+`built_topologies` and `custom_topology`; how collectives use the links is in `cost.collectives`.
 
 Not modelled: link errors, synchronisation of clocks, failed nodes (a spare one only takes links).
 The last node, and the last of several racks, are physically whole even if `n_chips` does not fill

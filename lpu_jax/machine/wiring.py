@@ -1,7 +1,7 @@
 """What a machine says about itself: sizes of its levels, ports, rates and times of its links.
 
-`topology` derives links, routes and places from it; `machines` and `custom` fill it in. Not
-modelled: as in `topology`.
+`topology` derives links, routes and places from it; `built_topologies` and `custom_topology` fill
+it in. Not modelled: as in `topology`.
 """
 
 import functools

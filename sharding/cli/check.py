@@ -16,14 +16,14 @@ from models.policy import Policy, policy_named
 
 from ..plan import Plan, read_plan
 from ..rank.choose import default_plans, fastest_plan
-from ..verify import certify
+from ..verify import one_chip_bits
 from .check_text import check_text
 from .common import NO, Formats, Json, Mla, emit, watched, watched_steps
 
 if TYPE_CHECKING:
     from models.weights.source import WeightSource
 
-    from ..verify.inputs import OpenedModel
+    from ..verify.named_inputs import OpenedModel
 
 
 def check(
@@ -101,7 +101,7 @@ def check(
 ) -> None:
     """Run plans on virtual chips against float32: one layer of a kind, or tokens to logits."""
     # This reads weights and needs JAX's compiler; the other commands start without it.
-    from ..verify.inputs import layers_named, open_model, token_ids_named
+    from ..verify.named_inputs import layers_named, open_model, token_ids_named
 
     formats = weights_format or ["fp16"]
     if text is not None:
@@ -165,19 +165,19 @@ def _check_whole(
     as_json: str | None,
 ) -> None:
     """Run tokens through layers and the two ends of the model."""
-    from ..verify import whole, whole_report
+    from ..verify import whole_model, whole_model_report
 
     cfg = opened.config
-    ids = whole.random_tokens(cfg, n_tokens or 1, seed) if ids is None else ids
+    ids = whole_model.random_tokens(cfg, n_tokens or 1, seed) if ids is None else ids
     if n_tokens is not None and n_tokens != len(ids):
         raise LpuError(f"--tokens {n_tokens} and {len(ids)} --token-ids were given; give one.")
-    whole.check_tokens(cfg, ids, plans)
+    whole_model.check_tokens(cfg, ids, plans)
     note = ""
     if not plans:
         fastest, note = fastest_plan(cfg, machine, policy)
         plans = [fastest]
     results = watched_steps(
-        lambda say: whole.check_whole(
+        lambda say: whole_model.check_whole(
             opened.source,
             machine,
             plans,
@@ -192,10 +192,10 @@ def _check_whole(
     )
     emit(
         as_json,
-        lambda: whole_report.whole_dict(cfg, machine, policy, results, note),
-        lambda: whole_report.whole_text(cfg, machine, policy, results, note),
+        lambda: whole_model_report.whole_dict(cfg, machine, policy, results, note),
+        lambda: whole_model_report.whole_text(cfg, machine, policy, results, note),
     )
-    if not certify.as_promised(results):
+    if not one_chip_bits.as_promised(results):
         raise typer.Exit(NO)
 
 
@@ -209,19 +209,20 @@ def _check_blocks(
     as_json: str | None,
 ) -> None:
     """Run one layer of a kind from random hidden states."""
-    from ..verify import verify  # needs JAX's compiler; the other commands start without it
+    # These need JAX's compiler; the other commands start without it.
+    from ..verify.chosen_layers import compare_plans
 
     cfg = source.config
     plans = plans or default_plans(cfg, machine, policy)
     results = watched(
-        lambda say: verify.compare_plans(
+        lambda say: compare_plans(
             cfg, machine, plans, policy, source, tokens=n_tokens, seed=seed, progress=say
         )
     )
     emit(
         as_json,
-        lambda: certify.check_dict(cfg, machine, policy, results),
-        lambda: certify.check_text(cfg, machine, policy, results),
+        lambda: one_chip_bits.check_dict(cfg, machine, policy, results),
+        lambda: one_chip_bits.check_text(cfg, machine, policy, results),
     )
-    if not certify.as_promised(results):
+    if not one_chip_bits.as_promised(results):
         raise typer.Exit(NO)

@@ -39,7 +39,7 @@ def check_text(
 
     from ..rank.choose import text_plan
     from ..verify import text as texts
-    from ..verify.inputs import SYNTHETIC, open_model
+    from ..verify.named_inputs import SYNTHETIC, open_model
 
     content = texts.read_text(text)
     machine = named_system(_SYSTEM if system is None else system)

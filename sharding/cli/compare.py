@@ -79,7 +79,9 @@ def compare(
         prompt=prompt,
     )
     if check and found.fitting:
-        from ..verify.verify import with_numerics  # needs the reference model; a ranking does not
+        from ..verify.chosen_layers import (
+            with_numerics,  # needs the reference model; a ranking does not
+        )
 
         found = watched(lambda say: with_numerics(found, check, progress=say))
     moved = (

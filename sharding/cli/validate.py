@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..validate import validate as validating
+from ..validate import published as validating
 from .common import NO, Json, emit, watched
 
 

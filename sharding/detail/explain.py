@@ -6,8 +6,8 @@ Its totals are those of `evaluate`; what comes out is in `explanation`. Not mode
 
 import numpy as np
 
-from lpu_jax.cost.machine import PlacedMachine
 from lpu_jax.cost.memory import allocate, peak_bytes
+from lpu_jax.cost.placed_machine import PlacedMachine
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.system import System
 from models.config import ModelConfig

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from lpu_jax.cost.machine import Groups
 from lpu_jax.cost.memory import LiveRange, live_ranges
+from lpu_jax.cost.placed_machine import Groups
 from lpu_jax.cost.program import Operation
 from lpu_jax.cost.report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed

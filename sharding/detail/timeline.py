@@ -14,8 +14,8 @@ import numpy as np
 from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.link_table import LinkSchedule, link_name
-from lpu_jax.cost.machine import PlacedMachine
 from lpu_jax.cost.memory import profile
+from lpu_jax.cost.placed_machine import PlacedMachine
 from lpu_jax.cost.trace import UNIT_TRACKS, Slice, Trace, unit_slices
 from models.blocks import Kind
 

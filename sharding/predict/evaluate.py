@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lpu_jax.cost.machine import Groups
+from lpu_jax.cost.placed_machine import Groups
 from lpu_jax.cost.program import Program
 from lpu_jax.cost.schedule import Timing
 from lpu_jax.cost.timing import Placed, hand_over_cycles, placed, timing

@@ -2,7 +2,7 @@
 
 Streams block by block: a block's weights are read, placed, run on all tokens and dropped, its cache
 with them, so that one block is in memory at a time. Not here: choice of tokens (`generate`),
-comparison with a reference (`verify`, `text`), and stores of only those experts that are in use.
+comparison with a reference (`sharding.verify`), and stores of only those experts that are in use.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
 Weights are made once per block, every plan runs on them, then they are dropped; of a mixture only
 the experts that some token chooses are made. Not here: which blocks run, the two ends of a model
-(`ends`), and what is reported.
+(`embedding_and_head`), and what is reported.
 """
 
 from collections.abc import Callable, Sequence

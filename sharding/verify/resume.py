@@ -2,7 +2,7 @@
 
 A run that was stopped goes on with the block it was in and ends with the same bits. The file holds
 hidden states and errors, no weights and no caches: a block is run on all tokens before the next.
-Not here: what a run is identified by (`whole`).
+Not here: what a run is identified by (`whole_model`).
 """
 
 import base64

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpu_jax.cost.machine import one_group
 from lpu_jax.cost.memory import LiveRange, allocate, live_ranges, peak_bytes, profile
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath import c2c, mem, mxm, vxm

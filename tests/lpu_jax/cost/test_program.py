@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.export import symbolic_shape
 
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import Program, expression, read
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import mem, mxm, vxm

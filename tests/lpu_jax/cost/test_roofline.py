@@ -15,7 +15,7 @@ from jax.export import symbolic_shape
 
 from lpu_jax import cost
 from lpu_jax.cost.kernels import Routing, kernels
-from lpu_jax.cost.machine import Groups
+from lpu_jax.cost.placed_machine import Groups
 from lpu_jax.cost.program import Program, Shape, read
 from lpu_jax.cost.roofline import roofline
 from lpu_jax.cost.schedule import Timing

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath import c2c, mxm, sxm, vxm

@@ -8,7 +8,7 @@ import pytest
 
 from lpu_jax import cost
 from lpu_jax.cost import Report
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.report import bound_by
 from lpu_jax.cost.sources import constants_read, worst_status

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.report import operation_rows
 from lpu_jax.cost.schedule import Timing, schedule

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import masks, mem, selection, sxm, vxm

@@ -4,8 +4,8 @@ import pytest
 from wired_machines import MACHINES, name_of
 
 from lpu_jax.errors import PlanError
+from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.machine.levels import table
-from lpu_jax.machine.machines import GroqTopology, LpxTopology
 
 
 def test_level_of_names_the_outermost_level_that_runs_cross():

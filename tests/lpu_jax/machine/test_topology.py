@@ -8,8 +8,8 @@ import pytest
 from wired_machines import MACHINES, name_of
 
 from lpu_jax.errors import PlanError
+from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.machine.graph import link_graph
-from lpu_jax.machine.machines import GroqTopology, LpxTopology
 from lpu_jax.provenance import Constant, constants_of, vary
 
 

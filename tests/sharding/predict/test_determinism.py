@@ -8,7 +8,7 @@ import numpy as np
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner
 
 from lpu_jax import mesh
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.machine.catalogue import system

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpu_jax.cost.collectives.links import hand_overs
-from lpu_jax.cost.machine import Groups, PlacedMachine, one_group
+from lpu_jax.cost.placed_machine import Groups, PlacedMachine, one_group
 from lpu_jax.cost.schedule import Slot
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.catalogue import system
@@ -74,7 +74,7 @@ CASES = [
 
 # --- one MoE block, by hand ---------------------------------------------------------------------
 
-#: Constants of the LPX rack and its chip: facts with their sources are in `machines` and `chip`.
+#: Constants of the LPX rack and its chip: facts with their sources are in `lpu_jax.machine`.
 TILE_ROWS, TILE_COLUMNS, ARRAYS, ROWS_PER_CYCLE = 160, 320, 2, 16
 STREAM_BYTES, MXM_LATENCY, CLOCK_HZ = 100_000, 64, 1.5e9
 LOCAL_HOP_S, NODE_STEP_S, FRAME_BYTES = 350e-9, 400e-9, 328

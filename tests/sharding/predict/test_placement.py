@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lpu_jax import mesh
-from lpu_jax.cost.machine import Groups, PlacedMachine, one_group
+from lpu_jax.cost.placed_machine import Groups, PlacedMachine, one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.machine.catalogue import system

@@ -21,7 +21,7 @@ from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.verify.emulate import BlockCheck, Run
 from sharding.verify.resume import Progress, load_progress, save_progress
 from sharding.verify.routing import RoutingCheck
-from sharding.verify.whole import check_whole
+from sharding.verify.whole_model import check_whole
 
 NODE, FLOAT32 = system("groq-node"), POLICIES["float32"]
 SOURCE = SyntheticWeights(TINY_KIMI, 3)
@@ -184,12 +184,12 @@ def test_a_stopped_run_does_every_block_once(
         if (done == n_done and what != "embedding") or what == "head":
             raise _Stopped
 
-    monkeypatch.setattr("sharding.verify.whole.run_steps", run_steps)
+    monkeypatch.setattr("sharding.verify.whole_model.run_steps", run_steps)
     all_blocks = [("attention", 0), ("dense", 0), ("attention", 1), ("moe", 1)]
     for progress, expected in ((stop, all_blocks[:n_done]), (lambda *_: None, all_blocks)):
         with monkeypatch.context() as patched:
             patched.setattr(
-                "sharding.verify.whole.run_head", lambda *_: (_ for _ in ()).throw(_Stopped)
+                "sharding.verify.whole_model.run_head", lambda *_: (_ for _ in ()).throw(_Stopped)
             )
             with pytest.raises(_Stopped):
                 check_whole(

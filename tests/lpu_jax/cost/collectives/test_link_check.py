@@ -9,8 +9,8 @@ from lpu_jax.cost.collectives import link_schedule as module
 from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import ALGORITHMS, KINDS, link_schedule
 from lpu_jax.errors import CostError
-from lpu_jax.machine.custom import LevelSpec, custom_topology
-from lpu_jax.machine.machines import GroqTopology, LpxTopology
+from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
+from lpu_jax.machine.custom_topology import LevelSpec, custom_topology
 
 CLOCK_HZ = 0.9e9
 VECTOR = 320

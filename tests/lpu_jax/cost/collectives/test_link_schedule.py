@@ -12,7 +12,7 @@ from lpu_jax.cost.collectives import links
 from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import ALGORITHMS, KINDS, link_schedule
 from lpu_jax.errors import CostError, UnknownNameError
-from lpu_jax.machine.machines import GroqTopology, LpxTopology
+from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.provenance import constants_of
 
 CLOCK_HZ = 0.9e9

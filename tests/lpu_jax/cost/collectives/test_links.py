@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.links import ALGORITHMS, KINDS, KINDS_OF, hand_overs, schedule
-from lpu_jax.cost.machine import AUTO, Groups, PlacedMachine
+from lpu_jax.cost.placed_machine import AUTO, Groups, PlacedMachine
 from lpu_jax.errors import CostError, UnknownNameError
+from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1
-from lpu_jax.machine.machines import GroqTopology, LpxTopology
 from lpu_jax.machine.system import System
 from lpu_jax.machine.topology import stack_spans
 from lpu_jax.provenance import constants_of

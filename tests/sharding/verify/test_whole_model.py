@@ -21,10 +21,11 @@ from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.rank import choose
 from sharding.run.forward import forward
 from sharding.run.measures import sqnr_db
-from sharding.verify import ends
-from sharding.verify.verify import check_plans
-from sharding.verify.whole import agreement, check_whole, random_tokens
-from sharding.verify.whole_report import whole_dict, whole_text
+from sharding.verify import embedding_and_head
+from sharding.verify.chosen_layers import check_plans
+from sharding.verify.embedding_and_head import embed_tokens, run_head
+from sharding.verify.whole_model import agreement, check_whole, random_tokens
+from sharding.verify.whole_model_report import whole_dict, whole_text
 
 NODE = system("groq-node")
 TIERS = (NODE.topology.node_chips, NODE.topology.rack_chips)
@@ -132,10 +133,10 @@ def test_the_head_in_pieces_gives_the_bits_of_the_whole(monkeypatch):
     """128 columns in pieces of 48, the last of which is padded, on chips that share unevenly."""
     plan = replace(ONE_CHIP, group_chips=3, attention=AttentionShard(replica=3))
     plan = replace(plan, mlp=MlpShard(replica=3), moe=MoeShard(replica=3))
-    run = ends.embed_tokens(SOURCE, plan, FP16, IDS, TIERS, "virtual")
-    ((reference, logits),) = ends.run_head(SOURCE, [run], FP16, TIERS, "virtual")
-    monkeypatch.setattr(ends, "_COLUMNS", 48)
-    ((in_pieces, same),) = ends.run_head(SOURCE, [run], FP16, TIERS, "virtual")
+    run = embed_tokens(SOURCE, plan, FP16, IDS, TIERS, "virtual")
+    ((reference, logits),) = run_head(SOURCE, [run], FP16, TIERS, "virtual")
+    monkeypatch.setattr(embedding_and_head, "_COLUMNS", 48)
+    ((in_pieces, same),) = run_head(SOURCE, [run], FP16, TIERS, "virtual")
     np.testing.assert_array_equal(same.view(np.uint32), logits.view(np.uint32))
     np.testing.assert_allclose(in_pieces, reference, rtol=1e-6, atol=1e-6)
     assert 50 < sqnr_db(reference, logits) < 80
@@ -151,7 +152,7 @@ def test_embedded_tokens_are_rows_of_the_table(n_chips):
         moe=MoeShard(replica=n_chips),
     )
     ids = (127, 0, 16, 15, 127, 43, 42, 1)
-    run = ends.embed_tokens(SOURCE, plan, FP16, ids, TIERS, "virtual")
+    run = embed_tokens(SOURCE, plan, FP16, ids, TIERS, "virtual")
     expected = SOURCE.block("embed")["table"][list(ids)].astype(np.float16)
     np.testing.assert_array_equal(run.hidden, expected)
     np.testing.assert_array_equal(run.reference, expected.astype(np.float32))
@@ -165,12 +166,12 @@ class _WithoutParts:
 
 
 def test_sources_without_parts_give_the_same(monkeypatch):
-    monkeypatch.setattr(ends, "_COLUMNS", 48)
-    run = ends.embed_tokens(SOURCE, ONE_CHIP, FLOAT32, IDS, TIERS, "virtual")
-    plain = ends.embed_tokens(_WithoutParts(SOURCE), ONE_CHIP, FLOAT32, IDS, TIERS, "virtual")
+    monkeypatch.setattr(embedding_and_head, "_COLUMNS", 48)
+    run = embed_tokens(SOURCE, ONE_CHIP, FLOAT32, IDS, TIERS, "virtual")
+    plain = embed_tokens(_WithoutParts(SOURCE), ONE_CHIP, FLOAT32, IDS, TIERS, "virtual")
     np.testing.assert_array_equal(plain.hidden, run.hidden)
-    ((_, logits),) = ends.run_head(SOURCE, [run], FLOAT32, TIERS, "virtual")
-    ((_, same),) = ends.run_head(_WithoutParts(SOURCE), [run], FLOAT32, TIERS, "virtual")
+    ((_, logits),) = run_head(SOURCE, [run], FLOAT32, TIERS, "virtual")
+    ((_, same),) = run_head(_WithoutParts(SOURCE), [run], FLOAT32, TIERS, "virtual")
     np.testing.assert_allclose(same, logits, rtol=0, atol=1e-5)
 
 

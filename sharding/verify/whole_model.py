@@ -25,11 +25,11 @@ from models.weights.source import WeightSource
 from ..plan import Plan
 from ..report import versions
 from ..run.measures import compare_predictions, finite, sqnr_db
+from .chosen_layers import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
+from .embedding_and_head import embed_tokens, run_head
 from .emulate import BlockCheck, Run, Step, run_steps
-from .ends import embed_tokens, run_head
 from .resume import Sitting
 from .routing import Routing
-from .verify import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
 
 #: Told before each block, and at the end: blocks done, blocks in all, what comes next.
 Watcher = Callable[[int, int, str], None]

@@ -22,9 +22,9 @@ from sharding.predict.evaluate import evaluate
 from sharding.rank.compare import compare
 from sharding.rank.comparison import Comparison
 from sharding.request import Request
-from sharding.validate import anchors, validate
+from sharding.validate import anchors, published
 from sharding.validate.figures import Figure, figures_text, within
-from sharding.validate.validate import Validation
+from sharding.validate.published import Validation
 
 CLOCK_HZ = 0.9e9
 #: Latency of the MXM and one transit, once per program.
@@ -33,7 +33,7 @@ LATENCY_CYCLES = 64 + 22
 
 @cache
 def _checks() -> Validation:
-    return validate.validate(checks_only=True)
+    return published.validate(checks_only=True)
 
 
 def test_every_check_passes_and_says_where_it_is_from() -> None:
@@ -71,7 +71,7 @@ def test_products_by_hand() -> None:
 def test_the_sweep_over_columns_is_the_time_of_each_product() -> None:
     """One symbolic program against a program traced for that number of columns."""
     columns = np.array([1376, 1600, 1601, 3500])
-    for n, share in zip(columns, validate.utilisations(columns), strict=True):
+    for n, share in zip(columns, published.utilisations(columns), strict=True):
         x = jax.ShapeDtypeStruct((2304, 4096), jnp.float16)
         w = jax.ShapeDtypeStruct((4096, int(n)), jnp.float16)
         made = time_of(lambda x, w: mxm.matmul(x, w), x, w, system="groq-node")
@@ -79,7 +79,7 @@ def test_the_sweep_over_columns_is_the_time_of_each_product() -> None:
 
 
 def test_no_other_number_of_columns_is_worse() -> None:
-    shares = validate.utilisations(np.arange(1376, 3501))
+    shares = published.utilisations(np.arange(1376, 3501))
     assert len(shares) == 2125
     assert shares.min() == _ours("worst N")
     assert shares.max() <= 1
@@ -121,10 +121,10 @@ def test_a_slower_chip_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
         topology = dataclasses.replace(found.topology, local_hop_s=1444e-9)
         return dataclasses.replace(found, topology=topology)
 
-    monkeypatch.setattr(validate, "named_system", slow)
-    assert validate.one_hop().passed is False
-    assert validate.one_hop().ours == pytest.approx(1444)
-    assert validate.all_reduce().passed is False
+    monkeypatch.setattr(published, "named_system", slow)
+    assert published.one_hop().passed is False
+    assert published.one_hop().ours == pytest.approx(1444)
+    assert published.all_reduce().passed is False
 
 
 def test_the_command_says_yes_and_no(
@@ -134,7 +134,7 @@ def test_the_command_says_yes_and_no(
         _checks(), checks=(within("a", "b", "us", 1.0, 2.0, 0.1), *_checks().checks)
     )
     for found, code in ((_checks(), 0), (missed, 1)):
-        monkeypatch.setattr(validate, "validate", lambda found=found, **_: found)
+        monkeypatch.setattr(published, "validate", lambda found=found, **_: found)
         with pytest.raises(SystemExit) as leaving:
             main(["validate", "--checks-only", "--json", "-"])
         assert (leaving.value.code or 0) == code

@@ -12,9 +12,9 @@ from models.policy import Policy
 
 from .. import report
 from ..report import versions
-from .certify import as_promised
 from .emulate import BlockCheck
-from .whole import WholeCheck
+from .one_chip_bits import as_promised
+from .whole_model import WholeCheck
 
 
 def whole_text(

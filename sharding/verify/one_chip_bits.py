@@ -17,7 +17,7 @@ from ..rank.choose import promises_one_chip_bits
 from ..report import versions
 
 if TYPE_CHECKING:
-    from .verify import CheckResult
+    from .chosen_layers import CheckResult
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.links import ALGORITHMS, KINDS, KINDS_OF, hand_overs, schedule
-from lpu_jax.machine.custom import LevelSpec, custom_topology
-from lpu_jax.machine.machines import GroqTopology
+from lpu_jax.machine.built_topologies import GroqTopology
+from lpu_jax.machine.custom_topology import LevelSpec, custom_topology
 
 CLOCK_HZ = 1e9
 

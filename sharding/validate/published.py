@@ -19,7 +19,7 @@ from jax.export import symbolic_shape
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
-from lpu_jax.cost.machine import one_group
+from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.report import Report
 from lpu_jax.cost.report import time as time_of

@@ -20,8 +20,13 @@ from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.run.measures import sqnr_db
+from sharding.verify.chosen_layers import (
+    check_n_tokens,
+    compare_plans,
+    default_layers,
+    rounding_moved,
+)
 from sharding.verify.routing import router_margin
-from sharding.verify.verify import check_n_tokens, compare_plans, default_layers, rounding_moved
 
 NODE = system("groq-node")
 FP16 = POLICIES["fp16"]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from lpu_jax.cost.collectives.links import ALGORITHMS, KINDS
-from lpu_jax.cost.machine import AUTO, Groups, PlacedMachine, one_group
+from lpu_jax.cost.placed_machine import AUTO, Groups, PlacedMachine, one_group
 from lpu_jax.errors import CostError
+from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQ3_LPU
-from lpu_jax.machine.machines import LpxTopology
 from lpu_jax.machine.system import System
 
 LPX = LpxTopology(n_chips=256)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from lpu_jax.errors import LpuError, WeightsError
 from models.weights.synthetic import SyntheticWeights
 from models.zoo import model
-from sharding.verify.inputs import layers_named, open_model, token_ids_named
+from sharding.verify.named_inputs import layers_named, open_model, token_ids_named
 
 KIMI = model("kimi-k2")
 TINY = {

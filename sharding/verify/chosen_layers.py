@@ -305,7 +305,9 @@ def with_numerics(
         n_plans: how many rows.
         progress: told what is being done.
     """
-    from . import verify  # the only part of a comparison that needs the reference model
+    from . import (
+        chosen_layers as verify,  # the only part of a comparison that needs the reference model
+    )
 
     plans = [row.plan for row in comparison.rows[:n_plans]]
     results = verify.compare_plans(

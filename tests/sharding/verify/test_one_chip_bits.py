@@ -16,8 +16,8 @@ from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, plan_from_dict
 from sharding.rank.choose import default_plans, promises_one_chip_bits, split_by
 from sharding.request import Request
-from sharding.verify.certify import as_promised, check_dict, check_text
-from sharding.verify.verify import BlockCheck, CheckResult
+from sharding.verify.chosen_layers import BlockCheck, CheckResult
+from sharding.verify.one_chip_bits import as_promised, check_dict, check_text
 
 KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-rack"), POLICIES["int4"]
 
