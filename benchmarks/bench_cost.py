@@ -24,6 +24,7 @@ from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import evaluate
 from sharding.predict.symbolic import trace_block
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 KIMI, NINE_RACKS = model("kimi-k2"), system("lpx-9")
 INT4 = policy_named("int4", KIMI)
@@ -58,13 +59,13 @@ def best_s(work: Callable[[], object], repetitions: int = REPETITIONS) -> float:
 def moe_layer() -> None:
     """Trace and schedule one MoE layer over 256 chips."""
     trace_block.cache_clear()
-    evaluate([OVER_256], KIMI, NINE_RACKS, INT4, REQUEST)
+    evaluate([OVER_256], Scenario(KIMI, NINE_RACKS, REQUEST, policy=INT4))
 
 
 def explanation() -> None:
     """Explain one plan: every operation, collective and byte."""
     trace_block.cache_clear()
-    explain(OF_STAGES, KIMI, NINE_RACKS, INT4, REQUEST)
+    explain(KIMI, NINE_RACKS, OF_STAGES, REQUEST, policy=INT4)
 
 
 def all_reduce_of_the_largest_machine() -> None:
@@ -94,9 +95,9 @@ def cold_s(name: str) -> float:
 
 def plans_per_s() -> dict[str, float | int]:
     """Evaluate all legal plans at once, after one trace of each kind of block."""
-    plans = list(Search(KIMI, NINE_RACKS, INT4, REQUEST).plans())
-    evaluate(plans[:100], KIMI, NINE_RACKS, INT4, REQUEST)
-    seconds = best_s(lambda: evaluate(plans, KIMI, NINE_RACKS, INT4, REQUEST), 3)
+    plans = list(Search(Scenario(KIMI, NINE_RACKS, REQUEST, policy=INT4)).plans())
+    evaluate(plans[:100], Scenario(KIMI, NINE_RACKS, REQUEST, policy=INT4))
+    seconds = best_s(lambda: evaluate(plans, Scenario(KIMI, NINE_RACKS, REQUEST, policy=INT4)), 3)
     return {"plans": len(plans), "s": round(seconds, 3), "plans_per_s": round(len(plans) / seconds)}
 
 

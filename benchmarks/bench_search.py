@@ -9,6 +9,7 @@ import time
 from record import record
 
 from sharding.rank.compare import compare
+from sharding.request import Request
 
 CASES = (
     ("kimi-k2", "lpx-9", "int4", 8192),
@@ -23,7 +24,7 @@ def main() -> None:
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            found = compare(model, system, weights_format=weights_format, context=context)
+            found = compare(model, system, Request(context=context), policy=weights_format)
             times.append(time.perf_counter() - start)
         rows.append(
             {

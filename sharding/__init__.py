@@ -1,20 +1,63 @@
-"""Sharding plans: which split of a transformer over LPU chips is legal, fits, and is fast."""
+"""Sharding plans: which split of a transformer over LPU chips is legal, fits, and is fast.
 
-from pathlib import Path as _Path
+The wings, from a plan to its answer: `predict` (time and memory), `rank` (which plan wins),
+`detail` (one plan in full), `run` (values on chips), `verify` (values beside float32), `validate`
+(published figures), `cli` (the commands).
+"""
 
-import lpu_jax as _machine
+from typing import TYPE_CHECKING
+
+import lpu_jax as _lpu_jax
 import models as _models
+from lpu_jax.packages import check_one_root, exports
 
+if TYPE_CHECKING:
+    from models.layers.dispatch import Dispatch
+    from models.layers.linear import Split
 
-def _check_packages_share_a_root() -> None:
-    """Say so when a `models` directory of the user's hides the one this package needs."""
-    # A namespace package (a directory without __init__.py) has no __file__.
-    found, machine = str(_models.__file__), str(_machine.__file__)
-    if _Path(found).parent.parent != _Path(machine).parent.parent:
-        raise ImportError(
-            f"sharding needs the `models` package installed beside {machine}, but Python found "
-            f"{found} first; run `python -P`, which leaves the working directory off the path."
-        )
+    from .detail.explain import explain
+    from .plan import AttentionShard, MlpShard, MoeShard, Plan, read_plan
+    from .rank.compare import compare
+    from .rank.curve import curve
+    from .rank.sensitivity import sensitivity
+    from .request import Request, decode_request
+    from .scenario import Scenario
 
+check_one_root(_models, beside=_lpu_jax)
 
-_check_packages_share_a_root()
+__all__ = [
+    "AttentionShard",
+    "Dispatch",
+    "MlpShard",
+    "MoeShard",
+    "Plan",
+    "Request",
+    "Scenario",
+    "Split",
+    "compare",
+    "curve",
+    "decode_request",
+    "explain",
+    "read_plan",
+    "sensitivity",
+]
+
+__getattr__ = exports(
+    __name__,
+    {
+        "AttentionShard": "plan",
+        "Dispatch": "plan",
+        "MlpShard": "plan",
+        "MoeShard": "plan",
+        "Plan": "plan",
+        "Request": "request",
+        "Scenario": "scenario",
+        "Split": "plan",
+        "compare": "rank.compare",
+        "curve": "rank.curve",
+        "decode_request": "request",
+        "explain": "detail.explain",
+        "read_plan": "plan",
+        "sensitivity": "rank.sensitivity",
+    },
+)

@@ -10,18 +10,15 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
-from lpu_jax.errors import LpuError, PlanError
-from lpu_jax.machine.system import System
-from models.blocks import block_chain, block_kinds
+from lpu_jax.errors import PlanError
+from models.blocks import block_chain
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.params import block_params
-from models.policy import Policy
 
 from .axes import granules
 from .plan import AttentionShard, MlpShard, MoeShard, Plan
-from .request import Request
+from .scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -32,45 +29,13 @@ class Reason:
     sentence: str
 
 
-def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
-    """Refuse a weights format that the model's shapes or the chip cannot take.
-
-    Raises:
-        LpuError: heads are cut by groups that share a scale, the chip has no such operands, or the
-            format stores nothing of this model otherwise than fp16 does.
-    """
-    if policy.base != "fp16":
-        raise LpuError(
-            f"weights format {policy.name} is for checking only: no chip multiplies {policy.base}."
-        )
-    roles = {spec.role for kind in block_kinds(cfg) for spec in block_params(cfg, kind).values()}
-    if policy.roles and not roles & policy.roles:
-        raise LpuError(
-            f"weights format {policy.name} is about {' and '.join(sorted(policy.roles))} weights, "
-            f"which {cfg.name} has none of; use another format, such as fp16."
-        )
-    if any(scheme.multiplies_bare for scheme in policy.weights.values()):
-        system.chip.check_operand("int8")
-    for spec in block_params(cfg, "attention").values():
-        scheme = policy.scheme(spec)
-        if scheme is None or spec.rows < 2:
-            continue
-        width = spec.shape[spec.batch + spec.rows - 1]
-        if width % scheme.row_granule:
-            raise LpuError(
-                f"weights format {policy.name} shares a scale between {scheme.row_granule} rows, "
-                f"which does not divide the head width {width} of {cfg.name}."
-            )
-
-
-def check_plan(
-    plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
-) -> None:
+def check_plan(plan: Plan, scenario: Scenario) -> None:
     """Refuse a plan that does not exist.
 
     Raises:
         PlanError: which part, what was given and what is allowed.
     """
+    cfg, system, request = scenario.model, scenario.system, scenario.request
     n_blocks = len(block_chain(cfg))
     if plan.stages > n_blocks:
         raise PlanError(f"{plan.stages} stages were asked for; {cfg.name} has {n_blocks} blocks.")
@@ -100,12 +65,12 @@ def check_plan(
         data_reason(plan.attention.data, request.batch),
         context_reason(plan.attention.context, request.context),
         columns_reason(
-            "mlp", cfg.d_ff, plan.mlp.tensor, granules(cfg, "dense", policy).get("mlp", 1)
+            "mlp", cfg.d_ff, plan.mlp.tensor, granules(cfg, "dense", scenario.policy).get("mlp", 1)
         )
         if cfg.n_moe_layers < cfg.n_layers
         else None,
         columns_reason("vocabulary", cfg.vocab_size, plan.group_chips, 1),
-        *(moe_reasons(cfg, plan.moe, policy, request) if plan.moe else ()),
+        *(moe_reasons(scenario, plan.moe) if plan.moe else ()),
     ):
         if reason is not None:
             raise PlanError(reason.sentence)
@@ -169,13 +134,12 @@ def columns_reason(what: str, columns: int, ways: int, piece: int) -> Reason | N
     )
 
 
-def moe_reasons(
-    cfg: ModelConfig, shard: MoeShard, policy: Policy, request: Request
-) -> Iterator[Reason | None]:
+def moe_reasons(scenario: Scenario, shard: MoeShard) -> Iterator[Reason | None]:
     """Why a MoE block cannot be split so; None for each rule it keeps."""
+    cfg, request = scenario.model, scenario.request
     moe = cfg.moe
     assert moe is not None
-    pieces = granules(cfg, "moe", policy)
+    pieces = granules(cfg, "moe", scenario.policy)
     if shard.expert > moe.n_experts:
         yield Reason(
             "moe: more ways than experts",
@@ -209,10 +173,7 @@ def divisors(number: int) -> list[int]:
 class Search:
     """Legal plans of a model on a machine, and how many ways were refused for which reason."""
 
-    cfg: ModelConfig
-    system: System
-    policy: Policy
-    request: Request
+    scenario: Scenario
     most_stages: int | None = None  #: None: as many as the model has blocks
     most_group_chips: int | None = None  #: None: as many as the machine has
     refused: Counter[str] = field(default_factory=Counter)
@@ -222,20 +183,20 @@ class Search:
 
         Where there is memory to spare also every smaller power of two.
         """
-        n_blocks = len(block_chain(self.cfg))
-        node = self.system.topology.node_chips
+        n_blocks = len(block_chain(self.scenario.model))
+        node = self.scenario.system.topology.node_chips
         found = set()
         most_stages = n_blocks if self.most_stages is None else self.most_stages
-        n_chips = self.system.n_chips
+        n_chips = self.scenario.system.n_chips
         most_chips = n_chips if self.most_group_chips is None else self.most_group_chips
         for stages in range(1, min(most_stages, n_blocks, n_chips) + 1):
             # More chips than columns of the output matrix cannot form a group.
-            most = min(n_chips // stages, self.cfg.vocab_size, most_chips)
+            most = min(n_chips // stages, self.scenario.model.vocab_size, most_chips)
             found |= {
                 (stages, chips)
                 for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
             }
-            if self.system.has_memory_to_spare:  # fewer chips may be faster
+            if self.scenario.system.has_memory_to_spare:  # fewer chips may be faster
                 found |= {(stages, 1 << power) for power in range(most.bit_length())}
         return sorted((stages, chips) for stages, chips in found if chips >= 1)
 
@@ -252,8 +213,8 @@ class Search:
         if not found:
             reasons = "; ".join(self.refused)
             raise PlanError(
-                f"{self.system.name} has no legal plan for {self.cfg.name} ({reasons}); give "
-                "--plan or another system."
+                f"{self.scenario.system.name} has no legal plan for {self.scenario.model.name} "
+                f"({reasons}); give --plan or another system."
             )
 
     def _legal(self) -> Iterator[Plan]:
@@ -262,7 +223,7 @@ class Search:
             mlp = {split: self._mlp(chips, split) for split in Split}
             moe = {split: self._moe(chips, split) for split in Split}
             for split, moe_split in product(Split, Split):
-                if self.cfg.moe is None and split is not moe_split:
+                if self.scenario.model.moe is None and split is not moe_split:
                     continue
                 for shards in product(attention[split], mlp[split], moe[moe_split]):
                     yield Plan(
@@ -281,7 +242,7 @@ class Search:
         """
         search = replace(self, refused=Counter())
         while next(replace(search, refused=Counter())._legal(), None) is None:
-            most = search.most_group_chips or self.system.n_chips
+            most = search.most_group_chips or self.scenario.system.n_chips
             assert most > 1  # one chip need not split anything
             search = replace(search, most_group_chips=1 << ((most - 1).bit_length() - 1))
         return search
@@ -294,14 +255,16 @@ class Search:
     def _attention(self, chips: int, split: Split) -> list[AttentionShard]:
         found = []
         for tensor in divisors(chips):
-            if not self._keep(attention_reason(self.cfg, tensor)):
+            if not self._keep(attention_reason(self.scenario.model, tensor)):
                 continue
             # Sequences are split as far as the batch allows: a replica would hold its weights and
             # cache again.
-            data = max(d for d in divisors(chips // tensor) if self.request.batch % d == 0)
+            data = max(d for d in divisors(chips // tensor) if self.scenario.request.batch % d == 0)
             left = chips // tensor // data
             # What is left holds copies, or shares out the positions as far as they go.
-            most = max(n for n in divisors(left) if n <= most_context(self.request.context))
+            most = max(
+                n for n in divisors(left) if n <= most_context(self.scenario.request.context)
+            )
             for context in sorted({1, most}):
                 shard = AttentionShard(
                     tensor=tensor,
@@ -314,31 +277,29 @@ class Search:
         return found
 
     def _mlp(self, chips: int, split: Split) -> list[MlpShard]:
-        if self.cfg.n_moe_layers == self.cfg.n_layers:
+        if self.scenario.model.n_moe_layers == self.scenario.model.n_layers:
             return [MlpShard(replica=chips, split=split)]
-        piece = granules(self.cfg, "dense", self.policy).get("mlp", 1)
+        piece = granules(self.scenario.model, "dense", self.scenario.policy).get("mlp", 1)
         for tensor in reversed(divisors(chips)):
-            if self._keep(columns_reason("mlp", self.cfg.d_ff, tensor, piece)):
+            if self._keep(columns_reason("mlp", self.scenario.model.d_ff, tensor, piece)):
                 return [MlpShard(tensor=tensor, replica=chips // tensor, split=split)]
         raise AssertionError("one way always exists")
 
     def _moe(self, chips: int, split: Split) -> list[MoeShard | None]:
-        if self.cfg.moe is None:
+        if self.scenario.model.moe is None:
             return [None]
         found: list[MoeShard | None] = []
         for expert in divisors(chips):
             shard = MoeShard(expert=expert, tensor=chips // expert, split=split)
-            reasons = moe_reasons(self.cfg, shard, self.policy, self.request)
+            reasons = moe_reasons(self.scenario, shard)
             if all(self._keep(reason) for reason in reasons):
                 found.append(shard)
         return found
 
 
-def one_stage_plans(
-    cfg: ModelConfig, system: System, policy: Policy, request: Request
-) -> list[Plan]:
-    """All legal plans of one stage over most chips of a machine, heads split as far as can be."""
-    found = list(Search(cfg, system, policy, request, most_stages=1).within_reach().plans())
+def one_stage_plans(scenario: Scenario) -> list[Plan]:
+    """All legal plans of one stage on as many chips as possible, heads split as far as possible."""
+    found = list(Search(scenario, most_stages=1).within_reach().plans())
     n_chips = max((plan.group_chips for plan in found), default=1)
     plans = [plan for plan in found if plan.group_chips == n_chips]
     most = max((plan.attention.tensor for plan in plans), default=1)

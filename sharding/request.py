@@ -5,7 +5,7 @@ tokens per sequence. Not modelled: the draft model's time and memory, and accept
 between positions or texts; one probability, independent for each draft, is the user's to give.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lpu_jax.errors import LpuError
 from models.config import ModelConfig
@@ -45,17 +45,21 @@ class Request:
 MOST_AT_ONCE = 1 << 24
 
 
+#: One sequence, one new token, 4,096 allocated positions: what public functions ask by default.
+NEXT_TOKEN = Request(context=4096)
+
+
 def check_request(request: Request, cfg: ModelConfig) -> None:
     """Refuse a request that no plan can serve.
 
     Raises:
-        LpuError: batch, tokens or context is below 1, the context exceeds the model's positions, or
-            the new tokens exceed the context.
+        LpuError: batch, tokens or context is no whole number or below 1, the context exceeds the
+            model's positions, the new tokens exceed the context, or the acceptance is no
+            probability.
     """
     for name in ("batch", "tokens", "context"):
         number = getattr(request, name)
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise LpuError(f"{name} is {number!r}; it must be a whole number.")
+        _check_whole(name, number)
         if number < 1:
             raise LpuError(f"{name} is {number}; it must be at least 1.")
         if number > MOST_AT_ONCE:
@@ -69,10 +73,18 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
             f"tokens is {request.tokens}; a step adds at most the {request.context} positions of "
             "the context."
         )
+    rate = request.acceptance
+    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if rate is not None and not (is_number and 0 <= rate <= 1):
+        raise LpuError(f"acceptance is {rate!r}; it must be a number from 0 to 1.")
+
+
+def _check_whole(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise LpuError(f"{name} is {number!r}; it must be a whole number.")
 
 
 def decode_request(
-    cfg: ModelConfig,
     *,
     batch: int = 1,
     context: int,
@@ -82,7 +94,6 @@ def decode_request(
     """Say what a decode step does, with or without drafts.
 
     Args:
-        cfg: the model.
         batch: sequences per micro-batch.
         context: allocated positions per sequence.
         draft_tokens: drafted tokens behind the known one; None: no speculation.
@@ -92,28 +103,22 @@ def decode_request(
         A request with `draft_tokens + 1` new tokens per sequence.
 
     Raises:
-        LpuError: an impossible number, or one of the two without the other.
+        LpuError: one of the two without the other, or drafts that are no number of tokens.
     """
-    if (draft_tokens is None) != (acceptance is None):
+    if draft_tokens is None and acceptance is None:
+        return Request(batch=batch, context=context)
+    if draft_tokens is None or acceptance is None:
         given, missing = ("draft tokens", "acceptance") if acceptance is None else (
             "acceptance", "draft tokens"
         )  # fmt: skip
         raise LpuError(f"{given} was given without {missing}; speculative decoding needs both.")
-    request = Request(batch=batch, context=context)
-    check_request(request, cfg)
-    if draft_tokens is None or acceptance is None:
-        return request
-    if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int):
-        raise LpuError(f"draft tokens is {draft_tokens!r}; it must be a whole number.")
+    _check_whole("draft tokens", draft_tokens)
     if not 0 <= draft_tokens < context:
         raise LpuError(
             f"draft tokens is {draft_tokens}; it must be at least 0 and below the context of "
             f"{context}."
         )
-    is_number = isinstance(acceptance, int | float) and not isinstance(acceptance, bool)
-    if not is_number or not 0 <= acceptance <= 1:
-        raise LpuError(f"acceptance is {acceptance!r}; it must be a number from 0 to 1.")
-    return replace(request, tokens=draft_tokens + 1, acceptance=float(acceptance))
+    return Request(batch=batch, context=context, tokens=draft_tokens + 1, acceptance=acceptance)
 
 
 def check_prompt(prompt: int | None, request: Request) -> int:

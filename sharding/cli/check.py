@@ -18,7 +18,7 @@ from ..plan import Plan, read_plan
 from ..rank.choose import default_plans, fastest_plan
 from ..verify import one_chip_bits
 from .check_text import check_text
-from .common import NO, Formats, Json, Mla, emit, watched, watched_steps
+from .common import NO, Json, Mla, PolicyNames, emit, watched, watched_steps
 
 if TYPE_CHECKING:
     from models.weights.source import WeightSource
@@ -45,7 +45,7 @@ def check(
             "--layers the fastest that fits.",
         ),
     ] = None,
-    weights_format: Formats = None,
+    policy: PolicyNames = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +70,7 @@ def check(
         Path | None,
         typer.Option(
             "--text",
-            help="UTF-8 file: perplexity and divergence over its first tokens; --weights-format "
+            help="UTF-8 file: perplexity and divergence over its first tokens; --policy "
             "may be repeated.",
         ),
     ] = None,
@@ -103,7 +103,7 @@ def check(
     # This reads weights and needs JAX's compiler; the other commands start without it.
     from ..verify.named_inputs import layers_named, open_model, token_ids_named
 
-    formats = weights_format or ["fp16"]
+    policies = policy or ["fp16"]
     if text is not None:
         if layers is not None or token_ids is not None or resume is not None or routing != "forced":
             raise LpuError(
@@ -115,31 +115,31 @@ def check(
             weights,
             system=system,
             plans=[read_plan(path) for path in plan or ()],
-            formats=formats,
+            policies=policies,
             fidelity=fidelity,
             n_tokens=tokens,
             mla=mla,
             as_json=as_json,
         )
         return
-    if len(formats) > 1:
-        raise LpuError(f"{len(formats)} weights formats were given; one is allowed without --text.")
+    if len(policies) > 1:
+        raise LpuError(f"{len(policies)} policies were given; one is allowed without --text.")
     opened = open_model(model, weights, seed, mla)
     machine, cfg = named_system(system or "lpx-9"), opened.config
-    policy = policy_named(formats[0], cfg)
+    formats = policy_named(policies[0], cfg)
     if fidelity is not None:
-        policy = replace(policy, fidelity=fidelity)  # type: ignore[arg-type]  # checked there
+        formats = replace(formats, fidelity=fidelity)  # type: ignore[arg-type]  # checked there
     plans = [read_plan(path) for path in plan or ()]
     if layers is None:
         if token_ids is not None or resume is not None or routing != "forced":
             raise LpuError("--token-ids, --resume and --routing free need --layers.")
-        _check_blocks(opened.source, machine, plans, policy, tokens or 2, seed, as_json)
+        _check_blocks(opened.source, machine, plans, formats, tokens or 2, seed, as_json)
         return
     _check_whole(
         opened,
         machine,
         plans,
-        policy,
+        formats,
         chosen=layers_named(layers, cfg),
         n_tokens=tokens,
         ids=None if token_ids is None else token_ids_named(token_ids),
@@ -174,7 +174,7 @@ def _check_whole(
     whole_model.check_tokens(cfg, ids, plans)
     note = ""
     if not plans:
-        fastest, note = fastest_plan(cfg, machine, policy)
+        fastest, note = fastest_plan(cfg, machine, policy=policy)
         plans = [fastest]
     results = watched_steps(
         lambda say: whole_model.check_whole(
@@ -213,7 +213,7 @@ def _check_blocks(
     from ..verify.chosen_layers import compare_plans
 
     cfg = source.config
-    plans = plans or default_plans(cfg, machine, policy)
+    plans = plans or default_plans(cfg, machine, policy=policy)
     results = watched(
         lambda say: compare_plans(
             cfg, machine, plans, policy, source, tokens=n_tokens, seed=seed, progress=say

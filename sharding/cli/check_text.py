@@ -12,6 +12,7 @@ from models.config import LatentForm
 from models.policy import policy_named
 
 from ..plan import Plan
+from ..request import Request
 from .common import NO, emit, watched
 
 #: Tokens of the text, and the machine, if none were asked for: one group of eight chips.
@@ -26,7 +27,7 @@ def check_text(
     *,
     system: str | None,
     plans: Sequence[Plan],
-    formats: Sequence[str],
+    policies: Sequence[str],
     fidelity: str | None,
     n_tokens: int | None,
     mla: LatentForm | None,
@@ -49,21 +50,19 @@ def check_text(
         raise LpuError("--text needs trained weights: give --weights with a checkpoint.")
     tokenizer = read_tokenizer(open_checkpoint(model if weights is None else weights))
     tokens = tokenizer.encode(content)[: _TOKENS if n_tokens is None else n_tokens]
-    policies = [policy_named(name, cfg) for name in dict.fromkeys(formats)]
+    chosen = [policy_named(name, cfg) for name in dict.fromkeys(policies)]
     if fidelity is not None:
-        policies = [replace(one, fidelity=fidelity) for one in policies]  # type: ignore[arg-type]  # checked there
+        chosen = [replace(one, fidelity=fidelity) for one in chosen]  # type: ignore[arg-type]  # checked there
     if not plans:
-        context = max(1, min(len(tokens), cfg.max_position))
-        found = text_plan(cfg, machine, None, policies[0], command="check --text", context=context)
+        request = Request(context=max(1, min(len(tokens), cfg.max_position)))
+        found = text_plan(cfg, machine, None, request, policy=chosen[0], command="check --text")
         (row,) = found.rows
         if not row.fits:
             emit(as_json, found.as_dict, found.table)
             raise typer.Exit(NO)
         plans = [row.plan]
     results = watched(
-        lambda say: texts.compare_text(
-            opened.source, tokens, machine, plans, policies, progress=say
-        )
+        lambda say: texts.compare_text(opened.source, tokens, machine, plans, chosen, progress=say)
     )
     emit(
         as_json,

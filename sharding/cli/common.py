@@ -29,6 +29,7 @@ from ..files import write_file
 from ..plan import read_plan
 from ..rank.compare import compare
 from ..rank.comparison import Comparison
+from ..request import Request
 
 NO, BAD_INPUT = 1, 2
 Result = TypeVar("Result")
@@ -42,13 +43,13 @@ PlanFile = Annotated[
     Path | None,
     typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest that fits."),
 ]
-_FORMAT = typer.Option(
-    "--weights-format",
+_POLICY = typer.Option(
     "--policy",
+    "--weights-format",
     help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships).",
 )
-Format = Annotated[str, _FORMAT]
-Formats = Annotated[list[str] | None, _FORMAT]
+PolicyName = Annotated[str, _POLICY]
+PolicyNames = Annotated[list[str] | None, _POLICY]
 Mla = Annotated[
     LatentForm | None,
     typer.Option(
@@ -74,11 +75,17 @@ def model_in_form(name: str, mla: LatentForm | None) -> ModelConfig:
 
 
 def compare_one(
-    name: str, system: str, plan: Path | None, mla: LatentForm | None = None, **request: Any
+    model: str,
+    system: str,
+    plan: Path | None,
+    request: Request,
+    *,
+    policy: str,
+    mla: LatentForm | None,
 ) -> Comparison:
     """Compare a single plan: that of a file, or the fastest that fits (else the nearest)."""
     plans = None if plan is None else [read_plan(plan)]
-    return compare(model_in_form(name, mla), system, plans, top=1, **request)
+    return compare(model_in_form(model, mla), system, request, policy=policy, plans=plans, top=1)
 
 
 def check_apart(as_json: str | None, other: Path | None, option: str) -> None:

@@ -7,16 +7,17 @@ import typer
 
 from ..rank import compare as comparing
 from ..rank import sensitivity as ranking
+from ..request import decode_request
 from .common import (
     NO,
     Acceptance,
     Batch,
     Context,
     DraftTokens,
-    Format,
     Json,
     Mla,
     ModelName,
+    PolicyName,
     SystemName,
     emit,
     model_in_form,
@@ -35,7 +36,7 @@ class Objective(StrEnum):
 def compare(
     model: ModelName,
     system: SystemName,
-    weights_format: Format = "fp16",
+    policy: PolicyName = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
     prompt: Annotated[
@@ -66,17 +67,17 @@ def compare(
     as_json: Json = None,
 ) -> None:
     """Search legal plans; rank them by time, with memory fit and, with --check, numerical error."""
+    request = decode_request(
+        batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
+    )
     found = comparing.compare(
         model_in_form(model, mla),
         system,
-        weights_format=weights_format,
-        batch=batch,
-        context=context,
-        top=top,
+        request,
+        policy=policy,
         objective=objective.value,
-        draft_tokens=draft_tokens,
-        acceptance=acceptance,
         prompt=prompt,
+        top=top,
     )
     if check and found.fitting:
         from ..verify.chosen_layers import (

@@ -9,7 +9,18 @@ from lpu_jax.errors import LpuError
 
 from ..pictures import picture_format
 from ..rank import curve as curves
-from .common import NO, Acceptance, Context, DraftTokens, Format, Json, ModelName, check_apart, emit
+from ..request import decode_request
+from .common import (
+    NO,
+    Acceptance,
+    Context,
+    DraftTokens,
+    Json,
+    ModelName,
+    PolicyName,
+    check_apart,
+    emit,
+)
 
 
 def curve(
@@ -18,7 +29,7 @@ def curve(
         list[str],
         typer.Option("--system", help="System name, or path of a TOML file; repeat to compare."),
     ],
-    weights_format: Format = "fp16",
+    policy: PolicyName = "fp16",
     context: Context = 4096,
     batches: Annotated[
         str | None,
@@ -38,11 +49,9 @@ def curve(
     found = curves.curve(
         model,
         system,
-        weights_format=weights_format,
-        context=context,
+        decode_request(context=context, draft_tokens=draft_tokens, acceptance=acceptance),
+        policy=policy,
         batches=None if batches is None else _whole_numbers(batches),
-        draft_tokens=draft_tokens,
-        acceptance=acceptance,
     )
     if plot is not None and found.points:
         found.plot(plot)

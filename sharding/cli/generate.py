@@ -12,7 +12,8 @@ from models.policy import policy_named
 
 from ..plan import read_plan
 from ..rank.choose import text_plan
-from .common import NO, Format, Json, SystemName, emit, watched
+from ..request import Request
+from .common import NO, Json, PolicyName, SystemName, emit, watched
 
 
 def generate(
@@ -27,7 +28,7 @@ def generate(
         Path | None,
         typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest of one stage."),
     ] = None,
-    weights_format: Format = "fp16",
+    policy: PolicyName = "fp16",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 8,
     chat: Annotated[
         bool, typer.Option("--chat", help="Each prompt is a message, in the model's chat format.")
@@ -62,16 +63,14 @@ def generate(
     chosen = None if plan is None else read_plan(plan)
     checkpoint = open_checkpoint(weights)
     cfg, tokenizer = checkpoint.config, read_tokenizer(checkpoint)
-    policy = policy_named(weights_format, cfg)
+    formats = policy_named(policy, cfg)
     template = tokenizer.chat_template
     texts = [chat_prompt(template, one, system_prompt) if chat else one for one in prompts]
     # A rendered chat has its beginning already.
     tokens = [tokenizer.encode(text, begin=not chat) for text in texts]
     check_prompts(cfg, tokens, max_tokens)
-    context = max(map(len, tokens)) + max_tokens
-    found = text_plan(
-        cfg, machine, chosen, policy, command="generate", batch=len(tokens), context=context
-    )
+    request = Request(batch=len(tokens), context=max(map(len, tokens)) + max_tokens)
+    found = text_plan(cfg, machine, chosen, request, policy=formats, command="generate")
     (row,) = found.rows
     if not row.fits:
         emit(as_json, found.as_dict, found.table)
@@ -83,7 +82,7 @@ def generate(
             tokens,
             machine,
             row.plan,
-            policy=policy,
+            policy=formats,
             sampling=sampling,
             max_new_tokens=max_tokens,
             on_text=lambda _, piece: say(escape(piece)),

@@ -11,17 +11,18 @@ from ..detail.scheduled import schedule_plan
 from ..files import write_file
 from ..pictures import picture_format
 from ..rank.comparison import memory_map
+from ..request import decode_request
 from .common import (
     NO,
     Acceptance,
     Batch,
     Context,
     DraftTokens,
-    Format,
     Json,
     Mla,
     ModelName,
     PlanFile,
+    PolicyName,
     SystemName,
     check_apart,
     compare_one,
@@ -33,7 +34,7 @@ def plan(
     model: ModelName,
     system: SystemName,
     plan: PlanFile = None,
-    weights_format: Format = "fp16",
+    policy: PolicyName = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
     draft_tokens: DraftTokens = None,
@@ -48,20 +49,13 @@ def plan(
     """Show one plan: its row, what the fullest chip holds, and what every operation takes."""
     check_apart(as_json, plot, "--plot")
     picture = None if plot is None else picture_format(plot)
-    found = compare_one(
-        model,
-        system,
-        plan,
-        mla,
-        weights_format=weights_format,
-        batch=batch,
-        context=context,
-        draft_tokens=draft_tokens,
-        acceptance=acceptance,
+    request = decode_request(
+        batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )
+    found = compare_one(model, system, plan, request, policy=policy, mla=mla)
     (row,) = found.rows
-    memory = found.system.chip.memory_name
-    scheduled = schedule_plan(row.plan, found.model, found.system, found.policy, found.request)
+    memory = found.scenario.system.chip.memory_name
+    scheduled = schedule_plan(row.plan, found.scenario)
     explained = explanation(scheduled)
     if plot is not None and picture is not None:
         from ..detail.plots import plan_plot  # matplotlib is only loaded where something is drawn

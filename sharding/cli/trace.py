@@ -9,17 +9,18 @@ from lpu_jax.quantities import format_bytes, format_seconds
 
 from ..detail.scheduled import schedule_plan
 from ..files import write_file
+from ..request import decode_request
 from .common import (
     NO,
     Acceptance,
     Batch,
     Context,
     DraftTokens,
-    Format,
     Json,
     Mla,
     ModelName,
     PlanFile,
+    PolicyName,
     SystemName,
     check_apart,
     compare_one,
@@ -32,7 +33,7 @@ def trace(
     system: SystemName,
     out: Annotated[Path, typer.Option("--out", help="Trace to write; open it in ui.perfetto.dev.")],
     plan: PlanFile = None,
-    weights_format: Format = "fp16",
+    policy: PolicyName = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
     draft_tokens: DraftTokens = None,
@@ -44,22 +45,15 @@ def trace(
     from ..detail.timeline import plan_trace
 
     check_apart(as_json, out, "--out")
-    found = compare_one(
-        model,
-        system,
-        plan,
-        mla,
-        weights_format=weights_format,
-        batch=batch,
-        context=context,
-        draft_tokens=draft_tokens,
-        acceptance=acceptance,
+    request = decode_request(
+        batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )
+    found = compare_one(model, system, plan, request, policy=policy, mla=mla)
     (row,) = found.rows
-    scheduled = schedule_plan(row.plan, found.model, found.system, found.policy, found.request)
+    scheduled = schedule_plan(row.plan, found.scenario)
     content = plan_trace(scheduled).to_json()
     write_file(out, content)
-    size, note = len(content.encode()), found.system.note
+    size, note = len(content.encode()), found.scenario.system.note
     short = f"The plan does not fit: short of {format_bytes(row.short_bytes)}."
     emit(
         as_json,

@@ -4,6 +4,8 @@ Its totals are those of `evaluate`; what comes out is in `explanation`. Not mode
 `evaluate`.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from lpu_jax.cost.memory import allocate, peak_bytes
@@ -14,7 +16,8 @@ from models.config import ModelConfig
 from models.policy import Policy
 
 from ..plan import Plan
-from ..request import Request
+from ..request import NEXT_TOKEN, Request
+from ..scenario import scenario
 from .explanation import (
     AxisUse,
     BlockUse,
@@ -28,35 +31,40 @@ from .scheduled import KindSchedule, ScheduledPlan, axis_names, block_name, sche
 
 
 def explain(
-    plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
+    model: str | Path | ModelConfig,
+    system: str | Path | System,
+    plan: Plan,
+    request: Request = NEXT_TOKEN,
+    *,
+    policy: str | Policy = "fp16",
 ) -> Explanation:
-    """Explain one plan.
+    """Explain one plan: what each operation, collective and hand-over takes, and what is held.
 
     Args:
-        plan: the plan.
-        cfg: the model.
-        system: the machine.
-        policy: formats of the weights.
-        request: batch, new tokens and allocated context.
+        model: a zoo name, the path of a `config.json`, or a configuration.
+        system: a system's name, the path of a TOML file, or a system.
+        plan: the plan, whether it fits or not.
+        request: what a step does: sequences, new tokens, allocated positions, drafts.
+        policy: name of a precision policy, or a policy.
 
     Raises:
-        LpuError: the request or the plan is not possible: one sentence.
+        LpuError: an unknown name, or the request or the plan is not possible: one sentence.
 
     Fidelity:
-        Totals are exactly those of `evaluate`.
+        Totals are exactly those of `compare`, which are approximate (docs/timing.md).
     """
-    return explanation(schedule_plan(plan, cfg, system, policy, request))
+    return explanation(schedule_plan(plan, scenario(model, system, request, policy=policy)))
 
 
 def explanation(scheduled: ScheduledPlan) -> Explanation:
     """Explain a plan that was scheduled."""
-    found, system = scheduled.evaluation, scheduled.system
+    found, asked = scheduled.evaluation, scheduled.scenario
     return Explanation(
         plan=scheduled.plan,
-        model=scheduled.cfg.name,
-        system=system.name,
-        weights_format=scheduled.policy.name,
-        request=scheduled.request,
+        model=asked.model.name,
+        system=asked.system.name,
+        policy=asked.policy.name,
+        request=asked.request,
         clock_hz=found.clock_hz,
         latency_cycles=float(found.latency_cycles[0]),
         lower_cycles=float(found.lower_cycles[0]),
@@ -87,7 +95,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
             )
             for step in scheduled.hand_overs
         ),
-        note=system.note or "",
+        note=asked.system.note,
         assumed=scheduled.assumed_of_time,
         assumed_fit=scheduled.assumed_of_fit,
     )
@@ -174,14 +182,14 @@ def run_level(scheduled: ScheduledPlan, chips: int, stride: int) -> str:
     """The outermost level that runs of chips cross in any stage; `chip` for runs of one."""
     if chips == 1:
         return "chip"
-    group, topology = scheduled.group, scheduled.system.topology
+    group, topology = scheduled.group, scheduled.scenario.system.topology
     reach = min(chips * stride, group.chips)
     return topology.level_of(topology.span(group.bases, reach, group.chips))
 
 
 def hand_over_level(scheduled: ScheduledPlan, source: int, target: int) -> str:
     """The outermost level that lies between two stages."""
-    bases, topology = scheduled.group.bases, scheduled.system.topology
+    bases, topology = scheduled.group.bases, scheduled.scenario.system.topology
     first = int(np.minimum(bases[source], bases[target]))
     last = int(np.maximum(bases[source], bases[target])) + scheduled.group.chips
     return topology.level_of(topology.span([first], last - first))

@@ -116,7 +116,7 @@ class Explanation:
     plan: Plan
     model: str
     system: str
-    weights_format: str
+    policy: str
     request: Request
     clock_hz: float
     latency_cycles: float

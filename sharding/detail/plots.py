@@ -82,7 +82,7 @@ def _figure(scheduled: ScheduledPlan) -> "Figure":
     figure.text(
         _LEFT_INCHES / _WIDTH_INCHES,
         1 - 0.15 / tall,
-        f"{explained.model} ({explained.weights_format}) on {explained.system}: "
+        f"{explained.model} ({explained.policy}) on {explained.system}: "
         f"{explained.plan.name}; {explained.latency_s * 1e6:.1f} us for a step",
         va="top",
         fontsize=12,
@@ -209,14 +209,14 @@ def _link_map(figure: "Figure", axes: "Axes", bar: "Axes", scheduled: ScheduledP
         bar.set_axis_off()
         why = (
             "no link is used inside a stage"
-            if scheduled.system.has_link_schedules
+            if scheduled.scenario.system.has_link_schedules
             else "a roofline has no schedule of links"
         )
         axes.text(0.5, 0.5, why, ha="center", va="center")
         return
     unit = "chip"
     if len(np.union1d(src, dst)) > _MOST_CHIPS:
-        size = scheduled.system.topology.node_chips
+        size = scheduled.scenario.system.topology.node_chips
         src, dst, unit = src // size, dst // size, "node"
     places, matrix = load_matrix(src, dst, busy_us)
     image = axes.imshow(

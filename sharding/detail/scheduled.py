@@ -18,14 +18,11 @@ from lpu_jax.cost.program import Operation
 from lpu_jax.cost.report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed
 from lpu_jax.datapath.work import Unit
-from lpu_jax.machine.system import System
 from lpu_jax.provenance import Constant, constants_of
 from models.blocks import Block, Kind, block_chain, block_kinds, is_leaf
-from models.config import ModelConfig
-from models.policy import Policy
 
 from .. import axes
-from ..legal import check_plan, check_policy
+from ..legal import check_plan
 from ..plan import Plan
 from ..predict.evaluate import (
     TOKEN_BYTES,
@@ -38,7 +35,7 @@ from ..predict.evaluate import (
     slots_of,
     split_of,
 )
-from ..request import Request, check_request
+from ..scenario import Scenario, check_policy
 
 _LONGEST_NAME = 34
 #: Constants that are in every time: the clock, the way from unit to unit, the host.
@@ -139,10 +136,7 @@ class ScheduledPlan:
     """One plan: its numbers, and what they are made of."""
 
     plan: Plan
-    cfg: ModelConfig
-    system: System
-    policy: Policy
-    request: Request
+    scenario: Scenario
     evaluation: Evaluation
     group: Groups
     kinds: Mapping[Kind, KindSchedule]
@@ -158,7 +152,7 @@ class ScheduledPlan:
     def assumed_of_time(self) -> tuple[Constant, ...]:
         """The assumed constants that its time rests on, in the order of their declaration."""
         names = {*_IN_EVERY_TIME, *(n for kind in self.kinds.values() for n in kind.assumed)}
-        links = {constant.name for constant in constants_of(self.system.topology)}
+        links = {constant.name for constant in constants_of(self.scenario.system.topology)}
         if self.plan.n_chips == 1:  # a chip alone crosses no link
             names -= links
         elif self.hand_overs:
@@ -173,47 +167,44 @@ class ScheduledPlan:
 
     @property
     def _assumed(self) -> tuple[Constant, ...]:
-        return tuple(c for c in self.system.constants() if c.is_assumed and c.moves_plans)
+        return tuple(c for c in self.scenario.system.constants() if c.is_assumed and c.moves_plans)
 
 
-def schedule_plan(
-    plan: Plan, cfg: ModelConfig, system: System, policy: Policy, request: Request
-) -> ScheduledPlan:
+def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
     """Schedule one plan in full.
 
     Args:
         plan: a legal plan, whether it fits or not.
-        cfg: the model.
-        system: the machine.
-        policy: formats of the weights.
-        request: batch, new tokens and allocated context.
+        scenario: the model, the machine, the request and the formats.
 
     Raises:
-        LpuError: the request or the plan is not possible: one sentence.
+        LpuError: the plan is not possible: one sentence.
     """
-    check_request(request, cfg)
-    check_policy(policy, cfg, system)
-    check_plan(plan, cfg, system, policy, request)
-    evaluation = evaluate([plan], cfg, system, policy, request)
+    cfg, system = scenario.model, scenario.system
+    check_policy(scenario.policy, cfg, system)
+    check_plan(plan, scenario)
+    evaluation = evaluate([plan], scenario)
     bases = system.topology.stage_bases(plan.stages, plan.group_chips)
     group = Groups(plan.group_chips, bases)
     machine = placed(system, (group,))
     kinds: dict[Kind, KindSchedule] = {}
     for kind in block_kinds(cfg):
         ways = axes.degrees(plan, kind, cfg)
-        split, slots = split_of(plan, kind), slots_of(plan, kind)
-        dispatch = axes.dispatch_of(plan, kind)
         block = schedule_block(
-            kind, ways, slots, split, plan.collective, machine, cfg, policy, request, dispatch
+            kind,
+            ways,
+            machine,
+            scenario,
+            slots=slots_of(plan, kind),
+            split=split_of(plan, kind),
+            collective=plan.collective,
+            dispatch=axes.dispatch_of(plan, kind),
         )
         kinds[kind] = KindSchedule(kind=kind, ways=ways, block=block)
-    stages, hand_overs = _timeline(plan, cfg, system, request, evaluation, group, kinds)
+    stages, hand_overs = _timeline(plan, evaluation, group, kinds)
     return ScheduledPlan(
         plan=plan,
-        cfg=cfg,
-        system=system,
-        policy=policy,
-        request=request,
+        scenario=scenario,
         evaluation=evaluation,
         group=group,
         kinds=kinds,
@@ -224,17 +215,15 @@ def schedule_plan(
 
 def _timeline(
     plan: Plan,
-    cfg: ModelConfig,
-    system: System,
-    request: Request,
     evaluation: Evaluation,
     group: Groups,
     kinds: Mapping[Kind, KindSchedule],
 ) -> tuple[tuple[Stage, ...], tuple[HandOver, ...]]:
     """Put stages and hand-overs of one token one after another."""
+    cfg, request = evaluation.scenario.model, evaluation.scenario.request
     payload = hidden_bytes(cfg, request)
     sampled = request.batch * request.sampled_tokens
-    steps, back = hand_over_steps(group, system, payload, sampled)
+    steps, back = hand_over_steps(group, evaluation.scenario.system, payload, sampled)
     stage_of_block = evaluation.cuts.stage_of_block[:, 0]
     chain, now = block_chain(cfg), 0.0
     stages, hand_overs = [], []

@@ -40,7 +40,7 @@ def plan_trace(scheduled: ScheduledPlan) -> Trace:
     """
     clock_hz = scheduled.evaluation.clock_hz
     trace = Trace(clock_hz, _about(scheduled))
-    memory = scheduled.system.chip.memory_name
+    memory = scheduled.scenario.system.chip.memory_name
     held, live = f"{memory} {HELD}", f"{memory} {LIVE}"
     units = {kind: kind_slices(schedule) for kind, schedule in scheduled.kinds.items()}
     uses = {kind: collectives(scheduled, each) for kind, each in scheduled.kinds.items()}
@@ -69,13 +69,14 @@ def plan_trace(scheduled: ScheduledPlan) -> Trace:
 
 def _about(scheduled: ScheduledPlan) -> dict[str, str]:
     """What a reader of the file must know: what was scheduled, and what its times rest on."""
-    system, request = scheduled.system, scheduled.request
+    asked = scheduled.scenario
+    system, request = asked.system, asked.request
     assumed = [constant.name for constant in scheduled.assumed_of_time]
     return {
-        "model": scheduled.cfg.name,
+        "model": asked.model.name,
         "system": system.name,
         "plan": scheduled.plan.name,
-        "weights": scheduled.policy.name,
+        "weights": asked.policy.name,
         "request": f"batch {request.batch}, new tokens {request.tokens}, context {request.context}",
         "time": system.note or "static schedule; cycle accuracy is not claimed",
         "assumed": ", ".join(dict.fromkeys(assumed)),
@@ -89,9 +90,9 @@ def _hand_over(
     args = {"cycles": step.cycles, "bytes": step.payload_bytes}
     whole = Slice(track=BLOCKS, name=step.name, start_cycle=0.0, end_cycle=step.cycles, args=args)
     trace.add(source, [whole], step.start_cycle)
-    if not scheduled.system.has_link_schedules:
+    if not scheduled.scenario.system.has_link_schedules:
         return
-    topology = scheduled.system.topology
+    topology = scheduled.scenario.system.topology
     stages = scheduled.stages
     chips = [stages[number].first_chip for number in (step.source, step.target)]
     runs = np.concatenate([first + np.arange(scheduled.group.chips) for first in chips])

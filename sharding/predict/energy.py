@@ -12,7 +12,6 @@ import numpy as np
 
 from lpu_jax.machine.gpu import Accelerator
 from models.blocks import block_chain
-from models.config import ModelConfig
 
 from .evaluate import Evaluation, Numbers
 
@@ -32,24 +31,23 @@ class Energy:
     upper_alone_j_per_token: Numbers | None  #: one micro-batch in flight
 
 
-def energy(evaluation: Evaluation, cfg: ModelConfig, chip: Accelerator) -> Energy:
+def energy(evaluation: Evaluation) -> Energy:
     """Bound the energy of a token.
 
     Args:
         evaluation: time of each plan.
-        cfg: the model that was evaluated.
-        chip: its power.
 
     Returns:
         Joules for each token that a step keeps; `lower <= upper <= upper alone`.
 
     Fidelity: approximate.
     """
+    chip, request = evaluation.scenario.system.chip, evaluation.scenario.request
     most_w, average_w = chip.power_max_w, chip.power_average_w
-    kept = evaluation.request.batch * evaluation.request.kept_tokens
+    kept = request.batch * request.kept_tokens
     group_chips = np.array([plan.group_chips for plan in evaluation.plans])
     all_chips = np.array([plan.n_chips for plan in evaluation.plans])
-    busy_s = busy_cycles(evaluation, cfg) / evaluation.clock_hz
+    busy_s = busy_cycles(evaluation) / evaluation.clock_hz
 
     def joules(power_w: int | float | None, chip_s: Numbers) -> Numbers | None:
         return None if power_w is None else np.asarray(power_w * chip_s / kept)
@@ -63,15 +61,11 @@ def energy(evaluation: Evaluation, cfg: ModelConfig, chip: Accelerator) -> Energ
     )
 
 
-def busy_cycles(evaluation: Evaluation, cfg: ModelConfig) -> Numbers:
+def busy_cycles(evaluation: Evaluation) -> Numbers:
     """Sum over the blocks of a step the cycles in which the busiest unit of a chip works.
 
     Blocks follow one another without overlap, and all chips of a group run the same program, so
     that each chip of a stage is busy at least as long in the blocks of its stage.
-
-    Args:
-        evaluation: the plans.
-        cfg: the model that was evaluated.
     """
     busiest = {
         kind: np.max(
@@ -81,7 +75,7 @@ def busy_cycles(evaluation: Evaluation, cfg: ModelConfig) -> Numbers:
         for kind, block in evaluation.blocks.items()
     }
     # One after another: numpy's own order of a sum differs between one plan and many.
-    return np.asarray(sum(busiest[block.kind] for block in block_chain(cfg)))
+    return np.asarray(sum(busiest[block.kind] for block in block_chain(evaluation.scenario.model)))
 
 
 def one(bounds: Numbers | None, i: int) -> float | None:

@@ -24,12 +24,12 @@ from models.blocks import CACHING_KINDS, Kind, block_arguments, block_chain, blo
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.policy import Policy
 
 from .. import axes
 from ..axes import MESH_AXES, dispatch_of, mesh_order
 from ..plan import Plan
 from ..request import Request
+from ..scenario import Scenario
 from .block_report import BlockReport, merge, take
 from .placement import Cuts, block_bytes, cut_stages, usable_bytes
 from .symbolic import symbol_values, trace_block
@@ -73,7 +73,7 @@ class Evaluation:
     """Numbers of many plans, one entry per plan: cycles of the clock, bytes of the fullest chip."""
 
     plans: Sequence[Plan]
-    request: Request
+    scenario: Scenario
     clock_hz: float
     blocks: Mapping[Kind, BlockReport]
     latency_cycles: Numbers
@@ -129,7 +129,7 @@ class Evaluation:
     @property
     def tokens_per_s_per_user(self) -> Numbers:
         """Rate of one sequence."""
-        return self.request.kept_tokens / self.latency_s
+        return self.scenario.request.kept_tokens / self.latency_s
 
     @property
     def cycles_per_batch(self) -> Numbers:
@@ -146,25 +146,23 @@ class Evaluation:
     @property
     def tokens_per_s_total(self) -> Numbers:
         """Rate of all micro-batches: bound by the slowest stage, or by what is in flight."""
-        kept = self.request.batch * self.request.kept_tokens
+        kept = self.scenario.request.batch * self.scenario.request.kept_tokens
         return kept * self.clock_hz / self.cycles_per_batch
 
 
-def evaluate(
-    plans: Sequence[Plan], cfg: ModelConfig, system: System, policy: Policy, request: Request
-) -> Evaluation:
+def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
     """Evaluate legal plans.
 
     Args:
         plans: at least one; each was accepted by `legal.check_plan`.
-        cfg: the model.
-        system: the machine.
-        policy: formats of the weights.
-        request: batch, new tokens and allocated context.
+        scenario: the model, the machine, the request and the formats.
+
+    Fidelity: approximate; one plan gets the same numbers alone as among thousands.
     """
+    cfg, system, request = scenario.model, scenario.system, scenario.request
     groups, group_of_plan = _groups(plans, system)
     blocks = {
-        kind: _evaluate_kind(kind, plans, groups, group_of_plan, cfg, system, policy, request)
+        kind: _evaluate_kind(kind, plans, groups, group_of_plan, scenario)
         for kind in block_kinds(cfg)
     }
     chain = [blocks[block.kind] for block in block_chain(cfg)]
@@ -204,7 +202,7 @@ def evaluate(
     }
     return Evaluation(
         plans=plans,
-        request=request,
+        scenario=scenario,
         clock_hz=clock,
         blocks=blocks,
         latency_cycles=total["cycles"] + hops[:, 0] + host,
@@ -263,16 +261,17 @@ def _evaluate_kind(
     plans: Sequence[Plan],
     groups: tuple[Groups, ...],
     group_of_plan: Int[np.ndarray, " plans"],
-    cfg: ModelConfig,
-    system: System,
-    policy: Policy,
-    request: Request,
+    scenario: Scenario,
 ) -> BlockReport:
     """Evaluate a kind of block for each distinct row of degrees, per split rule and collective."""
     names = MESH_AXES[kind]
     rows = np.array(
         [
-            [group, *(axes.degrees(plan, kind, cfg)[name] for name in names), slots_of(plan, kind)]
+            [
+                group,
+                *(axes.degrees(plan, kind, scenario.model)[name] for name in names),
+                slots_of(plan, kind),
+            ]
             for plan, group in zip(plans, group_of_plan, strict=True)
         ]
     )
@@ -291,11 +290,18 @@ def _evaluate_kind(
         split, collective, order, dispatch, _ = variant
         chosen = np.array([i for i, v in enumerate(variants) if v == variant])
         distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)
-        machine = placed(system, groups, distinct[:, 0])
+        machine = placed(scenario.system, groups, distinct[:, 0])
         column = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
         ways = {name: column[name] for name in order}
         report = schedule_block(
-            kind, ways, distinct[:, -1], split, collective, machine, cfg, policy, request, dispatch
+            kind,
+            ways,
+            machine,
+            scenario,
+            slots=distinct[:, -1],
+            split=split,
+            collective=collective,
+            dispatch=dispatch,
         ).report()
         parts.append((chosen, take(report, back.reshape(-1), len(distinct))))
     return parts[0][1] if len(parts) == 1 else merge(parts, len(plans))
@@ -304,29 +310,27 @@ def _evaluate_kind(
 def schedule_block(
     kind: Kind,
     ways: Mapping[str, Any],
+    machine: Placed,
+    scenario: Scenario,
+    *,
     slots: Any,
     split: Split,
     collective: str,
-    machine: Placed,
-    cfg: ModelConfig,
-    policy: Policy,
-    request: Request,
-    dispatch: Dispatch = Dispatch.REPLICATED,
+    dispatch: Dispatch,
 ) -> ScheduledBlock:
     """Schedule one kind of block for numbers, or one number per plan, as its degrees.
 
     Args:
         kind: the kind of block.
         ways: chips along each of its mesh axes, outermost first.
-        slots: expert slots, at least the worst case of the request; ignored without experts.
+        machine: chip and links.
+        scenario: the model, its formats, and batch, tokens and context.
+        slots: expert slots that a plan asks for, or 0; ignored without experts.
         split: how output projections are split.
         collective: algorithm of its collectives.
-        machine: chip and links.
-        cfg: the model.
-        policy: formats of the weights.
-        request: batch, tokens and context.
         dispatch: how rows reach the chips of their experts.
     """
+    cfg, policy, request = scenario.model, scenario.policy, scenario.request
     program = trace_block(
         cfg,
         kind,

@@ -12,12 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lpu_jax.machine.system import System
-from models.config import ModelConfig
-from models.policy import Policy
-
 from ..plan import Plan
-from ..request import Request
+from ..scenario import Scenario
 from .evaluate import evaluate
 
 
@@ -33,10 +29,7 @@ class Prefill:
 def prefill(
     plans: Sequence[Plan],
     fits: Bool[np.ndarray, " plans"],
-    cfg: ModelConfig,
-    system: System,
-    policy: Policy,
-    request: Request,
+    scenario: Scenario,
     prompt_tokens: int,
 ) -> Prefill:
     """Choose the chunk that takes a prompt in fastest, of those whose activations fit.
@@ -48,10 +41,7 @@ def prefill(
     Args:
         plans: legal plans.
         fits: whether each fits for one token; one that does not has chunks as if it did.
-        cfg: the model.
-        system: the machine.
-        policy: formats of the weights.
-        request: of the decode steps: batch and context.
+        scenario: of the decode steps.
         prompt_tokens: tokens of each sequence's prompt, at most the context.
 
     Returns:
@@ -59,11 +49,12 @@ def prefill(
 
     Fidelity: approximate.
     """
+    system = scenario.system
     chunk = min(prompt_tokens, system.chip.prefill_chunk_tokens)
     tokens, seconds = np.ones(len(plans), np.int64), np.full(len(plans), np.inf)
     while chunk:
-        asked = replace(request, tokens=chunk, acceptance=None)
-        step = evaluate(plans, cfg, system, policy, asked)
+        asked = replace(scenario.request, tokens=chunk, acceptance=None)
+        step = evaluate(plans, replace(scenario, request=asked))
         n_chunks = -(-prompt_tokens // chunk)
         cycles = step.latency_cycles - step.host_cycles + (n_chunks - 1) * step.slowest_stage_cycles
         allowed = step.fits | ~fits | (chunk == 1)

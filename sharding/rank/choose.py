@@ -17,15 +17,16 @@ from models.layers.linear import Split
 from models.policy import FP16, Policy
 
 from ..axes import allocated_positions
-from ..legal import Search, check_policy, one_stage_plans
+from ..legal import Search, one_stage_plans
 from ..plan import AttentionShard, MlpShard, MoeShard, Plan
 from ..predict.evaluate import evaluate
-from ..request import Request
+from ..request import NEXT_TOKEN, Request
+from ..scenario import Scenario, check_policy
 from .compare import compare
 from .comparison import Comparison
 
 
-def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan, str]:
+def fastest_plan(cfg: ModelConfig, system: System, *, policy: Policy) -> tuple[Plan, str]:
     """Choose the fastest plan that fits, or else the one that lacks least.
 
     A model that is too small for the groups of the machine is split over fewer chips.
@@ -39,10 +40,10 @@ def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan
     """
     held = policy if policy.base == "fp16" else FP16
     check_policy(held, cfg, system)
-    context = min(POSITIONS_STEP, cfg.max_position)
-    search = Search(cfg, system, held, Request(context=context)).within_reach()
+    request = Request(context=min(POSITIONS_STEP, cfg.max_position))
+    search = Search(Scenario(cfg, system, request, policy=held)).within_reach()
     plans = None if search.most_group_chips is None else list(search.plans())
-    row = compare(cfg, system, plans, weights_format=held, context=context, top=1).rows[0]
+    row = compare(cfg, system, request, policy=held, plans=plans, top=1).rows[0]
     notes = []
     if plans is not None:
         notes.append(
@@ -54,7 +55,7 @@ def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan
     return row.plan, " ".join(notes)
 
 
-def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan]:
+def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[Plan]:
     """Choose three plans: two split by columns with different degrees, and one split by rows.
 
     Args:
@@ -74,9 +75,10 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
     if policy.base != "fp16":
         policy = FP16  # what no chip runs takes as much room
     check_policy(policy, cfg, system)
-    request = Request(context=min(cfg.max_position, 4096))
-    plans = list(Search(cfg, system, policy, request).within_reach().plans())
-    evaluation = evaluate(plans, cfg, system, policy, request)
+    request = Request(context=min(cfg.max_position, NEXT_TOKEN.context))
+    scenario = Scenario(cfg, system, request, policy=policy)
+    plans = list(Search(scenario).within_reach().plans())
+    evaluation = evaluate(plans, scenario)
     order = sorted(
         range(len(plans)),
         key=lambda i: (max(evaluation.short_bytes[i], 0.0), evaluation.latency_cycles[i]),
@@ -144,11 +146,10 @@ def text_plan(
     cfg: ModelConfig,
     system: System,
     plan: Plan | None,
-    policy: Policy,
+    request: Request,
     *,
+    policy: Policy,
     command: str,
-    batch: int = 1,
-    context: int,
 ) -> Comparison:
     """Choose a plan; the comparison has one row, which says whether it fits.
 
@@ -156,10 +157,10 @@ def text_plan(
         cfg: the model.
         system: the machine.
         plan: to take this one.
+        request: sequences, and positions of each; a given plan that splits more sequences, or
+            shares out more positions, is filled up.
         policy: formats of the weights; one that no chip runs takes the room of fp16.
         command: who asks, for the sentence that refuses GPUs.
-        batch: sequences; a given plan that splits more of them is filled up.
-        context: positions of each; a given plan that shares out more of them is filled up too.
 
     Raises:
         LpuError: the system is one of GPUs, the plan is not legal, or the model has no such
@@ -169,25 +170,16 @@ def text_plan(
     held = policy if policy.base == "fp16" else FP16
 
     def fastest(plans: Sequence[Plan], request: Request) -> Comparison:
-        return compare(
-            cfg,
-            system,
-            plans,
-            weights_format=held,
-            batch=request.batch,
-            context=request.context,
-            top=1,
-        )
+        return compare(cfg, system, request, policy=held, plans=plans, top=1)
 
-    alone = Request(batch=1, context=min(POSITIONS_STEP, cfg.max_position))
-    wanted = Request(batch=batch, context=context)
+    def one_stage(request: Request) -> Comparison:
+        scenario = Scenario(cfg, system, request, policy=held)
+        return fastest(one_stage_plans(scenario), request)
+
     if plan is None:
-        (row,) = fastest(one_stage_plans(cfg, system, held, alone), alone).rows
-        plan = row.plan
-        found = fastest([plan], wanted)
-        if found.rows[0].fits:
-            return found
-        return fastest(one_stage_plans(cfg, system, held, wanted), wanted)
+        alone = Request(context=min(POSITIONS_STEP, cfg.max_position))
+        found = fastest([one_stage(alone).rows[0].plan], request)
+        return found if found.rows[0].fits else one_stage(request)
     shares = plan.attention.data
-    filled = max(context, min(allocated_positions(plan, context), cfg.max_position))
-    return fastest([plan], Request(batch=-(-batch // shares) * shares, context=filled))
+    filled = max(request.context, min(allocated_positions(plan, request.context), cfg.max_position))
+    return fastest([plan], Request(batch=-(-request.batch // shares) * shares, context=filled))

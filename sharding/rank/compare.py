@@ -3,98 +3,78 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from lpu_jax.errors import LpuError, PlanError, unknown
-from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
-from models.policy import Policy, policy_named
-from models.zoo import model as named_model
+from models.policy import Policy
 
-from ..legal import Search, check_plan, check_policy
+from ..legal import Search, check_plan
 from ..plan import Plan
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation, evaluate
 from ..predict.serving import prefill
-from ..request import Request, check_prompt, decode_request
+from ..request import NEXT_TOKEN, Request, check_prompt
+from ..scenario import Scenario, check_policy, scenario
 from .comparison import Comparison, Objective, Row
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
 
 
 def compare(
-    model: str | ModelConfig,
-    system: str | System,
-    plans: Sequence[Plan] | None = None,
+    model: str | Path | ModelConfig,
+    system: str | Path | System,
+    request: Request = NEXT_TOKEN,
     *,
-    weights_format: str | Policy = "fp16",
-    batch: int = 1,
-    context: int = 4096,
-    top: int = 10,
+    policy: str | Policy = "fp16",
+    plans: Sequence[Plan] | None = None,
     objective: Objective = "latency",
-    draft_tokens: int | None = None,
-    acceptance: float | None = None,
     prompt: int | None = None,
+    top: int = 10,
 ) -> Comparison:
     """Rank plans; nothing of the model is allocated.
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
         system: a system's name, the path of a TOML file, or a system.
+        request: what a step does: sequences, new tokens, allocated positions, drafts.
+        policy: name of a precision policy, or a policy.
         plans: the plans to rank; left out, all legal ones are searched.
-        weights_format: name of a precision policy, or a policy.
-        batch: sequences per micro-batch.
-        context: allocated positions per sequence.
-        top: how many rows to keep.
         objective: `latency` of a token, `throughput` of all in flight, or the `pareto` front of
             both rates.
-        draft_tokens: tokens drafted for every step; None: no speculative decoding.
-        acceptance: probability that a draft is accepted; given with `draft_tokens`.
         prompt: tokens of a prompt, for the time to the first token; None: the whole context.
+        top: how many rows to keep.
 
     Returns:
         The ranked rows, the number of plans searched and fitting, and the reasons of the others.
 
     Raises:
         LpuError: an unknown name, an impossible number or an illegal plan: one sentence.
+
+    Fidelity: approximate (docs/timing.md).
     """
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise LpuError(f"top is {top!r}; it must be a whole number of at least 1.")
-    cfg = named_model(model) if isinstance(model, str) else model
-    machine = named_system(system) if isinstance(system, str) else system
-    policy = (
-        policy_named(weights_format, cfg) if isinstance(weights_format, str) else weights_format
-    )
-    request = decode_request(
-        cfg, batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
-    )
+    asked = scenario(model, system, request, policy=policy)
     prompt_tokens = check_prompt(prompt, request)
-    if objective not in OBJECTIVES:
-        raise unknown("objective", objective, OBJECTIVES)
-    check_policy(policy, cfg, machine)
+    _check_words(objective, top)
+    check_policy(asked.policy, asked.model, asked.system)
     refused: Mapping[str, int] = {}
     if plans is None:
-        evaluation, refused = search_plans(cfg, machine, policy, request)
+        evaluation, refused = search_plans(asked)
     else:
-        if not plans:
-            raise PlanError("no plan was given; at least one is needed.")
-        for plan in plans:
-            check_plan(plan, cfg, machine, policy, request)
-        evaluation = evaluate(plans, cfg, machine, policy, request)
+        check_plans(plans, asked)
+        evaluation = evaluate(plans, asked)
     order = rank(evaluation, objective)
     best, nearest = _best_of_each_shape(evaluation, order), _nearest(evaluation)
-    fits, memory = evaluation.fits, machine.chip.memory_name
+    fits, memory = evaluation.fits, asked.system.chip.memory_name
     unfit = Counter(_reason(evaluation, int(i), memory) for i in np.flatnonzero(~fits))
     kept = best[:top] if fits.any() else nearest[:top]
     chosen = [*kept, *nearest[:1]]
-    rows = _rows(evaluation, chosen, cfg, machine, policy, prompt_tokens)
+    rows = _rows(evaluation, chosen, prompt_tokens)
     return Comparison(
-        model=cfg,
-        system=machine,
-        policy=policy,
-        request=request,
+        scenario=asked,
         prompt_tokens=prompt_tokens,
         objective=objective,
         rows=tuple(rows[: len(kept)]),
@@ -102,28 +82,43 @@ def compare(
         fitting=int(fits.sum()),
         rejected={**unfit, **refused},
         nearest=rows[-1] if nearest else None,
-        assumed=tuple(c for c in machine.constants() if c.is_assumed),
+        assumed=tuple(c for c in asked.system.constants() if c.is_assumed),
         evaluation=evaluation,
     )
 
 
-def search_plans(
-    cfg: ModelConfig, system: System, policy: Policy, request: Request
-) -> tuple[Evaluation, Mapping[str, int]]:
-    """Evaluate all legal plans, each without stages that hold no block.
+def _check_words(objective: object, top: object) -> None:
+    """Refuse an objective that is none, or a number of rows that cannot be kept.
 
-    Args:
-        cfg: the model.
-        system: the machine.
-        policy: formats of the weights.
-        request: what a step does.
+    Raises:
+        LpuError: says which.
+    """
+    if objective not in OBJECTIVES:
+        raise unknown("objective", str(objective), OBJECTIVES)
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise LpuError(f"top is {top!r}; it must be a whole number of at least 1.")
+
+
+def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:
+    """Refuse plans that do not exist, or none at all.
+
+    Raises:
+        PlanError: says which, and what is allowed.
+    """
+    if isinstance(plans, Plan | str) or not plans:
+        raise PlanError(f"plans is {plans!r}; it must be a sequence of at least one Plan.")
+    for plan in plans:
+        check_plan(plan, scenario)
+
+
+def search_plans(scenario: Scenario) -> tuple[Evaluation, Mapping[str, int]]:
+    """Evaluate all legal plans, each without stages that hold no block.
 
     Returns:
         The plans, and how many ways to split were refused, by reason.
     """
-    search = Search(cfg, system, policy, request)
-    evaluation = evaluate(list(search.plans()), cfg, system, policy, request)
-    return _without_idle_stages(evaluation, cfg, system, policy), search.refused
+    search = Search(scenario)
+    return _without_idle_stages(evaluate(list(search.plans()), scenario)), search.refused
 
 
 def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
@@ -142,9 +137,7 @@ def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
     return front
 
 
-def _without_idle_stages(
-    evaluation: Evaluation, cfg: ModelConfig, system: System, policy: Policy
-) -> Evaluation:
+def _without_idle_stages(evaluation: Evaluation) -> Evaluation:
     """Evaluate plans without the stages that hold no block: these only cost chips and hand-overs.
 
     The others hold what they held: fewer stages of the same chips cannot need more memory.
@@ -154,7 +147,7 @@ def _without_idle_stages(
         plan if plan.stages == n else replace(plan, stages=int(n))
         for plan, n in zip(evaluation.plans, busy, strict=True)
     )
-    return evaluate(list(plans), cfg, system, policy, evaluation.request)
+    return evaluate(list(plans), evaluation.scenario)
 
 
 def _best_of_each_shape(evaluation: Evaluation, order: Sequence[int]) -> list[int]:
@@ -184,19 +177,12 @@ def _reason(evaluation: Evaluation, i: int, memory: str) -> str:
     return f"does not fit: weights, cache and activations exceed a chip's {memory}"
 
 
-def _rows(
-    evaluation: Evaluation,
-    chosen: Sequence[int],
-    cfg: ModelConfig,
-    system: System,
-    policy: Policy,
-    prompt_tokens: int,
-) -> list[Row]:
+def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> list[Row]:
     plans = [evaluation.plans[i] for i in chosen]
-    request = evaluation.request
-    memory = system.chip.memory_name
-    taken_in = prefill(plans, evaluation.fits[chosen], cfg, system, policy, request, prompt_tokens)
-    joules = energy(evaluation, cfg, system.chip)
+    request = evaluation.scenario.request
+    memory = evaluation.scenario.system.chip.memory_name
+    taken_in = prefill(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
+    joules = energy(evaluation)
     return [
         Row(
             plan=plan,

@@ -3,23 +3,26 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
+from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_bytes, format_count, format_seconds
-from models.config import ModelConfig
 from models.params import n_parameters
-from models.policy import Policy
 
 from .. import report
+from ..pictures import picture_format
 from ..plan import Plan
 from ..predict.energy import MEANING, knows_energy, unknown_reason
 from ..predict.evaluate import Evaluation
 from ..report import versions
 from ..request import Request
+from ..scenario import Scenario
+from .rates_plot import Mark, Panel, Series, draw
 
 #: Reasons that begin so refuse a plan for its memory; all others refuse a split for its shapes.
 DOES_NOT_FIT = "does not fit"
@@ -73,10 +76,7 @@ class Row:
 class Comparison:
     """Ranked plans of a model on a machine, and what was searched."""
 
-    model: ModelConfig
-    system: System
-    policy: Policy
-    request: Request
+    scenario: Scenario
     prompt_tokens: int
     objective: Objective
     rows: tuple[Row, ...]  #: the best that fit; if none fits, those that lack least
@@ -91,20 +91,20 @@ class Comparison:
         """The comparison as plain values."""
         return {
             "model": {
-                "name": self.model.name,
-                "parameters": n_parameters(self.model),
-                "weights_format": self.policy.name,
-                "weights_format_source": self.policy.source,
+                "name": self.scenario.model.name,
+                "parameters": n_parameters(self.scenario.model),
+                "policy": self.scenario.policy.name,
+                "policy_source": self.scenario.policy.source,
             },
             "system": {
-                "name": self.system.name,
-                "chips": self.system.n_chips,
-                "sram_bytes": self.system.memory_bytes,
-                "memory": self.system.chip.memory_name,
-                "note": self.system.note,
+                "name": self.scenario.system.name,
+                "chips": self.scenario.system.n_chips,
+                "sram_bytes": self.scenario.system.memory_bytes,
+                "memory": self.scenario.system.chip.memory_name,
+                "note": self.scenario.system.note,
             },
-            "request": vars(self.request) | {"prompt": self.prompt_tokens},
-            "energy": {"meaning": MEANING, "reason": unknown_reason(self.system.chip)},
+            "request": vars(self.scenario.request) | {"prompt": self.prompt_tokens},
+            "energy": {"meaning": MEANING, "reason": unknown_reason(self.scenario.system.chip)},
             "objective": self.objective,
             "rows": [row.as_dict() for row in self.rows],
             "searched": {
@@ -125,24 +125,66 @@ class Comparison:
         """The comparison as text for a terminal."""
         return comparison_text(self)
 
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`, a plan a row, best first.
+
+        Nested values of `as_dict` become columns such as `memory_bytes.weights`.
+
+        Raises:
+            LpuError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise LpuError("pandas is not installed; `pip install pandas` brings it.") from None
+        return pandas.json_normalize([row.as_dict() for row in self.rows], max_level=1)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the rows into a PNG, SVG or PDF file: one user's rate against everybody's.
+
+        A bar spans the rates of one user at the upper and the lower bound of the time.
+
+        Raises:
+            LpuError: the suffix is none of these, there is nothing to draw, or the file cannot be
+                written.
+        """
+        picture_format(Path(path))
+        if not self.fitting:
+            raise LpuError(f"{path} was not drawn: no plan of {self.scenario.model.name} fits.")
+        request = self.scenario.request
+        marks = [_mark(number, row) for number, row in enumerate(self.rows, 1)]
+        series = Series(
+            name=series_name(self.scenario.system),
+            marks=tuple(sorted(marks, key=lambda mark: -mark.tokens_per_s_per_user)),
+            is_front=self.objective == "pareto",
+        )
+        draw(
+            Path(path),
+            [Panel(title="whole system", rate="tokens/s of the system", series=(series,))],
+            title=f"{self.scenario.model.name}, weights {self.scenario.policy.name}, "
+            f"batch {request.batch}, context {request.context}",
+            legend="numbers beside points are rows of the table; bars: bounds of the time",
+        )
+
 
 def comparison_text(comparison: Comparison) -> str:
     """The table of a comparison with what was asked, what was searched and what was refused."""
-    c = comparison
-    memory = c.system.chip.memory_name
+    c, asked = comparison, comparison.scenario
+    system, request = asked.system, asked.request
+    memory = system.chip.memory_name
     head = (
-        f"{c.model.name}: {format_count(n_parameters(c.model), digits=4)} parameters, "
-        f"weights {c.policy.name}; "
-        f"{c.system.name}: {_chips(c.system.n_chips)} of {c.system.chip.title}, "
-        f"{format_bytes(c.system.memory_bytes, digits=4)} {memory}; batch {c.request.batch}, "
-        f"context {c.request.context}"
+        f"{asked.model.name}: {format_count(n_parameters(asked.model), digits=4)} parameters, "
+        f"weights {asked.policy.name}; "
+        f"{system.name}: {_chips(system.n_chips)} of {system.chip.title}, "
+        f"{format_bytes(system.memory_bytes, digits=4)} {memory}; batch {request.batch}, "
+        f"context {request.context}"
     )
     rows = report.table(
         ("#", "right"),
         ("plan", "left"),
         ("chips", "right"),
         (memory, "right"),
-        ("token" if c.request.acceptance is None else "step", "right"),
+        ("token" if request.acceptance is None else "step", "right"),
         ("lower..upper", "right"),
         ("tok/s user", "right"),
         ("tok/s total", "right"),
@@ -154,19 +196,35 @@ def comparison_text(comparison: Comparison) -> str:
         rows.add_row(str(number), *_cells(row))
     lines = [
         head,
-        *([c.system.note] if c.system.note else []),
+        *([system.note] if system.note else []),
         rows,
         serving_table(c.rows, c.prompt_tokens),
         legend(memory),
-        *serving_notes(c.request, c.system),
-        f"{len(c.assumed)} of the {len(c.system.constants())} numbers of {c.system.name} are "
+        *serving_notes(request, system),
+        f"{len(c.assumed)} of the {len(system.constants())} numbers of {system.name} are "
         "assumed: --json lists them, --sensitivity N draws them from their ranges.",
-        f"weights {c.policy.name}: {c.policy.source}.",
+        f"weights {asked.policy.name}: {asked.policy.source}.",
         _searched(c),
     ]
     if not c.fitting and c.nearest is not None:
         lines += ["No plan fits.", memory_map(c.nearest, memory)]
     return report.render(*lines)
+
+
+def _mark(number: int, row: Row) -> Mark:
+    kept = row.tokens_per_step
+    return Mark(
+        tokens_per_s_per_user=row.tokens_per_s_per_user,
+        tokens_per_s=row.tokens_per_s_total,
+        label=str(number),
+        user_range=(kept / row.decode_latency_upper_s, kept / row.decode_latency_lower_s),
+    )
+
+
+def series_name(system: System) -> str:
+    """What a legend calls a system, and whether it is not scheduled like an LPU."""
+    roofline = ", roofline" if system.note else ""
+    return f"{system.name} ({system.n_chips} x {system.chip.title}{roofline})"
 
 
 def _chips(count: int) -> str:

@@ -16,24 +16,24 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_seconds
 from models.config import ModelConfig
-from models.policy import Policy, policy_named
-from models.zoo import model as named_model
+from models.policy import Policy
 
 from .. import report
-from ..legal import check_policy
+from ..pictures import picture_format
 from ..plan import Plan
 from ..predict.energy import MEANING, energy, one, unknown_reason
 from ..predict.evaluate import Evaluation
 from ..report import versions
-from ..request import Request, decode_request
+from ..request import NEXT_TOKEN, Request, check_request
+from ..scenario import Scenario, check_policy, scenario
 from .compare import search_plans
-from .comparison import format_energy, serving_notes
+from .comparison import format_energy, series_name, serving_notes
 from .comparison import legend as plan_legend
+from .rates_plot import Mark, Panel, Series, draw
 
 #: Batch sizes are doubled until nothing fits, but not beyond this one.
 LARGEST_BATCH = 1 << 12
@@ -99,7 +99,7 @@ class Curve:
         """The curve as plain values."""
         return {
             "model": self.model.name,
-            "weights_format": self.policy.name,
+            "policy": self.policy.name,
             "context": self.request.context,
             "draft_tokens": self.request.tokens - 1,
             "acceptance": self.request.acceptance,
@@ -130,32 +130,64 @@ class Curve:
             LpuError: the suffix is none of these, there is nothing to draw, or the file cannot be
                 written.
         """
-        from .curve_plot import draw  # matplotlib is only loaded where something is drawn
+        picture_format(Path(path))
+        if not self.points:
+            raise LpuError(f"{path} was not drawn: no plan of {self.model.name} fits.")
+        drafts = (
+            ""
+            if self.request.acceptance is None
+            else f", {self.request.tokens - 1} drafts accepted with {self.request.acceptance:g}"
+        )
+        draw(
+            Path(path),
+            [self._panel(per_chip=False), self._panel(per_chip=True)],
+            title=f"{self.model.name}, weights {self.policy.name}, "
+            f"context {self.request.context}{drafts}",
+            legend="numbers beside points are batch sizes",
+        )
 
-        draw(self, Path(path))
+    def _panel(self, *, per_chip: bool) -> Panel:
+        """The fronts of one rate, a series a system."""
+        return Panel(
+            title="per chip" if per_chip else "whole system",
+            rate="tokens/s per chip of the plan" if per_chip else "tokens/s of the system",
+            series=tuple(
+                Series(
+                    name=series_name(system),
+                    marks=tuple(
+                        Mark(
+                            tokens_per_s_per_user=point.tokens_per_s_per_user,
+                            tokens_per_s=point.tokens_per_s_per_chip
+                            if per_chip
+                            else point.tokens_per_s_total,
+                            label=str(point.batch),
+                        )
+                        for point in self.front(system.name, per_chip=per_chip)
+                    ),
+                    is_front=True,
+                )
+                for system in self.systems
+            ),
+        )
 
 
 def curve(
-    model: str | ModelConfig,
-    systems: str | System | Sequence[str | System],
+    model: str | Path | ModelConfig,
+    systems: str | Path | System | Sequence[str | Path | System],
+    request: Request = NEXT_TOKEN,
     *,
-    weights_format: str = "fp16",
-    context: int = 4096,
+    policy: str | Policy = "fp16",
     batches: Sequence[int] | None = None,
-    draft_tokens: int | None = None,
-    acceptance: float | None = None,
 ) -> Curve:
     """Find the best plans between one user's rate and everybody's.
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
         systems: one or more names, paths of TOML files, or systems.
-        weights_format: name of a precision policy.
-        context: allocated positions per sequence.
+        request: what a step does for a sequence; its batch is 1, since `batches` are tried.
+        policy: name of a precision policy, or a policy.
         batches: sequences per micro-batch; None: 1, 2, 4 and so on as long as something fits, at
             most 4096.
-        draft_tokens: tokens drafted for every step; None: no speculative decoding.
-        acceptance: probability that a draft is accepted; given with `draft_tokens`.
 
     Returns:
         The points on the front of each system, and on its front per chip.
@@ -163,76 +195,61 @@ def curve(
     Raises:
         LpuError: an unknown name or an impossible number: one sentence.
 
-    Fidelity: approximate.
+    Fidelity: approximate (docs/timing.md).
     """
-    cfg = named_model(model) if isinstance(model, str) else model
-    given = [systems] if isinstance(systems, str | System) else list(systems)
+    given = [systems] if isinstance(systems, str | Path | System) else list(systems)
     if not given:
         raise LpuError("no system was given; at least one is needed.")
-    machines = [named_system(name) if isinstance(name, str) else name for name in given]
-    names = [machine.name for machine in machines]
+    asked = [scenario(model, one_of, request, policy=policy) for one_of in given]
+    names = [each.system.name for each in asked]
     if len(set(names)) < len(names):
         raise LpuError(f"systems are {', '.join(names)}; each may be given once.")
-    policy = policy_named(weights_format, cfg)
+    if request.batch != 1:
+        raise LpuError(f"batch of the request is {request.batch}; a curve takes batches= instead.")
     if batches is not None and not batches:
         raise LpuError("no batch size was given; at least one is needed.")
-    asked = None if batches is None else sorted(set(batches))
-
-    def request(batch: int) -> Request:
-        return decode_request(
-            cfg, batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
-        )
-
-    sizes = asked or [1 << i for i in range(LARGEST_BATCH.bit_length())]
-    requests = [request(batch) for batch in sizes]
-    for machine in machines:
-        check_policy(policy, cfg, machine)
-    fitting: list[tuple[int, ...]] = []
-    points: list[Point] = []
-    for machine in machines:
-        found = _fronts(cfg, machine, policy, requests, until_none_fits=asked is None)
-        fitting.append(found[0])
-        points += found[1]
+    sizes = sorted(set(batches or (1 << i for i in range(LARGEST_BATCH.bit_length()))))
+    requests = [replace(request, batch=batch) for batch in sizes]
+    for each in asked:
+        check_policy(each.policy, each.model, each.system)
+        for one_request in requests:
+            check_request(one_request, each.model)
+    found = [_fronts(each, requests, until_none_fits=batches is None) for each in asked]
     return Curve(
-        model=cfg,
-        systems=tuple(machines),
-        policy=policy,
+        model=asked[0].model,
+        systems=tuple(each.system for each in asked),
+        policy=asked[0].policy,
         request=requests[0],
-        batches=tuple(fitting),
-        points=tuple(points),
+        batches=tuple(fitting for fitting, _ in found),
+        points=tuple(point for _, points in found for point in points),
     )
 
 
 def _fronts(
-    cfg: ModelConfig,
-    system: System,
-    policy: Policy,
-    requests: Sequence[Request],
-    *,
-    until_none_fits: bool,
+    scenario: Scenario, requests: Sequence[Request], *, until_none_fits: bool
 ) -> tuple[tuple[int, ...], list[Point]]:
     """Batch sizes at which something fits, and the points on either front."""
     batches, points = [], []
     for request in requests:
-        evaluation, _ = search_plans(cfg, system, policy, request)
+        evaluation, _ = search_plans(replace(scenario, request=request))
         if evaluation.fits.any():
             batches.append(request.batch)
             # What is on no front of its batch size is on none of all.
-            points += _points_on_fronts(_points(evaluation, cfg, system))
+            points += _points_on_fronts(_points(evaluation))
         elif until_none_fits:
             break  # a larger batch needs more memory still
     return tuple(batches), _points_on_fronts(points)
 
 
-def _points(evaluation: Evaluation, cfg: ModelConfig, system: System) -> list[Point]:
+def _points(evaluation: Evaluation) -> list[Point]:
     """Plans that fit, one point each."""
-    joules = energy(evaluation, cfg, system.chip)
+    joules, batch = energy(evaluation), evaluation.scenario.request.batch
     return [
         Point(
-            system=system.name,
+            system=evaluation.scenario.system.name,
             plan=evaluation.plans[i],
-            batch=evaluation.request.batch,
-            users_in_flight=int(evaluation.in_flight[i]) * evaluation.request.batch,
+            batch=batch,
+            users_in_flight=int(evaluation.in_flight[i]) * batch,
             step_s=float(evaluation.latency_s[i]),
             tokens_per_s_per_user=float(evaluation.tokens_per_s_per_user[i]),
             tokens_per_s_total=float(evaluation.tokens_per_s_total[i]),

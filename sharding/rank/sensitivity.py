@@ -134,7 +134,7 @@ def sensitivity(
     """
     _check(comparison, n_samples, seed)
     study = _Study(comparison)
-    base = study.outcome(comparison.system)
+    base = study.outcome(comparison.scenario.system)
     assert base.winner is not None
     constants = study.constants
     rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def sensitivity(
     outcomes = []
     for i in range(n_samples):
         progress(f"sensitivity: sample {i + 1} of {n_samples}")
-        drawn = draw_system(comparison.system, rng)
+        drawn = draw_system(comparison.scenario.system, rng)
         draws[i] = [_position(drawn, name, constant) for name, constant in constants.items()]
         outcomes.append(study.outcome(drawn, base.winner))
     losses = np.array([outcome.loss for outcome in outcomes])
@@ -150,7 +150,7 @@ def sensitivity(
     for column, (name, constant) in enumerate(constants.items()):
         progress(f"sensitivity: {name} alone")
         ends = [
-            study.end(variant(comparison.system, {name: value}), value, base)
+            study.end(variant(comparison.scenario.system, {name: value}), value, base)
             for value in extremes(constant)
         ]
         correlation = spearman(draws[:, column], losses)
@@ -177,10 +177,9 @@ def _check(comparison: Comparison, n_samples: int, seed: int) -> None:
             )
     if not comparison.fitting:
         raise LpuError("sensitivity: no plan fits, so there is no ranking to examine.")
-    if not uncertain_constants(comparison.system):
-        raise LpuError(
-            f"sensitivity: no constant of {comparison.system.name} has a range to draw from."
-        )
+    system = comparison.scenario.system
+    if not uncertain_constants(system):
+        raise LpuError(f"sensitivity: no constant of {system.name} has a range to draw from.")
 
 
 def _position(system: System, name: str, constant: Constant) -> float:
@@ -206,7 +205,7 @@ class _Study:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        self.constants = uncertain_constants(comparison.system)
+        self.constants = uncertain_constants(comparison.scenario.system)
         # The front of two rates has no single winner; its fast end is the plan of least latency.
         self.objective: Objective = (
             "latency" if comparison.objective == "pareto" else comparison.objective
@@ -223,7 +222,7 @@ class _Study:
         """Memory of a chip with the smallest plausible reserve."""
         name = "chip.reserved_fraction"
         values = {name: self.constants[name].low} if name in self.constants else {}
-        return usable_bytes(variant(self.comparison.system, values).chip)
+        return usable_bytes(variant(self.comparison.scenario.system, values).chip)
 
     def rates(self, evaluation: Evaluation) -> Float[np.ndarray, " plans"]:
         """What plans are ranked by."""
@@ -233,8 +232,7 @@ class _Study:
 
     def outcome(self, system: System, nominal: int | None = None) -> _Outcome:
         """Rank the plans on a machine; `nominal` is left out for the nominal machine itself."""
-        c = self.comparison
-        found = evaluate(self.plans, c.model, system, c.policy, c.request)
+        found = evaluate(self.plans, replace(self.comparison.scenario, system=system))
         order = rank(found, self.objective)
         own = nominal if nominal is not None else order[0]
         rates = self.rates(found)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lpu_jax.machine.catalogue import system as named_system
-from lpu_jax.machine.system import System
 from lpu_jax.quantities import format_bytes
 from models.config import ModelConfig
 from models.layers.linear import Split
 from models.params import n_parameters
-from models.policy import Policy, policy_named
+from models.policy import Policy
 from models.zoo import model as named_model
 
 from ..detail.scheduled import schedule_plan
@@ -31,10 +30,12 @@ from ..predict.placement import usable_bytes
 from ..rank.compare import compare, rank
 from ..rank.comparison import Comparison
 from ..request import Request
+from ..scenario import Scenario, scenario
 from .figures import Figure
 
 Progress = Callable[[str], None]
 CONTEXT = 4096
+REQUEST = Request(context=CONTEXT)
 #: ISCA22: chips of a rack, and racks of the largest machine.
 RACK_CHIPS, MOST_RACKS = 72, 145
 #: No policy stores a weight in fewer bits.
@@ -79,7 +80,7 @@ def anchors(progress: Progress = lambda _: None) -> tuple[tuple[Figure, ...], tu
 def llama_served() -> tuple[Figure, ...]:
     """Llama-2-70B in int8 on 576 chips: the service, our best plan, and one chip after another."""
     cfg, machine = named_model("llama-2-70b"), named_system("groq-576")
-    found = compare(cfg, machine, weights_format="int8", context=CONTEXT)
+    found = compare(cfg, machine, REQUEST, policy="int8")
     chip = machine.chip
     served_us = 1e6 / 300 / cfg.n_layers
     serial_s = n_parameters(cfg) / (chip.weight_stream_bytes_per_cycle * chip.clock_hz)
@@ -111,10 +112,9 @@ def llama_served() -> tuple[Figure, ...]:
 def kimi_served(progress: Progress = lambda _: None) -> Figure:
     """Kimi K2 on the fewest whole racks of GroqChip1 that hold it."""
     cfg = named_model("kimi-k2")
-    policy, request = policy_named(SERVED_POLICY, cfg), Request(context=CONTEXT)
-    racks = fewest_racks(cfg, policy, request, progress)
-    machine = named_system(f"groq-{racks * RACK_CHIPS}")
-    found = _evaluated(cfg, machine, policy, request)
+    racks = fewest_racks(cfg, REQUEST, policy=SERVED_POLICY, progress=progress)
+    asked = _on_racks(racks, cfg, REQUEST, SERVED_POLICY)
+    found = _evaluated(asked)
     best = rank(found, "latency")[0]
     return Figure(
         what="Kimi K2, GroqChip1, 1 user",
@@ -122,9 +122,10 @@ def kimi_served(progress: Progress = lambda _: None) -> Figure:
         unit="us/token",
         published=1e6 / 200,
         ours=float(found.latency_s[best]) * 1e6,
-        note=f"{machine.n_chips} chips: the fewest racks ({racks}) on which a plan of ours with "
-        f"rows split fits; weights {policy.name}, context {CONTEXT}; {found.plans[best].name}",
-        assumed=_assumed(found.plans[best], cfg, machine, policy, request, chosen=True),
+        note=f"{asked.system.n_chips} chips: the fewest racks ({racks}) on which a plan of ours "
+        f"with rows split fits; weights {SERVED_POLICY}, context {CONTEXT}; "
+        f"{found.plans[best].name}",
+        assumed=_assumed(found.plans[best], asked, chosen=True),
     )
 
 
@@ -135,28 +136,20 @@ def assumed_behind(found: Comparison, *, chosen: bool = False) -> tuple[str, ...
         found: the comparison.
         chosen: whether the plan was chosen because it fits, so that what decides this counts too.
     """
-    c = found
-    return _assumed(c.rows[0].plan, c.model, c.system, c.policy, c.request, chosen=chosen)
+    return _assumed(found.rows[0].plan, found.scenario, chosen=chosen)
 
 
-def _assumed(
-    plan: Plan,
-    cfg: ModelConfig,
-    machine: System,
-    policy: Policy,
-    request: Request,
-    *,
-    chosen: bool,
-) -> tuple[str, ...]:
-    scheduled = schedule_plan(plan, cfg, machine, policy, request)
+def _assumed(plan: Plan, scenario: Scenario, *, chosen: bool) -> tuple[str, ...]:
+    scheduled = schedule_plan(plan, scenario)
     constants = scheduled.assumed_of_time + (scheduled.assumed_of_fit if chosen else ())
     return tuple(dict.fromkeys(constant.name for constant in constants))
 
 
 def fewest_racks(
     cfg: ModelConfig,
-    policy: Policy,
     request: Request,
+    *,
+    policy: str | Policy,
     progress: Progress = lambda _: None,
     most: int = MOST_RACKS,
 ) -> int:
@@ -164,8 +157,8 @@ def fewest_racks(
 
     Args:
         cfg: the model; it fits on `most` racks.
-        policy: formats of the weights.
         request: batch, tokens and context.
+        policy: formats of the weights.
         progress: told what is being done.
         most: racks to begin with.
 
@@ -175,26 +168,30 @@ def fewest_racks(
     low, high = 1, most
     while low < high:
         middle = (low + high) // 2
-        machine = named_system(f"groq-{middle * RACK_CHIPS}")
-        if machine.memory_bytes < n_parameters(cfg) * FEWEST_BITS / 8:
+        asked = _on_racks(middle, cfg, request, policy)
+        if asked.system.memory_bytes < n_parameters(cfg) * FEWEST_BITS / 8:
             low = middle + 1
             continue
         progress(f"validate: does {cfg.name} fit on {middle} racks?")
-        if _evaluated(cfg, machine, policy, request).fits.any():
+        if _evaluated(asked).fits.any():
             high = middle
         else:
             low = middle + 1
     return high
 
 
-def _evaluated(cfg: ModelConfig, machine: System, policy: Policy, request: Request) -> Evaluation:
+def _on_racks(racks: int, cfg: ModelConfig, request: Request, policy: str | Policy) -> Scenario:
+    return scenario(cfg, f"groq-{racks * RACK_CHIPS}", request, policy=policy)
+
+
+def _evaluated(scenario: Scenario) -> Evaluation:
     """Evaluate all plans that split output projections by rows, which need fewest bytes moved."""
     plans = [
         plan
-        for plan in Search(cfg, machine, policy, request).plans()
+        for plan in Search(scenario).plans()
         if plan.attention.split is Split.ROW and (plan.moe is None or plan.moe.split is Split.ROW)
     ]
-    return evaluate(plans, cfg, machine, policy, request)
+    return evaluate(plans, scenario)
 
 
 def peers() -> tuple[tuple[Figure, ...], tuple[str, ...]]:
@@ -219,9 +216,10 @@ def peers() -> tuple[tuple[Figure, ...], tuple[str, ...]]:
             for planner in PLANNERS
             if column < len(planner.ms)
         ]
-        best = compare(found.model, found.system, weights_format="int8", context=CONTEXT).rows[0]
+        machine = found.scenario.system
+        best = compare(found.scenario.model, machine, REQUEST, policy="int8").rows[0]
         remarks.append(
-            f"{name}: {_fit(found)} Our best plan on {found.system.n_chips} chips: "
+            f"{name}: {_fit(found)} Our best plan on {machine.n_chips} chips: "
             f"{best.plan.name}, {best.decode_latency_s * 1e3:.3f} ms."
         )
     votes = [f"{p.name} {_preferred(p.ms)}" for p in PLANNERS if len(p.ms) == len(PEER_PLANS)]
@@ -241,9 +239,9 @@ def _peer_plan(tensor: int, stages: int) -> Comparison:
     return compare(
         "llama-3.1-70b",
         f"groq-{tensor * stages}",
-        [plan],
-        weights_format="int8",
-        context=CONTEXT,
+        REQUEST,
+        policy="int8",
+        plans=[plan],
     )
 
 
@@ -260,9 +258,10 @@ def _fit(found: Comparison) -> str:
     held = {k: float(np.max(b.held.weights)) for k, b in found.evaluation.blocks.items()}
     largest = max(held, key=lambda kind: held[kind])
     size = format_bytes(held[largest], digits=3)
-    usable = format_bytes(usable_bytes(found.system.chip), digits=3)
+    asked = found.scenario
+    usable = format_bytes(usable_bytes(asked.system.chip), digits=3)
     weights = format_bytes(row.memory_bytes["weights"], digits=3)
-    even = format_bytes(n_parameters(found.model) / found.system.n_chips, digits=3)
+    even = format_bytes(n_parameters(asked.model) / asked.system.n_chips, digits=3)
     return (
         f"does not fit here: {weights} of weights on the fullest chip, padded to whole tiles "
         f"(an even split of 8-bit weights would be {even}); the largest block, {largest}, has "

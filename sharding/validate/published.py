@@ -33,6 +33,7 @@ from lpu_jax.provenance import constants_of
 from ..plan import AttentionShard, MlpShard, Plan
 from ..rank.compare import compare
 from ..report import versions
+from ..request import NEXT_TOKEN
 from .anchors import anchors, assumed_behind
 from .figures import Figure, assumed_names, figures_text, within
 
@@ -270,7 +271,7 @@ def reach() -> tuple[Figure, ...]:
 def gpu_token() -> Figure:
     """One token of Llama-3.1-70B in bf16 on 8 H100, tensor parallel: a roofline, no schedule."""
     plan = Plan(group_chips=8, attention=AttentionShard(tensor=8), mlp=MlpShard(tensor=8))
-    found = compare("llama-3.1-70b", "h100x8", [plan], weights_format="bf16", context=4096)
+    found = compare("llama-3.1-70b", "h100x8", NEXT_TOKEN, policy="bf16", plans=[plan])
     row = found.rows[0]
     return within(
         "Llama-3.1-70B bf16 token, TP8 on 8 H100",

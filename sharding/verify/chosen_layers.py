@@ -36,6 +36,7 @@ from ..rank.comparison import Comparison
 from ..request import Request
 from ..run.load import block_split
 from ..run.measures import finite
+from ..scenario import Scenario
 from .emulate import BlockCheck, Run, Step, run_steps
 
 
@@ -181,9 +182,10 @@ def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy:
     for plan in plans:
         # The single sequence is padded to as many as the plan spreads over chips.
         request = Request(batch=plan.attention.data, context=allocated_positions(plan))
-        check_plan(plan, cfg, system, held, request)
+        scenario = Scenario(cfg, system, request, policy=held)
+        check_plan(plan, scenario)
         if plan.collective != "auto":
-            evaluate([plan], cfg, system, held, request)  # refuses links that do not exist
+            evaluate([plan], scenario)  # refuses links that do not exist
 
 
 def blocks_of(cfg: ModelConfig, layers: Sequence[int]) -> list[Block]:
@@ -305,14 +307,8 @@ def with_numerics(
         n_plans: how many rows.
         progress: told what is being done.
     """
-    from . import (
-        chosen_layers as verify,  # the only part of a comparison that needs the reference model
-    )
-
-    plans = [row.plan for row in comparison.rows[:n_plans]]
-    results = verify.compare_plans(
-        comparison.model, comparison.system, plans, comparison.policy, progress=progress
-    )
+    asked, plans = comparison.scenario, [row.plan for row in comparison.rows[:n_plans]]
+    results = compare_plans(asked.model, asked.system, plans, asked.policy, progress=progress)
     checked = [
         replace(row, numerics=result.as_dict())
         for row, result in zip(comparison.rows[:n_plans], results, strict=True)

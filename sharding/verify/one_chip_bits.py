@@ -107,7 +107,7 @@ def check_dict(
     return {
         "model": cfg.name,
         "system": system.name,
-        "weights_format": policy.name,
+        "policy": policy.name,
         "fidelity": results[0].fidelity,
         "tokens": int(results[0].output.shape[0]),
         "as_promised": as_promised(results),

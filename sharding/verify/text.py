@@ -33,6 +33,7 @@ from ..request import Request
 from ..run.forward import forward
 from ..run.load import store_weight, stored_values
 from ..run.measures import _exp, compare_predictions, decibels, finite
+from ..scenario import Scenario
 
 #: Rows of logits that are compared at once: in float64 they are twice as wide as they came.
 _ROWS = 64
@@ -187,7 +188,8 @@ def _check_legal(
     """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16."""
     held = policy if policy.base == "fp16" else FP16
     context = min(allocated_positions(plan, n_tokens), cfg.max_position)
-    check_plan(plan, cfg, system, held, Request(batch=plan.attention.data, context=context))
+    request = Request(batch=plan.attention.data, context=context)
+    check_plan(plan, Scenario(cfg, system, request, policy=held))
 
 
 class _Stored:

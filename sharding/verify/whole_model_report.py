@@ -121,7 +121,7 @@ def whole_dict(
     return {
         "model": cfg.name,
         "system": system.name,
-        "weights_format": policy.name,
+        "policy": policy.name,
         "fidelity": policy.fidelity,
         "routing": first.routing,
         "tokens": len(first.token_ids),

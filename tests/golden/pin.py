@@ -17,6 +17,7 @@ from sharding.legal import check_plan
 from sharding.plan import plan_from_dict
 from sharding.predict.evaluate import evaluate
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 PINNED = Path(__file__).with_name("predictions.json")
 #: Significant digits: cycles are sums of rounded and unrounded terms; nothing else is compared.
@@ -35,8 +36,8 @@ def predict(case: dict[str, Any]) -> dict[str, float | int | bool]:
     policy = policy_named(case["policy"], cfg)
     request = Request(**case["request"])
     plan = plan_from_dict(case["plan"])
-    check_plan(plan, cfg, system, policy, request)
-    found = evaluate([plan], cfg, system, policy, request)
+    check_plan(plan, Scenario(cfg, system, request, policy=policy))
+    found = evaluate([plan], Scenario(cfg, system, request, policy=policy))
     numbers = {
         "latency_cycles": found.latency_cycles,
         "lower_cycles": found.lower_cycles,

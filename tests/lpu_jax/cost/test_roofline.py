@@ -39,6 +39,7 @@ from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.symbolic import trace_block
 from sharding.rank.compare import compare
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 H100X8 = system("h100x8")
 LLAMA = model("llama-3.1-70b")
@@ -60,7 +61,7 @@ def seconds(fn: Any, *args: Any, name: str = "h100x8") -> float:
 @cache
 def llama(**request: int) -> Evaluation:
     asked = Request(**{"context": 4096, **request})
-    return evaluate([TP8], LLAMA, H100X8, POLICIES["bf16"], asked)
+    return evaluate([TP8], Scenario(LLAMA, H100X8, asked, policy=POLICIES["bf16"]))
 
 
 # --- against published figures --------------------------------------------------------------------
@@ -214,8 +215,10 @@ def test_products_of_the_same_rows_are_one_kernel_if_stored_alike(
 def test_attention_keeps_its_scores_inside() -> None:
     """The attention kernel moves queries, cache and its result: no scores."""
     request = Request(context=4096)
-    whole = evaluate([TP8], LLAMA, H100X8, POLICIES["fp16"], request)
-    twice = evaluate([TP8], LLAMA, H100X8, POLICIES["fp16"], replace_context(request))
+    whole = evaluate([TP8], Scenario(LLAMA, H100X8, request, policy=POLICIES["fp16"]))
+    twice = evaluate(
+        [TP8], Scenario(LLAMA, H100X8, replace_context(request), policy=POLICIES["fp16"])
+    )
     more_s = (twice.latency_s - whole.latency_s)[0]
     # One more kilobyte of context per position, layer and GPU: keys and values of one head.
     by_hand_s = LLAMA.n_layers * 4096 * (2 * 128 * 2) / BYTES_PER_S
@@ -263,7 +266,10 @@ EP8 = Plan(
 def expert_times(batch: int) -> tuple[float, float, float]:
     """Stated and least time of a MoE block of Kimi K2 in int4 on 8 GPUs, and of one without."""
     evaluated = evaluate(
-        [EP8], KIMI, system("gb200x8"), POLICIES["int4"], Request(context=64, batch=batch)
+        [EP8],
+        Scenario(
+            KIMI, system("gb200x8"), Request(context=64, batch=batch), policy=POLICIES["int4"]
+        ),
     )
     timed = evaluated.blocks["moe"].timing
     return float(timed.cycles[0]), float(timed.lower_cycles[0]), evaluated.clock_hz
@@ -374,7 +380,10 @@ def test_every_constant_takes_part_in_a_time_or_a_fit() -> None:
     def numbers(machine: Any) -> list[float]:
         found: list[float] = []
         for policy in ("fp16", "int8"):
-            out = evaluate([TP8], LLAMA, machine, POLICIES[policy], Request(context=64, batch=2048))
+            out = evaluate(
+                [TP8],
+                Scenario(LLAMA, machine, Request(context=64, batch=2048), policy=POLICIES[policy]),
+            )
             found += [out.latency_s[0], out.lower_cycles[0], out.short_bytes[0]]
         return [*found, float(reading_fp8(machine))]
 
@@ -398,13 +407,13 @@ def reading_fp8(machine: Any) -> float:
 
 def test_a_plan_alone_is_the_plan_among_many() -> None:
     machine, request = system("gb200-nvl72"), Request(context=2048, batch=8)
-    search = Search(KIMI, machine, POLICIES["int4"], request)
+    search = Search(Scenario(KIMI, machine, request, policy=POLICIES["int4"]))
     plans = list(search.plans())[::97]
-    together = evaluate(plans, KIMI, machine, POLICIES["int4"], request)
+    together = evaluate(plans, Scenario(KIMI, machine, request, policy=POLICIES["int4"]))
     assert (together.lower_cycles <= together.latency_cycles).all()
     assert (together.latency_cycles <= together.upper_cycles).all()
     for i in range(0, len(plans), 5):
-        alone = evaluate([plans[i]], KIMI, machine, POLICIES["int4"], request)
+        alone = evaluate([plans[i]], Scenario(KIMI, machine, request, policy=POLICIES["int4"]))
         assert alone.latency_cycles[0] == together.latency_cycles[i]
         assert alone.short_bytes[0] == together.short_bytes[i]
 
@@ -413,7 +422,9 @@ def test_stages_hand_over_through_the_switch() -> None:
     plan = dataclasses.replace(
         TP8, stages=2, group_chips=4, attention=AttentionShard(tensor=4), mlp=MlpShard(tensor=4)
     )
-    out = evaluate([plan], LLAMA, H100X8, POLICIES["fp16"], Request(context=64, batch=16))
+    out = evaluate(
+        [plan], Scenario(LLAMA, H100X8, Request(context=64, batch=16), policy=POLICIES["fp16"])
+    )
     hidden = 16 * LLAMA.d_model * 2
     by_hand_s = 2 * LATENCY_S + (hidden + 16 * 4) / (450e9 * 0.8)
     assert out.hand_over_cycles[0] / 1e9 == pytest.approx(by_hand_s, rel=1e-9)
@@ -444,7 +455,7 @@ def test_compare_has_the_columns_of_any_system(name: str) -> None:
 
 
 def test_the_search_ranks_plans_of_one_domain() -> None:
-    found = compare("smollm2-135m", "h100x8", context=64, batch=4, top=3)
+    found = compare("smollm2-135m", "h100x8", Request(batch=4, context=64), top=3)
     assert found.fitting == found.legal > 10
     best = found.rows[0]
     # So small a model is bound by gaps and latencies: a single GPU has no collectives.
@@ -453,6 +464,6 @@ def test_the_search_ranks_plans_of_one_domain() -> None:
 
 
 def test_what_does_not_fit_says_so() -> None:
-    found = compare(KIMI, "h100x8", [EP8], weights_format="int4", context=64)
+    found = compare(KIMI, "h100x8", Request(context=64), policy="int4", plans=[EP8])
     assert found.fitting == 0
     assert found.rows[0].reason == "does not fit: weights alone exceed a chip's HBM"

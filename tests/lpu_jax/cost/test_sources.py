@@ -18,12 +18,14 @@ from lpu_jax.datapath.work import Unit, Work
 from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import ChipMesh
 from models.blocks import Kind, block_kinds
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES
 from sharding.predict.evaluate import schedule_block
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 
 def shape(*lengths: int, dtype: str = "float16") -> jax.ShapeDtypeStruct:
@@ -135,10 +137,18 @@ KINDS: list[tuple[Any, Kind]] = [(cfg, kind) for cfg in (KIMI, LLAMA) for kind i
 @pytest.mark.parametrize(("cfg", "kind"), KINDS)
 def test_every_operation_of_a_model_says_why(cfg: Any, kind: Kind) -> None:
     ways = dict.fromkeys(MESH_AXES[kind], 1) | {"tensor": 8}
-    machine = one_group(system("groq-node"), 8)
+    node = system("groq-node")
+    machine = one_group(node, 8)
     request = Request(context=1024)
     block = schedule_block(
-        kind, ways, 0, Split.ROW, "auto", machine, cfg, POLICIES["fp16"], request
+        kind,
+        ways,
+        machine,
+        Scenario(cfg, node, request, policy=POLICIES["fp16"]),
+        slots=0,
+        split=Split.ROW,
+        collective="auto",
+        dispatch=Dispatch.REPLICATED,
     )
     for slot in block.timing.slots:
         work = slot.work

@@ -19,6 +19,7 @@ from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.energy import energy
 from sharding.predict.evaluate import evaluate
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 
 def test_published_peaks_of_groqchip1_are_exact():
@@ -94,10 +95,10 @@ def readings(changes):
     for machine, cfg, policy, plan in EVALUATED:
         changed = dataclasses.replace(machine.chip, **changes)
         machine = dataclasses.replace(machine, chip=changed)
-        report = evaluate([plan], cfg, machine, policy, Request(context=4096))
+        report = evaluate([plan], Scenario(cfg, machine, Request(context=4096), policy=policy))
         numbers += [report.latency_s, report.lower_cycles, report.upper_cycles]
         numbers += [report.used_bytes, report.short_bytes]
-        joules = energy(report, cfg, changed)
+        joules = energy(report)
         numbers += [
             0.0 if bound is None else bound
             for bound in (joules.lower_j_per_token, joules.upper_j_per_token)

@@ -157,7 +157,7 @@ def test_values_are_refused_in_one_sentence():
     plan = Plan(stages=1, group_chips=1, attention=AttentionShard(tensor=1), mlp=MlpShard(tensor=1))
     for refused in (
         lambda: chosen_layers.compare_plans(cfg, gpus, [plan], FP16),
-        lambda: default_plans(cfg, gpus, FP16),
+        lambda: default_plans(cfg, gpus, policy=FP16),
         lambda: gpus.require_lpu("generate"),
     ):
         with pytest.raises(LpuError, match=r"h100x8 is a GPU roofline .* give an LPU system"):

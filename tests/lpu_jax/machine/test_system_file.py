@@ -143,7 +143,7 @@ def test_plans_are_compared_on_a_users_machine():
     """From the example file to a ranking, as on any other machine."""
     assert len(EXAMPLES) >= 3
     path = next(path for path in EXAMPLES if path.stem == "two-level")
-    found = compare("llama-3.1-8b", system(path), weights_format="int8")
+    found = compare("llama-3.1-8b", system(path), policy="int8")
     assert found.fitting > 0
     best = found.as_dict()["rows"][0]
     assert best["fits"]

@@ -16,6 +16,7 @@ from sharding.detail.explanation import Explanation
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import evaluate
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 KIMI = Plan(
     stages=61,
@@ -52,7 +53,7 @@ CASES = {
 def explained(case: str) -> Explanation:
     name, machine, weights, plan, request = CASES[case]
     cfg = model(name)
-    return explain(plan, cfg, system(machine), policy_named(weights, cfg), request)
+    return explain(cfg, system(machine), plan, request, policy=policy_named(weights, cfg))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,9 @@ def kimi() -> Explanation:
 def test_totals_are_those_of_evaluate(case: str) -> None:
     name, machine, weights, plan, request = CASES[case]
     cfg = model(name)
-    found = evaluate([plan], cfg, system(machine), policy_named(weights, cfg), request)
+    found = evaluate(
+        [plan], Scenario(cfg, system(machine), request, policy=policy_named(weights, cfg))
+    )
     ours = explained(case)
     assert ours.latency_cycles == found.latency_cycles[0]
     assert (ours.lower_cycles, ours.upper_cycles) == (found.lower_cycles[0], found.upper_cycles[0])
@@ -205,7 +208,7 @@ def test_slots_beyond_the_worst_case_are_in_the_parts_too() -> None:
     assert plan.moe is not None
     asked = replace(plan, moe=replace(plan.moe, slots=24))
     cfg = model(name)
-    ours = explain(asked, cfg, system(machine), policy_named(weights, cfg), request)
+    ours = explain(cfg, system(machine), asked, request, policy=policy_named(weights, cfg))
     parts = sum(block.count * block.cycles for block in ours.blocks) + ours.hand_over_cycles
     assert parts + ours.host_cycles == pytest.approx(ours.latency_cycles, rel=1e-12)
     assert ours.latency_cycles > explained("kimi").latency_cycles
@@ -228,7 +231,7 @@ def test_assumed_constants_are_those_that_this_plan_reads() -> None:
     assert {"link_efficiency", "collective_latency_s", "memory_efficiency"} <= times["gpus"]
     alone = replace(CASES["gpus"][3], group_chips=1, attention=AttentionShard(), mlp=MlpShard())
     cfg, machine = model("llama-3.1-8b"), system("h100x8")
-    one = explain(alone, cfg, machine, policy_named("fp16", cfg), Request(context=4096))
+    one = explain(cfg, machine, alone, Request(context=4096), policy=policy_named("fp16", cfg))
     assert times["gpus"] - {c.name for c in one.assumed} == {
         "link_efficiency", "collective_latency_s",
     }  # fmt: skip
@@ -251,6 +254,6 @@ def test_impossible_plans_and_requests_are_one_sentence() -> None:
     cfg, machine = model("kimi-k2"), system("lpx-9")
     policy = policy_named("int4", cfg)
     with pytest.raises(PlanError, match="need 3200 chips; lpx-9 has 2304"):
-        explain(replace(KIMI, stages=100), cfg, machine, policy, Request())
+        explain(cfg, machine, replace(KIMI, stages=100), Request(), policy=policy)
     with pytest.raises(LpuError, match="context is 0"):
-        explain(KIMI, cfg, machine, policy, Request(context=0))
+        explain(cfg, machine, KIMI, Request(context=0), policy=policy)

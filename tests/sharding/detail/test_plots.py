@@ -16,6 +16,7 @@ from sharding.files import write_file
 from sharding.pictures import picture_format
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 PLAN = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8))
 
@@ -24,7 +25,9 @@ PLAN = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(ten
 def small() -> ScheduledPlan:
     cfg = model("smollm2-135m")
     policy = policy_named("fp16", cfg)
-    return schedule_plan(PLAN, cfg, system("groq-node"), policy, Request(context=64))
+    return schedule_plan(
+        PLAN, Scenario(cfg, system("groq-node"), Request(context=64), policy=policy)
+    )
 
 
 def test_a_picture_is_a_png_and_the_same_each_time(small: ScheduledPlan) -> None:
@@ -72,7 +75,8 @@ def test_pictures_of_one_chip_have_no_links() -> None:
     cfg = model("smollm2-135m")
     alone = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
     plan = schedule_plan(
-        alone, cfg, system("groq-node"), policy_named("fp16", cfg), Request(context=64)
+        alone,
+        Scenario(cfg, system("groq-node"), Request(context=64), policy=policy_named("fp16", cfg)),
     )
     assert "no link is used inside a stage" in plan_plot(plan, "svg").decode()
 

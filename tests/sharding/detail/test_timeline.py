@@ -17,6 +17,7 @@ from sharding.detail.scheduled import ScheduledPlan, schedule_plan
 from sharding.detail.timeline import BLOCKS, LIVE, links_of_stage, plan_trace
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 KIMI = Plan(
     stages=61,
@@ -32,7 +33,9 @@ SMALL = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
 def scheduled(name: str, machine: str, weights: str, plan: Plan, context: int) -> ScheduledPlan:
     cfg = model(name)
     policy = policy_named(weights, cfg)
-    return schedule_plan(plan, cfg, system(machine), policy, Request(context=context))
+    return schedule_plan(
+        plan, Scenario(cfg, system(machine), Request(context=context), policy=policy)
+    )
 
 
 CASES = {

@@ -16,9 +16,10 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.legal import Search, check_plan, check_policy, one_stage_plans
+from sharding.legal import Search, check_plan, one_stage_plans
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.request import Request, check_request
+from sharding.scenario import Scenario, check_policy
 
 INT4 = POLICIES["int4"]
 FP16 = POLICIES["fp16"]
@@ -46,8 +47,8 @@ def _divisors(number: int) -> list[int]:
 
 
 def test_a_good_plan_is_accepted() -> None:
-    check_plan(GOOD, KIMI, LPX, INT4, ONE_TOKEN)
-    check_plan(GOOD_LLAMA, LLAMA, RACKS, FP16, ONE_TOKEN)
+    check_plan(GOOD, Scenario(KIMI, LPX, ONE_TOKEN, policy=INT4))
+    check_plan(GOOD_LLAMA, Scenario(LLAMA, RACKS, ONE_TOKEN, policy=FP16))
 
 
 @pytest.mark.parametrize(
@@ -89,14 +90,14 @@ def test_a_good_plan_is_accepted() -> None:
 )
 def test_refusals(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(PlanError, match=sentence) as caught:
-        check_plan(replace(GOOD, **change), KIMI, LPX, INT4, ONE_TOKEN)
+        check_plan(replace(GOOD, **change), Scenario(KIMI, LPX, ONE_TOKEN, policy=INT4))
     assert "\n" not in str(caught.value)
 
 
 def test_what_heads_and_sequences_leave_is_copied_or_shares_the_context() -> None:
     def others(context: int) -> set[tuple[int, int]]:
         request = Request(batch=2, context=context)
-        plans = Search(KIMI, system("lpx-tray"), INT4, request).plans()
+        plans = Search(Scenario(KIMI, system("lpx-tray"), request, policy=INT4)).plans()
         shards = [plan.attention for plan in plans if plan.group_chips == 8]
         return {(s.context, s.replica) for s in shards if s.tensor == 1 and s.data == 2}
 
@@ -136,21 +137,26 @@ def _group_of(chips: int, **change: Any) -> Plan:
 )
 def test_more_ways_than_there_are_parts(plan: Plan, sentence: str) -> None:
     with pytest.raises(PlanError, match=sentence):
-        check_plan(plan, KIMI, LPX, INT4, ONE_TOKEN)
+        check_plan(plan, Scenario(KIMI, LPX, ONE_TOKEN, policy=INT4))
 
 
 def test_dense_models() -> None:
     with pytest.raises(PlanError, match=r"llama-2-70b has no MoE blocks; .* must not have a part"):
-        check_plan(replace(GOOD_LLAMA, moe=MoeShard(expert=24)), LLAMA, RACKS, FP16, ONE_TOKEN)
+        check_plan(
+            replace(GOOD_LLAMA, moe=MoeShard(expert=24)),
+            Scenario(LLAMA, RACKS, ONE_TOKEN, policy=FP16),
+        )
     uneven = replace(GOOD_LLAMA, attention=AttentionShard(tensor=24))
     sentence = "tensor 24 is more ways than the 8 key/value heads .* divisor of the 8 query heads"
     with pytest.raises(PlanError, match=sentence):
-        check_plan(uneven, LLAMA, RACKS, FP16, ONE_TOKEN)
+        check_plan(uneven, Scenario(LLAMA, RACKS, ONE_TOKEN, policy=FP16))
     narrow = replace(LLAMA, d_ff=20)
     with pytest.raises(PlanError, match="mlp: tensor 24 is more ways than its 20 columns"):
-        check_plan(GOOD_LLAMA, narrow, RACKS, FP16, ONE_TOKEN)
+        check_plan(GOOD_LLAMA, Scenario(narrow, RACKS, ONE_TOKEN, policy=FP16))
     with pytest.raises(PlanError, match="vocabulary: tensor 24 is more ways than its 20 columns"):
-        check_plan(GOOD_LLAMA, replace(LLAMA, vocab_size=20), RACKS, FP16, ONE_TOKEN)
+        check_plan(
+            GOOD_LLAMA, Scenario(replace(LLAMA, vocab_size=20), RACKS, ONE_TOKEN, policy=FP16)
+        )
 
 
 @pytest.mark.parametrize("name", ["batch", "tokens", "context"])
@@ -185,7 +191,7 @@ SMOL = model("smollm2-135m")
 def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan]:
     """All legal plans of the search's group sizes, by trying every combination of degrees."""
     found = set()
-    groups = Search(cfg, machine, INT4, request).groups()
+    groups = Search(Scenario(cfg, machine, request, policy=INT4)).groups()
     for (stages, chips), split, moe_split in product(groups, Split, Split if cfg.moe else [None]):
         degrees = _divisors(chips)
         for tensor, mlp, expert in product(degrees, degrees, degrees if cfg.moe else [1]):
@@ -203,7 +209,7 @@ def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan
                 else None,
             )
             try:
-                check_plan(plan, cfg, machine, INT4, request)
+                check_plan(plan, Scenario(cfg, machine, request, policy=INT4))
             except PlanError:
                 continue
             found.add(plan)
@@ -219,7 +225,7 @@ def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan
 def test_the_search_misses_no_legal_plan_and_yields_no_other(cfg: ModelConfig, batch: int) -> None:
     request = Request(batch=batch, context=64)
     machine = system("groq-24")
-    searched = list(Search(cfg, machine, INT4, request).plans())
+    searched = list(Search(Scenario(cfg, machine, request, policy=INT4)).plans())
     assert len(searched) == len(set(searched))
     assert set(searched) == _every_plan(cfg, machine, request)
 
@@ -237,14 +243,14 @@ def test_whatever_the_search_yields_is_legal(
 ) -> None:
     machine, cfg, policy = system(machine_name), model(model_name), POLICIES[policy_name]
     request = Request(batch=batch, context=128)
-    plans = list(Search(cfg, machine, policy, request).plans())
+    plans = list(Search(Scenario(cfg, machine, request, policy=policy)).plans())
     assert plans
     for plan in plans[seed % 7 :: 23]:
-        check_plan(plan, cfg, machine, policy, request)
+        check_plan(plan, Scenario(cfg, machine, request, policy=policy))
 
 
 def test_refused_ways_are_counted() -> None:
-    search = Search(SMOL, system("groq-node"), INT4, ONE_TOKEN)
+    search = Search(Scenario(SMOL, system("groq-node"), ONE_TOKEN, policy=INT4))
     list(search.plans())
     # 3 key/value heads of 3 query heads: 4 and 8 ways are refused, each for both splits
     groups = [chips for _, chips in search.groups()]
@@ -254,18 +260,18 @@ def test_refused_ways_are_counted() -> None:
 
 def test_one_stage_plans_split_heads_over_all_chips_as_far_as_can_be() -> None:
     cfg = model("smollm2-135m")  # three key/value heads: of 8 chips' divisors, 1 and 2 are legal
-    plans = one_stage_plans(cfg, system("groq-node"), POLICIES["fp16"], Request())
+    plans = one_stage_plans(Scenario(cfg, system("groq-node"), Request(), policy=POLICIES["fp16"]))
     assert {(plan.stages, plan.group_chips) for plan in plans} == {(1, 8)}
     assert {plan.attention.tensor for plan in plans} == {2}
 
 
 def test_a_model_of_few_tokens_has_plans_on_a_machine_of_many_chips() -> None:
     cfg = replace(SMOL, vocab_size=20)  # no group may have more chips; lpx-9 has 2304
-    plans = list(Search(cfg, LPX, FP16, ONE_TOKEN).plans())
+    plans = list(Search(Scenario(cfg, LPX, ONE_TOKEN, policy=FP16)).plans())
     for plan in plans:
-        check_plan(plan, cfg, LPX, FP16, ONE_TOKEN)
+        check_plan(plan, Scenario(cfg, LPX, ONE_TOKEN, policy=FP16))
     assert max(plan.group_chips for plan in plans) == 20
-    one_stage = one_stage_plans(cfg, LPX, FP16, ONE_TOKEN)
+    one_stage = one_stage_plans(Scenario(cfg, LPX, ONE_TOKEN, policy=FP16))
     assert {(plan.stages, plan.group_chips) for plan in one_stage} == {(1, 20)}
 
 
@@ -275,20 +281,20 @@ def test_a_search_that_finds_nothing_is_made_over_fewer_chips() -> None:
     small = replace(KIMI.moe, n_experts=4, n_groups=1, topk_groups=1, top_k=2, d_expert=3)
     cfg = replace(KIMI, n_layers=2, moe=small)
     with pytest.raises(PlanError, match="lpx-9 has no legal plan for kimi-k2"):
-        list(Search(cfg, LPX, FP16, ONE_TOKEN).plans())
-    fewer = Search(cfg, LPX, FP16, ONE_TOKEN).within_reach()
+        list(Search(Scenario(cfg, LPX, ONE_TOKEN, policy=FP16)).plans())
+    fewer = Search(Scenario(cfg, LPX, ONE_TOKEN, policy=FP16)).within_reach()
     plans = list(fewer.plans())
     for plan in plans:
-        check_plan(plan, cfg, LPX, FP16, ONE_TOKEN)
+        check_plan(plan, Scenario(cfg, LPX, ONE_TOKEN, policy=FP16))
     assert fewer.most_group_chips == 8
     assert {plan.group_chips for plan in plans} == {8}
     assert {plan.stages for plan in plans} == {1, 2, 3, 4, 5, 6}
-    one_stage = one_stage_plans(cfg, LPX, FP16, ONE_TOKEN)
+    one_stage = one_stage_plans(Scenario(cfg, LPX, ONE_TOKEN, policy=FP16))
     assert {(plan.stages, plan.group_chips) for plan in one_stage} == {(1, 8)}
 
 
 def test_a_search_that_finds_plans_stays_what_it_is() -> None:
-    search = Search(SMOL, system("groq-node"), INT4, ONE_TOKEN)
+    search = Search(Scenario(SMOL, system("groq-node"), ONE_TOKEN, policy=INT4))
     found = search.within_reach()
     assert found == search
     assert found.refused == {}
@@ -298,7 +304,7 @@ def test_a_search_that_finds_nothing_says_why(monkeypatch: pytest.MonkeyPatch) -
     # 67 is a prime: neither 8 experts nor the 4 columns of each go so far.
     assert KIMI.moe is not None
     cfg = replace(KIMI, moe=replace(KIMI.moe, n_experts=8, top_k=2, d_expert=4))
-    search = Search(cfg, LPX, FP16, ONE_TOKEN)
+    search = Search(Scenario(cfg, LPX, ONE_TOKEN, policy=FP16))
     monkeypatch.setattr(search, "groups", lambda: [(1, 67)])
     with pytest.raises(PlanError, match=r"lpx-9 has no legal plan for kimi-k2 .*more ways than"):
         list(search.plans())

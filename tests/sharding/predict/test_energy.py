@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from lpu_jax.errors import ConfigError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQ3_LPU
-from lpu_jax.machine.gpu import GpuSpec
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import constants_of
 from models.blocks import block_chain
@@ -24,6 +24,7 @@ from sharding.predict.energy import busy_cycles, energy, unknown_reason
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.rank.compare import compare
 from sharding.request import Request, decode_request
+from sharding.scenario import Scenario
 
 SMOLLM, FP16 = model("smollm2-135m"), POLICIES["fp16"]
 NODE, RACK = system("groq-node"), system("groq-24")
@@ -31,18 +32,24 @@ NODE, RACK = system("groq-node"), system("groq-24")
 MOST_W, AVERAGE_W = 300.0, 185.0
 
 
+def _with_chip(found: Evaluation, chip: Any) -> Evaluation:
+    """The same times on a chip of other power."""
+    system = replace(found.scenario.system, chip=chip)
+    return replace(found, scenario=replace(found.scenario, system=system))
+
+
 @cache
 def _all_plans(request: Request, machine: System = RACK) -> Evaluation:
-    plans = list(Search(SMOLLM, machine, FP16, request).plans())
-    return evaluate(plans, SMOLLM, machine, FP16, request)
+    plans = list(Search(Scenario(SMOLLM, machine, request, policy=FP16)).plans())
+    return evaluate(plans, Scenario(SMOLLM, machine, request, policy=FP16))
 
 
 def test_eight_chips_times_their_power_times_a_token() -> None:
     plan = Plan(
         stages=1, group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8)
     )
-    found = evaluate([plan], SMOLLM, NODE, FP16, Request(context=512))
-    joules = energy(found, SMOLLM, NODE.chip)
+    found = evaluate([plan], Scenario(SMOLLM, NODE, Request(context=512), policy=FP16))
+    joules = energy(found)
     token_s = float(found.latency_s[0])
     # One stage: one token at a time, so that alone or not is the same.
     upper, alone = joules.upper_j_per_token, joules.upper_alone_j_per_token
@@ -66,7 +73,7 @@ def test_eight_chips_times_their_power_times_a_token() -> None:
     [
         Request(context=512),
         Request(batch=4, context=64),
-        decode_request(SMOLLM, batch=2, context=64, draft_tokens=3, acceptance=0.6),
+        decode_request(batch=2, context=64, draft_tokens=3, acceptance=0.6),
     ],
     ids=["one", "four", "drafts"],
 )
@@ -74,7 +81,7 @@ def test_eight_chips_times_their_power_times_a_token() -> None:
 def test_lower_is_below_upper_is_below_alone(request_: Request, host_s: float) -> None:
     machine = replace(RACK, host_overhead_s=host_s)
     found = _all_plans(request_, machine)
-    joules = energy(found, SMOLLM, machine.chip)
+    joules = energy(found)
     lower, upper = joules.lower_j_per_token, joules.upper_j_per_token
     alone = joules.upper_alone_j_per_token
     assert lower is not None
@@ -87,17 +94,17 @@ def test_lower_is_below_upper_is_below_alone(request_: Request, host_s: float) -
     chips = np.array([plan.n_chips for plan in found.plans])
     np.testing.assert_allclose(upper * found.tokens_per_s_total, chips * MOST_W, rtol=1e-12)
     # No chip is busy for longer than the token takes.
-    assert np.all(busy_cycles(found, SMOLLM) <= found.latency_cycles)
+    assert np.all(busy_cycles(found) <= found.latency_cycles)
 
 
 def test_a_plan_alone_has_the_energy_that_it_has_among_others() -> None:
     request = Request(batch=2, tokens=4, context=64)
     found = _all_plans(request)
-    among = energy(found, SMOLLM, RACK.chip).lower_j_per_token
+    among = energy(found).lower_j_per_token
     assert among is not None
     for i in range(0, len(found.plans), 5):
-        own = evaluate([found.plans[i]], SMOLLM, RACK, FP16, request)
-        alone = energy(own, SMOLLM, RACK.chip).lower_j_per_token
+        own = evaluate([found.plans[i]], Scenario(SMOLLM, RACK, request, policy=FP16))
+        alone = energy(own).lower_j_per_token
         assert alone is not None
         assert alone[0] == among[i]  # to the last bit
 
@@ -108,8 +115,8 @@ def test_energy_scales_with_power_and_with_the_clock(factor: float) -> None:
     chip = RACK.chip
     stronger = replace(chip, power_max_w=MOST_W * factor, power_average_w=AVERAGE_W * factor)
     faster = replace(found, clock_hz=found.clock_hz * factor)
-    plain, powered = energy(found, SMOLLM, chip), energy(found, SMOLLM, stronger)
-    quick = energy(faster, SMOLLM, chip)
+    plain, powered = energy(found), energy(_with_chip(found, stronger))
+    quick = energy(faster)
     for name in ("lower_j_per_token", "upper_j_per_token", "upper_alone_j_per_token"):
         np.testing.assert_allclose(
             getattr(powered, name), factor * getattr(plain, name), rtol=1e-12
@@ -119,14 +126,14 @@ def test_energy_scales_with_power_and_with_the_clock(factor: float) -> None:
 
 def test_drafts_that_are_accepted_save_energy_and_others_waste_it() -> None:
     def lower(acceptance: float) -> np.ndarray:
-        request = decode_request(SMOLLM, context=64, draft_tokens=3, acceptance=acceptance)
-        bound = energy(_all_plans(request), SMOLLM, RACK.chip).lower_j_per_token
+        request = decode_request(context=64, draft_tokens=3, acceptance=acceptance)
+        bound = energy(_all_plans(request)).lower_j_per_token
         assert bound is not None
         return bound
 
     # The same work for one token or for four.
     np.testing.assert_allclose(lower(0.0), 4 * lower(1.0), rtol=1e-12)
-    plain = energy(_all_plans(Request(context=64)), SMOLLM, RACK.chip).lower_j_per_token
+    plain = energy(_all_plans(Request(context=64))).lower_j_per_token
     assert plain is not None
     assert np.all(lower(0.0) > plain)
 
@@ -136,7 +143,7 @@ def test_a_power_that_is_not_public_is_no_number() -> None:
         if constant.unit == "W":
             assert constant.value is None
             assert "not public" in constant.source
-    found = compare("smollm2-135m", "lpx-rack", context=2, top=1)
+    found = compare("smollm2-135m", "lpx-rack", Request(context=2), top=1)
     (row,) = found.rows
     assert row.energy_j_per_token_lower is None
     assert row.energy_j_per_token_upper is None
@@ -150,12 +157,12 @@ def test_a_power_that_is_not_public_is_no_number() -> None:
 
 
 def test_a_gpu_has_an_upper_bound_only() -> None:
-    gpu = GpuSpec(name="h100", title="H100")
-    joules = energy(_all_plans(Request(context=64)), SMOLLM, gpu)
+    gpus = system("h100x8")
+    joules = energy(_all_plans(Request(context=64), gpus))
     assert joules.lower_j_per_token is None
     assert joules.upper_j_per_token is not None
-    assert unknown_reason(gpu) == (
-        "No lower bound of energy: the average power of H100 is not public."
+    assert unknown_reason(gpus.chip) == (
+        "No lower bound of energy: the average power of H100 SXM is not public."
     )
 
 
@@ -169,7 +176,7 @@ def _with_power(tmp_path: Path, given: str) -> System:
 
 def test_a_user_may_give_the_power(tmp_path: Path) -> None:
     machine = _with_power(tmp_path, "power_max_w = 600")
-    (row,) = compare("smollm2-135m", machine, context=2, top=1).rows
+    (row,) = compare("smollm2-135m", machine, Request(context=2), top=1).rows
     assert row.energy_j_per_token_lower is None
     assert row.energy_j_per_token_upper == pytest.approx(
         600 * row.plan.n_chips / row.tokens_per_s_total

@@ -15,6 +15,7 @@ from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.system import System
 from models.blocks import block_chain, block_kinds
+from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.params import n_active
 from models.policy import POLICIES
@@ -24,6 +25,7 @@ from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import TOKEN_BYTES, Evaluation, evaluate, schedule_block
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 KIMI, LPX = model("kimi-k2"), system("lpx-9")
 ONE = Request(batch=1, context=8192)
@@ -60,7 +62,7 @@ def _searched(
     named = POLICIES[policy]
     search = _Some(cfg, placed, named, request)
     search.stages = stages
-    return evaluate(list(search.plans()), cfg, placed, named, request)
+    return evaluate(list(search.plans()), Scenario(cfg, placed, request, policy=named))
 
 
 CASES = [
@@ -98,7 +100,16 @@ def _moe_slots(expert: int, tensor: int) -> tuple[list[Slot], list[Slot]]:
     ways = {"replica": 1, "expert": expert, "tensor": tensor}
     machine = one_group(LPX, expert * tensor)
     policy = POLICIES["int4"]
-    report = schedule_block("moe", ways, 0, Split.ROW, "auto", machine, KIMI, policy, ONE).report()
+    report = schedule_block(
+        "moe",
+        ways,
+        machine,
+        Scenario(KIMI, LPX, ONE, policy=policy),
+        slots=0,
+        split=Split.ROW,
+        collective="auto",
+        dispatch=Dispatch.REPLICATED,
+    ).report()
     slots = report.timing.slots
     mxm = [slot for slot in slots if slot.work.unit is Unit.MXM]
     return mxm, [slot for slot in slots if slot.work.unit is Unit.C2C]
@@ -153,7 +164,14 @@ def _alone(plan: Plan, system: System, request: Request) -> float:
         named = degrees(plan, kind, KIMI)
         ways = {axis: np.array([named[axis]]) for axis in MESH_AXES[kind]}
         report = schedule_block(
-            kind, ways, np.array([0]), Split.ROW, "auto", machine, KIMI, policy, request
+            kind,
+            ways,
+            machine,
+            Scenario(KIMI, system, request, policy=policy),
+            slots=np.array([0]),
+            split=Split.ROW,
+            collective="auto",
+            dispatch=Dispatch.REPLICATED,
         ).report()
         cycles[kind] = float(np.asarray(report.timing.cycles).reshape(-1)[0])
     total = sum(cycles[block.kind] for block in block_chain(KIMI))
@@ -169,14 +187,14 @@ def _alone(plan: Plan, system: System, request: Request) -> float:
 @pytest.mark.parametrize("batch", [1, 90])
 def test_latency_is_blocks_and_hand_overs(batch: int) -> None:
     request = replace(ONE, batch=batch)
-    found = evaluate([PLAN], KIMI, LPX, POLICIES["int4"], request)
+    found = evaluate([PLAN], Scenario(KIMI, LPX, request, policy=POLICIES["int4"]))
     # the same sum in another order
     assert found.latency_cycles[0] == pytest.approx(_alone(PLAN, LPX, request), rel=1e-12)
 
 
 def test_a_single_stage_hands_nothing_over() -> None:
     plan = replace(PLAN, stages=1)
-    found = evaluate([plan], KIMI, LPX, POLICIES["int4"], ONE)
+    found = evaluate([plan], Scenario(KIMI, LPX, ONE, policy=POLICIES["int4"]))
     assert found.hand_over_cycles[0] == 0
     assert found.in_flight[0] == 1
     chain = [found.blocks[block.kind] for block in block_chain(KIMI)]
@@ -199,7 +217,9 @@ def test_a_plan_alone_is_the_plan_among_thousands(case: tuple[str, str, str, int
     request = Request(batch=batch, context=context)
     for i in np.linspace(0, len(many.plans) - 1, 8).astype(int):
         plan = many.plans[int(i)]
-        one = evaluate([plan], model(name), system(machine), POLICIES[policy], request)
+        one = evaluate(
+            [plan], Scenario(model(name), system(machine), request, policy=POLICIES[policy])
+        )
         for number in NUMBERS:
             assert getattr(one, number)[0] == getattr(many, number)[i], (plan.name, number)
 
@@ -209,8 +229,8 @@ def test_the_order_of_plans_and_their_variants_do_not_matter() -> None:
     named = replace(PLAN, collective="flat3", stages=50)
     plans = [PLAN, column, named, PLAN, replace(column, stages=62)]
     policy = POLICIES["int4"]
-    forth = evaluate(plans, KIMI, LPX, policy, ONE)
-    back = evaluate(plans[::-1], KIMI, LPX, policy, ONE)
+    forth = evaluate(plans, Scenario(KIMI, LPX, ONE, policy=policy))
+    back = evaluate(plans[::-1], Scenario(KIMI, LPX, ONE, policy=policy))
     for number in NUMBERS:
         np.testing.assert_array_equal(getattr(forth, number), getattr(back, number)[::-1])
     assert forth.latency_cycles[0] == forth.latency_cycles[3]
@@ -244,7 +264,7 @@ def test_memory_and_flight_are_sane(case: tuple[str, str, str, int, int]) -> Non
     room = found.sram_bytes - found.reserved_bytes - found.activation_bytes - found.weight_bytes
     full = found.fits & (found.in_flight > 1)
     assert np.all((found.in_flight * found.cache_bytes)[full] <= room[full] * (1 + 1e-9))
-    batch = found.request.batch
+    batch = found.scenario.request.batch
     assert np.all(found.tokens_per_s_total <= found.in_flight * batch / found.latency_s * 1.000001)
     per_stage = found.clock_hz * batch / found.slowest_stage_cycles
     assert np.all(found.tokens_per_s_total <= per_stage * 1.000001)
@@ -269,7 +289,7 @@ def test_no_plan_streams_weights_faster_than_its_chips_can(
 
 def _same_plans(name: str, policy: str, request: Request, plans: list[Plan]) -> Evaluation:
     machine = LPX if name == "kimi-k2" else system("groq-576")
-    return evaluate(plans, model(name), machine, POLICIES[policy], request)
+    return evaluate(plans, Scenario(model(name), machine, request, policy=POLICIES[policy]))
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=["kimi", "llama"])
@@ -296,7 +316,7 @@ def test_more_work_is_never_faster(case: tuple[str, str, str, int, int]) -> None
 
 def test_stages_without_blocks_fly_nothing() -> None:
     plan = replace(PLAN, stages=72, group_chips=32)
-    found = evaluate([plan], KIMI, LPX, POLICIES["int4"], Request(context=128))
+    found = evaluate([plan], Scenario(KIMI, LPX, Request(context=128), policy=POLICIES["int4"]))
     assert found.cuts.busy_stages[0] < 72
     assert found.in_flight[0] <= found.cuts.busy_stages[0]
 
@@ -325,7 +345,7 @@ def test_only_the_ids_of_sampled_tokens_go_back() -> None:
         stages=2, group_chips=4, attention=AttentionShard(replica=4), mlp=MlpShard(tensor=4)
     )
     request = Request(batch=2, tokens=512, context=512)
-    found = evaluate([plan], cfg, machine, POLICIES["fp16"], request)
+    found = evaluate([plan], Scenario(cfg, machine, request, policy=POLICIES["fp16"]))
     clock, bases = float(machine.chip.clock_hz), machine.topology.stage_bases(2, 4)
     hidden = 2 * 512 * cfg.d_model * 2
     forward = hand_overs(machine.topology, clock, 4, bases).cycles(hidden)
@@ -337,7 +357,7 @@ def test_only_the_ids_of_sampled_tokens_go_back() -> None:
 
 def test_a_stage_holds_the_tables_of_all_kinds_of_blocks() -> None:
     """Kinds of blocks share no table; live values of one block at a time take the same place."""
-    found = evaluate([PLAN], KIMI, LPX, POLICIES["int4"], ONE)
+    found = evaluate([PLAN], Scenario(KIMI, LPX, ONE, policy=POLICIES["int4"]))
     held = [block.held for block in found.blocks.values()]
     tables = [float(np.max(each.tables)) for each in held]
     assert sum(size > 0 for size in tables) > 1

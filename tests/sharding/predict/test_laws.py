@@ -18,6 +18,7 @@ from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 CASES = [
     ("kimi-k2", "lpx-9", "int4"),
@@ -53,7 +54,10 @@ def evaluated(
     machine: System | None = None,
     request: Request = REQUEST,
 ) -> Evaluation:
-    return evaluate(plans, model(case[0]), machine or system(case[1]), POLICIES[case[2]], request)
+    return evaluate(
+        plans,
+        Scenario(model(case[0]), machine or system(case[1]), request, policy=POLICIES[case[2]]),
+    )
 
 
 def changed(machine: System, factors: dict[str, float]) -> System:
@@ -136,7 +140,7 @@ def test_wider_storage_of_the_same_products_is_never_faster() -> None:
     plans = [plan for plan in plans_of(CASES[0]) if plan.moe and 2048 % (32 * plan.moe.tensor) == 0]
     assert len(plans) > 5
     narrow, wide = (
-        evaluate(plans, model(cfg), system(machine), POLICIES[policy], REQUEST)
+        evaluate(plans, Scenario(model(cfg), system(machine), REQUEST, policy=POLICIES[policy]))
         for policy in ("mxfp4-experts", "fp16")
     )
     assert np.all(wide.latency_cycles >= narrow.latency_cycles)

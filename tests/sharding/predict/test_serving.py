@@ -23,6 +23,7 @@ from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.serving import prefill
 from sharding.rank.compare import Comparison, compare
 from sharding.request import Request, decode_request, expected_tokens
+from sharding.scenario import Scenario
 
 SMOLLM, FP16 = model("smollm2-135m"), POLICIES["fp16"]
 GROQ = system("groq-24")
@@ -32,7 +33,7 @@ CONTEXT = 512
 
 @cache
 def _evaluated(request: Request, machine: System = GROQ) -> Evaluation:
-    return evaluate([PLAN], SMOLLM, machine, FP16, request)
+    return evaluate([PLAN], Scenario(SMOLLM, machine, request, policy=FP16))
 
 
 def _request(**given: Any) -> Request:
@@ -143,10 +144,10 @@ def test_slots_must_hold_the_experts_of_all_drafts() -> None:
         mlp=MlpShard(tensor=36),
         moe=MoeShard(expert=36, slots=8),
     )
-    check_plan(plan, kimi, lpx, int4, decode_request(kimi, context=1024))
-    drafts = decode_request(kimi, context=1024, draft_tokens=1, acceptance=0.5)
+    check_plan(plan, Scenario(kimi, lpx, decode_request(context=1024), policy=int4))
+    drafts = decode_request(context=1024, draft_tokens=1, acceptance=0.5)
     with pytest.raises(PlanError, match="slots 8 could leave experts out; the worst case is 11"):
-        check_plan(plan, kimi, lpx, int4, drafts)
+        check_plan(plan, Scenario(kimi, lpx, drafts, policy=int4))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_prefill_takes_the_fastest_chunk_that_fits(prompt: int) -> None:
     slow_host = replace(GROQ, host_overhead_s=30e-6)
     request = _request(batch=4)
     fits = np.array([True])
-    found = prefill([PLAN], fits, SMOLLM, slow_host, FP16, request, prompt)
+    found = prefill([PLAN], fits, Scenario(SMOLLM, slow_host, request, policy=FP16), prompt)
     times = {}
     for chunk in {1, 3, 6, 12, 25, 50, 100} if prompt == 100 else {1, 2, 4, 8, 16, 32, 64, 128}:
         if chunk > prompt:
@@ -200,8 +201,8 @@ def test_prefill_leaves_out_faster_chunks_that_do_not_fit() -> None:
     tight = replace(GROQ, chip=replace(GROQ.chip, sram_bytes=sram_bytes))
 
     def chunk(machine: System, fits: bool) -> int:
-        given = ([PLAN], np.array([fits]), SMOLLM, machine, FP16, request, CONTEXT)
-        return int(prefill(*given).chunk_tokens[0])
+        scenario = Scenario(SMOLLM, machine, request, policy=FP16)
+        return int(prefill([PLAN], np.array([fits]), scenario, CONTEXT).chunk_tokens[0])
 
     free = chunk(GROQ, fits=True)
     assert free >= 32
@@ -215,7 +216,9 @@ def test_the_first_token_of_a_longer_prompt_is_later() -> None:
     fits = np.array([True])
     times = [
         float(
-            prefill([PLAN], fits, SMOLLM, GROQ, FP16, _request(), prompt).time_to_first_token_s[0]
+            prefill(
+                [PLAN], fits, Scenario(SMOLLM, GROQ, _request(), policy=FP16), prompt
+            ).time_to_first_token_s[0]
         )
         for prompt in (1, 16, 256)
     ]
@@ -226,7 +229,7 @@ def test_the_first_token_of_a_longer_prompt_is_later() -> None:
 @pytest.mark.parametrize("prompt", [0, -4, 513, True])
 def test_bad_prompts(prompt: Any) -> None:
     with pytest.raises(LpuError, match="prompt is"):
-        compare("smollm2-135m", "groq-24", [PLAN], context=CONTEXT, prompt=prompt)
+        compare("smollm2-135m", "groq-24", Request(context=CONTEXT), plans=[PLAN], prompt=prompt)
 
 
 # --- in flight ----------------------------------------------------------------------------------
@@ -291,7 +294,11 @@ def test_the_host_is_part_of_the_latency_and_no_stage() -> None:
     (constant,) = (c for c in GROQ.constants() if c.name == "host_overhead_s")
     assert (constant.value, constant.low, constant.high) == (0.0, 0.0, 200e-6)
     (row,) = compare(
-        "smollm2-135m", replace(GROQ, host_overhead_s=5e-5), [PLAN], context=CONTEXT, prompt=4
+        "smollm2-135m",
+        replace(GROQ, host_overhead_s=5e-5),
+        Request(context=CONTEXT),
+        plans=[PLAN],
+        prompt=4,
     ).rows
     assert row.host_s == pytest.approx(5e-5)
     assert row.time_to_first_token_s == pytest.approx(row.prefill_latency_s + 5e-5)

@@ -21,6 +21,7 @@ from sharding.rank.compare import Comparison, Objective, compare, rank
 from sharding.rank.comparison import memory_map
 from sharding.report import render
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 SMALL: dict[str, Any] = {"batch": 4, "context": 512}
 
@@ -32,7 +33,7 @@ def _small(objective: Objective = "latency", top: int = 10) -> Comparison:
 
 @cache
 def _too_large() -> Comparison:
-    return compare("llama-2-70b", "groq-64", weights_format="int8", context=4096, top=5)
+    return compare("llama-2-70b", "groq-64", Request(context=4096), policy="int8", top=5)
 
 
 def test_a_policy_is_as_good_as_its_name() -> None:
@@ -41,7 +42,7 @@ def test_a_policy_is_as_good_as_its_name() -> None:
     own = replace(POLICIES["fp16"], name="fp16-of-mine")
     cfg = replace(model("smollm2-135m"), n_layers=1)
     found, named = (
-        compare(cfg, "groq-node", [plan], weights_format=held).rows[0] for held in (own, "fp16")
+        compare(cfg, "groq-node", policy=held, plans=[plan]).rows[0] for held in (own, "fp16")
     )
     assert found == named
     row = text_plan(cfg, system("groq-node"), plan, own, command="generate", context=8).rows[0]
@@ -135,7 +136,8 @@ def test_the_front_is_the_front() -> None:
     cfg, machine, policy = model("smollm2-135m"), system("groq-24"), POLICIES["fp16"]
     request = Request(**SMALL)
     found = evaluate(
-        list(Search(cfg, machine, policy, request).plans()), cfg, machine, policy, request
+        list(Search(Scenario(cfg, machine, request, policy=policy)).plans()),
+        Scenario(cfg, machine, request, policy=policy),
     )
     front = rank(found, "pareto")
     user, total = found.tokens_per_s_per_user, found.tokens_per_s_total
@@ -161,8 +163,8 @@ def test_the_nearest_lacks_least() -> None:
     assert comparison.nearest == comparison.rows[0]
     cfg, machine, policy = model("llama-2-70b"), system("groq-64"), POLICIES["int8"]
     request = Request(context=4096)
-    plans = list(Search(cfg, machine, policy, request).plans())
-    found = evaluate(plans, cfg, machine, policy, request)
+    plans = list(Search(Scenario(cfg, machine, request, policy=policy)).plans())
+    found = evaluate(plans, Scenario(cfg, machine, request, policy=policy))
     # Without empty stages a stage's tables and weights stay what they were.
     assert comparison.rows[0].short_bytes == pytest.approx(found.short_bytes.min(), rel=1e-9)
     shortfalls = [row.short_bytes for row in comparison.rows]
@@ -173,7 +175,9 @@ def test_the_nearest_lacks_least() -> None:
 def test_no_searched_plan_has_stages_without_blocks() -> None:
     cfg, policy = model("smollm2-135m"), POLICIES["fp16"]
     for row in _small("throughput").rows:
-        alone = evaluate([row.plan], cfg, system("groq-24"), policy, Request(**SMALL))
+        alone = evaluate(
+            [row.plan], Scenario(cfg, system("groq-24"), Request(**SMALL), policy=policy)
+        )
         assert alone.cuts.busy_stages[0] == row.plan.stages
         assert alone.latency_s[0] == row.decode_latency_s
 
@@ -214,14 +218,14 @@ def test_given_plans_are_checked_and_kept() -> None:
 
 def test_bad_requests() -> None:
     with pytest.raises(UnknownNameError, match="unknown precision policy 'fp9'; nearest: fp8"):
-        compare("smollm2-135m", "groq-24", weights_format="fp9")
+        compare("smollm2-135m", "groq-24", policy="fp9")
     with pytest.raises(LpuError, match="context is 8193; smollm2-135m has 8192 positions"):
-        compare("smollm2-135m", "groq-24", context=8193)
+        compare("smollm2-135m", "groq-24", Request(context=8193))
 
 
 @pytest.mark.slow
 def test_a_trillion_parameters_and_64_sequences_stay_finite() -> None:
-    found = compare("kimi-k2", "lpx-rack", weights_format="int4", batch=64, context=16, top=3)
+    found = compare("kimi-k2", "lpx-rack", Request(batch=64, context=16), policy="int4", top=3)
     for row in found.rows:
         numbers = [value for value in vars(row).values() if isinstance(value, float)]
         assert all(math.isfinite(number) for number in numbers)

@@ -20,16 +20,19 @@ from models.zoo import model
 from sharding.cli.main import main as lpu
 from sharding.rank.compare import search_plans
 from sharding.rank.curve import Curve, curve, on_front
-from sharding.request import decode_request
+from sharding.request import Request, decode_request
+from sharding.scenario import Scenario
 
 CONTEXT = 512
+ALONE = Request(context=CONTEXT)
+DRAFTS = decode_request(context=CONTEXT, draft_tokens=3, acceptance=1.0)
 #: A tray of an LPX rack: few plans.
 TRAY = replace(system("lpx-rack"), name="lpx-16", n_chips=16)
 
 
 @cache
-def _curve(*systems: str | System, batches: tuple[int, ...] | None = (1, 4), **given: Any) -> Curve:
-    return curve("smollm2-135m", systems, context=CONTEXT, batches=batches, **given)
+def _curve(*systems: str | System, request: Request = ALONE) -> Curve:
+    return curve("smollm2-135m", systems, request, batches=(1, 4))
 
 
 @given(
@@ -50,8 +53,8 @@ def test_the_front_of_all_batches_is_found_by_brute_force() -> None:
     cfg, machine, policy = model("smollm2-135m"), system("groq-24"), POLICIES["fp16"]
     rates = []
     for batch in (1, 4):
-        request = decode_request(cfg, batch=batch, context=CONTEXT)
-        found, _ = search_plans(cfg, machine, policy, request)
+        request = decode_request(batch=batch, context=CONTEXT)
+        found, _ = search_plans(Scenario(cfg, machine, request, policy=policy))
         for i in np.flatnonzero(found.fits):
             total = float(found.tokens_per_s_total[i])
             rates.append(
@@ -80,18 +83,18 @@ def test_the_front_of_all_batches_is_found_by_brute_force() -> None:
 
 
 def test_batches_are_doubled_while_something_fits() -> None:
-    (batches,) = curve("smollm2-135m", "groq-8", context=4096).batches
+    (batches,) = curve("smollm2-135m", "groq-8", Request(context=4096)).batches
     assert len(batches) > 1
     assert list(batches) == [1 << i for i in range(len(batches))]
     cfg, policy = model("smollm2-135m"), POLICIES["fp16"]
     for batch, fits in ((batches[-1], True), (2 * batches[-1], False)):
-        request = decode_request(cfg, batch=batch, context=4096)
-        found, _ = search_plans(cfg, system("groq-8"), policy, request)
+        request = decode_request(batch=batch, context=4096)
+        found, _ = search_plans(Scenario(cfg, system("groq-8"), request, policy=policy))
         assert found.fits.any() == fits
 
 
 def test_drafts_move_every_rate() -> None:
-    plain, drafts = _curve("groq-24"), _curve("groq-24", draft_tokens=3, acceptance=1.0)
+    plain, drafts = _curve("groq-24"), _curve("groq-24", request=DRAFTS)
     best_plain = plain.points[0].tokens_per_s_per_user
     best_drafts = drafts.points[0].tokens_per_s_per_user
     # Four tokens for the time of a slightly longer step.
@@ -173,7 +176,9 @@ def test_an_unwritable_picture_leaves_nothing(tmp_path: Path) -> None:
         (["groq-24", "groq-24"], {}, LpuError, "each may be given once"),
         (["groq-24"], {"batches": []}, LpuError, "no batch size was given"),
         (["groq-24"], {"batches": [1, 0]}, LpuError, "batch is 0; it must be at least 1"),
-        (["groq-24"], {"acceptance": 0.5}, LpuError, "without draft tokens"),
+        (["groq-24"], {"request": Request(batch=2)}, LpuError, "takes batches= instead"),
+        (["groq-24"], {"request": 4096}, LpuError, "request is 4096; it must be a Request"),
+        (["groq-24"], {"policy": 8}, LpuError, "policy is of type int"),
         (["groq-mode"], {}, UnknownNameError, "nearest: groq-node"),
     ],
 )
@@ -181,7 +186,7 @@ def test_bad_input(
     systems: list[str], given: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        curve("smollm2-135m", systems, context=CONTEXT, **given)
+        curve("smollm2-135m", systems, **given)
 
 
 # --- the command --------------------------------------------------------------------------------

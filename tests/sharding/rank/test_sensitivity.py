@@ -28,6 +28,7 @@ from sharding.rank.comparison import Comparison
 from sharding.rank.correlation import chance_level, spearman
 from sharding.rank.sensitivity import sensitivity
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 SMALL: dict[str, Any] = {"batch": 2, "context": 4}
 TRANSIT, RESERVE = "chip.transit_cycles", "chip.reserved_fraction"
@@ -190,7 +191,7 @@ def test_the_cap_keeps_the_best_in_whatever_order_they_come(
     toy: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = list(reversed(toy.evaluation.plans))
-    turned = module.evaluate(plans, toy.model, toy.system, toy.policy, toy.request)
+    turned = module.evaluate(plans, Scenario(toy.model, toy.system, toy.request, policy=toy.policy))
     monkeypatch.setattr(module, "MOST_CONTENDERS", 2)
     found = sensitivity(dataclasses.replace(toy, evaluation=turned), 200, 0)
     assert set(found.wins) == {_name(toy, 0), _name(toy, 1)}
@@ -252,7 +253,10 @@ def test_winners_on_drawn_machines_counted_by_hand() -> None:
     times = []
     for _ in range(6):
         drawn = draw_system(tight.system, rng)
-        found = evaluate(tight.evaluation.plans, tight.model, drawn, tight.policy, Request(**SMALL))
+        found = evaluate(
+            tight.evaluation.plans,
+            Scenario(tight.model, drawn, Request(**SMALL), policy=tight.policy),
+        )
         usable = (1 - drawn.chip.reserved_fraction) * drawn.chip.sram_bytes
         order = sorted(
             (i for i in range(len(found.plans)) if found.used_bytes[i] <= usable),
@@ -365,9 +369,9 @@ def test_the_nominal_winner_is_among_the_plans_however_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MOST_CONTENDERS", 1)
-    found = compare("llama-2-70b", "groq-576", weights_format="int8", top=1)
+    found = compare("llama-2-70b", "groq-576", policy="int8", top=1)
     whole = found.evaluation
-    memory = found.system.chip.memory_bytes  # the smallest plausible reserve is none
+    memory = found.scenario.system.chip.memory_bytes  # the smallest plausible reserve is none
     faster = whole.tokens_per_s_per_user > found.rows[0].tokens_per_s_per_user
     assert np.any(faster & ~whole.fits & (whole.used_bytes <= memory))
     assert sensitivity(found, 1).nominal == found.rows[0].plan.name

@@ -22,6 +22,7 @@ from sharding.predict.evaluate import evaluate
 from sharding.rank.compare import compare
 from sharding.rank.comparison import Comparison
 from sharding.request import Request
+from sharding.scenario import Scenario
 from sharding.validate import anchors, published
 from sharding.validate.figures import Figure, figures_text, within
 from sharding.validate.published import Validation
@@ -177,7 +178,7 @@ def test_llama_per_layer_by_hand() -> None:
     assert best.published == serial.published == pytest.approx(41.67, rel=1e-3)
     assert serial.ours == pytest.approx(68.98e9 / 18.432e12 / 80 * 1e6, rel=1e-3)
     cfg, machine = model("llama-2-70b"), system("groq-576")
-    alone = evaluate([PLAN], cfg, machine, POLICIES["int8"], Request(context=2))
+    alone = evaluate([PLAN], Scenario(cfg, machine, Request(context=2), policy=POLICIES["int8"]))
     assert best.ours == pytest.approx(float(alone.latency_s[0]) * 1e6 / 80, rel=1e-12)
     assert best.assumed
 

@@ -16,6 +16,7 @@ from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, plan_from_dict
 from sharding.rank.choose import default_plans, promises_one_chip_bits, split_by
 from sharding.request import Request
+from sharding.scenario import Scenario
 from sharding.verify.chosen_layers import BlockCheck, CheckResult
 from sharding.verify.one_chip_bits import as_promised, check_dict, check_text
 
@@ -24,7 +25,7 @@ KIMI, LPX, INT4 = model("kimi-k2"), system("lpx-rack"), POLICIES["int4"]
 
 @pytest.fixture(scope="module")
 def plans() -> list:
-    return default_plans(KIMI, LPX, INT4)
+    return default_plans(KIMI, LPX, policy=INT4)
 
 
 def test_default_plans_are_two_by_columns_and_one_by_rows(plans: list) -> None:
@@ -35,12 +36,12 @@ def test_default_plans_are_two_by_columns_and_one_by_rows(plans: list) -> None:
     # the third differs from the first in nothing but the rounding points
     assert split_by(third, Split.COLUMN) == first
     for plan in plans:
-        check_plan(plan, KIMI, LPX, INT4, Request(context=4096))
+        check_plan(plan, Scenario(KIMI, LPX, Request(context=4096), policy=INT4))
 
 
 def test_a_machine_with_one_split_has_no_default_plans() -> None:
     with pytest.raises(PlanError, match="groq-1 has no plan that splits every block"):
-        default_plans(model("llama-3.1-8b"), system("groq-1"), POLICIES["fp16"])
+        default_plans(model("llama-3.1-8b"), system("groq-1"), policy=POLICIES["fp16"])
 
 
 def test_a_plan_alone_is_promised_not_certified(plans: list) -> None:
@@ -95,7 +96,7 @@ def _result(plan: object, bits: str) -> CheckResult:
 def test_default_plans_of_a_model_without_dense_layers() -> None:
     """Its plans have no dense block to split."""
     cfg = checkpoint("qwen3_moe").config
-    first, second, row = default_plans(cfg, system("groq-node"), POLICIES["fp16"])
+    first, second, row = default_plans(cfg, system("groq-node"), policy=POLICIES["fp16"])
     assert promises_one_chip_bits(first)
     assert promises_one_chip_bits(second)
     assert first.moe.expert != second.moe.expert

@@ -241,8 +241,8 @@ def asked(monkeypatch):
     """What `compare` is asked; it answers with the first plan it is given, which does not fit."""
     told = []
 
-    def compare(cfg, machine, plans, *, weights_format, context, **request):
-        told.append((plans, weights_format, context))
+    def compare(cfg, machine, request, *, policy, plans, top):
+        told.append((plans, policy, request.context))
         plan = ONE_CHIP if plans is None else plans[0]
         return SimpleNamespace(rows=(SimpleNamespace(plan=plan, fits=False, reason="is large"),))
 
@@ -253,7 +253,7 @@ def asked(monkeypatch):
 def test_the_default_plan_is_asked_of_compare(asked):
     """A policy that no chip runs takes as much room as fp16; the context holds every token."""
     for policy in (FLOAT32, POLICIES["int4"]):
-        plan, note = choose.fastest_plan(TINY_KIMI, NODE, policy)
+        plan, note = choose.fastest_plan(TINY_KIMI, NODE, policy=policy)
         assert plan == ONE_CHIP
         assert note == "No plan fits; the nearest is run: it is large."
     assert asked == [(None, FP16, 320), (None, POLICIES["int4"], 320)]
@@ -264,7 +264,7 @@ def test_a_released_policy_of_other_roles_is_asked_for_itself(asked):
     cfg = replace(TINY_KIMI, released_format="int4", released_roles=("expert", "shared"))
     policy = policy_named("released", cfg)
     assert policy.name not in POLICIES
-    choose.fastest_plan(cfg, NODE, policy)
+    choose.fastest_plan(cfg, NODE, policy=policy)
     assert asked == [(None, policy, 320)]
 
 
@@ -273,7 +273,7 @@ def test_a_model_too_small_for_the_machine_is_run_on_fewer_chips(asked):
     lpx = system("lpx-9")
     small = replace(TINY_KIMI.moe, n_experts=4, d_expert=8, n_groups=1, topk_groups=1)
     cfg = replace(TINY_KIMI, moe=small)
-    plan, note = choose.fastest_plan(cfg, lpx, FP16)
+    plan, note = choose.fastest_plan(cfg, lpx, policy=FP16)
     check_plans([plan], cfg, lpx, FP16)
     ((plans, _, _),) = asked
     assert {plan.group_chips for plan in plans} == {32}  # as many as experts have columns

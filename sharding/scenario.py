@@ -1,0 +1,99 @@
+"""What plans are judged on: a model, on a machine, asked for something, in given formats."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lpu_jax.errors import LpuError
+from lpu_jax.machine.catalogue import system as named_system
+from lpu_jax.machine.system import System
+from models.blocks import block_kinds
+from models.config import ModelConfig
+from models.params import block_params
+from models.policy import FP16, Policy, policy_named
+from models.zoo import model as named_model
+
+from .request import NEXT_TOKEN, Request, check_request
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A model on a machine with a request; plans are compared on equal scenarios."""
+
+    model: ModelConfig
+    system: System
+    request: Request
+    policy: Policy = field(default=FP16, kw_only=True)  #: formats of weights, rows, cache, wire
+
+
+def scenario(
+    model: str | Path | ModelConfig,
+    system: str | Path | System,
+    request: Request = NEXT_TOKEN,
+    *,
+    policy: str | Policy = "fp16",
+) -> Scenario:
+    """Find what is named and check that the request is possible: the door of every public function.
+
+    Args:
+        model: a zoo name, the path of a `config.json`, or a configuration.
+        system: a system's name, the path of a TOML file, or a system.
+        request: what the model is asked to do at once.
+        policy: name of a precision policy, or a policy.
+
+    Raises:
+        LpuError: an unknown name, an impossible number, or something that is none of the four: one
+            sentence.
+    """
+    cfg = model if isinstance(model, ModelConfig) else named_model(_name("model", model))
+    machine = system if isinstance(system, System) else named_system(_name("system", system))
+    if not isinstance(request, Request):
+        raise LpuError(
+            f"request is {request!r}; it must be a Request, such as Request(batch=1, context=4096)."
+        )
+    formats = policy if isinstance(policy, Policy) else policy_named(_name("policy", policy), cfg)
+    check_request(request, cfg)
+    return Scenario(cfg, machine, request, policy=formats)
+
+
+def _name(what: str, given: object) -> str:
+    """Return a name or a path as text.
+
+    Raises:
+        LpuError: it is neither.
+    """
+    if not isinstance(given, str | Path):
+        raise LpuError(
+            f"{what} is of type {type(given).__name__}; it must be a name, a path, or a {what}."
+        )
+    return str(given)
+
+
+def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
+    """Refuse a policy that the model's shapes or the chip cannot take.
+
+    Raises:
+        LpuError: heads are cut by groups that share a scale, the chip has no such operands, or the
+            policy stores nothing of this model otherwise than fp16 does.
+    """
+    if policy.base != "fp16":
+        raise LpuError(
+            f"policy {policy.name} is for checking only: no chip multiplies {policy.base}."
+        )
+    roles = {spec.role for kind in block_kinds(cfg) for spec in block_params(cfg, kind).values()}
+    if policy.roles and not roles & policy.roles:
+        raise LpuError(
+            f"policy {policy.name} is about {' and '.join(sorted(policy.roles))} weights, "
+            f"which {cfg.name} has none of; use another format, such as fp16."
+        )
+    if any(scheme.multiplies_bare for scheme in policy.weights.values()):
+        system.chip.check_operand("int8")
+    for spec in block_params(cfg, "attention").values():
+        scheme = policy.scheme(spec)
+        if scheme is None or spec.rows < 2:
+            continue
+        width = spec.shape[spec.batch + spec.rows - 1]
+        if width % scheme.row_granule:
+            raise LpuError(
+                f"policy {policy.name} shares a scale between {scheme.row_granule} rows, "
+                f"which does not divide the head width {width} of {cfg.name}."
+            )
