@@ -105,8 +105,10 @@ def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:
     Raises:
         PlanError: says which, and what is allowed.
     """
-    if isinstance(plans, Plan | str) or not plans:
-        raise PlanError(f"plans is {plans!r}; it must be a sequence of at least one Plan.")
+    if not isinstance(plans, Sequence) or not all(isinstance(plan, Plan) for plan in plans):
+        raise PlanError(f"plans is of type {type(plans).__name__}; it must be a list of Plan.")
+    if not plans:
+        raise PlanError("no plan was given; at least one is needed.")
     for plan in plans:
         check_plan(plan, scenario)
 

@@ -308,3 +308,12 @@ def test_a_search_that_finds_nothing_says_why(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(search, "groups", lambda: [(1, 67)])
     with pytest.raises(PlanError, match=r"lpx-9 has no legal plan for kimi-k2 .*more ways than"):
         list(search.plans())
+
+
+def test_no_searched_plan_has_more_chips_in_a_group_than_words() -> None:
+    tiny = replace(model("smollm2-135m"), vocab_size=3)
+    fp16, groq = POLICIES["fp16"], system("groq-8")
+    plans = list(Search(Scenario(tiny, groq, Request(), policy=fp16)).plans())
+    assert plans
+    for plan in plans:
+        check_plan(plan, Scenario(tiny, groq, Request(), policy=fp16))

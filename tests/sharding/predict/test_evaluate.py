@@ -363,3 +363,38 @@ def test_a_stage_holds_the_tables_of_all_kinds_of_blocks() -> None:
     assert sum(size > 0 for size in tables) > 1
     live = max(float(np.max(each.activations)) for each in held)
     assert found.activation_bytes[0] == live + sum(tables)
+
+
+# --- slots, and a single chip -------------------------------------------------------------------
+
+
+def _with_slots(slots: int | None) -> Plan:
+    return Plan(
+        stages=62,
+        group_chips=36,
+        attention=AttentionShard(tensor=36, split=Split.ROW),
+        mlp=MlpShard(tensor=36, split=Split.ROW),
+        moe=MoeShard(expert=36, split=Split.ROW, slots=slots),
+    )
+
+
+def test_slots_of_a_decode_step_do_not_bind_prefill() -> None:
+    request = Request(tokens=64, context=8192)
+    bound, free = evaluate(
+        [_with_slots(8), _with_slots(None)], Scenario(KIMI, LPX, request, policy=POLICIES["int4"])
+    ).latency_cycles
+    assert bound == free
+
+
+def test_more_slots_than_the_worst_case_take_longer() -> None:
+    worst, all_local = evaluate(
+        [_with_slots(8), _with_slots(11)], Scenario(KIMI, LPX, Request(), policy=POLICIES["int4"])
+    ).latency_cycles
+    assert all_local > worst
+
+
+def test_one_chip_sends_nothing() -> None:
+    small = model("smollm2-135m")
+    plan = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
+    found = evaluate([plan], Scenario(small, system("groq-8"), Request(), policy=POLICIES["fp16"]))
+    assert found.wire_bytes[0] == 0

@@ -23,12 +23,12 @@ from sharding.report import render
 from sharding.request import Request
 from sharding.scenario import Scenario
 
-SMALL: dict[str, Any] = {"batch": 4, "context": 512}
+SMALL = Request(batch=4, context=512)
 
 
 @cache
 def _small(objective: Objective = "latency", top: int = 10) -> Comparison:
-    return compare("smollm2-135m", "groq-24", objective=objective, top=top, **SMALL)
+    return compare("smollm2-135m", "groq-24", SMALL, objective=objective, top=top)
 
 
 @cache
@@ -45,7 +45,9 @@ def test_a_policy_is_as_good_as_its_name() -> None:
         compare(cfg, "groq-node", policy=held, plans=[plan]).rows[0] for held in (own, "fp16")
     )
     assert found == named
-    row = text_plan(cfg, system("groq-node"), plan, own, command="generate", context=8).rows[0]
+    row = text_plan(
+        cfg, system("groq-node"), plan, Request(context=8), policy=own, command="generate"
+    ).rows[0]
     assert row.plan == plan
 
 
@@ -134,7 +136,7 @@ def test_rows_are_ranked() -> None:
 
 def test_the_front_is_the_front() -> None:
     cfg, machine, policy = model("smollm2-135m"), system("groq-24"), POLICIES["fp16"]
-    request = Request(**SMALL)
+    request = SMALL
     found = evaluate(
         list(Search(Scenario(cfg, machine, request, policy=policy)).plans()),
         Scenario(cfg, machine, request, policy=policy),
@@ -175,9 +177,7 @@ def test_the_nearest_lacks_least() -> None:
 def test_no_searched_plan_has_stages_without_blocks() -> None:
     cfg, policy = model("smollm2-135m"), POLICIES["fp16"]
     for row in _small("throughput").rows:
-        alone = evaluate(
-            [row.plan], Scenario(cfg, system("groq-24"), Request(**SMALL), policy=policy)
-        )
+        alone = evaluate([row.plan], Scenario(cfg, system("groq-24"), SMALL, policy=policy))
         assert alone.cuts.busy_stages[0] == row.plan.stages
         assert alone.latency_s[0] == row.decode_latency_s
 
@@ -207,11 +207,11 @@ PLAN = Plan(
 
 def test_given_plans_are_checked_and_kept() -> None:
     with pytest.raises(PlanError, match="attention: tensor 3 x data 1 x replica 1 = 3 chips"):
-        compare("smollm2-135m", "groq-24", [PLAN], **SMALL)
+        compare("smollm2-135m", "groq-24", SMALL, plans=[PLAN])
     with pytest.raises(PlanError, match="no plan was given"):
-        compare("smollm2-135m", "groq-24", [], **SMALL)
+        compare("smollm2-135m", "groq-24", SMALL, plans=[])
     good = replace(PLAN, attention=AttentionShard(data=4, replica=2))
-    found = compare("smollm2-135m", "groq-24", [good, replace(good, stages=3)], **SMALL)
+    found = compare("smollm2-135m", "groq-24", SMALL, plans=[good, replace(good, stages=3)])
     assert {row.plan for row in found.rows} <= {good, replace(good, stages=3)}
     assert found.legal == 2
 
@@ -239,3 +239,20 @@ def test_the_memory_map_says_what_is_missing_or_left() -> None:
         text = render(memory_map(row))
         assert word in text
         assert other not in text
+
+
+def test_a_format_that_stores_nothing_of_a_model_is_refused() -> None:
+    with pytest.raises(LpuError, match=r"int4 is about expert weights, which llama-2-70b has none"):
+        compare("llama-2-70b", "groq-576", policy="int4")
+
+
+@pytest.mark.parametrize("top", [0, -3, True])
+def test_rows_are_a_whole_number(top: object) -> None:
+    with pytest.raises(LpuError, match="top is"):
+        compare("smollm2-135m", "groq-8", top=top)
+
+
+@pytest.mark.parametrize("batch", [1 << 30, True])
+def test_a_request_is_of_whole_numbers_in_range(batch: object) -> None:
+    with pytest.raises(LpuError, match="batch is"):
+        compare("smollm2-135m", "groq-8", Request(batch=batch, context=4096))

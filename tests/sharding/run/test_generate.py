@@ -21,11 +21,13 @@ from models.weights.gguf import load_gguf
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.rank.choose import text_plan
+from sharding.request import Request
 from sharding.run import generate as generating
 from sharding.run.decoding import Decoder, Prediction
 from sharding.run.generate import generate, generation_text
 from sharding.run.measures import sqnr_db
 
+SHORT = Request(context=9)
 ROOT = Path(__file__).parents[3]
 REAL = Path(os.environ.get("LPU_JAX_WEIGHTS", ROOT / "weights")) / GGUF_NAME
 NODE = system("groq-node")
@@ -143,7 +145,12 @@ def test_drawn_text_depends_on_seed_and_prompt_alone():
 def test_a_context_plan_says_what_one_chip_says():
     """All positions of short prompts lie on the first of three chips: the same bits."""
     (wide,) = text_plan(
-        TINY, NODE, BY_CONTEXT, POLICIES["fp16"], command="generate", batch=2, context=9
+        TINY,
+        NODE,
+        BY_CONTEXT,
+        Request(batch=2, context=9),
+        policy=POLICIES["fp16"],
+        command="generate",
     ).rows
     assert wide.fits
     assert wide.plan == BY_CONTEXT
@@ -164,12 +171,12 @@ def test_a_context_plan_continues_a_prompt_of_two_chips():
 def test_a_context_that_the_model_cannot_have_is_refused():
     small = replace(TINY, max_position=640)
     with pytest.raises(PlanError, match="context 3 is more ways than a context of 640 has runs"):
-        text_plan(small, NODE, BY_CONTEXT, POLICIES["fp16"], command="generate", context=9)
+        text_plan(small, NODE, BY_CONTEXT, SHORT, policy=POLICIES["fp16"], command="generate")
 
 
 def test_a_machine_without_values_is_refused_by_the_commands_name():
     with pytest.raises(LpuError, match=r"^generate: h100x8 is a GPU roofline"):
-        text_plan(TINY, system("h100x8"), None, POLICIES["fp16"], command="generate", context=9)
+        text_plan(TINY, system("h100x8"), None, SHORT, policy=POLICIES["fp16"], command="generate")
 
 
 @pytest.mark.slow
