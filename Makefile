@@ -22,8 +22,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The second comparison shows a model that does not fit: exit code 1 is its honest answer.
 demo: $(VENV)/.installed
-	$(DEMO) --weights-format int4 --top 10 --check 2
-	$(DEMO) --weights-format fp8 --top 3 || [ $$? -eq 1 ]
+	$(DEMO) --policy int4 --top 10 --check 2
+	$(DEMO) --policy fp8 --top 3 || [ $$? -eq 1 ]
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

@@ -20,11 +20,11 @@ CASES = (
 
 def main() -> None:
     rows = []
-    for model, system, weights_format, context in CASES:
+    for model, system, policy, context in CASES:
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            found = compare(model, system, Request(context=context), policy=weights_format)
+            found = compare(model, system, Request(context=context), policy=policy)
             times.append(time.perf_counter() - start)
         rows.append(
             {

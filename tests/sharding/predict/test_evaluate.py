@@ -60,7 +60,7 @@ def _searched(
     cfg, placed = model(model_name), system(machine)
     request = Request(batch=batch, context=context)
     named = POLICIES[policy]
-    search = _Some(cfg, placed, named, request)
+    search = _Some(Scenario(cfg, placed, request, policy=named))
     search.stages = stages
     return evaluate(list(search.plans()), Scenario(cfg, placed, request, policy=named))
 

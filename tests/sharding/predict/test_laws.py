@@ -43,7 +43,7 @@ class _Few(Search):
 @cache
 def plans_of(case: tuple[str, str, str]) -> list[Plan]:
     cfg, machine = model(case[0]), system(case[1])
-    search = _Few(cfg, machine, POLICIES[case[2]], REQUEST)
+    search = _Few(Scenario(cfg, machine, REQUEST, policy=POLICIES[case[2]]))
     found = list(search.plans())
     return found[:: max(1, len(found) // PLANS_PER_CASE)]
 

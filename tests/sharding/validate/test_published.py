@@ -188,13 +188,14 @@ def test_the_fewest_racks_are_found(needed: int, monkeypatch: pytest.MonkeyPatch
     """A model that fits from some number of racks on; two of too little memory are not tried."""
     tried = []
 
-    def evaluated(_: Any, machine: Any, *__: Any) -> Any:
+    def evaluated(scenario: Scenario) -> Any:
+        machine = scenario.system
         tried.append(machine.n_chips // 72)
         return SimpleNamespace(fits=np.array([False, machine.n_chips >= 72 * needed]))
 
     monkeypatch.setattr(anchors, "_evaluated", evaluated)
     cfg = model("llama-2-70b")
-    found = anchors.fewest_racks(cfg, POLICIES["int8"], Request(), most=9)
+    found = anchors.fewest_racks(cfg, Request(), policy="int8", most=9)
     # 69e9 weights of four bits are 34.5 GB, more than the 33.2 GB of two racks.
     assert found == max(needed, 3)
     assert min(tried, default=3) >= 3
