@@ -8,9 +8,10 @@ choice of algorithm fixes both. Not modelled: runs that begin in the middle of a
 if they began at its first chip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -115,7 +116,7 @@ def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
     Raises:
         CostError: the algorithm is `ring` and the run is longer than a node.
     """
-    _check_ring(axis, "c2c.all_reduce")
+    _check_order(axis, "c2c.all_reduce")
     return _bind(_all_reduce, "c2c.all_reduce", x, axis)
 
 
@@ -136,7 +137,7 @@ def reduce_scatter(x: Float[Array, "..."], axis: Axis, *, dim: int) -> Float[Arr
     Raises:
         CostError: the algorithm is `ring` and the run is longer than a node.
     """
-    _check_ring(axis, "c2c.reduce_scatter")
+    _check_order(axis, "c2c.reduce_scatter")
     return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=_negative(x, dim))
 
 
@@ -154,15 +155,15 @@ def send(x: Array, axis: Axis) -> Array:
     return out
 
 
-def _check_ring(axis: Axis, caller: str) -> None:
-    """Refuse a ring over chips that are not all linked; unknown sizes are checked when priced."""
-    if axis.algorithm != "ring" or not axis.tiers:
+def _check_order(axis: Axis, caller: str) -> None:
+    """Refuse an order of its own beyond a node; sizes yet unknown are checked when priced."""
+    if axis.algorithm not in OWN_ORDERS or not axis.tiers:
         return
     if isinstance(axis.size, int) and isinstance(axis.stride, int):
         most = max(1, axis.tiers[0] // axis.stride)
         if axis.size > most:
             raise CostError(
-                f"{caller}: algorithm 'ring' needs all chips of a run in one node of "
+                f"{caller}: algorithm {axis.algorithm!r} needs all chips of a run in one node of "
                 f"{axis.tiers[0]} chips, at most {most} of them {axis.stride} apart; the run has "
                 f"{axis.size}."
             )
@@ -232,6 +233,23 @@ def _ring_sum(parts: Array) -> Array:
     return _laid_out(_ring_sums(jnp.pad(parts, padding), -1), -1)[..., :length]
 
 
+@dataclass(frozen=True)
+class SumOrder:
+    """An order of summation among the chips of a node, as functions of what all chips hold.
+
+    `whole` sums `[n, ...]`; `shares` sums share i of a dimension for chip i, `[n, ..., c, ...]`.
+    """
+
+    whole: Callable[[Array], Array]
+    shares: Callable[[Array, int], Array]
+
+
+#: By algorithm: those that do not add chip by chip within each level, as all others do.
+OWN_ORDERS: Mapping[str, SumOrder] = MappingProxyType(
+    {"ring": SumOrder(whole=_ring_sum, shares=_ring_sums)}
+)
+
+
 def _own_share(shares: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
     """Take from the results of all chips `[n, ...]` those of this device: `[*stacked, ...]`."""
     shares = shares.reshape(-1, *stacked, *shares.shape[1:])
@@ -256,8 +274,8 @@ def _all_reduce_meaning(
     x: Array, *, names: Any, stacked: Any, tiers: Any, algorithm: str, **_: Any
 ) -> Array:
     parts = _parts(x, names, stacked)
-    if algorithm == "ring" and parts.shape[0] > 1:
-        return _ring_sum(parts)
+    if algorithm in OWN_ORDERS and parts.shape[0] > 1:
+        return OWN_ORDERS[algorithm].whole(parts)
     return _tiered_sum(parts, tiers)
 
 
@@ -280,8 +298,8 @@ def _reduce_scatter_meaning(
     **_: Any,
 ) -> Array:
     parts = _parts(x, names, stacked)
-    if algorithm == "ring" and size > 1:
-        return _own_share(_ring_sums(parts, dim), names, stacked)
+    if algorithm in OWN_ORDERS and size > 1:
+        return _own_share(OWN_ORDERS[algorithm].shares(parts, dim), names, stacked)
     total = _tiered_sum(parts, tiers)
     return _own_share(_cut(total, size, dim), names, stacked)
 

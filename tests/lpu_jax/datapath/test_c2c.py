@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lpu_jax.cost.collectives.links import ALGORITHMS
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
 from lpu_jax.datapath import c2c, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.errors import CostError, MeshError
