@@ -199,7 +199,7 @@ def _collective(
     whole = operation.operands[0].bind(symbols).size_bytes
     if kind == "all_gather":
         whole = whole * n_chips
-    share = 1.0 if kind == "send" else (n_chips - 1) / n_chips
+    share = (n_chips - 1) / n_chips
     times = 2.0 if kind == "all_reduce" else 1.0
     return several, whole * several, whole * several * share * times
 
