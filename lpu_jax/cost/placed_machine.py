@@ -14,8 +14,9 @@ from jaxtyping import Int
 from ..datapath.work import Length, Quantity
 from ..errors import CostError
 from ..machine.chip import ChipSpec
+from ..machine.spans import Span, stack_spans
 from ..machine.system import System
-from ..machine.topology import Span, stack_spans
+from ..machine.topology import Topology
 from .collectives.algorithms.table import ALGORITHMS, AUTO, EVERYWHERE
 from .collectives.closed_form.setting import Setting, setting
 from .collectives.closed_form.steps import Schedule
@@ -53,7 +54,18 @@ class PlacedMachine:
     @property
     def chip(self) -> ChipSpec:
         """The chip that runs the program."""
-        return self.system.chip
+        return self._lpus[0]
+
+    @property
+    def topology(self) -> Topology:
+        """Its links."""
+        return self._lpus[1]
+
+    @property
+    def _lpus(self) -> tuple[ChipSpec, Topology]:
+        found = self.system.lpus
+        assert found is not None  # `timing.placed` sees GPUs as another machine
+        return found
 
     def collective_cycles(
         self,
@@ -168,7 +180,7 @@ class PlacedMachine:
             for x in (run.n, run.nodes, run.racks)
         )
         return (
-            f"{kind}: algorithm {algorithm!r} needs {needs(self.system.topology)}; a run of {n} "
+            f"{kind}: algorithm {algorithm!r} needs {needs(self.topology)}; a run of {n} "
             f"chips lies over {nodes} node(s) of {racks} rack(s). {EVERYWHERE.name!r} exists for "
             "every run, and 'auto' takes the fastest."
         )
@@ -182,7 +194,7 @@ class PlacedMachine:
                     f"a collective over an axis of {int(n.min())} chips, each {int(gap.min())} "
                     "from the next: both must be at least 1."
                 )
-            topology, clock = self.system.topology, self.chip.clock_hz
+            topology, clock = self.topology, self.chip.clock_hz
             self._settings[key] = setting(topology, clock, self._span(n, gap), gap)
         return self._settings[key]
 
@@ -203,7 +215,7 @@ class PlacedMachine:
         if key not in self._spans:
             placed = self.groups[group]
             block = min(n_chips * stride, placed.chips)
-            whole = self.system.topology.span(placed.bases, block, placed.chips)
+            whole = self.topology.span(placed.bases, block, placed.chips)
             self._spans[key] = replace(whole, n_chips=n_chips)
         return self._spans[key]
 

@@ -1,6 +1,6 @@
 """What a collective costs: named algorithms as steps over links, in closed form for many plans.
 
-Every collective runs over runs of chips (`topology.Span` says what a run touches), all runs of a
+Every collective runs over runs of chips (`spans.Span` says what a run touches), all runs of a
 group at once. A step moves shares of a vector over links that exist, each step after the one
 before; `link_schedule` lists the same steps link by link, and tests hold this module against it.
 Which algorithms there are, and which steps they take, is said in `algorithms`.
@@ -16,7 +16,8 @@ from jaxtyping import Int
 
 from ...errors import unknown
 from ...machine.ports import Numbers
-from ...machine.topology import Span, Topology
+from ...machine.spans import Span
+from ...machine.topology import Topology
 from .algorithms.algorithm import Algorithm
 from .algorithms.table import ALGORITHMS, EVERYWHERE
 from .closed_form.hierarchy import far_steps

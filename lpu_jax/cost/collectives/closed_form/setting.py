@@ -6,7 +6,8 @@ import numpy as np
 
 from ....errors import CostError
 from ....machine.ports import Numbers
-from ....machine.topology import Span, Topology
+from ....machine.spans import Span
+from ....machine.topology import Topology
 from .runs import Run, run_of
 from .steps import Rates, link_rates
 

@@ -16,8 +16,8 @@ from lpu_jax.cost.placed_machine import Groups, PlacedMachine
 from lpu_jax.errors import CostError, UnknownNameError
 from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1
+from lpu_jax.machine.spans import stack_spans
 from lpu_jax.machine.system import System
-from lpu_jax.machine.topology import stack_spans
 from lpu_jax.provenance import constants_of
 
 CLOCK_HZ = 1e9
