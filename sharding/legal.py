@@ -196,7 +196,7 @@ class Search:
                 (stages, chips)
                 for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
             }
-            if self.scenario.system.has_memory_to_spare:  # fewer chips may be faster
+            if self.scenario.system.chip.has_memory_to_spare:  # fewer chips may be faster
                 found |= {(stages, 1 << power) for power in range(most.bit_length())}
         return sorted((stages, chips) for stages, chips in found if chips >= 1)
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lpu_jax.cost.collectives.links import ALGORITHMS
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
 from lpu_jax.errors import PlanError, unknown
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split

@@ -14,13 +14,13 @@ from jaxtyping import Int
 from ..datapath.work import Length, Quantity
 from ..errors import CostError
 from ..machine.chip import ChipSpec
+from ..machine.spans import Span, stack_spans
 from ..machine.system import System
-from ..machine.topology import Span, stack_spans
+from ..machine.topology import Topology
+from .collectives.algorithms.table import ALGORITHMS, AUTO, EVERYWHERE
+from .collectives.closed_form.setting import Setting, setting
 from .collectives.closed_form.steps import Schedule
-from .collectives.links import ALGORITHMS, KINDS_OF, Setting, legal_in, schedule_in, setting
-
-#: What `auto` chooses from: all that add in the same order. A ring is never faster than `direct`.
-AUTO = tuple(name for name in ALGORITHMS if name != "ring")
+from .collectives.links import legal_in, schedule_in
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,18 @@ class PlacedMachine:
     @property
     def chip(self) -> ChipSpec:
         """The chip that runs the program."""
-        return self.system.chip
+        return self._lpus[0]
+
+    @property
+    def topology(self) -> Topology:
+        """Its links."""
+        return self._lpus[1]
+
+    @property
+    def _lpus(self) -> tuple[ChipSpec, Topology]:
+        found = self.system.lpus
+        assert found is not None  # `timing.placed` sees GPUs as another machine
+        return found
 
     def collective_cycles(
         self,
@@ -91,8 +102,8 @@ class PlacedMachine:
         """Find the schedule that `collective_cycles` prices, for a single plan.
 
         Args:
-            kind: one of `links.KINDS`.
-            algorithm: one of `links.ALGORITHMS`, or `auto`.
+            kind: one of `kinds.PRICED_KINDS`.
+            algorithm: one of `algorithms.table.ALGORITHMS`, or `auto`.
             n_chips: chips of the run.
             stride: chips from one to the next.
             payload_bytes: as for `Schedule.cycles`.
@@ -148,44 +159,30 @@ class PlacedMachine:
             CostError: a named algorithm is not legal for every plan.
         """
         where = self._setting(n_chips, stride)
-        named = algorithm != "auto" and kind in KINDS_OF.get(algorithm, (kind,))
-        if named:
+        if algorithm != "auto" and _exists_for(algorithm, kind):
             legal = legal_in(where, kind, algorithm)
             if not np.all(legal):
                 raise CostError(self._why_not(where, kind, algorithm, legal))
-        for name in (algorithm,) if named else self._candidates(kind):
+            yield schedule_in(where, kind, algorithm)
+            return
+        for name in AUTO:
             legal = legal_in(where, kind, name)
-            # Inside one node flat3 is `direct`.
-            if np.any(legal & where.run.many) if name == "flat3" and not named else np.any(legal):
+            if np.any(legal & ALGORITHMS[name].differs(where)):
                 yield schedule_in(where, kind, name)
-
-    def _candidates(self, kind: str) -> Iterable[str]:
-        # Where every chip has links of its own, hier5 is hier4.
-        skipped = "hier5" if self.system.topology.node_ports.pairs_equals else ""
-        return (name for name in AUTO if kind in KINDS_OF[name] and name != skipped)
 
     def _why_not(self, where: Setting, kind: str, algorithm: str, legal: Any) -> str:
         """Say why an algorithm does not exist over the links of a run, and what does."""
-        topology, run = self.system.topology, where.run
-        size, n_links = topology.node_chips, topology.node_ports.n_links
+        run, needs = where.run, ALGORITHMS[algorithm].needs
+        assert needs is not None  # it exists for every run
         index = int(np.argmin(np.atleast_1d(legal)))
         n, nodes, racks = (
             int(np.broadcast_to(x, np.shape(legal)).reshape(-1)[index])
             for x in (run.n, run.nodes, run.racks)
         )
-        if algorithm in ("one_shot", "direct", "ring"):
-            needs = f"all chips of a run in one node of {size} chips"
-        elif algorithm == "hier5" or topology.node_ports.pairs_equals:
-            needs = f"runs that fill several nodes of {size} chips in one rack"
-        else:
-            needs = (
-                f"a link from each of a node's {size} chips to every other node "
-                f"(there are {n_links})"
-            )
         return (
-            f"{kind}: algorithm {algorithm!r} needs {needs}; a run of {n} chips lies over {nodes} "
-            f"node(s) of {racks} rack(s). 'flat3' exists for every run, and 'auto' takes the "
-            "fastest."
+            f"{kind}: algorithm {algorithm!r} needs {needs(self.topology)}; a run of {n} "
+            f"chips lies over {nodes} node(s) of {racks} rack(s). {EVERYWHERE.name!r} exists for "
+            "every run, and 'auto' takes the fastest."
         )
 
     def _setting(self, n_chips: Length, stride: Length) -> Setting:
@@ -197,7 +194,7 @@ class PlacedMachine:
                     f"a collective over an axis of {int(n.min())} chips, each {int(gap.min())} "
                     "from the next: both must be at least 1."
                 )
-            topology, clock = self.system.topology, self.chip.clock_hz
+            topology, clock = self.topology, self.chip.clock_hz
             self._settings[key] = setting(topology, clock, self._span(n, gap), gap)
         return self._settings[key]
 
@@ -218,9 +215,14 @@ class PlacedMachine:
         if key not in self._spans:
             placed = self.groups[group]
             block = min(n_chips * stride, placed.chips)
-            whole = self.system.topology.span(placed.bases, block, placed.chips)
+            whole = self.topology.span(placed.bases, block, placed.chips)
             self._spans[key] = replace(whole, n_chips=n_chips)
         return self._spans[key]
+
+
+def _exists_for(algorithm: str, kind: str) -> bool:
+    """Whether an algorithm is one for a kind; one that nobody knows is refused where it is used."""
+    return algorithm not in ALGORITHMS or kind in ALGORITHMS[algorithm].kinds
 
 
 def one_group(system: System, n_chips: int) -> PlacedMachine:

@@ -18,8 +18,8 @@ from jaxtyping import Int
 
 from ..datapath.work import Length, Quantity, Unit, Work, choose, largest
 from ..errors import CostError
-from ..machine.gpu import GpuSpec
-from ..machine.gpu_systems import GpuSystem
+from ..machine.gpu import GpuSpec, NvlinkDomain
+from ..machine.system import System
 from ..provenance import Constant, constants_of
 from .kernels import Kernel, kernels
 from .placed_machine import Groups
@@ -39,7 +39,7 @@ class GpuMachine:
     Where groups lie makes no difference behind one switch.
     """
 
-    system: GpuSystem
+    system: System
     groups: tuple[Groups, ...]
     #: which of `groups` each plan uses; None for a single plan
     group_of_plan: Int[np.ndarray, " plans"] | None = None
@@ -47,7 +47,7 @@ class GpuMachine:
     @property
     def chip(self) -> GpuSpec:
         """The GPU that runs the program."""
-        return self.system.chip
+        return _gpus(self.system)[0]
 
 
 def roofline(
@@ -96,7 +96,7 @@ def roofline(
     )
 
 
-def transfer_ns(system: GpuSystem, payload_bytes: float | int) -> float:
+def transfer_ns(system: System, payload_bytes: float | int) -> float:
     """Time in which every GPU of a group sends a payload to its counterpart in another group."""
     stated = _rates(system, "stated")
     return stated.latency + payload_bytes * stated.per_link_byte
@@ -199,7 +199,7 @@ def _collective(
     whole = operation.operands[0].bind(symbols).size_bytes
     if kind == "all_gather":
         whole = whole * n_chips
-    share = 1.0 if kind == "send" else (n_chips - 1) / n_chips
+    share = (n_chips - 1) / n_chips
     times = 2.0 if kind == "all_reduce" else 1.0
     return several, whole * several, whole * several * share * times
 
@@ -219,8 +219,13 @@ class _Rates:
     overlapped: bool  #: memory, arithmetic and links of one kernel
 
 
-def _rates(system: GpuSystem, end: End) -> _Rates:
-    gpu, links = system.chip, system.topology
+def _gpus(system: System) -> tuple[GpuSpec, NvlinkDomain]:
+    assert system.gpus is not None  # `timing.placed` sees LPUs as another machine
+    return system.gpus
+
+
+def _rates(system: System, end: End) -> _Rates:
+    gpu, links = _gpus(system)
     constants = {c.name: c for c in (*constants_of(gpu), *constants_of(links))}
 
     def value(name: str, high_is_best: bool = True) -> float:

@@ -45,7 +45,7 @@ def constants_read(
     """
     chip = _ObservedChip(**vars(machine.chip))
     observed = replace(machine, system=replace(machine.system, chip=chip))
-    of_chip, of_links = constants_of(machine.chip), constants_of(machine.system.topology)
+    of_chip, of_links = constants_of(machine.chip), constants_of(machine.topology)
     found: list[tuple[Constant, ...]] = []
     for operation in program.operations:
         notes: set[str] = vars(chip)["_read"]

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..datapath.work import Length
-from ..machine.gpu_systems import GpuSystem
 from ..machine.system import System
 from ..provenance import Constant
 from . import roofline, sources
@@ -36,7 +35,7 @@ def placed(
         groups: where the groups of plans lie.
         group_of_plan: which of them each plan uses; None for a single plan.
     """
-    if isinstance(system, GpuSystem):
+    if system.gpus is not None:
         return GpuMachine(system=system, groups=groups, group_of_plan=group_of_plan)
     return PlacedMachine(system=system, groups=groups, group_of_plan=group_of_plan)
 
@@ -79,8 +78,8 @@ def hand_over_cycles(
         bases: first chip of each group, in the order of the data.
         payload_bytes: the vector, which every chip of the sending group holds.
     """
-    if isinstance(system, GpuSystem):
+    if system.lpus is None:
         return np.full(len(bases) - 1, roofline.transfer_ns(system, payload_bytes))
-    clock_hz = float(system.chip.clock_hz)
-    steps = hand_overs(system.topology, clock_hz, group_chips, bases).cycles(payload_bytes)
+    chip, topology = system.lpus
+    steps = hand_overs(topology, float(chip.clock_hz), group_chips, bases).cycles(payload_bytes)
     return np.asarray(steps, np.float64)

@@ -2,15 +2,16 @@
 
 What it computes: values cross chips in the type of the operand (the wire format); sums are made in
 fp32 in ascending chip order, inside each node first where the run of chips is longer than a node,
-and rounded to the wire format per level. The algorithm `ring` has an order of its own. What it
+and rounded to the wire format per level. A few algorithms have orders of their own. What it
 costs: the link schedule of the algorithm over the run of chips (`lpu_jax.cost.collectives`); one
 choice of algorithm fixes both. Not modelled: runs that begin in the middle of a node are summed as
 if they began at its first chip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -31,8 +32,8 @@ class Axis:
 
     The names are mesh axes, outermost first; their product is the run. `tiers` are the chips of a
     node, of a rack, and so on: they fix the order of summation. `algorithm` fixes the link
-    schedule; `auto` takes the fastest legal one of those that sum in that order. `ring` sums in
-    another (`all_reduce`).
+    schedule; `auto` takes the fastest legal one of those that sum in that order. `OWN_ORDERS` has
+    the others.
     """
 
     names: tuple[str, ...]
@@ -107,15 +108,13 @@ def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
 
     Fidelity:
         Order-dependent, the order is fixed: fp32 additions by ascending chip number within each
-        level, rounded to the operand's type after each level; every algorithm but `ring` gives
-        these bits. `ring`: the last dimension is cut into one share per chip; share i starts at
-        chip i + 1, travels round to chip i, and each chip on the way adds its own in fp32 and
-        rounds to the operand's type. One chip returns its operand.
+        level, rounded to the operand's type after each level; every algorithm but those of
+        `OWN_ORDERS` gives these bits. One chip returns its operand.
 
     Raises:
-        CostError: the algorithm is `ring` and the run is longer than a node.
+        CostError: the algorithm has an order of its own and the run is longer than a node.
     """
-    _check_ring(axis, "c2c.all_reduce")
+    _check_order(axis, "c2c.all_reduce")
     return _bind(_all_reduce, "c2c.all_reduce", x, axis)
 
 
@@ -130,13 +129,13 @@ def all_gather(x: Array, axis: Axis, *, dim: int, keep: Any = None) -> Array:
 def reduce_scatter(x: Float[Array, "..."], axis: Axis, *, dim: int) -> Float[Array, "..."]:
     """Add partial sums as `all_reduce` does and leave each chip its share along `dim` (negative).
 
-    Fidelity: order-dependent, the order is fixed, as for `all_reduce`; with `ring` the shares are
-    those along `dim`.
+    Fidelity: order-dependent, the order is fixed, as for `all_reduce`; a `ring` sums the
+    shares along `dim`.
 
     Raises:
-        CostError: the algorithm is `ring` and the run is longer than a node.
+        CostError: the algorithm has an order of its own and the run is longer than a node.
     """
-    _check_ring(axis, "c2c.reduce_scatter")
+    _check_order(axis, "c2c.reduce_scatter")
     return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=_negative(x, dim))
 
 
@@ -148,21 +147,15 @@ def all_to_all(x: Array, axis: Axis, *, dim: int) -> Array:
     return _bind(_all_to_all, "c2c.all_to_all", x, axis, dim=_negative(x, dim))
 
 
-def send(x: Array, axis: Axis) -> Array:
-    """Send what each chip holds, in its wire format, to a chip of the same run. Fidelity: exact."""
-    out: Array = _send(x, size=axis.size, stride=axis.stride, algorithm=axis.algorithm)
-    return out
-
-
-def _check_ring(axis: Axis, caller: str) -> None:
-    """Refuse a ring over chips that are not all linked; unknown sizes are checked when priced."""
-    if axis.algorithm != "ring" or not axis.tiers:
+def _check_order(axis: Axis, caller: str) -> None:
+    """Refuse an order of its own beyond a node; sizes yet unknown are checked when priced."""
+    if axis.algorithm not in OWN_ORDERS or not axis.tiers:
         return
     if isinstance(axis.size, int) and isinstance(axis.stride, int):
         most = max(1, axis.tiers[0] // axis.stride)
         if axis.size > most:
             raise CostError(
-                f"{caller}: algorithm 'ring' needs all chips of a run in one node of "
+                f"{caller}: algorithm {axis.algorithm!r} needs all chips of a run in one node of "
                 f"{axis.tiers[0]} chips, at most {most} of them {axis.stride} apart; the run has "
                 f"{axis.size}."
             )
@@ -224,12 +217,33 @@ def _ring_sums(parts: Array, dim: int) -> Array:
 
 
 def _ring_sum(parts: Array) -> Array:
-    """Sum as a ring does, in shares of the last dimension; the last shares may be shorter."""
+    """Sum as a ring does: the last dimension is cut into one share per chip.
+
+    Share i starts at chip i + 1 and travels round to chip i; each chip on the way adds its own in
+    fp32 and rounds to the operand's type. The last shares may be shorter.
+    """
     if parts.ndim == 1:
         return _ring_sum(parts[:, None])[0]
     length = parts.shape[-1]
     padding = [(0, 0)] * (parts.ndim - 1) + [(0, -length % parts.shape[0])]
     return _laid_out(_ring_sums(jnp.pad(parts, padding), -1), -1)[..., :length]
+
+
+@dataclass(frozen=True)
+class SumOrder:
+    """An order of summation among the chips of a node, as functions of what all chips hold.
+
+    `whole` sums `[n, ...]`; `shares` sums share i of a dimension for chip i, `[n, ..., c, ...]`.
+    """
+
+    whole: Callable[[Array], Array]
+    shares: Callable[[Array, int], Array]
+
+
+#: By algorithm: those that do not add chip by chip within each level, as all others do.
+OWN_ORDERS: Mapping[str, SumOrder] = MappingProxyType(
+    {"ring": SumOrder(whole=_ring_sum, shares=_ring_sums)}
+)
 
 
 def _own_share(shares: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
@@ -256,8 +270,8 @@ def _all_reduce_meaning(
     x: Array, *, names: Any, stacked: Any, tiers: Any, algorithm: str, **_: Any
 ) -> Array:
     parts = _parts(x, names, stacked)
-    if algorithm == "ring" and parts.shape[0] > 1:
-        return _ring_sum(parts)
+    if algorithm in OWN_ORDERS and parts.shape[0] > 1:
+        return OWN_ORDERS[algorithm].whole(parts)
     return _tiered_sum(parts, tiers)
 
 
@@ -280,8 +294,8 @@ def _reduce_scatter_meaning(
     **_: Any,
 ) -> Array:
     parts = _parts(x, names, stacked)
-    if algorithm == "ring" and size > 1:
-        return _own_share(_ring_sums(parts, dim), names, stacked)
+    if algorithm in OWN_ORDERS and size > 1:
+        return _own_share(OWN_ORDERS[algorithm].shares(parts, dim), names, stacked)
     total = _tiered_sum(parts, tiers)
     return _own_share(_cut(total, size, dim), names, stacked)
 
@@ -389,25 +403,3 @@ _reduce_scatter = _collective(
     "reduce_scatter", _reduce_scatter_shape, _reduce_scatter_meaning, replicated=False
 )
 _all_to_all = _collective("all_to_all", _all_to_all_shape, _all_to_all_meaning, replicated=False)
-
-
-def _send_cost(machine: Machine, request: Request) -> Work:
-    (x,), params = request.operands, request.params
-    first, last = machine.collective_cycles(
-        "send", params["algorithm"], params["size"], params["stride"], x.size_bytes
-    )
-    return Work(
-        unit=Unit.C2C,
-        busy_cycles=last - first,
-        latency_cycles=first,
-        limits={"link rate": last - first},
-        moved_bytes=x.size_bytes,
-    )
-
-
-_send = primitive(
-    "c2c_send",
-    abstract=lambda x, **_: jax.ShapeDtypeStruct(x.shape, x.dtype),
-    meaning=lambda x, **_: x,
-    cost=_send_cost,
-)

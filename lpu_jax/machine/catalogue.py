@@ -1,16 +1,17 @@
 """Machines by name, or from a TOML file: LPUs and GPUs alike."""
 
 import functools
-import re
 from pathlib import Path
 
 from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, vary
-from .built_topologies import GroqTopology, LpxTopology
-from .chip import GROQ3_LPU, GROQCHIP1, ChipSpec
-from .system import System
+from . import gpu_systems, lpu_systems
+from .gpu import Accelerator
+from .system import Fabric, System
 from .system_file import read_machine
-from .topology import Topology
+
+#: Every series of systems, LPUs first.
+SERIES = (*lpu_systems.SERIES, *gpu_systems.SERIES)
 
 
 def system(name_or_path: str | Path) -> System:
@@ -18,8 +19,8 @@ def system(name_or_path: str | Path) -> System:
 
     Args:
         name_or_path: `"groq-node"`, `"groq-rack"`, `"groq-N"` with N chips, `"lpx-tray"`,
-            `"lpx-rack"`, `"lpx-N"` with N racks, GPUs (`"h100x8"`, `"gb200-nvl72"`, `"vr-nvl72"`),
-            or a path that ends in `.toml`.
+            `"lpx-rack"`, `"lpx-N"` with N racks, GPUs (`"h100x8"`, `"gb200-nvl72"`, `"vr-nvl72"`,
+            or N of them: `"h100xN"`, `"gb200xN"`, `"vrxN"`), or a path that ends in `.toml`.
 
     Returns:
         The system.
@@ -32,63 +33,32 @@ def system(name_or_path: str | Path) -> System:
         >>> system("lpx-9").n_chips
         2304
     """
-    from . import gpu_systems  # its systems are Systems
-
     text = str(name_or_path)
     if text.endswith(".toml"):
         return _read(Path(text))
-    named = _named()
-    if text in named:
-        return named[text]
-    if (gpus := gpu_systems.gpu_system(text)) is not None:
-        return gpus
-    match = re.fullmatch(r"(groq|lpx)-([1-9][0-9]{0,8})", text)
-    if match is None:
-        raise unknown("system", text, [*named, "groq-N", "lpx-N", *gpu_systems.NAMES])
-    family, number = match[1], int(match[2])
-    try:
-        if family == "groq":
-            return _build(text, GROQCHIP1, GroqTopology(n_chips=number))
-        return _build(text, GROQ3_LPU, LpxTopology(n_chips=number * _LPX_RACK_CHIPS))
-    except PlanError as error:
-        raise UnknownNameError(f"unknown system {text!r}: {error}") from None
-
-
-def named_systems() -> tuple[System, ...]:
-    """List the named systems.
-
-    Returns:
-        One system per name of the listing. `groq-N` (N chips) and `lpx-N` (N racks) exist for
-        other N too.
-    """
-    return tuple(_named().values())
+    for series in SERIES:
+        try:
+            links = series.links(text)
+        except PlanError as error:
+            raise UnknownNameError(f"unknown system {text!r}: {error}") from None
+        if links is not None:
+            return _build(text, series.chip, links)
+    names = [name for series in SERIES for name in series.named]
+    raise unknown("system", text, [*names, *(series.numbered for series in SERIES)])
 
 
 @functools.cache
-def _named() -> dict[str, System]:
-    """The systems of the listing; `groq-N` and `lpx-N` exist for every N in range."""
-    rack: GroqTopology = vary(
-        GroqTopology(n_chips=_GROQ_RACK_CHIPS),
-        Constant(
-            name="spare_nodes",
-            value=1,
-            unit="1",
-            status="published",
-            source="GRB: 8+1 nodes, 64 of 72 chips active",
-        ),
+def named_systems() -> tuple[System, ...]:
+    """List the named systems, LPUs first.
+
+    Returns:
+        One system per name of the listing; others exist as well (`Series.numbered`).
+    """
+    return tuple(
+        _build(name, series.chip, links)
+        for series in SERIES
+        for name, links in series.named.items()
     )
-    found = {
-        "groq-node": _build("groq-node", GROQCHIP1, GroqTopology(n_chips=_GROQ_NODE_CHIPS)),
-        "groq-rack": _build("groq-rack", GROQCHIP1, rack),
-    }
-    for n_chips in (264, 576, 10_440):
-        name = f"groq-{n_chips}"
-        found[name] = _build(name, GROQCHIP1, GroqTopology(n_chips=n_chips))
-    lpx = {"lpx-tray": _LPX_TRAY_CHIPS, "lpx-rack": _LPX_RACK_CHIPS}
-    lpx |= {f"lpx-{racks}": racks * _LPX_RACK_CHIPS for racks in (2, 4, 9)}
-    for name, n_chips in lpx.items():
-        found[name] = _build(name, GROQ3_LPU, LpxTopology(n_chips=n_chips))
-    return found
 
 
 def _read(path: Path) -> System:
@@ -113,18 +83,5 @@ def _read(path: Path) -> System:
     return changed
 
 
-def _build(name: str, spec: ChipSpec, topology: Topology) -> System:
-    return System(name=name, chip=spec, topology=topology, n_chips=topology.n_chips)
-
-
-_GROQ_NODE_CHIPS = 8
-
-
-# GroqRack product: 8 of its 9 nodes compute, one is spare.
-_GROQ_RACK_CHIPS = 64
-
-
-_LPX_TRAY_CHIPS = 16
-
-
-_LPX_RACK_CHIPS = 256
+def _build(name: str, chip: Accelerator, topology: Fabric) -> System:
+    return System(name=name, chip=chip, topology=topology, n_chips=topology.n_chips)

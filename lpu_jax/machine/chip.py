@@ -154,6 +154,13 @@ class ChipSpec:
     # What plans ask of any chip (`gpu.Accelerator`).
 
     memory_name: ClassVar[str] = "SRAM"
+    #: Whether transfers are scheduled link by link; where not, they only have a price.
+    has_link_schedules: ClassVar[bool] = True
+    #: Whether a plan of fewer chips than there are can be the faster one: memory is no reason to
+    #: take them all.
+    has_memory_to_spare: ClassVar[bool] = False
+    #: What its numbers are, where they are no schedule of an LPU.
+    note: ClassVar[str] = ""
 
     @property
     def memory_bytes(self) -> int:
@@ -323,22 +330,3 @@ GROQ3_LPU = vary(
     name="groq3-lpu",
     title="NVIDIA Groq 3 LPU (LP30)",
 )
-
-_CHIPS = {chip.name: chip for chip in (GROQCHIP1, GROQ3_LPU)}
-
-
-def chip(name: str) -> ChipSpec:
-    """Look up a named chip.
-
-    Args:
-        name: `"groqchip1"` or `"groq3-lpu"`.
-
-    Returns:
-        Its specification.
-
-    Raises:
-        UnknownNameError: if there is no such chip.
-    """
-    if name not in _CHIPS:
-        raise unknown("chip", name, _CHIPS)
-    return _CHIPS[name]

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..provenance import Constant
 from ..quantities import format_bytes, format_quantity
-from .levels import table
+from .chip import ChipSpec
+from .levels import Level, levels_of, table
 from .system import System
+from .topology import Topology
 from .uncertainty import uncertain
 
 
@@ -22,14 +24,16 @@ def describe(system: System) -> dict[str, Any]:
         Name, chip, counts, memory, lanes, the levels of its links (none for GPUs), and every
         constant with its source.
     """
-    topology = system.topology
     links: dict[str, Any] = {}
-    if system.has_link_schedules:
+    levels: tuple[Level, ...] = ()
+    if system.lpus is not None:
+        chip, topology = system.lpus
+        levels = levels_of(topology)
         links = {
             "installed_chips": topology.installed_chips,
             "spare_chips": topology.spare_nodes * topology.node_chips,
             "lanes_per_chip": topology.lanes_per_chip,
-            "lanes_of_chip": system.chip.c2c_lanes,
+            "lanes_of_chip": chip.c2c_lanes,
         }
     return {
         "name": system.name,
@@ -37,9 +41,9 @@ def describe(system: System) -> dict[str, Any]:
         "chips": system.n_chips,
         "sram_bytes": system.memory_bytes,
         "memory": system.chip.memory_name,
-        "topology": topology.family,
+        "topology": system.topology.family,
         **links,
-        "levels": [level.as_dict() for level in topology.levels],
+        "levels": [level.as_dict() for level in levels],
         "note": system.note,
         "constants": [constant.as_dict() for constant in system.constants()],
     }
@@ -54,19 +58,18 @@ def describe_text(system: System) -> str:
     Returns:
         A line on the chips, the table of levels, and what sources leave open.
     """
-    topology = system.topology
     lines = [
         f"{system.name}: {system.n_chips} x {system.chip.title}, "
         f"{format_bytes(system.memory_bytes)} {system.chip.memory_name}"
     ]
     if system.note:
         lines.append(system.note)
-    if system.has_link_schedules:
-        lines += _links(system)
+    if system.lpus is not None:
+        lines += _links(*system.lpus)
     constants = system.constants()
     assumed = sum(constant.is_assumed for constant in constants)
     lines += ["", f"{assumed} of {len(constants)} numbers are assumed."]
-    unsure = uncertain(topology)
+    unsure = uncertain(system.topology)
     if unsure:
         lines += ["Of the links, sources leave open:", *map(_open_number, unsure)]
     return "\n".join(lines)
@@ -87,9 +90,9 @@ def _open_number(constant: Constant) -> str:
     )
 
 
-def _links(system: System) -> list[str]:
-    topology, lines = system.topology, []
-    spare, unused = topology.spare_nodes, topology.installed_chips - system.n_chips
+def _links(chip: ChipSpec, topology: Topology) -> list[str]:
+    lines = []
+    spare, unused = topology.spare_nodes, topology.installed_chips - topology.n_chips
     if spare:
         lines.append(
             f"{topology.n_nodes} + {spare} {topology.level_names[0]}s: {topology.installed_chips} "
@@ -102,9 +105,9 @@ def _links(system: System) -> list[str]:
     return [
         *lines,
         "",
-        table(topology.levels),
+        table(levels_of(topology)),
         "",
-        f"Lanes of a chip: {topology.lanes_per_chip} of {system.chip.c2c_lanes} "
+        f"Lanes of a chip: {topology.lanes_per_chip} of {chip.c2c_lanes} "
         f"({topology.lanes_in_words}).",
         "Links carry the same rate each way. Which chips they end on is assumed.",
     ]

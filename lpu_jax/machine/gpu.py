@@ -19,7 +19,7 @@ from jaxtyping import Int
 from ..errors import PlanError
 from ..provenance import Constant, const, vary
 from .chip import ChipSpec
-from .levels import Level
+from .spans import Span
 
 _NANOSECONDS = 1e9
 
@@ -79,6 +79,12 @@ class GpuSpec:
     # What plans ask of an LPU chip too.
 
     memory_name: ClassVar[str] = "HBM"
+    has_link_schedules: ClassVar[bool] = False
+    has_memory_to_spare: ClassVar[bool] = True
+    note: ClassVar[str] = (
+        "GPU roofline: published figures of the GPU over the same program, with assumed launch "
+        "gaps, latencies and reached shares; not a simulation of a GPU. Its cycles are nanoseconds."
+    )
     #: A roofline does not tell units apart.
     transit_cycles: ClassVar[float] = 0.0
     #: Not public for any GPU.
@@ -115,8 +121,9 @@ class GpuSpec:
 
 
 #: What plans may run on. Plans ask either kind of chip the same: `memory_bytes`, `memory_name` and
-#: `reserved_fraction`, `tile`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`, its$
-#: most and average power, `transit_cycles`, and the clock that cycles count.
+#: `reserved_fraction`, `tile`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`, its most
+#: and average power, `transit_cycles`, the clock that cycles count, and what it can do:
+#: `has_link_schedules`, `has_memory_to_spare`, `note`.
 Accelerator = ChipSpec | GpuSpec
 
 
@@ -130,8 +137,6 @@ class NvlinkDomain:
     """
 
     family: ClassVar[str] = "nvlink"
-    #: Levels with links of their own: none, a switch joins all.
-    levels: ClassVar[tuple[Level, ...]] = ()
 
     n_chips: int
     replaced: tuple[Constant, ...] = ()
@@ -164,19 +169,34 @@ class NvlinkDomain:
         """GPUs of the one level there is."""
         return self.n_chips
 
+    @property
+    def rack_chips(self) -> int:
+        """The same: there is no level above."""
+        return self.n_chips
+
     def span(
         self,
         bases: Int[np.ndarray, " groups"] | list[int],
         n_chips_in_run: int,
         group_chips: int | None = None,
-    ) -> int:
-        """Find what runs of GPUs touch, for `level_of`; arguments are those of `Topology.span`."""
-        del bases, group_chips
-        return n_chips_in_run
+    ) -> Span:
+        """Find what runs of GPUs touch, as if all were one node; see `Topology.span`."""
+        n = n_chips_in_run
+        alone = group_chips == n if group_chips is not None else len(bases) == 1
+        return Span(
+            n_chips=n,
+            nodes=1,
+            fewest=n,
+            most=n,
+            half_racks=1,
+            racks=1,
+            fewest_in_rack=n,
+            alone=alone,
+        )
 
-    def level_of(self, span: int) -> str:
+    def level_of(self, span: Span) -> str:
         """Name what runs of GPUs cross: the one switch, or nothing."""
-        return "NVLink" if span > 1 else "chip"
+        return "NVLink" if span.n_chips > 1 else "chip"
 
     def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
         """Place consecutive groups of GPUs one after another.

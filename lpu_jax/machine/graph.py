@@ -101,11 +101,6 @@ class LinkGraph:
             way.append(int(before[way[-1]]))
         return tuple(reversed(way))
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether every chip can be reached from every other; links go both ways."""
-        return bool((self.hops_from(0) >= 0).all())
-
 
 def link_graph(n_chips: int, levels: list[Int[np.ndarray, "3 _"]]) -> LinkGraph:
     """Put the links of all levels into one graph.
@@ -129,3 +124,19 @@ def link_graph(n_chips: int, levels: list[Int[np.ndarray, "3 _"]]) -> LinkGraph:
         level=level[order],
         first=np.searchsorted(src, np.arange(n_chips + 1)),
     )
+
+
+def repeated(
+    links: Int[np.ndarray, "3 links"], firsts: Int[np.ndarray, " copies"]
+) -> Int[np.ndarray, "3 all_links"]:
+    """Repeat links in every unit that begins at one of some chips.
+
+    Args:
+        links: rows of sending chips, receiving chips and numbers of links, as if in a first unit.
+        firsts: first chip of each unit.
+
+    Returns:
+        The same rows, for all units.
+    """
+    moved = links[:, None, :] + np.stack([firsts, firsts, np.zeros_like(firsts)])[:, :, None]
+    return np.reshape(moved, (3, -1))

@@ -1,6 +1,6 @@
 """The levels of a machine, in numbers and words, and what follows from how they are linked.
 
-What plans and collectives compute with are the attributes of `wiring.Wiring`, from which levels are
+What plans and collectives compute with are the attributes of a `Topology`, from which levels are
 made. Not modelled: what is in the boxes beside chips and links.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..quantities import format_bytes, format_seconds
-from .wiring import Wiring
+from .topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,58 +52,58 @@ _EQUAL = "chips of equal position"
 _SPREAD = "links spread over chips"
 
 
-def levels_of(wiring: Wiring) -> tuple[Level, ...]:
+def levels_of(topology: Topology) -> tuple[Level, ...]:
     """List the levels that a machine has.
 
     Args:
-        wiring: the machine.
+        topology: the machine.
 
     Returns:
         Its levels, innermost first. Where half a rack is nearer than the whole, it is a level of
         its own, although its links are of the same kind.
     """
-    levels = [_node(wiring)]
-    if min(wiring.nodes_per_rack, wiring.installed_nodes) > 1:
-        levels += _rack(wiring)
-    if wiring.n_racks > 1:
-        levels.append(_racks(wiring))
+    levels = [_node(topology)]
+    if min(topology.nodes_per_rack, topology.installed_nodes) > 1:
+        levels += _rack(topology)
+    if topology.n_racks > 1:
+        levels.append(_racks(topology))
     return tuple(levels)
 
 
-def _node(wiring: Wiring) -> Level:
+def _node(topology: Topology) -> Level:
     return Level(
-        name=wiring.level_names[0],
+        name=topology.level_names[0],
         unit="chip",
-        units=wiring.node_chips,
-        chips=wiring.node_chips,
+        units=topology.node_chips,
+        chips=topology.node_chips,
         wiring="all-to-all",
         links_per_pair=1,
-        links_per_chip=wiring.node_chips - 1,
-        lanes_per_link=wiring.lanes_per_link[0],
-        link_bytes_per_s=wiring.local_bytes_per_s,
-        hop_s=wiring.local_hop_s,
+        links_per_chip=topology.node_chips - 1,
+        lanes_per_link=topology.lanes_per_link[0],
+        link_bytes_per_s=topology.local_bytes_per_s,
+        hop_s=topology.local_hop_s,
         most_hops=1,
     )
 
 
-def _rack(wiring: Wiring) -> list[Level]:
+def _rack(topology: Topology) -> list[Level]:
     """A rack; or its half and the rack, if the other half takes longer."""
-    node, half_rack, rack, _ = wiring.level_names
-    ports = wiring.node_ports
-    nodes = min(wiring.nodes_per_rack, wiring.installed_nodes)
-    half = min(wiring.nodes_per_half_rack, nodes)
+    node, half_rack, rack, _ = topology.level_names
+    ports = topology.node_ports
+    nodes = min(topology.nodes_per_rack, topology.installed_nodes)
+    half = min(topology.nodes_per_half_rack, nodes)
     near = Level(
         name=half_rack,
         unit=node,
         units=half,
-        chips=half * wiring.node_chips,
+        chips=half * topology.node_chips,
         wiring=f"all-to-all, {_EQUAL if ports.pairs_equals else _SPREAD}",
         links_per_pair=ports.n_links,
         links_per_chip=ports.most_links(half),
-        lanes_per_link=wiring.lanes_per_link[1],
-        link_bytes_per_s=wiring.node_link_bytes_per_s,
-        hop_s=float(wiring.node_hop_s(1)),
-        most_hops=_rack_hops(wiring),
+        lanes_per_link=topology.lanes_per_link[1],
+        link_bytes_per_s=topology.node_link_bytes_per_s,
+        hop_s=float(topology.node_hop_s(1)),
+        most_hops=topology.rack_hops,
     )
     if half == nodes:
         return [near]
@@ -112,84 +112,49 @@ def _rack(wiring: Wiring) -> list[Level]:
         name=rack,
         unit=half_rack,
         units=-(-nodes // half),
-        chips=nodes * wiring.node_chips,
+        chips=nodes * topology.node_chips,
         links_per_pair=half * min(half, nodes - half) * ports.n_links,
         links_per_chip=ports.most_links(nodes) - near.links_per_chip,
-        hop_s=float(wiring.node_hop_s(2)),
+        hop_s=float(topology.node_hop_s(2)),
     )
     return [near, far]
 
 
-def _racks(wiring: Wiring) -> Level:
-    _, _, rack, racks = wiring.level_names
-    ports = wiring.rack_ports
+def _racks(topology: Topology) -> Level:
+    _, _, rack, racks = topology.level_names
+    ports = topology.rack_ports
     words, links_per_pair = {
-        "line": (f"line, {_EQUAL}", wiring.rack_chips),
+        "line": (f"line, {_EQUAL}", topology.rack_chips),
         "node": (
-            f"all-to-all, {wiring.level_names[0]}s of equal place",
-            wiring.nodes_per_rack * ports.n_links,
+            f"all-to-all, {topology.level_names[0]}s of equal place",
+            topology.nodes_per_rack * ports.n_links,
         ),
         "rack": (f"all-to-all, {_SPREAD}", ports.n_links),
-    }[wiring.rack_wiring]
+    }[topology.rack_wiring]
     return Level(
         name=racks,
         unit=rack,
-        units=wiring.n_racks,
-        chips=wiring.installed_chips,
+        units=topology.n_racks,
+        chips=topology.installed_chips,
         wiring=words,
         links_per_pair=links_per_pair,
-        links_per_chip=wiring.most_links[2],
-        lanes_per_link=wiring.lanes_per_link[2],
-        link_bytes_per_s=wiring.rack_link_bytes_per_s,
-        hop_s=wiring.rack_hop_s,
-        most_hops=_racks_hops(wiring),
+        links_per_chip=topology.most_links[2],
+        lanes_per_link=topology.lanes_per_link[2],
+        link_bytes_per_s=topology.rack_link_bytes_per_s,
+        hop_s=topology.rack_hop_s,
+        most_hops=_racks_hops(topology),
     )
 
 
-def _rack_hops(wiring: Wiring) -> int:
-    """Links between any two chips of a rack, at most."""
-    if wiring.nodes_per_rack == 1:
-        return 1
-    return 2 if wiring.node_ports.pairs_equals else 3
-
-
-def _racks_hops(wiring: Wiring) -> int:
+def _racks_hops(topology: Topology) -> int:
     """Links between any two chips of the machine, at most."""
-    inside = _rack_hops(wiring)
-    if wiring.rack_wiring == "line":
-        return inside + wiring.n_racks - 1
-    if wiring.rack_wiring == "node":
+    inside = topology.rack_hops
+    if topology.rack_wiring == "line":
+        return inside + topology.n_racks - 1
+    if topology.rack_wiring == "node":
         # To the node of equal place, to the chip with the link, over, and on to the chip.
-        return inside + (1 if wiring.rack_ports.pairs_equals else 2)
+        return inside + (1 if topology.rack_ports.pairs_equals else 2)
     return 2 * inside + 1
-
-
-def reach_s(wiring: Wiring, n_chips: int) -> float:
-    """Time in which one chip's vector can be at any of the first chips, along a shortest way.
-
-    Args:
-        wiring: the machine.
-        n_chips: chips to reach, the sender included.
-
-    Returns:
-        Seconds; 0 for one chip.
-    """
-    if n_chips <= 1:
-        return 0.0
-    time_s = wiring.local_hop_s
-    if n_chips > wiring.node_chips and wiring.nodes_per_rack > 1:
-        half_racks = 2 if n_chips > wiring.node_chips * wiring.nodes_per_half_rack else 1
-        time_s *= _rack_hops(wiring) - 1
-        time_s += float(wiring.node_hop_s(half_racks))
-    further_racks = -(-n_chips // wiring.rack_chips) - 1
-    if not further_racks:
-        return time_s
-    if wiring.rack_wiring == "line":
-        return time_s + further_racks * wiring.rack_hop_s
-    if wiring.rack_wiring == "node":
-        landing_s = 0.0 if wiring.rack_ports.pairs_equals else wiring.local_hop_s
-        return time_s + wiring.rack_hop_s + landing_s
-    return time_s + wiring.rack_hop_s + time_s
 
 
 _HEAD = (

@@ -1,21 +1,28 @@
-"""A system: which chip, linked how, how many of them; by name or from a TOML file.
+"""A system: which chip, linked how, how many of them.
 
-GPUs by name come from `gpu_systems`. Not modelled: host memory and host links; machines that mix
-kinds of chips.
+Names are in `catalogue`. Not modelled: host memory and host links; machines that mix kinds of
+chips.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import final
 
-from ..errors import PlanError
+from ..errors import LpuError, PlanError
 from ..provenance import Constant, const, constants_of
 from .chip import ChipSpec
+from .gpu import Accelerator, GpuSpec, NvlinkDomain
 from .topology import Topology
 
+#: How chips are linked: plans ask either kind for `span`, `level_of`, `stage_bases`, `node_chips`.
+Fabric = Topology | NvlinkDomain
 
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A machine: one kind of chip on one topology.
+    """A machine: one kind of chip on links of its own kind.
+
+    What an LPU can do and a GPU cannot is asked of the chip (`gpu.Accelerator`).
 
     Attributes:
         name: how it was asked for.
@@ -26,8 +33,8 @@ class System:
     """
 
     name: str
-    chip: ChipSpec
-    topology: Topology
+    chip: Accelerator
+    topology: Fabric
     n_chips: int
     #: Host and sampling, once per step of a micro-batch, beside the chips.
     host_overhead_s: float = const(
@@ -35,20 +42,32 @@ class System:
     )
     replaced: tuple[Constant, ...] = ()
 
-    #: Whether transfers are scheduled link by link; where not, they only have a price.
-    has_link_schedules: ClassVar[bool] = True
-    #: Whether a plan of fewer chips than there are can be the faster one: memory is no reason to
-    #: take them all.
-    has_memory_to_spare: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
-        """Refuse links that the chip has no lanes for."""
-        needed = self.topology.lanes_per_chip
-        if needed > self.chip.c2c_lanes:
+        """Refuse links that are not of the chip's kind, or that it has no lanes for."""
+        if self.lpus is None and self.gpus is None:
+            raise PlanError(f"{self.chip.name} cannot be linked as {self.topology.family!r}")
+        if self.lpus is None:
+            return  # lanes are an LPU's
+        chip, links = self.lpus
+        if links.lanes_per_chip > chip.c2c_lanes:
             raise PlanError(
-                f"the links need {needed} lanes of a chip ({self.topology.lanes_in_words}); "
-                f"{self.chip.name} has {self.chip.c2c_lanes}"
+                f"the links need {links.lanes_per_chip} lanes of a chip ({links.lanes_in_words}); "
+                f"{chip.name} has {chip.c2c_lanes}"
             )
+
+    @property
+    def lpus(self) -> tuple[ChipSpec, Topology] | None:
+        """Chip and links if they are an LPU's, which have units and schedules; else None."""
+        if isinstance(self.chip, ChipSpec) and isinstance(self.topology, Topology):
+            return self.chip, self.topology
+        return None
+
+    @property
+    def gpus(self) -> tuple[GpuSpec, NvlinkDomain] | None:
+        """The same if they are GPUs, which have a roofline; else None."""
+        if isinstance(self.chip, GpuSpec) and isinstance(self.topology, NvlinkDomain):
+            return self.chip, self.topology
+        return None
 
     @property
     def memory_bytes(self) -> int:
@@ -58,14 +77,19 @@ class System:
     @property
     def note(self) -> str:
         """What its numbers are, where they are no schedule of an LPU."""
-        return ""
+        return self.chip.note
 
-    def require_lpu(self, what: str) -> None:
-        """Refuse what only an LPU can do; `what` is who asks.
+    def require_lpu(self, caller: str) -> None:
+        """Raise unless this is an LPU system; `caller` goes into the message.
 
         Raises:
             LpuError: it is a system of GPUs.
         """
+        if self.lpus is None:
+            raise LpuError(
+                f"{caller}: {self.name} is a GPU roofline without values, and the emulator "
+                "computes the arithmetic of an LPU; give an LPU system, such as groq-node."
+            )
 
     def constants(self) -> tuple[Constant, ...]:
         """List every number of chip, topology and host with its provenance.

@@ -14,19 +14,16 @@ from typing import Any, TypeVar
 from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, constants_of, vary
 from ..quantities import format_given, parse_quantity
-from .built_topologies import GroqTopology, LpxTopology
-from .chip import GROQCHIP1, ChipSpec, chip
+from .chip import GROQCHIP1, ChipSpec
 from .custom_topology import MOST_CHIPS, WIRINGS, LevelSpec, custom_topology
+from .lpu_systems import TOPOLOGIES, chip
 from .topology import Topology
 
 #: A constant in a user's file may be this many times the machine's own, or as many times less:
 #: enough for any machine that could be built, and small enough to catch a wrong unit prefix.
 _PLAUSIBLE_FACTOR = 1000
 _LONGEST_NAME = 200
-_TOPOLOGIES: dict[str, type[GroqTopology] | type[LpxTopology]] = {
-    "groq": GroqTopology,
-    "lpx": LpxTopology,
-}
+_BASES = " or ".join(map(repr, TOPOLOGIES))
 _KINDS: dict[type, str] = {
     str: "a string",
     int: "an integer",
@@ -230,22 +227,23 @@ def _read_family(table: _Table) -> str | None:
     """Read which machine the topology is of; None if it lists levels of its own."""
     if "topology" not in table.values:
         raise ConfigError(
-            f"{table.path}: key 'topology' is missing; expected 'groq', 'lpx' or a table"
+            f"{table.path}: key 'topology' is missing; expected {', '.join(map(repr, TOPOLOGIES))} "
+            "or a table"
         )
     given, key = table.values["topology"], "topology"
     if isinstance(given, dict):
         table, key = table.table("topology"), "base"
         if ("base" in given) == ("level" in given):
             raise ConfigError(
-                f"{table.path}: key 'topology' must have either 'base' ('groq' or 'lpx') or levels "
+                f"{table.path}: key 'topology' must have either 'base' ({_BASES}) or levels "
                 f"([[topology.level]]), got {', '.join(map(format_given, given)) or 'neither'}"
             )
         if "level" in given:
             return None
         given = given["base"]
-    if not isinstance(given, str) or given not in _TOPOLOGIES:
+    if not isinstance(given, str) or given not in TOPOLOGIES:
         also = ", or a table" if key == "topology" else ""
-        raise table.error(key, f"must be 'groq' or 'lpx'{also}", given)
+        raise table.error(key, f"must be {_BASES}{also}", given)
     return given
 
 
@@ -267,7 +265,7 @@ def _read_topology(
         if family is None:
             return _read_levels(table.table("topology"), n_chips, spec)
         assert n_chips is not None
-        whole = _TOPOLOGIES[family]
+        whole = TOPOLOGIES[family]
         if isinstance(table.values["topology"], str):
             return whole(n_chips=n_chips)
         smallest = whole(n_chips=1)

@@ -1,8 +1,9 @@
 """Chips, the links between them, and where groups of chips are put.
 
 A machine has levels: a node is a few chips with a link between any two, a rack is a few nodes, and
-there may be racks. Chips are numbered node by node, rack by rack. The machines themselves are in
-`built_topologies` and `custom_topology`; how collectives use the links is in `cost.collectives`.
+there may be racks. Chips are numbered node by node, rack by rack. What a machine must declare is
+abstract here; the machines themselves are in `built_topologies` and `custom_topology`. How
+collectives use the links is in `cost.collectives`.
 
 Not modelled: link errors, synchronisation of clocks, failed nodes (a spare one only takes links).
 The last node, and the last of several racks, are physically whole even if `n_chips` does not fill
@@ -11,68 +12,245 @@ them: their other chips forward but hold nothing.
 
 import functools
 import itertools
-from dataclasses import dataclass, fields
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from ..errors import PlanError
-from .graph import LinkGraph, link_graph
-from .levels import Level, levels_of, reach_s
-from .ports import Link, Numbers
-from .wiring import Wiring
+from ..provenance import Constant, const
+from .graph import LinkGraph, link_graph, repeated
+from .ports import Link, Numbers, PortMap
+from .spans import Span, Units, placed, worst_span
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
-    """What a run of contiguous chips touches, at worst; numbers, or arrays with one per plan.
+class Topology(ABC):
+    """A machine of levels of chips and links; times in seconds, rates in bytes per second.
 
     Attributes:
-        n_chips: chips in the run.
-        nodes: nodes it touches.
-        fewest: fewest chips it has in any node it touches.
-        most: most chips it has in any node it touches.
-        half_racks: half racks it touches.
-        racks: racks it touches.
-        fewest_in_rack: fewest chips it has in any rack it touches.
-        alone: whether no other run of its group goes at the same time.
+        n_chips: chips that plans may use.
+        replaced: constants that differ from the class's own (`provenance.vary`).
     """
 
-    n_chips: Numbers
-    nodes: Numbers
-    fewest: Numbers
-    most: Numbers
-    half_racks: Numbers
-    racks: Numbers
-    fewest_in_rack: Numbers
-    alone: Numbers
+    family: ClassVar[str]
 
+    n_chips: int
+    replaced: tuple[Constant, ...] = ()
 
-def stack_spans(spans: list[Span]) -> Span:
-    """Stack spans of single runs into one span of arrays.
+    frame_payload_bytes: int = const(320, "B", "published", "ISCA22: a frame carries one vector")
+    frame_bytes: int = const(328, "B", "published", "ISCA22: 320 B payload and 8 B")
 
-    Args:
-        spans: one span per plan.
+    def __post_init__(self) -> None:
+        """Refuse machines that cannot exist."""
+        if not 1 <= self.n_chips <= self.max_chips:
+            raise PlanError(
+                f"machines of the family {self.family!r} have 1 to {self.max_chips} chips, "
+                f"not {self.n_chips}"
+            )
+        if self.frame_bytes < self.frame_payload_bytes:
+            raise PlanError(
+                f"a frame of {self.frame_bytes} bytes cannot carry {self.frame_payload_bytes}"
+            )
+        if self.chip_lanes is not None and self.lanes_per_chip > self.chip_lanes:
+            raise PlanError(
+                f"a chip of this {self.family} machine needs {self.lanes_per_chip} lanes "
+                f"({self.lanes_in_words}); {self.chip_lanes} are wired"
+            )
 
-    Returns:
-        A span whose fields are integer arrays `[plans]`.
-    """
-    return Span(
-        **{
-            field.name: np.array([getattr(span, field.name) for span in spans], np.int64)
-            for field in fields(Span)
-        }
-    )
+    @property
+    @abstractmethod
+    def max_chips(self) -> int:
+        """Largest machine of the family."""
 
+    @property
+    def chip_lanes(self) -> int | None:
+        """Lanes of a chip that are wired to other chips; None: as many as the chip has."""
+        return None
 
-@dataclass(frozen=True, kw_only=True)
-class Topology(Wiring):
-    """A machine of levels of chips and links; times in seconds, rates in bytes per second."""
+    @property
+    def spare_nodes(self) -> int:
+        """Nodes that take links but hold nothing, after all others."""
+        return 0
+
+    @property
+    @abstractmethod
+    def level_names(self) -> tuple[str, str, str, str]:
+        """What a node, a half rack, a rack, and all racks are called."""
+
+    @property
+    @abstractmethod
+    def node_chips(self) -> int:
+        """Chips of a node."""
+
+    @property
+    @abstractmethod
+    def nodes_per_rack(self) -> int:
+        """Nodes of a rack."""
+
+    @property
+    def nodes_per_half_rack(self) -> int:
+        """Nodes of a half rack, a step of latency inside a rack; of a rack if there is none."""
+        return self.nodes_per_rack
+
+    @property
+    @abstractmethod
+    def node_ports(self) -> PortMap:
+        """Which chips of a node carry its links to the other nodes of the rack."""
+
+    @property
+    @abstractmethod
+    def rack_wiring(self) -> Literal["line", "node", "rack"]:
+        """How racks are linked.
+
+        `"line"`: each chip to the chip of equal position in the neighbouring racks. `"node"`: each
+        node to the node of equal position in every other rack. `"rack"`: too many racks for that;
+        each rack to every other rack by links on some of its nodes.
+        """
+
+    @property
+    @abstractmethod
+    def rack_ports(self) -> PortMap:
+        """Which chips carry the links between racks: of a node (`"line"`, `"node"`), of a rack."""
+
+    @property
+    @abstractmethod
+    def lanes_per_link(self) -> tuple[int, int, int]:
+        """Lanes that work as one link: inside a node, between nodes, between racks."""
+
+    @property
+    @abstractmethod
+    def local_bytes_per_s(self) -> float:
+        """Rate of the link between two chips of a node, one way."""
+
+    @property
+    @abstractmethod
+    def node_link_bytes_per_s(self) -> float:
+        """Rate of one link between nodes of a rack, one way."""
+
+    @property
+    @abstractmethod
+    def rack_link_bytes_per_s(self) -> float:
+        """Rate of one link between racks, one way."""
+
+    @property
+    @abstractmethod
+    def local_hop_s(self) -> float:
+        """Time of one vector over a link inside a node, memory to memory."""
+
+    @property
+    @abstractmethod
+    def node_step_s(self) -> float:
+        """The same between two nodes of a half rack."""
+
+    @property
+    def half_rack_step_s(self) -> float:
+        """What the other half of the rack takes in addition."""
+        return 0.0
+
+    @property
+    @abstractmethod
+    def rack_hop_s(self) -> float:
+        """Time of one vector between two linked racks."""
+
+    # What follows from it.
+
+    def node_hop_s(self, half_racks: Numbers) -> Numbers:
+        """Time of one vector between nodes of a rack, memory to memory.
+
+        Args:
+            half_racks: half racks the transfer may have to touch.
+
+        Returns:
+            Seconds, of the shape of `half_racks`.
+        """
+        return self.node_step_s + np.where(np.asarray(half_racks) > 1, self.half_rack_step_s, 0.0)
+
+    @property
+    def rack_chips(self) -> int:
+        """Chips of a rack."""
+        return self.node_chips * self.nodes_per_rack
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes of the machine; the last may be used in part."""
+        return -(-self.n_chips // self.node_chips)
+
+    @property
+    def n_racks(self) -> int:
+        """Racks of the machine; the last may be used in part."""
+        return -(-self.n_chips // self.rack_chips)
+
+    @property
+    def installed_nodes(self) -> int:
+        """Nodes that are physically there: spare ones, and all of the last of several racks."""
+        if self.n_racks > 1:
+            return self.n_racks * self.nodes_per_rack
+        return self.n_nodes + self.spare_nodes
+
+    @property
+    def installed_chips(self) -> int:
+        """Chips that are physically there; plans may use `n_chips` of them."""
+        return self.installed_nodes * self.node_chips
 
     @functools.cached_property
-    def levels(self) -> tuple[Level, ...]:
-        """The levels that this machine has, innermost first; see `levels`."""
-        return levels_of(self)
+    def most_links(self) -> tuple[int, int, int]:
+        """Links of the chip that has most: inside its node, to other nodes, to other racks."""
+        places = min(self.nodes_per_rack, self.installed_nodes)
+        if self.rack_wiring == "line":
+            between_racks = min(2, self.n_racks - 1)
+        else:
+            between_racks = self.rack_ports.most_links(self.n_racks)
+        return self.node_chips - 1, self.node_ports.most_links(places), between_racks
+
+    @property
+    def lanes_per_chip(self) -> int:
+        """Lanes that links take on the chip that has most of them."""
+        return sum(
+            links * lanes for links, lanes in zip(self.most_links, self.lanes_per_link, strict=True)
+        )
+
+    @property
+    def lanes_in_words(self) -> str:
+        """Where the lanes of the chip that needs most go, level by level."""
+        node, _, rack, racks = self.level_names
+        parts = zip(self.most_links, self.lanes_per_link, (node, rack, racks), strict=True)
+        return ", ".join(f"{links * lanes} for its {name}" for links, lanes, name in parts if links)
+
+    @property
+    def rack_hops(self) -> int:
+        """Links between any two chips of a rack, at most."""
+        if self.nodes_per_rack == 1:
+            return 1
+        return 2 if self.node_ports.pairs_equals else 3
+
+    def reach_s(self, n_chips: int) -> float:
+        """Time in which one chip's vector can be at any of the first chips, along a shortest way.
+
+        Args:
+            n_chips: chips to reach, the sender included.
+
+        Returns:
+            Seconds; 0 for one chip.
+        """
+        if n_chips <= 1:
+            return 0.0
+        time_s = self.local_hop_s
+        if n_chips > self.node_chips and self.nodes_per_rack > 1:
+            half_racks = 2 if n_chips > self.node_chips * self.nodes_per_half_rack else 1
+            time_s *= self.rack_hops - 1
+            time_s += float(self.node_hop_s(half_racks))
+        further_racks = -(-n_chips // self.rack_chips) - 1
+        if not further_racks:
+            return time_s
+        if self.rack_wiring == "line":
+            return time_s + further_racks * self.rack_hop_s
+        if self.rack_wiring == "node":
+            landing_s = 0.0 if self.rack_ports.pairs_equals else self.local_hop_s
+            return time_s + self.rack_hop_s + landing_s
+        return time_s + self.rack_hop_s + time_s
 
     def level_of(self, span: Span) -> str:
         """Name the outermost level that runs of chips cross.
@@ -91,17 +269,6 @@ class Topology(Wiring):
         if span.racks > 1:
             return racks
         return half_rack if span.half_racks == 1 else rack
-
-    def reach_s(self, n_chips: int) -> float:
-        """Time in which one chip's vector can be at any of the first `n_chips` chips.
-
-        Args:
-            n_chips: chips to reach, the sender included.
-
-        Returns:
-            Seconds; 0 for one chip.
-        """
-        return reach_s(self, n_chips)
 
     def frame_s(self, link_bytes_per_s: int | float) -> float:
         """Time between two vectors that follow each other on a link.
@@ -186,8 +353,8 @@ class Topology(Wiring):
         return link_graph(
             self.installed_chips,
             [
-                _repeated(inside, np.arange(self.installed_nodes) * size),
-                _repeated(_chips_of(among, size), np.arange(self.n_racks) * rack_chips),
+                repeated(inside, np.arange(self.installed_nodes) * size),
+                repeated(_chips_of(among, size), np.arange(self.n_racks) * rack_chips),
                 self._rack_links(),
             ],
         )
@@ -202,7 +369,7 @@ class Topology(Wiring):
         links = _chips_of(self.rack_ports.links_among(self.n_racks), rack_chips)
         if self.rack_wiring == "rack":
             return links
-        return _repeated(links, np.arange(self.nodes_per_rack) * self.node_chips)
+        return repeated(links, np.arange(self.nodes_per_rack) * self.node_chips)
 
     def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
         """Place consecutive groups of contiguous chips so that they straddle as little as can be.
@@ -221,20 +388,7 @@ class Topology(Wiring):
         Raises:
             PlanError: if the groups need more chips than there are.
         """
-        if n_groups < 1 or group_chips < 1:
-            raise PlanError(f"{n_groups} groups of {group_chips} chips: both must be at least 1")
-        if n_groups * group_chips > self.n_chips:
-            raise PlanError(
-                f"{n_groups} groups of {group_chips} chips need {n_groups * group_chips} chips; "
-                f"the machine has {self.n_chips}"
-            )
-        half_rack = self.node_chips * self.nodes_per_half_rack
-        every = (self.node_chips, half_rack, self.rack_chips)
-        for units in (every, (self.node_chips, self.rack_chips), (self.rack_chips,)):
-            bases = _place(n_groups, group_chips, tuple(sorted(set(units))))
-            if bases[-1] + group_chips <= self.n_chips:
-                return bases
-        return np.arange(n_groups, dtype=np.int64) * group_chips
+        return placed(n_groups, group_chips, self._units)
 
     def span(
         self,
@@ -255,73 +409,24 @@ class Topology(Wiring):
         Raises:
             PlanError: if a group cannot be cut evenly, or a run leaves the machine.
         """
-        n = n_chips_in_run
-        first = np.asarray(bases, np.int64)
-        if group_chips is not None:
-            if group_chips % n:
-                raise PlanError(
-                    f"a group of {group_chips} chips is not cut evenly into runs of {n}"
-                )
-            first = np.add.outer(first, np.arange(0, group_chips, n)).reshape(-1)
-        if n < 1 or first.size == 0 or first.min() < 0 or first.max() + n > self.n_chips:
-            raise PlanError(f"runs of {n} chips leave the machine's {self.n_chips} chips")
-        last = first + (n - 1)
-        size = self.node_chips
-        nodes = last // size - first // size + 1
-        head = np.minimum(size - first % size, n)
-        tail = np.minimum(last % size + 1, n)
-        most = np.where(nodes > 2, size, np.maximum(head, tail))
-        half = size * self.nodes_per_half_rack
-        return Span(
-            n_chips=n,
-            nodes=int(nodes.max()),
-            fewest=int(np.minimum(head, tail).min()),
-            most=int(most.max()),
-            half_racks=int((last // half - first // half + 1).max()),
-            racks=int((last // self.rack_chips - first // self.rack_chips + 1).max()),
-            fewest_in_rack=int(
-                np.minimum(
-                    np.minimum(self.rack_chips - first % self.rack_chips, n),
-                    np.minimum(last % self.rack_chips + 1, n),
-                ).min()
-            ),
-            # Groups are stages: they work one after another.
-            alone=group_chips == n if group_chips is not None else first.size == 1,
+        n, first = n_chips_in_run, np.asarray(bases, np.int64)
+        if group_chips is None:
+            return worst_span(first, n, self._units, alone=first.size == 1)
+        if group_chips % n:
+            raise PlanError(f"a group of {group_chips} chips is not cut evenly into runs of {n}")
+        first = np.add.outer(first, np.arange(0, group_chips, n)).reshape(-1)
+        # Groups are stages: they work one after another.
+        return worst_span(first, n, self._units, alone=group_chips == n)
+
+    @property
+    def _units(self) -> Units:
+        half_rack = self.node_chips * self.nodes_per_half_rack
+        return Units(
+            node=self.node_chips, half_rack=half_rack, rack=self.rack_chips, machine=self.n_chips
         )
-
-
-def _place(n_groups: int, group_chips: int, units: tuple[int, ...]) -> Int[np.ndarray, " groups"]:
-    """Put groups one after another, moving each on to a unit's edge rather than across it.
-
-    A group no larger than a unit must lie inside one; a larger group starts at a unit's edge. The
-    pattern repeats with the largest unit, but a plain loop over groups is fast enough: a machine
-    has at most some ten thousand.
-    """
-    bases = np.empty(n_groups, np.int64)
-    cursor = 0
-    for index in range(n_groups):
-        moved = True
-        while moved:
-            moved = False
-            for unit in units:
-                used = cursor % unit
-                if used and used + group_chips > unit:
-                    cursor += unit - used
-                    moved = True
-        bases[index] = cursor
-        cursor += group_chips
-    return bases
 
 
 def _chips_of(links: Int[np.ndarray, "5 links"], unit_chips: int) -> Int[np.ndarray, "3 links"]:
     """Turn units and positions in them into chips."""
     own, other, part, near, far = links
     return np.stack([own * unit_chips + near, other * unit_chips + far, part])
-
-
-def _repeated(
-    links: Int[np.ndarray, "3 links"], firsts: Int[np.ndarray, " copies"]
-) -> Int[np.ndarray, "3 all_links"]:
-    """Repeat links in every unit that begins at one of some chips."""
-    moved = links[:, None, :] + np.stack([firsts, firsts, np.zeros_like(firsts)])[:, :, None]
-    return np.reshape(moved, (3, -1))

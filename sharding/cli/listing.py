@@ -4,10 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lpu_jax.machine.catalogue import named_systems
+from lpu_jax.machine.catalogue import SERIES, named_systems
 from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.describe import describe, describe_text
-from lpu_jax.machine.gpu_systems import named_gpu_systems
 from lpu_jax.quantities import format_bytes, format_count
 from models.params import n_active, n_parameters
 from models.released import released_bytes
@@ -28,7 +27,8 @@ def systems(
         one = named_system(system)
         emit(as_json, lambda: describe(one), lambda: describe_text(one))
         return
-    found = (*named_systems(), *named_gpu_systems())
+    found = named_systems()
+    also = ", ".join(f"{series.numbered} (N {series.unit})" for series in SERIES)
 
     def text() -> str:
         made = report.table(
@@ -50,8 +50,7 @@ def systems(
             )
         return report.render(
             made,
-            "Also groq-N for N chips, lpx-N for N racks, and N GPUs of an NVLink domain as h100xN, "
-            "gb200xN, vrxN. `lpu systems NAME` describes one.",
+            f"Also {also}. `lpu systems NAME` describes one.",
             *dict.fromkeys(machine.note for machine in found if machine.note),
         )
 

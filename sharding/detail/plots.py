@@ -209,7 +209,7 @@ def _link_map(figure: "Figure", axes: "Axes", bar: "Axes", scheduled: ScheduledP
         bar.set_axis_off()
         why = (
             "no link is used inside a stage"
-            if scheduled.scenario.system.has_link_schedules
+            if scheduled.scenario.system.chip.has_link_schedules
             else "a roofline has no schedule of links"
         )
         axes.text(0.5, 0.5, why, ha="center", va="center")

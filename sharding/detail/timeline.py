@@ -11,6 +11,8 @@ from math import ceil
 
 import numpy as np
 
+from lpu_jax.cost.collectives.algorithms.table import EVERYWHERE
+from lpu_jax.cost.collectives.kinds import OWN_PIECES
 from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.link_table import LinkSchedule, link_name
@@ -90,14 +92,14 @@ def _hand_over(
     args = {"cycles": step.cycles, "bytes": step.payload_bytes}
     whole = Slice(track=BLOCKS, name=step.name, start_cycle=0.0, end_cycle=step.cycles, args=args)
     trace.add(source, [whole], step.start_cycle)
-    if not scheduled.scenario.system.has_link_schedules:
+    if scheduled.scenario.system.lpus is None:  # a transfer of GPUs only has a price
         return
-    topology = scheduled.scenario.system.topology
+    _, topology = scheduled.scenario.system.lpus
     stages = scheduled.stages
     chips = [stages[number].first_chip for number in (step.source, step.target)]
     runs = np.concatenate([first + np.arange(scheduled.group.chips) for first in chips])
     clock_hz, payload = scheduled.evaluation.clock_hz, ceil(step.payload_bytes)
-    links = link_schedule(topology, clock_hz, "hand_over", "flat3", runs[None], payload)
+    links = link_schedule(topology, clock_hz, "hand_over", EVERYWHERE.name, runs[None], payload)
     for pid, chip in zip((source, target), chips, strict=True):
         trace.add(pid, tuple(transfer_slices(links, chip, 0.0, "hand-over")), step.start_cycle)
 
@@ -162,12 +164,12 @@ def links_of_stage(kind: KindSchedule, stage: Stage, use: CollectiveUse) -> Link
     """
     machine = kind.block.machine
     assert isinstance(machine, PlacedMachine)  # a roofline has no collectives to show
-    vector_bytes = machine.system.topology.frame_payload_bytes
+    vector_bytes = machine.topology.frame_payload_bytes
     n_vectors = ceil(use.payload_bytes / vector_bytes)
-    if use.kind in ("all_gather", "reduce_scatter", "all_to_all"):
+    if use.kind in OWN_PIECES:
         n_vectors = use.chips * ceil(n_vectors / use.chips)
     links = link_schedule(
-        machine.system.topology,
+        machine.topology,
         machine.chip.clock_hz,
         use.kind,
         use.algorithm,
@@ -175,7 +177,7 @@ def links_of_stage(kind: KindSchedule, stage: Stage, use: CollectiveUse) -> Link
         n_vectors * vector_bytes,
     )
     # Nothing is shown that two transfers could not do; delivery of every byte is proven in tests.
-    check(links, machine.system.topology, most_followed=0)
+    check(links, machine.topology, most_followed=0)
     return links
 
 

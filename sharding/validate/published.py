@@ -25,7 +25,9 @@ from lpu_jax.cost.report import Report
 from lpu_jax.cost.report import time as time_of
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.datapath import mxm
+from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system as named_system
+from lpu_jax.machine.chip import GROQCHIP1
 from lpu_jax.machine.system import System
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.provenance import constants_of
@@ -186,7 +188,7 @@ def distributed_product() -> Figure:
         in_specs=(P(), P(None, "columns")),
         out_specs=P(None, "columns"),
     )
-    mode = named_system("groq-node").chip.mxm_mode("fp16")
+    mode = GROQCHIP1.mxm_mode("fp16")
     share = 800 * 32576 * 1024 / (mode.macs_per_cycle * made.cycles)
     return within(
         "[800x32576] x [32576x8192] fp16, 8 chips",
@@ -230,7 +232,7 @@ def all_reduce() -> Figure:
 
 def _collective_s(system: System, kind: str, n_chips: int) -> float:
     machine = one_group(system, n_chips)
-    payload_bytes = system.topology.frame_payload_bytes
+    payload_bytes = machine.topology.frame_payload_bytes
     _, last = machine.collective_cycles(kind, "auto", n_chips, 1, payload_bytes)
     return float(last) / float(system.chip.clock_hz)
 
@@ -239,7 +241,7 @@ def weight_sweep() -> Figure:
     """One row times as many weights as fill the memory of a GroqChip1."""
     columns = 4 * 320
     chip = named_system("groq-node").chip
-    made = _product(1, chip.sram_bytes // columns, columns, jnp.int8)
+    made = _product(1, chip.memory_bytes // columns, columns, jnp.int8)
     return within(
         "weight sweep of a whole GroqChip1",
         "derived: 220 MiB over 64 streams",
@@ -253,7 +255,7 @@ def weight_sweep() -> Figure:
 
 def reach() -> tuple[Figure, ...]:
     """How soon one chip's vector is anywhere among the first chips of nine LPX racks."""
-    topology = named_system("lpx-9").topology
+    topology = LpxTopology(n_chips=max(REACH_US))
     return tuple(
         within(
             f"Groq 3 LPX reach, {n_chips} chips",

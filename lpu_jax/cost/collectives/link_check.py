@@ -20,13 +20,11 @@ from jaxtyping import Float, Int
 
 from ...errors import CostError
 from ...machine.topology import Topology
+from .kinds import OWN_PIECES
 from .link_table import LinkSchedule, link_keys, link_name, piece_starts
 
 # Cycles; far below a frame, far above the rounding of cycles added up.
 _TOLERANCE = 1e-3
-
-# Kinds whose pieces belong to one chip each.
-_OWNED = ("all_gather", "reduce_scatter", "all_to_all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +215,7 @@ def _ranges(schedule: LinkSchedule) -> list[tuple[int, int, int, int]]:
     found = []
     order = np.argsort(schedule.run, kind="stable")
     limits = np.searchsorted(schedule.run[order], np.arange(schedule.runs.shape[0] + 1))
-    owned = schedule.kind in _OWNED
+    owned = schedule.kind in OWN_PIECES
     chips = np.arange(schedule.runs.shape[1] + 1 if owned else 2)
     edges = chips * schedule.n_pieces // chips[-1]
     for run in range(schedule.runs.shape[0]):

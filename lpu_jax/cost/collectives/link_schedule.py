@@ -11,7 +11,6 @@ additions, which overlap with arrival.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,106 +18,10 @@ from jaxtyping import Float, Int
 
 from ...errors import CostError, unknown
 from ...machine.topology import Topology
+from .algorithms.table import ALGORITHMS
+from .kinds import LISTED_KINDS
 from .link_table import LinkSchedule, link_keys, piece_starts
-from .routes.in_node import (
-    STEP_NAMES,
-    TWO_STEP_NAMES,
-    direct,
-    hier4,
-    hier5,
-    one_shot,
-    ring,
-    two_step,
-)
-from .routes.messages import all_to_all_over_levels, hand_over_between_levels, send_over_levels
-from .routes.over_levels import (
-    broadcast_over_levels,
-    gather_over_levels,
-    reduce_over_levels,
-    scatter_over_levels,
-)
-from .routes.rows import (
-    EXCHANGE,
-    EXCHANGE_AGAIN,
-    GATHER,
-    RACKS,
-    SPREAD,
-    SPREAD_AGAIN,
-    Rows,
-    join_rows,
-)
-
-_Runs = Int[np.ndarray, "runs chips"]
-_Route = Callable[[Topology, str, _Runs], tuple[Rows, int]]
-
-_OVER_LEVELS: dict[str, Callable[[Topology, _Runs], tuple[Rows, int]]] = {
-    "all_reduce": reduce_over_levels,
-    "broadcast": broadcast_over_levels,
-    "all_gather": gather_over_levels,
-    "reduce_scatter": scatter_over_levels,
-    "all_to_all": all_to_all_over_levels,
-    "send": send_over_levels,
-    "hand_over": hand_over_between_levels,
-}
-KINDS = tuple(_OVER_LEVELS)
-
-
-def _flat3(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) -> tuple[Rows, int]:
-    """Route runs by how far they reach: inside a node directly, in a rack, over racks."""
-    nodes, racks = runs // topology.node_chips, runs // topology.rack_chips
-    many = nodes.min(axis=1) != nodes.max(axis=1)
-    far = racks.min(axis=1) != racks.max(axis=1)
-    tables = []
-    over_levels = _OVER_LEVELS[kind]
-
-    def in_node(topology: Topology, runs: _Runs) -> tuple[Rows, int]:
-        return direct(topology, kind, runs)
-
-    for which, route in ((~many, in_node), (many & ~far, over_levels), (far, over_levels)):
-        if which.any():
-            numbers = np.flatnonzero(which)
-            rows, n_pieces = route(topology, runs[numbers])
-            tables.append((replace(rows, run=numbers[rows.run]), n_pieces))
-    common = math.lcm(*(n_pieces for _, n_pieces in tables))
-    return join_rows([rows.scaled(common // n) for rows, n in tables]), common
-
-
-_ROUTES: dict[str, _Route] = {
-    "one_shot": one_shot,
-    "direct": direct,
-    "ring": ring,
-    "flat3": _flat3,
-    "hier4": hier4,
-    "hier5": hier5,
-    "two_step": two_step,
-}
-ALGORITHMS = tuple(_ROUTES)
-
-
-def _step_names(algorithm: str, kind: str, phases: list[int]) -> tuple[str, ...]:
-    """What happens in each step; the closed form uses the same words."""
-    if algorithm in ("direct", "flat3") and phases in ([SPREAD], [GATHER]):
-        return ("send in node" if (kind, algorithm) == ("send", "direct") else "spread in node",)
-    return tuple(_step_name(algorithm, kind, phase) for phase in phases)
-
-
-def _step_name(algorithm: str, kind: str, phase: int) -> str:
-    """What happens in a phase of several."""
-    if algorithm == "ring":
-        return "gather in ring" if phase >= GATHER else "pass on in ring"
-    if algorithm == "two_step":
-        return TWO_STEP_NAMES[kind == "all_gather"][phase]
-    if algorithm in STEP_NAMES:
-        return STEP_NAMES[algorithm][phase]
-    if kind == "hand_over" and phase == EXCHANGE:
-        return "exchange between groups"
-    if phase in (EXCHANGE, EXCHANGE_AGAIN):
-        return "exchange between nodes"
-    if RACKS <= phase < SPREAD_AGAIN - 1:
-        return "exchange between racks"
-    if phase == SPREAD_AGAIN:
-        return "gather in node" if kind == "reduce_scatter" else "reduce in node"
-    return "spread in node" if phase == SPREAD else "gather in node"
+from .routes.rows import Rows
 
 
 def link_levels(
@@ -184,8 +87,9 @@ def link_schedule(
     Args:
         topology: the machine's links.
         clock_hz: clock in which cycles are counted.
-        kind: one of `KINDS`. A hand_over moves a vector that every chip of one group holds to every
-            chip of another: a run is the chips of the first group, then those of the second.
+        kind: one of `LISTED_KINDS`. A hand_over moves a vector that every chip of one group holds
+            to every chip of another: a run is the chips of the first group, then those of the
+            second.
         algorithm: one of `ALGORITHMS`; the links that it needs must exist.
         runs: chips of each run, ascending; contiguous or a constant stride apart or neither.
         payload_bytes: bytes of the full vector of a chip (all_gather: the gathered output;
@@ -206,8 +110,8 @@ def link_schedule(
         Scheduled links, frames and the three-hop all-reduce: ISCA22. Which chip owns which link is
         assumed (`ports`).
     """
-    if kind not in KINDS:
-        raise unknown("collective", kind, KINDS)
+    if kind not in LISTED_KINDS:
+        raise unknown("collective", kind, LISTED_KINDS)
     if algorithm not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
     if not (math.isfinite(clock_hz) and clock_hz > 0):
@@ -220,8 +124,21 @@ def link_schedule(
     if runs.shape[1] == 1 or n_vectors == 0 or runs.size == 0:
         rows, n_pieces = Rows.none(), 1
     else:
-        rows, n_pieces = _ROUTES[algorithm](topology, kind, runs)
+        rows, n_pieces = _route(topology, kind, algorithm, runs)
     return _timed(topology, clock_hz, kind, algorithm, runs, payload_bytes, rows, n_pieces)
+
+
+def _route(
+    topology: Topology, kind: str, algorithm: str, runs: Int[np.ndarray, "runs chips"]
+) -> tuple[Rows, int]:
+    """List who sends which pieces to whom, if the algorithm exists for the kind."""
+    row = ALGORITHMS[algorithm]
+    listed = (*row.kinds, *row.also_listed)
+    if kind not in listed:
+        *first, last = listed
+        kinds = f"{', '.join(first)} and {last}" if first else last
+        raise CostError(f"{algorithm} is no algorithm for {kind}; it does {kinds}")
+    return row.route(topology, kind, runs)
 
 
 def _check_runs(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) -> None:
@@ -315,7 +232,7 @@ def _timed(
         clock_hz=float(clock_hz),
         frame_payload_bytes=topology.frame_payload_bytes,
         frame_bytes=topology.frame_bytes,
-        step_names=_step_names(algorithm, kind, phases[used].tolist()),
+        step_names=ALGORITHMS[algorithm].step_names(kind, phases[used].tolist()),
         step_end_cycle=ends[used],
         step=number[step],
         run=rows.run,

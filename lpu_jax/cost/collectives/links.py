@@ -1,73 +1,31 @@
 """What a collective costs: named algorithms as steps over links, in closed form for many plans.
 
-Every collective runs over runs of chips (`topology.Span` says what a run touches), all runs of a
+Every collective runs over runs of chips (`spans.Span` says what a run touches), all runs of a
 group at once. A step moves shares of a vector over links that exist, each step after the one
 before; `link_schedule` lists the same steps link by link, and tests hold this module against it.
-
-* `one_shot`: every chip sends its whole vector to every peer of its node.
-* `direct`: reduce-scatter and all-gather among the chips of a node, each share on its own link.
-* `ring`: the same from chip to chip, over one link at a time. Its sums have an order of their own.
-* `flat3` (`closed_form.hierarchy`): in the node, between nodes, in the node; over racks as well.
-* `hier4`, `hier5`, `two_step` (`closed_form.levels`): two levels of one rack.
+Which algorithms there are, and which steps they take, is said in `algorithms`.
 
 Not modelled: ways round over a third node (minimal routes only), overlap of one step with the next,
 and time for the additions, which overlap with arrival.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int
 
-from ...errors import CostError, unknown
+from ...errors import unknown
 from ...machine.ports import Numbers
-from ...machine.topology import Span, Topology
-from .closed_form.hierarchy import far_steps, flat3
-from .closed_form.levels import hier4, hier5, two_step
+from ...machine.spans import Span
+from ...machine.topology import Topology
+from .algorithms.algorithm import Algorithm
+from .algorithms.table import ALGORITHMS, EVERYWHERE
+from .closed_form.hierarchy import far_steps
 from .closed_form.loads import gate_loads
-from .closed_form.runs import Run, run_of
+from .closed_form.runs import Run
+from .closed_form.setting import Setting, setting
 from .closed_form.steps import Rates, Schedule, Step, link_rates, make_step
-
-KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
-#: Algorithms and the kinds of collective they exist for.
-KINDS_OF: Mapping[str, tuple[str, ...]] = {
-    "one_shot": ("all_reduce",),
-    "direct": KINDS,
-    "ring": ("all_reduce", "all_gather", "reduce_scatter"),
-    "flat3": KINDS,
-    "hier4": ("all_reduce",),
-    "hier5": ("all_reduce",),
-    "two_step": ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"),
-}
-ALGORITHMS = tuple(KINDS_OF)
-_IN_NODE = ("one_shot", "direct", "ring")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Runs of chips on a machine, ready for schedules of any kind and algorithm."""
-
-    topology: Topology
-    rates: Rates
-    run: Run
-
-
-def setting(topology: Topology, clock_hz: int | float, span: Span, stride: Numbers = 1) -> Setting:
-    """Prepare the schedules over some runs; arguments are those of `schedule`.
-
-    Raises:
-        CostError: if the clock is not positive, or a run has no chip.
-    """
-    if not clock_hz > 0:
-        raise CostError(f"schedule: clock_hz={clock_hz} must be positive")
-    if np.any(np.asarray(span.n_chips) < 1) or np.any(np.asarray(stride) < 1):
-        raise CostError("schedule: a run needs at least one chip, and a stride of at least one.")
-    return Setting(
-        topology=topology,
-        rates=link_rates(topology, clock_hz, np.asarray(span.half_racks)),
-        run=run_of(topology, span, stride),
-    )
+from .kinds import OWN_PIECES, PRICED_KINDS
 
 
 def schedule(
@@ -83,7 +41,7 @@ def schedule(
     Args:
         topology: the machine's links.
         clock_hz: clock in which cycles are counted.
-        kind: one of `KINDS`. `send` moves a vector from one chip of the run to another.
+        kind: one of `PRICED_KINDS`. `send` moves a vector from one chip of the run to another.
         algorithm: one of `ALGORITHMS`.
         span: what the runs touch, at worst; fields may be arrays with one entry per plan.
         stride: chips from one chip of a run to the next. If it is not 1, `span.n_chips` counts the
@@ -118,21 +76,17 @@ def schedule_in(where: Setting, kind: str, algorithm: str) -> Schedule:
     Raises:
         UnknownNameError: if the kind or the algorithm has no such name.
     """
-    topology, rates, run = where.topology, where.rates, where.run
-    legal = legal_in(where, kind, algorithm)
-    if kind not in KINDS_OF[algorithm]:
-        steps: tuple[Step, ...] = ()
-    elif algorithm == "flat3":
-        steps = flat3(topology, rates, run, kind)
-    elif algorithm == "hier4":
-        steps = hier4(topology, rates, run)
-    elif algorithm == "hier5":
-        steps = hier5(topology, rates, run)
-    elif algorithm == "two_step":
-        steps = two_step(topology, rates, run, kind)
-    else:
-        steps = _in_node(rates, run, kind, algorithm)
-    return _finish(topology, run, kind, algorithm, legal, _exact(where, kind, algorithm), steps)
+    row = _row(kind, algorithm)
+    exists_for_kind = kind in row.kinds
+    return _finish(
+        where.topology,
+        where.run,
+        kind,
+        algorithm,
+        legal=legal_in(where, kind, algorithm),
+        exact=_exact(where, kind, row) if exists_for_kind else np.False_,
+        steps=row.price(where, kind) if exists_for_kind else (),
+    )
 
 
 def legal_in(where: Setting, kind: str, algorithm: str) -> Numbers:
@@ -144,61 +98,25 @@ def legal_in(where: Setting, kind: str, algorithm: str) -> Numbers:
     Raises:
         UnknownNameError: if the kind or the algorithm has no such name.
     """
-    if kind not in KINDS:
-        raise unknown("collective", kind, KINDS)
+    row = _row(kind, algorithm)
+    if kind not in row.kinds:
+        return np.zeros_like(where.run.n, dtype=bool)
+    return row.exists(where)
+
+
+def _row(kind: str, algorithm: str) -> Algorithm:
+    if kind not in PRICED_KINDS:
+        raise unknown("collective", kind, PRICED_KINDS)
     if algorithm not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
-    run = where.run
-    if kind not in KINDS_OF[algorithm]:
-        return np.zeros_like(run.n, dtype=bool)
-    if algorithm in _IN_NODE:
-        return run.nodes == 1
-    if algorithm == "flat3":
-        return run.n >= 1
-    level = run.many & ~run.far
-    if algorithm == "hier5":
-        return (level & run.filled & run.contiguous) | (run.n == 1)
-    return (level & run.aligned & where.topology.node_ports.pairs_equals) | (run.n == 1)
+    return ALGORITHMS[algorithm]
 
 
-def _exact(where: Setting, kind: str, algorithm: str) -> Numbers:
+def _exact(where: Setting, kind: str, row: Algorithm) -> Numbers:
     """Where the closed form is the time of the explicit steps; see `schedule`."""
-    run, topology = where.run, where.topology
+    run = where.run
     near = (run.nodes == 1) | (run.n == 1)
-    if algorithm in _IN_NODE or not np.any(run.many):
-        return near
-    if algorithm in ("hier4", "two_step"):
-        return near | run.aligned
-    even = gate_loads(topology.node_ports, run.reach).even
-    if algorithm == "hier5":
-        return near | (run.filled & even)
-    if kind == "send":
-        return near
-    # Between strided runs only their number is shared, but gateways are members of other runs.
-    whole = run.contiguous | (run.aligned & (run.per_node > 1) & (kind != "all_to_all"))
-    by_chip = topology.rack_wiring == "line" and topology.node_ports.pairs_equals
-    line = by_chip & (kind == "all_reduce") & run.contiguous
-    return near | (run.filled & even & whole & (~run.far | line))
-
-
-def _in_node(rates: Rates, run: Run, kind: str, algorithm: str) -> tuple[Step, ...]:
-    """Steps between the chips of a run inside one node."""
-    own, mates = 1.0 / run.n, run.n - 1
-
-    def step(name: str, share: Numbers, fan_out: Numbers, times: Numbers = 1.0) -> Step:
-        return make_step(
-            name, mates > 0, rates.local, share, rates.local_frame, fan_out, times=times
-        )
-
-    twice = kind == "all_reduce"
-    if algorithm == "ring":
-        ring = step("pass on in ring", own, np.ones_like(own), times=mates)
-        return (ring, step("gather in ring", own, np.ones_like(own), times=mates))[: 1 + twice]
-    if algorithm == "one_shot":
-        return (step("spread in node", np.ones_like(own), mates),)
-    if kind == "send":
-        return (step("send in node", np.ones_like(own), own),)
-    return (step("spread in node", own, mates), step("gather in node", own, mates))[: 1 + twice]
+    return near | row.exact(where, kind) if np.any(run.many) else near
 
 
 def _finish(
@@ -206,6 +124,7 @@ def _finish(
     run: Run,
     kind: str,
     algorithm: str,
+    *,
     legal: Numbers,
     exact: Numbers,
     steps: tuple[Step, ...],
@@ -217,7 +136,7 @@ def _finish(
         legal=legal,
         exact=exact & legal,
         # What each chip has, or gets, is its own; only a vector that all have is cut at will.
-        pieces=run.n if kind in ("all_gather", "reduce_scatter", "all_to_all") else 1.0,
+        pieces=run.n if kind in OWN_PIECES else 1.0,
         steps=steps,
         frame_payload_bytes=topology.frame_payload_bytes,
         frame_bytes=topology.frame_bytes,
@@ -283,7 +202,9 @@ def hand_overs(
     meets = ((src + group - 1) // size >= dst // size) & (src // size <= (dst + group - 1) // size)
     in_last = np.where(dst > src, (src + group - 1) % size + 1, size - src % size)
     steps = _hand_over_steps(topology, rates, run, np.where(meets, np.minimum(group, in_last), 0))
-    return _finish(topology, run, "hand_over", "flat3", run.n > 0, single, steps)
+    return _finish(
+        topology, run, "hand_over", EVERYWHERE.name, legal=run.n > 0, exact=single, steps=steps
+    )
 
 
 def _hand_over_steps(

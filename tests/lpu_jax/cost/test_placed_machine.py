@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lpu_jax.cost.collectives.links import ALGORITHMS, KINDS
-from lpu_jax.cost.placed_machine import AUTO, Groups, PlacedMachine, one_group
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS, AUTO
+from lpu_jax.cost.collectives.kinds import PRICED_KINDS
+from lpu_jax.cost.placed_machine import Groups, PlacedMachine, one_group
 from lpu_jax.errors import CostError
 from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
@@ -28,7 +29,7 @@ def test_plans_side_by_side_cost_what_each_costs_alone():
     groups = tuple(Groups(chips, topology.stage_bases(4, chips)) for chips in (64, 36))
     index, n, stride = (np.array(column) for column in zip(*cases, strict=True))
     together = PlacedMachine(system=named, groups=groups, group_of_plan=index)
-    for kind in KINDS:
+    for kind in PRICED_KINDS:
         payload = 14_336 * n
         first, last = together.collective_cycles(kind, "auto", n, stride, payload)
         for i, (group, n_chips, gap) in enumerate(cases):
@@ -57,7 +58,7 @@ def test_runs_cut_every_stage_and_miss_no_chip():
 
 
 @pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PRICED_KINDS)
 def test_one_chip_is_free_under_every_name(kind, algorithm):
     machine = one_group(system("lpx-rack"), 64)
     assert machine.collective_cycles(kind, algorithm, 1, 16, 14_336) == (0.0, 0.0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import LpuError, UnknownNameError, unknown
-from lpu_jax.machine import gpu_systems
 from lpu_jax.machine.catalogue import named_systems, system
-from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1, MxmMode, chip
+from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1, MxmMode
+from lpu_jax.machine.lpu_systems import chip
 from lpu_jax.provenance import Constant, const, constants_of, vary, weakest
 from lpu_jax.quantities import format_bytes, format_count, format_given, format_seconds
 from models.policy import POLICIES
@@ -152,15 +152,7 @@ def test_groq3_does_not_borrow_the_sources_of_groqchip1():
     assert (alus.status, alus.low, alus.high) == ("assumed", 8, 32)
 
 
-#: Those of a stated size; the other names stand for any number of GPUs.
-GPU_SYSTEMS = [name for name in gpu_systems.NAMES if not name.endswith("N")]
-
-
-@pytest.mark.parametrize(
-    "machine",
-    [*named_systems(), *map(system, GPU_SYSTEMS)],
-    ids=lambda machine: machine.name,
-)
+@pytest.mark.parametrize("machine", named_systems(), ids=lambda machine: machine.name)
 def test_every_assumed_number_says_what_else_it_could_be(machine):
     for constant in machine.constants():
         if constant.status == "assumed" and constant.value is not None:

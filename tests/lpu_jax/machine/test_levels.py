@@ -5,7 +5,7 @@ from wired_machines import MACHINES, name_of
 
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
-from lpu_jax.machine.levels import table
+from lpu_jax.machine.levels import levels_of, table
 
 
 def test_level_of_names_the_outermost_level_that_runs_cross():
@@ -25,19 +25,19 @@ def test_level_of_names_the_outermost_level_that_runs_cross():
 def test_levels_nest_and_their_links_add_up(topology):
     inner = "chip"
     chips = 1
-    for level in topology.levels:
+    for level in levels_of(topology):
         assert level.unit == inner
         assert chips < level.chips <= chips * level.units
         assert level.as_dict()["name"] == level.name
         inner, chips = level.name, level.chips
     assert chips == topology.installed_chips
-    assert sum(level.links_per_chip for level in topology.levels) == sum(topology.most_links)
-    text = table(topology.levels)
-    assert len(text.splitlines()) == 1 + len(topology.levels)
+    assert sum(level.links_per_chip for level in levels_of(topology)) == sum(topology.most_links)
+    text = table(levels_of(topology))
+    assert len(text.splitlines()) == 1 + len(levels_of(topology))
 
 
 def test_levels_of_an_lpx_rack_by_hand():
-    tray, half, rack, racks = LpxTopology(n_chips=2304).levels
+    tray, half, rack, racks = levels_of(LpxTopology(n_chips=2304))
     assert [tray.units, half.units, rack.units, racks.units] == [16, 8, 2, 9]
     assert [tray.chips, half.chips, rack.chips, racks.chips] == [16, 128, 256, 2304]
     # 7 trays of the own half, 8 of the other.
@@ -52,7 +52,7 @@ def test_levels_of_an_lpx_rack_by_hand():
 def test_the_spare_node_of_a_groq_rack_is_installed_and_linked():
     rack = GroqTopology(n_chips=64, spare_nodes=1)
     assert (rack.n_nodes, rack.installed_nodes, rack.installed_chips) == (8, 9, 72)
-    assert [level.units for level in rack.levels] == [8, 9]
+    assert [level.units for level in levels_of(rack)] == [8, 9]
     assert rack.graph.hops_from(0)[64:].min() > 0
     with pytest.raises(PlanError, match="chip 64"):
         rack.route(0, 64)

@@ -41,7 +41,7 @@ def test_memory_of_published_systems():
 def test_the_listing_is_made_of_names_that_work():
     for listed in named_systems():
         assert system(listed.name) == listed
-        assert len(listed.constants()) > 30
+        assert len(listed.constants()) > (30 if listed.lpus else 15)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_unknown_systems_are_named(name, message):
 
 
 def test_every_named_system_is_described():
-    for listed in (*named_systems(), system("h100x8")):
+    for listed in named_systems():
         data, text = describe(listed), describe_text(listed)
         json.dumps(data, allow_nan=False)
         assert data["chips"] == listed.n_chips

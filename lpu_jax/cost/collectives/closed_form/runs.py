@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....machine.ports import Numbers
-from ....machine.topology import Span, Topology
+from ....machine.spans import Span
+from ....machine.topology import Topology
 
 # Runs over racks that may use a link inside a rack at once: two, one that goes on to the next rack
 # and one to the rack before, or that meet inside a node. A run that is alone may forward twice if

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
+from lpu_jax.cost.collectives.kinds import PRICED_KINDS
 from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
-from lpu_jax.cost.collectives.links import ALGORITHMS, KINDS, KINDS_OF, hand_overs, schedule
+from lpu_jax.cost.collectives.links import hand_overs, schedule
 from lpu_jax.machine.built_topologies import GroqTopology
 from lpu_jax.machine.custom_topology import LevelSpec, custom_topology
 
@@ -55,11 +57,11 @@ def listed(topology, kind, n, n_vectors, first=0, stride=1, algorithm="flat3"):
 PARALLEL = {links: machine((8, 1), (4, links)) for links in (8, 16, 32)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PRICED_KINDS)
 @pytest.mark.parametrize(("n", "stride"), [(32, 1), (16, 1), (8, 4), (4, 8)])
 def test_more_links_between_nodes_are_never_slower(kind, n, stride):
     one_vector, n_vectors, seen = [], 32 * 32 * 8, 0
-    many = {name: [] for name in ALGORITHMS if kind in KINDS_OF[name]}
+    many = {name: [] for name, row in ALGORITHMS.items() if kind in row.kinds}
     for topology in PARALLEL.values():
         first = []
         for name, cycles in many.items():
@@ -138,7 +140,7 @@ def test_a_hop_shorter_than_a_frame_holds_its_link_for_the_frame():
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     topology=st.sampled_from(MACHINES),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(PRICED_KINDS),
     n=st.sampled_from([2, 3, 4, 8, 12, 16, 24, 32]),
     stride=st.sampled_from([1, 1, 1, 2, 3, 4]),
     first=st.sampled_from([0, 0, 1, 3]),

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from lpu_jax.cost.collectives import link_schedule as module
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
+from lpu_jax.cost.collectives.kinds import LISTED_KINDS
 from lpu_jax.cost.collectives.link_check import check
-from lpu_jax.cost.collectives.link_schedule import ALGORITHMS, KINDS, link_schedule
+from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.errors import CostError
 from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.machine.custom_topology import LevelSpec, custom_topology
@@ -45,7 +47,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LISTED_KINDS)
 @pytest.mark.parametrize("n_vectors", [1, 23])
 def test_every_route_is_proven_right(kind, n_vectors):
     n_proven = 0

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.cost.collectives import links
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
+from lpu_jax.cost.collectives.kinds import LISTED_KINDS, PRICED_KINDS
 from lpu_jax.cost.collectives.link_check import check
-from lpu_jax.cost.collectives.link_schedule import ALGORITHMS, KINDS, link_schedule
+from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.errors import CostError, UnknownNameError
 from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.provenance import constants_of
@@ -70,8 +72,8 @@ FILLING = [
 def test_filled_nodes_take_exactly_as_long_as_the_closed_form(topology, cases):
     n_exact = 0
     for case in cases:
-        for kind in links.KINDS:
-            for algorithm in links.ALGORITHMS:
+        for kind in PRICED_KINDS:
+            for algorithm in ALGORITHMS:
                 found = both(topology, kind, algorithm, *case)
                 if found is None:
                     continue
@@ -92,7 +94,7 @@ def test_filled_nodes_take_exactly_as_long_as_the_closed_form(topology, cases):
     assert n_exact >= 2 * len(cases)
 
 
-@pytest.mark.parametrize("kind", links.KINDS)
+@pytest.mark.parametrize("kind", PRICED_KINDS)
 @pytest.mark.parametrize(
     "topology", [GROQ[48], GROQ[72], GROQ[88], GROQ[576], GROQ[1512], LPX], ids=name_of
 )
@@ -103,7 +105,7 @@ def test_other_runs_stay_below_the_closed_form(topology, kind):
         edge = per_rack - 4
         cases += [(edge, 8, 1, 8), (edge, 24, 1, 24), (0, 2, per_rack, 2 * per_rack)]
     for case in cases:
-        for algorithm in links.ALGORITHMS:
+        for algorithm in ALGORITHMS:
             found = both(topology, kind, algorithm, *case)
             if found is not None:
                 closed, explicit, payload = found
@@ -112,8 +114,8 @@ def test_other_runs_stay_below_the_closed_form(topology, kind):
 
 
 @given(
-    kind=st.sampled_from(links.KINDS),
-    algorithm=st.sampled_from(links.ALGORITHMS),
+    kind=st.sampled_from(PRICED_KINDS),
+    algorithm=st.sampled_from(tuple(ALGORITHMS)),
     case=st.sampled_from(
         [(i, j) for i, (_, cases) in enumerate(FILLING) for j in range(len(cases))]
     ),
@@ -192,8 +194,8 @@ def test_link_bytes_are_what_the_algorithm_moves(topology, n, n_vectors):
 
 
 @given(
-    kind=st.sampled_from(KINDS),
-    algorithm=st.sampled_from(ALGORITHMS),
+    kind=st.sampled_from(LISTED_KINDS),
+    algorithm=st.sampled_from(tuple(ALGORITHMS)),
     topology=st.sampled_from([GROQ[16], GROQ[48], LPX]),
     first=st.sampled_from([0, 3]),
     n=st.sampled_from([4, 8, 12]),
@@ -230,13 +232,13 @@ def test_twice_the_clock_and_rates_and_half_the_latencies_halve_the_time(topolog
     )
     assert fast.local_bytes_per_s == 2 * topology.local_bytes_per_s
     assert fast.rack_hop_s == topology.rack_hop_s / 2
-    for kind in KINDS:
+    for kind in LISTED_KINDS:
         slow = link_schedule(topology, CLOCK_HZ, kind, "flat3", cut(0, 16), 12_345)
         quick = link_schedule(fast, 2 * CLOCK_HZ, kind, "flat3", cut(0, 16), 12_345)
         assert quick.cycles == pytest.approx(slow.cycles)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LISTED_KINDS)
 def test_equal_chips_may_be_exchanged(kind):
     cases = [
         (LPX, 32, (16, 64, 96, 256, 256 + 32), "flat3"),
@@ -259,7 +261,7 @@ def test_equal_chips_may_be_exchanged(kind):
     np.testing.assert_allclose(back.link_busy().busy_cycles, forth.link_busy().busy_cycles)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LISTED_KINDS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_one_chip_and_no_bytes_take_no_time(kind, algorithm):
     runs = np.arange(8)[:, None]

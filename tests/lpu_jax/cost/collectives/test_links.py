@@ -8,18 +8,20 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS, AUTO
+from lpu_jax.cost.collectives.kinds import PRICED_KINDS
 from lpu_jax.cost.collectives.link_schedule import link_schedule
-from lpu_jax.cost.collectives.links import ALGORITHMS, KINDS, KINDS_OF, hand_overs, schedule
-from lpu_jax.cost.placed_machine import AUTO, Groups, PlacedMachine
+from lpu_jax.cost.collectives.links import hand_overs, schedule
+from lpu_jax.cost.placed_machine import Groups, PlacedMachine
 from lpu_jax.errors import CostError, UnknownNameError
 from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1
+from lpu_jax.machine.spans import stack_spans
 from lpu_jax.machine.system import System
-from lpu_jax.machine.topology import stack_spans
 from lpu_jax.provenance import constants_of
 
 CLOCK_HZ = 1e9
-EVERY = [(kind, algorithm) for algorithm in ALGORITHMS for kind in KINDS_OF[algorithm]]
+EVERY = [(kind, algorithm) for algorithm, row in ALGORITHMS.items() for kind in row.kinds]
 LPX = LpxTopology(n_chips=256)
 # Links per pair of nodes: 32, 16, 10, 8, 6, 4 (racks up to 9 nodes), 3, 2, 1; beyond 33 nodes 2.
 NODES = (2, 3, 4, 5, 6, 9, 11, 12, 20)
@@ -260,7 +262,7 @@ def test_gateways_of_runs_over_every_second_node_are_the_same_chip():
     assert found.busiest_vectors[-1] == last
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PRICED_KINDS)
 def test_a_line_of_racks_is_passed_rack_by_rack(kind):
     topology = LpxTopology(n_chips=768)
     chips, n_vectors = 272, 272 * 32
@@ -291,7 +293,7 @@ def test_what_each_chip_has_is_whole_vectors():
 
 RUN = {
     "topology": st.sampled_from(MACHINES),
-    "kind": st.sampled_from(KINDS),
+    "kind": st.sampled_from(PRICED_KINDS),
     "n": st.integers(2, 300),
     "first": st.integers(0, 40),
 }

@@ -1,0 +1,1 @@
+"""The algorithms of collectives, a row each; entry: `algorithms.table`."""

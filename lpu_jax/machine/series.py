@@ -1,0 +1,49 @@
+"""A series of systems: one chip, in machines of stated names or of any size.
+
+A new chip, or a new machine of it, is a series in `lpu_systems` or `gpu_systems`: names, listings
+and users' files then know it. Not modelled: machines that mix chips.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from .gpu import Accelerator
+from .system import Fabric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Systems of one chip.
+
+    Attributes:
+        chip: the chip.
+        named: links of the systems that the listing shows, by name.
+        numbered: how systems of other sizes are called, such as `"groq-N"`.
+        unit: what N counts, in the plural.
+        of_size: links of a system of N; refuses a size that does not exist.
+    """
+
+    chip: Accelerator
+    named: Mapping[str, Fabric]
+    numbered: str
+    unit: str
+    of_size: Callable[[int], Fabric]
+
+    def links(self, name: str) -> Fabric | None:
+        """Find the links of a system.
+
+        Args:
+            name: name of a system.
+
+        Returns:
+            Its links; None if the name is none of this series.
+
+        Raises:
+            PlanError: the name is of this form, but there is no such size.
+        """
+        if name in self.named:
+            return self.named[name]
+        stem = re.escape(self.numbered.removesuffix("N"))
+        match = re.fullmatch(rf"{stem}([1-9][0-9]{{0,8}})", name)
+        return None if match is None else self.of_size(int(match[1]))
