@@ -19,7 +19,7 @@ from models.layers.linear import Split
 from models.params import block_params
 from models.policy import Policy
 
-from .axes import granules
+from .axes import granules, worst_slots
 from .plan import AttentionShard, MlpShard, MoeShard, Plan
 from .request import Request
 
@@ -191,7 +191,7 @@ def moe_reasons(
     yield columns_reason("moe", moe.d_expert, shard.tensor, pieces.get("expert_mlp", 1))
     if shard.slots is not None:
         local = -(-moe.n_experts // shard.expert)
-        worst = min(local, request.batch * request.tokens * moe.top_k)
+        worst = worst_slots(local, request, moe)
         if shard.slots < worst:
             yield Reason(
                 "moe: too few slots",

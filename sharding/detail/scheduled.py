@@ -19,7 +19,7 @@ from lpu_jax.cost.report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.system import System
-from lpu_jax.provenance import Constant, constants_of
+from lpu_jax.provenance import Constant, assumed, constants_of
 from models.blocks import Block, Kind, block_chain, block_kinds, is_leaf
 from models.config import ModelConfig
 from models.policy import Policy
@@ -35,8 +35,6 @@ from ..predict.evaluate import (
     hand_over_steps,
     hidden_bytes,
     schedule_block,
-    slots_of,
-    split_of,
 )
 from ..request import Request, check_request
 
@@ -173,7 +171,7 @@ class ScheduledPlan:
 
     @property
     def _assumed(self) -> tuple[Constant, ...]:
-        return tuple(c for c in self.system.constants() if c.is_assumed and c.moves_plans)
+        return tuple(c for c in assumed(self.system.constants()) if c.moves_plans)
 
 
 def schedule_plan(
@@ -201,7 +199,7 @@ def schedule_plan(
     kinds: dict[Kind, KindSchedule] = {}
     for kind in block_kinds(cfg):
         ways = axes.degrees(plan, kind, cfg)
-        split, slots = split_of(plan, kind), slots_of(plan, kind)
+        split, slots = axes.split_of(plan, kind), axes.slots_of(plan, kind)
         dispatch = axes.dispatch_of(plan, kind)
         block = schedule_block(
             kind, ways, slots, split, plan.collective, machine, cfg, policy, request, dispatch

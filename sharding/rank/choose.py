@@ -14,7 +14,7 @@ from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.policy import FP16, Policy
+from models.policy import Policy
 
 from ..axes import allocated_positions
 from ..legal import Search, check_policy, one_stage_plans
@@ -37,7 +37,7 @@ def fastest_plan(cfg: ModelConfig, system: System, policy: Policy) -> tuple[Plan
     Raises:
         LpuError: as `compare`.
     """
-    held = policy if policy.base == "fp16" else FP16
+    held = policy.on_chip
     check_policy(held, cfg, system)
     context = min(POSITIONS_STEP, cfg.max_position)
     search = Search(cfg, system, held, Request(context=context)).within_reach()
@@ -71,8 +71,7 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
         PlanError: the machine has no two different splits of a group.
     """
     system.require_lpu("check")
-    if policy.base != "fp16":
-        policy = FP16  # what no chip runs takes as much room
+    policy = policy.on_chip
     check_policy(policy, cfg, system)
     request = Request(context=min(cfg.max_position, 4096))
     plans = list(Search(cfg, system, policy, request).within_reach().plans())
@@ -166,7 +165,7 @@ def text_plan(
             context.
     """
     system.require_lpu(command)
-    held = policy if policy.base == "fp16" else FP16
+    held = policy.on_chip
 
     def fastest(plans: Sequence[Plan], request: Request) -> Comparison:
         return compare(

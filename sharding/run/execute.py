@@ -21,9 +21,9 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
 
-from ..axes import degrees, dispatch_of
+from ..axes import degrees, dispatch_of, split_of
 from ..plan import Plan
-from .load import LoadedBlock, block_split
+from .load import LoadedBlock
 
 _RUNNERS: Mapping[str, Callable[..., Any]] = {"virtual": run_virtual, "devices": run_devices}
 #: Distinct programs kept compiled; a model has at most five kinds of block.
@@ -89,7 +89,7 @@ def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
     """Name the program that a plan needs for a kind of block, on a given system."""
     slots = plan.moe.slots if kind == "moe" and plan.moe is not None else None
     ways = tuple(degrees(plan, kind, cfg).items())
-    split, dispatch = block_split(plan, kind), dispatch_of(plan, kind)
+    split, dispatch = split_of(plan, kind), dispatch_of(plan, kind)
     return kind, ways, split, plan.collective, slots, dispatch
 
 

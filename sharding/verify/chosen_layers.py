@@ -28,13 +28,12 @@ from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
-from ..axes import allocated_positions, degrees, dispatch_of
+from ..axes import allocated_positions, degrees, dispatch_of, split_of
 from ..legal import check_plan
 from ..plan import Plan
 from ..predict.evaluate import evaluate
 from ..rank.comparison import Comparison
 from ..request import Request
-from ..run.load import block_split
 from ..run.measures import finite
 from .emulate import BlockCheck, Run, Step, run_steps
 
@@ -177,7 +176,7 @@ def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy:
         PlanError: a plan is not legal.
         CostError: a plan names a collective that does not exist over its links.
     """
-    held = policy if policy.base == "fp16" else FP16
+    held = policy.on_chip
     for plan in plans:
         # The single sequence is padded to as many as the plan spreads over chips.
         request = Request(batch=plan.attention.data, context=allocated_positions(plan))
@@ -252,7 +251,7 @@ def rounding_moved(
             continue
         if kind == "attention" and ways["context"] > 1:
             sentences.append(_merged(ways["context"], n_tokens, policy))
-        if block_split(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
+        if split_of(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
             continue
         order = "added in chip order"
         if tiers and n_chips > tiers[0]:
