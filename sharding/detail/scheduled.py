@@ -20,7 +20,7 @@ from lpu_jax.cost.timing import constants_read, placed
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import Constant, assumed, constants_of
-from models.blocks import Block, Kind, block_chain, block_kinds, is_leaf
+from models.blocks import BLOCK_KINDS, Block, Kind, block_chain, block_kinds, is_leaf
 from models.config import ModelConfig
 from models.policy import Policy
 
@@ -268,9 +268,8 @@ def _timeline(
 
 def block_name(block: Block) -> str:
     """What to call a block."""
-    if block.kind in ("embed", "head"):
-        return {"embed": "embedding", "head": "head"}[block.kind]
-    return f"layer {block.layer} {block.kind}"
+    title = BLOCK_KINDS[block.kind].title
+    return title if BLOCK_KINDS[block.kind].part == "group" else f"layer {block.layer} {title}"
 
 
 def block_list(names: Sequence[str]) -> str:

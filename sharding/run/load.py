@@ -298,7 +298,7 @@ def place_block(
         for name, weight in weights.items()
     }
     leaves = (hidden, described, *rest)
-    first_state, *more_state = empty_state(cfg, kind, leaves, local, data, stored.held)
+    first_state, *more_state = empty_state(cfg, leaves, local, stored.held)
     arguments = (first_state, weights, *more_state)
     whole = global_shapes(leaves, local)
     return LoadedBlock(
