@@ -6,8 +6,8 @@ Holds no values and knows no plan.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -90,6 +90,7 @@ class Sizes:
         return (self.local[axis] * self.ways[axis], None)
 
 
+@cache
 def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
     """List the blocks a token passes, from the embedding to the head."""
     layers = [
@@ -107,6 +108,7 @@ def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
     )
 
 
+@cache
 def block_kinds(cfg: ModelConfig) -> tuple[Kind, ...]:
     """Kinds of block a model has, each once, in the order of the chain."""
     return tuple(dict.fromkeys(block.kind for block in block_chain(cfg)))
@@ -179,7 +181,7 @@ class _Variant:
     policy: Policy
     split: Split
     dispatch: Dispatch
-    experts: Mapping[str, Any] = MappingProxyType({})
+    experts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def projects(self) -> dict[str, Any]:
