@@ -91,6 +91,11 @@ class Constant:
         }
 
 
+def assumed(constants: Iterable[Constant]) -> tuple[Constant, ...]:
+    """Those of some constants that no public source states."""
+    return tuple(constant for constant in constants if constant.is_assumed)
+
+
 def weakest(statuses: Iterable[str]) -> str:
     """The weakest of statuses, published before derived before assumed; `-` (no constant) if none.
 

@@ -6,8 +6,9 @@ Holds no values and knows no plan.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -28,8 +29,6 @@ from .params import Kind as Kind
 from .params import ParamSpec, block_params
 from .policy import Policy
 
-#: Kinds of block that keep a cache.
-CACHING_KINDS: frozenset[Kind] = frozenset({"attention", "sliding"})
 #: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
 Dimension = tuple[Any, str | None]
 
@@ -58,6 +57,9 @@ class Leaf:
     rows: int = 0
     #: for weights: codes that multiply int8 activations as they are, where matrices are single
     multiplies_bare: bool = False
+    #: before anything runs: zeros; the number of a chip's first row, or of the chip, along an axis;
+    #: a table of the rotation; the row of the store in which each expert lies
+    begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "address"] = "zeros"
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -88,6 +90,7 @@ class Sizes:
         return (self.local[axis] * self.ways[axis], None)
 
 
+@cache
 def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
     """List the blocks a token passes, from the embedding to the head."""
     layers = [
@@ -105,6 +108,7 @@ def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
     )
 
 
+@cache
 def block_kinds(cfg: ModelConfig) -> tuple[Kind, ...]:
     """Kinds of block a model has, each once, in the order of the chain."""
     return tuple(dict.fromkeys(block.kind for block in block_chain(cfg)))
@@ -131,24 +135,10 @@ def block_program(
         n_slots: static expert slots of each chip (MoE only).
         dispatch: how rows reach the chips of their experts (MoE only).
     """
-    match kind:
-        case "embed":
-            return embed
-        case "attention" | "sliding":
-            attention = cfg.attention
-            if isinstance(attention, MlaConfig):
-                return partial(latent_attention, cfg=cfg, policy=policy, split=split)
-            window = attention.window if kind == "sliding" else None
-            return partial(grouped_attention, cfg=cfg, policy=policy, split=split, window=window)
-        case "dense":
-            return partial(dense_mlp, cfg=cfg, policy=policy, split=split)
-        case "moe":
-            layer = exchanged_mixture if dispatch is Dispatch.ALL_TO_ALL else mixture
-            return partial(
-                layer, cfg=cfg, policy=policy, split=split, n_local=n_local, n_slots=n_slots
-            )
-        case "head":
-            return partial(head, cfg=cfg, policy=policy)
+    experts = {"n_local": n_local, "n_slots": n_slots}
+    return BLOCK_KINDS[kind].program(
+        _Variant(cfg=cfg, policy=policy, split=split, dispatch=dispatch, experts=experts)
+    )
 
 
 def block_arguments(
@@ -175,39 +165,177 @@ def block_arguments(
         name: _weight(name, spec, policy, split, sizes)
         for name, spec in block_params(cfg, kind).items()
     }
+    variant = _Variant(cfg=cfg, policy=policy, split=split, dispatch=dispatch)
+    first, *others = BLOCK_KINDS[kind].arguments(variant, sizes)
+    return first, weights, *others
+
+
+# --- one row per kind of block ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """One way to build a block; see `block_program`."""
+
+    cfg: ModelConfig
+    policy: Policy
+    split: Split
+    dispatch: Dispatch
+    experts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def projects(self) -> dict[str, Any]:
+        """What the layers with an output projection take."""
+        return {"cfg": self.cfg, "policy": self.policy, "split": self.split}
+
+
+def _number(begins_as: Literal["first row", "chip"], axis: str) -> Leaf:
+    """Describe what tells a chip which part of an axis is its own."""
+    dimensions = ((1, axis),)
+    return Leaf(dimensions=dimensions, dtype=jnp.int32, kind="tables", bits=32, begins_as=begins_as)
+
+
+def _hidden(variant: _Variant, sizes: Sizes) -> Leaf:
     batch, tokens = sizes.local["batch"], sizes.local["tokens"]
-    hidden = _state(policy.dtype, batch, tokens, cfg.d_model)
-    first = Leaf(dimensions=((1, "vocab"),), dtype=jnp.int32, kind="tables", bits=32)
-    match kind:
-        case "embed":
-            return _state(jnp.int32, batch, tokens), weights, first
-        case "attention" | "sliding":
-            number = partial(Leaf, dtype=jnp.int32, kind="tables", bits=32)
-            # Where the context is split, a chip also knows its first position.
-            is_split = sizes.splits_context and kind == "attention"
-            return (
-                hidden,
-                weights,
-                _cache(cfg, kind, policy, sizes),
-                _tables(cfg, sizes),
-                _state(jnp.int32, batch),
-                number(dimensions=((1, "batch_local"),)),
-                *([number(dimensions=((1, "kv_length"),))] if is_split else []),
-            )
-        case "dense":
-            return hidden, weights
-        case "moe":
-            assert cfg.moe is not None
-            table = partial(Leaf, dtype=jnp.int32, kind="tables", bits=32)
-            placement = {
-                "first_expert": table(dimensions=((1, "experts"),)),
-                "address": table(dimensions=((1, "experts"), (cfg.moe.n_experts, None))),
-            }
-            if dispatch is Dispatch.ALL_TO_ALL:
-                placement["share"] = table(dimensions=((1, "experts"),))
-            return hidden, weights, placement
-        case "head":
-            return hidden, weights, _state(jnp.int32, batch), first
+    return _state(variant.policy.dtype, batch, tokens, variant.cfg.d_model)
+
+
+def _embed_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
+    tokens = _state(jnp.int32, sizes.local["batch"], sizes.local["tokens"])
+    return tokens, _number("first row", "vocab")
+
+
+def _head_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
+    rows = _state(jnp.int32, sizes.local["batch"])
+    return _hidden(variant, sizes), rows, _number("first row", "vocab")
+
+
+def _attention_program(variant: _Variant, *, is_sliding: bool = False) -> Callable[..., Any]:
+    attention = variant.cfg.attention
+    if isinstance(attention, MlaConfig):
+        return partial(latent_attention, **variant.projects)
+    window = attention.window if is_sliding else None
+    return partial(grouped_attention, **variant.projects, window=window)
+
+
+def _attention_arguments(
+    variant: _Variant, sizes: Sizes, *, is_sliding: bool = False
+) -> tuple[Any, ...]:
+    # Where the context is split, a chip also knows its first position; of a short cache each chip
+    # holds all.
+    is_split = sizes.splits_context and not is_sliding
+    return (
+        _hidden(variant, sizes),
+        _cache(variant.cfg, variant.policy, sizes, is_sliding=is_sliding),
+        _tables(variant.cfg, sizes),
+        _state(jnp.int32, sizes.local["batch"]),
+        _number("chip", "batch_local"),
+        *([_number("first row", "kv_length")] if is_split else []),
+    )
+
+
+def _dense_program(variant: _Variant) -> Callable[..., Any]:
+    return partial(dense_mlp, **variant.projects)
+
+
+def _dense_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
+    return (_hidden(variant, sizes),)
+
+
+def _moe_program(variant: _Variant) -> Callable[..., Any]:
+    layer = exchanged_mixture if variant.dispatch is Dispatch.ALL_TO_ALL else mixture
+    return partial(layer, **variant.projects, **variant.experts)
+
+
+def _moe_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
+    assert variant.cfg.moe is not None
+    first = _number("first row", "experts")
+    address = ((1, "experts"), (variant.cfg.moe.n_experts, None))
+    placement = {
+        "first_expert": first,
+        "address": replace(first, dimensions=address, begins_as="address"),
+    }
+    if variant.dispatch is Dispatch.ALL_TO_ALL:
+        placement["share"] = _number("chip", "experts")
+    return _hidden(variant, sizes), placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockKind:
+    """What a kind of block is: its parameters are in `params`, its layer in `layers`."""
+
+    title: str  #: what a list of blocks calls it
+    result: str  #: what a report calls its result
+    #: the part of a plan that says how it is split; the vocabulary is split over the whole group
+    part: Literal["group", "attention", "mlp", "moe"]
+    program: Callable[[_Variant], Callable[..., Any]]
+    arguments: Callable[[_Variant, Sizes], tuple[Any, ...]]  #: of the program, without its weights
+    #: numbers of the arguments that change from call to call; the rest is placed with the weights
+    inputs: tuple[int, ...] = (0,)
+    has_cache: bool = False
+    #: logical axes that chips hold whole, though the part of the plan may split them
+    whole: frozenset[str] = frozenset()
+
+
+BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
+    {
+        "embed": BlockKind(
+            title="embedding",
+            result="hidden state",
+            part="group",
+            program=lambda _: embed,
+            arguments=_embed_arguments,
+        ),
+        "attention": BlockKind(
+            title="attention",
+            result="attention output",
+            part="attention",
+            program=_attention_program,
+            arguments=_attention_arguments,
+            inputs=(0, 2, 4),  # hidden state, cache, positions
+            has_cache=True,
+        ),
+        "sliding": BlockKind(
+            title="sliding",
+            result="sliding attention output",
+            part="attention",
+            program=partial(_attention_program, is_sliding=True),
+            arguments=partial(_attention_arguments, is_sliding=True),
+            inputs=(0, 2, 4),
+            has_cache=True,
+            whole=frozenset({"kv_length"}),
+        ),
+        "dense": BlockKind(
+            title="dense",
+            result="dense MLP output",
+            part="mlp",
+            program=_dense_program,
+            arguments=_dense_arguments,
+        ),
+        "moe": BlockKind(
+            title="moe",
+            result="sum over experts and shared expert's output",
+            part="moe",
+            program=_moe_program,
+            arguments=_moe_arguments,
+        ),
+        "head": BlockKind(
+            title="head",
+            result="logits",
+            part="group",
+            program=lambda variant: partial(head, cfg=variant.cfg, policy=variant.policy),
+            arguments=_head_arguments,
+            inputs=(0, 2),  # hidden state, rows
+        ),
+    }
+)
+#: Kinds of block that keep a cache.
+CACHING_KINDS: frozenset[Kind] = frozenset(
+    kind for kind, row in BLOCK_KINDS.items() if row.has_cache
+)
+
+
+# --- trees of leaves --------------------------------------------------------------------------
 
 
 def shapes(arguments: Any) -> Any:
@@ -311,12 +439,12 @@ def _scales(
     )
 
 
-def _cache(cfg: ModelConfig, kind: Kind, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
+def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) -> dict[str, Leaf]:
     """Keys and values in the layouts that the matrix unit installs."""
     attention = cfg.attention
     batch: Dimension = (sizes.local["batch_local"], "batch_local")
     context: Dimension = (sizes.local["kv_length"], "kv_length")
-    if kind == "sliding":
+    if is_sliding:
         context = (sizes.local["window"], None)
     if isinstance(attention, GqaConfig):
         lead: tuple[Dimension, ...] = (batch, sizes.share("kv_heads", attention.n_kv_heads))
@@ -348,4 +476,4 @@ def _tables(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
         kind="tables",
         bits=32,
     )
-    return {"cos": table, "sin": table}
+    return {"cos": replace(table, begins_as="cos"), "sin": replace(table, begins_as="sin")}

@@ -5,7 +5,10 @@ Holds no values and no formats: which role is stored in which format is the prec
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from lpu_jax.errors import ConfigError, unknown
@@ -13,11 +16,9 @@ from lpu_jax.errors import ConfigError, unknown
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
+#: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
 #: "sliding" is attention over the last keys only; it has the parameters of "attention".
 Kind = Literal["embed", "attention", "sliding", "dense", "moe", "head"]
-
-#: The block kinds, in the order a token meets them.
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Spread of random biases: small against what they are added to, yet large enough to see.
 _BIAS_STD = 0.1
@@ -96,12 +97,12 @@ def _norm(size: int) -> ParamSpec:
     return ParamSpec(shape=(size,), axes=(None,), rows=0, role="norm", std=0.0)
 
 
-def block_params(model_cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
+def block_params(model_cfg: ModelConfig, kind: str) -> Mapping[str, ParamSpec]:
     """Return the parameters of one block, by name.
 
     Args:
         model_cfg: the model.
-        kind: one of `KINDS`.
+        kind: one of `Kind`.
 
     Returns:
         Name to specification, in the order a token meets them. A tied model's `head.out` is its
@@ -111,25 +112,31 @@ def block_params(model_cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
         UnknownNameError: if `kind` is not a block kind.
         ConfigError: if the model has no block of this kind.
     """
+    if kind not in get_args(Kind):
+        raise unknown("block kind", kind, get_args(Kind))
+    return _params_of(model_cfg, kind)
+
+
+@cache
+def _params_of(model_cfg: ModelConfig, kind: str) -> Mapping[str, ParamSpec]:
+    """Describe the parameters of a block once; whoever asks shares the answer."""
+    return MappingProxyType(_PARAMS[kind](model_cfg))
+
+
+def _embed(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    return {"table": _embedding(model_cfg)}
+
+
+def _head(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model = model_cfg.d_model
-    match kind:
-        case "embed":
-            return {"table": _embedding(model_cfg)}
-        case "attention" | "sliding":
-            if isinstance(model_cfg.attention, MlaConfig):
-                return _latent_attention(d_model, model_cfg.attention)
-            return _grouped_attention(d_model, model_cfg.attention)
-        case "dense":
-            return _dense(d_model, model_cfg.d_ff)
-        case "moe":
-            if model_cfg.moe is None:
-                raise ConfigError(f"{model_cfg.name} has no moe block: all its layers are dense.")
-            return _mixture(d_model, model_cfg.moe)
-        case "head":
-            out = _matrix("head", d_model, (model_cfg.vocab_size, "vocab"))
-            return {"norm": _norm(d_model), "out": out}
-        case _:
-            raise unknown("block kind", kind, KINDS)
+    out = _matrix("head", d_model, (model_cfg.vocab_size, "vocab"))
+    return {"norm": _norm(d_model), "out": out}
+
+
+def _attention(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    if isinstance(model_cfg.attention, MlaConfig):
+        return _latent_attention(model_cfg.d_model, model_cfg.attention)
+    return _grouped_attention(model_cfg.d_model, model_cfg.attention)
 
 
 def _embedding(model_cfg: ModelConfig) -> ParamSpec:
@@ -189,7 +196,8 @@ def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
     }
 
 
-def _dense(d_model: int, d_ff: int) -> dict[str, ParamSpec]:
+def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    d_model, d_ff = model_cfg.d_model, model_cfg.d_ff
     return {
         "norm": _norm(d_model),
         "gate_up": _matrix("dense", d_model, 2, (d_ff, "mlp")),
@@ -197,7 +205,10 @@ def _dense(d_model: int, d_ff: int) -> dict[str, ParamSpec]:
     }
 
 
-def _mixture(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
+def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    d_model, moe = model_cfg.d_model, model_cfg.moe
+    if moe is None:
+        raise ConfigError(f"{model_cfg.name} has no moe block: all its layers are dense.")
     params = {"norm": _norm(d_model), "router": _matrix("router", d_model, moe.n_experts)}
     if moe.router_offset:
         params["router_offset"] = _bias("router", (moe.n_experts, None))
@@ -225,6 +236,16 @@ def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
     if moe.expert_bias:
         params["down_bias"] = _bias("expert", experts, (1, "once"), (d_model, "d_out"), batch=1)
     return params
+
+
+_PARAMS: Mapping[str, Callable[[ModelConfig], dict[str, ParamSpec]]] = {
+    "embed": _embed,
+    "attention": _attention,
+    "sliding": _attention,
+    "dense": _dense,
+    "moe": _mixture,
+    "head": _head,
+}
 
 
 def model_params(model_cfg: ModelConfig) -> tuple[tuple[int, ParamSpec], ...]:

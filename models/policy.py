@@ -124,6 +124,11 @@ class Policy:
         """How the matrix unit multiplies: the arguments of `mxm.matmul`."""
         return {"carry": self.carry, "fidelity": self.fidelity}
 
+    @property
+    def on_chip(self) -> "Policy":
+        """What a chip holds: itself, or fp16 for a policy that is for checking only."""
+        return self if self.base == "fp16" else FP16
+
     def scheme(self, spec: ParamSpec) -> Scheme | None:
         """Storage of a parameter; None where it is plain fp32: vectors, and all for that base."""
         if not spec.rows or self.base == "fp32":
@@ -202,10 +207,6 @@ FLOAT32 = Policy(name="float32", base="fp32", fidelity="fast", source="for check
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {p.name: p for p in (FP16, BF16, INT8, FP8, INT4, MX4, NV4, GPT_OSS, TRUEPOINT, FLOAT32)}
-)
-#: Policies that a chip can run.
-CHIP_POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {name: policy for name, policy in POLICIES.items() if policy.base == "fp16"}
 )
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"

@@ -57,7 +57,7 @@ def reference_block(
 
     Args:
         model_cfg: the model.
-        kind: one of `params.KINDS`.
+        kind: one of `params.Kind`.
         params: the block's arrays; for "moe" with the parameters of the held experts stacked on a
             leading axis.
         held: for "moe": ids of those experts, default all.

@@ -5,8 +5,9 @@ plan and the symbolic trace of a block use the same rules. The order of a block'
 which chips are neighbours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,50 +16,47 @@ from jax.sharding import PartitionSpec as P
 
 from lpu_jax.datapath.mem import POSITIONS_STEP, ring_length
 from lpu_jax.mesh import ChipMesh
-from models.blocks import CACHING_KINDS, Kind, Leaf, Sizes, is_leaf
-from models.config import GqaConfig, ModelConfig
+from models.blocks import BLOCK_KINDS, Kind, Leaf, Sizes, is_leaf
+from models.config import GqaConfig, ModelConfig, MoeConfig
 from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
 from models.params import block_params
 from models.policy import Policy
 
-from .plan import Plan
+from .plan import AXES, GROUP_AXES, PARTS, Plan, PlanAxis, Shard
 from .request import Request
+
+
+def _mesh_axes(axes: Iterable[PlanAxis]) -> tuple[PlanAxis, ...]:
+    """Axes of a mesh: those of a part of a plan, each with the one inside it."""
+    return tuple(one for axis in axes for one in (axis, axis.inner) if one is not None)
+
+
+def _axes_of_kind(kind: Kind) -> tuple[PlanAxis, ...]:
+    """Axes over which a kind of block lies on its group, in the default order, outermost first."""
+    part = PARTS.get(BLOCK_KINDS[kind].part)
+    if part is None:
+        return GROUP_AXES
+    return _mesh_axes(sorted(AXES[part.part], key=lambda axis: part.order.index(axis.name)))
+
+
+def _logical(kind: Kind) -> Mapping[str, tuple[str, ...]]:
+    split: dict[str, tuple[str, ...]] = {}
+    for axis in _axes_of_kind(kind):
+        for logical in (name for name in axis.splits if name not in BLOCK_KINDS[kind].whole):
+            split[logical] = (*split.get(logical, ()), axis.name)
+    return MappingProxyType(split)
+
 
 #: Mesh axes of each kind of block, outermost first: neighbouring chips are along the last. A plan
 #: may order them otherwise (`mesh_order`).
-MESH_AXES: Mapping[Kind, tuple[str, ...]] = {
-    "embed": ("tensor",),
-    "attention": ("replica", "data", "context", "tensor", "query"),
-    "sliding": ("replica", "data", "context", "tensor", "query"),
-    "dense": ("replica", "tensor"),
-    "moe": ("replica", "expert", "tensor"),
-    "head": ("tensor",),
-}
-#: Logical axes of attention; of a sliding layer's short cache every chip of `context` holds all.
-_ATTENTION: Mapping[str, tuple[str, ...]] = {
-    "batch_local": ("data",),
-    "kv_heads": ("tensor",),
-    "heads": ("tensor", "query"),
-    "q_per_kv": ("query",),
-    "d_out": ("tensor", "query"),
-    "once": ("tensor", "query"),
-}
+MESH_AXES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {kind: tuple(axis.name for axis in _axes_of_kind(kind)) for kind in BLOCK_KINDS}
+)
 #: Logical axes of each kind, and the mesh axes that split them.
-LOGICAL: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
-    "embed": {"vocab": ("tensor",)},
-    "attention": {**_ATTENTION, "kv_length": ("context",)},
-    "sliding": _ATTENTION,
-    "dense": {"mlp": ("tensor",), "d_out": ("tensor",)},
-    "moe": {
-        "experts": ("expert",),
-        "expert_mlp": ("tensor",),
-        "d_out": ("tensor",),
-        "once": ("tensor",),
-        "shared_mlp": ("expert", "tensor"),
-        "shared_d_out": ("expert", "tensor"),
-    },
-    "head": {"vocab": ("tensor",)},
-}
+LOGICAL: Mapping[Kind, Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {kind: _logical(kind) for kind in BLOCK_KINDS}
+)
 
 
 def allocated_positions(plan: Plan, n_positions: int = 1) -> int:
@@ -70,20 +68,22 @@ def allocated_positions(plan: Plan, n_positions: int = 1) -> int:
     return max(-(-n_positions // POSITIONS_STEP), plan.attention.context) * POSITIONS_STEP
 
 
+def shard_of(plan: Plan, kind: Kind) -> Shard | None:
+    """The part of a plan that splits a kind of block; None for blocks over the whole group."""
+    return plan.parts.get(BLOCK_KINDS[kind].part)
+
+
+def axes_in_order(shard: Shard) -> list[PlanAxis]:
+    """The axes of a part of a plan, outermost first."""
+    return sorted(shard.axes, key=lambda axis: shard.order.index(axis.name))
+
+
 def mesh_order(plan: Plan, kind: Kind) -> tuple[str, ...]:
     """Mesh axes of a kind of block in a plan, outermost first; `query` lies inside `tensor`."""
-    match kind:
-        case "attention" | "sliding":
-            order = plan.attention.order
-            at = order.index("tensor") + 1
-            return (*order[:at], "query", *order[at:])
-        case "dense":
-            return plan.mlp.order
-        case "moe":
-            assert plan.moe is not None
-            return plan.moe.order
-        case _:
-            return MESH_AXES[kind]
+    shard = shard_of(plan, kind)
+    if shard is None:
+        return MESH_AXES[kind]
+    return tuple(axis.name for axis in _mesh_axes(axes_in_order(shard)))
 
 
 def dispatch_of(plan: Plan, kind: Kind) -> Dispatch:
@@ -91,28 +91,45 @@ def dispatch_of(plan: Plan, kind: Kind) -> Dispatch:
     return plan.moe.dispatch if kind == "moe" and plan.moe is not None else Dispatch.REPLICATED
 
 
+def split_of(plan: Plan, kind: Kind) -> Split:
+    """How a kind of block splits its output projection; by rows where it has none."""
+    shard = shard_of(plan, kind)
+    return Split.ROW if shard is None else shard.split
+
+
+def slots_of(plan: Plan, kind: Kind) -> int:
+    """Expert slots that a plan asks for; 0 where it asks for none."""
+    return plan.moe.slots or 0 if kind == "moe" and plan.moe is not None else 0
+
+
+def worst_slots(n_local: Any, request: Request, moe: MoeConfig) -> Any:
+    """Experts that a chip may have to run at once: all of its own, or as many as are chosen.
+
+    Args:
+        n_local: experts of a chip, a number or one per plan.
+        request: its batch and new tokens.
+        moe: how many experts a token chooses.
+    """
+    return np.minimum(n_local, request.batch * request.tokens * moe.top_k)
+
+
+def used_slots(asked: Any, n_local: Any, request: Request, moe: MoeConfig) -> Any:
+    """Expert slots of a step: what a plan asks for, or the worst case where that is more."""
+    slots = np.maximum(asked, worst_slots(n_local, request, moe))
+    return slots if slots.ndim else int(slots)
+
+
 def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
     """Chips along each mesh axis of a kind of block, in the order of the mesh, outermost first."""
-    match kind:
-        case "embed" | "head":
-            return {"tensor": plan.group_chips}
-        case "attention" | "sliding":
-            shard = plan.attention
-            tensor, query = split_heads(cfg, shard.tensor)
-            ways = {
-                "replica": shard.replica,
-                "data": shard.data,
-                "context": shard.context,
-                "tensor": tensor,
-                "query": query,
-            }
-        case "dense":
-            ways = {"replica": plan.mlp.replica, "tensor": plan.mlp.tensor}
-        case "moe":
-            assert plan.moe is not None
-            moe = plan.moe
-            ways = {"replica": moe.replica, "expert": moe.expert, "tensor": moe.tensor}
-    return {axis: ways[axis] for axis in mesh_order(plan, kind)}
+    shard = shard_of(plan, kind)
+    if shard is None:
+        return {axis.name: plan.group_chips for axis in GROUP_AXES}
+    ways: dict[str, int] = {}
+    for axis in axes_in_order(shard):
+        ways[axis.name] = getattr(shard, axis.name)
+        if axis.inner is not None:
+            ways[axis.name], ways[axis.inner.name] = split_heads(cfg, ways[axis.name])
+    return ways
 
 
 def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
@@ -160,10 +177,7 @@ def sizes(
         ways_by_axis: chips along each mesh axis: numbers, or arrays with one entry per plan.
         request: batch, tokens and context.
     """
-    ways = {
-        logical: prod((ways_by_axis[axis] for axis in axes), start=1)
-        for logical, axes in LOGICAL[kind].items()
-    }
+    ways = logical_ways(kind, ways_by_axis)
     pieces = granules(cfg, kind, policy)
     local: dict[str, Any] = {
         axis: -(-length // (ways[axis] * pieces.get(axis, 1))) * pieces.get(axis, 1)
@@ -172,7 +186,7 @@ def sizes(
     }
     local |= {"batch": request.batch, "tokens": request.tokens, "context": request.context}
     is_split = kind == "attention" and splits_context(ways_by_axis)
-    if kind in CACHING_KINDS:
+    if BLOCK_KINDS[kind].has_cache:
         local["batch_local"] = -(-request.batch // ways["batch_local"])
         local["kv_length"] = request.context
     if is_split:
@@ -182,6 +196,14 @@ def sizes(
         assert cfg.attention.window is not None
         local["window"] = ring_length(cfg.attention.window, request.longest_step, request.context)
     return Sizes(local=local, ways=ways, splits_context=is_split)
+
+
+def logical_ways(kind: Kind, ways_by_axis: Mapping[str, Any]) -> dict[str, Any]:
+    """Over how many chips each logical axis is shared out: numbers, arrays or symbols."""
+    return {
+        logical: prod((ways_by_axis[axis] for axis in axes), start=1)
+        for logical, axes in LOGICAL[kind].items()
+    }
 
 
 def splits_context(ways_by_axis: Mapping[str, Any]) -> bool:
@@ -230,10 +252,8 @@ def global_shapes(arguments: Any, sizes: Sizes) -> Any:
 
 def result_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
     """How a block's results are split; arguments are those of `partition_specs`."""
-    match kind:
-        case "attention" | "sliding":
-            return P(), partition_specs(kind, arguments[2], order)
-        case "head":
-            return P(), P(None, ("tensor",))
-        case _:
-            return P()
+    if BLOCK_KINDS[kind].has_cache:
+        return P(), partition_specs(kind, arguments[2], order)
+    if kind == "head":
+        return P(), P(None, LOGICAL[kind]["vocab"])
+    return P()

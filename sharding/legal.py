@@ -11,13 +11,14 @@ from itertools import product
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError
-from models.blocks import block_chain
+from models.blocks import BLOCK_KINDS, block_chain, block_kinds
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
-from .axes import granules
-from .plan import AttentionShard, MlpShard, MoeShard, Plan
+from .axes import axis_lengths, granules, worst_slots
+from .plan import AttentionShard, MlpShard, MoeShard, Plan, PlanAxis, Shard
+from .request import Request
 from .scenario import Scenario
 
 
@@ -35,7 +36,7 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
     Raises:
         PlanError: which part, what was given and what is allowed.
     """
-    cfg, system, request = scenario.model, scenario.system, scenario.request
+    cfg, system = scenario.model, scenario.system
     n_blocks = len(block_chain(cfg))
     if plan.stages > n_blocks:
         raise PlanError(f"{plan.stages} stages were asked for; {cfg.name} has {n_blocks} blocks.")
@@ -49,31 +50,56 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
             f"{cfg.name} has {'no ' if cfg.moe is None else ''}MoE blocks; the plan must "
             f"{'not ' if cfg.moe is None else ''}have a part 'moe'."
         )
-    for name, shard in (("attention", plan.attention), ("mlp", plan.mlp), ("moe", plan.moe)):
-        if shard is not None and shard.n_chips != plan.group_chips:
-            parts = " x ".join(
-                f"{axis} {getattr(shard, axis)}"
-                for axis in ("expert", "tensor", "data", "context", "replica")
-                if getattr(shard, axis, 1) > 1 or (hasattr(shard, axis) and axis != "context")
-            )
+    for name, shard in plan.parts.items():
+        if shard.n_chips != plan.group_chips:
+            ways = shard.degrees
+            parts = " x ".join(f"{axis} {ways[axis]}" for axis in ways if axis in shard.named_axes)
             raise PlanError(
                 f"{name}: {parts} = {shard.n_chips} chips, but a group has "
                 f"{plan.group_chips}; off by {abs(shard.n_chips - plan.group_chips)}."
             )
     for reason in (
-        attention_reason(cfg, plan.attention.tensor),
-        data_reason(plan.attention.data, request.batch),
-        context_reason(plan.attention.context, request.context),
-        columns_reason(
-            "mlp", cfg.d_ff, plan.mlp.tensor, granules(cfg, "dense", scenario.policy).get("mlp", 1)
-        )
-        if cfg.n_moe_layers < cfg.n_layers
-        else None,
-        columns_reason("vocabulary", cfg.vocab_size, plan.group_chips, 1),
-        *(moe_reasons(scenario, plan.moe) if plan.moe else ()),
+        columns_reason("vocabulary", "tensor", plan.group_chips, cfg.vocab_size, 1),
+        *(why for shard in plan.parts.values() for why in reasons(shard, scenario)),
     ):
         if reason is not None:
             raise PlanError(reason.sentence)
+
+
+def reasons(shard: Shard, scenario: Scenario) -> Iterator[Reason | None]:
+    """Why a part of a plan cannot be; None for each rule it keeps."""
+    for axis in shard.axes:
+        yield axis_reason(shard.part, axis, getattr(shard, axis.name), scenario)
+    if isinstance(shard, MoeShard):
+        yield from _moe_reasons(scenario.model, shard, scenario.request)
+
+
+def axis_reason(
+    part: str,
+    axis: PlanAxis,
+    ways: int,
+    scenario: Scenario,
+) -> Reason | None:
+    """Why an axis of a part of a plan cannot have so many chips; None if it can.
+
+    An axis without a rule of its own has as many chips as its first logical axis has pieces.
+    """
+    cfg, request = scenario.model, scenario.request
+    match part, axis.name:
+        case "attention", "tensor":
+            return attention_reason(cfg, ways)
+        case "attention", "data":
+            return data_reason(ways, request.batch)
+        case "attention", "context":
+            return context_reason(ways, request.context)
+        case "moe", "expert":
+            return _experts_reason(cfg, ways)
+    for kind in block_kinds(cfg):
+        if BLOCK_KINDS[kind].part == part and axis.splits:
+            length = axis_lengths(cfg, kind)[axis.splits[0]]
+            piece = granules(cfg, kind, scenario.policy).get(axis.splits[0], 1)
+            return columns_reason(part, axis.name, ways, length, piece)
+    return None
 
 
 def attention_reason(cfg: ModelConfig, tensor: int) -> Reason | None:
@@ -124,38 +150,40 @@ def most_context(positions: int) -> int:
     return -(-positions // POSITIONS_STEP)
 
 
-def columns_reason(what: str, columns: int, ways: int, piece: int) -> Reason | None:
+def columns_reason(part: str, axis: str, ways: int, columns: int, piece: int) -> Reason | None:
     """Why columns cannot be split; None if they can. Pieces of columns share scales."""
     if ways <= -(-columns // piece):
         return None
     pieces = f"{columns} columns" + (f" in pieces of {piece}" if piece > 1 else "")
     return Reason(
-        f"{what}: more ways than columns", f"{what}: tensor {ways} is more ways than its {pieces}."
+        f"{part}: more ways than columns", f"{part}: {axis} {ways} is more ways than its {pieces}."
     )
 
 
-def moe_reasons(scenario: Scenario, shard: MoeShard) -> Iterator[Reason | None]:
-    """Why a MoE block cannot be split so; None for each rule it keeps."""
-    cfg, request = scenario.model, scenario.request
+def _experts_reason(cfg: ModelConfig, expert: int) -> Reason | None:
+    """Why experts cannot be shared out to `expert` chips; None if they can."""
+    assert cfg.moe is not None
+    if expert <= cfg.moe.n_experts:
+        return None
+    return Reason(
+        "moe: more ways than experts",
+        f"moe: expert {expert} is more ways than the {cfg.moe.n_experts} experts of {cfg.name}.",
+    )
+
+
+def _moe_reasons(cfg: ModelConfig, shard: MoeShard, request: Request) -> Iterator[Reason | None]:
+    """Why a MoE block cannot exchange rows, or have so few slots; None for each rule it keeps."""
     moe = cfg.moe
     assert moe is not None
-    pieces = granules(cfg, "moe", scenario.policy)
-    if shard.expert > moe.n_experts:
-        yield Reason(
-            "moe: more ways than experts",
-            f"moe: expert {shard.expert} is more ways than the {moe.n_experts} experts of "
-            f"{cfg.name}.",
-        )
     if shard.dispatch is Dispatch.ALL_TO_ALL and shard.split is Split.COLUMN:
         yield Reason(
             "moe: all-to-all dispatch with a column split",
             "moe: dispatch all_to_all needs split row; a column split gathers the results of all "
             "experts on all chips.",
         )
-    yield columns_reason("moe", moe.d_expert, shard.tensor, pieces.get("expert_mlp", 1))
     if shard.slots is not None:
         local = -(-moe.n_experts // shard.expert)
-        worst = min(local, request.batch * request.tokens * moe.top_k)
+        worst = worst_slots(local, request, moe)
         if shard.slots < worst:
             yield Reason(
                 "moe: too few slots",
@@ -252,6 +280,9 @@ class Search:
             self.refused[reason.rule] += 1
         return reason is None
 
+    def _is_kept(self, shard: Shard) -> bool:
+        return all(map(self._keep, reasons(shard, self.scenario)))
+
     def _attention(self, chips: int, split: Split) -> list[AttentionShard]:
         found = []
         for tensor in divisors(chips):
@@ -279,10 +310,10 @@ class Search:
     def _mlp(self, chips: int, split: Split) -> list[MlpShard]:
         if self.scenario.model.n_moe_layers == self.scenario.model.n_layers:
             return [MlpShard(replica=chips, split=split)]
-        piece = granules(self.scenario.model, "dense", self.scenario.policy).get("mlp", 1)
         for tensor in reversed(divisors(chips)):
-            if self._keep(columns_reason("mlp", self.scenario.model.d_ff, tensor, piece)):
-                return [MlpShard(tensor=tensor, replica=chips // tensor, split=split)]
+            shard = MlpShard(tensor=tensor, replica=chips // tensor, split=split)
+            if self._is_kept(shard):
+                return [shard]
         raise AssertionError("one way always exists")
 
     def _moe(self, chips: int, split: Split) -> list[MoeShard | None]:
@@ -291,8 +322,7 @@ class Search:
         found: list[MoeShard | None] = []
         for expert in divisors(chips):
             shard = MoeShard(expert=expert, tensor=chips // expert, split=split)
-            reasons = moe_reasons(self.scenario, shard)
-            if all(self._keep(reason) for reason in reasons):
+            if self._is_kept(shard):
                 found.append(shard)
         return found
 

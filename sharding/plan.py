@@ -6,15 +6,71 @@ Read from and written to TOML or JSON. Whether a plan is legal for a model and a
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
+from math import prod
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar, cast
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
+from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanAxis:
+    """One way in which a part of a plan shares out its blocks: all that is known of it, in one row.
+
+    Attributes:
+        name: of the degree in a plan, and of the mesh axis.
+        letter: of the degree in a plan's name.
+        splits: the logical axes that its chips share out; the first bounds the degree. None:
+            copies.
+        pieces: what the first consists of, in words.
+        sums: with a row split, partial sums of the output projection are added over its chips.
+        moves: says how values are rounded otherwise than on one chip, whatever the split, given
+            the degree, the tokens so far and the base format; None: they are not.
+        outside: orders from before there was this axis have it just outside that one; it is named
+            only where it has chips.
+        inner: the axis inside it over which ways go on where the first logical axis has no more.
+    """
+
+    name: str = ""
+    letter: str
+    splits: tuple[str, ...] = ()
+    pieces: str = "columns"
+    sums: bool = False
+    moves: Callable[[int, int, str], str] | None = None
+    outside: str | None = None
+    inner: "PlanAxis | None" = None
+
+
+_METADATA_KEY = "sharding.plan_axis"
+
+
+def _axis(letter: str, *splits: str, **facts: Any) -> Any:
+    """Declare a degree of a part of a plan; it takes its name from the field."""
+    row = PlanAxis(letter=letter, splits=splits, **facts)
+    return field(default=1, metadata={_METADATA_KEY: row})
+
+
+def _merge_in_words(n_chips: int, n_tokens: int, base: str) -> str:
+    """Say what the merge of a context over chips does; each holds `POSITIONS_STEP` positions."""
+    n_holding = min(n_chips, -(-n_tokens // POSITIONS_STEP))
+    rounding = f"rounds its result to {base}; all are merged by log-sum-exp in chip order"
+    if n_holding == 1:
+        return (
+            f"softmax over the context: only the first of {n_chips} chips holds positions of so "
+            f"few tokens, so that no rounding moves; beyond {POSITIONS_STEP} tokens each chip that "
+            f"holds some {rounding}"
+        )
+    which = f"{n_chips} chips" if n_holding == n_chips else f"the first {n_holding} chips"
+    idle = "" if n_holding == n_chips else f" (the other {n_chips - n_holding} hold no position)"
+    return f"softmax over the context: each of {which} {rounding}{idle}"
 
 
 def _positive(owner: str, **degrees: int | None) -> None:
@@ -25,24 +81,78 @@ def _positive(owner: str, **degrees: int | None) -> None:
             )
 
 
-def _word(owner: str, shard: Any, name: str, words: type[StrEnum]) -> None:
-    """Take a choice given as a plain word for the word of its enumeration."""
-    given = getattr(shard, name)
-    if given not in list(words):
-        raise unknown(f"{owner} {name}", str(given), [str(word) for word in words])
-    object.__setattr__(shard, name, words(given))
+class Shard:
+    """What the parts of a plan have in common: degrees along axes, their order, and a split."""
 
+    part: ClassVar[str]  #: its name in a plan
+    letter: ClassVar[str]  #: its name in a plan's name
+    title: ClassVar[str]
+    order: tuple[str, ...]  #: mesh axes, outermost first
+    split: Split  #: of the output projection
 
-def _check_order(owner: str, order: tuple[str, ...], default: tuple[str, ...]) -> None:
-    if sorted(order) != sorted(default):
-        raise PlanError(
-            f"{owner} order is {', '.join(order) or 'empty'}; it must name each of "
-            f"{', '.join(default)} once, outermost first."
+    def __post_init__(self) -> None:
+        _positive(self.part, **self.degrees)
+        for axis in self.axes:
+            if axis.name not in self.order and axis.outside in self.order:
+                at = self.order.index(axis.outside)
+                order = (*self.order[:at], axis.name, *self.order[at:])
+                object.__setattr__(self, "order", order)
+        default = type(self).order
+        if sorted(self.order) != sorted(default):
+            raise PlanError(
+                f"{self.part} order is {', '.join(self.order) or 'empty'}; it must name each of "
+                f"{', '.join(default)} once, outermost first."
+            )
+        self._take_word("split", Split)
+
+    def _take_word(self, name: str, words: type[StrEnum]) -> None:
+        """Take a choice given as a plain word for the word of its enumeration."""
+        given = getattr(self, name)
+        if given not in list(words):
+            raise unknown(f"{self.part} {name}", str(given), [str(word) for word in words])
+        object.__setattr__(self, name, words(given))
+
+    @property
+    def axes(self) -> tuple[PlanAxis, ...]:
+        """Its axes, in the order of its name."""
+        return AXES[self.part]
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """Chips along each axis."""
+        return {axis.name: getattr(self, axis.name) for axis in self.axes}
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of the group it needs."""
+        return prod(self.degrees.values())
+
+    @property
+    def summed_chips(self) -> int:
+        """Chips over which the output projection is split."""
+        return prod(getattr(self, axis.name) for axis in self.axes if axis.sums)
+
+    @property
+    def name(self) -> str:
+        """A short name: its letter, then degrees above one."""
+        ways = ((getattr(self, axis.name), axis.letter) for axis in self.axes)
+        return f"{self.letter}:" + ("·".join(f"{n}{letter}" for n, letter in ways if n > 1) or "1")
+
+    @property
+    def moving_axes(self) -> tuple[PlanAxis, ...]:
+        """The axes with chips over which values are rounded, whatever the split."""
+        return tuple(axis for axis in self.axes if axis.moves and getattr(self, axis.name) > 1)
+
+    @property
+    def named_axes(self) -> frozenset[str]:
+        """The axes to be named: all but those of one chip that older plans do not know."""
+        return frozenset(
+            axis.name for axis in self.axes if axis.outside is None or getattr(self, axis.name) > 1
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionShard:
+class AttentionShard(Shard):
     """How an attention block splits its group.
 
     Heads over `tensor`, positions of the cache over `context`, sequences over `data`, copies over
@@ -50,56 +160,38 @@ class AttentionShard:
     it just outside `tensor`. Sliding layers have short caches: `context` copies them.
     """
 
-    tensor: int = 1
-    data: int = 1
-    context: int = 1
-    replica: int = 1
+    part, letter, title = "attention", "a", "attention"
+
+    tensor: int = _axis(
+        "t",
+        *("kv_heads", "heads", "d_out", "once"),
+        pieces="heads",
+        sums=True,
+        inner=PlanAxis(
+            name="query", letter="", splits=("heads", "q_per_kv", "d_out", "once"), sums=True
+        ),
+    )
+    data: int = _axis("d", "batch_local", pieces="sequences")
+    context: int = _axis("c", "kv_length", moves=_merge_in_words, outside="tensor")
+    replica: int = _axis("r")
     split: Split = Split.ROW
     order: tuple[str, ...] = ("replica", "data", "context", "tensor")
 
-    def __post_init__(self) -> None:
-        _positive(
-            "attention",
-            tensor=self.tensor,
-            data=self.data,
-            context=self.context,
-            replica=self.replica,
-        )
-        if "context" not in self.order and "tensor" in self.order:
-            at = self.order.index("tensor")
-            order = (*self.order[:at], "context", *self.order[at:])
-            object.__setattr__(self, "order", order)
-        _check_order("attention", self.order, AttentionShard.order)
-        _word("attention", self, "split", Split)
-
-    @property
-    def n_chips(self) -> int:
-        """Chips of the group it needs."""
-        return self.tensor * self.data * self.context * self.replica
-
 
 @dataclass(frozen=True, kw_only=True)
-class MlpShard:
+class MlpShard(Shard):
     """How a dense MLP splits its group: columns over `tensor`, copies over `replica`."""
 
-    tensor: int = 1
-    replica: int = 1
+    part, letter, title = "mlp", "f", "dense MLP"
+
+    tensor: int = _axis("t", "mlp", "d_out", sums=True)
+    replica: int = _axis("r")
     split: Split = Split.ROW
     order: tuple[str, ...] = ("replica", "tensor")
 
-    def __post_init__(self) -> None:
-        _positive("mlp", tensor=self.tensor, replica=self.replica)
-        _check_order("mlp", self.order, MlpShard.order)
-        _word("mlp", self, "split", Split)
-
-    @property
-    def n_chips(self) -> int:
-        """Chips of the group it needs."""
-        return self.tensor * self.replica
-
 
 @dataclass(frozen=True, kw_only=True)
-class MoeShard:
+class MoeShard(Shard):
     """How a MoE block splits its group.
 
     Experts over `expert`, their columns over `tensor`, copies over `replica`.
@@ -108,31 +200,56 @@ class MoeShard:
     overflow. `dispatch` says whether every chip has every row, or rows travel to their experts.
     """
 
-    expert: int = 1
-    tensor: int = 1
-    replica: int = 1
+    part, letter, title = "moe", "m", "experts"
+
+    expert: int = _axis("e", "experts", "shared_mlp", "shared_d_out", pieces="experts", sums=True)
+    tensor: int = _axis(
+        "t", *("expert_mlp", "d_out", "once", "shared_mlp", "shared_d_out"), sums=True
+    )
+    replica: int = _axis("r")
     split: Split = Split.ROW
     slots: int | None = None
     dispatch: Dispatch = Dispatch.REPLICATED
     order: tuple[str, ...] = ("replica", "expert", "tensor")
 
     def __post_init__(self) -> None:
-        _positive(
-            "moe", expert=self.expert, tensor=self.tensor, replica=self.replica, slots=self.slots
-        )
-        _check_order("moe", self.order, MoeShard.order)
-        _word("moe", self, "split", Split)
-        _word("moe", self, "dispatch", Dispatch)
+        super().__post_init__()
+        _positive(self.part, slots=self.slots)
+        self._take_word("dispatch", Dispatch)
         if self.order[1] == "replica":
             raise PlanError(
                 f"moe order is {', '.join(self.order)}; replica must be its first or last axis, "
                 "because results are added over expert and tensor together."
             )
 
-    @property
-    def n_chips(self) -> int:
-        """Chips of the group it needs."""
-        return self.expert * self.tensor * self.replica
+
+#: The parts of a plan, in the order of its name.
+PARTS: Mapping[str, type[Shard]] = MappingProxyType(
+    {shard.part: shard for shard in (AttentionShard, MlpShard, MoeShard)}
+)
+#: The axes of each part, in the order of its name: the degrees of its class, each with its name.
+AXES: Mapping[str, tuple[PlanAxis, ...]] = MappingProxyType(
+    {
+        name: tuple(
+            replace(degree.metadata[_METADATA_KEY], name=degree.name)
+            for degree in fields(part)
+            if _METADATA_KEY in degree.metadata
+        )
+        for name, part in cast(Mapping[str, Any], PARTS).items()
+    }
+)
+
+
+def legend() -> str:
+    """Say what the letters of a plan's name mean."""
+    parts = ", ".join(f"{part.letter}:{part.title}" for part in PARTS.values())
+    axes = {axis.letter: axis.name for axes in AXES.values() for axis in axes}
+    ways = ", ".join(f"{letter} {name}" for letter, name in axes.items())
+    return f"stages x chips of a stage, then ways of {parts} over {ways}"
+
+
+#: The vocabulary of embedding and head is split over the whole group.
+GROUP_AXES = (PlanAxis(name="tensor", letter="t", splits=("vocab",)),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,49 +278,34 @@ class Plan:
         return self.stages * self.group_chips
 
     @property
+    def parts(self) -> dict[str, Shard]:
+        """Its parts by name; a plan for dense models has no `moe`."""
+        given = {name: getattr(self, name) for name in PARTS}
+        return {name: part for name, part in given.items() if part is not None}
+
+    @property
     def name(self) -> str:
         """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
 
         Then the split of output projections, or one for each part if they differ; last the slots,
         the dispatch, the orders of axes and the collective if they are not the default.
         """
-        attention = _degrees(
-            "a",
-            t=self.attention.tensor,
-            d=self.attention.data,
-            c=self.attention.context,
-            r=self.attention.replica,
-        )
-        mlp = _degrees("f", t=self.mlp.tensor, r=self.mlp.replica)
-        moe = (
-            []
-            if self.moe is None
-            else [_degrees("m", e=self.moe.expert, t=self.moe.tensor, r=self.moe.replica)]
-        )
-        splits = [self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])]
+        parts = self.parts.values()
+        splits = [part.split for part in parts]
         split = splits[0] if len(set(splits)) == 1 else "/".join(splits)
         rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
         if self.moe and self.moe.dispatch is not Dispatch.REPLICATED:
             rest.append(self.moe.dispatch)
-        for part in (self.attention, self.mlp, self.moe):
-            if part is not None and part.order != type(part).order:
-                named = (
-                    axis for axis in part.order if getattr(part, axis) > 1 or axis != "context"
-                )
-                rest.append(">".join(named))
+        for part in parts:
+            if part.order != type(part).order:
+                rest.append(">".join(axis for axis in part.order if axis in part.named_axes))
         rest += [self.collective] if self.collective != "auto" else []
-        return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split, *rest])
+        names = (part.name for part in parts)
+        return " ".join([f"{self.stages}x{self.group_chips}", *names, split, *rest])
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""
         return asdict(self)
-
-
-def _degrees(kind: str, **degrees: int) -> str:
-    return f"{kind}:" + ("·".join(f"{n}{name}" for name, n in degrees.items() if n > 1) or "1")
-
-
-_PARTS: dict[str, Any] = {"attention": AttentionShard, "mlp": MlpShard, "moe": MoeShard}
 
 
 def plan_from_dict(data: Any, where: str = "plan") -> Plan:
@@ -223,7 +325,7 @@ def plan_from_dict(data: Any, where: str = "plan") -> Plan:
     for name in ("group_chips", "stages"):
         if name in values or name == "group_chips":
             _whole_number(where, name, values.get(name))
-    for name, part in _PARTS.items():
+    for name, part in PARTS.items():
         given = values.get(name)
         if given is not None or name != "moe":
             values[name] = _read_part(where, name, given, part)
@@ -264,7 +366,7 @@ def _whole_number(where: str, key: str, value: Any) -> None:
 
 
 def _known_keys(where: str, data: dict[str, Any], owner: Any) -> None:
-    known = [field.name for field in fields(owner)]
+    known = [one.name for one in fields(owner)]
     for key in data:
         if key not in known:
             raise unknown(f"key in {where}", key, known)

@@ -18,8 +18,8 @@ from lpu_jax.cost.program import Operation
 from lpu_jax.cost.report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed
 from lpu_jax.datapath.work import Unit
-from lpu_jax.provenance import Constant, constants_of
-from models.blocks import Block, Kind, block_chain, block_kinds, is_leaf
+from lpu_jax.provenance import Constant, assumed, constants_of
+from models.blocks import BLOCK_KINDS, Block, Kind, block_chain, block_kinds, is_leaf
 
 from .. import axes
 from ..legal import check_plan
@@ -32,8 +32,6 @@ from ..predict.evaluate import (
     hand_over_steps,
     hidden_bytes,
     schedule_block,
-    slots_of,
-    split_of,
 )
 from ..scenario import Scenario, check_policy
 
@@ -167,7 +165,7 @@ class ScheduledPlan:
 
     @property
     def _assumed(self) -> tuple[Constant, ...]:
-        return tuple(c for c in self.scenario.system.constants() if c.is_assumed and c.moves_plans)
+        return tuple(c for c in assumed(self.scenario.system.constants()) if c.moves_plans)
 
 
 def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
@@ -195,8 +193,8 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
             ways,
             machine,
             scenario,
-            slots=slots_of(plan, kind),
-            split=split_of(plan, kind),
+            slots=axes.slots_of(plan, kind),
+            split=axes.split_of(plan, kind),
             collective=plan.collective,
             dispatch=axes.dispatch_of(plan, kind),
         )
@@ -259,9 +257,8 @@ def _timeline(
 
 def block_name(block: Block) -> str:
     """What to call a block."""
-    if block.kind in ("embed", "head"):
-        return {"embed": "embedding", "head": "head"}[block.kind]
-    return f"layer {block.layer} {block.kind}"
+    title = BLOCK_KINDS[block.kind].title
+    return title if BLOCK_KINDS[block.kind].part == "group" else f"layer {block.layer} {title}"
 
 
 def block_list(names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
 from .. import axes
-from ..axes import MESH_AXES, dispatch_of, mesh_order
+from ..axes import MESH_AXES, dispatch_of, mesh_order, slots_of, split_of
 from ..plan import Plan
 from ..request import Request
 from ..scenario import Scenario
@@ -347,11 +347,8 @@ def schedule_block(
     sizes = axes.sizes(cfg, kind, policy, ways, request)
     if kind == "moe":
         assert cfg.moe is not None
-        worst = np.minimum(sizes.local["experts"], request.batch * request.tokens * cfg.moe.top_k)
-        # More slots than the worst case of this request are run all the same; fewer are not legal,
-        # and those of a decode step do not bind a prefill step.
-        slots = np.maximum(slots, worst)
-        slots = slots if slots.ndim else int(slots)
+        # Those of a decode step do not bind a prefill step, which needs more.
+        slots = axes.used_slots(slots, sizes.local["experts"], request, cfg.moe)
     symbols = symbol_values(sizes, ways, slots)
     return ScheduledBlock(
         program=program,
@@ -360,21 +357,3 @@ def schedule_block(
         machine=machine,
         timing=timing(program, machine, symbols),
     )
-
-
-def split_of(plan: Plan, kind: Kind) -> Split:
-    """How a kind of block splits its output projection."""
-    match kind:
-        case "attention" | "sliding":
-            return plan.attention.split
-        case "dense":
-            return plan.mlp.split
-        case "moe" if plan.moe is not None:
-            return plan.moe.split
-        case _:
-            return Split.ROW
-
-
-def slots_of(plan: Plan, kind: Kind) -> int:
-    """Expert slots that a plan asks for; 0 where it asks for none."""
-    return plan.moe.slots or 0 if kind == "moe" and plan.moe is not None else 0

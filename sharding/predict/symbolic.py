@@ -21,7 +21,7 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
 
-from ..axes import LOGICAL, MESH_AXES, axis_lengths
+from ..axes import LOGICAL, MESH_AXES, axis_lengths, logical_ways
 
 #: Lengths of every block that do not come from an axis of its weights.
 _COMMON = ("batch_local", "tokens", "context", "kv_length", "window", "slots")
@@ -81,13 +81,7 @@ def trace_block(
         "kv_length": symbol["kv_length" if splits_context else "context"],
         "window": symbol["window"],
     }
-    logical_ways = {}
-    for logical, axes in LOGICAL[kind].items():
-        product: Any = 1
-        for axis in axes:
-            product = product * ways[axis]
-        logical_ways[logical] = product
-    sizes = Sizes(local=local, ways=logical_ways, splits_context=splits_context)
+    sizes = Sizes(local=local, ways=logical_ways(kind, ways), splits_context=splits_context)
     arguments = block_arguments(cfg, kind, policy, split, sizes, dispatch)
     program = block_program(
         cfg,

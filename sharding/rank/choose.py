@@ -11,14 +11,15 @@ from dataclasses import replace
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
+from models.blocks import block_kinds
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.policy import FP16, Policy
+from models.policy import Policy
 
-from ..axes import allocated_positions
+from ..axes import allocated_positions, shard_of
 from ..legal import Search, one_stage_plans
-from ..plan import AttentionShard, MlpShard, MoeShard, Plan
+from ..plan import Plan
 from ..predict.evaluate import evaluate
 from ..request import NEXT_TOKEN, Request
 from ..scenario import Scenario, check_policy
@@ -38,7 +39,7 @@ def fastest_plan(cfg: ModelConfig, system: System, *, policy: Policy) -> tuple[P
     Raises:
         LpuError: as `compare`.
     """
-    held = policy if policy.base == "fp16" else FP16
+    held = policy.on_chip
     check_policy(held, cfg, system)
     request = Request(context=min(POSITIONS_STEP, cfg.max_position))
     search = Search(Scenario(cfg, system, request, policy=held)).within_reach()
@@ -72,8 +73,7 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
         PlanError: the machine has no two different splits of a group.
     """
     system.require_lpu("check")
-    if policy.base != "fp16":
-        policy = FP16  # what no chip runs takes as much room
+    policy = policy.on_chip
     check_policy(policy, cfg, system)
     request = Request(context=min(cfg.max_position, NEXT_TOKEN.context))
     scenario = Scenario(cfg, system, request, policy=policy)
@@ -105,20 +105,21 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
 def promises_one_chip_bits(plan: Plan) -> bool:
     """Whether every output projection of a plan is split by columns, or not split at all.
 
-    An exchange of rows adds the shared expert's result in another place even on one chip; a split
-    of the context rounds partial results before they are merged.
+    An exchange of rows adds the shared expert's result in another place even on one chip; some
+    axes, such as a context that chips share out, round whatever the split.
     """
-    if plan.attention.context > 1:
-        return False
     if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
         return False
-    return all(part.split is Split.COLUMN or ways == 1 for part, ways in _ways(plan))
+    return not any(
+        shard.moving_axes or (shard.split is Split.ROW and shard.summed_chips > 1)
+        for shard in plan.parts.values()
+    )
 
 
 def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
     """Whether a plan splits every kind of block that the model has."""
-    has_dense = cfg.n_moe_layers < cfg.n_layers
-    return all(ways > 1 for part, ways in _ways(plan) if has_dense or part is not plan.mlp)
+    shards = (shard_of(plan, kind) for kind in block_kinds(cfg))
+    return all(shard.summed_chips > 1 for shard in shards if shard is not None)
 
 
 def split_by(plan: Plan, split: Split) -> Plan:
@@ -129,17 +130,6 @@ def split_by(plan: Plan, split: Split) -> Plan:
         mlp=replace(plan.mlp, split=split),
         moe=None if plan.moe is None else replace(plan.moe, split=split),
     )
-
-
-def _ways(plan: Plan) -> list[tuple[AttentionShard | MlpShard | MoeShard, int]]:
-    """The parts of a plan, and over how many chips each splits its output projection."""
-    parts: list[tuple[AttentionShard | MlpShard | MoeShard, int]] = [
-        (plan.attention, plan.attention.tensor),
-        (plan.mlp, plan.mlp.tensor),
-    ]
-    if plan.moe is not None:
-        parts.append((plan.moe, plan.moe.expert * plan.moe.tensor))
-    return parts
 
 
 def text_plan(
@@ -167,7 +157,7 @@ def text_plan(
             context.
     """
     system.require_lpu(command)
-    held = policy if policy.base == "fp16" else FP16
+    held = policy.on_chip
 
     def fastest(plans: Sequence[Plan], request: Request) -> Comparison:
         return compare(cfg, system, request, policy=held, plans=plans, top=1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lpu_jax.errors import LpuError, PlanError, unknown
 from lpu_jax.machine.system import System
+from lpu_jax.provenance import assumed
 from models.config import ModelConfig
 from models.policy import Policy
 
@@ -20,6 +21,7 @@ from ..predict.serving import prefill
 from ..request import NEXT_TOKEN, Request, check_prompt
 from ..scenario import Scenario, check_policy, scenario
 from .comparison import Comparison, Objective, Row
+from .front import on_front
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
 
@@ -82,7 +84,7 @@ def compare(
         fitting=int(fits.sum()),
         rejected={**unfit, **refused},
         nearest=rows[-1] if nearest else None,
-        assumed=tuple(c for c in asked.system.constants() if c.is_assumed),
+        assumed=assumed(asked.system.constants()),
         evaluation=evaluation,
     )
 
@@ -131,12 +133,8 @@ def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
     order = fitting[np.lexsort((-second[fitting], -first[fitting]))]
     if objective != "pareto":
         return [int(i) for i in order]
-    front, best = [], -np.inf
-    for i in order:
-        if total[i] > best:
-            front.append(int(i))
-            best = total[i]
-    return front
+    is_best = on_front(per_user[order], total[order])
+    return [int(i) for i in order[is_best]]
 
 
 def _without_idle_stages(evaluation: Evaluation) -> Evaluation:

@@ -17,6 +17,7 @@ from models.params import n_parameters
 from .. import report
 from ..pictures import picture_format
 from ..plan import Plan
+from ..plan import legend as letters
 from ..predict.energy import MEANING, knows_energy, unknown_reason
 from ..predict.evaluate import Evaluation
 from ..report import versions
@@ -234,8 +235,7 @@ def _chips(count: int) -> str:
 def legend(memory: str = "SRAM") -> str:
     """What a plan's name means."""
     return (
-        "plan: stages x chips of a stage, then ways of a:attention, f:dense MLP, m:experts over "
-        "t tensor, e expert, d data, c context, r replica; row or column: split of output "
+        f"plan: {letters()}; row or column: split of output "
         f"projections (a/f/m if they differ). {memory}: fullest chip, reserve included."
     )
 

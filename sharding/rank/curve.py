@@ -6,18 +6,16 @@ front per chip if the same holds for the rate of all divided by the chips of the
 several copies of a plan side by side on the chips it leaves free, and requests that come and go.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
-from lpu_jax.provenance import Constant
+from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_seconds
 from models.config import ModelConfig
 from models.policy import Policy
@@ -33,6 +31,7 @@ from ..scenario import Scenario, check_policy, scenario
 from .compare import search_plans
 from .comparison import format_energy, series_name, serving_notes
 from .comparison import legend as plan_legend
+from .front import on_front
 from .rates_plot import Mark, Panel, Series, draw
 
 #: Batch sizes are doubled until nothing fits, but not beyond this one.
@@ -111,7 +110,7 @@ class Curve:
                     "note": system.note,
                     "batches": list(batches),
                     "energy": {"meaning": MEANING, "reason": unknown_reason(system.chip)},
-                    "assumed": [constant.name for constant in _assumed(system)],
+                    "assumed": [constant.name for constant in assumed(system.constants())],
                 }
                 for system, batches in zip(self.systems, self.batches, strict=True)
             ],
@@ -273,27 +272,6 @@ def _points_on_fronts(points: Sequence[Point]) -> list[Point]:
     ]
 
 
-def on_front(
-    first: Float[np.ndarray, " points"], second: Float[np.ndarray, " points"]
-) -> Bool[np.ndarray, " points"]:
-    """Mark the points that no other equals or exceeds in both rates; of equal points the first.
-
-    Args:
-        first: a rate of each point.
-        second: another rate of each point.
-
-    Returns:
-        One mark per point.
-    """
-    front = np.zeros(len(first), bool)
-    best = -math.inf
-    for i in np.lexsort((-second, -first)):  # stable: of equal points the first comes first
-        if second[i] > best:
-            front[i] = True
-            best = second[i]
-    return front
-
-
 def curve_text(found: Curve) -> str:
     """The points of a curve as a table, with what was asked and what is not counted."""
     knows = any(point.energy_j_per_token_upper is not None for point in found.points)
@@ -334,7 +312,7 @@ def curve_text(found: Curve) -> str:
         "user's rate against that of all users of the system, and against that of a chip"
     )
     fits = [
-        f"{system.name}: {_sizes(batches)}; {len(_assumed(system))} of its "
+        f"{system.name}: {_sizes(batches)}; {len(assumed(system.constants()))} of its "
         f"{len(system.constants())} numbers are assumed."
         for system, batches in zip(found.systems, found.batches, strict=True)
     ]
@@ -349,7 +327,3 @@ def _sizes(batches: tuple[int, ...]) -> str:
     if not batches:
         return "no plan fits at any batch size"
     return f"something fits at batch {', '.join(map(str, batches))}"
-
-
-def _assumed(system: System) -> tuple[Constant, ...]:
-    return tuple(constant for constant in system.constants() if constant.is_assumed)

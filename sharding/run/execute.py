@@ -15,15 +15,15 @@ from jaxtyping import Array, Float, Int32
 
 from lpu_jax.errors import PlanError, unknown
 from lpu_jax.mesh import ChipMesh, run_devices, run_virtual
-from models.blocks import Kind, block_program
+from models.blocks import BLOCK_KINDS, Kind, block_program
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
 
-from ..axes import degrees, dispatch_of
+from ..axes import degrees, dispatch_of, split_of
 from ..plan import Plan
-from .load import LoadedBlock, block_split
+from .load import LoadedBlock
 
 _RUNNERS: Mapping[str, Callable[..., Any]] = {"virtual": run_virtual, "devices": run_devices}
 #: Distinct programs kept compiled; a model has at most five kinds of block.
@@ -89,7 +89,7 @@ def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
     """Name the program that a plan needs for a kind of block, on a given system."""
     slots = plan.moe.slots if kind == "moe" and plan.moe is not None else None
     ways = tuple(degrees(plan, kind, cfg).items())
-    split, dispatch = block_split(plan, kind), dispatch_of(plan, kind)
+    split, dispatch = split_of(plan, kind), dispatch_of(plan, kind)
     return kind, ways, split, plan.collective, slots, dispatch
 
 
@@ -104,9 +104,8 @@ def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
     Raises:
         PlanError: an input has another shape than the block was placed for.
     """
-    slots = {"attention": (0, 2, 4), "sliding": (0, 2, 4), "head": (0, 2)}.get(block.kind, (0,))
     arguments = list(block.arguments)
-    for slot, given in zip(slots, inputs, strict=False):
+    for slot, given in zip(BLOCK_KINDS[block.kind].inputs, inputs, strict=False):
         want, have = (jax.tree.map(np.shape, tree) for tree in (arguments[slot], given))
         if want != have:
             raise PlanError(f"{block.kind} block: an input of shape {have} was given, not {want}.")

@@ -18,7 +18,7 @@ from lpu_jax.errors import PlanError
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.numerics.quantized import QuantizedArray, dequantize, quantize, widen
 from lpu_jax.numerics.schemes import FP16_PLAIN
-from models.blocks import CACHING_KINDS, Kind, Leaf, Sizes, block_arguments, is_leaf
+from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
@@ -35,6 +35,9 @@ from ..axes import (
     partition_specs,
     result_specs,
     sizes,
+    slots_of,
+    split_of,
+    used_slots,
 )
 from ..plan import Plan
 from ..request import Request
@@ -280,7 +283,7 @@ def place_block(
     cfg, kind, policy = stored.cfg, stored.kind, stored.policy
     if kind == "moe" and plan.moe is None:
         raise PlanError(f"plan {plan.name!r} does not say how mixture-of-experts blocks are split.")
-    split = block_split(plan, kind)
+    split = split_of(plan, kind)
     ways = degrees(plan, kind, cfg)
     data = ways.get("data", 1)
     request = replace(request, batch=-(-request.batch // data) * data)
@@ -295,7 +298,7 @@ def place_block(
         for name, weight in weights.items()
     }
     leaves = (hidden, described, *rest)
-    first_state, *more_state = empty_state(cfg, kind, leaves, local, data, stored.held)
+    first_state, *more_state = empty_state(cfg, leaves, local, stored.held)
     arguments = (first_state, weights, *more_state)
     whole = global_shapes(leaves, local)
     return LoadedBlock(
@@ -310,15 +313,6 @@ def place_block(
         dispatch=dispatch,
         **_slots(stored, plan, local, request),
     )
-
-
-def block_split(plan: Plan, kind: Kind) -> Split:
-    """How a plan splits the output projection of a kind of block; embedding and head have none."""
-    if kind in CACHING_KINDS:
-        return plan.attention.split
-    if kind == "moe" and plan.moe is not None:
-        return plan.moe.split
-    return plan.mlp.split
 
 
 def _described(leaf: Any, weight: Any, stored: StoredBlock, name: str) -> Any:
@@ -341,10 +335,9 @@ def _slots(stored: StoredBlock, plan: Plan, local: Sizes, request: Request) -> d
         return {}
     moe = stored.cfg.moe
     assert moe is not None
-    assert plan.moe is not None
     n_local = int(local.local["experts"])
-    worst = min(n_local, request.batch * request.tokens * moe.top_k)
-    return {"n_local": n_local, "n_slots": max(plan.moe.slots or 0, worst)}
+    n_slots = used_slots(slots_of(plan, stored.kind), n_local, request, moe)
+    return {"n_local": n_local, "n_slots": n_slots}
 
 
 def _padded(values: Any, whole: jax.ShapeDtypeStruct) -> Any:

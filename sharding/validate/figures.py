@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lpu_jax.provenance import Constant
+from lpu_jax.provenance import Constant, assumed
 
 from .. import report
 
@@ -62,7 +62,7 @@ def within(
 
 def assumed_names(constants: Iterable[Constant]) -> tuple[str, ...]:
     """Names of the constants that no public source states."""
-    return tuple(constant.name for constant in constants if constant.is_assumed)
+    return tuple(constant.name for constant in assumed(constants))
 
 
 def figures_text(title: str, figures: Sequence[Figure]) -> str:

@@ -7,7 +7,6 @@ that were left out.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +18,7 @@ from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
-from models.blocks import Block, block_chain
+from models.blocks import BLOCK_KINDS, Block, block_chain
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
@@ -28,13 +27,12 @@ from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
-from ..axes import allocated_positions, degrees, dispatch_of
+from ..axes import allocated_positions, dispatch_of, shard_of, split_of
 from ..legal import check_plan
 from ..plan import Plan
 from ..predict.evaluate import evaluate
 from ..rank.comparison import Comparison
 from ..request import Request
-from ..run.load import block_split
 from ..run.measures import finite
 from ..scenario import Scenario
 from .emulate import BlockCheck, Run, Step, run_steps
@@ -178,7 +176,7 @@ def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy:
         PlanError: a plan is not legal.
         CostError: a plan names a collective that does not exist over its links.
     """
-    held = policy if policy.base == "fp16" else FP16
+    held = policy.on_chip
     for plan in plans:
         # The single sequence is padded to as many as the plan spreads over chips.
         request = Request(batch=plan.attention.data, context=allocated_positions(plan))
@@ -239,22 +237,21 @@ def rounding_moved(
         policy: its base is the format of partial sums.
         n_tokens: decoded so far; they decide how many chips of a shared context hold positions.
     """
-    said = {
-        "attention": "attention output",
-        "sliding": "sliding attention output",
-        "dense": "dense MLP output",
-        "moe": "sum over experts and shared expert's output",
-    }
     sentences = []
     for kind in dict.fromkeys(kinds):
-        ways = degrees(plan, kind, cfg)
-        n_chips = math.prod(n for axis, n in ways.items() if axis in ("tensor", "query", "expert"))
-        if dispatch_of(plan, kind) is Dispatch.ALL_TO_ALL:
-            sentences.append(_exchanged(ways["expert"], policy))
+        shard = shard_of(plan, kind)
+        if shard is None:
             continue
-        if kind == "attention" and ways["context"] > 1:
-            sentences.append(_merged(ways["context"], n_tokens, policy))
-        if block_split(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
+        if dispatch_of(plan, kind) is Dispatch.ALL_TO_ALL:
+            sentences.append(_exchanged(shard.degrees["expert"], policy))
+            continue
+        sentences += [
+            axis.moves(shard.degrees[axis.name], n_tokens, policy.base)
+            for axis in shard.moving_axes
+            if axis.moves and not BLOCK_KINDS[kind].whole.issuperset(axis.splits)
+        ]
+        n_chips = shard.summed_chips
+        if split_of(plan, kind) is Split.COLUMN or n_chips == 1:
             continue
         order = "added in chip order"
         if tiers and n_chips > tiers[0]:
@@ -262,8 +259,8 @@ def rounding_moved(
             if len(tiers) > 1 and n_chips > tiers[1]:
                 order += f" and across racks of {tiers[1]}"
         sentences.append(
-            f"{said[kind]}: partial sums over {n_chips} chips are rounded to {policy.base} and "
-            f"{order} (row split)"
+            f"{BLOCK_KINDS[kind].result}: partial sums over {n_chips} chips are rounded to "
+            f"{policy.base} and {order} (row split)"
         )
     return tuple(sentences)
 
@@ -278,21 +275,6 @@ def _exchanged(n_chips: int, policy: Policy) -> str:
         f"{policy.base} and sends it to the row's owner, which adds them in chip order, then "
         f"{added}"
     )
-
-
-def _merged(n_chips: int, n_tokens: int, policy: Policy) -> str:
-    """Say what the merge of a context over chips does; each holds `POSITIONS_STEP` positions."""
-    n_holding = min(n_chips, -(-n_tokens // POSITIONS_STEP))
-    rounding = f"rounds its result to {policy.base}; all are merged by log-sum-exp in chip order"
-    if n_holding == 1:
-        return (
-            f"softmax over the context: only the first of {n_chips} chips holds positions of so "
-            f"few tokens, so that no rounding moves; beyond {POSITIONS_STEP} tokens each chip that "
-            f"holds some {rounding}"
-        )
-    which = f"{n_chips} chips" if n_holding == n_chips else f"the first {n_holding} chips"
-    idle = "" if n_holding == n_chips else f" (the other {n_chips - n_holding} hold no position)"
-    return f"softmax over the context: each of {which} {rounding}{idle}"
 
 
 def with_numerics(

@@ -18,7 +18,7 @@ from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.params import ParamSpec, block_params
-from models.policy import FP16, Policy
+from models.policy import Policy
 from models.reference import stream
 from models.weights.source import WeightSource
 from models.weights.stored import one_of_batch
@@ -186,10 +186,9 @@ def _check_legal(
     cfg: ModelConfig, system: System, plan: Plan, policy: Policy, n_tokens: int
 ) -> None:
     """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16."""
-    held = policy if policy.base == "fp16" else FP16
     context = min(allocated_positions(plan, n_tokens), cfg.max_position)
     request = Request(batch=plan.attention.data, context=context)
-    check_plan(plan, Scenario(cfg, system, request, policy=held))
+    check_plan(plan, Scenario(cfg, system, request, policy=policy.on_chip))
 
 
 class _Stored:

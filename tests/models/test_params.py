@@ -3,12 +3,13 @@
 import json
 import runpy
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from lpu_jax.errors import ConfigError, UnknownNameError
-from models.params import KINDS, block_params, n_active, n_parameters
+from models.params import Kind, block_params, n_active, n_parameters
 from models.zoo import NAMED, model, named_models
 
 DATA = Path(__file__).parent / "data"
@@ -131,7 +132,7 @@ def test_mixture_shapes():
 @pytest.mark.parametrize("name", sorted(named_models()))
 def test_specs_are_consistent(name):
     model_cfg = model(name)
-    for kind in KINDS if model_cfg.moe else [kind for kind in KINDS if kind != "moe"]:
+    for kind in (kind for kind in get_args(Kind) if model_cfg.moe or kind != "moe"):
         for spec in block_params(model_cfg, kind).values():
             assert len(spec.axes) == len(spec.shape) >= spec.rows + spec.batch
             assert np.prod(spec.matrix_shape) == spec.n_values

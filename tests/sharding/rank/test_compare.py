@@ -28,7 +28,7 @@ SMALL = Request(batch=4, context=512)
 
 @cache
 def _small(objective: Objective = "latency", top: int = 10) -> Comparison:
-    return compare("smollm2-135m", "groq-24", SMALL, objective=objective, top=top)
+    return compare("smollm2-135m", "groq-24", plans=SMALL, objective=objective, top=top)
 
 
 @cache

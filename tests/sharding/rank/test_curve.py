@@ -19,7 +19,8 @@ from models.policy import POLICIES
 from models.zoo import model
 from sharding.cli.main import main as lpu
 from sharding.rank.compare import search_plans
-from sharding.rank.curve import Curve, curve, on_front
+from sharding.rank.curve import Curve, curve
+from sharding.rank.front import on_front
 from sharding.request import Request, decode_request
 from sharding.scenario import Scenario
 
