@@ -8,7 +8,7 @@ is traced, since there are none.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, wraps
 from types import NoneType, UnionType
@@ -28,7 +28,8 @@ R = TypeVar("R")
 _MOST_SHOWN = 60
 _REFUSED = object()
 _ARRAY = jax.Array
-_NUMBER_TYPES = (float, int, np.integer, np.floating)
+#: Not NumPy's long double, which Python has no number for.
+_NUMBER_TYPES = (float, int, np.integer, np.float16, np.float32)
 #: Lengths that named dimensions were found to have, for one call.
 Lengths = dict[str, Any]
 _Check = Callable[[Any, Lengths], Any]
@@ -219,7 +220,7 @@ class _Words(_Kind):
 
 
 class _Numbers(_Kind):
-    """Real numbers of Python or NumPy; a truth value is none."""
+    """Real numbers of Python, and of NumPy, which become Python's; a truth value is none."""
 
     def take(self, value: Any, lengths: Lengths) -> Any:
         if isinstance(value, float | int | np.integer | np.floating) and not isinstance(
@@ -271,6 +272,22 @@ class _Tuples(_Kind):
         return f"a tuple, each of whose members is {self.kind.words(lengths)}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Lists(_Kind):
+    """Lists and tuples of values of a kind."""
+
+    kind: _Kind
+
+    def take(self, value: Any, lengths: Lengths) -> Any:
+        if not isinstance(value, list | tuple):
+            return _REFUSED
+        taken = [self.kind.take(item, lengths) for item in value]
+        return _REFUSED if any(item is _REFUSED for item in taken) else taken
+
+    def words(self, lengths: Lengths) -> str:
+        return f"a list, each of whose members is {self.kind.words(lengths)}"
+
+
 #: A length: a whole number of at least 1, or a symbolic dimension while a block is traced for every
 #: plan at once.
 Count = Annotated[Any, _Whole(1, may_be_symbolic=True)]
@@ -312,6 +329,8 @@ def _kind(annotation: Any) -> _Kind:
         return kind
     if get_origin(annotation) is Literal:
         return _Words(get_args(annotation))
+    if get_origin(annotation) is Sequence:
+        return _Lists(_kind(get_args(annotation)[0]))
     if get_origin(annotation) is tuple:
         member, dots = get_args(annotation)
         assert dots is Ellipsis, f"tuple of fixed length {annotation}"
@@ -400,6 +419,13 @@ def check_spread(caller: str, shapes: list[tuple[Any, ...]]) -> None:
         )
 
 
+def is_concrete(values: Any) -> bool:
+    """Whether an array has values: it is neither traced nor a mere shape."""
+    if isinstance(values, jax.core.Tracer):
+        return False
+    return isinstance(values, jax.Array | np.ndarray)
+
+
 def may_equal(a: Any, b: Any) -> bool:
     """Whether two lengths are equal, as far as they are known; tuples of them, one by one."""
     if isinstance(a, tuple):
@@ -433,7 +459,7 @@ def check_within(caller: str, name: str, values: Any, least: int, most: Any, wha
     Raises:
         LpuError: with the first address that is out of it.
     """
-    if isinstance(values, jax.core.Tracer) or not isinstance(most, int):
+    if not is_concrete(values) or not isinstance(most, int):
         return
     flat = np.asarray(values).reshape(-1)
     outside = flat[(flat < least) | (flat > most)]
