@@ -144,12 +144,15 @@ def _check_floating(fmt: Format) -> None:
     _check_widths(fmt.name, exponent_bits, mantissa_bits)
     given = (fmt.max_code, fmt.inf_code, fmt.nan_code)
     allowed = {word: _specials(word, exponent_bits, mantissa_bits) for word in get_args(Convention)}
-    if given not in allowed.values() or fmt.is_symmetric:
+    if given not in allowed.values():
         raise LpuError(
             f"format {fmt.name}: codes {given} of largest value, infinity and NaN were given for "
-            f"{exponent_bits} exponent and {mantissa_bits} mantissa bits; allowed are "
-            f"{', '.join(f'{codes} ({word})' for word, codes in allowed.items())}, which "
-            "formats.floating derives, without is_symmetric."
+            f"{exponent_bits} exponent and {mantissa_bits} mantissa bits; they must be those that "
+            f"formats.floating derives, such as {allowed['ieee']} for 'ieee'."
+        )
+    if fmt.is_symmetric:
+        raise LpuError(
+            f"format {fmt.name}: is_symmetric=True was given; only an integer format may be."
         )
     if fmt.max_code >> mantissa_bits == 0 or fmt.inf_code == fmt.nan_code is not None:
         raise LpuError(
