@@ -235,7 +235,7 @@ class _Numbers(_Kind):
 
 @dataclass(frozen=True, slots=True)
 class _Whole(_Kind):
-    """Whole numbers from `least` on, and symbolic dimensions where lengths may be symbolic."""
+    """Whole numbers, of a length those of int32; and symbolic dimensions, where those may be."""
 
     least: int | None = None
     may_be_symbolic: bool = False
@@ -247,10 +247,10 @@ class _Whole(_Kind):
             elif isinstance(value, bool) or not isinstance(value, int):
                 is_length = self.may_be_symbolic and isinstance(value, symbolic_dimension())
                 return value if is_length else _REFUSED
-        return value if self.least is None or value >= self.least else _REFUSED
+        return value if self.least is None or self.least <= value < 2**31 else _REFUSED
 
     def words(self, lengths: Lengths) -> str:
-        return "a whole number" + ("" if self.least is None else f" of at least {self.least}")
+        return "a whole number" + ("" if self.least is None else f", {self.least} to 2**31 - 1")
 
 
 @dataclass(frozen=True, slots=True)

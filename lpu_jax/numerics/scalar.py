@@ -23,10 +23,10 @@ def decode(code: int, fmt: Format, *, exponent: int = 0) -> Value:
     Args:
         code: bit pattern, `0 <= code < 2**fmt.bits`.
         fmt: the format.
-        exponent: power of two to multiply by.
+        exponent: power of two to multiply by, at most 2**16 in magnitude.
 
     Raises:
-        LpuError: if the format has no such code.
+        LpuError: if the format has no such code, or for an exponent out of range.
 
     Fidelity:
         Exact.
@@ -36,8 +36,16 @@ def decode(code: int, fmt: Format, *, exponent: int = 0) -> Value:
             f"scalar.decode: code={described(code)} was given; codes of {fmt.name} are 0 to "
             f"{(1 << fmt.bits) - 1}."
         )
+    _check_exponent("scalar.decode", exponent)
     value = _decode(code, fmt)
     return value * Fraction(2) ** exponent if isinstance(value, Fraction) else value
+
+
+def _check_exponent(caller: str, exponent: int) -> None:
+    if abs(exponent) > 1 << 16:
+        raise LpuError(
+            f"{caller}: exponent={described(exponent)} was given; it must be -2**16 to 2**16."
+        )
 
 
 def _decode(code: int, fmt: Format) -> Value:
@@ -104,11 +112,11 @@ def encode(
             the magnitude is rounded up if `floor(r * 2**32) + random >= 2**32`.
         overflow: "saturate" to the largest finite value, or "ieee": infinity, else NaN, else
             saturate.
-        exponent: power of two to divide by first.
+        exponent: power of two to divide by first, at most 2**16 in magnitude.
         random: 32 random bits, for "sr" only.
 
     Raises:
-        LpuError: if random bits are missing or not used.
+        LpuError: if random bits are missing or not used, or an exponent is out of range.
 
     Fidelity:
         Exact, one rounding.
@@ -118,6 +126,7 @@ def encode(
         e8m0 outside its range.
     """
     check_random("scalar.encode", rounding, has_random=random is not None)
+    _check_exponent("scalar.encode", exponent)
     if random is not None and not 0 <= random < 1 << 32:
         raise LpuError(
             f"scalar.encode: random={described(random)} was given; it must be 32 bits, 0 to "
@@ -194,7 +203,7 @@ def dot_tile(x: Sequence[float], w: Sequence[float], *, rounding: Rounding = "rn
     Fidelity:
         Exact, one rounding.
     """
-    _check_equal_lengths("scalar.dot_tile", x, w)
+    _check_operands("scalar.dot_tile", x, w)
     products = list(zip(x, w, strict=True))
     if not all(math.isfinite(value) for pair in products for value in pair):
         return sum(float(a) * float(b) for a, b in products)
@@ -210,7 +219,7 @@ def dot(
 
     The tiles round as `rounding` says, the fp32 sums to nearest even.
     """
-    _check_equal_lengths("scalar.dot", x, w)
+    _check_operands("scalar.dot", x, w)
     total = 0.0
     for start in range(0, len(x), k_tile):
         part = dot_tile(x[start : start + k_tile], w[start : start + k_tile], rounding=rounding)
@@ -221,9 +230,16 @@ def dot(
     return total
 
 
-def _check_equal_lengths(caller: str, x: Sequence[float], w: Sequence[float]) -> None:
+def _check_operands(caller: str, x: Sequence[float], w: Sequence[float]) -> None:
+    """Refuse operands of different lengths, and whole numbers that no float holds."""
     if len(x) != len(w):
         raise LpuError(
             f"{caller}: {len(x)} activations and {len(w)} weights were given; there must be as "
             "many of both."
+        )
+    large = [value for value in (*x, *w) if isinstance(value, int) and abs(value) > 1 << 53]
+    if large:
+        raise LpuError(
+            f"{caller}: the operand {described(large[0])} was given; whole numbers must be at most "
+            "2**53 in magnitude."
         )
