@@ -18,12 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, BFloat16, Float16, Float32
 
-from ..errors import CostError, MeshError
+from ..arguments import Count, check_fields, checked, divides, exceeds
+from ..errors import CostError, LpuError, MeshError
 from ..numerics import elementary, rounding
 from .primitive import primitive
 from .work import Machine, Request, Unit, Work
+
+#: What chips add: other types have no room for sums.
+Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,13 @@ class Axis:
 
     names: tuple[str, ...]
     #: chips; an int, or a symbolic dimension while a block is traced for every plan at once
-    size: Any
+    size: Count
     tiers: tuple[int, ...] = ()
     algorithm: str = "auto"
-    stride: Any = 1  #: chips from one chip of the run to the next
+    stride: Count = 1  #: chips from one chip of the run to the next
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, caller: str) -> None:
         """Verify that the running mesh has the axis with this size.
@@ -64,8 +71,11 @@ class Axis:
             )
 
 
+@checked
 def joined(*axes: Axis) -> Axis:
     """Join axes, outermost first, into the run of chips they make together."""
+    if not axes:
+        raise LpuError("c2c.joined: no axis was given; there must be at least one.")
     size: Any = 1
     for axis in axes:
         size = size * axis.size
@@ -103,7 +113,8 @@ def _own_tiers(axis: Axis) -> tuple[int, ...]:
     return tuple(tier // axis.stride for tier in axis.tiers if tier // axis.stride > 1)
 
 
-def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
+@checked
+def all_reduce(x: Addends, axis: Axis) -> Addends:
     """Add the partial sums of all chips of `axis`; every chip gets the sum, in the operand's type.
 
     Fidelity:
@@ -118,15 +129,23 @@ def all_reduce(x: Float[Array, "..."], axis: Axis) -> Float[Array, "..."]:
     return _bind(_all_reduce, "c2c.all_reduce", x, axis)
 
 
-def all_gather(x: Array, axis: Axis, *, dim: int, keep: Any = None) -> Array:
+@checked
+def all_gather(x: Array, axis: Axis, *, dim: int, keep: Count | None = None) -> Array:
     """Put the chips' shares side by side along `dim` (negative) and keep the first `keep` places.
 
     Fidelity: exact.
     """
-    return _bind(_all_gather, "c2c.all_gather", x, axis, dim=_negative(x, dim), keep=keep)
+    dim = _negative("c2c.all_gather", x, dim)
+    if exceeds(keep, x.shape[dim] * axis.size):
+        raise LpuError(
+            f"c2c.all_gather: keep={keep} was given for {axis.size} shares of {x.shape[dim]}; it "
+            "must be at most their sum."
+        )
+    return _bind(_all_gather, "c2c.all_gather", x, axis, dim=dim, keep=keep)
 
 
-def reduce_scatter(x: Float[Array, "..."], axis: Axis, *, dim: int) -> Float[Array, "..."]:
+@checked
+def reduce_scatter(x: Addends, axis: Axis, *, dim: int) -> Addends:
     """Add partial sums as `all_reduce` does and leave each chip its share along `dim` (negative).
 
     Fidelity: order-dependent, the order is fixed, as for `all_reduce`; a `ring` sums the
@@ -136,15 +155,18 @@ def reduce_scatter(x: Float[Array, "..."], axis: Axis, *, dim: int) -> Float[Arr
         CostError: the algorithm has an order of its own and the run is longer than a node.
     """
     _check_order(axis, "c2c.reduce_scatter")
-    return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=_negative(x, dim))
+    dim = _shared("c2c.reduce_scatter", x, axis, dim)
+    return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=dim)
 
 
+@checked
 def all_to_all(x: Array, axis: Axis, *, dim: int) -> Array:
     """Send the i-th share along `dim` to chip i and put what arrives in chip order.
 
     Fidelity: exact.
     """
-    return _bind(_all_to_all, "c2c.all_to_all", x, axis, dim=_negative(x, dim))
+    dim = _shared("c2c.all_to_all", x, axis, dim)
+    return _bind(_all_to_all, "c2c.all_to_all", x, axis, dim=dim)
 
 
 def _check_order(axis: Axis, caller: str) -> None:
@@ -161,19 +183,45 @@ def _check_order(axis: Axis, caller: str) -> None:
             )
 
 
-def _negative(x: Array, dim: int) -> int:
+def _negative(caller: str, x: Array, dim: int) -> int:
+    """Return the negative number of a dimension."""
+    if not -x.ndim <= dim < x.ndim:
+        raise LpuError(
+            f"{caller}: dim={dim} was given for an array of shape {x.shape}; it must be the number "
+            "of one of its dimensions."
+        )
     return dim if dim < 0 else dim - x.ndim
+
+
+def _shared(caller: str, x: Array, axis: Axis, dim: int) -> int:
+    """Return the negative number of a dimension that is cut into one share per chip."""
+    if not divides(axis.size, x.shape[_negative(caller, x, dim)]):
+        raise LpuError(
+            f"{caller}: dim={dim} of shape {x.shape} was given for {axis.size} chips; its length "
+            "must be a multiple of them."
+        )
+    return _negative(caller, x, dim)
 
 
 # --- meanings -------------------------------------------------------------------------------------
 
 
-def _parts(x: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
-    """Collect what all chips hold: `[n, ...]`, in chip order."""
+def _parts(x: Array, names: tuple[str, ...], stacked: tuple[int, ...], size: int) -> Array:
+    """Collect what all chips hold: `[n, ...]`, in chip order.
+
+    Raises:
+        MeshError: the chips are not there: an axis without names serves to trace a program only.
+    """
     x = x.reshape(-1, *x.shape[len(stacked) :])
     if names:
         x = lax.all_gather(x, names, axis=0)
-    return x.reshape(-1, *x.shape[1 + bool(names) :])
+    x = x.reshape(-1, *x.shape[1 + bool(names) :])
+    if x.shape[0] != size:
+        raise MeshError(
+            f"c2c: a collective over {size} chips runs on {x.shape[0]}; it needs an Axis whose "
+            "names are those of the running mesh, such as axes['tensor'] of its program."
+        )
+    return x
 
 
 def _round_to_wire(x: Array, dtype: Any) -> Array:
@@ -267,18 +315,18 @@ def _laid_out(parts: Array, dim: int) -> Array:
 
 
 def _all_reduce_meaning(
-    x: Array, *, names: Any, stacked: Any, tiers: Any, algorithm: str, **_: Any
+    x: Array, *, names: Any, stacked: Any, size: int, tiers: Any, algorithm: str, **_: Any
 ) -> Array:
-    parts = _parts(x, names, stacked)
+    parts = _parts(x, names, stacked, size)
     if algorithm in OWN_ORDERS and parts.shape[0] > 1:
         return OWN_ORDERS[algorithm].whole(parts)
     return _tiered_sum(parts, tiers)
 
 
 def _all_gather_meaning(
-    x: Array, *, names: Any, stacked: Any, dim: int, keep: int | None, **_: Any
+    x: Array, *, names: Any, stacked: Any, size: int, dim: int, keep: int | None, **_: Any
 ) -> Array:
-    out = _laid_out(_parts(x, names, stacked), dim)
+    out = _laid_out(_parts(x, names, stacked, size), dim)
     return out if keep is None else lax.slice_in_dim(out, 0, keep, axis=out.ndim + dim)
 
 
@@ -293,7 +341,7 @@ def _reduce_scatter_meaning(
     algorithm: str,
     **_: Any,
 ) -> Array:
-    parts = _parts(x, names, stacked)
+    parts = _parts(x, names, stacked, size)
     if algorithm in OWN_ORDERS and size > 1:
         return _own_share(OWN_ORDERS[algorithm].shares(parts, dim), names, stacked)
     total = _tiered_sum(parts, tiers)
@@ -303,7 +351,7 @@ def _reduce_scatter_meaning(
 def _all_to_all_meaning(
     x: Array, *, names: Any, stacked: Any, size: int, dim: int, **_: Any
 ) -> Array:
-    sent = _cut(_parts(x, names, stacked), size, dim)  # [to, from, ...]
+    sent = _cut(_parts(x, names, stacked, size), size, dim)  # [to, from, ...]
     received = jax.vmap(lambda parts: _laid_out(parts, dim))(sent)
     return _own_share(received, names, stacked)
 

@@ -5,12 +5,12 @@ chain of a comparison and a selection for each score. Not modelled: skipping of 
 sees.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
+from ..arguments import Count, Positive, checked, divides, may_equal
+from ..errors import LpuError
 from .primitive import AluChain, primitive
 
 
@@ -23,6 +23,16 @@ def _causal_mask_meaning(scores: Array, positions: Array, *, query_stride: int) 
     return jnp.where(seen, scores, -jnp.inf)
 
 
+def _check_groups(caller: str, scores: Array, positions: Array) -> None:
+    """Refuse groups of scores that are no multiple of the sequences."""
+    n_groups, n_sequences = scores.shape[0], positions.shape[0]
+    if not divides(n_sequences, n_groups):
+        raise LpuError(
+            f"{caller}: {n_groups} groups of scores were given for {n_sequences} sequences; each "
+            "must have as many groups as the others."
+        )
+
+
 _causal_mask = primitive(
     "vxm_causal_mask",
     abstract=lambda scores, positions, *, query_stride: jax.ShapeDtypeStruct(
@@ -33,8 +43,9 @@ _causal_mask = primitive(
 )
 
 
+@checked
 def causal_mask(
-    scores: Float32[Array, "groups rows s"], positions: Int32[Array, " b"], n_new: Any
+    scores: Float32[Array, "groups rows s"], positions: Int32[Array, " b"], n_new: Count
 ) -> Float32[Array, "groups rows s"]:
     """Set scores of keys that a query may not see to minus infinity.
 
@@ -46,6 +57,7 @@ def causal_mask(
 
     Fidelity: exact.
     """
+    _check_groups("masks.causal_mask", scores, positions)
     return _causal_mask(scores, positions, query_stride=n_new)  # type: ignore[no-any-return]
 
 
@@ -76,12 +88,13 @@ _key_mask = primitive(
 )
 
 
+@checked
 def key_mask(
     scores: Float32[Array, "groups rows s"],
     positions: Int32[Array, " b"],
     first: Int32[Array, " keys_from"],
-    n_new: Any,
-    window: int | None = None,
+    n_new: Count,
+    window: Positive | None = None,
 ) -> Float32[Array, "groups rows s"]:
     """Mask as `causal_mask` does where keys begin at another position than 0.
 
@@ -94,4 +107,10 @@ def key_mask(
 
     Fidelity: exact.
     """
+    _check_groups("masks.key_mask", scores, positions)
+    if first.shape[0] != 1 and not may_equal(first.shape, positions.shape):
+        raise LpuError(
+            f"masks.key_mask: first of length {first.shape[0]} was given for {positions.shape[0]} "
+            "sequences; it must have one position for all, or one of each."
+        )
     return _key_mask(scores, positions, first, query_stride=n_new, window=window)  # type: ignore[no-any-return]

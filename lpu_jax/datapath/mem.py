@@ -9,9 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int32, Num
 
+from ..arguments import (
+    Count,
+    Positive,
+    check_within,
+    checked,
+    described,
+    exceeds,
+    may_equal,
+)
+from ..errors import LpuError
 from .primitive import free, primitive
 from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, product
 
@@ -58,6 +69,7 @@ _lookup = primitive(
 )
 
 
+@checked
 def lookup(
     table: Num[Array, "n d"], ids: Int32[Array, "..."], first: Int32[Array, ""], missing: int = 0
 ) -> Num[Array, "... d"]:
@@ -69,9 +81,26 @@ def lookup(
         first: global number of the share's first row.
         missing: this number.
 
+    Raises:
+        LpuError: the table's type has no such number.
+
     Fidelity: exact.
     """
+    if not _holds(table.dtype, missing):
+        raise LpuError(
+            f"mem.lookup: missing={described(missing)} was given for a table of "
+            f"{table.dtype.name}; it must be a number of that type."
+        )
     return _lookup(table, ids, first, missing=missing)  # type: ignore[no-any-return]
+
+
+def _holds(dtype: Any, number: int) -> bool:
+    """Whether a type has a whole number; none of those in use has one beyond 32 bits."""
+    if abs(number) >= 2**32:
+        return False
+    with np.errstate(over="ignore"):
+        held = np.asarray(number, np.int64).astype(dtype)
+    return complex(held) == number
 
 
 _address = primitive(
@@ -84,6 +113,7 @@ _address = primitive(
 )
 
 
+@checked
 def select_expert(
     table: Int32[Array, " experts"], ids: Int32[Array, " slots"]
 ) -> Int32[Array, " slots"]:
@@ -96,9 +126,45 @@ def select_expert(
     Returns:
         Store rows for `mxm.matmul(..., rows=)`, -1 for empty slots.
 
+    Raises:
+        LpuError: an expert that the table lacks, where `ids` are known.
+
     Fidelity: exact.
     """
+    check_within("mem.select_expert", "ids", ids, -1, table.shape[0] - 1, "the table")
     return _address(table, ids)  # type: ignore[no-any-return]
+
+
+def _check_axis(caller: str, cache: Array, axis: int) -> None:
+    if not 0 < axis < cache.ndim:
+        raise LpuError(
+            f"{caller}: axis={axis} was given for an array of shape {cache.shape}; it must be "
+            f"1 to {cache.ndim - 1}, the number of the axis of positions."
+        )
+
+
+def _check_entries(caller: str, cache: Array, new: Array, axis: int) -> None:
+    """Refuse new entries whose type is not the cache's, or whose shape is not, but for `axis`.
+
+    Raises:
+        LpuError: with both.
+    """
+    _check_axis(caller, cache, axis)
+    new_shape = (*new.shape[:axis], cache.shape[axis], *new.shape[axis + 1 :])
+    if not may_equal(new_shape, cache.shape) or new.dtype != cache.dtype:
+        raise LpuError(
+            f"{caller}: new={described(new)} was given for a cache of {described(cache)}; its type "
+            f"and shape must be the same but for axis {axis}."
+        )
+
+
+def _check_room(caller: str, cache: Array, new: Array, axis: int) -> None:
+    """Refuse more new entries than the cache has positions."""
+    if exceeds(new.shape[axis], cache.shape[axis]):
+        raise LpuError(
+            f"{caller}: {new.shape[axis]} new entries were given for a cache of "
+            f"{cache.shape[axis]} positions; there must be at most as many."
+        )
 
 
 def _append_meaning(cache: Array, new: Array, positions: Array, *, axis: int) -> Array:
@@ -123,6 +189,7 @@ _append = primitive(
 )
 
 
+@checked
 def append(
     cache: Num[Array, "b ..."], new: Num[Array, "b ..."], positions: Int32[Array, " b"], axis: int
 ) -> Num[Array, "b ..."]:
@@ -137,6 +204,10 @@ def append(
 
     Fidelity: exact.
     """
+    _check_entries("mem.append", cache, new, axis)
+    _check_room("mem.append", cache, new, axis)
+    last = cache.shape[axis] - new.shape[axis]
+    check_within("mem.append", "positions", positions, 0, last, "the cache")
     return _append(cache, new, positions, axis=axis)  # type: ignore[no-any-return]
 
 
@@ -173,6 +244,7 @@ _append_run = primitive(
 )
 
 
+@checked
 def append_run(
     cache: Num[Array, "b ..."],
     new: Num[Array, "b ..."],
@@ -191,6 +263,7 @@ def append_run(
 
     Fidelity: exact. Takes the time of `append`, wherever the entries go.
     """
+    _check_entries("mem.append_run", cache, new, axis)
     return _append_run(cache, new, positions, first, axis=axis)  # type: ignore[no-any-return]
 
 
@@ -207,6 +280,7 @@ _append_ring = primitive(
 )
 
 
+@checked
 def append_ring(
     cache: Num[Array, "b ..."], new: Num[Array, "b ..."], positions: Int32[Array, " b"], axis: int
 ) -> Num[Array, "b ..."]:
@@ -220,10 +294,13 @@ def append_ring(
 
     Fidelity: exact.
     """
+    _check_entries("mem.append_ring", cache, new, axis)
+    _check_room("mem.append_ring", cache, new, axis)
     return _append_ring(cache, new, positions, axis=axis)  # type: ignore[no-any-return]
 
 
-def ring_length(window: int, n_new: int, context: int) -> int:
+@checked
+def ring_length(window: Positive, n_new: Positive, context: Positive) -> int:
     """Positions of the shortest ring for a window, in whole vectors; the context if that is less.
 
     Args:
@@ -250,8 +327,9 @@ _ring_start = primitive(
 )
 
 
+@checked
 def ring_start(
-    positions: Int32[Array, " b"], *, window: int, n_positions: Any
+    positions: Int32[Array, " b"], *, window: Count, n_positions: Count
 ) -> Int32[Array, " b"]:
     """Find from which position each sequence's ring is read: the first vector that a query sees.
 
@@ -289,6 +367,7 @@ _ring_view = primitive(
 )
 
 
+@checked
 def ring_view(
     ring: Num[Array, "b ..."], starts: Int32[Array, " b"], axis: int
 ) -> Num[Array, "b ..."]:
@@ -301,6 +380,7 @@ def ring_view(
         starts: position of each sequence's first entry.
         axis: positive number of the context axis.
     """
+    _check_axis("mem.ring_view", ring, axis)
     return _ring_view(ring, starts, axis=axis)  # type: ignore[no-any-return]
 
 
@@ -314,11 +394,22 @@ _take_share = primitive(
 )
 
 
-def take_share(x: Num[Array, "n ..."], index: Int32[Array, ""], n_local: Any) -> Num[Array, "..."]:
+@checked
+def take_share(
+    x: Num[Array, "n ..."], index: Int32[Array, ""], n_local: Count
+) -> Num[Array, "..."]:
     """Take share `index` of the leading axis, `n_local` long: each chip reads its own addresses.
 
-    Free. Fidelity: exact.
+    Free.
+
+    Raises:
+        LpuError: a share that `x` lacks, where `index` is known.
+
+    Fidelity: exact.
     """
+    if isinstance(x.shape[0], int) and isinstance(n_local, int):
+        n_shares = x.shape[0] // n_local
+        check_within("mem.take_share", "index", index, 0, n_shares - 1, f"{n_shares} shares")
     return _take_share(x, index, n_local=n_local)  # type: ignore[no-any-return]
 
 
@@ -330,11 +421,14 @@ _pad_rows = primitive(
 )
 
 
-def pad_rows(x: Num[Array, "m ..."], n: Any) -> Num[Array, "padded ..."]:
+@checked
+def pad_rows(x: Num[Array, "m ..."], n: Count) -> Num[Array, "padded ..."]:
     """Append zeros along the leading axis up to `n` rows: the addresses read one vector of zeros.
 
     Free (assumed). Fidelity: exact.
     """
+    if exceeds(x.shape[0], n):
+        raise LpuError(f"mem.pad_rows: n={n} was given for {x.shape[0]} rows; it must be as many.")
     return _pad_rows(x, n=n)  # type: ignore[no-any-return]
 
 
@@ -350,8 +444,16 @@ _take_rows = primitive(
 )
 
 
+@checked
 def take_rows(x: Num[Array, "b t d"], rows: Int32[Array, " b"]) -> Num[Array, "b 1 d"]:
-    """Read one row of each sequence by address. Fidelity: exact."""
+    """Read one row of each sequence by address.
+
+    Raises:
+        LpuError: a row that `x` lacks, where `rows` are known.
+
+    Fidelity: exact.
+    """
+    check_within("mem.take_rows", "rows", rows, 0, x.shape[1] - 1, "x")
     return _take_rows(x, rows)  # type: ignore[no-any-return]
 
 
@@ -369,11 +471,16 @@ _gather_rows = primitive(
 )
 
 
+@checked
 def rows_from(
-    table: Num[Array, "n d"], positions: Int32[Array, " b"], n_new: Any
+    table: Num[Array, "n d"], positions: Int32[Array, " b"], n_new: Count
 ) -> Num[Array, "b n_new d"]:
     """Read `n_new` consecutive rows from each position, for tables computed in advance.
 
+    Raises:
+        LpuError: rows that the table lacks, where `positions` are known.
+
     Fidelity: exact.
     """
+    check_within("mem.rows_from", "positions", positions, 0, table.shape[0] - n_new, "the table")
     return _gather_rows(table, positions, n_new=n_new)  # type: ignore[no-any-return]

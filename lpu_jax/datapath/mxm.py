@@ -8,16 +8,18 @@ across superlanes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float16, Float32, Int32, Num
 
+from ..arguments import check_within, checked
 from ..errors import LpuError
-from ..numerics import accumulate
+from ..numerics import accumulate, quantized
 from ..numerics.accumulate import Carry
 from ..numerics.quantized import QuantizedArray, widen
 from ..numerics.repair import SumRounding
@@ -29,6 +31,7 @@ from .work import Length, Machine, Quantity, Request, Unit, Work, ceil, ceil_div
 Fidelity = Literal["faithful", "fast"]
 
 
+@checked
 def matmul(
     x: Num[Array, "..."],
     w: Num[Array, "..."] | QuantizedArray,
@@ -53,7 +56,8 @@ def matmul(
             widened to float16 at the array. What its scales leave for the products is the caller's
             (`quantized.output_scale`): the scale of a whole matrix, and the column scales of int8
             codes that multiply int8 activations.
-        rows: addresses of matrices in `w`.
+        rows: addresses of matrices in `w`; one beyond its last is refused where they are known. In
+            a program, where they are not, it counts as the last.
         rounding: of an exact sum to fp32: "rne", or "rz" (a patent of the vendor's says truncation;
             public sources do not settle it).
         carry: what passes from tile to tile: "fp32", or "exact": all of `k` is rounded once (the
@@ -79,6 +83,7 @@ def matmul(
     """
     weight_bits = None
     if isinstance(w, QuantizedArray):
+        quantized.check(w)
         if w.axis != -2:
             raise LpuError(
                 f"mxm.matmul: weights with blocks along axis {w.axis} were given; they must run "
@@ -87,14 +92,8 @@ def matmul(
         weight_bits = w.bits_per_value
         # int8 codes are multiplied bare: their scales are per column, for the caller to apply
         w = w.codes if w.scheme.multiplies_bare and x.dtype == jnp.int8 else widened(w)
-    if fidelity not in get_args(Fidelity):
-        raise LpuError(
-            f"mxm.matmul: fidelity={fidelity!r} was given; it must be one of "
-            f"{', '.join(get_args(Fidelity))}."
-        )
     if not (fidelity == "fast" and x.dtype == w.dtype == jnp.float32):
         accumulate.product_kind(x.dtype, w.dtype)
-    accumulate.check_choices(rounding, carry)
     if w.ndim not in (2, 3) or x.ndim not in (2, 3) or (x.ndim == 3 and w.ndim == 2):
         raise LpuError(
             f"mxm.matmul: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], "
@@ -114,6 +113,9 @@ def matmul(
         raise LpuError(
             f"mxm.matmul: x has {x.shape[0]} matrices but w has {matrices}; they must be equal."
         )
+    if rows is not None:
+        # Of negative rows any will do: -2**31 is the smallest there is.
+        check_within("mxm.matmul", "rows", rows, -(2**31), w.shape[0] - 1, "the store w")
     operands = (x, w) if rows is None else (x, w, rows)
     out: Array = _matmul(
         *operands,
@@ -128,6 +130,7 @@ def matmul(
     return out
 
 
+@checked
 def widened(w: QuantizedArray) -> Float16[Array, "..."]:
     """Widen stored weights to float16, as the array does while installing them.
 
@@ -135,6 +138,7 @@ def widened(w: QuantizedArray) -> Float16[Array, "..."]:
     is priced by the stored bits. The scale of a whole matrix (`quantized.output_scale`) is left
     for the products.
     """
+    quantized.check(w)
     leaves = (w.codes,) if w.scales is None else (w.codes, w.scales)
     out: Array = _widen(*leaves, scheme=w.scheme, axis=w.axis)
     return out
@@ -328,10 +332,10 @@ _matmul = primitive(
 
 
 def _widen_meaning(codes: Array, *scales: Array, scheme: Scheme, axis: int) -> Array:
-    stored = QuantizedArray(
-        codes=codes, scales=scales[0] if scales else None, scheme=scheme, axis=axis
-    )
-    return widen(stored)
+    # The scale of a whole matrix is left for the products.
+    one_level = replace(scheme, is_two_level=False)
+    scale = scales[0] if scales else None
+    return widen(QuantizedArray(codes=codes, scales=scale, scheme=one_level, axis=axis))
 
 
 _widen = primitive(

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Array, Float32
 
+from ..arguments import checked
 from ..numerics.quantized import QuantizedArray, output_scale
 from . import mxm, vxm
 
@@ -10,6 +11,7 @@ from . import mxm, vxm
 SMALLEST_MAXIMUM = 1e-30
 
 
+@checked
 def int8_product(x: Float32[Array, "*rows k"], w: QuantizedArray) -> Float32[Array, "..."]:
     """Multiply rows, rounded to int8, by bare int8 codes, and the exact sums by both scales.
 
@@ -23,9 +25,9 @@ def int8_product(x: Float32[Array, "*rows k"], w: QuantizedArray) -> Float32[Arr
     Source:
         Symmetric int8: Abts et al., ISCA 2020; that rows are scaled as they are made is assumed.
     """
+    column_scales = output_scale(w, of_codes=True)
+    assert column_scales is not None
     largest = vxm.maximum(vxm.max_lanes(vxm.absolute(x)), SMALLEST_MAXIMUM)
     codes = vxm.to_int8(vxm.mul(x, vxm.div(127.0, largest)))
     y = vxm.to_fp32(mxm.matmul(codes, w))
-    column_scales = output_scale(w, of_codes=True)
-    assert column_scales is not None
     return vxm.mul(vxm.mul(y, vxm.mul(largest, float(np.float32(1 / 127)))), column_scales)

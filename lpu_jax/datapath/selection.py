@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32
 
+from ..arguments import Count, Positive, check_within, checked, divides, exceeds
+from ..errors import LpuError
 from .primitive import primitive
 from .vxm import reduction_cost
 from .work import Machine, Quantity, Request, Unit, Work, ceil_div, largest, product, vectors
@@ -52,13 +54,19 @@ def _top_k_meaning(x: Array, *, k: int) -> tuple[Array, Array]:
 _top_k = primitive("vxm_top_k", abstract=_top_k_shapes, meaning=_top_k_meaning, cost=_top_k_cost)
 
 
+@checked
 def top_k(
-    x: Float32[Array, "*rows n"], k: int
+    x: Float32[Array, "*rows n"], k: Positive
 ) -> tuple[Float32[Array, "*rows {k}"], Int32[Array, "*rows {k}"]]:
     """Take the `k` largest of each row with their places, descending; of equal values the first.
 
     Fidelity: exact.
     """
+    if exceeds(k, x.shape[-1]):
+        raise LpuError(
+            f"selection.top_k: k={k} was given for rows of {x.shape[-1]} values; it must be 1 to "
+            f"{x.shape[-1]}."
+        )
     return _top_k(x, k=k)  # type: ignore[no-any-return]
 
 
@@ -100,13 +108,20 @@ _keep_groups = primitive(
 )
 
 
+@checked
 def keep_groups(
-    x: Float32[Array, "*rows n"], groups: Int32[Array, "*rows kept"], n_groups: int
+    x: Float32[Array, "*rows n"], groups: Int32[Array, "*rows kept"], n_groups: Positive
 ) -> Float32[Array, "*rows n"]:
     """Set values outside the kept groups (equal runs of the last axis) to minus infinity.
 
     Fidelity: exact.
     """
+    if not divides(n_groups, x.shape[-1]):
+        raise LpuError(
+            f"selection.keep_groups: n_groups={n_groups} was given for rows of {x.shape[-1]} "
+            "values; it must divide them."
+        )
+    check_within("selection.keep_groups", "groups", groups, 0, n_groups - 1, f"{n_groups} groups")
     return _keep_groups(x, groups, n_groups=n_groups)  # type: ignore[no-any-return]
 
 
@@ -118,10 +133,18 @@ _take_lanes = primitive(
 )
 
 
+@checked
 def take_lanes(
     x: Float32[Array, "*rows n"], ids: Int32[Array, "*rows k"]
 ) -> Float32[Array, "*rows k"]:
-    """Select values of each row by their places. Fidelity: exact."""
+    """Select values of each row by their places.
+
+    Raises:
+        LpuError: a place that a row lacks, where `ids` are known.
+
+    Fidelity: exact.
+    """
+    check_within("selection.take_lanes", "ids", ids, 0, x.shape[-1] - 1, "a row")
     return _take_lanes(x, ids)  # type: ignore[no-any-return]
 
 
@@ -140,6 +163,7 @@ _one_hot_gate = primitive(
 )
 
 
+@checked
 def one_hot_gate(
     slot_ids: Int32[Array, " slots"], ids: Int32[Array, "m k"], weights: Float32[Array, "m k"]
 ) -> Float32[Array, "slots m"]:
@@ -191,8 +215,9 @@ _local_slots = primitive(
 )
 
 
+@checked
 def local_slots(
-    ids: Int32[Array, "m k"], first: Int32[Array, ""], *, n_local: Any, n_slots: Any
+    ids: Int32[Array, "m k"], first: Int32[Array, ""], *, n_local: Count, n_slots: Count
 ) -> Int32[Array, " slots"]:
     """List the experts in use that this chip holds, ascending, in slots; empty slots are -1.
 
@@ -249,8 +274,14 @@ _rows_by_chip = primitive(
 )
 
 
+@checked
 def rows_by_chip(
-    ids: Int32[Array, "m k"], share: Int32[Array, ""], *, n_rows: Any, n_chips: Any, n_local: Any
+    ids: Int32[Array, "m k"],
+    share: Int32[Array, ""],
+    *,
+    n_rows: Count,
+    n_chips: Count,
+    n_local: Count,
 ) -> tuple[Int32[Array, "chips m"], Int32[Array, "chips m"]]:
     """List, for every chip, which of a share's rows use an expert that it holds.
 
@@ -294,8 +325,9 @@ _arg_max = primitive(
 )
 
 
+@checked
 def arg_max(
-    x: Float32[Array, "m n"], first: Int32[Array, ""], n_valid: int
+    x: Float32[Array, "m n"], first: Int32[Array, ""], n_valid: Positive
 ) -> tuple[Float32[Array, "m 1"], Int32[Array, "m 1"]]:
     """Find the largest value of each row and its global column; from `n_valid` on is padding.
 
@@ -321,6 +353,7 @@ _take_best = primitive(
 )
 
 
+@checked
 def take_best(values: Float32[Array, "m n"], labels: Int32[Array, "m n"]) -> Int32[Array, "m 1"]:
     """Take the label of the largest value of each row; of equal values the first.
 

@@ -7,6 +7,7 @@ the compiler would pick.
 """
 
 import re
+from functools import cache
 from typing import Any
 
 import einops
@@ -15,40 +16,85 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
+from ..arguments import Count, Counts, checked, described, divides, exceeds, may_equal
+from ..errors import LpuError
 from .primitive import free, primitive
 from .work import Machine, Operand, Quantity, Request, Unit, Work, choose
 
 Axes = tuple[tuple[str, ...], ...]
 
 
-def _parse(side: str) -> Axes:
-    """Split one side of a pattern into dimensions: `"b (n h)"` -> `(("b",), ("n", "h"))`."""
-    tokens = re.findall(r"\(([^)]*)\)|(\S+)", side)
-    return tuple(tuple(group.split()) if group or not name else (name,) for group, name in tokens)
+_NAME = r"[a-zA-Z]\w*"
+_SIDE = re.compile(rf"\s*((\(\s*({_NAME}\s*)*\)|\b{_NAME}\b)\s*)*")
+
+
+@cache
+def _sides(pattern: str) -> tuple[Axes, Axes]:
+    """Split a pattern into the dimensions before and after: `"b (n h)"` -> `(("b",), ("n", "h"))`.
+
+    Raises:
+        LpuError: it is no pattern.
+    """
+    sides = pattern.split("->")
+    axes = [
+        tuple(
+            tuple(group.split()) if group or not name else (name,)
+            for group, name in re.findall(r"\(([^)]*)\)|(\S+)", side)
+        )
+        for side in sides
+        if _SIDE.fullmatch(side)
+    ]
+    names = [[name for dimension in side for name in dimension] for side in axes]
+    if (
+        len(sides) != 2
+        or len(axes) != 2
+        or sorted(names[0]) != sorted(names[1])
+        or len(set(names[0])) != len(names[0])
+    ):
+        raise LpuError(
+            f"sxm.rearrange: pattern={described(pattern)} was given; it must name the same axes, "
+            "once each, on both sides of '->', such as 'b (n h) -> b n h'."
+        )
+    return axes[0], axes[1]
 
 
 def _axis_lengths(pattern: str, shape: tuple[Any, ...], known: dict[str, Any]) -> dict[str, Any]:
-    """Find the length of every axis; one axis of each dimension may be left to be derived."""
+    """Find the length of every axis; one axis of each dimension may be left to be derived.
+
+    Raises:
+        LpuError: the lengths are not those of the shape, or too few are given.
+    """
     lengths = dict(known)
-    for names, size in zip(_parse(pattern.split("->")[0]), shape, strict=True):
+    dimensions = _sides(pattern)[0]
+    named = [name for names in dimensions for name in names]
+    fits = len(dimensions) == len(shape) and set(known) <= set(named)
+    for names, size in zip(dimensions, shape, strict=False):
         unknown = [name for name in names if name not in lengths]
-        rest: Any = 1
-        for name in names:
-            rest = rest * lengths.get(name, 1)
+        rest = _product(lengths.get(name, 1) for name in names)
         if len(unknown) == 1:
+            fits = fits and divides(rest, size)
             lengths[unknown[0]] = size if len(names) == 1 else size // rest
+        else:
+            fits = fits and not unknown and may_equal(rest, size)
+    if not fits:
+        raise LpuError(
+            f"sxm.rearrange: pattern={described(pattern)} with lengths "
+            f"{', '.join(f'{name}={size}' for name, size in known.items()) or 'of no axis'} was "
+            f"given for shape {shape}; it must have a dimension for each, with axes whose product "
+            "is its length, of which one may be left out."
+        )
     return lengths
 
 
 def _rearranged(x: Any, *, pattern: str, lengths: tuple[tuple[str, Any], ...]) -> Any:
     size = dict(lengths)
     return jax.ShapeDtypeStruct(
-        tuple(product_of(size[name] for name in names) for names in _parse(pattern.split("->")[1])),
+        tuple(_product(size[name] for name in names) for names in _sides(pattern)[1]),
         x.dtype,
     )
 
 
-def product_of(lengths: Any) -> Any:
+def _product(lengths: Any) -> Any:
     """Multiply lengths that may be symbolic."""
     result: Any = 1
     for length in lengths:
@@ -77,8 +123,7 @@ def _rearrange_cost(machine: Machine, request: Request) -> Work:
     """Free if the axes longer than one keep their order, for each plan on its own."""
     lengths = dict(request.params["lengths"])
     left, right = (
-        [name for names in _parse(side) for name in names]
-        for side in request.params["pattern"].split("->")
+        [name for names in side for name in names] for side in _sides(request.params["pattern"])
     )
     moved: Quantity | bool = False
     for i, early in enumerate(left):
@@ -91,14 +136,13 @@ def _rearrange_cost(machine: Machine, request: Request) -> Work:
 _rearrange = primitive(
     "sxm_rearrange",
     abstract=_rearranged,
-    meaning=lambda x, *, pattern, lengths: einops.rearrange(
-        x, pattern, **{name: length for name, length in lengths if name != "_"}
-    ),
+    meaning=lambda x, *, pattern, lengths: einops.rearrange(x, pattern, **dict(lengths)),
     cost=_rearrange_cost,
 )
 
 
-def rearrange(x: Num[Array, "..."], pattern: str, **lengths: Any) -> Num[Array, "..."]:
+@checked
+def rearrange(x: Num[Array, "..."], pattern: str, **lengths: Count) -> Num[Array, "..."]:
     """Rearrange axes by an einops pattern.
 
     A pure reshape is a reshape of the program: free. Anything else passes the SXM, unless all axes
@@ -112,9 +156,7 @@ def rearrange(x: Num[Array, "..."], pattern: str, **lengths: Any) -> Num[Array, 
     Fidelity: exact.
     """
     sizes = _axis_lengths(pattern, x.shape, lengths)
-    left, right = (
-        [name for names in _parse(side) for name in names] for side in pattern.split("->")
-    )
+    left, right = ([name for names in side for name in names] for side in _sides(pattern))
     if left == right:
         return x.reshape(_rearranged(x, pattern=pattern, lengths=tuple(sizes.items())).shape)
     return _rearrange(x, pattern=pattern, lengths=tuple(sorted(sizes.items())))  # type: ignore[no-any-return]
@@ -146,8 +188,14 @@ _split = primitive(
 )
 
 
-def split(x: Num[Array, "..."], sizes: tuple[Any, ...]) -> tuple[Array, ...]:
+@checked
+def split(x: Num[Array, "*rows n"], sizes: Counts) -> tuple[Array, ...]:
     """Cut the last axis into parts of the given sizes. Fidelity: exact."""
+    if not may_equal(sum(sizes[1:], sizes[0]), x.shape[-1]):
+        raise LpuError(
+            f"sxm.split: sizes={sizes} were given for a last axis of {x.shape[-1]}; their sum must "
+            "be its length."
+        )
     return _split(x, sizes=sizes)  # type: ignore[no-any-return]
 
 
@@ -159,8 +207,14 @@ _keep_columns = primitive(
 )
 
 
-def keep_columns(x: Num[Array, "*rows n"], n: Any) -> Num[Array, "*rows kept"]:
+@checked
+def keep_columns(x: Num[Array, "*rows n"], n: Count) -> Num[Array, "*rows kept"]:
     """Drop padding columns after the first `n`: they are not read. Free. Fidelity: exact."""
+    if exceeds(n, x.shape[-1]):
+        raise LpuError(
+            f"sxm.keep_columns: n={n} was given for {x.shape[-1]} columns; it must be 1 to "
+            f"{x.shape[-1]}."
+        )
     return _keep_columns(x, n=n)  # type: ignore[no-any-return]
 
 
@@ -174,8 +228,14 @@ _join = primitive(
 )
 
 
-def join(*parts: Num[Array, "..."]) -> Num[Array, "..."]:
+@checked
+def join(*parts: Num[Array, "*rows _"]) -> Num[Array, "..."]:
     """Put parts side by side along the last axis. Fidelity: exact."""
+    if len({part.dtype for part in parts}) != 1:
+        raise LpuError(
+            f"sxm.join: {', '.join(map(described, parts)) or 'nothing'} was given; it must be at "
+            "least one part, all of one type."
+        )
     return _join(*parts)  # type: ignore[no-any-return]
 
 
@@ -194,6 +254,7 @@ _swap_pairs = primitive(
 )
 
 
+@checked
 def swap_pairs(x: Num[Array, "*rows n"], *, interleaved: bool) -> Num[Array, "*rows n"]:
     """Exchange the two members of every rotary pair.
 
@@ -203,4 +264,8 @@ def swap_pairs(x: Num[Array, "*rows n"], *, interleaved: bool) -> Num[Array, "*r
 
     Fidelity: exact.
     """
+    if not divides(2, x.shape[-1]):
+        raise LpuError(
+            f"sxm.swap_pairs: a last axis of {x.shape[-1]} was given; its length must be even."
+        )
     return _swap_pairs(x, interleaved=interleaved)  # type: ignore[no-any-return]

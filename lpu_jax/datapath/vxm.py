@@ -15,12 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float8e4m3fn, Float16, Float32, Int8, Int32
 
+from ..arguments import check_spread, checked, described
 from ..errors import LpuError
 from ..numerics import elementary, fused, rounding
 from .primitive import AluChain, primitive
 from .work import Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest, product, vectors
 
 Scalar = float | int | np.number
+#: An operand of an operation that takes numbers too.
+Operand = Float32[Array, "..."] | Scalar
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _element_wise(
@@ -29,20 +34,16 @@ def _element_wise(
     dtype: Any = jnp.float32,
     alu: str | None = None,
     *,
-    takes_any: bool = False,
     needs_x64: bool = False,
 ) -> Callable[..., Array]:
-    """Make an element-wise primitive of equal shapes; `alu` is its row in the ALU table.
-
-    Operands are float32 unless it `takes_any`.
-    """
+    """Make an element-wise primitive of equal shapes; `alu` is its row in the ALU table."""
     count = elementary.ALU_OPERATIONS[alu or name]
     row = AluChain(
         operations=count.operations,
         depth=count.depth,
         large=count.operations if count.large else 0,
     )
-    bind = primitive(
+    return primitive(
         f"vxm_{name}",
         abstract=lambda *xs, **params: jax.ShapeDtypeStruct(xs[0].shape, dtype),
         meaning=meaning,
@@ -50,54 +51,54 @@ def _element_wise(
         needs_x64=needs_x64,
     )
 
-    def checked(*operands: Array) -> Array:
-        _require_fp32(name, *operands)
-        out: Array = bind(*operands)
-        return out
 
-    return bind if takes_any else checked
-
-
-def _require_fp32(name: str, *operands: Any) -> None:
-    """Raise unless the operands are float32.
-
-    Raises:
-        LpuError: with the type that was given.
-    """
-    for operand in operands:
-        if operand.dtype != jnp.float32:
-            raise LpuError(
-                f"vxm.{name}: an operand of {operand.dtype.name} was given; it must be float32, "
-                "which vxm.to_fp32 makes."
-            )
-
-
-def _spread(*operands: Array | Scalar) -> list[Array]:
+def _spread(name: str, *operands: Array | Scalar) -> list[Array]:
     """Broadcast operands of equal rank, and numbers, to one shape.
 
     Raises:
-        LpuError: no operand is an array, or their ranks or lengths do not agree.
+        LpuError: no operand is an array, their ranks or lengths do not agree, or fp32 has no such
+            number.
     """
-    arrays = [operand for operand in operands if not isinstance(operand, Scalar)]
-    shapes = [array.shape for array in arrays]
-    lengths = [{n for n in sizes if isinstance(n, int) and n != 1} for sizes in zip(*shapes)]  # noqa: B905
-    if not arrays or len({len(s) for s in shapes}) > 1 or any(len(n) > 1 for n in lengths):
+    shapes = [operand.shape for operand in operands if not isinstance(operand, Scalar)]
+    if not shapes:
         raise LpuError(
-            f"vxm: operands of shapes {shapes} were given; they must be arrays of one rank, whose "
-            "lengths are equal or 1, and numbers beside at least one array."
+            f"vxm.{name}: the numbers {', '.join(map(described, operands))} were given; at least "
+            "one operand must be an array."
         )
-    shape = tuple(
-        next((size for size in sizes if not (isinstance(size, int) and size == 1)), 1)
-        for sizes in zip(*(array.shape for array in arrays), strict=True)
-    )
+    check_spread(f"vxm.{name}", shapes)
+    shape = shapes[0]
+    if any(other != shape for other in shapes):
+        shape = tuple(
+            next((size for size in sizes if not (isinstance(size, int) and size == 1)), 1)
+            for sizes in zip(*shapes, strict=True)
+        )
     return [
-        jnp.broadcast_to(jnp.asarray(operand, arrays[0].dtype), shape)
+        jnp.broadcast_to(jnp.asarray(_constant(name, operand), jnp.float32), shape)
         if isinstance(operand, Scalar)
         else operand
         if operand.shape == shape
         else jnp.broadcast_to(operand, shape)
         for operand in operands
     ]
+
+
+def _constant(name: str, value: Any) -> Scalar:
+    """Return a number that fp32 has: a fraction may be rounded, a whole number must not be.
+
+    Raises:
+        LpuError: the number is whole and would be rounded, or is too large.
+    """
+    if isinstance(value, int | np.integer):
+        is_held = abs(int(value)) <= _LARGEST and int(np.float32(value)) == value
+    else:
+        is_held = not math.isfinite(value) or abs(value) <= _LARGEST
+    if not is_held:
+        raise LpuError(
+            f"vxm.{name}: the number {described(value)} was given; it must be at most "
+            f"{_LARGEST:.8g} in magnitude and, if whole, one that fp32 holds exactly."
+        )
+    number: Scalar = value
+    return number
 
 
 _add = _element_wise("add", elementary.add)
@@ -108,7 +109,7 @@ _fma = _element_wise("fma", fused.fma, needs_x64=True)
 _max = _element_wise("max", elementary.maximum)
 _min = _element_wise("min", elementary.minimum)
 _abs = _element_wise("abs", jnp.abs, alu="max")
-_select = _element_wise("select", lambda mask, a, b: jnp.where(mask, a, b), takes_any=True)
+_select = _element_wise("select", lambda mask, a, b: jnp.where(mask, a, b))
 _less_equal = _element_wise("compare", elementary.less_equal, jnp.bool_)
 _sqrt = _element_wise("sqrt", elementary.sqrt)
 _reciprocal = _element_wise("reciprocal", elementary.reciprocal)
@@ -122,7 +123,7 @@ _gelu = _element_wise("gelu", elementary.gelu)
 _gelu_tanh = _element_wise("gelu_tanh", elementary.gelu_tanh)
 _to_fp16 = _element_wise("to_fp16", rounding.to_fp16, jnp.float16, alu="convert")
 _to_fp8 = _element_wise("to_fp8", rounding.to_e4m3fn, jnp.float8_e4m3fn, alu="convert")
-_to_fp32 = _element_wise("to_fp32", lambda x: x.astype(jnp.float32), alu="convert", takes_any=True)
+_to_fp32 = _element_wise("to_fp32", lambda x: x.astype(jnp.float32), alu="convert")
 _to_int8 = _element_wise(
     "to_int8",
     lambda x: jnp.where(x == x, jnp.clip(jnp.round(x), -127.0, 127.0), 0.0).astype(jnp.int8),
@@ -131,134 +132,148 @@ _to_int8 = _element_wise(
 )
 
 
-def add(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def add(x: Operand, y: Operand) -> Float32[Array, "..."]:
     """Add, rounded to fp32.
 
     Operands have equal rank (size-1 dimensions are spread) or are numbers. Fidelity: exact.
     """
-    return _add(*_spread(x, y))
+    return _add(*_spread("add", x, y))
 
 
-def sub(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def sub(x: Operand, y: Operand) -> Float32[Array, "..."]:
     """Subtract, rounded to fp32. Fidelity: exact."""
-    return _sub(*_spread(x, y))
+    return _sub(*_spread("sub", x, y))
 
 
-def mul(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def mul(x: Operand, y: Operand) -> Float32[Array, "..."]:
     """Multiply, rounded to fp32 and never contracted into a later addition. Fidelity: exact."""
-    return _mul(*_spread(x, y))
+    return _mul(*_spread("mul", x, y))
 
 
-def div(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def div(x: Operand, y: Operand) -> Float32[Array, "..."]:
     """Divide, rounded to fp32. Fidelity: exact."""
-    return _div(*_spread(x, y))
+    return _div(*_spread("div", x, y))
 
 
-def fma(x: Array | Scalar, y: Array | Scalar, z: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def fma(x: Operand, y: Operand, z: Operand) -> Float32[Array, "..."]:
     """Multiply and add, `x * y + z`, rounded once: nothing else fuses. Fidelity: exact."""
-    return _fma(*_spread(x, y, z))
+    return _fma(*_spread("fma", x, y, z))
 
 
-def maximum(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def maximum(x: Operand, y: Operand) -> Float32[Array, "..."]:
     """Take the larger, element by element; NaN wins. Fidelity: exact."""
-    return _max(*_spread(x, y))
+    return _max(*_spread("maximum", x, y))
 
 
-def minimum(x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def minimum(x: Operand, y: Operand) -> Float32[Array, "..."]:
     """Take the smaller, element by element; NaN wins. Fidelity: exact."""
-    return _min(*_spread(x, y))
+    return _min(*_spread("minimum", x, y))
 
 
+@checked
 def absolute(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Drop the sign; a subnormal stays one. Fidelity: exact."""
     return _abs(x)
 
 
-def select(mask: Bool[Array, "..."], x: Array | Scalar, y: Array | Scalar) -> Float32[Array, "..."]:
+@checked
+def select(mask: Bool[Array, "..."], x: Operand, y: Operand) -> Float32[Array, "..."]:
     """Take `x` where `mask` holds, else `y`. Fidelity: exact."""
-    x, y = _spread(x, y) if not (isinstance(x, Scalar) or isinstance(y, Scalar)) else (x, y)
-    like = next(operand for operand in (x, y) if not isinstance(operand, Scalar))
-    x, y = (
-        jnp.broadcast_to(jnp.asarray(operand, like.dtype), like.shape)
-        if isinstance(operand, Scalar)
-        else operand
-        for operand in (x, y)
-    )
-    if mask.shape != x.shape:
-        mask = jnp.broadcast_to(mask, x.shape)
-    return _select(mask, x, y)
+    return _select(*_spread("select", mask, x, y))
 
 
-def less_equal(x: Array | Scalar, y: Array | Scalar) -> Bool[Array, "..."]:
+@checked
+def less_equal(x: Operand, y: Operand) -> Bool[Array, "..."]:
     """Compare, element by element. Fidelity: exact."""
-    return _less_equal(*_spread(x, y))
+    return _less_equal(*_spread("less_equal", x, y))
 
 
+@checked
 def sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Square root, rounded to fp32. Fidelity: exact."""
     return _sqrt(x)
 
 
+@checked
 def reciprocal(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """`1 / x`, rounded to fp32. Fidelity: exact."""
     return _reciprocal(x)
 
 
+@checked
 def rsqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Reciprocal square root. Fidelity: approximate, see `numerics.elementary.rsqrt`."""
     return _rsqrt(x)
 
 
+@checked
 def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Exponential. Fidelity: approximate, see `numerics.elementary.exp`."""
     return _exp(x)
 
 
+@checked
 def log(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Natural logarithm. Fidelity: approximate, see `numerics.elementary.log`."""
     return _log(x)
 
 
+@checked
 def tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Hyperbolic tangent. Fidelity: approximate, see `numerics.elementary.tanh`."""
     return _tanh(x)
 
 
+@checked
 def sigmoid(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Logistic function. Fidelity: approximate, see `numerics.elementary.sigmoid`."""
     return _sigmoid(x)
 
 
+@checked
 def silu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """`x * sigmoid(x)`. Fidelity: approximate, see `numerics.elementary.silu`."""
     return _silu(x)
 
 
+@checked
 def gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """`x * Phi(x)`, exact-erf form. Fidelity: approximate, see `numerics.elementary.gelu`."""
     return _gelu(x)
 
 
+@checked
 def gelu_tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """GELU in tanh form. Fidelity: approximate, see `numerics.elementary.gelu_tanh`."""
     return _gelu_tanh(x)
 
 
+@checked
 def to_fp16(x: Float32[Array, "..."]) -> Float16[Array, "..."]:
     """Round to float16, RNE, overflow to infinity. Fidelity: exact."""
     return _to_fp16(x)
 
 
+@checked
 def to_fp8(x: Float32[Array, "..."]) -> Float8e4m3fn[Array, "..."]:
     """Round to float8_e4m3fn, RNE, saturating at +-448. Fidelity: exact."""
     return _to_fp8(x)
 
 
+@checked
 def to_fp32(x: Float[Array, "..."] | Int32[Array, "..."]) -> Float32[Array, "..."]:
     """Widen float16, or convert int32 with one rounding. Fidelity: exact."""
     return _to_fp32(x)
 
 
+@checked
 def to_int8(x: Float32[Array, "..."]) -> Int8[Array, "..."]:
     """Round to the nearest integer (ties to even), saturating at +-127; NaN is 0. Exact."""
     return _to_int8(x)
@@ -321,18 +336,18 @@ _max_lanes = primitive(
 )
 
 
+@checked
 def sum_lanes(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows 1"]:
     """Sum the last axis: 320-lane vectors in ascending order, then lanes by halves.
 
     Fidelity: order-dependent, the order is fixed; appended zeros change no bit.
     """
-    _require_fp32("sum_lanes", x)
     return _sum_lanes(x)  # type: ignore[no-any-return]
 
 
+@checked
 def max_lanes(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows 1"]:
     """Take the largest of the last axis. Fidelity: exact."""
-    _require_fp32("max_lanes", x)
     return _max_lanes(x)  # type: ignore[no-any-return]
 
 
@@ -360,12 +375,12 @@ _sum_leading = primitive(
 )
 
 
+@checked
 def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     """Sum the leading axis in ascending order, starting from +0.
 
     Fidelity: order-dependent, the order is fixed; zeros anywhere in the list change no bit.
     """
-    _require_fp32("sum_leading", x)
     return _sum_leading(x)  # type: ignore[no-any-return]
 
 
@@ -377,12 +392,13 @@ _max_leading = primitive(
 )
 
 
+@checked
 def max_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     """Take the largest along the leading axis; NaN wins. Fidelity: exact."""
-    _require_fp32("max_leading", x)
     return _max_leading(x)  # type: ignore[no-any-return]
 
 
+@checked
 def softmax(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows n"]:
     """Softmax of the last axis: `e / sum(e)` with `e = exp(x - max(x))`.
 

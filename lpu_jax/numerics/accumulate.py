@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Float64, Int8, Int32, Num
 
+from ..arguments import Positive, checked, described
 from ..errors import LpuError
 from . import residues
 from .certificate import (
@@ -75,13 +76,14 @@ _EXACT_CARRY_ROWS = 256
 _BLOCK_BYTES = 2**22
 
 
+@checked
 def product_kind(x_dtype: Any, w_dtype: Any) -> str:
     """Return the MXM's mode for two operand types: "fp16", "fp8" or "int8".
 
     Raises:
         LpuError: if the unit does not take the pair.
     """
-    names = jnp.dtype(x_dtype).name, jnp.dtype(w_dtype).name
+    names = _type_name(x_dtype), _type_name(w_dtype)
     if names not in PRODUCT_KINDS:
         hint = (
             " bf16 has fp32's exponents, so an exact sum would need more than 500 bits; round it "
@@ -110,11 +112,23 @@ def check_choices(rounding: str, carry: str) -> None:
         )
 
 
+def _type_name(dtype: Any) -> str:
+    """Return the name of a type."""
+    try:
+        return str(jnp.dtype(dtype).name)
+    except TypeError:
+        raise LpuError(
+            f"accumulate.product_kind: {described(dtype)} was given; it must be an array type, "
+            "such as 'float16'."
+        ) from None
+
+
+@checked
 def matmul(
     x: Num[Array, "... m k"],
     w: Num[Array, "... k n"],
     *,
-    k_tile: int | None = None,
+    k_tile: Positive | None = None,
     rounding: SumRounding = "rne",
     carry: Carry = "fp32",
     engine: Engine = "float64",
@@ -149,11 +163,10 @@ def matmul(
         say that the accumulation inside is lossless. Rounding test: Ziv, ACM TOMS 17, 1991.
     """
     kind = product_kind(x.dtype, w.dtype)
-    check_choices(rounding, carry)
-    if engine not in get_args(Engine):
+    if x.ndim not in (2, 3) or w.ndim not in (2, 3) or x.shape[-1] != w.shape[-2]:
         raise LpuError(
-            f"accumulate.matmul: engine={engine!r} was given; it must be one of "
-            f"{', '.join(get_args(Engine))}."
+            f"accumulate.matmul: shapes {x.shape} and {w.shape} were given; they must be [m, k] or "
+            "[g, m, k], and [k, n] or [g, k, n]."
         )
     if x.ndim == 3 and (w.ndim == 2 or x.shape[0] != w.shape[0]):
         raise LpuError(
@@ -162,8 +175,6 @@ def matmul(
         )
     assert jax.config.jax_enable_x64, "accumulate runs inside jax.enable_x64(True)"  # type: ignore[attr-defined]
     k, k_tile = x.shape[-1], K_TILES[kind] if k_tile is None else k_tile
-    if k_tile < 1:
-        raise LpuError(f"mxm.matmul: k_tile={k_tile} was given; it must be at least 1.")
     shape = (*w.shape[:-2], x.shape[-2], w.shape[-1])
     if not k or not math.prod(shape):
         return jnp.zeros(shape, jnp.int32 if kind == "int8" else jnp.float32)

@@ -5,10 +5,14 @@ blocks of `r` rows each. Scales keep the axis `r` with length 1. Not modelled: s
 the smallest error, or averaged over time.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32, Shaped
 
+from ..arguments import checked
+from ..errors import LpuError
 from .elementary import div
 from .formats import E8M0, FP32
 from .rounding import round_to
@@ -22,8 +26,19 @@ SMALLEST_AMAX = 2.0**-100
 _VECTOR_LANES = 8
 
 
-def to_blocks(x: Shaped[Array, "..."], scheme: Scheme, axis: int) -> Shaped[Array, "..."]:
+def check_axis(caller: str, shape: tuple[Any, ...], axis: int) -> None:
+    """Raise unless the shape is that of matrices and blocks run along one of their axes."""
+    if len(shape) < 2 or axis not in (-2, -1):
+        raise LpuError(
+            f"{caller}: shape {shape} and axis {axis} were given; allowed are matrices [..., k, n] "
+            "with axis -2, or [..., m, k] with axis -1."
+        )
+
+
+@checked
+def to_blocks(x: Shaped[Array, "*batch i j"], scheme: Scheme, axis: int) -> Shaped[Array, "..."]:
     """Split an axis (-2 or -1) into blocks and the rows of a block; zeros fill the last block."""
+    check_axis("blocks.to_blocks", x.shape, axis)
     length = x.shape[axis]
     rows = scheme.block_rows or length
     missing = -length % rows if length else 0
@@ -36,15 +51,27 @@ def to_blocks(x: Shaped[Array, "..."], scheme: Scheme, axis: int) -> Shaped[Arra
     return x.reshape(*x.shape[:at], groups, rows, *x.shape[at + 1 :])
 
 
-def from_blocks(blocked: Shaped[Array, "..."], length: int, axis: int) -> Shaped[Array, "..."]:
+@checked
+def from_blocks(
+    blocked: Shaped[Array, "*batch i j k"], length: int, axis: int
+) -> Shaped[Array, "..."]:
     """Join what `to_blocks` split and drop what it filled up."""
+    check_axis("blocks.from_blocks", blocked.shape, axis)
     at = blocked.ndim + axis
     lead, tail = blocked.shape[: at - 1], blocked.shape[at + 1 :]
     joined = blocked.reshape(*lead, blocked.shape[at - 1] * blocked.shape[at], *tail)
+    if not 0 <= length <= joined.shape[at - 1]:
+        raise LpuError(
+            f"blocks.from_blocks: length={length} was given for blocks of {joined.shape[at - 1]} "
+            "rows in all; it must be at most as many."
+        )
     return lax.slice_in_dim(joined, 0, length, axis=at - 1)
 
 
-def block_maxima(blocked: Float32[Array, "..."], scheme: Scheme, axis: int) -> Int32[Array, "..."]:
+@checked
+def block_maxima(
+    blocked: Float32[Array, "*batch i j k"], scheme: Scheme, axis: int
+) -> Int32[Array, "..."]:
     """Return the fp32 bits of the largest magnitude of each block, once per column.
 
     Magnitudes are compared as integers, which order like them: NaN, then infinity, come first.
@@ -52,6 +79,7 @@ def block_maxima(blocked: Float32[Array, "..."], scheme: Scheme, axis: int) -> I
     Fidelity:
         Exact, subnormals included.
     """
+    check_axis("blocks.block_maxima", blocked.shape, axis)
     magnitude = lax.bitcast_convert_type(blocked, jnp.int32) & jnp.int32(0x7FFFFFFF)
     maxima = _row_maxima(magnitude, axis)
     across = -1 if axis == -2 else -3
@@ -88,6 +116,7 @@ def _column_maxima(
     return jnp.moveaxis(jnp.repeat(blocks, block_columns, axis=-1)[..., :n], -1, across)
 
 
+@checked
 def power_of_two_scales(maxima: Int32[Array, "..."], scheme: Scheme) -> Int32[Array, "..."]:
     """Return E8M0 codes of the scales of blocks with these largest magnitudes.
 
@@ -103,6 +132,9 @@ def power_of_two_scales(maxima: Int32[Array, "..."], scheme: Scheme) -> Int32[Ar
         maxima: fp32 bits, as `block_maxima` returns.
         scheme: with power-of-two scales.
 
+    Raises:
+        LpuError: another scheme.
+
     Fidelity:
         Exact: exponents are read, never computed by a logarithm, and subnormals count.
 
@@ -111,6 +143,10 @@ def power_of_two_scales(maxima: Int32[Array, "..."], scheme: Scheme) -> Int32[Ar
         `ScaleCalculationMode.EVEN` (`even`). The zero block is as in gfloat and microxcaling. What
         a block with infinity or NaN becomes is left open by the standard, and assumed here.
     """
+    if not scheme.has_power_of_two_scales:
+        raise LpuError(
+            f"blocks.power_of_two_scales: scheme {scheme.name} was given; its scales must be e8m0."
+        )
     field = maxima >> _FRACTION_BITS
     fraction = maxima & jnp.int32((1 << _FRACTION_BITS) - 1)
     # A subnormal is read as if the field stood for 2**-127, one below the smallest normal number:
@@ -137,17 +173,26 @@ def _threshold(scheme: Scheme) -> int:
             return (1 << (_FRACTION_BITS + 1)) - (1 << (_FRACTION_BITS - 1 - fraction_bits))
 
 
+@checked
 def float_scales(amax: Float32[Array, "..."], scheme: Scheme) -> Float32[Array, "..."]:
     """Return `amax / largest code`, rounded to fp32 and then to the format of scales (RNE).
+
+    Raises:
+        LpuError: a scheme with other scales.
 
     Fidelity:
         Two roundings; a scale format that ends below saturates.
     """
-    assert scheme.scale_format is not None
+    if scheme.scale_format is None or not scheme.has_float_scales:
+        raise LpuError(
+            f"blocks.float_scales: scheme {scheme.name} was given; its scales must be of a "
+            "floating point format."
+        )
     scales = div(amax, jnp.full_like(amax, scheme.format.max_value))
     return scales if scheme.scale_format == FP32 else round_to(scales, scheme.scale_format)
 
 
+@checked
 def finite_amax(maxima: Int32[Array, "..."]) -> Float32[Array, "..."]:
     """Return largest magnitudes as numbers: NaN for infinity, 0 below `SMALLEST_AMAX`."""
     amax = lax.bitcast_convert_type(maxima, jnp.float32)

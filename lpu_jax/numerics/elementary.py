@@ -18,6 +18,8 @@ from types import MappingProxyType
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
+from ..arguments import check_spread, checked
+from ..errors import LpuError
 from . import algorithms, arithmetic
 from .arithmetic import Arithmetic, on_backend
 
@@ -27,30 +29,39 @@ LANES = 320
 _MAX_UNROLLED = 8
 
 
+@checked
 def add(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a + b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
+    check_spread("elementary.add", [a.shape, b.shape])
     return on_backend(Arithmetic.add, a, b)
 
 
+@checked
 def sub(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a - b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
+    check_spread("elementary.sub", [a.shape, b.shape])
     return on_backend(Arithmetic.sub, a, b)
 
 
+@checked
 def mul(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a * b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
+    check_spread("elementary.mul", [a.shape, b.shape])
     return on_backend(arithmetic.mul, a, b)
 
 
+@checked
 def div(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a / b`, rounded once, also where `b` is a compile-time constant.
 
     Fidelity:
         Exact rounding (RNE), subnormals flushed.
     """
+    check_spread("elementary.div", [a.shape, b.shape])
     return on_backend(arithmetic.div, a, b)
 
 
+@checked
 def sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the square root, rounded once; NaN below zero, -0 for -0.
 
@@ -60,26 +71,34 @@ def sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(arithmetic.sqrt, x)
 
 
+@checked
 def maximum(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the larger, element by element: NaN wins, +0 is larger than -0. Fidelity: exact."""
+    check_spread("elementary.maximum", [a.shape, b.shape])
     return on_backend(arithmetic.maximum, a, b)
 
 
+@checked
 def minimum(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the smaller, element by element: NaN wins, -0 is less than +0. Fidelity: exact."""
+    check_spread("elementary.minimum", [a.shape, b.shape])
     return on_backend(arithmetic.minimum, a, b)
 
 
+@checked
 def less_equal(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Bool[Array, "..."]:
     """Return where `a <= b`; false for NaN, subnormals are zeros. Fidelity: exact."""
+    check_spread("elementary.less_equal", [a.shape, b.shape])
     return on_backend(arithmetic.less_equal, a, b)
 
 
+@checked
 def reciprocal(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `1 / x`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
     return on_backend(algorithms.reciprocal, x)
 
 
+@checked
 def rsqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `1 / sqrt(x)`, each rounded once: the compiler's own rsqrt is not used.
 
@@ -91,6 +110,7 @@ def rsqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.rsqrt, x)
 
 
+@checked
 def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the exponential of `x`.
 
@@ -109,6 +129,7 @@ def exp(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.exp, x)
 
 
+@checked
 def log(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the natural logarithm of `x`.
 
@@ -126,6 +147,7 @@ def log(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.log, x)
 
 
+@checked
 def tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the hyperbolic tangent of `x`.
 
@@ -143,6 +165,7 @@ def tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.tanh, x)
 
 
+@checked
 def sigmoid(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `1 / (1 + exp(-x))`.
 
@@ -157,6 +180,7 @@ def sigmoid(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.sigmoid, x)
 
 
+@checked
 def silu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `x * sigmoid(x)`.
 
@@ -169,6 +193,7 @@ def silu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.silu, x)
 
 
+@checked
 def gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `x * Phi(x)`, the exact-erf form; `Phi` is the standard normal distribution.
 
@@ -187,6 +212,7 @@ def gelu(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.gelu, x)
 
 
+@checked
 def gelu_tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))`, as `x * sigmoid(...)`.
 
@@ -204,6 +230,7 @@ def gelu_tanh(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.gelu_tanh, x)
 
 
+@checked
 def sum_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]:
     """Sum along an axis in a stated order, and drop the axis.
 
@@ -224,10 +251,11 @@ def sum_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]
     Source:
         Order assumed: vectors stream through an accumulator, lanes are combined by rotations.
     """
-    x = jnp.moveaxis(x, axis, -1)
+    x = _last("elementary.sum_lanes", x, axis)
     return on_backend(algorithms.sum_lanes, x, lanes=LANES, max_unrolled=_MAX_UNROLLED)
 
 
+@checked
 def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     """Sum the leading axis in ascending order, starting from +0.
 
@@ -237,6 +265,7 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.sum_leading, x)
 
 
+@checked
 def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]:
     """Return the maximum along an axis, and drop the axis.
 
@@ -246,7 +275,17 @@ def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]
     Fidelity:
         Exact: every tree of comparisons, `sum_lanes`' too, gives this value.
     """
-    return on_backend(algorithms.max_last, jnp.moveaxis(x, axis, -1))
+    return on_backend(algorithms.max_last, _last("elementary.max_lanes", x, axis))
+
+
+def _last(caller: str, x: Float32[Array, "..."], axis: int) -> Float32[Array, "..."]:
+    """Move an axis to the end."""
+    if not -x.ndim <= axis < x.ndim:
+        raise LpuError(
+            f"{caller}: axis={axis} was given for an array of shape {x.shape}; it must be the "
+            "number of one of its axes."
+        )
+    return jnp.moveaxis(x, axis, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

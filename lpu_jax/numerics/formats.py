@@ -1,14 +1,16 @@
 """Number formats as data: widths, bias, largest code and special codes.
 
-Does not convert anything: `scalar` gives the meaning of a code, `rounding` the vectorised twin.
-Block formats (a shared scale per group) are schemes of `quantized`, not formats.
+`floating` and `integer` make new ones; a `Format` whose fields contradict each other cannot be
+made. Does not convert anything: `scalar` gives the meaning of a code, `rounding` the vectorised
+twin. Block formats (a shared scale per group) are schemes of `quantized`, not formats.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from ..arguments import check_fields, checked
 from ..errors import LpuError
 
 #: How a value between two neighbours of a format is rounded: to the nearest, ties to even ("rne")
@@ -20,16 +22,32 @@ Rounding = Literal["rne", "rz", "rna", "sr"]
 Overflow = Literal["saturate", "ieee"]
 
 
+#: What the highest codes of a floating point format are. "ieee": the top exponent is infinity and
+#: NaN (IEEE 754, OCP E5M2); "fn": the top code is NaN, and there is no infinity (OCP E4M3);
+#: "finite": all codes are numbers (OCP MX FP6 and FP4); "fnuz": all are, but the one that would be
+#: negative zero, which is NaN. Source of the words: ml_dtypes; of "fnuz": arXiv 2206.02915.
+Convention = Literal["ieee", "fn", "finite", "fnuz"]
+
+#: Exponents of the largest and the smallest number of fp32: every value of a format is one.
+_MAX_EXPONENT, _MIN_EXPONENT = 127, -149
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """One number format. A code is a bit pattern read as an unsigned integer below `2**bits`.
 
     Floating point: sign, exponent, mantissa from the top bit down, subnormals present, signed
-    zero. Scale (`is_signed` false): an exponent and nothing else, so no zero and no subnormals.
-    Integer (`exponent_bits == 0`): two's complement.
+    zero but in the convention "fnuz"; every value is an fp32 number. Scale (`is_signed` false): an
+    exponent and nothing else, so no zero and no subnormals; there is one, e8m0. Integer
+    (`exponent_bits == 0`): two's complement. Two formats are the same if all fields but their names
+    are.
+
+    Raises:
+        LpuError: fields that contradict each other, or values that are no fp32 numbers.
     """
 
-    name: str
+    #: For reports only.
+    name: str = field(compare=False)
     #: Width of the exponent field; 0 marks a two's complement integer.
     exponent_bits: int
     #: Stored fraction bits (floating point) or magnitude bits (integer).
@@ -41,12 +59,22 @@ class Format:
     max_code: int
     #: Code, without sign, of infinity; None where the format has none.
     inf_code: int | None
-    #: Code, without sign, of the NaN that conversions produce; None where there is none.
+    #: Code, without sign, of the NaN that conversions produce; None where there is none. In the
+    #: convention "fnuz" the code of negative zero, sign included.
     nan_code: int | None
     #: Whether the top bit of a code is a sign.
     is_signed: bool = True
     #: Integers only: whether conversions avoid the lowest code, which has no counterpart.
     is_symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.is_integer:
+            _check_integer(self)
+        elif not self.is_signed:
+            _check_scale(self)
+        else:
+            _check_floating(self)
 
     @property
     def bits(self) -> int:
@@ -57,6 +85,11 @@ class Format:
     def is_integer(self) -> bool:
         """Whether codes are two's complement integers."""
         return self.exponent_bits == 0
+
+    @property
+    def has_negative_zero(self) -> bool:
+        """Whether zero has a sign."""
+        return self.is_signed and not self.is_integer and self.nan_code != 1 << (self.bits - 1)
 
     @property
     def max_value(self) -> float:
@@ -79,16 +112,90 @@ class Format:
         return next((code for code in codes if code is not None), self.max_code)
 
 
-def check_conversion(caller: str, rounding: str, overflow: str, *, has_random: bool) -> None:
-    """Raise unless the words of a conversion are known and fit together.
+def _specials(
+    convention: Convention, exponent_bits: int, mantissa_bits: int
+) -> tuple[int, int | None, int | None]:
+    """Return the codes of the largest value, of infinity and of NaN."""
+    top_code = (1 << (exponent_bits + mantissa_bits)) - 1
+    match convention:
+        case "ieee":  # NaN is a quiet one: the top bit of the fraction
+            inf_code = ((1 << exponent_bits) - 1) << mantissa_bits
+            return inf_code - 1, inf_code, inf_code | 1 << mantissa_bits >> 1
+        case "fn":
+            return top_code - 1, None, top_code
+        case "finite":
+            return top_code, None, None
+        case "fnuz":
+            return top_code, None, top_code + 1
+
+
+def _check_widths(name: str, exponent_bits: int, mantissa_bits: int) -> None:
+    """Refuse widths beyond those of fp32."""
+    if not (1 <= exponent_bits <= 8 and 0 <= mantissa_bits <= 23):
+        raise LpuError(
+            f"format {name}: exponent_bits={exponent_bits} and mantissa_bits={mantissa_bits} were "
+            "given; allowed are 1 to 8 and 0 to 23."
+        )
+
+
+def _check_floating(fmt: Format) -> None:
+    """Refuse widths, bias and special codes that do not belong together."""
+    exponent_bits, mantissa_bits = fmt.exponent_bits, fmt.mantissa_bits
+    _check_widths(fmt.name, exponent_bits, mantissa_bits)
+    given = (fmt.max_code, fmt.inf_code, fmt.nan_code)
+    allowed = {word: _specials(word, exponent_bits, mantissa_bits) for word in get_args(Convention)}
+    if given not in allowed.values():
+        raise LpuError(
+            f"format {fmt.name}: codes {given} of largest value, infinity and NaN were given for "
+            f"{exponent_bits} exponent and {mantissa_bits} mantissa bits; they must be those that "
+            f"formats.floating derives, such as {allowed['ieee']} for 'ieee'."
+        )
+    if fmt.is_symmetric:
+        raise LpuError(
+            f"format {fmt.name}: is_symmetric=True was given; only an integer format may be."
+        )
+    if fmt.max_code >> mantissa_bits == 0 or fmt.inf_code == fmt.nan_code is not None:
+        raise LpuError(
+            f"format {fmt.name}: {exponent_bits} exponent and {mantissa_bits} mantissa bits were "
+            "given; with its special codes no normal number or no NaN is left, so it needs more."
+        )
+    largest = (fmt.max_code >> mantissa_bits) - fmt.bias
+    if largest > _MAX_EXPONENT or fmt.smallest_exponent < _MIN_EXPONENT:
+        raise LpuError(
+            f"format {fmt.name}: bias={fmt.bias} was given, which makes exponents "
+            f"{fmt.smallest_exponent} to {largest}; fp32, which holds the values, has "
+            f"{_MIN_EXPONENT} to {_MAX_EXPONENT}."
+        )
+
+
+def _check_integer(fmt: Format) -> None:
+    """Refuse fields that are not those of a two's complement integer."""
+    bits = fmt.mantissa_bits + 1
+    fields = (fmt.bias, fmt.max_code, fmt.inf_code, fmt.nan_code, fmt.is_signed)
+    if not 2 <= bits <= 16 or fields != (2 - bits, (1 << (bits - 1)) - 1, None, None, True):
+        raise LpuError(
+            f"format {fmt.name}: no exponent bits and {fmt.mantissa_bits} mantissa bits were given "
+            f"with bias, codes and sign {fields}; an integer has 1 to 15 mantissa bits, and the "
+            "others as formats.integer derives them."
+        )
+
+
+def _check_scale(fmt: Format) -> None:
+    """Refuse formats without sign but e8m0, which conversions know."""
+    fields = (fmt.exponent_bits, fmt.mantissa_bits, fmt.bias, fmt.max_code, fmt.inf_code)
+    if (*fields, fmt.nan_code, fmt.is_symmetric) != (8, 0, 127, 254, None, 255, False):
+        raise LpuError(
+            f"format {fmt.name}: is_signed=False was given; the only format without a sign is "
+            "e8m0, with 8 exponent bits, no mantissa, bias 127, largest code 254 and NaN code 255."
+        )
+
+
+def check_random(caller: str, rounding: str, *, has_random: bool) -> None:
+    """Raise unless random bits are there for stochastic rounding and only for it.
 
     Raises:
-        LpuError: if a word is unknown, or random bits are missing or not used.
+        LpuError: if random bits are missing or not used.
     """
-    if rounding not in get_args(Rounding):
-        raise LpuError(f"{caller}: rounding={rounding!r} was given; allowed: {get_args(Rounding)}.")
-    if overflow not in get_args(Overflow):
-        raise LpuError(f"{caller}: overflow={overflow!r} was given; allowed: {get_args(Overflow)}.")
     if has_random != (rounding == "sr"):
         raise LpuError(
             f"{caller}: rounding={rounding!r} was given {'a' if has_random else 'no'} random key; "
@@ -96,6 +203,7 @@ def check_conversion(caller: str, rounding: str, overflow: str, *, has_random: b
         )
 
 
+@checked
 def integer(name: str, bits: int, *, symmetric: bool = False) -> Format:
     """Return a two's complement integer format.
 
@@ -121,49 +229,71 @@ def integer(name: str, bits: int, *, symmetric: bool = False) -> Format:
     )
 
 
-def _ieee(name: str, exponent_bits: int, mantissa_bits: int) -> Format:
-    """Return a format that reserves the top exponent for infinity and NaN, as IEEE 754 does."""
-    inf_code = ((1 << exponent_bits) - 1) << mantissa_bits
+@checked
+def floating(
+    name: str,
+    *,
+    exponent_bits: int,
+    mantissa_bits: int,
+    convention: Convention,
+    bias: int | None = None,
+) -> Format:
+    """Return a floating point format with a sign.
+
+    Args:
+        name: what messages call it.
+        exponent_bits: 1 to 8.
+        mantissa_bits: stored fraction bits, 0 to 23.
+        convention: what the highest codes are; see `Convention`.
+        bias: by default `2**(exponent_bits - 1) - 1`, and 1 more for "fnuz".
+
+    Raises:
+        LpuError: widths out of range or too few for the convention, or values that are no fp32
+            numbers.
+
+    Example:
+        >>> floating("e5m1", exponent_bits=5, mantissa_bits=1, convention="ieee").max_value
+        49152.0
+        >>> floating("e4m3fnuz", exponent_bits=4, mantissa_bits=3, convention="fnuz").max_value
+        240.0
+    """
+    _check_widths(name, exponent_bits, mantissa_bits)
+    usual_bias = (1 << (exponent_bits - 1)) - (convention != "fnuz")
+    max_code, inf_code, nan_code = _specials(convention, exponent_bits, mantissa_bits)
     return Format(
         name=name,
         exponent_bits=exponent_bits,
         mantissa_bits=mantissa_bits,
-        bias=(1 << (exponent_bits - 1)) - 1,
-        max_code=inf_code - 1,
+        bias=usual_bias if bias is None else bias,
+        max_code=max_code,
         inf_code=inf_code,
-        nan_code=inf_code | 1 << (mantissa_bits - 1),
+        nan_code=nan_code,
     )
 
 
-def _finite(name: str, exponent_bits: int, mantissa_bits: int, *, n_nan_codes: int = 0) -> Format:
-    """Return a format without infinity, whose highest `n_nan_codes` magnitudes (0 or 1) are NaN."""
-    top_code = (1 << (exponent_bits + mantissa_bits)) - 1
-    return Format(
-        name=name,
-        exponent_bits=exponent_bits,
-        mantissa_bits=mantissa_bits,
-        bias=(1 << (exponent_bits - 1)) - 1,
-        max_code=top_code - n_nan_codes,
-        inf_code=None,
-        nan_code=top_code if n_nan_codes else None,
+def _named(name: str, convention: Convention) -> Format:
+    """Return the format whose name tells its widths, such as "e4m3fn"."""
+    exponent_bits, mantissa_bits = (int(width) for width in name.removesuffix("fn")[1:].split("m"))
+    return floating(
+        name, exponent_bits=exponent_bits, mantissa_bits=mantissa_bits, convention=convention
     )
 
 
-FP32 = _ieee("fp32", 8, 23)
-FP16 = _ieee("fp16", 5, 10)
-BF16 = _ieee("bf16", 8, 7)
+FP32 = floating("fp32", exponent_bits=8, mantissa_bits=23, convention="ieee")
+FP16 = floating("fp16", exponent_bits=5, mantissa_bits=10, convention="ieee")
+BF16 = floating("bf16", exponent_bits=8, mantissa_bits=7, convention="ieee")
 #: OCP OFP8 v1.0 E5M2.
-E5M2 = _ieee("e5m2", 5, 2)
+E5M2 = _named("e5m2", "ieee")
 #: OCP OFP8 v1.0 E4M3: largest value 448, one NaN code per sign, no infinity.
-E4M3FN = _finite("e4m3fn", 4, 3, n_nan_codes=1)
+E4M3FN = _named("e4m3fn", "fn")
 #: E4M3 by the rules of IEEE 754: largest value 240, infinity. Source: ml_dtypes `float8_e4m3`.
-E4M3 = _ieee("e4m3", 4, 3)
+E4M3 = _named("e4m3", "ieee")
 #: E3M4 by the rules of IEEE 754: largest value 15.5. Source: ml_dtypes `float8_e3m4`.
-E3M4 = _ieee("e3m4", 3, 4)
+E3M4 = _named("e3m4", "ieee")
 #: OCP MX v1.0 FP6, both kinds, and FP4: all codes finite.
-E3M2 = _finite("e3m2", 3, 2)
-E2M3 = _finite("e2m3", 2, 3)
-E2M1 = _finite("e2m1", 2, 1)
+E3M2 = _named("e3m2", "finite")
+E2M3 = _named("e2m3", "finite")
+E2M1 = _named("e2m1", "finite")
 #: OCP MX v1.0 E8M0, a scale: `2**(code - 127)`, code 255 is NaN.
 E8M0 = Format(
     name="e8m0",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Float64
 
+from ..arguments import check_spread, checked
 from .portable import flushed, settled, value_of
 
 _EXPONENT64, _SIGN64 = 0x7FF0_0000_0000_0000, -(2**63)
@@ -17,6 +18,7 @@ _EXTRA_BITS = 52 - 23
 _REBIAS = 1023 - 127
 
 
+@checked
 def fma(
     a: Float32[Array, "..."], b: Float32[Array, "..."], c: Float32[Array, "..."]
 ) -> Float32[Array, "..."]:
@@ -35,6 +37,7 @@ def fma(
     Source:
         Round to odd: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
     """
+    check_spread("fused.fma", [a.shape, b.shape, c.shape])
     a, b, c = flushed(a), flushed(b), flushed(c)
     product = _walled(a.astype(jnp.float64) * b.astype(jnp.float64))
     addend = _walled(c.astype(jnp.float64))

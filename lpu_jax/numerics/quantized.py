@@ -11,22 +11,26 @@ A `QuantizedArray` is valid if
 - `tensor_scale` is float32 `[..., 1, 1]`, one per matrix, for two-level schemes, else None;
 - each value is `code * scale` of its block, block `i` covering rows `i * block_rows` and up, times
   the tensor scale; a last block may be shorter.
-`check` raises if the shapes or types do not agree.
+Functions that take one refuse it otherwise (`check`).
 """
 
 from dataclasses import dataclass, field
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float16, Float32, PRNGKeyArray, Shaped, UInt
 
+from ..arguments import check_within, checked, described, may_equal
 from ..errors import LpuError
 from .blocks import (
     block_maxima,
+    check_axis,
     finite_amax,
     float_scales,
     from_blocks,
@@ -73,29 +77,38 @@ class QuantizedArray:
         """Stored bytes, as `Scheme.stored_bytes`."""
         return self.scheme.stored_bytes(self.shape, self.axis)
 
+    def dequantize(self) -> Float32[Array, "*batch rows columns"]:
+        """Return the values in fp32, as the function `dequantize`."""
+        return dequantize(self)
 
+
+@checked
 def check(q: QuantizedArray) -> None:
-    """Raise if types or shapes of a quantised array do not agree with its scheme.
+    """Raise if types or shapes of a quantised array do not agree with its scheme, or codes.
+
+    Codes of formats narrower than their array type are checked where they are known: not while a
+    program is traced, nor in trees of shapes.
 
     Raises:
         LpuError: with what was found and what the scheme asks for.
     """
-    scheme = q.scheme
-    _check_axis("quantized.check", q.codes.shape, q.axis)
-    if q.codes.dtype != scheme.code_dtype:
+    _check_structure(q)
+    scheme, codes = q.scheme, q.codes
+    check_axis("quantised array", codes.shape, q.axis)
+    if codes.dtype != scheme.code_dtype:
         raise LpuError(
             f"quantised array: codes of scheme {scheme.name} must be {scheme.code_dtype.name}, but "
-            f"are {q.codes.dtype.name} {q.codes.shape}."
+            f"are {codes.dtype.name} {codes.shape}."
         )
-    tensor_shape = (*q.codes.shape[:-2], 1, 1) if scheme.is_two_level else None
+    tensor_shape = (*codes.shape[:-2], 1, 1) if scheme.is_two_level else None
     for what, array, shape, dtype in (
-        ("scales", q.scales, scheme.scales_shape(q.codes.shape, q.axis), scheme.scale_dtype),
+        ("scales", q.scales, scheme.scales_shape(codes.shape, q.axis), scheme.scale_dtype),
         ("tensor scale", q.tensor_scale, tensor_shape, jnp.dtype(jnp.float32)),
     ):
         found = None if array is None else tuple(array.shape)
-        if found != shape:
+        if (found is None) != (shape is None) or not may_equal(found, shape):
             raise LpuError(
-                f"quantised array: {what} of scheme {scheme.name} for codes {q.codes.shape} must "
+                f"quantised array: {what} of scheme {scheme.name} for codes {codes.shape} must "
                 f"have shape {shape}, but have {found}."
             )
         if array is not None and dtype is not None and array.dtype != dtype:
@@ -103,17 +116,33 @@ def check(q: QuantizedArray) -> None:
                 f"quantised array: {what} of scheme {scheme.name} must be {dtype.name}, but are "
                 f"{array.dtype.name}."
             )
+    _check_codes(codes, scheme)
 
 
-def _check_axis(caller: str, shape: tuple[Any, ...], axis: int) -> None:
-    """Raise unless the shape is that of matrices and blocks run along one of their axes."""
-    if len(shape) < 2 or axis not in (-2, -1):
-        raise LpuError(
-            f"{caller}: shape {shape} and axis {axis} were given; allowed are matrices [..., k, n] "
-            "with axis -2, or [..., m, k] with axis -1."
-        )
+def _check_structure(q: QuantizedArray) -> None:
+    """Refuse members that are no arrays, or shapes of them, and a scheme that is none."""
+    arrays = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+    for what, found, allowed, words in (
+        ("scheme", q.scheme, Scheme, "a Scheme"),
+        ("axis", q.axis, int, "-2 or -1"),
+        ("codes", q.codes, arrays, "an array"),
+        ("scales", q.scales, (*arrays, NoneType), "an array or None"),
+        ("tensor_scale", q.tensor_scale, (*arrays, NoneType), "an array or None"),
+    ):
+        if not isinstance(found, allowed):
+            raise LpuError(f"quantised array: {what} must be {words}, but is {described(found)}.")
 
 
+def _check_codes(codes: Any, scheme: Scheme) -> None:
+    """Refuse codes that the format does not have, where its array type has more."""
+    fmt = scheme.format
+    if fmt.bits < 8 * scheme.code_dtype.itemsize:
+        least = -(1 << (fmt.bits - 1)) if fmt.is_integer else 0
+        most = least + (1 << fmt.bits) - 1
+        check_within("quantised array", "code", codes, least, most, f"scheme {scheme.name}")
+
+
+@checked
 def quantize(
     w: Float32[Array, "*batch rows columns"],
     scheme: Scheme | str,
@@ -142,7 +171,7 @@ def quantize(
         key: for stochastic rounding.
 
     Raises:
-        LpuError: an axis other than -2 and -1, or a key missing or not used.
+        LpuError: an axis other than -2 and -1, no value, or a key missing or not used.
         UnknownNameError: there is no scheme of this name.
 
     Fidelity:
@@ -153,11 +182,10 @@ def quantize(
         of JAX's `scaled_dot_general` (torchao's differs below block scales of 2**-6).
     """
     spec = scheme_named(scheme) if isinstance(scheme, str) else scheme
-    _check_axis("quantize", w.shape, axis)
-    if w.dtype != jnp.float32 or 0 in w.shape:
+    check_axis("quantize", w.shape, axis)
+    if 0 in w.shape:
         raise LpuError(
-            f"quantize: {w.dtype.name} {tuple(w.shape)} was given; it must be float32 with at "
-            "least one value."
+            f"quantize: w of shape {w.shape} was given; it must have at least one value."
         )
     convert = partial(encode, fmt=spec.format, rounding=rounding, key=key)
     if spec.scale_format is None:
@@ -200,6 +228,7 @@ def _tensor_scale(amax: Float32[Array, "..."], scheme: Scheme) -> Float32[Array,
     return div(largest, jnp.full_like(largest, divisor))
 
 
+@checked
 def dequantize(q: QuantizedArray) -> Float32[Array, "*batch rows columns"]:
     """Return the values in fp32: code times scale, times the tensor scale.
 
@@ -208,6 +237,7 @@ def dequantize(q: QuantizedArray) -> Float32[Array, "*batch rows columns"]:
         infinity, and below, the nearest subnormal. int4: exact (a 3-bit code times an 8-bit
         scale). fp8, int8 and two-level: rounded once (RNE), as backends flush below 2**-126.
     """
+    check(q)
     values = _block_values(q)
     if q.scheme.has_float_scales:
         values = mul(values, _float_scales_of(q))
@@ -216,6 +246,7 @@ def dequantize(q: QuantizedArray) -> Float32[Array, "*batch rows columns"]:
     return _joined(values, q)
 
 
+@checked
 def widen(q: QuantizedArray) -> Float16[Array, "*batch rows columns"]:
     """Return fp16 operands: code times block scale, rounded once (RNE; overflow to infinity).
 
@@ -228,6 +259,7 @@ def widen(q: QuantizedArray) -> Float16[Array, "*batch rows columns"]:
     Source:
         Widening to fp16 at the matrix unit is assumed.
     """
+    check(q)
     if q.scheme.format == FP16 and q.scheme.scale_format is None:
         codes: Array = q.codes
         return codes
@@ -239,6 +271,7 @@ def widen(q: QuantizedArray) -> Float16[Array, "*batch rows columns"]:
     return _joined(to_fp16(values), q)
 
 
+@checked
 def output_scale(q: QuantizedArray, *, of_codes: bool = False) -> Float32[Array, "..."] | None:
     """Return what a product with the operands of `q` must still be multiplied by, or None.
 
@@ -253,6 +286,7 @@ def output_scale(q: QuantizedArray, *, of_codes: bool = False) -> Float32[Array,
     Raises:
         LpuError: `of_codes` for a scheme whose codes do not multiply bare.
     """
+    check(q)
     if not of_codes:
         scale: Array | None = q.tensor_scale
         return scale
@@ -265,6 +299,7 @@ def output_scale(q: QuantizedArray, *, of_codes: bool = False) -> Float32[Array,
     return scales
 
 
+@checked
 def partition(q: QuantizedArray, spec: PartitionSpec) -> QuantizedArray:
     """Return how the leaves are split if the array is split as `spec` says.
 
@@ -278,6 +313,12 @@ def partition(q: QuantizedArray, spec: PartitionSpec) -> QuantizedArray:
     Returns:
         The same tree with a `PartitionSpec` for each leaf.
     """
+    check(q)
+    if len(spec) > len(q.shape):
+        raise LpuError(
+            f"quantized.partition: a spec of {len(spec)} entries was given for an array of shape "
+            f"{q.shape}; it must have at most as many."
+        )
     entries = (*spec, *(None,) * (len(q.shape) - len(spec)))
 
     def of(leaf: Any) -> PartitionSpec | None:

@@ -22,8 +22,9 @@ from jaxtyping import (
     UInt32,
 )
 
+from ..arguments import check_spread, check_within, checked, is_concrete
 from ..errors import LpuError
-from .formats import E4M3FN, FP16, FP32, Format, Overflow, Rounding, check_conversion
+from .formats import E4M3FN, FP16, FP32, Format, Overflow, Rounding, check_random
 
 _INF_BITS = 0x7F800000
 _NAN_BITS = 0x7FC00000
@@ -32,10 +33,11 @@ _NAN_BITS = 0x7FC00000
 _TOP = 23
 #: The same for the product of `round_product`: a rounding carry cannot leave 31 bits.
 _PRODUCT_TOP = 29
-#: Larger exponents are all alike, and could carry a code of fp32 into the sign.
+#: Larger exponents of fp32 are all alike, and could carry a code into the sign.
 _LARGEST_EXCESS = 254
 
 
+@checked
 def code_dtype(fmt: Format) -> np.dtype[np.unsignedinteger]:
     """Return the smallest of uint8, uint16 and uint32 that holds the codes of a format."""
     if fmt.bits <= 8:
@@ -43,6 +45,7 @@ def code_dtype(fmt: Format) -> np.dtype[np.unsignedinteger]:
     return np.dtype(np.uint16 if fmt.bits <= 16 else np.uint32)
 
 
+@checked
 def encode(
     x: Float32[Array, "..."],
     fmt: Format,
@@ -55,10 +58,10 @@ def encode(
     """Round fp32 values, or `x * 2**-exponent`, to a format and return their codes.
 
     Special cases: NaN gives the NaN code (0 in formats without one); an infinity is an overflow;
-    -0 keeps its sign in floating point formats. In e8m0, which has neither sign nor zero, zero and
-    negative values give NaN, and positive values below `2**-127` give `2**-127`. Rounding comes
-    first: a value overflows if its rounding with unbounded exponent is too large. Towards zero
-    ("rz") no finite value overflows to infinity or NaN.
+    -0 keeps its sign in floating point formats that have one. In e8m0, which has neither sign nor
+    zero, zero and negative values give NaN, and positive values below `2**-127` give `2**-127`.
+    Rounding comes first: a value overflows if its rounding with unbounded exponent is too large.
+    Towards zero ("rz") no finite value overflows to infinity or NaN.
 
     Stochastic rounding ("sr") adds a uniform 32-bit integer to the discarded fraction of a step,
     truncated to 32 bits, and rounds the magnitude up on a carry. The integers are
@@ -89,10 +92,8 @@ def encode(
         IEEE 754-2019 §4.3 and §7.4; OCP OFP8 v1.0 for the two overflow behaviours; ml_dtypes for
         e8m0 outside its range.
     """
-    check_conversion("encode", rounding, overflow, has_random=key is not None)
-    if x.dtype != jnp.float32:
-        raise LpuError(f"encode: values of {x.dtype.name} were given; they must be float32.")
-    _check_rank("encode", x, exponent)
+    check_random("rounding.encode", rounding, has_random=key is not None)
+    _check_exponent("rounding.encode", x, exponent)
     random = None if key is None else jax.random.bits(key, x.shape, jnp.uint32)
     bits = lax.bitcast_convert_type(x, jnp.int32)
     absolute = bits & jnp.int32(0x7FFFFFFF)
@@ -109,6 +110,7 @@ def encode(
     return _finish(magnitude, bits, fmt)
 
 
+@checked
 def decode(
     codes: Integer[Array, "..."], fmt: Format, *, exponent: Int32[Array, "..."] | None = None
 ) -> Float32[Array, "..."]:
@@ -129,9 +131,7 @@ def decode(
         of numbers keeps what it can, and whether arithmetic flushes it is the vector unit's rule.
         Overflow gives infinity. NaN payloads are not kept.
     """
-    if not jnp.issubdtype(codes.dtype, jnp.integer):
-        raise LpuError(f"decode: codes of {codes.dtype.name} were given; they must be integers.")
-    _check_rank("decode", codes, exponent)
+    _check_exponent("rounding.decode", codes, exponent)
     bits = _decode_bits(codes, fmt)
     if exponent is not None:
         absolute = bits & jnp.int32(0x7FFFFFFF)
@@ -142,6 +142,7 @@ def decode(
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
+@checked
 def round_to(
     x: Float32[Array, "..."],
     fmt: Format,
@@ -158,6 +159,7 @@ def round_to(
     return decode(encode(x, fmt, rounding=rounding, overflow=overflow, key=key), fmt)
 
 
+@checked
 def to_fp16(x: Float32[Array, "..."]) -> Float16[Array, "..."]:
     """Round fp32 to fp16 (RNE, subnormals kept, overflow to infinity).
 
@@ -170,6 +172,7 @@ def to_fp16(x: Float32[Array, "..."]) -> Float16[Array, "..."]:
     return lax.bitcast_convert_type(encode(x, FP16, overflow="ieee"), jnp.float16)
 
 
+@checked
 def to_e4m3fn(x: Float32[Array, "..."]) -> Float8e4m3fn[Array, "..."]:
     """Round fp32 to e4m3fn (RNE, saturating at +-448; NaN stays NaN).
 
@@ -179,6 +182,7 @@ def to_e4m3fn(x: Float32[Array, "..."]) -> Float8e4m3fn[Array, "..."]:
     return lax.bitcast_convert_type(encode(x, E4M3FN), jnp.float8_e4m3fn)
 
 
+@checked
 def round_product(
     code_values: Float[Array, "..."],
     scales: Float32[Array, "..."],
@@ -195,14 +199,27 @@ def round_product(
         fmt: target format, signed.
         overflow: as in `encode`.
 
+    Raises:
+        LpuError: a format without a sign, or values of more bits where they are known.
+
     Fidelity:
         Exact, one rounding. The 8 by 24 bit product fits 32 bits, which a product in fp32 does
         not: rounding that one again would round twice. An infinite or NaN factor gives NaN.
     """
-    check_conversion("round_product", "rne", overflow, has_random=False)
+    check_spread("rounding.round_product", [code_values.shape, scales.shape])
+    if not fmt.is_signed:
+        raise LpuError(
+            f"rounding.round_product: fmt={fmt.name} was given; it must be a format with a sign."
+        )
     a = lax.bitcast_convert_type(code_values.astype(jnp.float32), jnp.int32)
     b = lax.bitcast_convert_type(scales, jnp.int32)
     a_magnitude, b_magnitude = (v & jnp.int32(0x7FFFFFFF) for v in (a, b))
+    is_long = (a & 0xFFFF != 0) & (a_magnitude < _INF_BITS)
+    if is_concrete(is_long) and np.any(is_long):
+        raise LpuError(
+            "rounding.round_product: code_values of more than 8 significant bits were given; they "
+            "must be values of int4, int8 or fp8 codes."
+        )
     (a_significand, a_exponent), (b_significand, b_exponent) = (
         _significand(_normalise(v)) for v in (a_magnitude, b_magnitude)
     )
@@ -221,19 +238,28 @@ def round_product(
     return _finish(magnitude, jnp.where(special, jnp.int32(_NAN_BITS), sign), fmt)
 
 
+@checked
 def to_signed(codes: Integer[Array, "..."], fmt: Format) -> Int32[Array, "..."]:
     """Return the integers that two's complement codes of an integer format stand for."""
+    if not fmt.is_integer:
+        raise LpuError(
+            f"rounding.to_signed: fmt={fmt.name} was given; it must be an integer format."
+        )
     unused = 32 - fmt.bits
     return codes.astype(jnp.int32) << unused >> unused
 
 
-def _check_rank(caller: str, array: Array, exponent: Array | None) -> None:
-    """Raise unless an exponent has the rank of the array that it belongs to."""
-    if exponent is not None and exponent.ndim != array.ndim:
+def _check_exponent(caller: str, array: Array, exponent: Array | None) -> None:
+    """Refuse an exponent whose shape is not the array's, or that is too large."""
+    if exponent is None:
+        return
+    if exponent.ndim != array.ndim:
         raise LpuError(
             f"{caller}: exponent of shape {exponent.shape} was given for an array of shape "
             f"{array.shape}; both must have the same rank."
         )
+    check_spread(caller, [array.shape, exponent.shape])
+    check_within(caller, "exponent", exponent, 1 - 2**29, 2**29 - 1, "integer arithmetic")
 
 
 def _normalise(absolute: Int32[Array, "..."]) -> Int32[Array, "..."]:
@@ -310,7 +336,8 @@ def _round_significand(
     if fmt.is_signed:  # subnormals: the step stays, so more bits go
         drop = drop + jnp.maximum(-excess, 0)
         excess = jnp.maximum(excess, 0)
-    excess = jnp.minimum(excess, _LARGEST_EXCESS)
+    # Exponents above the largest field are all alike.
+    excess = jnp.minimum(excess, _LARGEST_EXCESS if fmt == FP32 else 1 << fmt.exponent_bits)
     if random is None:
         drop = jnp.minimum(drop, top + 2)  # there everything is below half of a step
         kept = significand + _addend(significand, drop, rounding) >> drop
@@ -370,6 +397,8 @@ def _finish(
         codes = signed.astype(jnp.uint32) & jnp.uint32((1 << fmt.bits) - 1)
     elif fmt.is_signed:
         sign = bits.astype(jnp.uint32) & jnp.uint32(1 << 31)
+        if not fmt.has_negative_zero:
+            sign = jnp.where(magnitude == 0, jnp.uint32(0), sign)
         codes = magnitude.astype(jnp.uint32) | sign >> (32 - fmt.bits)
     else:
         codes = magnitude.astype(jnp.uint32)  # a number is positive
@@ -390,14 +419,19 @@ def _decode_bits(codes: Integer[Array, "..."], fmt: Format) -> Int32[Array, "...
     magnitude = code & jnp.int32((1 << (fmt.bits - 1)) - 1)
     sign: Array = code << (32 - fmt.bits) & jnp.int32(-0x80000000)
     finite: Array = magnitude << (23 - fmt.mantissa_bits)
-    if fmt.exponent_bits == 8:  # the exponents of fp32: special codes are in their place too
-        return finite | sign
+    if fmt.exponent_bits == 8 and fmt.inf_code is not None and fmt.bias == FP32.bias:
+        return finite | sign  # the exponents of fp32: special codes are in their place too
     # A subnormal number is an integer times the smallest one: fp32 of the integer finds its
-    # leading one, and the exponent is added. Zero would come out negative.
+    # leading one, and the exponent is added.
     integer = lax.bitcast_convert_type(magnitude.astype(jnp.float32), jnp.int32)
-    subnormal = jnp.maximum(integer + jnp.int32(fmt.smallest_exponent * (1 << 23)), 0)
-    normal = finite + jnp.int32((127 - fmt.bias) << 23)
+    subnormal = integer + jnp.int32(fmt.smallest_exponent * (1 << 23))
+    normal = finite + jnp.int32((127 - fmt.bias) * (1 << 23))
     result = jnp.where(magnitude < 1 << fmt.mantissa_bits, subnormal, normal)
+    if fmt.smallest_exponent < -126:  # fields below 1 stand for subnormals of fp32
+        result = _encode_magnitude(result, FP32, "rne", "ieee", None, None)
+    result = jnp.where(magnitude == 0, 0, result)
+    if not fmt.has_negative_zero:
+        return jnp.where((magnitude == 0) & (sign != 0), _NAN_BITS, result) | sign
     if fmt.inf_code is not None:
         result = jnp.where(magnitude == fmt.inf_code, _INF_BITS, result)
     if fmt.nan_code is not None:

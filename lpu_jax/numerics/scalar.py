@@ -8,26 +8,44 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from .formats import FP32, Format, Overflow, Rounding, check_conversion
+from ..arguments import Positive, checked, described
+from ..errors import LpuError
+from .formats import FP32, Format, Overflow, Rounding, check_random
 
 #: A finite value, or one of the floats inf, -inf, nan and -0.0, which a Fraction cannot hold.
 Value = Fraction | float
 
 
+@checked
 def decode(code: int, fmt: Format, *, exponent: int = 0) -> Value:
     """Return `value * 2**exponent` of a code: a Fraction, or a float for -0, infinities and NaN.
 
     Args:
         code: bit pattern, `0 <= code < 2**fmt.bits`.
         fmt: the format.
-        exponent: power of two to multiply by.
+        exponent: power of two to multiply by, at most 2**16 in magnitude.
+
+    Raises:
+        LpuError: if the format has no such code, or for an exponent out of range.
 
     Fidelity:
         Exact.
     """
-    assert 0 <= code < 1 << fmt.bits, f"code {code} does not fit {fmt.name}"
+    if not 0 <= code < 1 << fmt.bits:
+        raise LpuError(
+            f"scalar.decode: code={described(code)} was given; codes of {fmt.name} are 0 to "
+            f"{(1 << fmt.bits) - 1}."
+        )
+    _check_exponent("scalar.decode", exponent)
     value = _decode(code, fmt)
     return value * Fraction(2) ** exponent if isinstance(value, Fraction) else value
+
+
+def _check_exponent(caller: str, exponent: int) -> None:
+    if abs(exponent) > 1 << 16:
+        raise LpuError(
+            f"{caller}: exponent={described(exponent)} was given; it must be -2**16 to 2**16."
+        )
 
 
 def _decode(code: int, fmt: Format) -> Value:
@@ -40,7 +58,7 @@ def _decode(code: int, fmt: Format) -> Value:
     sign = -1 if negative else 1
     if magnitude == fmt.inf_code:
         return sign * math.inf
-    if magnitude > fmt.max_code:
+    if magnitude > fmt.max_code or code == fmt.nan_code:
         return math.nan
     if magnitude == 0:
         return -0.0 if negative else Fraction(0)
@@ -69,6 +87,7 @@ def _exponent_of(value: Fraction) -> int:
     return exponent if Fraction(2) ** exponent <= value else exponent - 1
 
 
+@checked
 def encode(
     value: Value,
     fmt: Format,
@@ -81,10 +100,10 @@ def encode(
     """Round `value * 2**-exponent` to a format and return its code.
 
     Special cases: NaN gives the NaN code (0 in formats without one); an infinity is an overflow;
-    -0 keeps its sign in floating point formats. In e8m0, which has neither sign nor zero, zero and
-    negative values give NaN, and positive values below `2**-127` give `2**-127`. Rounding comes
-    first: a value overflows if its rounding with unbounded exponent is too large. Towards zero
-    ("rz") no finite value overflows to infinity or NaN.
+    -0 keeps its sign in floating point formats that have one. In e8m0, which has neither sign nor
+    zero, zero and negative values give NaN, and positive values below `2**-127` give `2**-127`.
+    Rounding comes first: a value overflows if its rounding with unbounded exponent is too large.
+    Towards zero ("rz") no finite value overflows to infinity or NaN.
 
     Args:
         value: the number.
@@ -93,11 +112,11 @@ def encode(
             the magnitude is rounded up if `floor(r * 2**32) + random >= 2**32`.
         overflow: "saturate" to the largest finite value, or "ieee": infinity, else NaN, else
             saturate.
-        exponent: power of two to divide by first.
+        exponent: power of two to divide by first, at most 2**16 in magnitude.
         random: 32 random bits, for "sr" only.
 
     Raises:
-        LpuError: if random bits are missing or not used.
+        LpuError: if random bits are missing or not used, or an exponent is out of range.
 
     Fidelity:
         Exact, one rounding.
@@ -106,7 +125,13 @@ def encode(
         IEEE 754-2019 §4.3 and §7.4; OCP OFP8 v1.0 for the two overflow behaviours; ml_dtypes for
         e8m0 outside its range.
     """
-    check_conversion("scalar.encode", rounding, overflow, has_random=random is not None)
+    check_random("scalar.encode", rounding, has_random=random is not None)
+    _check_exponent("scalar.encode", exponent)
+    if random is not None and not 0 <= random < 1 << 32:
+        raise LpuError(
+            f"scalar.encode: random={described(random)} was given; it must be 32 bits, 0 to "
+            f"{(1 << 32) - 1}."
+        )
     if isinstance(value, float) and math.isnan(value):
         return fmt.nan_code or 0
     negative = math.copysign(1.0, value) < 0 if isinstance(value, float) else value < 0
@@ -126,6 +151,8 @@ def encode(
             magnitude = limit if is_clipped else fmt.overflow_code(overflow)
     if fmt.is_integer:
         return -magnitude % (1 << fmt.bits) if negative else magnitude
+    if not (magnitude or fmt.has_negative_zero):
+        return 0
     return magnitude | (1 << (fmt.bits - 1) if negative else 0)
 
 
@@ -143,6 +170,7 @@ def _encode_magnitude(value: Fraction, fmt: Format, rounding: Rounding, random: 
     return code if fmt.is_signed else max(code - 1, 0)
 
 
+@checked
 def round_to(
     value: Value,
     fmt: Format,
@@ -155,11 +183,13 @@ def round_to(
     return decode(encode(value, fmt, rounding=rounding, overflow=overflow, random=random), fmt)
 
 
+@checked
 def round_fraction_to_fp32(value: Value, rounding: Rounding = "rne") -> float:
     """Return `value` rounded to fp32 as a float; RNE overflows to infinity."""
     return float(round_to(value, FP32, rounding=rounding, overflow="ieee"))
 
 
+@checked
 def dot_tile(x: Sequence[float], w: Sequence[float], *, rounding: Rounding = "rne") -> float:
     """Return the exact sum of products of one K tile, rounded once to fp32.
 
@@ -173,6 +203,7 @@ def dot_tile(x: Sequence[float], w: Sequence[float], *, rounding: Rounding = "rn
     Fidelity:
         Exact, one rounding.
     """
+    _check_operands("scalar.dot_tile", x, w)
     products = list(zip(x, w, strict=True))
     if not all(math.isfinite(value) for pair in products for value in pair):
         return sum(float(a) * float(b) for a, b in products)
@@ -180,13 +211,15 @@ def dot_tile(x: Sequence[float], w: Sequence[float], *, rounding: Rounding = "rn
     return round_fraction_to_fp32(exact, rounding)
 
 
+@checked
 def dot(
-    x: Sequence[float], w: Sequence[float], k_tile: int, *, rounding: Rounding = "rne"
+    x: Sequence[float], w: Sequence[float], k_tile: Positive, *, rounding: Rounding = "rne"
 ) -> float:
     """Return the dot product as the MXM makes it: tiles rounded once, added in fp32 in order.
 
     The tiles round as `rounding` says, the fp32 sums to nearest even.
     """
+    _check_operands("scalar.dot", x, w)
     total = 0.0
     for start in range(0, len(x), k_tile):
         part = dot_tile(x[start : start + k_tile], w[start : start + k_tile], rounding=rounding)
@@ -195,3 +228,18 @@ def dot(
         else:
             total += part
     return total
+
+
+def _check_operands(caller: str, x: Sequence[float], w: Sequence[float]) -> None:
+    """Refuse operands of different lengths, and whole numbers that no float holds."""
+    if len(x) != len(w):
+        raise LpuError(
+            f"{caller}: {len(x)} activations and {len(w)} weights were given; there must be as "
+            "many of both."
+        )
+    large = [value for value in (*x, *w) if isinstance(value, int) and abs(value) > 1 << 53]
+    if large:
+        raise LpuError(
+            f"{caller}: the operand {described(large[0])} was given; whole numbers must be at most "
+            "2**53 in magnitude."
+        )

@@ -7,13 +7,15 @@ new ones are made by changing fields. Holds no arrays (`quantized`), makes no sc
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
+from ..arguments import check_fields, checked
 from ..errors import LpuError, unknown
 from .formats import BF16, E2M1, E2M3, E3M2, E4M3FN, E5M2, E8M0, FP16, FP32, Format, integer
+from .rounding import code_dtype
 
 #: How a power-of-two scale follows from the largest magnitude of a block, with `max` the largest
 #: value of the element format and `emax` its exponent:
@@ -22,15 +24,15 @@ from .formats import BF16, E2M1, E2M3, E3M2, E4M3FN, E5M2, E8M0, FP16, FP32, For
 #: `even`: `floor` of an `amax` rounded to the element format's precision, ties to even (torchao).
 Rule = Literal["floor", "up", "even"]
 
-#: Array types that hold codes as themselves; the codes of other floating point formats lie in uint8
-#: and integers in the smallest signed type.
-_NATURAL_DTYPES: Mapping[str, Any] = MappingProxyType(
+#: Array types that hold codes as themselves; the codes of other floating point formats lie in the
+#: smallest unsigned type and integers in the smallest signed one.
+_NATURAL_DTYPES: Mapping[Format, Any] = MappingProxyType(
     {
-        "fp32": jnp.float32,
-        "fp16": jnp.float16,
-        "bf16": jnp.bfloat16,
-        "e5m2": jnp.float8_e5m2,
-        "e4m3fn": jnp.float8_e4m3fn,
+        FP32: jnp.float32,
+        FP16: jnp.float16,
+        BF16: jnp.bfloat16,
+        E5M2: jnp.float8_e5m2,
+        E4M3FN: jnp.float8_e4m3fn,
     }
 )
 
@@ -42,12 +44,12 @@ _MOST_SIGNIFICANT_BITS_OF_PRODUCTS = 8
 _MOST_SIGNIFICANT_BITS = 16
 
 
+@checked
 def storage_dtype(fmt: Format) -> np.dtype[Any]:
     """Return the array type that holds codes of a format, one per element."""
-    narrow: Any = np.uint8
     if fmt.is_integer:
-        narrow = np.int8 if fmt.bits <= 8 else np.int16
-    dtype: np.dtype[Any] = np.dtype(_NATURAL_DTYPES.get(fmt.name, narrow))
+        return np.dtype(np.int8 if fmt.bits <= 8 else np.int16)
+    dtype: np.dtype[Any] = np.dtype(_NATURAL_DTYPES.get(fmt, code_dtype(fmt)))
     return dtype
 
 
@@ -77,17 +79,13 @@ class Scheme:
     is_two_level: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for what, size in (("rows", self.block_rows), ("columns", self.block_columns)):
             if size is not None and size < 1:
                 raise LpuError(
                     f"scheme {self.name}: block_{what}={size} was given; it must be at least 1, or "
                     f"None for all {what}."
                 )
-        if self.rule not in get_args(Rule):
-            raise LpuError(
-                f"scheme {self.name}: rule={self.rule!r} was given; it must be one of "
-                f"{', '.join(get_args(Rule))}."
-            )
         self._check_formats()
 
     def _check_formats(self) -> None:
@@ -232,6 +230,7 @@ def _mx(name: str, fmt: Format) -> Scheme:
     return Scheme(name=name, format=fmt, block_rows=32, scale_format=E8M0)
 
 
+@checked
 def block_floating_point(block_rows: int, mantissa_bits: int, *, name: str | None = None) -> Scheme:
     """Make a block floating point scheme: sign and mantissa, one 8-bit exponent per block.
 
@@ -252,8 +251,7 @@ def block_floating_point(block_rows: int, mantissa_bits: int, *, name: str | Non
         implicit one. That saturation, not a larger exponent, meets a carry, and that the exponent
         is biased by 127, are assumed.
     """
-    is_whole = isinstance(mantissa_bits, int) and not isinstance(mantissa_bits, bool)
-    if not is_whole or not 1 <= mantissa_bits <= MOST_MANTISSA_BITS:
+    if not 1 <= mantissa_bits <= MOST_MANTISSA_BITS:
         raise LpuError(
             f"block_floating_point: mantissa_bits={mantissa_bits} was given; it must be 1 to "
             f"{MOST_MANTISSA_BITS}."
@@ -323,6 +321,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
 )
 
 
+@checked
 def scheme_named(name: str) -> Scheme:
     """Return the scheme called `name`.
 

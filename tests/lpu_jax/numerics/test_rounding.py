@@ -217,16 +217,17 @@ def test_symmetric_integers_never_give_the_lowest_code():
     [
         ({"rounding": "sr"}, r"encode: rounding='sr' was given no random key"),
         ({"key": KEY}, r"encode: rounding='rne' was given a random key"),
-        ({"rounding": "up"}, r"encode: rounding='up' was given; allowed: \('rne', 'rz'"),
-        ({"overflow": "wrap"}, r"encode: overflow='wrap' was given; allowed: \('saturate', 'ieee"),
+        ({"rounding": "up"}, r"encode: rounding='up' was given; it must be one of rne, rz"),
+        (
+            {"overflow": "wrap"},
+            r"encode: overflow='wrap' was given; it must be one of saturate, ieee",
+        ),
         ({"exponent": jnp.int32(1)}, r"encode: exponent of shape \(\) .* of shape \(2,\)"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(kwargs, message):
-    # Past the annotations, which refuse unknown words earlier where they are checked.
-    encode = getattr(rounding.encode, "__wrapped__", rounding.encode)
     with pytest.raises(LpuError, match=message):
-        encode(jnp.zeros(2, jnp.float32), E4M3FN, **kwargs)
+        rounding.encode(jnp.zeros(2, jnp.float32), E4M3FN, **kwargs)
 
 
 def test_fp16_casts_equal_numpy_inside_and_outside_vmap():

@@ -98,7 +98,7 @@ def test_an_unknown_rule_is_refused() -> None:
         MXFP4
     )  # the tests' type checker would refuse the word before the scheme does
     object.__setattr__(scheme, "rule", "down")
-    with pytest.raises(LpuError, match=r"mxfp4: rule='down' .* one of floor, up, even"):
+    with pytest.raises(LpuError, match=r"rule='down' .* one of floor, up, even"):
         scheme.__post_init__()
 
 
