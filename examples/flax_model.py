@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lpu_jax import MxmDotGeneral
 from lpu_jax.cost import time
-from lpu_jax.dot_general import MxmDotGeneral
 
 D_MODEL, HEADS, SYSTEM = 64, 4, "groq-node"
 x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, D_MODEL)), jnp.float32)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from . import cost, mesh
     from .datapath import c2c, mem, mxm, sxm, vxm
-    from .dot_general import MxmDotGeneral
+    from .datapath.dot_general import MxmDotGeneral
     from .errors import LpuError
     from .machine.catalogue import named_systems, system
     from .machine.chip import GROQ3_LPU, GROQCHIP1, ChipSpec
@@ -58,7 +58,7 @@ __getattr__ = exports(
         "ChipSpec": "machine.chip",
         "Format": "numerics.formats",
         "LpuError": "errors",
-        "MxmDotGeneral": "dot_general",
+        "MxmDotGeneral": "datapath.dot_general",
         "QuantizedArray": "numerics.quantized",
         "Scheme": "numerics.schemes",
         "System": "machine.system",

@@ -13,15 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int32, Num
 
-from ..arguments import (
-    Count,
-    Positive,
-    check_within,
-    checked,
-    described,
-    exceeds,
-    may_equal,
-)
+from ..arguments import Count, Positive, check_within, checked, described, exceeds, may_equal
 from ..errors import LpuError
 from .primitive import free, primitive
 from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, product

@@ -174,6 +174,11 @@ class NvlinkDomain:
         """The same: there is no level above."""
         return self.n_chips
 
+    @property
+    def tiers(self) -> tuple[int, ...]:
+        """GPUs of the one level there is, as `Topology.tiers`."""
+        return (self.n_chips,)
+
     def span(
         self,
         bases: Int[np.ndarray, " groups"] | list[int],

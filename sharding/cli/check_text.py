@@ -62,7 +62,9 @@ def check_text(
             raise typer.Exit(NO)
         plans = [row.plan]
     results = watched(
-        lambda say: texts.compare_text(opened.source, tokens, machine, plans, chosen, progress=say)
+        lambda say: texts.compare_text(
+            opened.source, machine, plans, tokens, policies=chosen, progress=say
+        )
     )
     emit(
         as_json,

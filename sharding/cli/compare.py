@@ -80,9 +80,7 @@ def compare(
         top=top,
     )
     if check and found.fitting:
-        from ..verify.chosen_layers import (
-            with_numerics,  # needs the reference model; a ranking does not
-        )
+        from ..verify.chosen_layers import with_numerics
 
         found = watched(lambda say: with_numerics(found, check, progress=say))
     moved = (

@@ -78,10 +78,10 @@ def generate(
     made = watched(
         lambda say: generating.generate(
             checkpoint.weights,
-            tokenizer,
-            tokens,
             machine,
             row.plan,
+            tokenizer,
+            tokens,
             policy=formats,
             sampling=sampling,
             max_new_tokens=max_tokens,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from lpu_jax.datapath import mxm
-from lpu_jax.dot_general import DimensionNumbers, MxmDotGeneral
+from lpu_jax.datapath.dot_general import DimensionNumbers, MxmDotGeneral
 from lpu_jax.errors import LpuError, UnknownNameError
 from lpu_jax.numerics import scalar
 from lpu_jax.numerics.formats import E4M3FN

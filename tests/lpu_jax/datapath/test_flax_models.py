@@ -12,7 +12,7 @@ from jax import lax
 
 from lpu_jax import cost
 from lpu_jax.datapath import mxm
-from lpu_jax.dot_general import MxmDotGeneral
+from lpu_jax.datapath.dot_general import MxmDotGeneral
 from lpu_jax.numerics.formats import E4M3FN
 from lpu_jax.numerics.schemes import MXFP4, Scheme
 

@@ -19,17 +19,17 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Float32, Num
 
-from .datapath import mxm, vxm
-from .datapath.primitive import AluChain, free, primitive
-from .datapath.scaled import int8_product
-from .errors import LpuError
-from .numerics.accumulate import PRODUCT_KINDS, Carry, check_choices
-from .numerics.elementary import ALU_OPERATIONS
-from .numerics.formats import BF16, E4M3FN, E5M2, FP16, FP32, Format, Overflow
-from .numerics.quantized import QuantizedArray, output_scale, quantize
-from .numerics.repair import SumRounding
-from .numerics.rounding import encode
-from .numerics.schemes import Scheme, scheme_named, storage_dtype
+from ..errors import LpuError
+from ..numerics.accumulate import PRODUCT_KINDS, Carry, check_choices
+from ..numerics.elementary import ALU_OPERATIONS
+from ..numerics.formats import BF16, E4M3FN, E5M2, FP16, FP32, Format, Overflow
+from ..numerics.quantized import QuantizedArray, output_scale, quantize
+from ..numerics.repair import SumRounding
+from ..numerics.rounding import encode
+from ..numerics.schemes import Scheme, scheme_named, storage_dtype
+from . import mxm, vxm
+from .primitive import AluChain, free, primitive
+from .scaled import int8_product
 
 #: What activations are rounded to: "int8" with a scale per row, `max |x| / 127`; the others
 #: without a scale, "fp16" overflowing to infinity, "e4m3fn" and "e5m2" saturating (assumed).
