@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from .rank.curve import curve
     from .rank.sensitivity import sensitivity
     from .request import Request, decode_request
+    from .run.forward import forward
+    from .run.generate import generate
     from .scenario import Scenario
+    from .verify.chosen_layers import check
+    from .verify.whole_model import check_whole
 
 check_one_root(_models, beside=_lpu_jax)
 
@@ -34,10 +38,14 @@ __all__ = [
     "Request",
     "Scenario",
     "Split",
+    "check",
+    "check_whole",
     "compare",
     "curve",
     "decode_request",
     "explain",
+    "forward",
+    "generate",
     "read_plan",
     "sensitivity",
 ]
@@ -53,10 +61,14 @@ __getattr__ = exports(
         "Request": "request",
         "Scenario": "scenario",
         "Split": "plan",
+        "check": "verify.chosen_layers",
+        "check_whole": "verify.whole_model",
         "compare": "rank.compare",
         "curve": "rank.curve",
         "decode_request": "request",
         "explain": "detail.explain",
+        "forward": "run.forward",
+        "generate": "run.generate",
         "read_plan": "plan",
         "sensitivity": "rank.sensitivity",
     },

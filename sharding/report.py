@@ -1,12 +1,16 @@
-"""Tables and lines as plain text for a terminal."""
+"""What a terminal is told: tables and lines as plain text, versions, and how far work is."""
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+#: Whom long work tells how far it is: steps done, steps in all (0 if that is open), what comes.
+Watcher = Callable[[int, int, str], None]
 
 #: Width of tables when the terminal does not say: piped output must not be cut.
 TEXT_WIDTH = 200

@@ -18,7 +18,7 @@ from ..plan import Plan, read_plan
 from ..rank.choose import default_plans, fastest_plan
 from ..verify import one_chip_bits
 from .check_text import check_text
-from .common import NO, Json, Mla, PolicyNames, emit, watched, watched_steps
+from .common import NO, Json, Mla, PolicyNames, emit, watched
 
 if TYPE_CHECKING:
     from models.weights.source import WeightSource
@@ -176,7 +176,7 @@ def _check_whole(
     if not plans:
         fastest, note = fastest_plan(cfg, machine, policy=policy)
         plans = [fastest]
-    results = watched_steps(
+    results = watched(
         lambda say: whole_model.check_whole(
             opened.source,
             machine,
@@ -210,12 +210,12 @@ def _check_blocks(
 ) -> None:
     """Run one layer of a kind from random hidden states."""
     # These need JAX's compiler; the other commands start without it.
-    from ..verify.chosen_layers import compare_plans
+    from ..verify.chosen_layers import check as check_layers
 
     cfg = source.config
     plans = plans or default_plans(cfg, machine, policy=policy)
     results = watched(
-        lambda say: compare_plans(
+        lambda say: check_layers(
             cfg,
             machine,
             plans,

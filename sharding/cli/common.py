@@ -29,6 +29,7 @@ from ..files import write_file
 from ..plan import read_plan
 from ..rank.compare import compare
 from ..rank.comparison import Comparison
+from ..report import Watcher
 from ..request import Request
 
 NO, BAD_INPUT = 1, 2
@@ -108,20 +109,8 @@ def emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) 
     print(text())
 
 
-def watched(work: Callable[[Callable[[str], None]], Result]) -> Result:
-    """Do long work, saying on standard error what is being done if that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return work(lambda _: None)
-    with console.status("starting") as status:
-        return work(status.update)
-
-
-def watched_steps(work: Callable[[Callable[[int, int, str], None]], Result]) -> Result:
-    """Do long work in steps, with a bar and an estimate on standard error if that is a terminal.
-
-    The work says how many steps are done, how many there are, and what is being done.
-    """
+def watched(work: Callable[[Watcher], Result]) -> Result:
+    """Do long work, with a bar and an estimate on standard error if that is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return work(lambda *_: None)
@@ -136,6 +125,6 @@ def watched_steps(work: Callable[[Callable[[int, int, str], None]], Result]) -> 
         task = bar.add_task("starting", total=None)
         return work(
             lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what
+                task, completed=done, total=total or None, description=what
             )
         )

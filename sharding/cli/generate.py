@@ -85,7 +85,7 @@ def generate(
             policy=formats,
             sampling=sampling,
             max_new_tokens=max_tokens,
-            on_text=lambda _, piece: say(escape(piece)),
+            on_text=lambda _, piece: say(0, 0, escape(piece)),
         )
     )
     heads = [f"{one}\n\n" for one in prompts] if chat else prompts

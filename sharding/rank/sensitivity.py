@@ -7,7 +7,7 @@ constants that depend on one another.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from .. import report
 from ..plan import Plan
 from ..predict.evaluate import Evaluation, evaluate
 from ..predict.placement import usable_bytes
+from ..report import Watcher
 from .compare import rank
 from .comparison import Comparison, Objective
 from .correlation import chance_level, spearman
@@ -112,7 +113,7 @@ def sensitivity(
     comparison: Comparison,
     n_samples: int,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Watcher = lambda *_: None,
 ) -> Sensitivity:
     """Evaluate a comparison's plans again with other values of the uncertain constants.
 
@@ -124,7 +125,7 @@ def sensitivity(
         comparison: from `compare`; at least one plan fits.
         n_samples: how many variants of the machine to draw.
         seed: of the draws; the same seed gives the same result to the last bit.
-        progress: told what is being done.
+        progress: told how far it is, a step a sample or a constant.
 
     Returns:
         Shares, intervals and the influence of every uncertain constant.
@@ -139,16 +140,16 @@ def sensitivity(
     constants = study.constants
     rng = np.random.default_rng(seed)
     draws = np.empty((n_samples, len(constants)))
-    outcomes = []
+    outcomes, n_steps = [], n_samples + len(constants)
     for i in range(n_samples):
-        progress(f"sensitivity: sample {i + 1} of {n_samples}")
+        progress(i, n_steps, f"sensitivity: sample {i + 1} of {n_samples}")
         drawn = draw_system(comparison.scenario.system, rng)
         draws[i] = [_position(drawn, name, constant) for name, constant in constants.items()]
         outcomes.append(study.outcome(drawn, base.winner))
     losses = np.array([outcome.loss for outcome in outcomes])
     influences = []
     for column, (name, constant) in enumerate(constants.items()):
-        progress(f"sensitivity: {name} alone")
+        progress(n_samples + column, n_steps, f"sensitivity: {name} alone")
         ends = [
             study.end(variant(comparison.scenario.system, {name: value}), value, base)
             for value in extremes(constant)

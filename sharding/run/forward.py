@@ -5,7 +5,7 @@ with them, so that one block is in memory at a time. Not here: choice of tokens 
 comparison with a reference (`sharding.verify`), and stores of only those experts that are in use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
-from models.blocks import CACHING_KINDS, Block, block_chain
+from models.blocks import CACHING_KINDS, block_chain
 from models.config import ModelConfig
 from models.params import Kind
 from models.policy import Policy
@@ -22,6 +22,7 @@ from models.weights.source import WeightSource
 
 from ..axes import allocated_positions
 from ..plan import Plan
+from ..report import Watcher
 from ..request import Request
 from .execute import check_execution, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
@@ -40,7 +41,7 @@ def forward(
     step: int | None = None,
     context: int | None = None,
     execution: str = "virtual",
-    progress: Callable[[Block], None] = lambda _: None,
+    progress: Watcher = lambda *_: None,
 ) -> Float32[np.ndarray, "b t vocab"]:
     """Run whole sequences through all blocks of a model, sharded as a plan says.
 
@@ -56,7 +57,7 @@ def forward(
         context: allocated positions of the cache; by default the least whole number of vectors,
             one at least for each chip that shares them out.
         execution: as for `execute.run_block`.
-        progress: told which block comes next.
+        progress: told how far it is, a step a block.
 
     Returns:
         Logits of every position.
@@ -90,10 +91,10 @@ def forward(
         return place_block(stored, system, plan, request, widen_once=True)
 
     *body, head = block_chain(cfg)
-    for block in body:
-        progress(block)
+    for done, block in enumerate(body):
+        progress(done, len(body) + 1, f"{block.kind} of layer {block.layer}")
         pieces = _run(cfg, placed(block.kind, block.layer, batch, step), pieces, execution)
-    progress(head)
+    progress(len(body), len(body) + 1, "head")
     rows = jnp.concatenate(pieces, axis=1)[:, :n_tokens].reshape(batch * n_tokens, 1, cfg.d_model)
     last = placed("head", head.layer, min(len(rows), _HEAD_ROWS), 1)
     return _logits(cfg, last, rows, execution).reshape(batch, n_tokens, cfg.vocab_size)

@@ -9,7 +9,7 @@ AIConfigurator 0.12.0 in mode SOL; GenZ genz-llm 0.0.16; TokenSim, its formula w
 SCALE-Sim 3.0.0. The first two planners and SCALE-Sim were run with a description of GroqChip1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,11 @@ from ..predict.evaluate import Evaluation, evaluate
 from ..predict.placement import usable_bytes
 from ..rank.compare import compare, rank
 from ..rank.comparison import Comparison
+from ..report import Watcher
 from ..request import Request
 from ..scenario import Scenario, scenario
 from .figures import Figure
 
-Progress = Callable[[str], None]
 CONTEXT = 4096
 REQUEST = Request(context=CONTEXT)
 #: ISCA22: chips of a rack, and racks of the largest machine.
@@ -64,16 +64,16 @@ PLANNERS = (
 PEER_PLANS = ((64, 8), (8, 80))
 
 
-def anchors(progress: Progress = lambda _: None) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
+def anchors(progress: Watcher = lambda *_: None) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
     """Read every figure that cannot pass or fail.
 
     Returns:
         The figures, and remarks to print below them.
     """
-    progress("validate: Llama-2-70B on 576 chips")
+    progress(1, 4, "Llama-2-70B on 576 chips")
     llama = llama_served()
     kimi = kimi_served(progress)
-    progress("validate: other planners")
+    progress(3, 4, "other planners")
     figures, remarks = peers()
     return (*llama, kimi, *figures), remarks
 
@@ -110,7 +110,7 @@ def llama_served() -> tuple[Figure, ...]:
     )
 
 
-def kimi_served(progress: Progress = lambda _: None) -> Figure:
+def kimi_served(progress: Watcher = lambda *_: None) -> Figure:
     """Kimi K2 on the fewest whole racks of GroqChip1 that hold it."""
     cfg = named_model("kimi-k2")
     racks = fewest_racks(cfg, REQUEST, policy=SERVED_POLICY, progress=progress)
@@ -151,7 +151,7 @@ def fewest_racks(
     request: Request,
     *,
     policy: str | Policy,
-    progress: Progress = lambda _: None,
+    progress: Watcher = lambda *_: None,
     most: int = MOST_RACKS,
 ) -> int:
     """Find the fewest whole racks of GroqChip1 on which some plan fits, by bisection.
@@ -160,7 +160,7 @@ def fewest_racks(
         cfg: the model; it fits on `most` racks.
         request: batch, tokens and context.
         policy: formats of the weights.
-        progress: told what is being done.
+        progress: told how far `validate` is.
         most: racks to begin with.
 
     Fidelity:
@@ -173,7 +173,7 @@ def fewest_racks(
         if asked.system.memory_bytes < n_parameters(cfg) * FEWEST_BITS / 8:
             low = middle + 1
             continue
-        progress(f"validate: does {cfg.name} fit on {middle} racks?")
+        progress(2, 4, f"does {cfg.name} fit on {middle} racks?")
         if _evaluated(asked).fits.any():
             high = middle
         else:

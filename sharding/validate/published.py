@@ -8,7 +8,6 @@ Sources, by key: ISCA20 and ISCA22 (papers of the chip and of its network), HC26
 see `lpu_jax.machine`. AIConfigurator: NVIDIA's planner, run by hand.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,7 @@ from lpu_jax.provenance import constants_of
 
 from ..plan import AttentionShard, MlpShard, Plan
 from ..rank.compare import compare
-from ..report import versions
+from ..report import Watcher, versions
 from ..request import NEXT_TOKEN
 from .anchors import anchors, assumed_behind
 from .figures import Figure, assumed_names, figures_text, within
@@ -84,19 +83,17 @@ class Validation:
         )
 
 
-def validate(
-    *, checks_only: bool = False, progress: Callable[[str], None] = lambda _: None
-) -> Validation:
+def validate(*, checks_only: bool = False, progress: Watcher = lambda *_: None) -> Validation:
     """Read every published figure that we know from the cost model.
 
     Args:
         checks_only: leave out what cannot pass or fail; that takes longest.
-        progress: told what is being done.
+        progress: told how far it is.
 
     Returns:
         The figures.
     """
-    progress("validate: chip and links")
+    progress(0, 4, "chip and links")
     checks = (
         *peaks(),
         utilisation(),

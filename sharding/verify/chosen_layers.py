@@ -7,8 +7,10 @@ that were left out.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,12 @@ from ..axes import allocated_positions, dispatch_of, shard_of, split_of
 from ..legal import check_plan
 from ..plan import Plan
 from ..predict.evaluate import evaluate
+from ..rank.choose import default_plans
 from ..rank.comparison import Comparison
+from ..report import Watcher
 from ..request import Request
 from ..run.measures import finite
-from ..scenario import Scenario
+from ..scenario import Scenario, scenario
 from .emulate import BlockCheck, Run, Step, run_steps
 
 
@@ -75,18 +79,18 @@ class CheckResult:
         return values
 
 
-def compare_plans(
-    cfg: ModelConfig,
-    system: System,
-    plans: Sequence[Plan],
+def check(
+    model: str | Path | ModelConfig,
+    system: str | Path | System,
+    plans: Sequence[Plan] | None = None,
     *,
-    policy: Policy,
+    policy: str | Policy = "fp16",
     source: WeightSource | None = None,
     layers: Sequence[int] | None = None,
     tokens: int = 2,
     seed: int = 0,
     execution: str = "virtual",
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Watcher = lambda *_: None,
 ) -> list[CheckResult]:
     """Run some layers of a model under several plans and compare each with the float32 reference.
 
@@ -94,16 +98,17 @@ def compare_plans(
     hidden states. The reference is forced to the experts that the emulated router chose.
 
     Args:
-        cfg: the model.
-        system: its node and rack sizes fix the order of sums across chips.
-        plans: all are run on the same weights.
-        policy: formats of the weights.
+        model: a zoo name, the path of a `config.json`, or a configuration.
+        system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
+            the order of sums across chips.
+        plans: all are run on the same weights; None: those of `choose.default_plans`.
+        policy: name of a precision policy, or a policy.
         source: weights; by default random ones made from `seed`.
         layers: run in this order; by default the first layer, and the first one with experts.
         tokens: how many.
         seed: of the hidden states, and of random weights.
         execution: as for `execute.run_block`.
-        progress: told what is being done.
+        progress: told how far it is, a step a block.
 
     Returns:
         One result per plan.
@@ -116,22 +121,28 @@ def compare_plans(
     Fidelity: that of `policy`, bit for bit if faithful; the reference is float32 and
         order-dependent.
     """
-    system.require_lpu("check")
+    asked = scenario(model, system, Request(), policy=policy)
+    cfg, machine, formats = asked.model, asked.system, asked.policy
+    machine.require_lpu("check")
+    plans = default_plans(cfg, machine, policy=formats) if plans is None else plans
     check_n_tokens(tokens, cfg, plans)
     chosen = default_layers(cfg) if layers is None else tuple(layers)
     check_layers(cfg, chosen)
-    check_plans(cfg, system, plans, policy=policy)
+    check_plans(cfg, machine, plans, policy=formats)
     weights = SyntheticWeights(cfg, seed) if source is None else source
-    start = _hidden_states(tokens, cfg.d_model, seed).astype(policy.dtype)
+    start = _hidden_states(tokens, cfg.d_model, seed).astype(formats.dtype)
     runs = [Run(plan=plan, hidden=start, reference=start.astype(np.float32)) for plan in plans]
     blocks = blocks_of(cfg, chosen)
+    done = count()
     run_steps(
-        [Step(weights, system, block, policy=policy, execution=execution) for block in blocks],
+        [Step(weights, machine, block, policy=formats, execution=execution) for block in blocks],
         runs,
-        starting=lambda step: progress(f"{step.kind} of layer {step.layer}, {len(plans)} plans"),
+        starting=lambda step: progress(
+            next(done), len(blocks), f"{step.kind} of layer {step.layer}, {len(plans)} plans"
+        ),
     )
     kinds = [block.kind for block in blocks]
-    return [_result(run, cfg, system, kinds, policy) for run in runs]
+    return [_result(run, cfg, machine, kinds, formats) for run in runs]
 
 
 def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
@@ -277,7 +288,7 @@ def _exchanged(n_chips: int, policy: Policy) -> str:
 
 
 def with_numerics(
-    comparison: Comparison, n_plans: int, progress: Callable[[str], None] = lambda _: None
+    comparison: Comparison, n_plans: int, progress: Watcher = lambda *_: None
 ) -> Comparison:
     """Run the first plans of a comparison on virtual chips and note their numerical error.
 
@@ -286,12 +297,10 @@ def with_numerics(
     Args:
         comparison: from `compare`.
         n_plans: how many rows.
-        progress: told what is being done.
+        progress: told how far it is.
     """
     asked, plans = comparison.scenario, [row.plan for row in comparison.rows[:n_plans]]
-    results = compare_plans(
-        asked.model, asked.system, plans, policy=asked.policy, progress=progress
-    )
+    results = check(asked.model, asked.system, plans, policy=asked.policy, progress=progress)
     checked = [
         replace(row, numerics=result.as_dict())
         for row, result in zip(comparison.rows[:n_plans], results, strict=True)

@@ -5,8 +5,9 @@ token, under several policies over the same tokens. Nothing is generated here, a
 is predicted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..axes import allocated_positions
 from ..files import reading
 from ..legal import check_plan
 from ..plan import Plan
-from ..report import versions
+from ..report import Watcher, versions
 from ..request import Request
 from ..run.forward import forward
 from ..run.load import store_weight, stored_values
@@ -109,7 +110,7 @@ def compare_text(
     policies: Sequence[Policy],
     window: int | None = None,
     execution: str = "virtual",
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Watcher = lambda *_: None,
 ) -> list[TextCheck]:
     """Predict each token of a text from those before it, on the chips of plans and in float32.
 
@@ -122,7 +123,7 @@ def compare_text(
         window: tokens that are seen together; by default as many as the model has positions. A
             longer text is cut into such windows, and the first token of each is not predicted.
         execution: as for `execute.run_block`.
-        progress: told what is being done.
+        progress: told how far it is, a step a pass over a window.
 
     Returns:
         One result for each plan and policy, policies innermost.
@@ -142,16 +143,18 @@ def compare_text(
         for policy in policies:
             _check_legal(cfg, system, plan, policy, len(windows[0]))
     rows = [_Row(policy=policy, plan=plan) for plan in plans for policy in policies]
+    passes = 1 + len(policies) + len(rows)
     for i, ids in enumerate(windows):
+        at, n_steps = count(i * passes), len(windows) * passes
         part = f" (window {i + 1} of {len(windows)})" if len(windows) > 1 else ""
-        progress(f"float32 reference{part}")
+        progress(next(at), n_steps, f"float32 reference{part}")
         expected = _reference(source, ids)
         stored = {}
         for policy in policies:
-            progress(f"float32 with weights in {policy.name}{part}")
+            progress(next(at), n_steps, f"float32 with weights in {policy.name}{part}")
             stored[policy.name] = _reference(_Stored(source, policy), ids)
         for row in rows:
-            progress(f"{row.policy.name}{part}")
+            progress(next(at), n_steps, f"{row.policy.name}{part}")
             logits = forward(
                 source, system, row.plan, ids[None], policy=row.policy, execution=execution
             )

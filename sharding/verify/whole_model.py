@@ -8,7 +8,7 @@ the stored formats (the reference holds the same stored values), nor text (`text
 import hashlib
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +23,7 @@ from models.policy import Policy
 from models.weights.source import WeightSource
 
 from ..plan import Plan
-from ..report import versions
+from ..report import Watcher, versions
 from ..run.measures import compare_predictions, finite, sqnr_db
 from .chosen_layers import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
 from .embedding_and_head import embed_tokens, run_head
@@ -32,7 +32,6 @@ from .resume import Sitting
 from .routing import Routing
 
 #: Told before each block, and at the end: blocks done, blocks in all, what comes next.
-Watcher = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +121,7 @@ def check_whole(
             on from it and ends with the same bits.
         weights_name: identifies the weights to `resume`.
         execution: as for `execute.run_block`.
-        progress: told what is being done.
+        progress: told how far it is, a step a block.
 
     Returns:
         One result per plan.

@@ -48,10 +48,11 @@ class Watched:
 def test_one_block_is_in_memory_at_a_time():
     source, told = Watched("llama"), []
     tokens, _ = oracle("llama")
-    forward(source, NODE, PLAN, tokens, policy=FLOAT32, progress=told.append)
+    forward(source, NODE, PLAN, tokens, policy=FLOAT32, progress=lambda *step: told.append(step))
     chain = [("attention", 0), ("dense", 0), ("attention", 1), ("dense", 1)]
     assert source.asked == [("embed", 0), *chain, ("head", 1)]
-    assert [(block.kind, block.layer) for block in told] == source.asked
+    steps = ["embed of layer 0", *(f"{kind} of layer {layer}" for kind, layer in chain), "head"]
+    assert told == [(done, len(steps), what) for done, what in enumerate(steps)]
     assert source.alive == [0] * len(source.asked)
     # Between blocks the hidden state stays, and a copy of it before the head; a block more would
     # be twice as much.

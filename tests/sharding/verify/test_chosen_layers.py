@@ -21,8 +21,8 @@ from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.run.measures import sqnr_db
 from sharding.verify.chosen_layers import (
+    check,
     check_n_tokens,
-    compare_plans,
     default_layers,
     rounding_moved,
 )
@@ -53,9 +53,7 @@ PLANS = (
 @pytest.fixture(scope="module")
 def results():
     """The layer with experts alone: attention, then the mixture."""
-    return compare_plans(
-        SIX_HEADS_KIMI, NODE, PLANS, policy=FP16, layers=(1,), tokens=TOKENS, seed=1
-    )
+    return check(SIX_HEADS_KIMI, NODE, PLANS, policy=FP16, layers=(1,), tokens=TOKENS, seed=1)
 
 
 @pytest.mark.slow
@@ -175,9 +173,9 @@ def test_default_layers_are_one_of_each_kind():
 
 def test_mistakes_are_one_sentence():
     with pytest.raises(PlanError, match="0 tokens were asked for; 1 to 320 are possible"):
-        compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], policy=FP16, tokens=0)
+        check(SIX_HEADS_KIMI, NODE, PLANS[:1], policy=FP16, tokens=0)
     with pytest.raises(PlanError, match="no layers were asked for"):
-        compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], policy=FP16, layers=())
+        check(SIX_HEADS_KIMI, NODE, PLANS[:1], policy=FP16, layers=())
 
 
 def test_more_tokens_than_the_smallest_cache_has_room_for_are_refused() -> None:
@@ -228,7 +226,7 @@ def test_a_token_on_the_second_chip_can_be_checked() -> None:
     cfg = replace(zoo.model("smollm2-135m"), d_model=64, d_ff=64, vocab_size=64, n_layers=1)
     shared = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
     fast = replace(FP16, fidelity="fast")
-    (result,) = compare_plans(cfg, NODE, (shared,), policy=fast, tokens=321)
+    (result,) = check(cfg, NODE, (shared,), policy=fast, tokens=321)
     assert result.output.shape == (321, 64)
     assert "each of 2 chips" in result.rounding_moved[0]
     assert result.sqnr_db > 50
@@ -241,6 +239,6 @@ def test_positions_that_are_shared_out_can_be_checked() -> None:
     cfg = replace(cfg, d_model=64, d_ff=64, vocab_size=64, n_layers=1)
     shared = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
     alone = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
-    first, second = compare_plans(cfg, NODE, (shared, alone), policy=FP16, tokens=2)
+    first, second = check(cfg, NODE, (shared, alone), policy=FP16, tokens=2)
     assert first.output_hash == second.output_hash
     assert "softmax over the context" in first.rounding_moved[0]
