@@ -116,7 +116,7 @@ def test_every_block_is_shown_once_and_nothing_lies_between(traced: Traced) -> N
         key=lambda event: event["ts"],
     )
     n_hand_overs = len(plan.hand_overs)
-    assert len(blocks) == len(block_chain(plan.cfg)) + n_hand_overs
+    assert len(blocks) == len(block_chain(plan.scenario.model)) + n_hand_overs
     assert len({event["name"] for event in blocks}) == len(blocks)
     for one, other in pairwise(blocks):
         gap = nanoseconds(other["ts"]) - nanoseconds(one["ts"]) - nanoseconds(one["dur"])
@@ -144,7 +144,7 @@ def test_stages_are_processes_and_links_have_names() -> None:
         way, _, link = name.partition(" ")
         src, dst = (int(chip) for chip in link.split("#")[0].split(">"))
         assert (src if way == "out" else dst) == first
-        assert plan.system.topology.links_between(src, dst)
+        assert plan.scenario.system.topology.links_between(src, dst)
 
 
 def test_transfers_of_a_collective_lie_inside_it() -> None:

@@ -162,7 +162,7 @@ def test_a_gpu_has_an_upper_bound_only() -> None:
     assert joules.lower_j_per_token is None
     assert joules.upper_j_per_token is not None
     assert unknown_reason(gpus.chip) == (
-        "No lower bound of energy: the average power of H100 SXM is not public."
+        "No lower bound of energy: the average power of NVIDIA H100 SXM is not public."
     )
 
 
