@@ -223,11 +223,9 @@ class _Numbers(_Kind):
     """Real numbers of Python, and of NumPy, which become Python's; a truth value is none."""
 
     def take(self, value: Any, lengths: Lengths) -> Any:
-        if isinstance(value, float | int | np.integer | np.floating) and not isinstance(
-            value, bool
-        ):
-            return value
-        return _REFUSED
+        if not isinstance(value, _NUMBER_TYPES) or isinstance(value, bool):
+            return _REFUSED
+        return value.item() if isinstance(value, np.generic) else value
 
     def words(self, lengths: Lengths) -> str:
         return "a number"
@@ -330,7 +328,8 @@ def _kind(annotation: Any) -> _Kind:
     if get_origin(annotation) is Literal:
         return _Words(get_args(annotation))
     if get_origin(annotation) is Sequence:
-        return _Lists(_kind(get_args(annotation)[0]))
+        (kind,) = _kinds(get_args(annotation)[0])
+        return _Lists(kind)
     if get_origin(annotation) is tuple:
         member, dots = get_args(annotation)
         assert dots is Ellipsis, f"tuple of fixed length {annotation}"
@@ -341,6 +340,9 @@ def _kind(annotation: Any) -> _Kind:
         return _NUMBERS
     if annotation is jax.Array:
         annotation = Shaped[jax.Array, "..."]
+    annotation = (
+        get_origin(annotation) or annotation
+    )  # of a generic class its members are not asked
     if isinstance(annotation, type):
         return (
             _arrays(annotation) if issubclass(annotation, AbstractArray) else _Instances(annotation)

