@@ -69,7 +69,7 @@ def assert_one_sentence(error: pytest.ExceptionInfo[LpuError]) -> None:
         (lambda: vxm.add(X, 2**24 + 1), "the number 16777217 was given"),
         (lambda: vxm.add(X, np.int64(2**40 + 1)), "the number 1099511627777"),
         (lambda: vxm.mul(X, 1e300), r"the number 1e\+300 was given"),
-        (lambda: vxm.mul(X, 2**200), "a number of 201 bits|1606938044258990275541962"),
+        (lambda: vxm.mul(X, 2**200), r"about 2\*\*200 was given"),
         (lambda: rounding.encode(X, "fp16"), r"rounding\.encode: fmt='fp16' .* a Format\."),
         (lambda: rounding.decode(X, E4M3FN), r"codes=float32\[1,4\] .* an integer array"),
         (lambda: rounding.encode(X, E4M3FN, exponent=jnp.zeros((1, 3), jnp.int32)), "of one rank"),
@@ -200,11 +200,11 @@ TAKERS = {
         ),
         (
             replace(stored("mxfp4"), codes=jnp.full((64, 3), 0x13, jnp.uint8)),
-            "code 19 was given; scheme mxfp4 allows 0 to 15",
+            "code 19 was given; it must be 0 to 15 for scheme mxfp4",
         ),
         (
             replace(stored("int4"), codes=jnp.full((64, 3), 9, jnp.int8)),
-            "code 9 was given; scheme int4 allows -8 to 7",
+            "code 9 was given; it must be -8 to 7 for scheme int4",
         ),
         (replace(stored("mxfp4"), scales=None), "scales .* must have shape .* but have None"),
         (replace(stored("mxfp4"), scales="ones"), "scales must be an array or None, but is 'ones'"),
@@ -239,6 +239,7 @@ def test_other_weights_do_not_multiply_bare():
 # --- addresses and shapes -------------------------------------------------------------------------
 
 STORE = jnp.ones((2, 4, 3), jnp.float16)
+MATRICES = (((1,), (0,)), ((), ()))
 CACHE = jnp.zeros((2, 5), jnp.float32)
 
 
@@ -247,13 +248,16 @@ CACHE = jnp.zeros((2, 5), jnp.float32)
     [
         (
             lambda: mxm.matmul(STORE[0].T, STORE, rows=jnp.asarray([0, 7], jnp.int32)),
-            r"mxm\.matmul: rows 7 was given; the store w allows .* to 1",
+            r"mxm\.matmul: rows 7 was given; it must be at most 1 for the store w",
         ),
         (lambda: mem.select_expert(IDS, jnp.asarray([2], jnp.int32)), "ids 2 .* -1 to 1"),
         (lambda: mem.take_rows(STORE, jnp.asarray([0, 4], jnp.int32)), "rows 4 .* 0 to 3"),
         (lambda: mem.take_rows(STORE, jnp.zeros(3, jnp.int32)), r"rows=int32\[3\] .* b=2"),
         (lambda: mem.rows_from(STORE[0], IDS + 3, 2), "positions 3 .* 0 to 2"),
-        (lambda: mem.take_share(X.T, ZERO + 2, 2), "index 2 was given; 2 shares allows 0 to 1"),
+        (
+            lambda: mem.take_share(X.T, ZERO + 2, 2),
+            "index 2 was given; it must be 0 to 1 for 2 shares",
+        ),
         (lambda: mem.pad_rows(X.T, 3), "n=3 was given for 4 rows"),
         (lambda: mem.append(CACHE, CACHE[:, :1], IDS + 4, 1), "positions 5 .* 0 to 4"),
         (lambda: mem.append(CACHE, CACHE[:1, :1], IDS, 1), r"new=float32\[1,1\]|b=2"),
@@ -289,8 +293,8 @@ CACHE = jnp.zeros((2, 5), jnp.float32)
         (lambda: sxm.join(), "nothing was given"),
         (lambda: sxm.swap_pairs(X[:, :3], interleaved=True), "must be even"),
         (lambda: sxm.swap_pairs(X, interleaved=1), "interleaved=1 was given; it must be True or"),
-        (lambda: MxmDotGeneral()(np.zeros((2, 2)), X, None), r"operand float64\[2,2\]"),
-        (lambda: MxmDotGeneral()(X, X, "mk,kn"), "dimension_numbers .* do not fit"),
+        (lambda: MxmDotGeneral()(np.zeros((2, 2)), X, MATRICES), r"operand float64\[2,2\]"),
+        (lambda: MxmDotGeneral()(X, X, MATRICES), "dimension_numbers .* do not fit"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):
