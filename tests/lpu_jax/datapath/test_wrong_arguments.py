@@ -230,7 +230,14 @@ def arrays_of(dtype: Any, shape: tuple[int, ...]) -> list[Any]:
 
 
 ARRAYS = [a for dtype in TYPES for shape in SHAPES for a in arrays_of(dtype, shape)]
-FEW = [*OBJECTS, *(a for dtype in TYPES for a in arrays_of(dtype, (2, 3)))]
+#: One of each kind, for the test that is run every time.
+FEW = [
+    *(None, True, 7, -3, 2**70, 0.5, 1e300, 1 + 2j, "fp16", "a\nb", [1, 2], (), {}, Stranger()),
+    *(np.int64(2**40 + 1), np.float64(1e300), np.float16(1), FP32, MXFP4, jax.random.key(0)),
+    *(np.zeros((2, 3), dtype) for dtype in ("int32", "int64", "float64", "object")),
+    *(jnp.zeros((2, 3), dtype) for dtype in ("bool", "int8", "float16")),
+    *(jnp.zeros(5, jnp.float32), jax.ShapeDtypeStruct((4, 4), jnp.float32), _WITHOUT_SCHEME),
+]
 
 
 def is_of(value: Any, annotation: Any) -> bool:
