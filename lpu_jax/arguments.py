@@ -47,7 +47,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     ordered: list[_Check] = []
     by_name: dict[str, _Check] = {}
     rest: _Check | None = None
-    rest_by_name: _Check | None = None
+    kinds_of_rest: tuple[_Kind, ...] = ()
     for name, found in inspect.signature(function).parameters.items():
         if found.annotation is inspect.Parameter.empty:
             raise TypeError(f"{caller}: {name} has no annotation")
@@ -55,7 +55,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         if found.kind is found.VAR_POSITIONAL:
             rest = check
         elif found.kind is found.VAR_KEYWORD:
-            rest_by_name = check
+            kinds_of_rest = _kinds(found.annotation)
         else:
             by_name[name] = check
             if found.kind is not found.KEYWORD_ONLY:
@@ -70,9 +70,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             more = args[len(taken) :]
             taken.extend(more if rest is None else [rest(value, lengths) for value in more])
         for name, value in kwargs.items():
-            by_this_name = by_name.get(name, rest_by_name)
-            if by_this_name is not None:
-                kwargs[name] = by_this_name(value, lengths)
+            own = by_name.get(name) or _check(caller, name, kinds_of_rest)
+            kwargs[name] = own(value, lengths)
         return function(*taken, **kwargs)
 
     return checking
@@ -223,11 +222,9 @@ class _Numbers(_Kind):
     """Real numbers of Python, and of NumPy, which become Python's; a truth value is none."""
 
     def take(self, value: Any, lengths: Lengths) -> Any:
-        if isinstance(value, float | int | np.integer | np.floating) and not isinstance(
-            value, bool
-        ):
-            return value
-        return _REFUSED
+        if not isinstance(value, _NUMBER_TYPES) or isinstance(value, bool):
+            return _REFUSED
+        return value.item() if isinstance(value, np.generic) else value
 
     def words(self, lengths: Lengths) -> str:
         return "a number"
@@ -330,7 +327,8 @@ def _kind(annotation: Any) -> _Kind:
     if get_origin(annotation) is Literal:
         return _Words(get_args(annotation))
     if get_origin(annotation) is Sequence:
-        return _Lists(_kind(get_args(annotation)[0]))
+        (kind,) = _kinds(get_args(annotation)[0])
+        return _Lists(kind)
     if get_origin(annotation) is tuple:
         member, dots = get_args(annotation)
         assert dots is Ellipsis, f"tuple of fixed length {annotation}"
@@ -341,6 +339,9 @@ def _kind(annotation: Any) -> _Kind:
         return _NUMBERS
     if annotation is jax.Array:
         annotation = Shaped[jax.Array, "..."]
+    annotation = (
+        get_origin(annotation) or annotation
+    )  # of a generic class its members are not asked
     if isinstance(annotation, type):
         return (
             _arrays(annotation) if issubclass(annotation, AbstractArray) else _Instances(annotation)
@@ -393,7 +394,7 @@ def described(value: Any) -> str:
     if isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
         return f"{value.dtype.name}[{','.join(map(str, value.shape))}]"
     if isinstance(value, int) and value.bit_length() > _MOST_SHOWN * 3:
-        return f"a number of {value.bit_length()} bits"
+        return f"about {'-' if value < 0 else ''}2**{value.bit_length() - 1}"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         text = repr(value)
         return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
@@ -445,15 +446,17 @@ def divides(part: Any, whole: Any) -> bool:
     return part != 0 and whole % part == 0
 
 
-def check_within(caller: str, name: str, values: Any, least: int, most: Any, what: str) -> None:
+def check_within(
+    caller: str, name: str, values: Any, least: int | None, most: Any, what: str
+) -> None:
     """Refuse addresses out of a range, where they are known: not while a program is traced.
 
     Args:
         caller: the function.
         name: of its argument.
         values: an integer array.
-        least: the smallest allowed.
-        most: the largest allowed; not checked if symbolic.
+        least: the smallest allowed, None for any.
+        most: the largest allowed; nothing is checked if it is symbolic.
         what: what the range is of.
 
     Raises:
@@ -462,6 +465,9 @@ def check_within(caller: str, name: str, values: Any, least: int, most: Any, wha
     if not is_concrete(values) or not isinstance(most, int):
         return
     flat = np.asarray(values).reshape(-1)
-    outside = flat[(flat < least) | (flat > most)]
-    if outside.size:
-        raise LpuError(f"{caller}: {name} {outside[0]} was given; {what} allows {least} to {most}.")
+    is_outside = flat > most if least is None else (flat < least) | (flat > most)
+    if is_outside.any():
+        allowed = f"at most {most}" if least is None else f"{least} to {most}"
+        raise LpuError(
+            f"{caller}: {name} {flat[is_outside][0]} was given; it must be {allowed} for {what}."
+        )

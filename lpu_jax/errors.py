@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Iterable
 
 _NEAREST_SHOWN = 3
+#: Characters of a name that a message repeats.
+_MOST_SHOWN = 60
 
 
 class LpuError(ValueError):
@@ -54,7 +56,8 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownNameError:
         unknown chip 'groqchip'; nearest: groqchip1, groq3-lpu
     """
     names = sorted(known)
+    shown = repr(given if len(given) <= _MOST_SHOWN else f"{given[: _MOST_SHOWN - 3]}...")
     nearest = difflib.get_close_matches(given.lower(), names, n=_NEAREST_SHOWN, cutoff=0.5)
     if nearest:
-        return UnknownNameError(f"unknown {kind} {given!r}; nearest: {', '.join(nearest)}")
-    return UnknownNameError(f"unknown {kind} {given!r}; known: {', '.join(names)}")
+        return UnknownNameError(f"unknown {kind} {shown}; nearest: {', '.join(nearest)}")
+    return UnknownNameError(f"unknown {kind} {shown}; known: {', '.join(names)}")

@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Float32, Num
 
+from ..arguments import check_fields, described
 from ..errors import LpuError
-from ..numerics.accumulate import PRODUCT_KINDS, Carry, check_choices
+from ..numerics.accumulate import PRODUCT_KINDS, Carry
 from ..numerics.elementary import ALU_OPERATIONS
 from ..numerics.formats import BF16, E4M3FN, E5M2, FP16, FP32, Format, Overflow
 from ..numerics.quantized import QuantizedArray, output_scale, quantize
@@ -83,17 +85,7 @@ class MxmDotGeneral:
     carry: Carry = "fp32"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weights, str | Scheme | None):
-            raise LpuError(
-                f"MxmDotGeneral: weights={self.weights!r} was given; it must be a scheme, the name "
-                "of one, or None."
-            )
-        if self.activations not in get_args(Activations):
-            raise LpuError(
-                f"MxmDotGeneral: activations={self.activations!r} was given; it must be one of "
-                f"{', '.join(get_args(Activations))}."
-            )
-        check_choices(self.rounding, self.carry)
+        check_fields(self)
         scheme = self.scheme
         if self.activations == "int8" and (scheme is None or not scheme.multiplies_bare):
             raise LpuError(
@@ -137,34 +129,29 @@ class MxmDotGeneral:
             once more if it is of a narrower type.
 
         Raises:
-            LpuError: operands or a result of another type, or an `out_sharding`.
-            TypeError: dimension numbers that do not fit, with the words of `jax.lax.dot_general`.
+            LpuError: operands or a result of another type, dimension numbers that do not fit, or
+                an `out_sharding`.
 
         Fidelity:
             As `mxm.matmul`. Rounded the same under jit, vmap, scan and for any number of rows.
         """
         del precision
-        lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
         if out_sharding is not None:
             raise LpuError(
-                f"MxmDotGeneral: out_sharding={out_sharding} was given, but a product is that of "
-                "one chip; chips are laid out with lpu_jax.mesh."
+                f"MxmDotGeneral: out_sharding={described(out_sharding)} was given, but a product "
+                "is that of one chip; chips are laid out with lpu_jax.mesh."
             )
-        if not {lhs.dtype.name, rhs.dtype.name} <= set(_FORMATS):
-            raise LpuError(
-                f"MxmDotGeneral: operands {lhs.dtype.name} and {rhs.dtype.name} were given; "
-                f"allowed are {', '.join(_FORMATS)}, rounded here to what the matrix unit takes."
-            )
-        # Checks shapes and finds the type of the result, in this and every other version of JAX.
-        result = jax.eval_shape(
-            partial(
-                lax.dot_general,
-                dimension_numbers=dimension_numbers,
-                preferred_element_type=preferred_element_type,
-            ),
-            lhs,
-            rhs,
-        )
+        for operand in (lhs, rhs):
+            if (
+                not isinstance(operand, jax.Array | np.ndarray)
+                or operand.dtype.name not in _FORMATS
+            ):
+                raise LpuError(
+                    f"MxmDotGeneral: operand {described(operand)} was given; it must be an array "
+                    f"of {', '.join(_FORMATS)}, rounded here to what the matrix unit takes."
+                )
+        lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+        result = _result_of(lhs, rhs, dimension_numbers, preferred_element_type)
         if result.dtype.name not in _FORMATS:
             raise LpuError(
                 f"MxmDotGeneral: a result of {result.dtype.name} was asked for; allowed are "
@@ -175,6 +162,26 @@ class MxmDotGeneral:
         layout = _Layout.of(dimension_numbers, lhs.ndim, rhs.ndim)
         out: Array = _product(lhs, rhs, self, layout, result.dtype.name)
         return out
+
+
+def _result_of(lhs: Array, rhs: Array, dimension_numbers: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    """Return shape and type of the result, as this and every other version of JAX has them.
+
+    Raises:
+        LpuError: the dimension numbers do not fit, or there is no such type.
+    """
+    product = partial(
+        lax.dot_general, dimension_numbers=dimension_numbers, preferred_element_type=dtype
+    )
+    try:
+        result: jax.ShapeDtypeStruct = jax.eval_shape(product, lhs, rhs)
+    except (TypeError, ValueError, IndexError):
+        raise LpuError(
+            f"MxmDotGeneral: dimension_numbers or a type that do not fit {described(lhs)} and "
+            f"{described(rhs)} were given; they must be ((contracting of lhs, of rhs), (batch of "
+            "lhs, of rhs)), of equal lengths, and the name of a type."
+        ) from None
+    return result
 
 
 #: Dimensions of an operand that become one dimension of a matrix, for each of `[b, m, k]` or

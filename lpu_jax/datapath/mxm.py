@@ -114,8 +114,7 @@ def matmul(
             f"mxm.matmul: x has {x.shape[0]} matrices but w has {matrices}; they must be equal."
         )
     if rows is not None:
-        # Of negative rows any will do: -2**31 is the smallest there is.
-        check_within("mxm.matmul", "rows", rows, -(2**31), w.shape[0] - 1, "the store w")
+        check_within("mxm.matmul", "rows", rows, None, w.shape[0] - 1, "the store w")
     operands = (x, w) if rows is None else (x, w, rows)
     out: Array = _matmul(
         *operands,

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from ..arguments import checked
+from ..errors import LpuError
 from ..numerics.quantized import QuantizedArray, output_scale
 from . import mxm, vxm
 
@@ -19,12 +20,20 @@ def int8_product(x: Float32[Array, "*rows k"], w: QuantizedArray) -> Float32[Arr
         x: rows; each is scaled by `max |x| / 127`.
         w: weights with one scale per column or matrix (`Scheme.multiplies_bare`).
 
+    Raises:
+        LpuError: weights of another scheme.
+
     Fidelity:
         Rows are rounded once (RNE), sums are exact; two roundings of scales and two of products.
 
     Source:
         Symmetric int8: Abts et al., ISCA 2020; that rows are scaled as they are made is assumed.
     """
+    if not w.scheme.multiplies_bare:
+        raise LpuError(
+            f"scaled.int8_product: w of scheme {w.scheme.name} was given; it must be int8 codes "
+            "with one scale per column or matrix."
+        )
     column_scales = output_scale(w, of_codes=True)
     assert column_scales is not None
     largest = vxm.maximum(vxm.max_lanes(vxm.absolute(x)), SMALLEST_MAXIMUM)

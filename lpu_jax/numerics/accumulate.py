@@ -21,10 +21,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Float64, Int8, Int32, Num
 
@@ -77,13 +78,14 @@ _BLOCK_BYTES = 2**22
 
 
 @checked
-def product_kind(x_dtype: Any, w_dtype: Any) -> str:
+def product_kind(x_dtype: str | np.dtype[Any], w_dtype: str | np.dtype[Any]) -> str:
     """Return the MXM's mode for two operand types: "fp16", "fp8" or "int8".
 
     Raises:
         LpuError: if the unit does not take the pair.
     """
-    names = _type_name(x_dtype), _type_name(w_dtype)
+    x_name, w_name = (d if isinstance(d, str) else d.name for d in (x_dtype, w_dtype))
+    names = x_name, w_name
     if names not in PRODUCT_KINDS:
         hint = (
             " bf16 has fp32's exponents, so an exact sum would need more than 500 bits; round it "
@@ -91,36 +93,13 @@ def product_kind(x_dtype: Any, w_dtype: Any) -> str:
             if "bfloat16" in names
             else ""
         )
+        shown = " and ".join(described(n).strip("'") for n in names)
         raise LpuError(
-            f"mxm.matmul: operands {names[0]} and {names[1]} were given; allowed are float16 with "
+            f"mxm.matmul: operands {shown} were given; allowed are float16 with "
             "float16, float8_e4m3fn, float8_e5m2 or int8, the two float8 types with themselves, "
             f"each other and float16, and int8 with int8.{hint}"
         )
     return PRODUCT_KINDS[names]
-
-
-def check_choices(rounding: str, carry: str) -> None:
-    """Raise unless there are such a rounding and such a carry.
-
-    Raises:
-        LpuError: with what was given and what is allowed.
-    """
-    if rounding not in get_args(SumRounding) or carry not in get_args(Carry):
-        raise LpuError(
-            f"mxm.matmul: rounding={rounding!r}, carry={carry!r} were given; rounding must be one "
-            f"of {', '.join(get_args(SumRounding))}, carry one of {', '.join(get_args(Carry))}."
-        )
-
-
-def _type_name(dtype: Any) -> str:
-    """Return the name of a type."""
-    try:
-        return str(jnp.dtype(dtype).name)
-    except TypeError:
-        raise LpuError(
-            f"accumulate.product_kind: {described(dtype)} was given; it must be an array type, "
-            "such as 'float16'."
-        ) from None
 
 
 @checked

@@ -38,7 +38,7 @@ from .blocks import (
     to_blocks,
 )
 from .elementary import div, mul
-from .formats import E8M0, FP16, Format, Rounding
+from .formats import E8M0, FP16, Format, Rounding, check_random
 from .rounding import code_dtype, decode, encode, round_product, to_fp16, to_signed
 from .schemes import Scheme, scheme_named, storage_dtype
 
@@ -183,6 +183,7 @@ def quantize(
     """
     spec = scheme_named(scheme) if isinstance(scheme, str) else scheme
     check_axis("quantize", w.shape, axis)
+    check_random("quantize", rounding, has_random=key is not None)
     if 0 in w.shape:
         raise LpuError(
             f"quantize: w of shape {w.shape} was given; it must have at least one value."

@@ -13,7 +13,7 @@ from ..errors import LpuError
 from .formats import FP32, Format, Overflow, Rounding, check_random
 
 #: A finite value, or one of the floats inf, -inf, nan and -0.0, which a Fraction cannot hold.
-Value = Fraction | float
+Value = Fraction | float | int
 
 
 @checked
@@ -190,7 +190,9 @@ def round_fraction_to_fp32(value: Value, rounding: Rounding = "rne") -> float:
 
 
 @checked
-def dot_tile(x: Sequence[float], w: Sequence[float], *, rounding: Rounding = "rne") -> float:
+def dot_tile(
+    x: Sequence[float | int], w: Sequence[float | int], *, rounding: Rounding = "rne"
+) -> float:
     """Return the exact sum of products of one K tile, rounded once to fp32.
 
     An exact zero is +0. Infinities and NaN follow IEEE 754.
@@ -213,7 +215,11 @@ def dot_tile(x: Sequence[float], w: Sequence[float], *, rounding: Rounding = "rn
 
 @checked
 def dot(
-    x: Sequence[float], w: Sequence[float], k_tile: Positive, *, rounding: Rounding = "rne"
+    x: Sequence[float | int],
+    w: Sequence[float | int],
+    k_tile: Positive,
+    *,
+    rounding: Rounding = "rne",
 ) -> float:
     """Return the dot product as the MXM makes it: tiles rounded once, added in fp32 in order.
 
@@ -230,7 +236,7 @@ def dot(
     return total
 
 
-def _check_operands(caller: str, x: Sequence[float], w: Sequence[float]) -> None:
+def _check_operands(caller: str, x: Sequence[float | int], w: Sequence[float | int]) -> None:
     """Refuse operands of different lengths, and whole numbers that no float holds."""
     if len(x) != len(w):
         raise LpuError(

@@ -131,6 +131,11 @@ def test_formats_of_a_user_are_gfloats(convention):
     assert_is_gfloats(ours, in_gfloat(3, 2, convention, 130), 0)  # all below fp32's normal numbers
 
 
+def test_a_format_with_all_exponents_of_fp32_but_no_infinity_is_gfloats():
+    ours = floating("e8m2fnuz", exponent_bits=8, mantissa_bits=2, convention="fnuz")
+    assert_is_gfloats(ours, in_gfloat(8, 2, "fnuz", 128), 0)
+
+
 def test_the_oracle_notices_another_bias():
     ours = floating("e3m2", exponent_bits=3, mantissa_bits=2, convention="fn")
     with pytest.raises(AssertionError, match="differ"):
