@@ -203,10 +203,6 @@ FLOAT32 = Policy(name="float32", base="fp32", fidelity="fast", source="for check
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {p.name: p for p in (FP16, BF16, INT8, FP8, INT4, MX4, NV4, GPT_OSS, TRUEPOINT, FLOAT32)}
 )
-#: Policies that a chip can run.
-CHIP_POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {name: policy for name, policy in POLICIES.items() if policy.base == "fp16"}
-)
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"
 #: Policies by `ModelConfig.released_format`, for the usual roles, and the scheme of narrow ones.

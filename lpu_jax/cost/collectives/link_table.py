@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-LEVELS = ("node", "rack", "racks")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinkUse:
@@ -22,7 +20,7 @@ class LinkUse:
         src: sending chip.
         dst: receiving chip.
         part: which of the parallel links between the two.
-        level: index into `LEVELS`.
+        level: 0 inside a node, 1 between nodes of a rack, 2 between racks.
         busy_cycles: cycles in which the link is occupied.
         wire_bytes: bytes on the link, frames included.
     """
@@ -73,7 +71,7 @@ class LinkSchedule:
         src: sending chip.
         dst: receiving chip.
         part: which of the parallel links between the two (`ports.Link.part`).
-        level: level that the link crosses, index into `LEVELS`.
+        level: 0 inside a node, 1 between nodes of a rack, 2 between racks.
         first_piece: first piece that it carries.
         piece_count: pieces that it carries.
         since_step: it carries what reached its sender in this step or later; -1 includes what the

@@ -19,7 +19,7 @@ from models.blocks import CACHING_KINDS, Kind, block_arguments, block_kinds, blo
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.policy import CHIP_POLICIES, POLICIES
+from models.policy import POLICIES
 from sharding import axes
 from sharding.predict.symbolic import symbol_values, trace_block
 from sharding.request import Request
@@ -82,7 +82,7 @@ def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Ca
         yield Case(
             cfg=cfg,
             kind=kind,
-            policy=rng.choice(list(CHIP_POLICIES)),
+            policy=rng.choice([name for name, policy in POLICIES.items() if policy.base == "fp16"]),
             split=rng.choice(list(Split)),
             ways=ways,
             request=Request(
