@@ -54,8 +54,8 @@ class LinkSchedule:
     do not all go to the same chips.
 
     Attributes:
-        kind: what is done; one of `KINDS`.
-        algorithm: how; one of `ALGORITHMS`.
+        kind: what is done; one of `kinds.LISTED_KINDS`.
+        algorithm: how; one of `algorithms.table.ALGORITHMS`.
         runs: the chips of each run. In a hand_over the first half sends and the second receives;
             send goes from the first chip to the last; broadcast starts at the first.
         payload_bytes: bytes of the full vector, as `links.Schedule.cycles` defines it.
