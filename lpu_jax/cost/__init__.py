@@ -1,5 +1,5 @@
 """The time reading: from a jaxpr to cycles, by unit and by link."""
 
-from .report import Report, time
+from .time_report import Report, time
 
 __all__ = ["Report", "time"]

@@ -229,6 +229,8 @@ def one_group(system: System, n_chips: int) -> PlacedMachine:
     """See an LPU system as one group on its first `n_chips` chips.
 
     Raises:
+        LpuError: it is a system of GPUs.
         PlanError: if the system has fewer.
     """
+    system.require_lpu("one_group")
     return PlacedMachine(system=system, groups=(Groups.first(system, n_chips),))

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..datapath.work import Unit, choose
 from .program import Program
-from .report import OperationRow
 from .schedule import Slot, Timing
+from .time_report import OperationRow
 
 #: Where the first weights of each product are shown; the others are those of the units.
 INSTALLS = "MXM weights"
@@ -119,7 +119,7 @@ def unit_slices(
     Args:
         program: the program.
         timing: its schedule, for one plan.
-        rows: the operations that take a unit, from `report.operation_rows`.
+        rows: the operations that take a unit, from `time_report.operation_rows`.
         names: what to call each of them.
         transit_cycles: from one unit to the next.
     """

@@ -24,7 +24,7 @@ from .topology import Topology
 _PLAUSIBLE_FACTOR = 1000
 _LONGEST_NAME = 200
 _BASES = " or ".join(map(repr, TOPOLOGIES))
-_KINDS: dict[type, str] = {
+_IN_WORDS: dict[type, str] = {
     str: "a string",
     int: "an integer",
     dict: "a table",
@@ -145,11 +145,11 @@ class _Table:
         """Take a key that must be there, of one type."""
         if key not in self.values:
             raise ConfigError(
-                f"{self.path}: key {self.key(key)} is missing; expected {_KINDS[kind]}"
+                f"{self.path}: key {self.key(key)} is missing; expected {_IN_WORDS[kind]}"
             )
         value = self.values[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.error(key, f"must be {_KINDS[kind]}", value)
+            raise self.error(key, f"must be {_IN_WORDS[kind]}", value)
         return value
 
     def table(self, key: str) -> "_Table":
@@ -283,7 +283,7 @@ def _read_levels(table: _Table, n_chips: int | None, spec: ChipSpec) -> Topology
     levels = []
     for index, values in enumerate(table.take("level", list), start=1):
         if not isinstance(values, dict):
-            raise table.error("level", f"must be {_KINDS[list]}", values)
+            raise table.error("level", f"must be {_IN_WORDS[list]}", values)
         levels.append(_read_level(_Table(table.path, f"topology.level {index}", values), spec))
     return custom_topology(levels, n_chips, chip_lanes=spec.c2c_lanes, source=USER_FILE)
 

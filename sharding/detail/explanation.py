@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lpu_jax.cost.report import OperationRow
+from lpu_jax.cost.time_report import OperationRow
 from lpu_jax.provenance import Constant, weakest
 from lpu_jax.quantities import format_bytes
 from models.blocks import Kind

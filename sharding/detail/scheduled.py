@@ -15,7 +15,7 @@ import jax
 from lpu_jax.cost.memory import LiveRange, live_ranges
 from lpu_jax.cost.placed_machine import Groups
 from lpu_jax.cost.program import Operation
-from lpu_jax.cost.report import OperationRow, operation_rows
+from lpu_jax.cost.time_report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed
 from lpu_jax.datapath.work import Unit
 from lpu_jax.provenance import Constant, assumed, constants_of

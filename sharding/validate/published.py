@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 
 from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import read
-from lpu_jax.cost.report import Report
-from lpu_jax.cost.report import time as time_of
 from lpu_jax.cost.schedule import schedule
+from lpu_jax.cost.time_report import Report
+from lpu_jax.cost.time_report import time as time_of
 from lpu_jax.datapath import mxm
 from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system as named_system

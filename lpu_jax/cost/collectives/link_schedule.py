@@ -35,7 +35,7 @@ def link_levels(
         dst: receiving chips.
 
     Returns:
-        Indices into `LEVELS`.
+        0 inside a node, 1 between nodes of a rack, 2 between racks.
     """
     size, rack_chips = topology.node_chips, topology.rack_chips
     crossed = [src // unit != dst // unit for unit in (size, rack_chips)]

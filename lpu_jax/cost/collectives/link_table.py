@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-LEVELS = ("node", "rack", "racks")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinkUse:
@@ -22,7 +20,7 @@ class LinkUse:
         src: sending chip.
         dst: receiving chip.
         part: which of the parallel links between the two.
-        level: index into `LEVELS`.
+        level: 0 inside a node, 1 between nodes of a rack, 2 between racks.
         busy_cycles: cycles in which the link is occupied.
         wire_bytes: bytes on the link, frames included.
     """
@@ -56,8 +54,8 @@ class LinkSchedule:
     do not all go to the same chips.
 
     Attributes:
-        kind: what is done; one of `KINDS`.
-        algorithm: how; one of `ALGORITHMS`.
+        kind: what is done; one of `kinds.LISTED_KINDS`.
+        algorithm: how; one of `algorithms.table.ALGORITHMS`.
         runs: the chips of each run. In a hand_over the first half sends and the second receives;
             send goes from the first chip to the last; broadcast starts at the first.
         payload_bytes: bytes of the full vector, as `links.Schedule.cycles` defines it.
@@ -73,7 +71,7 @@ class LinkSchedule:
         src: sending chip.
         dst: receiving chip.
         part: which of the parallel links between the two (`ports.Link.part`).
-        level: level that the link crosses, index into `LEVELS`.
+        level: 0 inside a node, 1 between nodes of a rack, 2 between racks.
         first_piece: first piece that it carries.
         piece_count: pieces that it carries.
         since_step: it carries what reached its sender in this step or later; -1 includes what the

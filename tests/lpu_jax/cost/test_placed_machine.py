@@ -6,7 +6,7 @@ import pytest
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS, AUTO
 from lpu_jax.cost.collectives.kinds import PRICED_KINDS
 from lpu_jax.cost.placed_machine import Groups, PlacedMachine, one_group
-from lpu_jax.errors import CostError
+from lpu_jax.errors import CostError, LpuError
 from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQ3_LPU
@@ -95,6 +95,13 @@ def test_a_named_algorithm_without_its_links_is_refused(name, algorithm, n, stri
         return
     with pytest.raises(CostError, match=sentence):
         machine.collective_cycles("all_reduce", algorithm, n, stride, 320)
+
+
+def test_gpus_have_no_link_schedules():
+    with pytest.raises(
+        LpuError, match=r"one_group: h100x8 is a GPU roofline .* give an LPU system"
+    ):
+        one_group(system("h100x8"), 8)
 
 
 def test_an_axis_without_chips_is_refused():

@@ -10,8 +10,8 @@ from lpu_jax import cost
 from lpu_jax.cost import Report
 from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import read
-from lpu_jax.cost.report import bound_by
 from lpu_jax.cost.sources import constants_read, worst_status
+from lpu_jax.cost.time_report import bound_by
 from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.datapath.work import Unit, Work

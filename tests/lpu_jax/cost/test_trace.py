@@ -10,9 +10,9 @@ import pytest
 
 from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import Program, read
-from lpu_jax.cost.report import operation_rows
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.cost.sources import constants_read
+from lpu_jax.cost.time_report import operation_rows
 from lpu_jax.cost.trace import INSTALLS, Slice, Trace, unit_slices
 from lpu_jax.datapath import mxm, sxm, vxm
 from lpu_jax.machine.catalogue import system

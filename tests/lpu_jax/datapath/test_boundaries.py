@@ -15,7 +15,7 @@ import pytest
 
 from lpu_jax.datapath import c2c, masks, mem, mxm, scaled, selection, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.dot_general import MxmDotGeneral
+from lpu_jax.datapath.dot_general import MxmDotGeneral
 from lpu_jax.errors import LpuError, MeshError
 from lpu_jax.numerics import elementary, rounding, scalar
 from lpu_jax.numerics.formats import E4M3FN

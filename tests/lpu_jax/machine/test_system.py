@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from lpu_jax.errors import UnknownNameError
-from lpu_jax.machine.catalogue import named_systems, system
+from lpu_jax.errors import PlanError, UnknownNameError
+from lpu_jax.machine.catalogue import SERIES, named_systems, system
 from lpu_jax.machine.describe import describe, describe_text
+from lpu_jax.machine.system import System
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,23 @@ def test_names_give_chips(name, n_chips, chip):
     found = system(name)
     assert (found.name, found.n_chips, found.chip.name) == (name, n_chips, chip)
     assert found.topology.n_chips == n_chips
+
+
+def test_a_chip_is_linked_by_links_of_its_own_kind():
+    lpus, gpus = system("groq-node"), system("h100x8")
+    for chip, links in ((lpus.chip, gpus.topology), (gpus.chip, lpus.topology)):
+        with pytest.raises(PlanError, match=f"{chip.name} cannot be linked as '{links.family}'"):
+            System(name="mixed", chip=chip, topology=links, n_chips=8)
+    assert (lpus.lpus, lpus.gpus) == ((lpus.chip, lpus.topology), None)
+
+
+def test_no_name_is_of_two_series():
+    names = [name for series in SERIES for name in (*series.named, series.numbered)]
+    assert len(names) == len(set(names))
+    for series in SERIES:
+        found = system(series.numbered.replace("N", "2"))
+        assert found.chip == series.chip
+        assert found.n_chips > 1
 
 
 def test_memory_of_published_systems():

@@ -1,7 +1,8 @@
 """Which plans exist: every refusal says why, and the search yields exactly the legal ones."""
 
+from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, combinations_with_replacement, product
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.system import System
-from models.config import ModelConfig
+from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
@@ -247,6 +248,91 @@ def test_whatever_the_search_yields_is_legal(
     assert plans
     for plan in plans[seed % 7 :: 23]:
         check_plan(plan, Scenario(cfg, machine, request, policy=policy))
+
+
+# --- heads and slots, dealt out one by one --------------------------------------------------------
+
+
+def _heads_can_be_dealt(n_kv_heads: int, per_kv: int, ways: int) -> bool:
+    """Deal heads to chips one by one, as the axis lays them out.
+
+    Up to one key/value head a chip they are dealt as evenly as they go, with all their query heads.
+    Beyond that every chip gets equally many query heads, in order, and all of one key/value head.
+    """
+    if ways <= n_kv_heads:
+        return True
+    queries = list(range(n_kv_heads * per_kv))
+    if len(queries) % ways:
+        return False
+    share = len(queries) // ways
+    dealt = [queries[i : i + share] for i in range(0, len(queries), share)]
+    return all(len({query // per_kv for query in own}) == 1 for own in dealt)
+
+
+@pytest.mark.parametrize(
+    ("n_kv_heads", "per_kv"), list(product((1, 2, 3, 4, 6), (1, 2, 3, 4, 6, 8)))
+)
+def test_heads_are_split_just_where_they_can_be_dealt(n_kv_heads: int, per_kv: int) -> None:
+    grouped = GqaConfig(n_heads=n_kv_heads * per_kv, n_kv_heads=n_kv_heads, head_dim=64)
+    cfg = replace(SMOL, attention=grouped)
+    for ways in range(1, n_kv_heads * per_kv + 4):
+        plan = Plan(
+            stages=1,
+            group_chips=ways,
+            attention=AttentionShard(tensor=ways),
+            mlp=MlpShard(replica=ways),
+        )
+        if _heads_can_be_dealt(n_kv_heads, per_kv, ways):
+            check_plan(plan, cfg, RACKS, FP16, ONE_TOKEN)
+            continue
+        sentence = f"tensor {ways} is more ways than the {n_kv_heads} key/value heads"
+        with pytest.raises(PlanError, match=sentence):
+            check_plan(plan, cfg, RACKS, FP16, ONE_TOKEN)
+
+
+def _most_experts_on_a_chip(n_experts: int, top_k: int, ways: int, rows: int) -> int:
+    """Try every choice of experts by every row; experts lie on chips in runs of equal length."""
+    on_a_chip = -(-n_experts // ways)
+    choices = list(combinations(range(n_experts), top_k))
+    worst = 0
+    for chosen in combinations_with_replacement(choices, rows):
+        used = {expert for row in chosen for expert in row}
+        worst = max(worst, *Counter(expert // on_a_chip for expert in used).values())
+    return worst
+
+
+@pytest.mark.parametrize(
+    ("n_experts", "top_k", "ways", "batch", "tokens"),
+    [
+        (5, 2, 1, 1, 1),
+        (5, 2, 2, 1, 1),  # 3 experts on the first chip: two rows can use them all, one cannot
+        (5, 2, 2, 1, 2),
+        (5, 2, 2, 2, 1),
+        (6, 1, 2, 2, 1),
+        (6, 1, 2, 1, 3),
+        (6, 3, 3, 1, 1),
+        (6, 1, 1, 2, 2),
+        (4, 1, 4, 2, 1),
+    ],
+)
+def test_the_slots_of_the_worst_case_are_enough_and_one_less_is_not(
+    n_experts: int, top_k: int, ways: int, batch: int, tokens: int
+) -> None:
+    assert KIMI.moe is not None
+    small = replace(KIMI.moe, n_experts=n_experts, top_k=top_k, n_groups=1, topk_groups=1)
+    cfg = replace(KIMI, moe=small)
+    request = Request(batch=batch, tokens=tokens, context=64)
+    worst = _most_experts_on_a_chip(n_experts, top_k, ways, batch * tokens)
+
+    def check(slots: int) -> None:
+        moe = MoeShard(expert=ways, slots=slots)
+        check_plan(_group_of(ways, moe=moe), cfg, LPX, FP16, request)
+
+    check(worst)
+    check(worst + 1)  # a slot that stays empty
+    if worst > 1:
+        with pytest.raises(PlanError, match=f"slots {worst - 1} could .* worst case is {worst} sl"):
+            check(worst - 1)
 
 
 def test_refused_ways_are_counted() -> None:

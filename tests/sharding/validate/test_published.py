@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpu_jax.cost.report import time as time_of
+from lpu_jax.cost.time_report import time as time_of
 from lpu_jax.datapath import mxm
 from lpu_jax.machine.catalogue import system
 from models.policy import POLICIES

@@ -101,7 +101,7 @@ def route_direct(topology: Topology, kind: str, runs: Runs) -> tuple[Rows, int]:
 
     Args:
         topology: the machine.
-        kind: one of `link_schedule.KINDS`.
+        kind: one of `kinds.LISTED_KINDS`.
         runs: chips of each run; at least two.
 
     Returns:

@@ -1,1 +1,1 @@
-"""The steps of each collective algorithm as formulas over many plans; entry: `cost.links`."""
+"""What formulas over many plans are made of, and those of `flat3`; entry: `links`."""

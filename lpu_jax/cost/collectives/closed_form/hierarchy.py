@@ -155,7 +155,7 @@ def flat3(topology: Topology, rates: Rates, run: Run, kind: str) -> tuple[Step, 
         topology: the machine's links.
         rates: cycles of its links.
         run: the runs.
-        kind: one of `links.KINDS`.
+        kind: one of `kinds.PRICED_KINDS`.
 
     Returns:
         Local, node (, rack), local steps. Over racks every kind but `send` moves whole vectors as

@@ -36,10 +36,10 @@ class Run:
         filled: whether its block of chips consists of whole nodes.
         aligned: whether it has chips at the same positions in each of its nodes.
         interleaved: runs that have chips in the same two nodes.
-        crossing: runs that use the same link between racks.
-        forwarded: runs that use the same local link at once.
+        crossing: of runs over racks, those that use the same link between racks.
+        forwarded: of these, those that use the same local link at once.
         collected: the same on the way to the links between racks.
-        meeting: runs that use the same link between nodes at once.
+        meeting: of these, those that use the same link between nodes at once.
     """
 
     n: Numbers
@@ -88,7 +88,7 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
     interleaved = np.minimum(gap, size).astype(np.float64)
     far = (racks > 1) & (n > 1)
     # Nobody else uses the links at the same time.
-    alone = (n >= topology.n_chips) | np.asarray(span.alone, np.bool_)
+    alone = np.asarray(span.alone, np.bool_)
     meeting = np.where(filled | alone, 1, _MEETING_RUNS)
     if topology.rack_wiring == "line":
         # Nobody forwards on local links but for its own chips.
@@ -122,7 +122,7 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
         aligned=filled & divides,
         interleaved=interleaved,
         crossing=crossing,
-        forwarded=np.where(far, forwarded, 1.0),
-        collected=np.where(far, collected, 1.0),
-        meeting=np.where(far, meeting, interleaved),
+        forwarded=forwarded,
+        collected=collected,
+        meeting=meeting,
     )

@@ -1,7 +1,7 @@
 """The shape of a link schedule: steps, their latencies and shares, and what they add up to.
 
-Which steps a collective takes is decided in `cost.links`, `hierarchy` and `levels`. Not modelled:
-partial overlap of one step with the next.
+Which steps a collective takes is said in `algorithms`. Not modelled: partial overlap of one step
+with the next.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class Schedule:
     """Steps of one collective; every number may be an array with one entry per plan.
 
     Attributes:
-        kind: one of `links.KINDS`, or `"hand_over"`.
-        algorithm: one of `links.ALGORITHMS`.
+        kind: one of `kinds.PRICED_KINDS`, or `"hand_over"`.
+        algorithm: one of `algorithms.table.ALGORITHMS`.
         n_chips: chips of the run.
         legal: whether every link exists.
         exact: whether the time is that of the steps written out link by link, where vectors divide

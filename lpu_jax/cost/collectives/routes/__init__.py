@@ -1,1 +1,1 @@
-"""The transfers of each collective algorithm as tables; entry: `cost.link_schedule`."""
+"""What tables of transfers are made of, and those of `flat3`; entry: `link_schedule`."""

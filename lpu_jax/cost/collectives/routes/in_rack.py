@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from .rows import Rows, equal_pairs, join_rows, make_rows, unique_columns
-from .spots import Levels, Spots, join_spots, make_spots, overlap, union
+from .spots import Numbering, Spots, join_spots, make_spots, overlap, union
 
 
 def sum_in_rack(
-    levels: Levels,
+    numbering: Numbering,
     n: int,
     cut: int,
     holders: Spots,
@@ -23,7 +23,7 @@ def sum_in_rack(
     """Sum, over the nodes of each rack, what holders hold, and bring the sums to those who need it.
 
     Args:
-        levels: the machine.
+        numbering: the machine.
         n: chips of a run.
         cut: pieces of the payload, a multiple of the links between two nodes.
         holders: single pieces; those of equal number in a run and rack are summed.
@@ -35,9 +35,9 @@ def sum_in_rack(
         The transfers.
     """
     spread, exchange, gather = phases
-    at, wanted = levels.key(holders), levels.key(needs)
-    near, far, a, b, part = levels.links(at, wanted)
-    n_links = levels.topology.node_ports.n_links
+    at, wanted = numbering.key(holders), numbering.key(needs)
+    near, far, a, b, part = numbering.links(at, wanted)
+    n_links = numbering.topology.node_ports.n_links
 
     def on_link(piece: Int[np.ndarray, " pieces"]) -> Int[np.ndarray, " pieces"]:
         return piece * n_links // cut
@@ -55,7 +55,7 @@ def sum_in_rack(
     between = make_rows(
         n,
         phase=exchange,
-        run=a[p] // levels.n_nodes,
+        run=a[p] // numbering.n_nodes,
         src=near[p],
         dst=far[p],
         part=part[p],
@@ -74,7 +74,7 @@ def sum_in_rack(
     has_landed[back[: p.size]] = True
     q, w = equal_pairs(sum_key, wanted * cut + needs.first)
     # The node's own sum alone is no news to the other chips that have it.
-    known = _has_own_sum(levels, cut, holders, (gate_key, gate), needs)[w] & ~has_landed[q]
+    known = _has_own_sum(numbering, cut, holders, (gate_key, gate), needs)[w] & ~has_landed[q]
     q, w = q[~known], w[~known]
     onward = make_rows(
         n,
@@ -87,7 +87,7 @@ def sum_in_rack(
     )
     # A node with nobody to exchange with.
     alone = holders.take(~np.isin(at, a))
-    h, w = equal_pairs(levels.key(alone) * cut + alone.first, wanted * cut + needs.first)
+    h, w = equal_pairs(numbering.key(alone) * cut + alone.first, wanted * cut + needs.first)
     straight = make_rows(
         n,
         phase=spread,
@@ -101,20 +101,20 @@ def sum_in_rack(
 
 
 def _has_own_sum(
-    levels: Levels,
+    numbering: Numbering,
     cut: int,
     holders: Spots,
     gates: tuple[Int[np.ndarray, " gates"], Int[np.ndarray, " gates"]],
     needs: Spots,
 ) -> Bool[np.ndarray, " needs"]:
     """Whether a chip has its node's own sum of a piece without being sent it."""
-    n_links, n_chips = levels.topology.node_ports.n_links, levels.n_chips
-    at = levels.key(needs)
+    n_links, n_chips = numbering.topology.node_ports.n_links, numbering.n_chips
+    at = numbering.key(needs)
     is_gate = np.isin(
         (at * n_links + needs.first * n_links // cut) * n_chips + needs.chip,
         gates[0] * n_chips + gates[1],
     )
-    held = levels.key(holders) * cut + holders.first
+    held = numbering.key(holders) * cut + holders.first
     holding, n_holders = np.unique(held, return_counts=True)
     alone = np.isin(held, holding[n_holders == 1])
     is_only = np.isin(
@@ -125,7 +125,7 @@ def _has_own_sum(
 
 
 def gather_in_rack(
-    levels: Levels,
+    numbering: Numbering,
     n: int,
     holders: Spots,
     blocks: Spots,
@@ -135,7 +135,7 @@ def gather_in_rack(
     """Bring what single chips hold to all who need it, over the nodes of each rack.
 
     Args:
-        levels: the machine.
+        numbering: the machine.
         n: chips of a run.
         holders: pieces; no piece is held twice in a run and rack.
         blocks: pieces of a node together, at any of its chips; their number is a multiple of the
@@ -147,12 +147,14 @@ def gather_in_rack(
         The transfers; each piece reaches a chip once.
     """
     spread, exchange, gather = phases
-    n_links = levels.topology.node_ports.n_links
-    at, wanted = levels.key(blocks), levels.key(needs)
-    near, far, a, b, part = levels.links(at, wanted)
+    n_links = numbering.topology.node_ports.n_links
+    at, wanted = numbering.key(blocks), numbering.key(needs)
+    near, far, a, b, part = numbering.links(at, wanted)
     p, k = equal_pairs(a, at)
     share = blocks.count[k] // n_links
-    leaving = make_spots(a[p] // levels.n_nodes, near[p], blocks.first[k] + part[p] * share, share)
+    leaving = make_spots(
+        a[p] // numbering.n_nodes, near[p], blocks.first[k] + part[p] * share, share
+    )
     # Only what somebody in the other node needs.
     (need_at, need_first, need_count), _ = unique_columns(wanted, needs.first, needs.count)
     r, w = equal_pairs(b[p], need_at)
@@ -170,15 +172,15 @@ def gather_in_rack(
         count=crossing.count,
     )
     landed = make_spots(crossing.run, far[link], crossing.first, crossing.count)
-    local = hand_out(levels, n, spread, holders, join_spots(needs, crossing))
-    return join_rows([local, between, hand_out(levels, n, gather, landed, needs)])
+    local = hand_out(numbering, n, spread, holders, join_spots(needs, crossing))
+    return join_rows([local, between, hand_out(numbering, n, gather, landed, needs)])
 
 
-def hand_out(levels: Levels, n: int, phase: int, holders: Spots, needs: Spots) -> Rows:
+def hand_out(numbering: Numbering, n: int, phase: int, holders: Spots, needs: Spots) -> Rows:
     """Bring what chips hold to the chips of the same node that need it.
 
     Args:
-        levels: the machine.
+        numbering: the machine.
         n: chips of a run.
         phase: when.
         holders: pieces, no piece twice in a run and node.
@@ -187,7 +189,7 @@ def hand_out(levels: Levels, n: int, phase: int, holders: Spots, needs: Spots) -
     Returns:
         The transfers; each piece reaches a chip once.
     """
-    h, w = equal_pairs(levels.key(holders), levels.key(needs))
+    h, w = equal_pairs(numbering.key(holders), numbering.key(needs))
     found, kept = overlap(holders.take(h), needs.first[w], needs.count[w])
     dst = needs.chip[w[kept]]
     found, once = union(found, dst)

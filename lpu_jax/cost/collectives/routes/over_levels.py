@@ -32,7 +32,7 @@ from .rows import (
     mirror,
     unique_columns,
 )
-from .spots import Levels, Spots, join_spots, make_spots, overlap
+from .spots import Numbering, Spots, join_spots, make_spots, overlap
 
 IN_RACK = (SPREAD, EXCHANGE, GATHER)
 TOWARDS_RACKS = (SPREAD, EXCHANGE, FORWARD)
@@ -75,13 +75,13 @@ def _reduce(
     members: Int[np.ndarray, "runs members"],
 ) -> tuple[Rows, int]:
     """Sum what sources hold and bring it to members."""
-    levels, n = Levels(topology), runs.shape[1]
+    numbering, n = Numbering(topology), runs.shape[1]
     n_links = topology.node_ports.n_links
     run = np.arange(runs.shape[0])[:, None]
     if not crosses_racks(topology, runs):
         holders = make_spots(run, sources, 0, n_links).pieces()
         needs = make_spots(run, members, 0, n_links).pieces()
-        return sum_in_rack(levels, n, n_links, holders, needs, IN_RACK, START), n_links
+        return sum_in_rack(numbering, n, n_links, holders, needs, IN_RACK, START), n_links
     links = rack_links(topology, sources, members)
     cut = math.lcm(n_links, links.n_shares)
     share = cut // links.n_shares
@@ -108,14 +108,14 @@ def _reduce(
         own = _at_own_sources(topology, sources, members)
         own = Spots(own.run, own.chip, own.chip % topology.node_chips * share, own.count * share)
         gates = join_spots(gates, own).pieces()
-        near = sum_in_rack(levels, n, cut, holders, gates, TOWARDS_RACKS, START)
+        near = sum_in_rack(numbering, n, cut, holders, gates, TOWARDS_RACKS, START)
         senders = join_spots(gates, landed).pieces()
-        return join_rows([near, across, _pass_on(levels, n, senders, needs, START)]), cut
+        return join_rows([near, across, _pass_on(numbering, n, senders, needs, START)]), cut
     near_needs = join_spots(needs, gates).pieces()
-    near = sum_in_rack(levels, n, cut, holders, near_needs, TOWARDS_RACKS, START)
+    near = sum_in_rack(numbering, n, cut, holders, near_needs, TOWARDS_RACKS, START)
     if topology.rack_wiring == "node":
-        return join_rows([near, across, _pass_on(levels, n, landed, needs, RACKS)]), cut
-    behind = sum_in_rack(levels, n, cut, landed, needs.pieces(), BEHIND_RACKS, RACKS)
+        return join_rows([near, across, _pass_on(numbering, n, landed, needs, RACKS)]), cut
+    behind = sum_in_rack(numbering, n, cut, landed, needs.pieces(), BEHIND_RACKS, RACKS)
     return join_rows([near, across, behind]), cut
 
 
@@ -129,7 +129,7 @@ def gather_over_levels(topology: Topology, runs: Int[np.ndarray, "runs chips"]) 
     Returns:
         The transfers and the number of pieces.
     """
-    levels, (n_runs, n) = Levels(topology), runs.shape
+    numbering, (n_runs, n) = Numbering(topology), runs.shape
     run, place = np.arange(n_runs)[:, None], np.arange(n)
     n_links = topology.node_ports.n_links
     links = rack_links(topology, runs, runs) if crosses_racks(topology, runs) else None
@@ -140,23 +140,23 @@ def gather_over_levels(topology: Topology, runs: Int[np.ndarray, "runs chips"]) 
     holders = make_spots(run, runs, place * fine, fine)
     needs = make_spots(run, runs, 0, n * fine)
     (at, chip), of_cell = unique_columns(
-        levels.key(holders), holders.chip // topology.node_chips * topology.node_chips
+        numbering.key(holders), holders.chip // topology.node_chips * topology.node_chips
     )
     width = np.bincount(of_cell)
     begin = np.full(at.size, n)
     np.minimum.at(begin, of_cell, np.tile(place, n_runs))
-    blocks = make_spots(at // levels.n_nodes, chip, begin * fine, width * fine)
+    blocks = make_spots(at // numbering.n_nodes, chip, begin * fine, width * fine)
     if links is None:
-        rows = gather_in_rack(levels, n, holders, blocks, needs, IN_RACK)
+        rows = gather_in_rack(numbering, n, holders, blocks, needs, IN_RACK)
     else:
         first, count = _positions(runs // topology.rack_chips, topology.n_racks)
         share = count[links.run, links.origin] * fine // links.n_shares
         begin = first[links.run, links.origin] * fine + links.share * share
         gates = make_spots(links.run, links.src, begin, share).take(links.distance <= 1)
         landed = make_spots(links.run, links.dst, begin, share)
-        local_needs = _in_rack(levels, needs, first * fine, count * fine)
+        local_needs = _in_rack(numbering, needs, first * fine, count * fine)
         near = gather_in_rack(
-            levels, n, holders, blocks, join_spots(local_needs, gates), TOWARDS_RACKS
+            numbering, n, holders, blocks, join_spots(local_needs, gates), TOWARDS_RACKS
         )
         across = make_rows(
             n,
@@ -169,9 +169,9 @@ def gather_over_levels(topology: Topology, runs: Int[np.ndarray, "runs chips"]) 
             count=share,
         )
         if topology.rack_wiring == "rack":
-            last = gather_in_rack(levels, n, landed, landed, needs, BEHIND_RACKS)
+            last = gather_in_rack(numbering, n, landed, landed, needs, BEHIND_RACKS)
         else:
-            last = hand_out(levels, n, GATHER, landed, needs)
+            last = hand_out(numbering, n, GATHER, landed, needs)
         rows = join_rows([near, across, last])
     return rows, n * fine
 
@@ -231,19 +231,19 @@ def _at_own_sources(
 
 
 def _in_rack(
-    levels: Levels,
+    numbering: Numbering,
     needs: Spots,
     first: Int[np.ndarray, "runs racks"],
     count: Int[np.ndarray, "runs racks"],
 ) -> Spots:
     """Narrow needs down to what comes from the own rack."""
-    rack = needs.chip // levels.topology.rack_chips
+    rack = needs.chip // numbering.topology.rack_chips
     return Spots(needs.run, needs.chip, first[needs.run, rack], count[needs.run, rack])
 
 
-def _pass_on(levels: Levels, n: int, senders: Spots, needs: Spots, since: int) -> Rows:
+def _pass_on(numbering: Numbering, n: int, senders: Spots, needs: Spots, since: int) -> Rows:
     """Send what landed on chips to the chips of their nodes, as the last step."""
-    h, w = equal_pairs(levels.key(senders), levels.key(needs))
+    h, w = equal_pairs(numbering.key(senders), numbering.key(needs))
     found, kept = overlap(senders.take(h), needs.first[w], needs.count[w])
     return make_rows(
         n,

@@ -131,7 +131,7 @@ def union(spots: Spots, dst: Int[np.ndarray, " spots"]) -> tuple[Spots, Int[np.n
 
 
 @dataclass(frozen=True)
-class Levels:
+class Numbering:
     """A topology's numbering, with keys for (run, node).
 
     Attributes:
