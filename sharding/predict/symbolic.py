@@ -70,7 +70,9 @@ def trace_block(
     n_data = ways.get("data", 1)
     local = {name: symbol[name] for name in axis_lengths(cfg, kind)}
     # Replicated lengths of one chip: a dimension that is never split keeps its number.
-    local = {name: s for name, s in local.items() if name in LOGICAL[kind]}
+    local = {
+        name: s for name, s in local.items() if not absent.issuperset(LOGICAL[kind].get(name, ()))
+    }
     if "once" in local:
         local["once"] = 1
     local |= {
