@@ -130,6 +130,9 @@ def test_splits_of_the_kinds() -> None:
         ({}, False),  # the context is merged
         ({"attention": AttentionShard(tensor=2, replica=6)}, False),  # partial sums of rows
         ({"attention": AttentionShard(tensor=2, replica=6, split=Split.COLUMN)}, False),
+        ({"attention": AttentionShard(replica=12)}, False),  # nor of experts
+        ({"attention": AttentionShard(replica=12), "moe": MoeShard(expert=12)}, False),
+        ({"attention": AttentionShard(replica=12), "moe": MoeShard(tensor=12)}, False),
         ({"attention": AttentionShard(replica=12), "moe": None}, True),  # one chip's rows
     ],
 )
