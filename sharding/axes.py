@@ -140,11 +140,10 @@ def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
 def axis_lengths(cfg: ModelConfig, kind: Kind) -> dict[str, int]:
     """Whole lengths of the logical axes of a kind of block."""
     lengths: dict[str, int] = {}
-    for name, spec in block_params(cfg, kind).items():
+    for spec in block_params(cfg, kind).values():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
             if axis is not None:
-                shared = axis == "d_out" and name.startswith("shared")
-                lengths["shared_d_out" if shared else axis] = length
+                lengths[axis] = length
     return lengths
 
 
