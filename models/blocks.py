@@ -25,8 +25,8 @@ from .layers.linear import Split
 from .layers.mlp import dense_mlp
 from .layers.moe import mixture
 from .layers.vocabulary import embed, head
+from .params import OUTPUT_AXES, ParamSpec, block_params
 from .params import Kind as Kind
-from .params import ParamSpec, block_params
 from .policy import Policy
 
 #: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
@@ -162,8 +162,7 @@ def block_arguments(
         dispatch: how rows reach the chips of their experts.
     """
     weights = {
-        name: _weight(name, spec, policy, split, sizes)
-        for name, spec in block_params(cfg, kind).items()
+        name: _weight(spec, policy, split, sizes) for name, spec in block_params(cfg, kind).items()
     }
     variant = _Variant(cfg=cfg, policy=policy, split=split, dispatch=dispatch)
     first, *others = BLOCK_KINDS[kind].arguments(variant, sizes)
@@ -359,20 +358,15 @@ def _state(dtype: Any, *lengths: Any) -> Leaf:
     )
 
 
-def _weight(name: str, spec: ParamSpec, policy: Policy, split: Split, sizes: Sizes) -> Any:
+def _weight(spec: ParamSpec, policy: Policy, split: Split, sizes: Sizes) -> Any:
     """Describe a weight; one with an output axis is split along its rows or along its columns."""
+    is_by_column = split is Split.COLUMN and not OUTPUT_AXES.isdisjoint(spec.axes)
+    gathered = sizes.ways.keys() - {"experts", *OUTPUT_AXES}
     dimensions = []
     for axis, length in zip(spec.axes, spec.shape, strict=True):
-        if axis == "d_out":
-            axis = "shared_d_out" if name.startswith("shared") else "d_out"
-            share = sizes.share(axis, length) if split is Split.COLUMN else (length, None)
-        elif (
-            axis is not None
-            and axis != "experts"
-            and axis in sizes.ways
-            and "d_out" in spec.axes
-            and split is Split.COLUMN
-        ):
+        if axis in OUTPUT_AXES and not is_by_column:
+            share: Dimension = (length, None)
+        elif is_by_column and axis is not None and axis in gathered:
             share = sizes.gathered(axis)
         else:
             share = sizes.share(axis, length)

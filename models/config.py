@@ -10,15 +10,9 @@ from typing import Literal, get_args
 
 from lpu_jax.errors import ConfigError
 
+from .hf_families import TENSOR_NAMES, Scoring
 from .rope import RopeConfig
 
-#: Families of released models: those of one family name their tensors alike.
-Family = Literal[
-    "llama", "qwen3", "qwen3_moe", "mixtral", "deepseek", "gpt_oss", "glm4_moe", "bailing_moe"
-]
-#: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
-#: softmax over the chosen logits only.
-Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
 #: Latent attention over the cached latent itself, or over keys and values made from it per head.
 LatentForm = Literal["absorbed", "expanded"]
 
@@ -213,7 +207,7 @@ class ModelConfig:
     """
 
     name: str
-    family: Family
+    family: str  #: what its tensors are called; see `hf_families`
     n_layers: int
     d_model: int
     d_ff: int
@@ -236,9 +230,9 @@ class ModelConfig:
         _require_positive(
             self, "n_layers", "d_model", "d_ff", "vocab_size", "max_position", "norm_eps"
         )
-        if self.family not in get_args(Family):
+        if self.family not in TENSOR_NAMES:
             raise ConfigError(
-                f"{self.name}: family must be one of {', '.join(get_args(Family))}, got "
+                f"{self.name}: family must be one of {', '.join(TENSOR_NAMES)}, got "
                 f"{self.family!r}."
             )
         if self.n_prediction_layers < 0:

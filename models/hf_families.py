@@ -1,15 +1,65 @@
-"""What a Hugging Face model type fixes without saying so in its `config.json`.
+"""What a Hugging Face model type fixes without saying so in its `config.json`, names included.
 
-One row per model type, read off the code that the type names. Holds no size. Not here: types with
-linear, sparse or recurrent layers, which this program does not model.
+One row per model type, read off the code that the type names: a type of known parts needs no more.
+Holds no size. Not here: types with linear, sparse or recurrent layers, which this program does not
+model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from .config import Family, Scoring
+#: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
+#: softmax over the chosen logits only.
+Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorNames:
+    """What the checkpoints of a family call their tensors.
+
+    Those of a layer follow `layer`, in which `{}` is its number. Matrices are named without the
+    `.weight` and `.bias` that follow. A matrix is `[out, in]`.
+    """
+
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    layer: str = "model.layers.{}."
+
+    attention_norm: str = "input_layernorm"
+    #: Query, key and value matrices; a family that stores them as one names only that.
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    sinks: str = "self_attn.sinks"
+    output: str = "self_attn.o_proj"
+
+    q_a: str = "self_attn.q_a_proj"
+    q_a_norm: str = "self_attn.q_a_layernorm"
+    q_b: str = "self_attn.q_b_proj"
+    kv_a: str = "self_attn.kv_a_proj_with_mqa"
+    kv_a_norm: str = "self_attn.kv_a_layernorm"
+    kv_b: str = "self_attn.kv_b_proj"
+
+    mlp_norm: str = "post_attention_layernorm"
+    mlp: str = "mlp."
+    router: str = "mlp.gate"
+    correction_bias: str = "mlp.gate.e_score_correction_bias"
+    #: `{}` is the expert's number. Without it all experts of a layer lie in two tensors
+    #: `[experts, in, out]`, and gate and up columns alternate.
+    expert: str = "mlp.experts.{}."
+    fused_gate_up_down: tuple[str, str] = ("gate_up_proj", "down_proj")
+    shared: str = "mlp.shared_experts."
+    #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert.
+    gate_up_down: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    expert_gate_up_down: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+
+    @property
+    def has_fused_experts(self) -> bool:
+        """Whether one tensor holds all experts of a layer."""
+        return "{}" not in self.expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +82,7 @@ class ExpertRules:
 class FamilyRules:
     """The rules of a model type."""
 
-    family: Family
+    family: str  #: types of one family name their tensors alike
     architecture: str  #: the class that the rules are read off; a file must not name another
     is_latent: bool = False
     is_interleaved: bool = False  #: rotation turns neighbours, not halves
@@ -49,6 +99,7 @@ class FamilyRules:
     windows: Literal["none", "all", "listed"] = "none"
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
     experts: ExpertRules | None = None
+    names: TensorNames = field(default_factory=TensorNames)
 
 
 _DEEPSEEK = FamilyRules(
@@ -58,16 +109,26 @@ _DEEPSEEK = FamilyRules(
     is_interleaved=True,
     experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True),
 )
-#: Source: models/modeling_bailing_moe_v2.py of github.com/inclusionAI/Ling-V2.
+#: Source: models/modeling_bailing_moe_v2.py of github.com/inclusionAI/Ling-V2; for the tensors,
+#: which transformers lacks, that of Ring-V2 and the converters of llama.cpp (second-hand).
 _BAILING = FamilyRules(
     family="bailing_moe",
     architecture="BailingMoeV2ForCausalLM",
     is_partial=True,
     qk_norm="file",
     experts=ExpertRules(scoring="sigmoid", is_normalised=True, is_deepseek_like=True),
+    names=TensorNames(
+        embedding="model.word_embeddings",
+        qkv=("attention.query_key_value",),
+        q_norm="attention.query_layernorm",
+        k_norm="attention.key_layernorm",
+        output="attention.dense",
+        correction_bias="mlp.gate.expert_bias",
+    ),
 )
 
-#: By `model_type`. Source, where not said: the classes of Hugging Face transformers 5.23.
+#: By `model_type`. Source, where not said: the classes of Hugging Face transformers 5.23;
+#: for tensor names, released files too.
 FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
     {
         "llama": FamilyRules(
@@ -95,6 +156,11 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             architecture="MixtralForCausalLM",
             windows="all",
             experts=ExpertRules(scoring="softmax", width="intermediate_size", is_normalised=True),
+            names=TensorNames(
+                router="block_sparse_moe.gate",
+                expert="block_sparse_moe.experts.{}.",
+                expert_gate_up_down=("w1", "w3", "w2"),
+            ),
         ),
         "deepseek_v3": _DEEPSEEK,
         "kimi_k2": _DEEPSEEK,
@@ -112,6 +178,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 has_biases=True,
                 is_clamped=True,
             ),
+            names=TensorNames(router="mlp.router", expert="mlp.experts."),
         ),
         "glm4_moe": FamilyRules(
             family="glm4_moe",
@@ -124,6 +191,11 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         "bailing_moe": _BAILING,
         "bailing_moe_v2": _BAILING,
     }
+)
+
+#: By family.
+TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
+    {rules.family: rules.names for rules in FAMILIES.values()}
 )
 
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.

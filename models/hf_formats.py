@@ -5,7 +5,7 @@ policy holds keeps the file's own words, because sizes can be read without it.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from .config import MoeConfig
@@ -23,9 +23,6 @@ USUAL_ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "mxfp4": ("expert",),
     }
 )
-
-_GATED = ("gate_proj", "up_proj", "down_proj")
-_LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
 #: Whether a scheme leaves a module as it is, by the module's name.
 _Spares = Callable[[str], bool]
@@ -161,30 +158,28 @@ def _modules(
     rules: FamilyRules, n_layers: int, moe: MoeConfig | None
 ) -> dict[str, tuple[str, ...]]:
     """List the modules of each role; the first expert stands for all of its layer."""
+    names = rules.names
+    latent = (names.q_a, names.q_b, names.kv_a, names.kv_b)
+    attention = (*(latent if rules.is_latent else names.qkv), names.output)
+    expert = names.expert.format(0)
+    experts = tuple(expert + part for part in names.expert_gate_up_down)
+    if names.has_fused_experts:
+        experts = (expert.removesuffix("."),)
+    dense, shared = (
+        tuple(prefix + part for part in names.gate_up_down) for prefix in (names.mlp, names.shared)
+    )
+
+    def of(layers: range, modules: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(names.layer.format(i) + module for i in layers for module in modules)
+
     n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
-    experts: tuple[str, ...] = tuple(f"mlp.experts.0.{part}" for part in _GATED)
-    attention = tuple(f"self_attn.{part}_proj" for part in "qkvo")
-    match rules.family:
-        case "deepseek":
-            attention = tuple(f"self_attn.{part}" for part in _LATENT)
-        case "bailing_moe":
-            attention = ("attention.query_key_value", "attention.dense")
-        case "mixtral":
-            experts = tuple(f"block_sparse_moe.experts.0.w{part}" for part in (1, 2, 3))
-        case "gpt_oss":
-            experts = ("mlp.experts",)
-
-    def of(layers: range, names: tuple[str, ...]) -> Iterator[str]:
-        return (f"model.layers.{layer}.{name}" for layer in layers for name in names)
-
     sparse = range(n_dense, n_layers)
     found = {
-        "attention": tuple(of(range(n_layers), attention)),
-        "dense": tuple(of(range(n_dense), tuple(f"mlp.{part}" for part in _GATED))),
-        "expert": tuple(of(sparse, experts)),
-        "head": ("lm_head",),
+        "attention": of(range(n_layers), attention),
+        "dense": of(range(n_dense), dense),
+        "expert": of(sparse, experts),
+        "head": (names.head,),
     }
     if moe is not None and moe.n_shared:
-        shared = tuple(f"mlp.shared_experts.{part}" for part in _GATED)
-        found["shared"] = tuple(of(sparse, shared))
-    return {role: names for role, names in found.items() if names}
+        found["shared"] = of(sparse, shared)
+    return {role: modules for role, modules in found.items() if modules}

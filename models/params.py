@@ -20,6 +20,9 @@ Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embe
 #: "sliding" is attention over the last keys only; it has the parameters of "attention".
 Kind = Literal["embed", "attention", "sliding", "dense", "moe", "head"]
 
+#: Logical axes of the columns of output projections.
+OUTPUT_AXES = frozenset({"d_out", "shared_d_out"})
+
 #: Spread of random biases: small against what they are added to, yet large enough to see.
 _BIAS_STD = 0.1
 
@@ -219,7 +222,7 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     if moe.n_shared:
         shared = (moe.d_shared, "shared_mlp")
         params["shared_gate_up"] = _matrix("shared", d_model, 2, shared)
-        params["shared_down"] = _matrix("shared", shared, (d_model, "d_out"))
+        params["shared_down"] = _matrix("shared", shared, (d_model, "shared_d_out"))
     return params
 
 

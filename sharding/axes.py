@@ -5,7 +5,8 @@ plan and the symbolic trace of a block use the same rules. The order of a block'
 which chips are neighbours.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -28,9 +29,10 @@ from .plan import AXES, GROUP_AXES, PARTS, Plan, PlanAxis, Shard
 from .request import Request
 
 
-def _mesh_axes(axes: Iterable[PlanAxis]) -> tuple[PlanAxis, ...]:
-    """Axes of a mesh: those of a part of a plan, each with the one inside it."""
-    return tuple(one for axis in axes for one in (axis, axis.inner) if one is not None)
+@cache
+def _ordered(part: str, order: tuple[str, ...]) -> tuple[PlanAxis, ...]:
+    """The axes of a part of a plan in an order."""
+    return tuple(sorted(AXES[part], key=lambda axis: order.index(axis.name)))
 
 
 def _axes_of_kind(kind: Kind) -> tuple[PlanAxis, ...]:
@@ -38,7 +40,8 @@ def _axes_of_kind(kind: Kind) -> tuple[PlanAxis, ...]:
     part = PARTS.get(BLOCK_KINDS[kind].part)
     if part is None:
         return GROUP_AXES
-    return _mesh_axes(sorted(AXES[part.part], key=lambda axis: part.order.index(axis.name)))
+    axes = _ordered(part.part, part.order)
+    return tuple(one for axis in axes for one in (axis, axis.inner) if one is not None)
 
 
 def _logical(kind: Kind) -> Mapping[str, tuple[str, ...]]:
@@ -50,13 +53,17 @@ def _logical(kind: Kind) -> Mapping[str, tuple[str, ...]]:
 
 
 #: Mesh axes of each kind of block, outermost first: neighbouring chips are along the last. A plan
-#: may order them otherwise (`mesh_order`).
+#: may order them otherwise (`degrees`).
 MESH_AXES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
     {kind: tuple(axis.name for axis in _axes_of_kind(kind)) for kind in BLOCK_KINDS}
 )
 #: Logical axes of each kind, and the mesh axes that split them.
 LOGICAL: Mapping[Kind, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {kind: _logical(kind) for kind in BLOCK_KINDS}
+)
+#: Axes of each kind that round whatever the split.
+MOVING: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {kind: tuple(axis.name for axis in _axes_of_kind(kind) if axis.moves) for kind in BLOCK_KINDS}
 )
 
 
@@ -71,20 +78,8 @@ def allocated_positions(plan: Plan, n_positions: int = 1) -> int:
 
 def shard_of(plan: Plan, kind: Kind) -> Shard | None:
     """The part of a plan that splits a kind of block; None for blocks over the whole group."""
-    return plan.parts.get(BLOCK_KINDS[kind].part)
-
-
-def axes_in_order(shard: Shard) -> list[PlanAxis]:
-    """The axes of a part of a plan, outermost first."""
-    return sorted(shard.axes, key=lambda axis: shard.order.index(axis.name))
-
-
-def mesh_order(plan: Plan, kind: Kind) -> tuple[str, ...]:
-    """Mesh axes of a kind of block in a plan, outermost first; `query` lies inside `tensor`."""
-    shard = shard_of(plan, kind)
-    if shard is None:
-        return MESH_AXES[kind]
-    return tuple(axis.name for axis in _mesh_axes(axes_in_order(shard)))
+    shard: Shard | None = getattr(plan, BLOCK_KINDS[kind].part, None)
+    return shard
 
 
 def dispatch_of(plan: Plan, kind: Kind) -> Dispatch:
@@ -121,12 +116,15 @@ def used_slots(asked: Any, n_local: Any, request: Request, moe: MoeConfig) -> An
 
 
 def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
-    """Chips along each mesh axis of a kind of block, in the order of the mesh, outermost first."""
+    """Chips along each mesh axis of a kind of block, in the order of the mesh, outermost first.
+
+    An inner axis lies just inside its own: `query` inside `tensor`.
+    """
     shard = shard_of(plan, kind)
     if shard is None:
         return {axis.name: plan.group_chips for axis in GROUP_AXES}
     ways: dict[str, int] = {}
-    for axis in axes_in_order(shard):
+    for axis in _ordered(shard.part, shard.order):
         ways[axis.name] = getattr(shard, axis.name)
         if axis.inner is not None:
             ways[axis.name], ways[axis.inner.name] = split_heads(cfg, ways[axis.name])
@@ -143,11 +141,10 @@ def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
 def axis_lengths(cfg: ModelConfig, kind: Kind) -> dict[str, int]:
     """Whole lengths of the logical axes of a kind of block."""
     lengths: dict[str, int] = {}
-    for name, spec in block_params(cfg, kind).items():
+    for spec in block_params(cfg, kind).values():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
             if axis is not None:
-                shared = axis == "d_out" and name.startswith("shared")
-                lengths["shared_d_out" if shared else axis] = length
+                lengths[axis] = length
     return lengths
 
 
@@ -186,17 +183,17 @@ def sizes(
         if axis in ways
     }
     local |= {"batch": request.batch, "tokens": request.tokens, "context": request.context}
-    is_split = kind == "attention" and splits_context(ways_by_axis)
+    splits_context = bool(np.max(ways.get("kv_length", 1)) > 1)
     if BLOCK_KINDS[kind].has_cache:
         local["batch_local"] = -(-request.batch // ways["batch_local"])
         local["kv_length"] = request.context
-    if is_split:
+    if splits_context:
         runs = -(-request.context // POSITIONS_STEP)
         local["kv_length"] = -(-runs // ways["kv_length"]) * POSITIONS_STEP
     if kind == "sliding" and isinstance(cfg.attention, GqaConfig):
         assert cfg.attention.window is not None
         local["window"] = ring_length(cfg.attention.window, request.longest_step, request.context)
-    return Sizes(local=local, ways=ways, splits_context=is_split)
+    return Sizes(local=local, ways=ways, splits_context=splits_context)
 
 
 def logical_ways(kind: Kind, ways_by_axis: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,9 +204,12 @@ def logical_ways(kind: Kind, ways_by_axis: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def splits_context(ways_by_axis: Mapping[str, Any]) -> bool:
-    """Whether chips share out the positions of a cache, in all of the plans or in none."""
-    return bool(np.max(ways_by_axis.get("context", 1)) > 1)
+def moving_axes(kind: Kind, ways_by_axis: Mapping[str, Any]) -> tuple[str, ...]:
+    """Axes with chips, in all of the plans or in none, that round whatever the split.
+
+    A block that has them runs another program than one that has not.
+    """
+    return tuple(axis for axis in MOVING[kind] if np.max(ways_by_axis[axis]) > 1)
 
 
 def chip_mesh(ways_by_axis: Mapping[str, int], system: System, collective: str) -> ChipMesh:

@@ -18,9 +18,10 @@ from lpu_jax.errors import WeightsError
 from lpu_jax.quantities import format_given
 
 from ..config import GqaConfig, MlaConfig, ModelConfig
+from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
-from .names import NAMES, file_tensors, is_left_out
+from .names import file_tensors, is_left_out
 from .stored import Matrix, Weight, joined, laid_across, laid_out, moved, one_of_batch, packed
 from .tensor import Tensor, quoted
 
@@ -106,7 +107,7 @@ class HfTensors:
         self.config = model_cfg
         self._tensors = tensors
         self._where = model_cfg.name if where is None else where
-        self._names = NAMES[model_cfg.family]
+        self._names = TENSOR_NAMES[model_cfg.family]
         self._shapes = file_tensors(model_cfg)
         self._stored = StoredTensors(tensors, self._where)
         self._refuse_unknown_tensors(may_be_cut)

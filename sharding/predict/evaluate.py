@@ -20,13 +20,13 @@ from lpu_jax.cost.schedule import Timing
 from lpu_jax.cost.timing import Placed, hand_over_cycles, placed, timing
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.system import System
-from models.blocks import CACHING_KINDS, Kind, block_arguments, block_chain, block_kinds
+from models.blocks import Kind, block_arguments, block_chain, block_kinds
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
 from .. import axes
-from ..axes import MESH_AXES, dispatch_of, mesh_order, slots_of, split_of
+from ..axes import MESH_AXES, dispatch_of, slots_of, split_of
 from ..plan import Plan
 from ..request import Request
 from ..scenario import Scenario
@@ -265,25 +265,22 @@ def _evaluate_kind(
 ) -> BlockReport:
     """Evaluate a kind of block for each distinct row of degrees, per split rule and collective."""
     names = MESH_AXES[kind]
+    degrees = [axes.degrees(plan, kind, scenario.model) for plan in plans]
     rows = np.array(
         [
-            [
-                group,
-                *(axes.degrees(plan, kind, scenario.model)[name] for name in names),
-                slots_of(plan, kind),
-            ]
-            for plan, group in zip(plans, group_of_plan, strict=True)
+            [group, *(ways[name] for name in names), slots_of(plan, kind)]
+            for plan, group, ways in zip(plans, group_of_plan, degrees, strict=True)
         ]
     )
     variants = [
         (
             split_of(plan, kind),
             plan.collective,
-            mesh_order(plan, kind),
+            tuple(ways),
             dispatch_of(plan, kind),
-            kind in CACHING_KINDS and plan.attention.context > 1,
+            axes.moving_axes(kind, ways),
         )
-        for plan in plans
+        for plan, ways in zip(plans, degrees, strict=True)
     ]
     parts: list[tuple[Int[np.ndarray, " ..."], BlockReport]] = []
     for variant in dict.fromkeys(variants):
@@ -339,7 +336,7 @@ def schedule_block(
         collective,
         tuple(ways),
         dispatch,
-        splits_context=axes.splits_context(ways),
+        axes.moving_axes(kind, ways),
     ).program
     if kind == "head":  # one row per position whose token is chosen, as of so many sequences
         rows = request.batch * request.sampled_tokens

@@ -21,7 +21,7 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
 
-from ..axes import LOGICAL, MESH_AXES, axis_lengths, logical_ways
+from ..axes import LOGICAL, MESH_AXES, MOVING, axis_lengths, logical_ways
 
 #: Lengths of every block that do not come from an axis of its weights.
 _COMMON = ("batch_local", "tokens", "context", "kv_length", "window", "slots")
@@ -44,8 +44,7 @@ def trace_block(
     collective: str,
     order: tuple[str, ...] | None = None,
     dispatch: Dispatch = Dispatch.REPLICATED,
-    *,
-    splits_context: bool = False,
+    moving: tuple[str, ...] = (),
 ) -> BlockTrace:
     """Trace a kind of block with symbols for everything a plan decides.
 
@@ -57,20 +56,23 @@ def trace_block(
         collective: algorithm of its collectives.
         order: mesh axes, outermost first; None for `MESH_AXES`.
         dispatch: how rows reach the chips of their experts.
-        splits_context: chips share out the positions of the cache; if not, there is no such axis.
+        moving: the axes with chips among those that round whatever the split; without chips,
+            there is no such axis.
 
     Raises:
         CostError: the block holds something else than datapath operations and free layout.
     """
     names = [*axis_lengths(cfg, kind), *_COMMON, *(f"n_{axis}" for axis in MESH_AXES[kind])]
     symbol: dict[str, Any] = dict(zip(names, symbolic_shape(",".join(names)), strict=True))
-    ways = {axis: symbol[f"n_{axis}"] for axis in MESH_AXES[kind]}
-    if "context" in ways and not splits_context:
-        ways["context"] = 1
+    absent = set(MOVING[kind]).difference(moving)
+    ways = {axis: 1 if axis in absent else symbol[f"n_{axis}"] for axis in MESH_AXES[kind]}
+    splits_context = not absent.issuperset(LOGICAL[kind].get("kv_length", ()))
     n_data = ways.get("data", 1)
     local = {name: symbol[name] for name in axis_lengths(cfg, kind)}
     # Replicated lengths of one chip: a dimension that is never split keeps its number.
-    local = {name: s for name, s in local.items() if name in LOGICAL[kind]}
+    local = {
+        name: s for name, s in local.items() if not absent.issuperset(LOGICAL[kind].get(name, ()))
+    }
     if "once" in local:
         local["once"] = 1
     local |= {

@@ -114,7 +114,7 @@ def program_of(case: Case) -> Program:
         case.split,
         "auto",
         dispatch=case.dispatch,
-        splits_context=axes.splits_context(case.ways),
+        moving=axes.moving_axes(case.kind, case.ways),
     ).program
 
 

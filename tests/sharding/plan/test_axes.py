@@ -1,0 +1,193 @@
+"""The rows of plan axes and of kinds of block give what was once written out by hand."""
+
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpu_jax.errors import PlanError
+from lpu_jax.machine.catalogue import system
+from models.blocks import BLOCK_KINDS, CACHING_KINDS, Leaf, block_arguments, block_kinds
+from models.config import GqaConfig
+from models.layers.linear import Split
+from models.params import Kind, block_params
+from models.policy import FP16, POLICIES
+from models.zoo import model
+from sharding.axes import (
+    LOGICAL,
+    MESH_AXES,
+    degrees,
+    moving_axes,
+    sizes,
+    split_of,
+    used_slots,
+    worst_slots,
+)
+from sharding.legal import attention_reason, check_plan
+from sharding.plan import AXES, AttentionShard, MlpShard, MoeShard, Plan
+from sharding.rank.choose import promises_one_chip_bits
+from sharding.request import Request
+
+KIMI, LLAMA = model("kimi-k2"), model("llama-3.1-8b")
+ATTENTION = ("replica", "data", "context", "tensor", "query")
+HEADS = {
+    "batch_local": ("data",),
+    "kv_heads": ("tensor",),
+    "heads": ("tensor", "query"),
+    "q_per_kv": ("query",),
+    "d_out": ("tensor", "query"),
+    "once": ("tensor", "query"),
+}
+PLAN = Plan(
+    group_chips=12,
+    attention=AttentionShard(tensor=2, context=3, replica=2),
+    mlp=MlpShard(tensor=4, replica=3, split=Split.COLUMN),
+    moe=MoeShard(expert=6, tensor=2),
+)
+
+
+def test_the_axes_of_every_kind() -> None:
+    assert MESH_AXES == {
+        "embed": ("tensor",),
+        "attention": ATTENTION,
+        "sliding": ATTENTION,
+        "dense": ("replica", "tensor"),
+        "moe": ("replica", "expert", "tensor"),
+        "head": ("tensor",),
+    }
+
+
+def test_what_each_axis_shares_out() -> None:
+    assert LOGICAL == {
+        "embed": {"vocab": ("tensor",)},
+        "attention": {**HEADS, "kv_length": ("context",)},
+        "sliding": HEADS,
+        "dense": {"mlp": ("tensor",), "d_out": ("tensor",)},
+        "moe": {
+            "experts": ("expert",),
+            "expert_mlp": ("tensor",),
+            "d_out": ("tensor",),
+            "once": ("tensor",),
+            "shared_mlp": ("expert", "tensor"),
+            "shared_d_out": ("expert", "tensor"),
+        },
+        "head": {"vocab": ("tensor",)},
+    }
+
+
+def test_letters_tell_the_axes_of_a_part_apart() -> None:
+    for axes in AXES.values():
+        assert len({axis.letter for axis in axes}) == len(axes)
+        assert all(len(axis.letter) == 1 for axis in axes)
+    names = {(axis.letter, axis.name) for axes in AXES.values() for axis in axes}
+    assert len({letter for letter, _ in names}) == len(names)
+
+
+def test_every_kind_has_a_row_and_the_cache_is_attentions() -> None:
+    assert tuple(BLOCK_KINDS) == get_args(Kind)
+    assert {"attention", "sliding"} == CACHING_KINDS
+
+
+@pytest.mark.parametrize("name", ["kimi-k2", "llama-3.1-8b", "gpt-oss-20b"])
+def test_the_inputs_of_a_kind_are_what_comes_and_goes(name: str) -> None:
+    """Everything else a program takes is placed once: weights, tables, numbers of shares."""
+    cfg = model(name)
+    for kind in block_kinds(cfg):
+        one = sizes(cfg, kind, FP16, dict.fromkeys(MESH_AXES[kind], 1), Request())
+        arguments = block_arguments(cfg, kind, FP16, Split.ROW, one)
+        comes = {
+            number
+            for number, argument in enumerate(arguments)
+            if (isinstance(argument, Leaf) and argument.kind == "state")
+            or (isinstance(argument, dict) and "keys" in argument)
+        }
+        assert comes == set(BLOCK_KINDS[kind].inputs), kind
+
+
+def test_degrees_are_those_of_the_part_in_its_order() -> None:
+    assert degrees(PLAN, "embed", KIMI) == {"tensor": 12}
+    assert list(degrees(PLAN, "moe", KIMI).items()) == [
+        *(("replica", 1), ("expert", 6), ("tensor", 2))
+    ]
+    wide = replace(PLAN, attention=AttentionShard(tensor=16, order=("tensor", "data", "replica")))
+    assert list(degrees(wide, "attention", LLAMA).items()) == [  # 8 key/value heads
+        *(("context", 1), ("tensor", 8), ("query", 2), ("data", 1), ("replica", 1))
+    ]
+
+
+def test_splits_of_the_kinds() -> None:
+    assert [split_of(PLAN, kind) for kind in BLOCK_KINDS] == [
+        *(Split.ROW, Split.ROW, Split.ROW, Split.COLUMN, Split.ROW, Split.ROW)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "promises"),
+    [
+        ({}, False),  # the context is merged
+        ({"attention": AttentionShard(tensor=2, replica=6)}, False),  # partial sums of rows
+        ({"attention": AttentionShard(tensor=2, replica=6, split=Split.COLUMN)}, False),
+        ({"attention": AttentionShard(replica=12)}, False),  # nor of experts
+        ({"attention": AttentionShard(replica=12), "moe": MoeShard(expert=12)}, False),
+        ({"attention": AttentionShard(replica=12), "moe": MoeShard(tensor=12)}, False),
+        ({"attention": AttentionShard(replica=12), "moe": None}, True),  # one chip's rows
+    ],
+)
+def test_bits_of_one_chip(change: dict[str, object], promises: bool) -> None:
+    assert promises_one_chip_bits(replace(PLAN, **change)) is promises
+
+
+def test_only_a_shared_out_context_has_a_program_of_its_own() -> None:
+    for kind in BLOCK_KINDS:
+        found = moving_axes(kind, degrees(PLAN, kind, KIMI))
+        assert found == (("context",) if kind in CACHING_KINDS else ())
+
+
+@given(st.integers(1, 400), st.integers(1, 64), st.integers(1, 8), st.integers(0, 400))
+def test_slots_are_what_is_asked_for_or_what_may_be_chosen(
+    n_local: int, batch: int, tokens: int, asked: int
+) -> None:
+    assert KIMI.moe is not None
+    request = Request(batch=batch, tokens=tokens)
+    # Rows that choose one expert after another have chosen as many as can be.
+    chosen = {i % n_local for i in range(batch * tokens * KIMI.moe.top_k)}
+    assert worst_slots(n_local, request, KIMI.moe) == len(chosen)
+    assert used_slots(asked, n_local, request, KIMI.moe) == max(asked, len(chosen))
+    both = used_slots(np.array([asked, 0]), np.array([n_local, 1]), request, KIMI.moe)
+    assert both.tolist() == [max(asked, len(chosen)), 1]
+
+
+def test_slots_of_exactly_the_worst_case_are_legal() -> None:
+    plan = Plan(
+        stages=61,
+        group_chips=32,
+        attention=AttentionShard(tensor=16, replica=2),
+        mlp=MlpShard(tensor=32),
+        moe=MoeShard(expert=2, tensor=16, slots=8),
+    )
+    check_plan(plan, KIMI, system("lpx-9"), POLICIES["int4"], Request(context=64))
+    with pytest.raises(PlanError, match="the worst case is 16 slots of 192 experts"):
+        check_plan(plan, KIMI, system("lpx-9"), POLICIES["int4"], Request(tokens=2, context=64))
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 160))
+def test_more_ways_than_key_value_heads_cut_the_query_heads_of_each_evenly(
+    n_kv_heads: int, q_per_kv: int, ways: int
+) -> None:
+    n_heads = n_kv_heads * q_per_kv
+    cfg = replace(LLAMA, attention=GqaConfig(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=128))
+    each = n_heads // ways  # query heads of a chip; all must read one key/value head
+    shares = [range(chip * each, (chip + 1) * each) for chip in range(ways)]
+    is_even = each * ways == n_heads and all(
+        len({head // q_per_kv for head in share}) == 1 for share in shares
+    )
+    assert (attention_reason(cfg, ways) is None) == (ways <= n_kv_heads or is_even)
+
+
+def test_the_parameters_of_a_block_are_described_once() -> None:
+    assert block_params(KIMI, "moe") is block_params(replace(KIMI), "moe")
+    with pytest.raises(TypeError):
+        block_params(KIMI, "moe")["norm"] = block_params(KIMI, "dense")["norm"]  # type: ignore[index]
