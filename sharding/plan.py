@@ -33,6 +33,16 @@ def _word(owner: str, shard: Any, name: str, words: type[StrEnum]) -> None:
     object.__setattr__(shard, name, words(given))
 
 
+def _settle_split(shard: "AttentionShard | MlpShard | MoeShard") -> None:
+    """Take an output projection that one chip holds whole for one split by columns.
+
+    So it is: the chip holds all columns. Plans that differ only in the split of what is not split
+    are one plan, with one program, one time and the same bits.
+    """
+    if shard.output_ways == 1:
+        object.__setattr__(shard, "split", Split.COLUMN)
+
+
 def _check_order(owner: str, order: tuple[str, ...], default: tuple[str, ...]) -> None:
     if sorted(order) != sorted(default):
         raise PlanError(
@@ -46,7 +56,8 @@ class AttentionShard:
     """How an attention block splits its group.
 
     Heads over `tensor`, positions of the cache over `context`, sequences over `data`, copies over
-    `replica`. Chips along the last axis of `order` are neighbours; an order without `context` has
+    `replica`. Whatever `split` is given, one chip that holds all heads has all columns: `column`.
+    Chips along the last axis of `order` are neighbours; an order without `context` has
     it just outside `tensor`. Sliding layers have short caches: `context` copies them.
     """
 
@@ -71,6 +82,12 @@ class AttentionShard:
             object.__setattr__(self, "order", order)
         _check_order("attention", self.order, AttentionShard.order)
         _word("attention", self, "split", Split)
+        _settle_split(self)
+
+    @property
+    def output_ways(self) -> int:
+        """Chips that share out the output projection."""
+        return self.tensor
 
     @property
     def n_chips(self) -> int:
@@ -80,7 +97,10 @@ class AttentionShard:
 
 @dataclass(frozen=True, kw_only=True)
 class MlpShard:
-    """How a dense MLP splits its group: columns over `tensor`, copies over `replica`."""
+    """How a dense MLP splits its group: columns over `tensor`, copies over `replica`.
+
+    Whatever `split` is given, one chip that holds the whole MLP has all columns: `column`.
+    """
 
     tensor: int = 1
     replica: int = 1
@@ -91,6 +111,12 @@ class MlpShard:
         _positive("mlp", tensor=self.tensor, replica=self.replica)
         _check_order("mlp", self.order, MlpShard.order)
         _word("mlp", self, "split", Split)
+        _settle_split(self)
+
+    @property
+    def output_ways(self) -> int:
+        """Chips that share out the output projection."""
+        return self.tensor
 
     @property
     def n_chips(self) -> int:
@@ -106,6 +132,8 @@ class MoeShard:
 
     `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot
     overflow. `dispatch` says whether every chip has every row, or rows travel to their experts.
+    Whatever is given, one chip that holds the whole block has all columns, and rows do not travel
+    where there is one way over experts.
     """
 
     expert: int = 1
@@ -128,6 +156,14 @@ class MoeShard:
                 f"moe order is {', '.join(self.order)}; replica must be its first or last axis, "
                 "because results are added over expert and tensor together."
             )
+        _settle_split(self)
+        if self.expert == 1:  # all experts are where the rows are
+            object.__setattr__(self, "dispatch", Dispatch.REPLICATED)
+
+    @property
+    def output_ways(self) -> int:
+        """Chips that share out the experts' output projections: their results are added."""
+        return self.expert * self.tensor
 
     @property
     def n_chips(self) -> int:
@@ -164,8 +200,9 @@ class Plan:
     def name(self) -> str:
         """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
 
-        Then the split of output projections, or one for each part if they differ; last the slots,
-        the dispatch, the orders of axes and the collective if they are not the default.
+        Then the split of output projections, or one for each part if they differ; parts that no
+        chips split have none. Last the slots, the dispatch, the orders of axes and the collective
+        if they are not the default.
         """
         attention = _degrees(
             "a",
@@ -180,19 +217,20 @@ class Plan:
             if self.moe is None
             else [_degrees("m", e=self.moe.expert, t=self.moe.tensor, r=self.moe.replica)]
         )
-        splits = [self.attention.split, self.mlp.split, *([self.moe.split] if self.moe else [])]
-        split = splits[0] if len(set(splits)) == 1 else "/".join(splits)
+        parts = [part for part in (self.attention, self.mlp, self.moe) if part is not None]
+        splits = [part.split for part in parts if part.output_ways > 1]
+        split = splits[:1] if len(set(splits)) == 1 else ["/".join(splits)] * bool(splits)
         rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
         if self.moe and self.moe.dispatch is not Dispatch.REPLICATED:
             rest.append(self.moe.dispatch)
-        for part in (self.attention, self.mlp, self.moe):
-            if part is not None and part.order != type(part).order:
+        for part in parts:
+            if part.order != type(part).order:
                 named = (
                     axis for axis in part.order if getattr(part, axis) > 1 or axis != "context"
                 )
                 rest.append(">".join(named))
         rest += [self.collective] if self.collective != "auto" else []
-        return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, split, *rest])
+        return " ".join([f"{self.stages}x{self.group_chips}", attention, mlp, *moe, *split, *rest])
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""

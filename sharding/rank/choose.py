@@ -101,22 +101,24 @@ def default_plans(cfg: ModelConfig, system: System, policy: Policy) -> list[Plan
 
 
 def promises_one_chip_bits(plan: Plan) -> bool:
-    """Whether every output projection of a plan is split by columns, or not split at all.
+    """Whether a plan gives the bits of one chip, for every model that it can run.
 
-    An exchange of rows adds the shared expert's result in another place even on one chip; a split
-    of the context rounds partial results before they are merged.
+    So it does if every output projection is split by columns, as one that is not split at all
+    counts too. A split by rows rounds partial sums, an exchange of rows adds the shared expert's
+    result in another place, and a split of the context rounds partial results before they are
+    merged.
     """
     if plan.attention.context > 1:
         return False
     if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
         return False
-    return all(part.split is Split.COLUMN or ways == 1 for part, ways in _ways(plan))
+    return all(part.split is Split.COLUMN for part in _parts(plan))
 
 
 def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
     """Whether a plan splits every kind of block that the model has."""
     has_dense = cfg.n_moe_layers < cfg.n_layers
-    return all(ways > 1 for part, ways in _ways(plan) if has_dense or part is not plan.mlp)
+    return all(part.output_ways > 1 for part in _parts(plan) if has_dense or part is not plan.mlp)
 
 
 def split_by(plan: Plan, split: Split) -> Plan:
@@ -129,15 +131,9 @@ def split_by(plan: Plan, split: Split) -> Plan:
     )
 
 
-def _ways(plan: Plan) -> list[tuple[AttentionShard | MlpShard | MoeShard, int]]:
-    """The parts of a plan, and over how many chips each splits its output projection."""
-    parts: list[tuple[AttentionShard | MlpShard | MoeShard, int]] = [
-        (plan.attention, plan.attention.tensor),
-        (plan.mlp, plan.mlp.tensor),
-    ]
-    if plan.moe is not None:
-        parts.append((plan.moe, plan.moe.expert * plan.moe.tensor))
-    return parts
+def _parts(plan: Plan) -> list[AttentionShard | MlpShard | MoeShard]:
+    """The parts that a plan has."""
+    return [part for part in (plan.attention, plan.mlp, plan.moe) if part is not None]
 
 
 def text_plan(

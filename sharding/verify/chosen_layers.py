@@ -252,7 +252,7 @@ def rounding_moved(
             continue
         if kind == "attention" and ways["context"] > 1:
             sentences.append(_merged(ways["context"], n_tokens, policy))
-        if block_split(plan, kind) is Split.COLUMN or n_chips == 1 or kind not in said:
+        if block_split(plan, kind) is Split.COLUMN or kind not in said:
             continue
         order = "added in chip order"
         if tiers and n_chips > tiers[0]:
@@ -268,13 +268,10 @@ def rounding_moved(
 
 def _exchanged(n_chips: int, policy: Policy) -> str:
     """Say what an exchange of rows between the chips of the expert axis does."""
-    added = "the shared expert and the hidden state (all-to-all dispatch)"
-    if n_chips == 1:
-        return f"sum over experts: it is rounded to {policy.base} before its chip adds {added}"
     return (
         f"sum over experts: each of {n_chips} chips of the expert axis rounds its part of a row to "
         f"{policy.base} and sends it to the row's owner, which adds them in chip order, then "
-        f"{added}"
+        "the shared expert and the hidden state (all-to-all dispatch)"
     )
 
 
