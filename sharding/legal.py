@@ -250,17 +250,19 @@ class Search:
             attention = {split: self._attention(chips, split) for split in Split}
             mlp = {split: self._mlp(chips, split) for split in Split}
             moe = {split: self._moe(chips, split) for split in Split}
-            for split, moe_split in product(Split, Split):
-                if self.scenario.model.moe is None and split is not moe_split:
-                    continue
-                for shards in product(attention[split], mlp[split], moe[moe_split]):
-                    yield Plan(
-                        stages=stages,
-                        group_chips=chips,
-                        attention=shards[0],
-                        mlp=shards[1],
-                        moe=shards[2],
-                    )
+            found = dict.fromkeys(  # what is not split is the same for both splits
+                shards
+                for split, moe_split in product(Split, Split)
+                for shards in product(attention[split], mlp[split], moe[moe_split])
+            )
+            for shards in found:
+                yield Plan(
+                    stages=stages,
+                    group_chips=chips,
+                    attention=shards[0],
+                    mlp=shards[1],
+                    moe=shards[2],
+                )
 
     def within_reach(self) -> "Search":
         """Return this search or, if it finds nothing, one over groups that the model can fill.

@@ -104,6 +104,10 @@ class Shard:
                 f"{', '.join(default)} once, outermost first."
             )
         self._take_word("split", Split)
+        if self.summed_chips == 1:
+            # The chip holds all columns. Plans that differ only in the split of what is not split
+            # are one plan, with one program, one time and the same bits.
+            object.__setattr__(self, "split", Split.COLUMN)
 
     def _take_word(self, name: str, words: type[StrEnum]) -> None:
         """Take a choice given as a plain word for the word of its enumeration."""
@@ -156,7 +160,8 @@ class AttentionShard(Shard):
     """How an attention block splits its group.
 
     Heads over `tensor`, positions of the cache over `context`, sequences over `data`, copies over
-    `replica`. Chips along the last axis of `order` are neighbours; an order without `context` has
+    `replica`. Whatever `split` is given, one chip that holds all heads has all columns: `column`.
+    Chips along the last axis of `order` are neighbours; an order without `context` has
     it just outside `tensor`. Sliding layers have short caches: `context` copies them.
     """
 
@@ -198,6 +203,8 @@ class MoeShard(Shard):
 
     `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot
     overflow. `dispatch` says whether every chip has every row, or rows travel to their experts.
+    Whatever is given, one chip that holds the whole block has all columns, and rows do not travel
+    where there is one way over experts.
     """
 
     part, letter, title = "moe", "m", "experts"
@@ -221,6 +228,8 @@ class MoeShard(Shard):
                 f"moe order is {', '.join(self.order)}; replica must be its first or last axis, "
                 "because results are added over expert and tensor together."
             )
+        if self.expert == 1:  # all experts are where the rows are
+            object.__setattr__(self, "dispatch", Dispatch.REPLICATED)
 
 
 #: The parts of a plan, in the order of its name.
@@ -287,12 +296,13 @@ class Plan:
     def name(self) -> str:
         """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
 
-        Then the split of output projections, or one for each part if they differ; last the slots,
-        the dispatch, the orders of axes and the collective if they are not the default.
+        Then the split of output projections, or one for each part if they differ; parts that no
+        chips split have none. Last the slots, the dispatch, the orders of axes and the collective
+        if they are not the default.
         """
         parts = self.parts.values()
-        splits = [part.split for part in parts]
-        split = splits[0] if len(set(splits)) == 1 else "/".join(splits)
+        splits = [part.split for part in parts if part.summed_chips > 1]
+        split = splits[:1] if len(set(splits)) == 1 else ["/".join(splits)] * bool(splits)
         rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
         if self.moe and self.moe.dispatch is not Dispatch.REPLICATED:
             rest.append(self.moe.dispatch)
@@ -301,7 +311,7 @@ class Plan:
                 rest.append(">".join(axis for axis in part.order if axis in part.named_axes))
         rest += [self.collective] if self.collective != "auto" else []
         names = (part.name for part in parts)
-        return " ".join([f"{self.stages}x{self.group_chips}", *names, split, *rest])
+        return " ".join([f"{self.stages}x{self.group_chips}", *names, *split, *rest])
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""

@@ -253,7 +253,7 @@ def _round_to_wire(x: Array, dtype: Any) -> Array:
 def _ordered_sum(parts: Array, dtype: Any, axis: int = 0) -> Array:
     """Add parts in ascending order in fp32."""
     parts = jnp.moveaxis(parts, axis, 0).astype(jnp.float32)
-    return _round_to_wire(elementary.sum_leading(parts), dtype)
+    return _round_to_wire(elementary.sum_chips(parts), dtype)
 
 
 def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:

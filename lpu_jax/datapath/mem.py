@@ -45,7 +45,9 @@ def _lookup_meaning(table: Array, ids: Array, first: Array, *, missing: int) -> 
     local = ids - first
     held = (local >= 0) & (local < table.shape[0])
     rows = jnp.take(table, jnp.where(held, local, 0), axis=0)
-    absent = jnp.full((), missing, rows.dtype)
+    # Added to what the chip that has a row sends, a negative zero changes no number, nor its sign.
+    is_number = jnp.issubdtype(rows.dtype, jnp.floating)
+    absent = jnp.full((), -0.0 if is_number and not missing else missing, rows.dtype)
     return jnp.where(jnp.broadcast_to(held[..., None], rows.shape), rows, absent)
 
 
@@ -71,7 +73,8 @@ def lookup(
         table: rows `first .. first + n`.
         ids: global row numbers.
         first: global number of the share's first row.
-        missing: this number.
+        missing: this number; of a table of floats 0 is -0, which a sum over chips adds without a
+            trace.
 
     Raises:
         LpuError: the table's type has no such number.

@@ -223,13 +223,14 @@ def sum_lanes(u: Arithmetic, x: Values, *, lanes: int, max_unrolled: int) -> Val
     return total[..., 0]
 
 
-def sum_leading(u: Arithmetic, x: Values) -> Values:
-    """Sum the leading axis in ascending order, starting from +0."""
+def sum_leading(u: Arithmetic, x: Values, *, from_first: bool) -> Values:
+    """Sum the leading axis in ascending order, starting from +0 or from the first entry."""
+    start = -0.0 if from_first else 0.0  # what is added to -0 keeps its sign
 
     def step(total: Values, part: Values) -> tuple[Values, None]:
         return u.plain_add(total, flushed(part)), None
 
-    return lax.scan(step, jnp.zeros(x.shape[1:], x.dtype), x)[0]
+    return lax.scan(step, jnp.full(x.shape[1:], start, x.dtype), x)[0]
 
 
 def max_last(u: Arithmetic, x: Values) -> Values:

@@ -262,7 +262,16 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity:
         Order-dependent: the order above; zeros anywhere in the list change no bit.
     """
-    return on_backend(algorithms.sum_leading, x)
+    return on_backend(algorithms.sum_leading, x, from_first=False)
+
+
+def sum_chips(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
+    """Sum the leading axis in ascending order, starting from its first entry.
+
+    Fidelity:
+        Order-dependent: the order above; negative zeros anywhere in the list change no bit.
+    """
+    return on_backend(algorithms.sum_leading, x, from_first=True)
 
 
 @checked

@@ -103,17 +103,16 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
 
 
 def promises_one_chip_bits(plan: Plan) -> bool:
-    """Whether every output projection of a plan is split by columns, or not split at all.
+    """Whether a plan gives the bits of one chip, for every model that it can run.
 
-    An exchange of rows adds the shared expert's result in another place even on one chip; some
-    axes, such as a context that chips share out, round whatever the split.
+    So it does if every output projection is split by columns, as one that is not split at all
+    counts too. A split by rows rounds partial sums, an exchange of rows adds the shared expert's
+    result in another place, and some axes, such as a context that chips share out, round whatever
+    the split.
     """
     if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
         return False
-    return not any(
-        shard.moving_axes or (shard.split is Split.ROW and shard.summed_chips > 1)
-        for shard in plan.parts.values()
-    )
+    return not any(shard.moving_axes or shard.split is Split.ROW for shard in plan.parts.values())
 
 
 def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:

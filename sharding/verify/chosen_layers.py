@@ -261,7 +261,7 @@ def rounding_moved(
             if axis.moves and not BLOCK_KINDS[kind].whole.issuperset(axis.splits)
         ]
         n_chips = shard.summed_chips
-        if split_of(plan, kind) is Split.COLUMN or n_chips == 1:
+        if split_of(plan, kind) is Split.COLUMN:
             continue
         order = "added in chip order"
         if n_chips > node_chips:
@@ -277,13 +277,10 @@ def rounding_moved(
 
 def _exchanged(n_chips: int, policy: Policy) -> str:
     """Say what an exchange of rows between the chips of the expert axis does."""
-    added = "the shared expert and the hidden state (all-to-all dispatch)"
-    if n_chips == 1:
-        return f"sum over experts: it is rounded to {policy.base} before its chip adds {added}"
     return (
         f"sum over experts: each of {n_chips} chips of the expert axis rounds its part of a row to "
         f"{policy.base} and sends it to the row's owner, which adds them in chip order, then "
-        f"{added}"
+        "the shared expert and the hidden state (all-to-all dispatch)"
     )
 
 

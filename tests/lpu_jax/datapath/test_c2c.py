@@ -202,6 +202,20 @@ def test_a_batch_of_programs_equals_one_after_the_other(kind: str) -> None:
         np.testing.assert_array_equal(out, [expected(kind, "float32", *pair) for pair in pairs])
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "ring"])
+def test_a_sum_keeps_the_sign_of_zero_that_one_chip_has(algorithm: str) -> None:
+    # What a chip has beside chips that send -0 arrives bit for bit; -0 and +0 give +0.
+    parts = np.asarray([[-0.0, -0.0, 0.0, 1.5], [-0.0, 0.0, -0.0, -0.0]], np.float16)
+    mesh = ChipMesh(axes=(("x", 2),), topology=NODE.topology, algorithm=algorithm)
+
+    def add(x, *, axes):
+        return c2c.all_reduce(x[0], axes["x"])
+
+    got = np.asarray(run_virtual(add, mesh, (P("x"),), P())(jnp.asarray(parts)))
+    np.testing.assert_array_equal(np.signbit(got), [True, False, False, False])
+    np.testing.assert_array_equal(got, [0, 0, 0, 1.5])
+
+
 # --- the ring's own order -------------------------------------------------------------------------
 
 

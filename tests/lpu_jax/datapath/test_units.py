@@ -239,6 +239,9 @@ def test_rows_that_other_chips_hold_are_zeros() -> None:
     table = jnp.asarray(values(4, 3))
     out = mem.lookup(table, jnp.asarray([[5, 3], [8, 9]], jnp.int32), jnp.int32(5))
     np.testing.assert_array_equal(out, [[table[0], np.zeros(3)], [table[3], np.zeros(3)]])
+    assert np.signbit(
+        np.asarray(out)[:, 1]
+    ).all()  # -0, which adds nothing to a row, not even a sign
 
 
 def test_addresses_of_empty_slots_stay_negative() -> None:
