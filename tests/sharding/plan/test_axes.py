@@ -30,6 +30,7 @@ from sharding.legal import attention_reason, check_plan
 from sharding.plan import AXES, AttentionShard, MlpShard, MoeShard, Plan
 from sharding.rank.choose import promises_one_chip_bits
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 KIMI, LLAMA = model("kimi-k2"), model("llama-3.1-8b")
 ATTENTION = ("replica", "data", "context", "tensor", "query")
@@ -168,9 +169,12 @@ def test_slots_of_exactly_the_worst_case_are_legal() -> None:
         mlp=MlpShard(tensor=32),
         moe=MoeShard(expert=2, tensor=16, slots=8),
     )
-    check_plan(plan, KIMI, system("lpx-9"), POLICIES["int4"], Request(context=64))
+    check_plan(plan, Scenario(KIMI, system("lpx-9"), Request(context=64), policy=POLICIES["int4"]))
     with pytest.raises(PlanError, match="the worst case is 16 slots of 192 experts"):
-        check_plan(plan, KIMI, system("lpx-9"), POLICIES["int4"], Request(tokens=2, context=64))
+        check_plan(
+            plan,
+            Scenario(KIMI, system("lpx-9"), Request(tokens=2, context=64), policy=POLICIES["int4"]),
+        )
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 160))

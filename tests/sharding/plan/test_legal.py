@@ -283,11 +283,11 @@ def test_heads_are_split_just_where_they_can_be_dealt(n_kv_heads: int, per_kv: i
             mlp=MlpShard(replica=ways),
         )
         if _heads_can_be_dealt(n_kv_heads, per_kv, ways):
-            check_plan(plan, cfg, RACKS, FP16, ONE_TOKEN)
+            check_plan(plan, Scenario(cfg, RACKS, ONE_TOKEN, policy=FP16))
             continue
         sentence = f"tensor {ways} is more ways than the {n_kv_heads} key/value heads"
         with pytest.raises(PlanError, match=sentence):
-            check_plan(plan, cfg, RACKS, FP16, ONE_TOKEN)
+            check_plan(plan, Scenario(cfg, RACKS, ONE_TOKEN, policy=FP16))
 
 
 def _most_experts_on_a_chip(n_experts: int, top_k: int, ways: int, rows: int) -> int:
@@ -326,7 +326,7 @@ def test_the_slots_of_the_worst_case_are_enough_and_one_less_is_not(
 
     def check(slots: int) -> None:
         moe = MoeShard(expert=ways, slots=slots)
-        check_plan(_group_of(ways, moe=moe), cfg, LPX, FP16, request)
+        check_plan(_group_of(ways, moe=moe), Scenario(cfg, LPX, request, policy=FP16))
 
     check(worst)
     check(worst + 1)  # a slot that stays empty

@@ -17,6 +17,7 @@ from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import evaluate
 from sharding.rank.choose import promises_one_chip_bits
 from sharding.request import Request
+from sharding.scenario import Scenario
 
 #: Every way to say that one chip holds the whole block.
 ONE_CHIP = [
@@ -55,13 +56,15 @@ def test_rows_stay_where_all_experts_are() -> None:
 def test_one_chip_has_one_time(kind: str) -> None:
     cfg = model(kind)
     plans = ONE_CHIP if cfg.moe is not None else [replace(plan, moe=None) for plan in ONE_CHIP]
-    found = evaluate(plans, cfg, system("groq-1"), FP16, Request(context=64))
+    found = evaluate(plans, Scenario(cfg, system("groq-1"), Request(context=64), policy=FP16))
     for numbers in (found.latency_cycles, found.lower_cycles, found.upper_cycles):
         assert len(set(numbers)) == 1
 
 
 def test_a_search_finds_every_plan_once() -> None:
-    search = Search(model("smollm2-135m"), system("groq-node"), FP16, Request(context=64))
+    search = Search(
+        Scenario(model("smollm2-135m"), system("groq-node"), Request(context=64), policy=FP16)
+    )
     plans = list(search.plans())
     assert len(plans) == len(set(plans))
     assert any(plan.attention.output_ways == 1 for plan in plans)
