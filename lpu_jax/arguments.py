@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jaxtyping import AbstractArray, Bool, Key, Num, Shaped
 
 from .errors import LpuError
@@ -242,7 +243,7 @@ class _Whole(_Kind):
             if isinstance(value, np.integer):
                 value = int(value)
             elif isinstance(value, bool) or not isinstance(value, int):
-                is_length = self.may_be_symbolic and isinstance(value, symbolic_dimension())
+                is_length = self.may_be_symbolic and is_symbolic_dim(value)
                 return value if is_length else _REFUSED
         return value if self.least is None or self.least <= value < 2**31 else _REFUSED
 
@@ -292,12 +293,6 @@ Count = Annotated[Any, _Whole(1, may_be_symbolic=True)]
 Positive = Annotated[int, _Whole(1)]
 #: Lengths of parts, of which some may be empty.
 Counts = Annotated[Any, _Tuples(_Whole(0, may_be_symbolic=True), False)]
-
-
-@cache
-def symbolic_dimension() -> type:
-    """Return the class of JAX's symbolic dimensions."""
-    return type(jax.export.symbolic_shape("n")[0])
 
 
 # --- annotations ----------------------------------------------------------------------------------
