@@ -32,7 +32,7 @@ from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4, Scheme
 X = jnp.asarray([[1.5, -2.0, 3.0, 0.25]], jnp.float32)
 IDS = jnp.asarray([0, 1], jnp.int32)
 ZERO = jnp.zeros((), jnp.int32)
-CHIPS = Axis(names=("chip",), size=2)
+CHIPS = Axis(names=("chip",), size=2, tiers=())
 
 
 def on_chips(program: Callable[[Any], Any], x: Any) -> Any:
@@ -158,7 +158,7 @@ def test_collectives_say_what_they_need(call, message):
 
 def test_an_axis_without_names_computes_nothing():
     # It serves to trace a program for its time; alone it would return the operand as the sum.
-    nameless = Axis(names=(), size=2)
+    nameless = Axis(names=(), size=2, tiers=())
     with pytest.raises(MeshError, match="over 2 chips runs on 1") as error:
         c2c.all_reduce(jnp.ones(3), nameless)
     assert_one_sentence(error)

@@ -138,7 +138,7 @@ def right_value(annotation: Any) -> Any:
         Format: E4M3FN,
         Scheme: MXFP4,
         QuantizedArray: quantize(jnp.ones((4, 3), jnp.float32), "int8"),
-        Axis: Axis(names=("chip",), size=N_CHIPS),
+        Axis: Axis(names=("chip",), size=N_CHIPS, tiers=()),
     }[first]
 
 
@@ -209,7 +209,7 @@ OBJECTS = [
     *(Stranger(), Stranger, len, ..., np.float32, slice(1)),
     *(np.int64(2**40 + 1), np.float64(1e300), np.complex64(1j), np.bool_(True), np.str_("a")),
     *(np.longdouble(1), np.int8(-1), np.float16(1), Fraction(1, 3), [1.0, None], ["1"]),
-    *(FP32, MXFP4, PartitionSpec("x"), Axis(names=("other",), size=2), jax.random.key(0)),
+    *(FP32, MXFP4, PartitionSpec("x"), Axis(names=("other",), size=2, tiers=()), jax.random.key(0)),
     quantize(jnp.ones((4, 3), jnp.float32), "mxfp4"),
     QuantizedArray(codes=None, scales=None, scheme=MXFP4),
     _WITHOUT_SCHEME,
