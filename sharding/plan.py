@@ -128,8 +128,8 @@ class Shard:
         return prod(self.degrees.values())
 
     @property
-    def summed_chips(self) -> int:
-        """Chips over which the output projection is split."""
+    def output_ways(self) -> int:
+        """Chips that share out the output projection: their results are added, or gathered."""
         return prod(getattr(self, axis.name) for axis in self.axes if axis.sums)
 
     @property

@@ -109,7 +109,7 @@ def promises_one_chip_bits(plan: Plan) -> bool:
     if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
         return False
     return not any(
-        shard.moving_axes or (shard.split is Split.ROW and shard.summed_chips > 1)
+        shard.moving_axes or (shard.split is Split.ROW and shard.output_ways > 1)
         for shard in plan.parts.values()
     )
 
@@ -117,7 +117,7 @@ def promises_one_chip_bits(plan: Plan) -> bool:
 def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
     """Whether a plan splits every kind of block that the model has."""
     shards = (shard_of(plan, kind) for kind in block_kinds(cfg))
-    return all(shard.summed_chips > 1 for shard in shards if shard is not None)
+    return all(shard.output_ways > 1 for shard in shards if shard is not None)
 
 
 def split_by(plan: Plan, split: Split) -> Plan:
