@@ -104,7 +104,7 @@ class Shard:
                 f"{', '.join(default)} once, outermost first."
             )
         self._take_word("split", Split)
-        if self.summed_chips == 1:
+        if self.output_ways == 1:
             # The chip holds all columns. Plans that differ only in the split of what is not split
             # are one plan, with one program, one time and the same bits.
             object.__setattr__(self, "split", Split.COLUMN)
@@ -132,8 +132,8 @@ class Shard:
         return prod(self.degrees.values())
 
     @property
-    def summed_chips(self) -> int:
-        """Chips over which the output projection is split."""
+    def output_ways(self) -> int:
+        """Chips that share out the output projection: their results are added, or gathered."""
         return prod(getattr(self, axis.name) for axis in self.axes if axis.sums)
 
     @property
@@ -301,7 +301,7 @@ class Plan:
         if they are not the default.
         """
         parts = self.parts.values()
-        splits = [part.split for part in parts if part.summed_chips > 1]
+        splits = [part.split for part in parts if part.output_ways > 1]
         split = splits[:1] if len(set(splits)) == 1 else ["/".join(splits)] * bool(splits)
         rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
         if self.moe and self.moe.dispatch is not Dispatch.REPLICATED:

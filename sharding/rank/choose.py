@@ -118,7 +118,7 @@ def promises_one_chip_bits(plan: Plan) -> bool:
 def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
     """Whether a plan splits every kind of block that the model has."""
     shards = (shard_of(plan, kind) for kind in block_kinds(cfg))
-    return all(shard.summed_chips > 1 for shard in shards if shard is not None)
+    return all(shard.output_ways > 1 for shard in shards if shard is not None)
 
 
 def split_by(plan: Plan, split: Split) -> Plan:

@@ -260,7 +260,7 @@ def rounding_moved(
             for axis in shard.moving_axes
             if axis.moves and not BLOCK_KINDS[kind].whole.issuperset(axis.splits)
         ]
-        n_chips = shard.summed_chips
+        n_chips = shard.output_ways
         if split_of(plan, kind) is Split.COLUMN:
             continue
         order = "added in chip order"

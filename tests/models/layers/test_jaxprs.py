@@ -59,7 +59,7 @@ def traced(
     )
     return mesh.trace(
         wrap(program),
-        axes.chip_mesh(ways, system("lpx-9"), "auto"),
+        axes.chip_mesh(ways, system("lpx-12"), "auto"),
         axes.partition_specs(kind, arguments, list(ways)),
         axes.result_specs(kind, arguments, list(ways)),
         *axes.global_shapes(arguments, sizes),
