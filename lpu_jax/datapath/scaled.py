@@ -5,6 +5,7 @@ from jaxtyping import Array, Float32
 
 from ..arguments import checked
 from ..errors import LpuError
+from ..numerics import quantized
 from ..numerics.quantized import QuantizedArray, output_scale
 from . import mxm, vxm
 
@@ -29,6 +30,7 @@ def int8_product(x: Float32[Array, "*rows k"], w: QuantizedArray) -> Float32[Arr
     Source:
         Symmetric int8: Abts et al., ISCA 2020; that rows are scaled as they are made is assumed.
     """
+    quantized.check(w)
     if not w.scheme.multiplies_bare:
         raise LpuError(
             f"scaled.int8_product: w of scheme {w.scheme.name} was given; it must be int8 codes "
