@@ -1,0 +1,234 @@
+"""Random triples of a tiny model, a plan and a policy: of every family, legal, and small.
+
+Lengths come from short lists, so that triples share the shapes for which operations are compiled;
+degrees and everything that is not a length are free.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.cost.collectives.links import ALGORITHMS
+from lpu_jax.datapath.mem import POSITIONS_STEP
+from lpu_jax.errors import LpuError
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.system import System
+from models import zoo
+from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.policy import POLICIES, Policy
+from sharding.legal import check_plan, check_policy
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.request import Request
+
+#: A model of every family, and of every set of rules that a family has.
+MODELS = (
+    "llama-3.1-8b",
+    "qwen3-32b",
+    "qwen3-235b-a22b",
+    "mixtral-8x7b",
+    "deepseek-v3",
+    "kimi-k2",
+    "gpt-oss-20b",
+    "glm-4.5",
+    "ling-1t",
+)
+MOST_CHIPS = 8
+#: Sequences and new tokens of every triple.
+BATCH, TOKENS = 2, 2
+#: Two K tiles of 160 rows, the second one partly filled.
+_D_MODEL = 176
+#: Chips of a node and of a rack: all chips in one node, or sums over two or three levels.
+_TIERS = ((8, 64), (4, 8), (2, 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triple:
+    """What a seed stands for, and the circumstances that change no bit or are part of them."""
+
+    seed: int
+    cfg: ModelConfig
+    plan: Plan
+    policy: Policy
+    tiers: tuple[int, ...]
+    widen_once: bool
+
+    @property
+    def context(self) -> int:
+        """Allocated positions: one run for each chip that shares them out."""
+        return POSITIONS_STEP * self.plan.attention.context
+
+    def __str__(self) -> str:
+        """Name it in one line."""
+        moe = "" if self.cfg.moe is None else f", {self.cfg.moe}"
+        return (
+            f"seed {self.seed}: {self.cfg.name} [{self.cfg.attention}{moe}, d_ff {self.cfg.d_ff}, "
+            f"vocabulary {self.cfg.vocab_size}] | plan {self.plan.name}, tiers {self.tiers} | "
+            f"policy {self.policy.name}"
+        )
+
+
+def triple(seed: int) -> Triple:
+    """Draw a triple; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    node = system(f"groq-{MOST_CHIPS}")
+    # Drawn in turn, so that a few dozen triples have all of them.
+    name = MODELS[seed % len(MODELS)]
+    cfg, policy = _legal(lambda: _model_and_policy(rng, name, node))
+    plan = _legal(lambda: _plan(rng, cfg, policy, node))
+    tiers = _TIERS[0] if plan.collective == "ring" else _TIERS[rng.integers(len(_TIERS))]
+    return Triple(
+        seed=seed,
+        cfg=cfg,
+        plan=plan,
+        policy=policy,
+        tiers=tiers,
+        widen_once=bool(rng.integers(2)),
+    )
+
+
+def _legal(draw: Callable[[], Any]) -> Any:
+    """Draw until it is legal."""
+    while True:
+        try:
+            return draw()
+        except LpuError:
+            continue
+
+
+def _one(rng: np.random.Generator, *choices: Any) -> Any:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _model_and_policy(
+    rng: np.random.Generator, name: str, node: System
+) -> tuple[ModelConfig, Policy]:
+    policy = _one(rng, *(p for p in POLICIES.values() if p.base == "fp16"))
+    cfg = _model(rng, name, policy)
+    check_policy(policy, cfg, node)
+    return cfg, policy
+
+
+def _model(rng: np.random.Generator, name: str, policy: Policy) -> ModelConfig:
+    """Shrink a named model to two layers, its rules untouched."""
+    cfg = zoo.model(name)
+    attention = _attention(rng, cfg.attention, policy)
+    if isinstance(attention, MlaConfig):
+        rotated = attention.rope_head_dim
+    else:
+        rotated = attention.head_dim // (1 if cfg.rope.dim == cfg.attention.head_dim else 2)
+    return replace(
+        cfg,
+        n_layers=2,
+        d_model=_D_MODEL,
+        d_ff=_one(rng, 48, 176),
+        vocab_size=_one(rng, 40, 96),
+        max_position=4096,
+        tie_embeddings=bool(rng.integers(2)),
+        attention=attention,
+        rope=replace(cfg.rope, dim=rotated),
+        moe=None if cfg.moe is None else _mixture(rng, cfg.moe),
+        sliding_layers=(0,) if cfg.sliding_layers else (),
+    )
+
+
+def _attention(rng: np.random.Generator, given: Any, policy: Policy) -> Any:
+    width = 128 if policy.name == "fp8" else 32  # heads are whole blocks that share a scale
+    if isinstance(given, MlaConfig):
+        return replace(
+            given,
+            n_heads=_one(rng, 2, 3, 6),
+            q_lora_rank=48,
+            kv_lora_rank=48,
+            nope_head_dim=32,
+            rope_head_dim=16,
+            v_head_dim=width,
+            form=_one(rng, "absorbed", "expanded"),
+        )
+    assert isinstance(given, GqaConfig)
+    kv = _one(rng, 1, 2, 3)
+    return replace(
+        given,
+        n_heads=kv * _one(rng, 1, 2, 4),
+        n_kv_heads=kv,
+        head_dim=width,
+        window=None if given.window is None else _one(rng, 2, 5),
+    )
+
+
+def _mixture(rng: np.random.Generator, moe: MoeConfig) -> MoeConfig:
+    groups = _one(rng, 1, 2) if moe.n_groups > 1 else 1
+    return replace(
+        moe,
+        n_experts=_one(rng, 4, 6, 8),
+        top_k=_one(rng, 1, 2),
+        n_shared=_one(rng, 1, 2) if moe.n_shared else 0,
+        d_expert=_one(rng, 32, 80),
+        n_groups=groups,
+        topk_groups=_one(rng, 1, groups),
+        n_dense_layers=min(moe.n_dense_layers, 1),
+    )
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def _degrees(rng: np.random.Generator, n_chips: int, *axes: str) -> dict[str, int]:
+    """Split chips over axes: each takes a divisor of what is left, the last one the rest.
+
+    In half of the cases there are no replicas: they are the least of what can go wrong.
+    """
+    order = [str(axis) for axis in rng.permutation(axes)]
+    ways, left = {}, n_chips
+    if rng.integers(2):
+        order.remove("replica")
+        ways["replica"] = 1
+    for axis in order[:-1]:
+        ways[axis] = int(_one(rng, *(d for d in range(1, left + 1) if left % d == 0)))
+        left //= ways[axis]
+    return ways | {order[-1]: left}
+
+
+def _order(rng: np.random.Generator, default: tuple[str, ...]) -> tuple[str, ...]:
+    orders = [one for one in permutations(default) if len(one) != 3 or one[1] != "replica"]
+    return default if rng.integers(2) else _one(rng, *orders)
+
+
+def _plan(rng: np.random.Generator, cfg: ModelConfig, policy: Policy, node: System) -> Plan:
+    n = int(_one(rng, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, 7, 8, 8, 8))
+    by_columns = rng.integers(3) == 0  # as whole plans they promise most
+
+    def split() -> Split:
+        return Split.COLUMN if by_columns else _one(rng, *Split)
+
+    attention = _degrees(rng, n, "tensor", "data", "context", "replica")
+    if by_columns:
+        attention |= {"context": 1, "replica": attention["replica"] * attention["context"]}
+    plan = Plan(
+        group_chips=n,
+        attention=AttentionShard(
+            **attention, split=split(), order=_order(rng, AttentionShard.order)
+        ),
+        mlp=MlpShard(
+            **_degrees(rng, n, "tensor", "replica"),
+            split=split(),
+            order=_order(rng, MlpShard.order),
+        ),
+        moe=None
+        if cfg.moe is None
+        else MoeShard(
+            **_degrees(rng, n, "expert", "tensor", "replica"),
+            split=split(),
+            dispatch=Dispatch.REPLICATED if by_columns else _one(rng, *Dispatch),
+            slots=_one(rng, None, None, 8, 24),
+            order=_order(rng, MoeShard.order),
+        ),
+        collective=_one(rng, "auto", "auto", "auto", *ALGORITHMS),
+    )
+    context = POSITIONS_STEP * plan.attention.context
+    check_plan(plan, cfg, node, policy, Request(batch=BATCH, tokens=TOKENS, context=context))
+    return plan

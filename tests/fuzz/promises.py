@@ -1,0 +1,224 @@
+"""Random models, plans and policies against every promise that README makes of bits.
+
+`python -m fuzz` (with `tests` on the path; `make fuzz` does it) draws triples for ever and
+stops at the first that breaks a promise; the line that it prints runs that triple again. Each block
+of a model is run alone, on random rows and a random past, by `fuzz.chips`; of some triples one
+block is also run in every way of `lpu_jax.mesh`, which takes longer to compile.
+"""
+
+import argparse
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from models.blocks import CACHING_KINDS, block_kinds
+from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.rank.choose import promises_one_chip_bits
+
+from .blocks import Results, Subject, replaced, subjects
+from .draw import BATCH, MOST_CHIPS, Triple, triple
+
+#: One triple in so many runs a block in virtual chips, and one in so many compiles it as a whole
+#: for virtual chips, devices and both nested.
+VIRTUAL_EVERY, COMPILED_EVERY = 8, 32
+#: Largest distance of rows that travel from rows that are everywhere, as a part of the largest
+#: value: each adds up to ten roundings to fp16 of its own; another expert, or none, changes a row
+#: by its size.
+DISPATCH_BOUND = 2.0**-6
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise that a triple breaks; the message is one line."""
+
+
+def check(one: Triple, counts: Counter[str]) -> None:
+    """Hold a triple against every promise; count the checks by promise.
+
+    Raises:
+        BrokenPromiseError: the first that it breaks.
+    """
+    for subject in subjects(one):
+        for promise, expected, found in _checks(subject):
+            counts[promise] += 1
+            different = _difference(expected, found)
+            if different:
+                raise BrokenPromiseError(f"{one} | {subject.kind}: {promise} | {different}")
+
+
+def _difference(expected: Results, found: Results) -> str:
+    """Say where bits differ; all NaN are one."""
+    for name, want in expected.items():
+        have = found[name]
+        if want.shape != have.shape or want.dtype != have.dtype:
+            return f"{name}: {have.dtype}{have.shape}, not {want.dtype}{want.shape}"
+        bits = [np.where(x != x, np.array(0, x.dtype), x).tobytes() for x in (want, have)]
+        if bits[0] != bits[1] or not np.array_equal(want != want, have != have):
+            n = int(np.sum((want != have) | (np.signbit(want) != np.signbit(have))))
+            return f"{name}: {n} of {want.size} values differ"
+    return ""
+
+
+Checks = Iterator[tuple[str, Results, Results]]
+
+
+def _checks(subject: Subject) -> Checks:
+    """Yield promises with what must be equal."""
+    whole = subject.run()
+    for row in range(BATCH):
+        yield from _alone(subject, whole, row)
+    yield from _plans(subject, whole)
+    if subject.kind == "moe":
+        yield from _mixtures(subject, whole)
+    if subject.kind in CACHING_KINDS:
+        yield from _caches(subject, whole)
+    yield from _ways(subject, whole)
+
+
+def _alone(subject: Subject, whole: Results, row: int) -> Checks:
+    """Compare a sequence that is decoded alone with its rows of a batch that is prefilled.
+
+    One comparison is for two promises, and needs half the shapes; if it fails, each is tried.
+    """
+    expected = _row(subject, whole, row)
+    found = subject.run(rows=slice(row, row + 1), step=1)
+    if _difference(expected, _as_long(expected, found)):
+        yield "decode = prefill", whole, subject.run(step=1)
+        of_batch_one = subject.run(rows=slice(row, row + 1))
+        yield "a row alone = in a batch", expected, _as_long(expected, of_batch_one)
+    yield "decoded alone = prefilled in a batch", expected, _as_long(expected, found)
+
+
+def _row(subject: Subject, whole: Results, row: int) -> Results:
+    """One sequence of a batch."""
+    per_row = len(subject.inputs[0]) if subject.kind == "head" else 1
+    return {name: values[row * per_row : (row + 1) * per_row] for name, values in whole.items()}
+
+
+def _as_long(expected: Results, found: Results) -> Results:
+    """Append zeros to a cache up to the length of that of the longest sequence in a batch."""
+    padded = dict(found)
+    for name, axis in (("keys", -1), ("values", -2)):
+        if name in found:
+            widths = [(0, 0)] * found[name].ndim
+            widths[axis] = (0, expected[name].shape[axis] - found[name].shape[axis])
+            padded[name] = np.pad(found[name], widths)
+    return padded
+
+
+def _plans(subject: Subject, whole: Results) -> Checks:
+    """Compare with other plans that promise the same bits."""
+    one, plan = subject.triple, subject.triple.plan
+    if promises_one_chip_bits(plan):
+        alone = Plan(
+            group_chips=1,
+            attention=AttentionShard(),
+            mlp=MlpShard(),
+            moe=None if plan.moe is None else MoeShard(),
+        )
+        yield "one chip's bits", subject.run(alone), whole
+    if subject.kind in CACHING_KINDS and one.tiers[0] >= MOST_CHIPS:
+        yield "order of chips", subject.run(replaced(plan, "attention", order=_TURNED)), whole
+    if plan.moe is not None and subject.kind == "moe" and one.tiers[0] >= MOST_CHIPS:
+        busy = tuple(axis for axis in plan.moe.order if axis != "replica")
+        first_or_last = (*busy, "replica") if plan.moe.order[0] == "replica" else ("replica", *busy)
+        turned = replaced(plan, "moe", order=first_or_last)
+        yield "order of chips", subject.run(turned), whole
+        if plan.moe.split is Split.COLUMN:
+            turned = replaced(plan, "moe", order=("replica", *reversed(busy)))
+            yield "order of chips", subject.run(turned), whole
+    if plan.collective not in ("auto", "ring"):
+        yield "collectives", subject.run(replace(plan, collective="auto")), whole
+
+
+#: Heads outermost, then positions, sequences and copies: the opposite of the usual order.
+_TURNED = ("tensor", "context", "data", "replica")
+
+
+def _mixtures(subject: Subject, whole: Results) -> Checks:
+    plan = subject.triple.plan
+    assert plan.moe is not None
+    yield "slots", subject.run(replaced(plan, "moe", slots=(plan.moe.slots or 0) + 9)), whole
+    if plan.moe.dispatch is Dispatch.ALL_TO_ALL:
+        stayed = subject.run(replaced(plan, "moe", dispatch=Dispatch.REPLICATED))["hidden"]
+        sent, stayed = whole["hidden"].astype(np.float64), stayed.astype(np.float64)
+        near = np.abs(sent - stayed) <= DISPATCH_BOUND * np.abs(stayed).max(-1, keepdims=True)
+        yield "dispatch", {"near": np.ones_like(near)}, {"near": near}
+
+
+def _caches(subject: Subject, whole: Results) -> Checks:
+    one, plan = subject.triple, subject.triple.plan
+    shard = plan.attention
+    if shard.context == 1 or subject.kind == "sliding":
+        yield "a longer cache", whole, subject.run(context=one.context + 320)
+    held = 320 * -(-one.context // 320 // shard.context)
+    if shard.context > 1 and (
+        subject.kind == "sliding" or subject.positions.max() + subject.inputs.shape[1] <= held
+    ):
+        copied = replaced(plan, "attention", context=1, replica=shard.replica * shard.context)
+        yield "a context on one chip", subject.run(copied), whole
+
+
+def _ways(subject: Subject, whole: Results) -> Checks:
+    """Run one block of some triples in other ways."""
+    one = subject.triple
+    kinds = block_kinds(one.cfg)
+    if subject.kind != kinds[one.seed // VIRTUAL_EVERY % len(kinds)]:
+        return
+    if one.seed % VIRTUAL_EVERY == 0:
+        yield "virtual = chips one by one", whole, subject.run(way="virtual")
+    if one.seed % COMPILED_EVERY == 0:
+        for way in ("compiled", "devices", "nested"):
+            yield f"{way} = chips one by one", whole, subject.run(way=way)
+
+
+def run(seeds: Iterator[int], *, every: int) -> int:
+    """Check triples until one breaks a promise; print a line for some of them, and the failure.
+
+    Returns:
+        The exit code.
+    """
+    counts: Counter[str] = Counter()
+    begin = time.perf_counter(), time.process_time()
+    n_done = 0
+    for n_done, seed in enumerate(seeds, 1):
+        one = triple(seed)
+        try:
+            check(one, counts)
+        except BrokenPromiseError as broken:
+            print(f"BROKEN {broken} | again: python -m fuzz --first {seed} --triples 1", flush=True)
+            return 1
+        if n_done % every == 0:
+            _report(n_done, seed, counts, begin)
+    _report(n_done, None, counts, begin)
+    for promise, n in sorted(counts.items()):
+        print(f"{n:7d}  {promise}")
+    return 0
+
+
+def _report(
+    n_done: int, seed: int | None, counts: Counter[str], begin: tuple[float, float]
+) -> None:
+    last = "" if seed is None else f", the last of seed {seed}"
+    seconds, cpu_seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    print(
+        f"{n_done} triples{last}: {counts.total()} checks, no promise broken; "
+        f"{seconds / n_done:.1f} s a triple, {cpu_seconds / n_done:.1f} s of them on a processor",
+        flush=True,
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Read the command line and check triples."""
+    parser = argparse.ArgumentParser(prog="fuzz", description="Random triples against promises.")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first triple")
+    parser.add_argument("--triples", type=int, help="how many; without end if it is not given")
+    parser.add_argument("--every", type=int, default=10, help="print a line for so many triples")
+    given = parser.parse_args(arguments)
+    seeds = itertools.count(given.first)
+    return run(itertools.islice(seeds, given.triples), every=given.every)

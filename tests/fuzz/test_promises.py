@@ -1,0 +1,117 @@
+"""A fixed slice of the fuzz, and that it sees what it should: `make fuzz` goes on without end."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fuzz import promises
+from fuzz.chips import run_one_by_one
+from fuzz.draw import MODELS, triple
+from jax.sharding import PartitionSpec as P
+
+from lpu_jax.datapath import c2c
+from lpu_jax.datapath.c2c import Axis
+from lpu_jax.mesh import ChipMesh, run_virtual
+from models import zoo
+from models.config import Family
+from models.layers.linear import Split
+from sharding.plan import AttentionShard, MlpShard
+
+TESTS = Path(__file__).parents[1]
+#: Triples of the slice: each model thrice.
+N_TRIPLES = 3 * len(MODELS)
+
+COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
+    "all_reduce": (c2c.all_reduce, P()),
+    "all_gather": (lambda x, axis: c2c.all_gather(x, axis, dim=-1, keep=11), P()),
+    "reduce_scatter": (
+        lambda x, axis: c2c.reduce_scatter(x, axis, dim=-1),
+        P(None, ("a", "b")),
+    ),
+    "all_to_all": (lambda x, axis: c2c.all_to_all(x, axis, dim=-1), P(None, ("a", "b"))),
+}
+
+
+def test_a_seed_is_one_triple_and_every_family_has_some() -> None:
+    assert triple(5) == triple(5)
+    assert len({str(triple(seed)) for seed in range(50)}) == 50
+    assert not any("\n" in str(triple(seed)) for seed in range(50))
+    assert {zoo.model(name).family for name in MODELS} == set(get_args(Family))
+
+
+def test_triples_have_all_that_a_plan_can_say() -> None:
+    plans = [triple(seed).plan for seed in range(300)]
+    mixtures = [plan.moe for plan in plans if plan.moe is not None]
+    for name in ("tensor", "data", "context", "replica"):
+        assert max(getattr(plan.attention, name) for plan in plans) > 2
+    for name in ("expert", "tensor", "replica"):
+        assert max(getattr(moe, name) for moe in mixtures) > 2
+    assert {plan.group_chips for plan in plans} == set(range(1, 9))
+    assert {plan.collective for plan in plans} >= {"auto", "ring"}
+    assert {moe.dispatch for moe in mixtures} == {"replicated", "all_to_all"}
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "ring"])
+@pytest.mark.parametrize("kind", COLLECTIVES)
+def test_chips_one_by_one_send_what_virtual_chips_send(kind: str, algorithm: str) -> None:
+    collective, spec = COLLECTIVES[kind]
+    tiers = () if algorithm == "ring" else (4,)
+    mesh = ChipMesh(axes=(("a", 2), ("b", 3)), tiers=tiers, algorithm=algorithm)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 72)), jnp.float16)
+
+    def program(x: jax.Array, *, axes: dict[str, Axis]) -> Any:
+        return collective(x, c2c.joined(axes["a"], axes["b"]))
+
+    got, expected = (
+        np.asarray(run(program, mesh, (P(None, ("a", "b")),), spec)(x))
+        for run in (run_one_by_one, run_virtual)
+    )
+    assert got.tobytes() == expected.tobytes()
+
+
+def test_a_chip_that_goes_its_own_way_is_seen() -> None:
+    mesh = ChipMesh(axes=(("a", 2),))
+    x = jnp.arange(4.0)
+    with pytest.raises(AssertionError, match="chips differ in a result that they should share"):
+        run_one_by_one(lambda x, axes: x, mesh, (P("a"),), P())(x)
+
+
+@pytest.mark.slow
+def test_a_broken_promise_is_seen_and_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A plan that splits rows does not have the bits of one chip.
+    monkeypatch.setattr(promises, "promises_one_chip_bits", lambda plan: True)
+    plan = replace(
+        triple(0).plan,
+        group_chips=2,
+        attention=AttentionShard(tensor=2),
+        mlp=MlpShard(tensor=2, split=Split.ROW),
+    )
+    cfg = replace(triple(0).cfg, attention=replace(triple(0).cfg.attention, n_kv_heads=2))
+    broken = replace(triple(0), seed=1, plan=plan, cfg=cfg)
+    with pytest.raises(promises.BrokenPromiseError, match="one chip's bits") as told:
+        promises.check(broken, Counter())
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.slow
+def test_no_promise_is_broken_by_a_few_dozen_triples() -> None:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "fuzz", "--triples", str(N_TRIPLES)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
