@@ -18,7 +18,7 @@ from itertools import islice
 from math import prod
 
 from ..datapath.primitive import free
-from ..datapath.work import Length, Machine, Quantity, Request, Unit, Work, largest
+from ..datapath.work import Call, Hardware, Length, Quantity, Unit, Work, largest
 from ..datapath.work import product as product_of
 from ..errors import CostError
 from ..numerics.accumulate import PRODUCT_KINDS
@@ -383,5 +383,5 @@ def _name(operations: list[Operation]) -> str:
     return "+".join(dict.fromkeys((first.name, *short)))
 
 
-def _no_rule(machine: Machine, request: Request) -> Work:
+def _no_rule(machine: Hardware, call: Call) -> Work:
     raise CostError("a GPU kernel has no cost on an LPU.")

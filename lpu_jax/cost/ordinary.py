@@ -11,7 +11,7 @@ from ..datapath import mxm
 from ..datapath.primitive import AluChain, CostRule, free
 from ..datapath.sxm import move_cost
 from ..datapath.vxm import reduction_cost
-from ..datapath.work import Machine, Request, Unit, Work, ceil_div, vectors
+from ..datapath.work import Call, Hardware, Unit, Work, ceil_div, vectors
 from ..errors import CostError
 from ..numerics.accumulate import PRODUCT_KINDS
 from ..numerics.elementary import ALU_OPERATIONS
@@ -65,13 +65,13 @@ ELEMENT_WISE = {
 }
 
 
-def _dot_general(machine: Machine, request: Request) -> Work:
+def _dot_general(machine: Hardware, call: Call) -> Work:
     """A contraction on the MXM: batch dimensions are matrices, the second operand is stationary.
 
     Operands that the chip's matrix unit does not take, such as float32, are priced as float16.
     """
-    (contract_x, _), (batch_x, _) = request.params["dimension_numbers"]
-    x, w = request.operands
+    (contract_x, _), (batch_x, _) = call.params["dimension_numbers"]
+    x, w = call.operands
     kind = PRODUCT_KINDS.get((x.dtype, w.dtype), "fp16")
     if kind == "fp8" and machine.chip.mxm_fp8 is None:
         kind = "fp16"
@@ -83,11 +83,11 @@ def _dot_general(machine: Machine, request: Request) -> Work:
     return mxm.rounds_cost(machine, kind=kind, groups=groups, m=m, k=k, n=n, weight_bits=bits)
 
 
-def _reduce(machine: Machine, request: Request) -> Work:
+def _reduce(machine: Hardware, call: Call) -> Work:
     """A reduction over the last axis folds lanes; over others it adds vectors."""
-    (x,) = request.operands
-    if len(x.shape) - 1 in request.params["axes"]:
-        return reduction_cost(machine, request)
+    (x,) = call.operands
+    if len(x.shape) - 1 in call.params["axes"]:
+        return reduction_cost(machine, call)
     chip = machine.chip
     busy = vectors(x, chip) / chip.vxm_stream_groups
     return Work(
@@ -99,14 +99,14 @@ def _reduce(machine: Machine, request: Request) -> Work:
     )
 
 
-def _move(machine: Machine, request: Request) -> Work:
-    return move_cost(machine, request.results[0])
+def _move(machine: Hardware, call: Call) -> Work:
+    return move_cost(machine, call.results[0])
 
 
-def _access(machine: Machine, request: Request) -> Work:
+def _access(machine: Hardware, call: Call) -> Work:
     """Reads or writes at computed addresses, vector by vector."""
     chip = machine.chip
-    moved = request.results[0]
+    moved = call.results[0]
     busy = ceil_div(moved.size_bytes, chip.vector_bytes) / chip.mem_accesses_per_cycle
     return Work(
         unit=Unit.MEM,
@@ -118,9 +118,9 @@ def _access(machine: Machine, request: Request) -> Work:
 
 
 def _collective(kind: str) -> CostRule:
-    def rule(machine: Machine, request: Request) -> Work:
-        x, out = request.operands[0], request.results[0]
-        n_chips = request.params.get("axis_size")
+    def rule(machine: Hardware, call: Call) -> Work:
+        x, out = call.operands[0], call.results[0]
+        n_chips = call.params.get("axis_size")
         if not isinstance(n_chips, int):
             raise CostError(
                 f"{kind}: the number of chips is not in the equation; "

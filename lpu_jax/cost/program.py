@@ -18,7 +18,7 @@ from jax.export import is_symbolic_dim
 from jax.extend.core import ClosedJaxpr, Literal
 
 from ..datapath.primitive import DEFINITIONS, AluChain, CostRule, free
-from ..datapath.work import Length, Machine, Operand, Quantity, Request, Unit, Work, largest
+from ..datapath.work import Call, Hardware, Length, Operand, Quantity, Unit, Work, largest
 from ..errors import CostError
 from . import ordinary
 
@@ -116,14 +116,14 @@ class Operation:
     copies: tuple[Any, ...] = ()  #: lengths of batch dimensions around the operation
     result_known: bool = False  #: the result is in memory before the program runs
 
-    def work(self, machine: Machine, symbols: Mapping[str, Length]) -> Work:
+    def work(self, machine: Hardware, symbols: Mapping[str, Length]) -> Work:
         """Cost of the operation with numbers, or arrays with one per plan, in place of symbols."""
-        request = Request(
+        call = Call(
             operands=tuple(shape.bind(symbols) for shape in self.operands),
             results=tuple(shape.bind(symbols) for shape in self.results),
             params=self.numbers(symbols),
         )
-        work = self.rule(machine, request)
+        work = self.rule(machine, call)
         if not self.copies:
             return work
         times = self._times(symbols)
@@ -445,20 +445,20 @@ def _chained(
     )
 
 
-def chain_cost(machine: Machine, request: Request) -> Work:
+def chain_cost(machine: Hardware, call: Call) -> Work:
     """Cost a chain of `d` ALU operations over `v` vectors.
 
-    It takes `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles. The first result of the request
+    It takes `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles. The first result of the call
     is the shape the chain runs over; the others are the values that leave it.
     """
     chip = machine.chip
     lanes = float(chip.lanes)
-    steps = np.ceil(request.results[0].size / lanes)
-    read = sum((np.ceil(x.size / lanes) for x in request.operands), 0.0)
-    made = sum((np.ceil(x.size / lanes) for x in request.results[1:]), 0.0)
+    steps = np.ceil(call.results[0].size / lanes)
+    read = sum((np.ceil(x.size / lanes) for x in call.operands), 0.0)
+    made = sum((np.ceil(x.size / lanes) for x in call.results[1:]), 0.0)
     limits = {
-        "ALUs": steps * request.params["operations"] / chip.vxm_alus_per_lane,
-        "large ALUs": steps * request.params["large"] / chip.vxm_large_alus_per_lane,
+        "ALUs": steps * call.params["operations"] / chip.vxm_alus_per_lane,
+        "large ALUs": steps * call.params["large"] / chip.vxm_large_alus_per_lane,
         "streams in": read / chip.vxm_stream_groups,
         "streams out": made / chip.vxm_stream_groups,
     }
@@ -466,5 +466,5 @@ def chain_cost(machine: Machine, request: Request) -> Work:
         unit=Unit.VXM,
         busy_cycles=largest(*limits.values()),
         limits=limits,
-        latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles * request.params["depth"]),
+        latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles * call.params["depth"]),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datapath.work import Length, Machine, Quantity, Unit, Work, ceil, choose, largest
+from ..datapath.work import Hardware, Length, Quantity, Unit, Work, ceil, choose, largest
 from .program import Operation, Program
 
 
@@ -39,7 +39,7 @@ class Timing:
 
 
 def schedule(
-    program: Program, machine: Machine, symbols: Mapping[str, Length] | None = None
+    program: Program, machine: Hardware, symbols: Mapping[str, Length] | None = None
 ) -> Timing:
     """Schedule a program on the units of one chip.
 
@@ -85,7 +85,7 @@ def _total(quantities: Any) -> Quantity:
     return total
 
 
-def _in_order(program: Program, works: list[Work], machine: Machine) -> list[Slot]:
+def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Slot]:
     """Issue each operation on its unit in program order."""
     transit = float(machine.chip.transit_cycles)
     known: set[int | None] = {None, *program.inputs}

@@ -25,7 +25,7 @@ from ..arguments import Count, check_fields, checked, divides, exceeds
 from ..errors import CostError, LpuError, MeshError
 from ..numerics import elementary, rounding
 from .primitive import primitive
-from .work import Machine, Request, Unit, Work
+from .work import Call, Hardware, Unit, Work
 
 #: What chips add: other types have no room for sums.
 Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
@@ -441,10 +441,10 @@ def _named_axis_rule(
 
 
 def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any:
-    def cost(machine: Machine, request: Request) -> Work:
-        params = request.params
+    def cost(machine: Hardware, call: Call) -> Work:
+        params = call.params
         # the full vector: what each chip holds before a reduction, or after a gather
-        whole_bytes = request.operands[0].size_bytes
+        whole_bytes = call.operands[0].size_bytes
         if kind == "all_gather":
             whole_bytes = whole_bytes * params["size"]
         first, last = machine.collective_cycles(

@@ -16,13 +16,13 @@ from jaxtyping import Array, Int32, Num
 from ..arguments import Count, Positive, check_within, checked, described, exceeds, may_equal
 from ..errors import LpuError
 from .primitive import free, primitive
-from .work import Machine, Operand, Quantity, Request, Unit, Work, ceil_div, product
+from .work import Call, Hardware, Operand, Quantity, Unit, Work, ceil_div, product
 
 #: A cache, a ring of one and a chip's run of positions are whole vectors of so many lanes.
 POSITIONS_STEP = 320
 
 
-def _access_cost(machine: Machine, n_vectors: Quantity, moved: Operand) -> Work:
+def _access_cost(machine: Hardware, n_vectors: Quantity, moved: Operand) -> Work:
     """Access `n_vectors` at run-time addresses, some per cycle (assumed)."""
     chip = machine.chip
     busy = n_vectors / chip.mem_accesses_per_cycle
@@ -35,7 +35,7 @@ def _access_cost(machine: Machine, n_vectors: Quantity, moved: Operand) -> Work:
     )
 
 
-def _row_vectors(machine: Machine, rows: Operand) -> Quantity:
+def _row_vectors(machine: Hardware, rows: Operand) -> Quantity:
     """Vectors of rows that each begin at an address of their own."""
     row_bytes = rows.shape[-1] * rows.bits / 8
     return product(rows.shape[:-1]) * ceil_div(row_bytes, machine.chip.vector_bytes)
@@ -57,8 +57,8 @@ _lookup = primitive(
         (*ids.shape, *table.shape[1:]), table.dtype
     ),
     meaning=_lookup_meaning,
-    cost=lambda machine, request: _access_cost(
-        machine, _row_vectors(machine, request.results[0]), request.results[0]
+    cost=lambda machine, call: _access_cost(
+        machine, _row_vectors(machine, call.results[0]), call.results[0]
     ),
 )
 
@@ -102,9 +102,7 @@ _address = primitive(
     "mem_address",
     abstract=lambda table, ids: jax.ShapeDtypeStruct(ids.shape, jnp.int32),
     meaning=lambda table, ids: jnp.where(ids >= 0, table[jnp.maximum(ids, 0)], -1),
-    cost=lambda machine, request: _access_cost(
-        machine, request.results[0].size, request.results[0]
-    ),
+    cost=lambda machine, call: _access_cost(machine, call.results[0].size, call.results[0]),
 )
 
 
@@ -169,9 +167,9 @@ def _append_meaning(cache: Array, new: Array, positions: Array, *, axis: int) ->
     return jax.vmap(one)(cache, new, positions)
 
 
-def _append_cost(machine: Machine, request: Request) -> Work:
+def _append_cost(machine: Hardware, call: Call) -> Work:
     """New rows are written whole; new columns are one narrow write in every row they cross."""
-    new = request.operands[1]
+    new = call.operands[1]
     n_vectors = _row_vectors(machine, new)
     return _access_cost(machine, n_vectors, new)
 
@@ -314,10 +312,10 @@ _ring_start = primitive(
     meaning=lambda positions, *, window, n_positions: (
         jnp.maximum(positions - (window - 1), 0) // POSITIONS_STEP * POSITIONS_STEP
     ),
-    cost=lambda machine, request: _access_cost(
+    cost=lambda machine, call: _access_cost(
         machine,
-        request.operands[0].size * ceil_div(request.params["n_positions"], POSITIONS_STEP),
-        request.results[0],
+        call.operands[0].size * ceil_div(call.params["n_positions"], POSITIONS_STEP),
+        call.results[0],
     ),
 )
 
@@ -433,8 +431,8 @@ _take_rows = primitive(
     meaning=lambda x, rows: jax.vmap(
         lambda one, row: lax.dynamic_slice_in_dim(one, row, 1, axis=0)
     )(x, rows),
-    cost=lambda machine, request: _access_cost(
-        machine, _row_vectors(machine, request.results[0]), request.results[0]
+    cost=lambda machine, call: _access_cost(
+        machine, _row_vectors(machine, call.results[0]), call.results[0]
     ),
 )
 
@@ -460,8 +458,8 @@ _gather_rows = primitive(
     meaning=lambda table, positions, *, n_new: jax.vmap(
         lambda position: lax.dynamic_slice_in_dim(table, position, n_new, axis=0)
     )(positions),
-    cost=lambda machine, request: _access_cost(
-        machine, _row_vectors(machine, request.results[0]), request.results[0]
+    cost=lambda machine, call: _access_cost(
+        machine, _row_vectors(machine, call.results[0]), call.results[0]
     ),
 )
 

@@ -25,7 +25,7 @@ from ..numerics.quantized import QuantizedArray, widen
 from ..numerics.repair import SumRounding
 from ..numerics.schemes import Scheme
 from .primitive import free, primitive
-from .work import Length, Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest
+from .work import Call, Hardware, Length, Quantity, Unit, Work, ceil, ceil_div, largest
 
 #: "faithful" has the unit's own roundings; "fast" is an fp32 product of the same operands.
 Fidelity = Literal["faithful", "fast"]
@@ -196,21 +196,21 @@ def _plain_product(x: Array, w: Array) -> Array:
     )
 
 
-def _cost(machine: Machine, request: Request) -> Work:
-    x, w = request.operands[:2]
+def _cost(machine: Hardware, call: Call) -> Work:
+    x, w = call.operands[:2]
     return rounds_cost(
         machine,
         kind=accumulate.product_kind(x.dtype, w.dtype),
-        groups=request.results[0].shape[0] if request.params["grouped"] else 1,
+        groups=call.results[0].shape[0] if call.params["grouped"] else 1,
         m=x.shape[-2],
         k=w.shape[-2],
         n=w.shape[-1],
-        weight_bits=request.params["weight_bits"],
+        weight_bits=call.params["weight_bits"],
     )
 
 
 def rounds_cost(
-    machine: Machine,
+    machine: Hardware,
     *,
     kind: str,
     groups: Length,

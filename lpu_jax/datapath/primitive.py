@@ -17,9 +17,9 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from .work import Machine, Request, Unit, Work
+from .work import Call, Hardware, Unit, Work
 
-CostRule = Callable[[Machine, Request], Work]
+CostRule = Callable[[Hardware, Call], Work]
 Shapes = Callable[..., Any]
 #: For each level of batching, outermost first: which operands carry its leading dimension.
 Levels = tuple[tuple[bool, ...], ...]
@@ -46,9 +46,9 @@ class Definition:
 DEFINITIONS: dict[Primitive, Definition] = {}
 
 
-def free(machine: Machine, request: Request) -> Work:
+def free(machine: Hardware, call: Call) -> Work:
     """Cost rule of addressing and layout that the compiler decides: no unit, no time."""
-    del machine, request
+    del machine, call
     return Work(unit=Unit.FREE)
 
 

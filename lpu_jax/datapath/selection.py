@@ -16,18 +16,18 @@ from ..arguments import Count, Positive, check_within, checked, divides, exceeds
 from ..errors import LpuError
 from .primitive import primitive
 from .vxm import reduction_cost
-from .work import Machine, Quantity, Request, Unit, Work, ceil_div, largest, product, vectors
+from .work import Call, Hardware, Quantity, Unit, Work, ceil_div, largest, product, vectors
 
 
-def _top_k_cost(machine: Machine, request: Request) -> Work:
+def _top_k_cost(machine: Hardware, call: Call) -> Work:
     """Cost `k` selections after one transpose (assumed).
 
     Each is a maximum over the vectors of a row, and one masking operation.
     """
     chip = machine.chip
-    (x,) = request.operands
+    (x,) = call.operands
     rows = product(x.shape[:-1])
-    k = request.params["k"]
+    k = call.params["k"]
     passes = ceil_div(x.shape[-1] * ceil_div(rows, chip.lanes), chip.vxm_stream_groups)
     transpose = rows * ceil_div(x.shape[-1], chip.lanes) * 4 / chip.sxm_vectors_per_cycle
     per_selection = passes + chip.vxm_entry_cycles + 3 * chip.alu_cycles
@@ -70,15 +70,15 @@ def top_k(
     return _top_k(x, k=k)  # type: ignore[no-any-return]
 
 
-def _small_cost(operations: int) -> Callable[[Machine, Request], Work]:
+def _small_cost(operations: int) -> Callable[[Hardware, Call], Work]:
     """Cost index arithmetic on short vectors (assumed).
 
     `operations` ALU operations run on each vector of the result.
     """
 
-    def cost(machine: Machine, request: Request) -> Work:
+    def cost(machine: Hardware, call: Call) -> Work:
         chip = machine.chip
-        made = vectors(request.results[0], chip)
+        made = vectors(call.results[0], chip)
         limits = {
             "ALUs": made * operations / chip.vxm_alus_per_lane,
             "streams out": made / chip.vxm_stream_groups,
@@ -186,7 +186,7 @@ def _local_slots_meaning(ids: Array, first: Array, *, n_local: int, n_slots: int
 _PREFIX_STEPS = 9
 
 
-def _listing_work(machine: Machine, n_operations: Quantity) -> Work:
+def _listing_work(machine: Hardware, n_operations: Quantity) -> Work:
     """Cost operations on vectors, with the shifts of one prefix sum over lanes (assumed)."""
     chip = machine.chip
     limits = {
@@ -202,9 +202,9 @@ def _listing_work(machine: Machine, n_operations: Quantity) -> Work:
     )
 
 
-def _local_slots_cost(machine: Machine, request: Request) -> Work:
+def _local_slots_cost(machine: Hardware, call: Call) -> Work:
     """Cost a comparison per named expert and a prefix sum (assumed)."""
-    return _listing_work(machine, request.operands[0].size)
+    return _listing_work(machine, call.operands[0].size)
 
 
 _local_slots = primitive(
@@ -253,14 +253,14 @@ def _rows_by_chip_shapes(ids: Any, share: Any, *, n_chips: Any, **_: Any) -> tup
     return lists, lists
 
 
-def _rows_by_chip_cost(machine: Machine, request: Request) -> Work:
+def _rows_by_chip_cost(machine: Hardware, call: Call) -> Work:
     """Cost a comparison of each named expert with all chips, and a prefix sum (assumed).
 
     Chips lie along lanes for the comparisons; the prefix sum is over the rows of each chip, and one
     selection makes each list.
     """
     chip = machine.chip
-    ids, made = request.operands[0], request.results[0]
+    ids, made = call.operands[0], call.results[0]
     compared = ids.size * ceil_div(made.shape[0], chip.lanes)
     summed = _PREFIX_STEPS * made.shape[0] * ceil_div(made.shape[1], chip.lanes)
     return _listing_work(machine, compared + summed + 2 * vectors(made, chip))
@@ -316,8 +316,8 @@ def _arg_max_shapes(x: Any, first: Any, *, n_valid: int) -> tuple[Any, Any]:
     return jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def _arg_max_cost(machine: Machine, request: Request) -> Work:
-    return reduction_cost(machine, Request(operands=request.operands[:1], results=request.results))
+def _arg_max_cost(machine: Hardware, call: Call) -> Work:
+    return reduction_cost(machine, Call(operands=call.operands[:1], results=call.results))
 
 
 _arg_max = primitive(
@@ -347,8 +347,8 @@ _take_best = primitive(
     meaning=lambda values, labels: jnp.take_along_axis(
         labels, jnp.argmax(values, axis=-1, keepdims=True), axis=-1
     ),
-    cost=lambda machine, request: reduction_cost(
-        machine, Request(operands=request.operands[:1], results=request.results)
+    cost=lambda machine, call: reduction_cost(
+        machine, Call(operands=call.operands[:1], results=call.results)
     ),
 )
 

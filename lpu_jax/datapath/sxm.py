@@ -19,7 +19,7 @@ from jaxtyping import Array, Num
 from ..arguments import Count, Counts, checked, described, divides, exceeds, may_equal
 from ..errors import LpuError
 from .primitive import free, primitive
-from .work import Machine, Operand, Quantity, Request, Unit, Work, choose
+from .work import Call, Hardware, Operand, Quantity, Unit, Work, choose
 
 Axes = tuple[tuple[str, ...], ...]
 
@@ -102,7 +102,7 @@ def _product(lengths: Any) -> Any:
     return result
 
 
-def move_cost(machine: Machine, x: Operand, moved: Any = True) -> Work:
+def move_cost(machine: Hardware, x: Operand, moved: Any = True) -> Work:
     """Send an operand once through the SXM, counted in byte-vectors.
 
     Where `moved` is false it stays and costs nothing.
@@ -119,18 +119,18 @@ def move_cost(machine: Machine, x: Operand, moved: Any = True) -> Work:
     )
 
 
-def _rearrange_cost(machine: Machine, request: Request) -> Work:
+def _rearrange_cost(machine: Hardware, call: Call) -> Work:
     """Free if the axes longer than one keep their order, for each plan on its own."""
-    lengths = dict(request.params["lengths"])
+    lengths = dict(call.params["lengths"])
     left, right = (
-        [name for names in side for name in names] for side in _sides(request.params["pattern"])
+        [name for names in side for name in names] for side in _sides(call.params["pattern"])
     )
     moved: Quantity | bool = False
     for i, early in enumerate(left):
         for late in left[i + 1 :]:
             if right.index(early) > right.index(late):
                 moved = moved | ((lengths[early] > 1) & (lengths[late] > 1))
-    return move_cost(machine, request.operands[0], moved)
+    return move_cost(machine, call.operands[0], moved)
 
 
 _rearrange = primitive(
@@ -162,15 +162,15 @@ def rearrange(x: Num[Array, "..."], pattern: str, **lengths: Count) -> Num[Array
     return _rearrange(x, pattern=pattern, lengths=tuple(sorted(sizes.items())))  # type: ignore[no-any-return]
 
 
-def _split_cost(machine: Machine, request: Request) -> Work:
+def _split_cost(machine: Hardware, call: Call) -> Work:
     """Shift parts after the first to lane 0, unless all boundaries fall between two vectors."""
     lanes = machine.chip.lanes
     edge: Any = 0
     moved: Quantity | bool = False
-    for size in request.params["sizes"][:-1]:
+    for size in call.params["sizes"][:-1]:
         edge = edge + size
         moved = moved | (edge % lanes != 0)
-    return move_cost(machine, request.operands[0], moved)
+    return move_cost(machine, call.operands[0], moved)
 
 
 def _split_meaning(x: Array, *, sizes: tuple[int, ...]) -> tuple[Array, ...]:
@@ -224,7 +224,7 @@ _join = primitive(
         (*xs[0].shape[:-1], sum((x.shape[-1] for x in xs[1:]), xs[0].shape[-1])), xs[0].dtype
     ),
     meaning=lambda *xs: jnp.concatenate(xs, axis=-1),
-    cost=lambda machine, request: move_cost(machine, request.results[0]),
+    cost=lambda machine, call: move_cost(machine, call.results[0]),
 )
 
 
@@ -250,7 +250,7 @@ _swap_pairs = primitive(
     "sxm_swap_pairs",
     abstract=lambda x, *, interleaved: jax.ShapeDtypeStruct(x.shape, x.dtype),
     meaning=_swap_pairs_meaning,
-    cost=lambda machine, request: move_cost(machine, request.operands[0]),
+    cost=lambda machine, call: move_cost(machine, call.operands[0]),
 )
 
 

@@ -19,7 +19,7 @@ from ..arguments import check_spread, checked, described
 from ..errors import LpuError
 from ..numerics import elementary, fused, rounding
 from .primitive import AluChain, primitive
-from .work import Machine, Quantity, Request, Unit, Work, ceil, ceil_div, largest, product, vectors
+from .work import Call, Hardware, Quantity, Unit, Work, ceil, ceil_div, largest, product, vectors
 
 Scalar = float | int | np.number
 #: An operand of an operation that takes numbers too.
@@ -282,7 +282,7 @@ def to_int8(x: Float32[Array, "..."]) -> Int8[Array, "..."]:
 # --- reductions along lanes -----------------------------------------------------------------------
 
 
-def _lane_fold_cycles(machine: Machine, rows: Quantity) -> Quantity:
+def _lane_fold_cycles(machine: Hardware, rows: Quantity) -> Quantity:
     """Fold 320 lanes to one for each row: by rotations, or by a transpose and additions.
 
     Source: `9 * (9 + ceil(rows / 2) - 1)` for nine rotate-and-add steps over two hemispheres; a
@@ -298,10 +298,10 @@ def _lane_fold_cycles(machine: Machine, rows: Quantity) -> Quantity:
     return -largest(-rotations, -across)
 
 
-def reduction_cost(machine: Machine, request: Request) -> Work:
+def reduction_cost(machine: Hardware, call: Call) -> Work:
     """Cost a reduction of the last axis: add the vectors of a row, then fold its lanes."""
     chip = machine.chip
-    (x,) = request.operands
+    (x,) = call.operands
     rows = product(x.shape[:-1])
     per_row = ceil_div(x.shape[-1], chip.lanes)
     across_vectors = {
@@ -351,9 +351,9 @@ def max_lanes(x: Float32[Array, "*rows n"]) -> Float32[Array, "*rows 1"]:
     return _max_lanes(x)  # type: ignore[no-any-return]
 
 
-def _sum_leading_cost(machine: Machine, request: Request) -> Work:
+def _sum_leading_cost(machine: Hardware, call: Call) -> Work:
     chip = machine.chip
-    (x,) = request.operands
+    (x,) = call.operands
     total = vectors(x, chip)
     limits = {
         "ALUs": total / chip.vxm_alus_per_lane,

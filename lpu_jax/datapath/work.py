@@ -70,7 +70,7 @@ class Operand:
 
 
 @runtime_checkable
-class Machine(Protocol):
+class Hardware(Protocol):
     """The machine a cost rule may ask: a chip, and the links that a collective runs over."""
 
     @property
@@ -94,7 +94,7 @@ class Machine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Call:
     """One operation put to its cost rule."""
 
     operands: tuple[Operand, ...]

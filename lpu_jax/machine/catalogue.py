@@ -8,7 +8,7 @@ from ..provenance import USER_FILE, Constant, vary
 from . import gpu_systems, lpu_systems
 from .gpu import Accelerator
 from .system import Fabric, System
-from .system_file import read_machine
+from .system_file import read_system_file
 
 #: Every series of systems, LPUs first.
 SERIES = (*lpu_systems.SERIES, *gpu_systems.SERIES)
@@ -63,7 +63,7 @@ def named_systems() -> tuple[System, ...]:
 
 def _read(path: Path) -> System:
     """Read a system from a TOML file."""
-    machine = read_machine(path)
+    machine = read_system_file(path)
     try:
         found = _build(machine.name, machine.chip, machine.topology)
     except PlanError as error:

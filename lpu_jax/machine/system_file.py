@@ -55,7 +55,7 @@ SpecT = TypeVar("SpecT", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class SystemFile:
     """What a file describes.
 
     Attributes:
@@ -71,7 +71,7 @@ class Machine:
     host_overhead_s: float | None
 
 
-def read_machine(path: Path) -> Machine:
+def read_system_file(path: Path) -> SystemFile:
     """Read a machine from a TOML file.
 
     Args:
@@ -92,7 +92,7 @@ def read_machine(path: Path) -> Machine:
     if not (name.isprintable() and 0 < len(name) <= _LONGEST_NAME):
         raise table.error("name", f"must be 1 to {_LONGEST_NAME} printable characters", name)
     spec = _read_chip(table)
-    return Machine(
+    return SystemFile(
         name=name,
         chip=spec,
         topology=_read_topology(table, family, n_chips, spec),

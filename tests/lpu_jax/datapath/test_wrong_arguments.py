@@ -29,7 +29,7 @@ from jaxtyping import AbstractArray, Key
 import lpu_jax.datapath
 import lpu_jax.numerics
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.datapath.work import Machine
+from lpu_jax.datapath.work import Hardware
 from lpu_jax.errors import LpuError
 from lpu_jax.numerics.formats import E4M3FN, FP32, INT8, Format
 from lpu_jax.numerics.quantized import QuantizedArray, quantize
@@ -61,7 +61,7 @@ def public_functions() -> dict[str, Callable[..., Any]]:
 
 def is_cost(function: Callable[..., Any]) -> bool:
     parameters = list(inspect.signature(function).parameters.values())
-    return bool(parameters) and parameters[0].annotation is Machine
+    return bool(parameters) and parameters[0].annotation is Hardware
 
 
 FUNCTIONS = public_functions()
