@@ -18,14 +18,15 @@ from models.layers.mlp import dense_mlp
 from models.policy import FP16
 from models.weights.synthetic import SyntheticWeights
 
-N_CHIPS, SYSTEM = 8, "groq-node"
+N_CHIPS, machine = 8, system("groq-node")
 cfg = zoo.model("smollm2-135m")
 stored = SyntheticWeights(cfg).block("dense", layer=0)
 weights = {n: jnp.asarray(w, "float16" if w.ndim > 1 else "float32") for n, w in stored.items()}
 x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, cfg.d_model)), jnp.float16)
 
 # The program of one chip, written once. The plan: columns of the hidden layer over all chips.
-mesh = ChipMesh(axes=(("tensor", N_CHIPS),), tiers=(8,))
+mesh = ChipMesh(axes=(("tensor", N_CHIPS),), topology=machine.topology)
+single = ChipMesh(axes=(("tensor", 1),), topology=machine.topology)
 shards = {"norm": P(), "gate_up": P(None, None, "tensor")}
 
 
@@ -37,7 +38,7 @@ def program(split: Split) -> tuple:
 def main() -> None:
     print(f"Values: the dense block of {cfg.name}, bit for bit as the chips would round")
     one_chip, specs = program(Split.COLUMN)
-    alone = jax.jit(run_virtual(one_chip, ChipMesh(axes=(("tensor", 1),)), specs, P()))(x, weights)
+    alone = jax.jit(run_virtual(one_chip, single, specs, P()))(x, weights)
     for split in Split:
         block, specs = program(split)
         out = jax.jit(run_virtual(block, mesh, specs, P()))(x, weights)
@@ -46,14 +47,14 @@ def main() -> None:
         print(f"  {split:6} split over {N_CHIPS} chips: bits {bits}, {same:.1%} as on one chip")
 
     print("\nPlacement: what one chip holds")
-    chip = system(SYSTEM).chip
+    sram_bytes = machine.chip.sram_bytes
     share = {n: w.nbytes / (1 if n == "norm" else N_CHIPS) for n, w in weights.items()}
     for name, n_bytes in (share | {"all": sum(share.values())}).items():
-        print(f"  {name:8} {format_bytes(n_bytes):>9}  {n_bytes / chip.sram_bytes:.3%} of its SRAM")
+        print(f"  {name:8} {format_bytes(n_bytes):>9}  {n_bytes / sram_bytes:.3%} of its SRAM")
 
     print("\nTime: when each operation runs")
     block, specs = program(Split.ROW)
-    print(time(block, x, weights, system=SYSTEM, mesh=mesh, in_specs=specs, out_specs=P()).table())
+    print(time(block, x, weights, system=machine, mesh=mesh, in_specs=specs, out_specs=P()).table())
 
 
 if __name__ == "__main__":

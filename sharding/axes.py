@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lpu_jax.datapath.mem import POSITIONS_STEP, ring_length
+from lpu_jax.machine.system import System
 from lpu_jax.mesh import ChipMesh
 from models.blocks import CACHING_KINDS, Kind, Leaf, Sizes, is_leaf
 from models.config import GqaConfig, ModelConfig
@@ -189,9 +190,11 @@ def splits_context(ways_by_axis: Mapping[str, Any]) -> bool:
     return bool(np.max(ways_by_axis.get("context", 1)) > 1)
 
 
-def chip_mesh(ways_by_axis: Mapping[str, int], tiers: tuple[int, ...], collective: str) -> ChipMesh:
+def chip_mesh(ways_by_axis: Mapping[str, int], system: System, collective: str) -> ChipMesh:
     """Lay a block's axes onto the chips of its group, in the order given, outermost first."""
-    return ChipMesh(axes=tuple(ways_by_axis.items()), tiers=tiers, algorithm=collective)
+    return ChipMesh(
+        axes=tuple(ways_by_axis.items()), topology=system.topology, algorithm=collective
+    )
 
 
 def partition_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_machines import NODE
 
+from lpu_jax.machine.system import System
 from lpu_jax.mesh import run_devices, run_nested, run_virtual
 from models import zoo
 from models.blocks import Kind, block_program
@@ -97,12 +99,12 @@ def place(
     request: Request,
     *,
     policy: str = "fp16",
-    tiers: tuple[int, ...] = (),
+    system: System = NODE,
 ) -> LoadedBlock:
     """Load a block of the last layer with random weights of seed 0."""
     source = SyntheticWeights(cfg)
     layer = cfg.n_layers - 1
-    return load_block(source, the_plan, kind, layer, POLICIES[policy], request, tiers=tiers)
+    return load_block(source, system, the_plan, kind, layer, request, policy=POLICIES[policy])
 
 
 def runner(

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from .. import mesh as chip_mesh
 from ..datapath.work import Length, Unit, Work
+from ..errors import MeshError
 from ..machine.catalogue import system as system_named
 from ..machine.system import System
 from ..mesh import ChipMesh
@@ -147,6 +148,7 @@ def time(
     Raises:
         CostError: an operation has no cost rule; the sentence names its primitive.
         PlanError: the system has fewer chips than the mesh.
+        MeshError: the mesh is none, or of a machine with other nodes or racks.
         UnknownNameError: there is no such system.
         TypeError: specs were given without a mesh.
 
@@ -163,6 +165,8 @@ def time(
     if mesh is None and (in_specs is not None or out_specs is not None):
         raise TypeError("time: in_specs and out_specs were given without a mesh.")
     whole = system if isinstance(system, System) else system_named(system)
+    if mesh is not None:
+        _check_mesh(mesh, whole)
     n_chips = 1 if mesh is None else mesh.n_chips
     program = read(_trace(fn, args, mesh, in_specs, out_specs))
     machine = placed_on(whole, (Groups.first(whole, n_chips),))
@@ -235,6 +239,17 @@ def bound_by(work: Work) -> str:
     if float(work.latency_cycles) > float(work.busy_cycles):
         return "link latency" if work.unit is Unit.C2C else "latency"
     return reason
+
+
+def _check_mesh(mesh: ChipMesh, system: System) -> None:
+    """Refuse a mesh of another machine: its sums would be made in another order."""
+    chip_mesh.check_mesh("time", mesh)
+    if mesh.tiers != system.topology.tiers:
+        raise MeshError(
+            f"time: the mesh is of a machine with {' and '.join(map(str, mesh.tiers))} chips in a "
+            f"node and a rack; {system.name} has "
+            f"{' and '.join(map(str, system.topology.tiers))}."
+        )
 
 
 def _trace(

@@ -10,6 +10,7 @@ if they began at its first chip.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -38,7 +39,7 @@ class Axis:
     names: tuple[str, ...]
     #: chips; an int, or a symbolic dimension while a block is traced for every plan at once
     size: Any
-    tiers: tuple[int, ...] = ()
+    tiers: tuple[int, ...]  #: of the machine (`Topology.tiers`); none: all chips are in one node
     algorithm: str = "auto"
     stride: Any = 1  #: chips from one chip of the run to the next
 
@@ -64,7 +65,12 @@ class Axis:
 
 
 def joined(*axes: Axis) -> Axis:
-    """Join axes, outermost first, into the run of chips they make together."""
+    """Join axes, outermost first, into the run of chips they make together.
+
+    Raises:
+        MeshError: there are no axes, they are of different meshes, or not outermost first.
+    """
+    _check_joined(axes)
     size: Any = 1
     for axis in axes:
         size = size * axis.size
@@ -76,6 +82,24 @@ def joined(*axes: Axis) -> Axis:
         algorithm=axes[0].algorithm,
         stride=axes[-1].stride,
     )
+
+
+def _check_joined(axes: Sequence[Axis]) -> None:
+    """Refuse what is no run of chips; symbolic sizes come from a plan that was checked."""
+    if not axes or not all(isinstance(axis, Axis) for axis in axes):
+        given = ", ".join(repr(axis) for axis in axes) or "none"
+        raise MeshError(f"c2c.joined: axes of the mesh are needed, outermost first, not {given}.")
+    if len({(axis.tiers, axis.algorithm) for axis in axes}) > 1:
+        raise MeshError("c2c.joined: the axes are of different meshes.")
+    several = [
+        a for a in axes if isinstance(a.size, int) and isinstance(a.stride, int) and a.size > 1
+    ]
+    for outer, inner in pairwise(several):
+        if outer.stride <= inner.stride:
+            raise MeshError(
+                f"c2c.joined: axis {'/'.join(outer.names)!r} does not lie outside axis "
+                f"{'/'.join(inner.names)!r} in the mesh; give each axis once, outermost first."
+            )
 
 
 def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:

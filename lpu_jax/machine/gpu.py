@@ -164,6 +164,11 @@ class NvlinkDomain:
         """GPUs of the one level there is."""
         return self.n_chips
 
+    @property
+    def tiers(self) -> tuple[int, ...]:
+        """GPUs of the one level there is, as `Topology.tiers`."""
+        return (self.n_chips,)
+
     def span(
         self,
         bases: Int[np.ndarray, " groups"] | list[int],

@@ -164,6 +164,11 @@ class Wiring(ABC):
         return self.node_chips * self.nodes_per_rack
 
     @property
+    def tiers(self) -> tuple[int, ...]:
+        """Chips of a node and of a rack: sums across chips are made inside each of them first."""
+        return self.node_chips, self.rack_chips
+
+    @property
     def n_nodes(self) -> int:
         """Nodes of the machine; the last may be used in part."""
         return -(-self.n_chips // self.node_chips)

@@ -181,7 +181,7 @@ def _check_whole(
             opened.source,
             machine,
             plans,
-            policy,
+            policy=policy,
             token_ids=ids,
             layers=chosen,
             routing=routing,
@@ -192,8 +192,8 @@ def _check_whole(
     )
     emit(
         as_json,
-        lambda: whole_model_report.whole_dict(cfg, machine, policy, results, note),
-        lambda: whole_model_report.whole_text(cfg, machine, policy, results, note),
+        lambda: whole_model_report.whole_dict(cfg, machine, results, policy=policy, note=note),
+        lambda: whole_model_report.whole_text(cfg, machine, results, policy=policy, note=note),
     )
     if not one_chip_bits.as_promised(results):
         raise typer.Exit(NO)
@@ -216,13 +216,20 @@ def _check_blocks(
     plans = plans or default_plans(cfg, machine, policy)
     results = watched(
         lambda say: compare_plans(
-            cfg, machine, plans, policy, source, tokens=n_tokens, seed=seed, progress=say
+            cfg,
+            machine,
+            plans,
+            policy=policy,
+            source=source,
+            tokens=n_tokens,
+            seed=seed,
+            progress=say,
         )
     )
     emit(
         as_json,
-        lambda: one_chip_bits.check_dict(cfg, machine, policy, results),
-        lambda: one_chip_bits.check_text(cfg, machine, policy, results),
+        lambda: one_chip_bits.check_dict(cfg, machine, results, policy=policy),
+        lambda: one_chip_bits.check_text(cfg, machine, results, policy=policy),
     )
     if not one_chip_bits.as_promised(results):
         raise typer.Exit(NO)

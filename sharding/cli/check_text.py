@@ -62,7 +62,7 @@ def check_text(
         plans = [row.plan]
     results = watched(
         lambda say: texts.compare_text(
-            opened.source, tokens, machine, plans, policies, progress=say
+            opened.source, machine, plans, tokens, policies=policies, progress=say
         )
     )
     emit(

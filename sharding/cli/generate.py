@@ -79,10 +79,10 @@ def generate(
     made = watched(
         lambda say: generating.generate(
             checkpoint.weights,
-            tokenizer,
-            tokens,
             machine,
             row.plan,
+            tokenizer,
+            tokens,
             policy=policy,
             sampling=sampling,
             max_new_tokens=max_tokens,

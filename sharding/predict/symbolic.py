@@ -101,7 +101,9 @@ def trace_block(
     stride: Any = 1
     inside_out: dict[str, Axis] = {}
     for axis in reversed(order or MESH_AXES[kind]):
-        inside_out[axis] = Axis(names=(), size=ways[axis], algorithm=collective, stride=stride)
+        inside_out[axis] = Axis(
+            names=(), size=ways[axis], tiers=(), algorithm=collective, stride=stride
+        )
         stride = stride * ways[axis]
     axes_of_chip = dict(reversed(inside_out.items()))
     jaxpr = jax.make_jaxpr(lambda *args: program(*args, axes=axes_of_chip))(*shapes(arguments))

@@ -22,7 +22,7 @@ from models.weights.source import WeightSource
 from ..axes import allocated_positions
 from ..plan import Plan
 from ..request import Request
-from .execute import run_attention, run_block, with_inputs
+from .execute import check_execution, on_chips, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
 #: Prompts are padded to a multiple of this many tokens.
@@ -42,14 +42,16 @@ class Decoder:
 
     Args:
         source: weights.
-        plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
-        policy: formats of the weights, and how products are made.
         system: its node and rack sizes fix the order of sums across chips.
+        plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
         prompts: token numbers of each sequence, at least one each.
+        policy: formats of the weights, and how products are made.
         n_new: tokens that each sequence may grow by.
-        execution: `virtual` chips, or `devices`.
+        execution: as for `execute.run_block`.
 
     Raises:
+        LpuError: the system is one of GPUs.
+        UnknownNameError: there is no such execution.
         PlanError: there is no prompt, one is empty, or a sequence does not fit the model.
 
     Fidelity: that of `policy`. With faithful products a sequence's bits do not depend on the
@@ -59,14 +61,16 @@ class Decoder:
     def __init__(
         self,
         source: WeightSource,
-        plan: Plan,
-        policy: Policy,
         system: System,
+        plan: Plan,
         prompts: Sequence[Sequence[int]],
         *,
+        policy: Policy,
         n_new: int,
         execution: str = "virtual",
     ) -> None:
+        system.require_lpu("generate")
+        check_execution(execution)
         self.cfg = source.config
         check_prompts(self.cfg, prompts, n_new)
         self._prompts = [list(prompt) for prompt in prompts]
@@ -76,7 +80,7 @@ class Decoder:
         #: how many tokens each sequence has in the cache
         self.positions = np.zeros(len(prompts), np.int32)
         self._placed: dict[int, list[LoadedBlock]] = {self._bucket: [], 1: []}
-        self._place(source, plan, policy, system)
+        self._place(source, system, plan, policy)
         self._caches = [
             loaded.arguments[2] if loaded.kind in CACHING_KINDS else None
             for loaded in self._placed[1]
@@ -117,10 +121,8 @@ class Decoder:
         self.positions = self.positions + grown
         return made
 
-    def _place(self, source: WeightSource, plan: Plan, policy: Policy, system: System) -> None:
+    def _place(self, source: WeightSource, system: System, plan: Plan, policy: Policy) -> None:
         """Put every block onto the chips twice: for the prompts' length and for single tokens."""
-        topology = system.topology
-        tiers = (topology.node_chips, topology.rack_chips)
         tables: Any = None
         chain: tuple[Block, ...] = block_chain(self.cfg)
         for block in chain:
@@ -133,14 +135,16 @@ class Decoder:
                     context=self._context,
                     most_tokens=self._bucket,
                 )
-                loaded = place_block(stored, plan, request, tiers=tiers, widen_once=True)
+                loaded = place_block(stored, system, plan, request, widen_once=True)
                 # One copy of the weights in memory, whatever the number of tokens.
                 shared = loaded.arguments[1] if shared is None else shared
                 arguments = (loaded.arguments[0], shared, *loaded.arguments[2:])
                 if block.kind in CACHING_KINDS:
                     tables = arguments[3] if tables is None else tables
                     arguments = (*arguments[:3], tables, *arguments[4:])
-                placed.append(replace(loaded, arguments=arguments))
+                loaded = on_chips(replace(loaded, arguments=arguments), self._execution)
+                shared = loaded.arguments[1]
+                placed.append(loaded)
 
     def _run(self, ids: Int[np.ndarray, "b t"], rows: Int[np.ndarray, " b"]) -> Prediction:
         """Run tokens through all blocks; of each sequence one row reaches the head."""

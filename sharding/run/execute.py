@@ -4,7 +4,7 @@ Holds no arithmetic and no time: the block's own per-chip program is run as it i
 cost reading.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from lpu_jax.errors import PlanError, unknown
-from lpu_jax.mesh import ChipMesh, run_devices, run_virtual
+from lpu_jax.mesh import ChipMesh, most_devices, put_on_devices, run_nested, run_virtual
 from models.blocks import Kind, block_program
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
@@ -25,7 +25,8 @@ from ..axes import degrees, dispatch_of
 from ..plan import Plan
 from .load import LoadedBlock, block_split
 
-_RUNNERS: Mapping[str, Callable[..., Any]] = {"virtual": run_virtual, "devices": run_devices}
+#: Ways to run a block's program; all give the same bits.
+EXECUTIONS = ("virtual", "devices", "nested")
 #: Distinct programs kept compiled; a model has at most five kinds of block.
 _PROGRAMS_KEPT = 64
 
@@ -36,7 +37,8 @@ def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual
     Args:
         cfg: the model.
         block: the placed block; see `with_inputs`.
-        execution: `virtual` chips in one process, or one chip on each of JAX's `devices`.
+        execution: `virtual` chips in one process, one chip on each of JAX's `devices`, or
+            `nested`: virtual chips on each of as many devices as the plan can be spread over.
 
     Returns:
         The results of the block's program, as global arrays, padding included.
@@ -47,8 +49,7 @@ def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual
 
     Fidelity: the same bits for every execution.
     """
-    if execution not in _RUNNERS:
-        raise unknown("execution", execution, _RUNNERS)
+    block = on_chips(block, execution)
     in_specs, in_tree = jax.tree.flatten(block.in_specs)
     out_specs, out_tree = jax.tree.flatten(block.out_specs)
     run = _compiled(
@@ -82,7 +83,46 @@ def _compiled(
         cfg, kind, policy, split, n_local=n_local, n_slots=n_slots, dispatch=dispatch
     )
     specs, results = (jax.tree.unflatten(tree, leaves) for leaves, tree in (in_specs, out_specs))
-    return jax.jit(_RUNNERS[execution](program, mesh, specs, results))
+    if execution == "virtual":
+        return jax.jit(run_virtual(program, mesh, specs, results))
+    return jax.jit(run_nested(program, mesh, _devices(mesh, execution), specs, results))
+
+
+def check_execution(execution: str) -> None:
+    """Refuse a way of running that there is not.
+
+    Raises:
+        UnknownNameError: says which there are.
+    """
+    if execution not in EXECUTIONS:
+        raise unknown("execution", execution, EXECUTIONS)
+
+
+def on_chips(block: LoadedBlock, execution: str) -> LoadedBlock:
+    """Put a block's arguments where its program will run; what is there already is not copied.
+
+    Blocks of a plan may have meshes of other shapes, and so hold the hidden state otherwise.
+
+    Args:
+        block: the placed block.
+        execution: as for `run_block`.
+
+    Raises:
+        UnknownNameError: there is no such execution.
+        MeshError: there are fewer devices than chips.
+    """
+    check_execution(execution)
+    if execution == "virtual":
+        return block
+    devices = _devices(block.mesh, execution)
+    return replace(
+        block, arguments=put_on_devices(block.arguments, block.mesh, block.in_specs, devices)
+    )
+
+
+def _devices(mesh: ChipMesh, execution: str) -> dict[str, int]:
+    """Over how many devices the chips of each axis are spread."""
+    return dict(mesh.axes) if execution == "devices" else most_devices(mesh)
 
 
 def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:

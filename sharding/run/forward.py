@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from lpu_jax.errors import PlanError
+from lpu_jax.machine.system import System
 from models.blocks import CACHING_KINDS, Block, block_chain
 from models.config import ModelConfig
 from models.params import Kind
@@ -22,7 +23,7 @@ from models.weights.source import WeightSource
 from ..axes import allocated_positions
 from ..plan import Plan
 from ..request import Request
-from .execute import run_attention, run_block, with_inputs
+from .execute import check_execution, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
 #: Rows that the head takes at once: its results are as wide as the vocabulary.
@@ -31,11 +32,11 @@ _HEAD_ROWS = 64
 
 def forward(
     source: WeightSource,
-    tokens: Int[np.ndarray, "b t"],
+    system: System,
     plan: Plan,
-    policy: Policy,
+    tokens: Int[np.ndarray, "b t"],
     *,
-    tiers: tuple[int, ...] = (),
+    policy: Policy,
     step: int | None = None,
     context: int | None = None,
     execution: str = "virtual",
@@ -45,28 +46,32 @@ def forward(
 
     Args:
         source: weights, read one block at a time.
+        system: its node and rack sizes fix the order of sums across chips.
+        plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
         tokens: token ids from position 0 on. No position sees a later one, so shorter sequences
             may be padded at their end with any token.
-        plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
         policy: formats of the weights, and how products are made.
-        tiers: chips of a node, of a rack, ...: the order of sums across chips.
         step: new tokens of each sequence per run of a block: None is prefill, all at once; 1 is
             decoding, token by token with a cache. A block runs all steps before the next is read.
         context: allocated positions of the cache; by default the least whole number of vectors,
             one at least for each chip that shares them out.
-        execution: `virtual` chips, or `devices`.
+        execution: as for `execute.run_block`.
         progress: told which block comes next.
 
     Returns:
         Logits of every position.
 
     Raises:
+        LpuError: the system is one of GPUs.
+        UnknownNameError: there is no such execution.
         PlanError: no tokens, or more than the model has positions or the cache has room for; an
             id that is not in the vocabulary; a plan that does not split the model's blocks.
         WeightsError: the source cannot give a block.
 
     Fidelity: that of `policy`: every block runs the datapath's own rounding.
     """
+    system.require_lpu("forward")
+    check_execution(execution)
     cfg = source.config
     _check_tokens(cfg, tokens, step)
     batch, n_tokens = tokens.shape
@@ -82,7 +87,7 @@ def forward(
     def placed(kind: Kind, layer: int, batch: int, step: int) -> LoadedBlock:
         stored = store_block(source, kind, layer, policy)
         request = Request(batch=batch, tokens=step, context=context)
-        return place_block(stored, plan, request, tiers=tiers, widen_once=True)
+        return place_block(stored, system, plan, request, widen_once=True)
 
     *body, head = block_chain(cfg)
     for block in body:

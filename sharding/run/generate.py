@@ -83,10 +83,10 @@ class Generation:
 
 def generate(
     source: WeightSource,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
     system: System,
     plan: Plan,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
     *,
     policy: Policy | None = None,
     sampling: Sampling | None = None,
@@ -100,17 +100,17 @@ def generate(
 
     Args:
         source: weights, such as `open_checkpoint(path).weights`.
-        tokenizer: of the same model.
-        prompts: token numbers, such as `tokenizer.encode(text)`.
         system: its node and rack sizes fix the order of sums across chips.
         plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
+        tokenizer: of the same model.
+        prompts: token numbers, such as `tokenizer.encode(text)`.
         policy: formats of the weights, fp16 by default.
         sampling: how tokens are chosen; by default the most likely.
         max_new_tokens: a sequence stops after so many, or behind a stop token.
         stop_tokens: by default those that end a text or a turn, as the model's configuration or its
             tokenizer names them.
         reference: compare the logits with a float32 model of the unrounded weights.
-        execution: `virtual` chips, or `devices`.
+        execution: as for `execute.run_block`.
         on_text: called with the number of a prompt and a piece of its text as it comes.
 
     Returns:
@@ -134,7 +134,13 @@ def generate(
     sampling = Sampling() if sampling is None else sampling
     stops = {*cfg.eos_token_ids, *tokenizer.end_tokens} if stop_tokens is None else stop_tokens
     decoder = Decoder(
-        source, plan, policy, system, prompts, n_new=max_new_tokens, execution=execution
+        source,
+        system,
+        plan,
+        prompts,
+        policy=policy,
+        n_new=max_new_tokens,
+        execution=execution,
     )
     sequences = _sequences(prompts, tokenizer, sampling, frozenset(stops), max_new_tokens)
     seconds: list[float] = []

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from lpu_jax.errors import PlanError
+from lpu_jax.machine.system import System
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.numerics.quantized import QuantizedArray, dequantize, quantize, widen
 from lpu_jax.numerics.schemes import FP16_PLAIN
@@ -71,25 +72,25 @@ class LoadedBlock:
 
 def load_block(
     source: WeightSource,
+    system: System,
     plan: Plan,
     kind: Kind,
     layer: int,
-    policy: Policy,
     request: Request,
     *,
-    tiers: tuple[int, ...] = (),
+    policy: Policy,
     held_experts: Sequence[int] | None = None,
 ) -> LoadedBlock:
     """Read a block's weights, store them in the policy's formats and place them on a plan's chips.
 
     Args:
         source: where the weights come from.
+        system: its node and rack sizes fix the order of sums across chips.
         plan: how the block is split.
         kind: the kind of block.
         layer: its layer.
-        policy: formats of the weights.
         request: batch, new tokens and allocated context.
-        tiers: chips of a node, of a rack, ...: the order of sums across chips.
+        policy: formats of the weights.
         held_experts: keep only these experts, in a store that every chip addresses; a chip's
             address table names only the experts that it would hold, so that the block computes the
             same values. None keeps all.
@@ -98,13 +99,15 @@ def load_block(
         The block, its caches empty and its hidden state zero.
 
     Raises:
+        LpuError: the system is one of GPUs, which hold no values.
         PlanError: the plan does not describe this kind of block, or the policy's groups do not fit
             the model's heads.
+        MeshError: the plan has more chips than the system.
 
     Fidelity: exact but for the storage formats, each rounded as `quantized.quantize` says.
     """
     stored = store_block(source, kind, layer, policy, held_experts=held_experts)
-    return place_block(stored, plan, request, tiers=tiers)
+    return place_block(stored, system, plan, request)
 
 
 # --- stored form, common to all plans ---------------------------------------------------------
@@ -258,25 +261,28 @@ def widened(weight: Any, spec: ParamSpec) -> Any:
 
 def place_block(
     stored: StoredBlock,
+    system: System,
     plan: Plan,
     request: Request,
     *,
-    tiers: tuple[int, ...] = (),
     widen_once: bool = False,
 ) -> LoadedBlock:
     """Pad a stored block to whole shares of a plan and add what else its program takes.
 
     Args:
         stored: the weights.
+        system: its node and rack sizes fix the order of sums across chips.
         plan: how the block is split.
         request: batch, new tokens and allocated context.
-        tiers: as for `load_block`.
         widen_once: hold narrow weights as the float16 values that the matrix unit makes of them:
             the same bits, and faster when a block runs more than once.
 
     Raises:
+        LpuError: the system is one of GPUs, which hold no values.
         PlanError: the plan does not describe this kind of block.
+        MeshError: the plan has more chips than the system.
     """
+    system.require_lpu("a block's values")
     cfg, kind, policy = stored.cfg, stored.kind, stored.policy
     if kind == "moe" and plan.moe is None:
         raise PlanError(f"plan {plan.name!r} does not say how mixture-of-experts blocks are split.")
@@ -305,7 +311,7 @@ def place_block(
         arguments=jax.tree.map(_padded, arguments, whole),
         in_specs=partition_specs(kind, leaves, list(ways)),
         out_specs=result_specs(kind, leaves, list(ways)),
-        mesh=chip_mesh(ways, tiers, plan.collective),
+        mesh=chip_mesh(ways, system, plan.collective),
         request=request,
         dispatch=dispatch,
         **_slots(stored, plan, local, request),

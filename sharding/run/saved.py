@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from lpu_jax.errors import WeightsError
+from lpu_jax.machine.system import System
 from lpu_jax.numerics.quantized import QuantizedArray
 from models.blocks import Block
 from models.config import ModelConfig
@@ -25,6 +26,7 @@ from models.policy import Policy
 from ..plan import Plan, plan_from_dict
 from ..report import versions
 from ..request import Request
+from .execute import check_execution
 from .load import LoadedBlock, StoredBlock
 from .unplaced import CACHE_NAMES, BlockState, restored_block, weight_leaves
 
@@ -183,12 +185,12 @@ def _plain(value: Any) -> Any:
 def restore_state(
     folder: str | Path,
     cfg: ModelConfig,
-    policy: Policy,
+    system: System,
     plan: Plan,
     request: Request,
     *,
+    policy: Policy,
     step: int | None = None,
-    tiers: tuple[int, ...] = (),
     widen_once: bool = False,
     execution: str = "virtual",
 ) -> RestoredState:
@@ -197,26 +199,29 @@ def restore_state(
     Args:
         folder: where `save_state` saved it.
         cfg: the model.
-        policy: the formats.
+        system: its node and rack sizes fix the order of sums across chips.
         plan: how the blocks are split.
         request: batch, new tokens and allocated context. With caches the batch is that of the
             state, and the context has room for its positions.
+        policy: the formats.
         step: None is the last one.
-        tiers: as for `load.load_block`.
         widen_once: as for `load.place_block`.
-        execution: `virtual` chips, or `devices`: each chip's shares are put on its device.
+        execution: as for `execute.run_block`; with devices, each chip's shares are put on its
+            own.
 
     Returns:
         The state. Caches and positions are in the arguments of its blocks: `run_block` goes on.
 
     Raises:
         WeightsError: as for `read_state`.
+        UnknownNameError: there is no such execution.
         PlanError: when a block is asked for that the plan or the request does not fit.
         MeshError: likewise, if there are fewer devices than chips.
 
     Fidelity: exact: the bits of placing the same weights and caches under this plan.
     """
-    step, state = read_state(folder, cfg, policy, step=step)
+    check_execution(execution)
+    step, state = read_state(folder, cfg, policy=policy, step=step)
 
     def placed() -> Iterator[tuple[Block, LoadedBlock]]:
         blocks = iter(state.blocks)
@@ -224,10 +229,10 @@ def restore_state(
             which = Block(kind=block.stored.kind, layer=block.layer)
             loaded = restored_block(
                 block,
+                system,
                 plan,
                 request,
                 state.positions,
-                tiers=tiers,
                 widen_once=widen_once,
                 execution=execution,
             )
@@ -245,7 +250,7 @@ def restore_state(
 
 
 def read_state(
-    folder: str | Path, cfg: ModelConfig, policy: Policy, *, step: int | None = None
+    folder: str | Path, cfg: ModelConfig, *, policy: Policy, step: int | None = None
 ) -> tuple[int, State]:
     """Read a saved state without placing it.
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from lpu_jax.errors import PlanError
-from lpu_jax.mesh import put_on_devices
+from lpu_jax.machine.system import System
 from lpu_jax.numerics.quantized import QuantizedArray
 from models.blocks import CACHING_KINDS, Leaf, block_arguments, is_leaf
 from models.config import GqaConfig, ModelConfig
@@ -24,6 +24,7 @@ from models.policy import Policy
 from ..axes import MESH_AXES, axis_lengths, sizes
 from ..plan import Plan
 from ..request import Request
+from .execute import on_chips
 from .load import LoadedBlock, StoredBlock, place_block
 
 #: Which dimension of a cache counts positions; that of a sliding layer is a ring.
@@ -132,11 +133,11 @@ def _held_experts(cfg: ModelConfig, block: LoadedBlock) -> tuple[int, ...] | Non
 
 def restored_block(
     state: BlockState,
+    system: System,
     plan: Plan,
     request: Request,
     positions: Int[np.ndarray, " b"] | None,
     *,
-    tiers: tuple[int, ...] = (),
     widen_once: bool = False,
     execution: str = "virtual",
 ) -> LoadedBlock:
@@ -144,21 +145,23 @@ def restored_block(
 
     Args:
         state: the block.
+        system: its node and rack sizes fix the order of sums across chips.
         plan: how the block is split.
         request: batch, new tokens and allocated context.
         positions: tokens of each sequence in the cache.
-        tiers: as for `load.load_block`.
         widen_once: as for `load.place_block`.
-        execution: with `devices`, each chip's shares are put on its device.
+        execution: as for `execute.run_block`; with devices, each chip's shares are put on its
+            own.
 
     Raises:
+        UnknownNameError: there is no such execution.
         PlanError: the plan does not describe this kind of block, the request is for another batch
             than the cache has, or its context is too short.
         MeshError: there are fewer devices than chips.
 
     Fidelity: exact.
     """
-    block = place_block(state.stored, plan, request, tiers=tiers, widen_once=widen_once)
+    block = place_block(state.stored, system, plan, request, widen_once=widen_once)
     if positions is not None and block.kind in CACHING_KINDS:
         if request.batch != len(positions):
             raise PlanError(
@@ -172,11 +175,7 @@ def restored_block(
         starts = np.pad(positions, (0, block.request.batch - len(positions)))
         arguments[4] = starts.astype(np.int32)
         block = replace(block, arguments=tuple(arguments))
-    if execution == "devices":
-        block = replace(
-            block, arguments=put_on_devices(block.arguments, block.mesh, block.in_specs)
-        )
-    return block
+    return on_chips(block, execution)
 
 
 def _placed_cache(

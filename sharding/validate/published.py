@@ -181,7 +181,7 @@ def distributed_product() -> Figure:
         x,
         w,
         system="groq-node",
-        mesh=ChipMesh(axes=(("columns", 8),)),
+        mesh=ChipMesh(axes=(("columns", 8),), topology=named_system("groq-node").topology),
         in_specs=(P(), P(None, "columns")),
         out_specs=P(None, "columns"),
     )

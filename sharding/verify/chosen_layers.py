@@ -80,9 +80,9 @@ def compare_plans(
     cfg: ModelConfig,
     system: System,
     plans: Sequence[Plan],
+    *,
     policy: Policy,
     source: WeightSource | None = None,
-    *,
     layers: Sequence[int] | None = None,
     tokens: int = 2,
     seed: int = 0,
@@ -103,7 +103,7 @@ def compare_plans(
         layers: run in this order; by default the first layer, and the first one with experts.
         tokens: how many.
         seed: of the hidden states, and of random weights.
-        execution: `virtual` chips, or `devices`.
+        execution: as for `execute.run_block`.
         progress: told what is being done.
 
     Returns:
@@ -121,20 +121,18 @@ def compare_plans(
     check_n_tokens(tokens, cfg, plans)
     chosen = default_layers(cfg) if layers is None else tuple(layers)
     check_layers(cfg, chosen)
-    check_plans(plans, cfg, system, policy)
+    check_plans(cfg, system, plans, policy=policy)
     weights = SyntheticWeights(cfg, seed) if source is None else source
     start = _hidden_states(tokens, cfg.d_model, seed).astype(policy.dtype)
-    topology = system.topology
-    tiers = (topology.node_chips, topology.rack_chips)
     runs = [Run(plan=plan, hidden=start, reference=start.astype(np.float32)) for plan in plans]
     blocks = blocks_of(cfg, chosen)
     run_steps(
-        [Step(weights, policy, block.kind, block.layer, tiers, execution) for block in blocks],
+        [Step(weights, system, block, policy=policy, execution=execution) for block in blocks],
         runs,
         starting=lambda step: progress(f"{step.kind} of layer {step.layer}, {len(plans)} plans"),
     )
     kinds = [block.kind for block in blocks]
-    return [_result(run, cfg, tiers, kinds, policy) for run in runs]
+    return [_result(run, cfg, system, kinds, policy) for run in runs]
 
 
 def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
@@ -170,7 +168,7 @@ def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> None:
             )
 
 
-def check_plans(plans: Sequence[Plan], cfg: ModelConfig, system: System, policy: Policy) -> None:
+def check_plans(cfg: ModelConfig, system: System, plans: Sequence[Plan], *, policy: Policy) -> None:
     """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16.
 
     Raises:
@@ -199,7 +197,7 @@ def _hidden_states(tokens: int, d_model: int, seed: int) -> Float[np.ndarray, "t
 
 
 def _result(
-    run: Run, cfg: ModelConfig, tiers: tuple[int, ...], kinds: Sequence[Kind], policy: Policy
+    run: Run, cfg: ModelConfig, system: System, kinds: Sequence[Kind], policy: Policy
 ) -> CheckResult:
     routings = [check.routing for check in run.checks if check.routing is not None]
     return CheckResult(
@@ -211,7 +209,7 @@ def _result(
         routes_agree=all(routing.flips == 0 for routing in routings) if routings else None,
         router_margin=min((routing.margin for routing in routings), default=None),
         rounding_moved=rounding_moved(
-            cfg, run.plan, tiers, kinds, policy, n_tokens=len(run.hidden)
+            cfg, system, run.plan, kinds, policy=policy, n_tokens=len(run.hidden)
         ),
         output_hash=hashlib.sha256(run.hidden.tobytes()).hexdigest(),
         output=run.hidden,
@@ -220,19 +218,19 @@ def _result(
 
 def rounding_moved(
     cfg: ModelConfig,
+    system: System,
     plan: Plan,
-    tiers: tuple[int, ...],
     kinds: Sequence[Kind],
-    policy: Policy = FP16,
     *,
+    policy: Policy = FP16,
     n_tokens: int,
 ) -> tuple[str, ...]:
     """Say in words where a plan rounds or adds otherwise than one chip does.
 
     Args:
         cfg: the model.
+        system: its node and rack sizes fix the order of sums across chips.
         plan: the plan.
-        tiers: chips of a node and of a rack.
         kinds: kinds of block to speak of.
         policy: its base is the format of partial sums.
         n_tokens: decoded so far; they decide how many chips of a shared context hold positions.
@@ -243,6 +241,7 @@ def rounding_moved(
         "dense": "dense MLP output",
         "moe": "sum over experts and shared expert's output",
     }
+    node_chips, *wider = system.topology.tiers
     sentences = []
     for kind in dict.fromkeys(kinds):
         ways = degrees(plan, kind, cfg)
@@ -255,10 +254,10 @@ def rounding_moved(
         if block_split(plan, kind) is Split.COLUMN or kind not in said:
             continue
         order = "added in chip order"
-        if tiers and n_chips > tiers[0]:
-            order += f" inside each run of {tiers[0]} chips, rounded, then across runs"
-            if len(tiers) > 1 and n_chips > tiers[1]:
-                order += f" and across racks of {tiers[1]}"
+        if n_chips > node_chips:
+            order += f" inside each run of {node_chips} chips, rounded, then across runs"
+            if wider and n_chips > wider[0]:
+                order += f" and across racks of {wider[0]}"
         sentences.append(
             f"{said[kind]}: partial sums over {n_chips} chips are rounded to {policy.base} and "
             f"{order} (row split)"
@@ -308,7 +307,11 @@ def with_numerics(
 
     plans = [row.plan for row in comparison.rows[:n_plans]]
     results = verify.compare_plans(
-        comparison.model, comparison.system, plans, comparison.policy, progress=progress
+        comparison.model,
+        comparison.system,
+        plans,
+        policy=comparison.policy,
+        progress=progress,
     )
     checked = [
         replace(row, numerics=result.as_dict())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int
 
+from lpu_jax.machine.system import System
 from models.params import Kind, block_params
 from models.policy import Policy
 from models.reference import reference_block
@@ -43,21 +44,22 @@ class TokenSource(Protocol):
 
 def embed_tokens(
     source: WeightSource,
+    system: System,
     plan: Plan,
-    policy: Policy,
     token_ids: Sequence[int],
-    tiers: tuple[int, ...],
-    execution: str,
+    *,
+    policy: Policy,
+    execution: str = "virtual",
 ) -> Run:
     """Look tokens up on the chips of a plan, and in the reference.
 
     Args:
         source: weights.
+        system: its node and rack sizes fix the order of sums across chips.
         plan: its chips share the vocabulary.
-        policy: formats.
         token_ids: in the order of their positions.
-        tiers: chips of a node, of a rack, ...
-        execution: `virtual` chips, or `devices`.
+        policy: formats.
+        execution: as for `execute.run_block`.
 
     Returns:
         A run with both hidden states `[tokens, d]`.
@@ -78,7 +80,7 @@ def embed_tokens(
     compact = np.zeros((n_chips * rows, cfg.d_model), table.dtype)
     compact[number] = table
     small = replace(stored, cfg=replace(cfg, vocab_size=len(compact)), weights={"table": compact})
-    block = place_block(small, plan, Request(batch=1, tokens=len(ids)), tiers=tiers)
+    block = place_block(small, system, plan, Request(batch=1, tokens=len(ids)))
     tokens = number[position].astype(np.int32)[None]
     hidden = run_block(small.cfg, with_inputs(block, tokens), execution=execution)
     table = stored_values(table, block_params(small.cfg, "embed")["table"])
@@ -94,19 +96,20 @@ def _count_within(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 def run_head(
     source: WeightSource,
+    system: System,
     runs: Sequence[Run],
+    *,
     policy: Policy,
-    tiers: tuple[int, ...],
-    execution: str,
+    execution: str = "virtual",
 ) -> list[tuple[Logits, Logits]]:
     """Make the logits of every token, of the reference and emulated.
 
     Args:
         source: weights.
+        system: its node and rack sizes fix the order of sums across chips.
         runs: hidden states at the entry of the head.
         policy: formats, and how products are made.
-        tiers: chips of a node, of a rack, ...
-        execution: `virtual` chips, or `devices`.
+        execution: as for `execute.run_block`.
 
     Returns:
         For each run the reference's logits and the emulated ones.
@@ -125,7 +128,7 @@ def run_head(
         for run, (expected, logits) in zip(runs, made, strict=True):
             expected[:, columns] = np.asarray(module(jnp.asarray(run.reference)[None]))[0, :, :n]
             request = Request(batch=n_tokens)
-            block = place_block(piece, run.plan, request, tiers=tiers, widen_once=True)
+            block = place_block(piece, system, run.plan, request, widen_once=True)
             inputs = with_inputs(block, run.hidden[:, None], np.zeros(n_tokens, np.int32))
             _, found = run_block(piece.cfg, inputs, execution=execution)
             logits[:, columns] = np.asarray(found)[:, :n]

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from models.blocks import CACHING_KINDS
+from lpu_jax.machine.system import System
+from models.blocks import CACHING_KINDS, Block
 from models.config import ModelConfig
 from models.params import Kind, ParamSpec, block_params, expert_params
 from models.policy import Policy
@@ -143,17 +144,18 @@ class Step:
     def __init__(
         self,
         source: WeightSource,
+        system: System,
+        block: Block,
+        *,
         policy: Policy,
-        kind: Kind,
-        layer: int,
-        tiers: tuple[int, ...],
-        execution: str,
+        execution: str = "virtual",
         routing: str = "forced",
     ) -> None:
-        self.source, self.policy, self.kind, self.layer = source, policy, kind, layer
+        self.source, self.system, self.policy = source, system, policy
+        self.kind, self.layer = block.kind, block.layer
         self.cfg: ModelConfig = source.config
-        self.tiers, self.execution, self.routing = tiers, execution, routing
-        self.specs = block_params(self.cfg, kind)
+        self.execution, self.routing = execution, routing
+        self.specs = block_params(self.cfg, self.kind)
 
     @property
     def n_values(self) -> int:
@@ -197,7 +199,7 @@ class Step:
             for i in group:
                 plan = runs[i].plan
                 request = Request(batch=1, tokens=1, context=allocated_positions(plan))
-                block = place_block(stored, plan, request, tiers=self.tiers)
+                block = place_block(stored, self.system, plan, request)
                 outputs[i] = self._emulate(states[i], block)
             return outputs
 

@@ -51,7 +51,7 @@ def as_promised(results: Sequence[Checked]) -> bool:
 
 
 def check_text(
-    cfg: ModelConfig, system: System, policy: Policy, results: Sequence["CheckResult"]
+    cfg: ModelConfig, system: System, results: Sequence["CheckResult"], *, policy: Policy
 ) -> str:
     """Lay a check out as text: errors, equality of bits, and where roundings moved."""
     rows = report.table(
@@ -101,7 +101,7 @@ def _label(result: "CheckResult", results: Sequence["CheckResult"]) -> str:
 
 
 def check_dict(
-    cfg: ModelConfig, system: System, policy: Policy, results: Sequence["CheckResult"]
+    cfg: ModelConfig, system: System, results: Sequence["CheckResult"], *, policy: Policy
 ) -> dict[str, Any]:
     """A check as plain values, for JSON."""
     return {

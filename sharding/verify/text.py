@@ -101,11 +101,11 @@ def read_text(path: Path) -> str:
 
 def compare_text(
     source: WeightSource,
-    tokens: Sequence[int],
     system: System,
     plans: Sequence[Plan],
-    policies: Sequence[Policy],
+    tokens: Sequence[int],
     *,
+    policies: Sequence[Policy],
     window: int | None = None,
     execution: str = "virtual",
     progress: Callable[[str], None] = lambda _: None,
@@ -114,13 +114,13 @@ def compare_text(
 
     Args:
         source: weights; they are read once for the reference and once for every row.
-        tokens: of the text, at least 2.
         system: its node and rack sizes fix the order of sums across chips.
         plans: how blocks are split.
+        tokens: of the text, at least 2.
         policies: formats; each is run under each plan.
         window: tokens that are seen together; by default as many as the model has positions. A
             longer text is cut into such windows, and the first token of each is not predicted.
-        execution: `virtual` chips, or `devices`.
+        execution: as for `execute.run_block`.
         progress: told what is being done.
 
     Returns:
@@ -140,8 +140,6 @@ def compare_text(
     for plan in plans:
         for policy in policies:
             _check_legal(cfg, system, plan, policy, len(windows[0]))
-    topology = system.topology
-    tiers = (topology.node_chips, topology.rack_chips)
     rows = [_Row(policy=policy, plan=plan) for plan in plans for policy in policies]
     for i, ids in enumerate(windows):
         part = f" (window {i + 1} of {len(windows)})" if len(windows) > 1 else ""
@@ -154,7 +152,7 @@ def compare_text(
         for row in rows:
             progress(f"{row.policy.name}{part}")
             logits = forward(
-                source, ids[None], row.plan, row.policy, tiers=tiers, execution=execution
+                source, system, row.plan, ids[None], policy=row.policy, execution=execution
             )
             row.add(expected, logits[0, :-1], stored[row.policy.name], ids[1:])
     return [row.result(len(tokens)) for row in rows]

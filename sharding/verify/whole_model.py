@@ -97,8 +97,8 @@ def check_whole(
     source: WeightSource,
     system: System,
     plans: Sequence[Plan],
-    policy: Policy,
     *,
+    policy: Policy,
     token_ids: Sequence[int],
     layers: Sequence[int] | None = None,
     routing: str = "forced",
@@ -121,7 +121,7 @@ def check_whole(
         resume: the state goes to this file after every block; a run with the same arguments goes
             on from it and ends with the same bits.
         weights_name: identifies the weights to `resume`.
-        execution: `virtual` chips, or `devices`.
+        execution: as for `execute.run_block`.
         progress: told what is being done.
 
     Returns:
@@ -144,9 +144,7 @@ def check_whole(
         raise unknown("routing", routing, get_args(Routing))
     chosen = tuple(range(cfg.n_layers)) if layers is None else tuple(layers)
     check_layers(cfg, chosen)
-    check_plans(plans, cfg, system, policy)
-    topology = system.topology
-    tiers = (topology.node_chips, topology.rack_chips)
+    check_plans(cfg, system, plans, policy=policy)
     blocks = blocks_of(cfg, chosen)
     n_steps = len(blocks) + 1
     identity = _identity(cfg, system, plans, policy, token_ids, chosen) | {
@@ -156,12 +154,15 @@ def check_whole(
 
     def embedded() -> list[Run]:
         progress(0, n_steps, "embedding")
-        return [embed_tokens(source, plan, policy, token_ids, tiers, execution) for plan in plans]
+        return [
+            embed_tokens(source, system, plan, token_ids, policy=policy, execution=execution)
+            for plan in plans
+        ]
 
     sitting = Sitting(resume, identity, plans, embedded)
     run_steps(
         [
-            Step(source, policy, block.kind, block.layer, tiers, execution, routing)
+            Step(source, system, block, policy=policy, execution=execution, routing=routing)
             for block in blocks[sitting.n_done :]
         ],
         sitting.runs,
@@ -171,7 +172,7 @@ def check_whole(
         finished=lambda _: sitting.note_block(),
     )
     progress(len(blocks), n_steps, "head")
-    made = run_head(source, sitting.runs, policy, tiers, execution)
+    made = run_head(source, system, sitting.runs, policy=policy, execution=execution)
     progress(n_steps, n_steps, "done")
     kinds = [block.kind for block in blocks]
     return [
@@ -183,7 +184,7 @@ def check_whole(
             layers=chosen,
             blocks=tuple(run.checks),
             rounding_moved=rounding_moved(
-                cfg, run.plan, tiers, kinds, policy, n_tokens=len(token_ids)
+                cfg, system, run.plan, kinds, policy=policy, n_tokens=len(token_ids)
             ),
             seconds=sitting.seconds,
             peak_rss_bytes=peak_rss_bytes(),
@@ -202,10 +203,9 @@ def _identity(
     layers: Sequence[int],
 ) -> dict[str, Any]:
     """What makes a run this one, as values for JSON; a state goes on in no other."""
-    topology = system.topology
     return {
         "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
-        "system": [system.name, topology.node_chips, topology.rack_chips],
+        "system": [system.name, *system.topology.tiers],
         "plans": [plan.as_dict() for plan in plans],
         "policy": hashlib.sha256(repr(policy).encode()).hexdigest(),
         "fidelity": policy.fidelity,

@@ -20,8 +20,9 @@ from .whole_model import WholeCheck
 def whole_text(
     cfg: ModelConfig,
     system: System,
-    policy: Policy,
     results: Sequence[WholeCheck],
+    *,
+    policy: Policy,
     note: str = "",
 ) -> str:
     """Lay out a table for each plan, and what its logits became; `note` is about its choice."""
@@ -112,8 +113,9 @@ def _summary(result: WholeCheck) -> list[str]:
 def whole_dict(
     cfg: ModelConfig,
     system: System,
-    policy: Policy,
     results: Sequence[WholeCheck],
+    *,
+    policy: Policy,
     note: str = "",
 ) -> dict[str, Any]:
     """A whole check as plain values, for JSON; `note` is about the choice of its plan."""

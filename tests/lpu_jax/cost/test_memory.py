@@ -81,7 +81,7 @@ def test_what_nobody_reads_is_written_all_the_same() -> None:
 
 def test_a_collective_of_one_chip_only_names_its_operand_again() -> None:
     def program(x: Any, *, n: Any) -> Any:
-        alone = Axis(names=(), size=n, algorithm="auto", stride=1)
+        alone = Axis(names=(), size=n, tiers=(), stride=1)
         return vxm.sum_lanes(vxm.to_fp32(c2c.all_reduce(vxm.to_fp16(x), alone)))
 
     x = shape(4, 640, dtype="float32")

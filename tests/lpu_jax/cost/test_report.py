@@ -13,7 +13,7 @@ from lpu_jax import cost
 from lpu_jax.cost import Report
 from lpu_jax.datapath import c2c, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.errors import CostError, PlanError, UnknownNameError
+from lpu_jax.errors import CostError, MeshError, PlanError, UnknownNameError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import ChipMesh
 from models import zoo
@@ -87,7 +87,7 @@ def test_a_new_operation_in_a_layer_adds_time_and_a_row() -> None:
     }
     specs = {"norm": P(), "gate_up": P(None, None, "tensor"), "down": P("tensor", None)}
     x = jax.ShapeDtypeStruct((1, 1, d), jnp.float16)
-    mesh = ChipMesh(axes=(("tensor", 8),))
+    mesh = ChipMesh(axes=(("tensor", 8),), topology=system("groq-node").topology)
     run = partial(cost.time, system="groq-node", mesh=mesh, in_specs=(P(), specs))
     before = run(mlp, x, shapes, out_specs=P())
     after = run(with_another, x, shapes, out_specs=P(None, "tensor"))
@@ -98,15 +98,16 @@ def test_a_new_operation_in_a_layer_adds_time_and_a_row() -> None:
     assert before.assumed_rules == after.assumed_rules == ()
 
 
+def of_576(n_chips: int) -> ChipMesh:
+    return ChipMesh(axes=(("x", n_chips),), topology=system("groq-576").topology)
+
+
 def test_links_are_timed_over_the_chips_of_the_mesh() -> None:
     def program(x: jax.Array, *, axes: dict[str, Axis]) -> jax.Array:
         return c2c.all_reduce(x, axes["x"])
 
     x = jax.ShapeDtypeStruct((1, 160), jnp.float16)  # one vector of 320 bytes
-    one, pair, rack = (
-        cost.time(program, x, system="groq-576", mesh=ChipMesh(axes=(("x", n),)))
-        for n in (1, 2, 64)
-    )
+    one, pair, rack = (cost.time(program, x, system="groq-576", mesh=of_576(n)) for n in (1, 2, 64))
     hop_cycles = 722e-9 * 0.9e9
     assert one.operations[0].end_cycle == one.operations[0].start_cycle
     assert pair.operations[0].unit == "C2C"
@@ -144,7 +145,13 @@ def test_a_primitive_without_a_rule_is_named() -> None:
 
 def test_more_chips_than_the_system_has_are_refused() -> None:
     with pytest.raises(PlanError, match="16 chips"):
-        cost.time(lambda x, *, axes: x, X, system="groq-node", mesh=ChipMesh(axes=(("x", 16),)))
+        cost.time(lambda x, *, axes: x, X, system="groq-8", mesh=of_576(16))
+
+
+def test_a_mesh_of_another_machine_is_refused() -> None:
+    mesh = ChipMesh(axes=(("x", 16),), topology=system("lpx-rack").topology)
+    with pytest.raises(MeshError, match="16 and 256 chips in a node and a rack; groq-576 has 8"):
+        cost.time(lambda x, *, axes: x, X, system="groq-576", mesh=mesh)
 
 
 def test_an_unknown_system_is_named() -> None:

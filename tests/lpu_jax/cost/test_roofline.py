@@ -165,7 +165,7 @@ def test_collectives_take_alpha_and_beta(collective: Any, sent: float) -> None:
     x = half(1, 1 << 24)
 
     def run(n: int) -> float:
-        mesh = ChipMesh(axes=(("x", n),))
+        mesh = ChipMesh(axes=(("x", n),), topology=H100X8.topology)
         return cost.time(
             lambda x, axes: collective(x, axes["x"]), x, system="h100x8", mesh=mesh
         ).seconds
@@ -176,7 +176,7 @@ def test_collectives_take_alpha_and_beta(collective: Any, sent: float) -> None:
 
 
 def test_a_named_algorithm_is_refused() -> None:
-    axis = Axis(names=(), size=8, algorithm="ring")
+    axis = Axis(names=(), size=8, tiers=(), algorithm="ring")
     program = read(jax.make_jaxpr(lambda x: c2c.all_reduce(x, axis))(half(1, 64)))
     with pytest.raises(CostError, match="'ring' was asked for; a GPU roofline has only 'auto'"):
         timing(program, one_group(H100X8, 8))

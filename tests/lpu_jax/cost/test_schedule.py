@@ -146,7 +146,7 @@ def test_bounds_of_programs_of_one_unit_and_of_none() -> None:
 
 
 def test_a_collective_of_one_chip_takes_nothing() -> None:
-    alone = c2c.Axis(names=(), size=1)
+    alone = c2c.Axis(names=(), size=1, tiers=())
 
     def without(x: jax.Array, w: jax.Array) -> jax.Array:
         return mxm.matmul(x, w)

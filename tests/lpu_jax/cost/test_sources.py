@@ -92,7 +92,7 @@ def test_what_binds_the_links(vectors: int, reason: str) -> None:
     def program(x: jax.Array, *, axes: dict[str, Axis]) -> jax.Array:
         return c2c.all_reduce(x, axes["x"])
 
-    mesh = ChipMesh(axes=(("x", 8),))
+    mesh = ChipMesh(axes=(("x", 8),), topology=system("groq-node").topology)
     row = only(cost.time(program, shape(vectors, 160), system="groq-node", mesh=mesh))
     assert (row.unit, row.bound_by) == ("C2C", reason)
 
@@ -121,7 +121,7 @@ def test_an_operation_does_not_rest_on_what_others_read() -> None:
 
 def test_an_operation_without_work_rests_on_nothing() -> None:
     def program(x: Any) -> Any:
-        return c2c.all_reduce(x, Axis(names=(), size=1))
+        return c2c.all_reduce(x, Axis(names=(), size=1, tiers=()))
 
     traced = read(jax.make_jaxpr(program)(shape(4, 640)), strict=True)
     assert constants_read(traced, one_group(system("groq-node"), 1)) == ((),)

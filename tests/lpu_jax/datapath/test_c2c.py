@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from small_machines import NODE, tiered
 
 from lpu_jax.cost.collectives.links import ALGORITHMS
 from lpu_jax.datapath import c2c, vxm
@@ -90,7 +91,7 @@ def expected(kind: str, wire: str, a: jax.Array, b: jax.Array) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_virtual_devices_nested_and_single_steps_equal_numpy(kind: str, n: int) -> None:
     a, b = factors(n)
-    program, mesh = chain(kind, "float32"), ChipMesh(axes=(("x", n),))
+    program, mesh = chain(kind, "float32"), ChipMesh(axes=(("x", n),), topology=NODE.topology)
     specs = ((P("x"), P("x")), OUT_SPECS[kind])
     runs = {
         "virtual": jax.jit(run_virtual(program, mesh, *specs)),
@@ -107,7 +108,7 @@ def test_virtual_devices_nested_and_single_steps_equal_numpy(kind: str, n: int) 
 @pytest.mark.parametrize("kind", ["all_reduce", "reduce_scatter"])
 def test_sums_cross_the_wire_rounded_to_float16(kind: str) -> None:
     a, b = factors(8)
-    mesh = ChipMesh(axes=(("x", 8),))
+    mesh = ChipMesh(axes=(("x", 8),), topology=NODE.topology)
     for run in (run_virtual, run_devices):
         program = jax.jit(run(chain(kind, "float16"), mesh, (P("x"), P("x")), OUT_SPECS[kind]))
         np.testing.assert_array_equal(program(a, b), expected(kind, "float16", a, b))
@@ -117,7 +118,7 @@ def test_sums_cross_the_wire_rounded_to_float16(kind: str) -> None:
 @pytest.mark.parametrize("tiers", [(4,), (2, 4), (3,), (8, 16)])
 def test_runs_longer_than_a_node_are_summed_node_by_node(tiers: tuple[int, ...]) -> None:
     a, b = factors(8)
-    mesh = ChipMesh(axes=(("x", 8),), tiers=tiers)
+    mesh = ChipMesh(axes=(("x", 8),), topology=tiered(*tiers).topology)
     parts = (np.asarray(a) * np.asarray(b)).astype(np.float16)
     wide = tiered_sum(parts, tiers).astype(np.float32)
     for run in (run_virtual, run_devices):
@@ -134,7 +135,7 @@ def test_a_run_over_two_axes_is_summed_in_chip_order() -> None:
         both = c2c.joined(axes["y"], axes["x"])
         return c2c.all_reduce(vxm.mul(a.reshape(ROWS, COLUMNS), b.reshape(ROWS, COLUMNS)), both)
 
-    mesh = ChipMesh(axes=(("y", 2), ("x", 4)))
+    mesh = ChipMesh(axes=(("y", 2), ("x", 4)), topology=NODE.topology)
     specs = ((P(("y", "x")), P(("y", "x"))), P())
     runs = [
         run_virtual(program, mesh, *specs),
@@ -148,7 +149,9 @@ def test_a_run_over_two_axes_is_summed_in_chip_order() -> None:
 
 def test_chips_between_those_of_a_run_take_places_in_the_node() -> None:
     a, b = factors(8)
-    mesh = ChipMesh(axes=(("x", 4), ("y", 2)), tiers=(4,))  # two chips of x in a node of four
+    mesh = ChipMesh(
+        axes=(("x", 4), ("y", 2)), topology=tiered(4).topology
+    )  # two chips of x in a node of four
 
     def program(a: jax.Array, b: jax.Array, *, axes: Axes) -> jax.Array:
         parts = vxm.to_fp16(vxm.mul(a.reshape(ROWS, COLUMNS), b.reshape(ROWS, COLUMNS)))
@@ -166,7 +169,9 @@ def test_only_the_kept_places_of_a_gather_are_there() -> None:
         return c2c.all_gather(a.reshape(ROWS, COLUMNS), axes["x"], dim=1, keep=COLUMNS + 5)
 
     a, _ = factors(3)
-    out = run_virtual(program, ChipMesh(axes=(("x", 3),)), (P("x"),), P())(a)
+    out = run_virtual(program, ChipMesh(axes=(("x", 3),), topology=NODE.topology), (P("x"),), P())(
+        a
+    )
     np.testing.assert_array_equal(out, np.concatenate([a[0], a[1][:, :5]], axis=-1))
 
 
@@ -174,7 +179,10 @@ def test_only_the_kept_places_of_a_gather_are_there() -> None:
 def test_a_single_chip_keeps_its_values(kind: str) -> None:
     a, b = factors(1)
     out = run_virtual(
-        chain(kind, "float32"), ChipMesh(axes=(("x", 1),)), (P("x"), P("x")), OUT_SPECS[kind]
+        chain(kind, "float32"),
+        ChipMesh(axes=(("x", 1),), topology=NODE.topology),
+        (P("x"), P("x")),
+        OUT_SPECS[kind],
     )(a, b)
     np.testing.assert_array_equal(out, expected(kind, "float32", a, b))
 
@@ -183,7 +191,7 @@ def test_a_single_chip_keeps_its_values(kind: str) -> None:
 def test_a_batch_of_programs_equals_one_after_the_other(kind: str) -> None:
     pairs = [factors(2), tuple(reversed([x + 1 for x in factors(2)]))]
     a, b = (jnp.stack(values) for values in zip(*pairs, strict=True))
-    mesh = ChipMesh(axes=(("x", 2),))
+    mesh = ChipMesh(axes=(("x", 2),), topology=NODE.topology)
 
     def program(a: jax.Array, b: jax.Array, *, axes: Axes) -> jax.Array:
         return jax.vmap(lambda a, b: chain(kind, "float32")(a, b, axes=axes))(a, b)
@@ -196,14 +204,14 @@ def test_a_batch_of_programs_equals_one_after_the_other(kind: str) -> None:
 
 def test_a_transfer_changes_no_value() -> None:
     x = jnp.asarray([[1.5, -0.0, 2.0**-24]], jnp.float16)
-    np.testing.assert_array_equal(c2c.send(x, Axis(names=(), size=8)), x)
+    np.testing.assert_array_equal(c2c.send(x, Axis(names=(), size=8, tiers=())), x)
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "ring"])
 def test_a_sum_keeps_the_sign_of_zero_that_one_chip_has(algorithm: str) -> None:
     # What a chip has beside chips that send -0 arrives bit for bit; -0 and +0 give +0.
     parts = np.asarray([[-0.0, -0.0, 0.0, 1.5], [-0.0, 0.0, -0.0, -0.0]], np.float16)
-    mesh = ChipMesh(axes=(("x", 2),), algorithm=algorithm)
+    mesh = ChipMesh(axes=(("x", 2),), topology=NODE.topology, algorithm=algorithm)
 
     def add(x, *, axes):
         return c2c.all_reduce(x[0], axes["x"])
@@ -236,7 +244,7 @@ def ring_sum(parts: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_a_ring_sums_in_its_own_order_however_it_is_run(kind: str, n: int, wire: str) -> None:
     a, b = factors(n)
-    mesh = ChipMesh(axes=(("x", n),), tiers=(8,), algorithm="ring")
+    mesh = ChipMesh(axes=(("x", n),), topology=NODE.topology, algorithm="ring")
     program, specs = chain(kind, wire), ((P("x"), P("x")), OUT_SPECS[kind])
     parts = (np.asarray(a) * np.asarray(b)).astype(wire)
     wide = ring_sum(parts).astype(np.float32)
@@ -258,7 +266,7 @@ def test_a_ring_sums_in_its_own_order_however_it_is_run(kind: str, n: int, wire:
 def test_a_ring_cuts_rows_that_do_not_divide(columns: int) -> None:
     a, _ = factors(8)
     parts = a[..., :columns]
-    mesh = ChipMesh(axes=(("x", 8),), algorithm="ring")
+    mesh = ChipMesh(axes=(("x", 8),), topology=NODE.topology, algorithm="ring")
 
     def program(x: jax.Array, *, axes: Axes) -> jax.Array:
         rows = c2c.all_reduce(x.reshape(ROWS, columns), axes["x"])
@@ -272,7 +280,7 @@ def test_a_ring_cuts_rows_that_do_not_divide(columns: int) -> None:
 def test_a_batch_of_rings_equals_one_after_the_other() -> None:
     a, b = factors(2), factors(2)
     both = jnp.stack([a[0], b[1]])
-    mesh = ChipMesh(axes=(("x", 2),), algorithm="ring")
+    mesh = ChipMesh(axes=(("x", 2),), topology=NODE.topology, algorithm="ring")
 
     def program(x: jax.Array, *, axes: Axes) -> jax.Array:
         return jax.vmap(lambda one: c2c.all_reduce(one.reshape(ROWS, COLUMNS), axes["x"]))(x)
@@ -282,7 +290,7 @@ def test_a_batch_of_rings_equals_one_after_the_other() -> None:
 
 
 def test_a_ring_over_more_than_a_node_is_refused() -> None:
-    mesh = ChipMesh(axes=(("x", 4), ("y", 2)), tiers=(4,), algorithm="ring")
+    mesh = ChipMesh(axes=(("x", 4), ("y", 2)), topology=tiered(4).topology, algorithm="ring")
     wanted = r"c2c\.all_reduce: algorithm 'ring' needs .* at most 2 of them 2 apart; the run has 4"
     with pytest.raises(CostError, match=wanted):
         c2c.all_reduce(jnp.zeros((2, 3)), mesh.as_axes()["x"])
@@ -291,7 +299,7 @@ def test_a_ring_over_more_than_a_node_is_refused() -> None:
 def test_every_other_algorithm_gives_the_same_bits() -> None:
     a, b = factors(8)
     for algorithm in ("auto", *ALGORITHMS):
-        mesh = ChipMesh(axes=(("x", 8),), tiers=(8,), algorithm=algorithm)
+        mesh = ChipMesh(axes=(("x", 8),), topology=NODE.topology, algorithm=algorithm)
         run = run_virtual(chain("all_reduce", "float16"), mesh, (P("x"), P("x")), P())
         same = np.array_equal(run(a, b), expected("all_reduce", "float16", a, b))
         assert same == (algorithm != "ring")
@@ -305,19 +313,21 @@ def _reduced_over(axis: Axis) -> Callable[..., Any]:
 
 
 def test_an_axis_of_another_size_is_named() -> None:
-    axis = Axis(names=("x",), size=4)
-    run = run_virtual(_reduced_over(axis), ChipMesh(axes=(("x", 2),)), (P("x"),), P())
+    axis = Axis(names=("x",), size=4, tiers=())
+    run = run_virtual(
+        _reduced_over(axis), ChipMesh(axes=(("x", 2),), topology=NODE.topology), (P("x"),), P()
+    )
     with pytest.raises(MeshError, match="axis x has 2 chips in the running mesh but 4 in the plan"):
         run(factors(2)[0])
 
 
 def test_an_axis_that_does_not_run_is_named() -> None:
     with pytest.raises(MeshError, match=r"c2c\.all_reduce: axis y is not an axis of the running"):
-        c2c.all_reduce(jnp.zeros((2, 3)), Axis(names=("y",), size=2))
+        c2c.all_reduce(jnp.zeros((2, 3)), Axis(names=("y",), size=2, tiers=()))
 
 
 def test_a_device_axis_inside_a_virtual_one_is_refused() -> None:
-    wrong = Axis(names=("x", "y"), size=4)
+    wrong = Axis(names=("x", "y"), size=4, tiers=())
     nested = jax.vmap(
         jax.vmap(lambda a: c2c.all_reduce(a, wrong), axis_name="y", axis_size=2),
         axis_name="x",

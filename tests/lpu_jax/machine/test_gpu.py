@@ -156,7 +156,7 @@ def test_values_are_refused_in_one_sentence():
     gpus, cfg = system("h100x8"), model("smollm2-135m")
     plan = Plan(stages=1, group_chips=1, attention=AttentionShard(tensor=1), mlp=MlpShard(tensor=1))
     for refused in (
-        lambda: chosen_layers.compare_plans(cfg, gpus, [plan], FP16),
+        lambda: chosen_layers.compare_plans(cfg, gpus, [plan], policy=FP16),
         lambda: default_plans(cfg, gpus, FP16),
         lambda: gpus.require_lpu("generate"),
     ):

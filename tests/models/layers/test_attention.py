@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner, sqnr_db
+from small_machines import tiered
 
 from models.config import ModelConfig
 from models.layers.linear import Split
@@ -52,7 +53,7 @@ def split_block(
     request = Request(batch=BATCH, tokens=1, context=context)
     the_plan = plan("attention", split, data=2, tensor=4)
     the_plan = replace(the_plan, attention=replace(the_plan.attention, order=order))
-    return place(cfg, "attention", the_plan, request, policy=policy, tiers=(2,))
+    return place(cfg, "attention", the_plan, request, policy=policy, system=tiered(2))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from placed_blocks import TINY_LLAMA, hidden, place, plan, runner, sqnr_db
+from small_machines import tiered
 
 from models.layers.linear import Split
 from models.policy import POLICIES
@@ -26,7 +27,7 @@ def run(
 ) -> jax.Array:
     request = Request(batch=batch, tokens=1, context=1)
     the_plan = plan("dense", split, tensor=n)
-    block = place(TINY_LLAMA, "dense", the_plan, request, policy=policy, tiers=(4,))
+    block = place(TINY_LLAMA, "dense", the_plan, request, policy=policy, system=tiered(4))
     x = hidden(64, 1, TINY_LLAMA.d_model)[:batch]
     nested = {"tensor": 4} if n % 4 == 0 else {"tensor": n}
     return runner(TINY_LLAMA, block, way, nested)(x, *block.arguments[1:])

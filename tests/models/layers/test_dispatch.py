@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from placed_blocks import TINY_KIMI, hidden, place, plan, runner
+from small_machines import tiered
 
 from lpu_jax.datapath import mem, selection
 from models.layers.dispatch import Dispatch
@@ -59,7 +60,7 @@ def run(
     the_plan = plan("moe", Split.ROW, expert=expert, tensor=tensor)
     assert the_plan.moe is not None
     the_plan = replace(the_plan, moe=replace(the_plan.moe, dispatch=dispatch, order=order))
-    block = place(cfg, "moe", the_plan, request, policy=policy, tiers=(4,))
+    block = place(cfg, "moe", the_plan, request, policy=policy, system=tiered(4))
     x = hidden(64, 1, cfg.d_model)[:batch].astype(POLICIES[policy].dtype)
     _, weights, placement = block.arguments
     if forced:

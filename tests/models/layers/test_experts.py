@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI, hidden, place, plan, runner
+from small_machines import tiered
 
 from lpu_jax.datapath import vxm
 from models.config import MoeConfig
@@ -65,7 +66,7 @@ def run(
 ) -> np.ndarray:
     request = Request(batch=BATCH, tokens=1, context=1)
     the_plan = plan("moe", split, expert=expert, tensor=tensor)
-    block = place(TINY_OSS, "moe", the_plan, request, policy=policy, tiers=(4,))
+    block = place(TINY_OSS, "moe", the_plan, request, policy=policy, system=tiered(4))
     x = hidden(BATCH, 1, TINY_OSS.d_model).astype(POLICIES[policy].dtype)
     return np.asarray(runner(TINY_OSS, block, way)(x, *block.arguments[1:]))[:, 0]
 

@@ -12,6 +12,7 @@ from lpu_jax import mesh
 from lpu_jax.cost.program import Program, read
 from lpu_jax.datapath import vxm
 from lpu_jax.errors import CostError
+from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.blocks import Kind, block_arguments, block_kinds, block_program
 from models.config import ModelConfig
@@ -58,7 +59,7 @@ def traced(
     )
     return mesh.trace(
         wrap(program),
-        axes.chip_mesh(ways, (16, 256), "auto"),
+        axes.chip_mesh(ways, system("lpx-9"), "auto"),
         axes.partition_specs(kind, arguments, list(ways)),
         axes.result_specs(kind, arguments, list(ways)),
         *axes.global_shapes(arguments, sizes),

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI, hidden, place, plan, runner, sqnr_db
+from small_machines import tiered
 
 from models.layers.linear import Split
 from models.reference import reference_block, with_experts
@@ -34,7 +35,7 @@ def run(
     the_plan = plan("moe", split, expert=expert, tensor=tensor)
     assert the_plan.moe is not None
     the_plan = replace(the_plan, moe=replace(the_plan.moe, order=order))
-    block = place(TINY_KIMI, "moe", the_plan, request, policy=policy, tiers=(4,))
+    block = place(TINY_KIMI, "moe", the_plan, request, policy=policy, system=tiered(4))
     x = hidden(64, 1, TINY_KIMI.d_model)[:batch]
     return runner(TINY_KIMI, block, way, {order[1]: 4})(x, *block.arguments[1:])
 

@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from small_machines import tiered
 from tiny_models import HF_BOUND, NAMES, checkpoint, difference, oracle
 
 from models.layers.dispatch import Dispatch
@@ -93,8 +94,8 @@ def cases() -> list[object]:
 def logits(weights: WeightSource, name: str, plan: str, phase: str) -> np.ndarray:
     """What the chips of a plan compute for the prompt."""
     tokens, _ = oracle(name)
-    options = {"step": STEPS[phase], "context": CONTEXT, "tiers": (2,)}
-    return forward(weights, tokens, PLANS[plan], FLOAT32, **options)
+    options = {"step": STEPS[phase], "context": CONTEXT, "policy": FLOAT32}
+    return forward(weights, tiered(2), PLANS[plan], tokens, **options)
 
 
 @pytest.mark.parametrize(("name", "plan", "phase"), cases())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from small_machines import NODE
 from tiny_models import HF_BOUND, NAMES, TINY, checkpoint, difference, oracle
 
 from models.policy import FLOAT32
@@ -51,4 +52,4 @@ def test_fresh_checkpoints_agree(name, fresh):
     tokens, _ = oracle(name, fresh)
     source = checkpoint(name, fresh).weights
     assert difference(stream(source, jnp.asarray(tokens)), name, fresh) < HF_BOUND
-    assert difference(forward(source, tokens, PLAN, FLOAT32), name, fresh) < HF_BOUND
+    assert difference(forward(source, NODE, PLAN, tokens, policy=FLOAT32), name, fresh) < HF_BOUND

@@ -9,6 +9,7 @@ from the weakest mistake here by a factor of 50.
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_machines import NODE
 from tiny_models import HF_BOUND, checkpoint, difference, oracle
 from wrong_conventions import MISTAKES, Mutant, edit
 
@@ -109,7 +110,7 @@ def test_a_mistake_in_the_layers_is_seen_and_is_the_same(what, monkeypatch):
         _compiled.cache_clear()  # programs of the right code
     edit(monkeypatch, mistake.layers)
     # The reference has no keys behind the last token, which a mistake could let it see.
-    logits = forward(mutant, tokens, ONE_CHIP, FLOAT32, context=tokens.shape[1])
+    logits = forward(mutant, NODE, ONE_CHIP, tokens, policy=FLOAT32, context=tokens.shape[1])
     if mistake.layers:
         _compiled.cache_clear()
     assert difference(logits, mistake.model) > FACTOR * HF_BOUND

@@ -132,7 +132,7 @@ def concrete_timing(case: Case) -> Timing:
     )
     jaxpr = mesh.trace(
         program,
-        axes.chip_mesh(case.ways, (), "auto"),
+        axes.chip_mesh(case.ways, system(case.system), "auto"),
         axes.partition_specs(case.kind, arguments, list(case.ways)),
         axes.result_specs(case.kind, arguments, list(case.ways)),
         *axes.global_shapes(arguments, sizes),

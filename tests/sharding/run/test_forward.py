@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from small_machines import NODE
 from tiny_models import HF_BOUND, checkpoint, oracle
 
 from lpu_jax.errors import PlanError
@@ -47,7 +48,7 @@ class Watched:
 def test_one_block_is_in_memory_at_a_time():
     source, told = Watched("llama"), []
     tokens, _ = oracle("llama")
-    forward(source, tokens, PLAN, FLOAT32, progress=told.append)
+    forward(source, NODE, PLAN, tokens, policy=FLOAT32, progress=told.append)
     chain = [("attention", 0), ("dense", 0), ("attention", 1), ("dense", 1)]
     assert source.asked == [("embed", 0), *chain, ("head", 1)]
     assert [(block.kind, block.layer) for block in told] == source.asked
@@ -63,7 +64,9 @@ def test_one_block_is_in_memory_at_a_time():
 def test_steps_of_any_length_give_what_one_prefill_gives(step):
     # The last step of 7 is padded by one token.
     tokens, expected = oracle("llama_tied")
-    logits = forward(checkpoint("llama_tied").weights, tokens, ONE_CHIP, FLOAT32, step=step)
+    logits = forward(
+        checkpoint("llama_tied").weights, NODE, ONE_CHIP, tokens, policy=FLOAT32, step=step
+    )
     np.testing.assert_allclose(logits, expected, rtol=0, atol=HF_BOUND)
 
 
@@ -73,10 +76,12 @@ def test_steps_and_companions_change_no_bit():
     # behind and whatever sequences lie beside.
     tokens, _ = oracle("llama")
     source = checkpoint("llama").weights
-    whole = forward(source, tokens, PLAN, FP16)
+    whole = forward(source, NODE, PLAN, tokens, policy=FP16)
     for step in (1, 7):
-        np.testing.assert_array_equal(forward(source, tokens, PLAN, FP16, step=step), whole)
-    alone = forward(source, tokens[1:, :9], PLAN, FP16)
+        np.testing.assert_array_equal(
+            forward(source, NODE, PLAN, tokens, policy=FP16, step=step), whole
+        )
+    alone = forward(source, NODE, PLAN, tokens[1:, :9], policy=FP16)
     np.testing.assert_array_equal(alone, whole[1:, :9])
 
 
@@ -95,4 +100,4 @@ def test_steps_and_companions_change_no_bit():
 def test_bad_input_is_one_sentence(tokens, options, complaint):
     ids = np.asarray(tokens, np.int64)
     with pytest.raises(PlanError, match=complaint):
-        forward(checkpoint("llama").weights, ids, ONE_CHIP, FLOAT32, **options)
+        forward(checkpoint("llama").weights, NODE, ONE_CHIP, ids, policy=FLOAT32, **options)

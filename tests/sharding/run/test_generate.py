@@ -65,7 +65,7 @@ N_NEW = 4
 
 def run(prompts, plan=ONE, **options):
     options = {"max_new_tokens": N_NEW, "reference": False} | options
-    return generate(WEIGHTS, TOKENIZER, prompts, NODE, plan, **options).continuations
+    return generate(WEIGHTS, NODE, plan, TOKENIZER, prompts, **options).continuations
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_sequence_does_not_depend_on_its_companions(plan, policy):
     """
 
     def steps(prompts):
-        decoder = Decoder(WEIGHTS, plan, POLICIES[policy], NODE, prompts, n_new=N_NEW)
+        decoder = Decoder(WEIGHTS, NODE, plan, prompts, policy=POLICIES[policy], n_new=N_NEW)
         made = [decoder.prefill()]
         for _ in range(N_NEW - 1):
             made.append(decoder.advance([int(token) for token in made[-1].tokens]))
@@ -174,7 +174,7 @@ def test_a_machine_without_values_is_refused_by_the_commands_name():
 
 @pytest.mark.slow
 def test_the_cache_has_an_end():
-    decoder = Decoder(WEIGHTS, ONE, POLICIES["fp16"], NODE, PROMPTS[:1], n_new=1)
+    decoder = Decoder(WEIGHTS, NODE, ONE, PROMPTS[:1], policy=POLICIES["fp16"], n_new=1)
     decoder.prefill()
     with pytest.raises(PlanError, match="token 99 was given"):
         decoder.advance([99])
@@ -194,7 +194,7 @@ def scripted(monkeypatch):
         told = []
 
         class Script:
-            def __init__(self, source, plan, policy, system, prompts, **options):
+            def __init__(self, source, system, plan, prompts, **options):
                 self.step = 0
 
             def prefill(self):
@@ -243,7 +243,7 @@ def test_the_program_stops_when_all_have_ended(scripted):
 def test_tokens_that_end_a_turn_stop_by_default(scripted):
     ends = Tokenizer(replace(DATA, eos_token_id=9))
     scripted([1, 9, 2, 2])
-    made = generate(WEIGHTS, ends, [[0]], NODE, ONE, max_new_tokens=4, reference=False)
+    made = generate(WEIGHTS, NODE, ONE, ends, [[0]], max_new_tokens=4, reference=False)
     assert made.continuations[0].tokens == (1, 9)
     assert made.as_dict()["continuations"][0]["ended"] == "stop"
 
@@ -256,10 +256,10 @@ def test_text_comes_in_whole_characters(scripted):
     pieces = []
     made = generate(
         WEIGHTS,
-        Tokenizer(data),
-        [[2]],
         NODE,
         ONE,
+        Tokenizer(data),
+        [[2]],
         max_new_tokens=4,
         reference=False,
         on_text=lambda _, piece: pieces.append(piece),
@@ -288,7 +288,7 @@ def test_mistakes_are_one_sentence(prompts, n_new, message):
 def test_a_tokenizer_of_another_model_is_refused():
     small = SyntheticWeights(replace(TINY, vocab_size=29))
     with pytest.raises(WeightsError, match="the tokenizer has 30 tokens; smollm2-135m has only 29"):
-        generate(small, TOKENIZER, PROMPTS, NODE, ONE)
+        generate(small, NODE, ONE, TOKENIZER, PROMPTS)
 
 
 @pytest.mark.slow
@@ -303,7 +303,7 @@ def test_the_real_model_knows_the_capital_of_france():
     bare = "The capital of France is"
     chat = chat_prompt(tokenizer.chat_template, "What is the capital of France?")
     prompts = [tokenizer.encode(bare), tokenizer.encode(chat, begin=False)]
-    made = generate(model.weights, tokenizer, prompts, NODE, EIGHT, max_new_tokens=12)
+    made = generate(model.weights, NODE, EIGHT, tokenizer, prompts, max_new_tokens=12)
     first, second = made.continuations
     assert first.text.startswith(" Paris")
     assert second.text == "The capital of France is Paris."

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from placed_blocks import SIX_HEADS_KIMI
+from small_machines import tiered
 
 from lpu_jax.errors import MeshError, PlanError
 from lpu_jax.numerics.quantized import QuantizedArray
@@ -33,6 +34,7 @@ TINY = replace(
     vocab_size=100,
     moe=replace(SIX_HEADS_KIMI.moe, n_experts=23, d_expert=96),
 )
+MACHINE = tiered(64)
 SOURCE = SyntheticWeights(TINY)
 DECODE = Request(batch=1, tokens=1, context=320)
 INT4, FP16 = POLICIES["int4"], POLICIES["fp16"]
@@ -54,7 +56,7 @@ def plan(split="row"):
     ("kind", "layer"), [("embed", 0), ("attention", 0), ("dense", 0), ("moe", 1), ("head", 0)]
 )
 def test_every_weight_keeps_its_values_and_gains_only_zeros(kind, layer, split):
-    loaded = load_block(SOURCE, plan(split), kind, layer, FP16, DECODE)
+    loaded = load_block(SOURCE, MACHINE, plan(split), kind, layer, DECODE, policy=FP16)
     expected = SOURCE.block(kind, layer)
     if kind == "moe":
         experts = [SOURCE.expert(layer, i) for i in range(23)]
@@ -71,7 +73,7 @@ def test_every_weight_keeps_its_values_and_gains_only_zeros(kind, layer, split):
 
 def test_every_dimension_divides_over_its_chips():
     for kind, layer in (("embed", 0), ("attention", 0), ("dense", 0), ("moe", 1), ("head", 0)):
-        loaded = load_block(SOURCE, plan(), kind, layer, INT4, DECODE)
+        loaded = load_block(SOURCE, MACHINE, plan(), kind, layer, DECODE, policy=INT4)
         chips = dict(loaded.mesh.axes)
         leaves = jax.tree.leaves(loaded.arguments)
         specs = jax.tree.leaves(loaded.in_specs)
@@ -125,7 +127,7 @@ def test_int8_matrices_that_multiply_int8_rows_keep_their_codes():
 
 @pytest.mark.parametrize("held", [None, (3, 4, 17, 22)])
 def test_tables_name_the_store_row_of_every_expert_a_chip_holds(held):
-    loaded = load_block(SOURCE, plan(), "moe", 1, INT4, DECODE, held_experts=held)
+    loaded = load_block(SOURCE, MACHINE, plan(), "moe", 1, DECODE, policy=INT4, held_experts=held)
     table = loaded.arguments[2]
     store = loaded.arguments[1]["gate_up"].codes
     np.testing.assert_array_equal(table["first_expert"], [0, 6, 12, 18])  # 23 experts, 6 a chip
@@ -147,11 +149,11 @@ def test_tables_name_the_store_row_of_every_expert_a_chip_holds(held):
 def test_compact_store_gives_the_bits_of_the_full_store(split):
     """Bitwise: the same experts at other addresses, widened before instead of at the array."""
     hidden = np.random.default_rng(3).normal(size=(1, 1, 64)).astype(np.float16)
-    full = load_block(SOURCE, plan(split), "moe", 1, INT4, DECODE, tiers=(3,))
+    full = load_block(SOURCE, tiered(3), plan(split), "moe", 1, DECODE, policy=INT4)
     expected = run_block(TINY, with_inputs(full, hidden))
     needed = _experts_of(hidden)
     stored = store_block(SOURCE, "moe", 1, INT4, held_experts=needed)
-    compact = place_block(stored, plan(split), DECODE, tiers=(3,), widen_once=True)
+    compact = place_block(stored, tiered(3), plan(split), DECODE, widen_once=True)
     assert not isinstance(compact.arguments[1]["down"], QuantizedArray)
     found = run_block(TINY, with_inputs(compact, hidden))
     np.testing.assert_array_equal(
@@ -174,7 +176,9 @@ def test_devices_give_the_bits_of_virtual_chips():
     hidden = np.random.default_rng(4).normal(size=(1, 2, 96)).astype(np.float16)
     three = Plan(group_chips=3, attention=AttentionShard(replica=3), mlp=MlpShard(tensor=3))
     request = Request(batch=1, tokens=2, context=320)
-    block = with_inputs(load_block(source, three, "dense", 0, FP16, request), hidden)
+    block = with_inputs(
+        load_block(source, MACHINE, three, "dense", 0, request, policy=FP16), hidden
+    )
     virtual, devices = (
         np.asarray(run_block(source.config, block, execution=execution))
         for execution in ("virtual", "devices")
@@ -185,12 +189,16 @@ def test_devices_give_the_bits_of_virtual_chips():
 def test_mistakes_are_one_sentence():
     no_experts = replace(plan(), moe=None)
     with pytest.raises(PlanError, match="does not say how mixture-of-experts blocks are split"):
-        load_block(SOURCE, no_experts, "moe", 1, FP16, DECODE)
-    block = load_block(SOURCE, plan(), "dense", 0, FP16, DECODE)
+        load_block(SOURCE, MACHINE, no_experts, "moe", 1, DECODE, policy=FP16)
+    block = load_block(SOURCE, MACHINE, plan(), "dense", 0, DECODE, policy=FP16)
     with pytest.raises(ValueError, match="unknown execution 'gpu'"):
         run_block(TINY, block, execution="gpu")
     with pytest.raises(PlanError, match=r"shape \(1, 2, 64\) was given, not \(1, 1, 64\)"):
         with_inputs(block, np.zeros((1, 2, 64), np.float16))
     wide = replace(plan(), group_chips=9, mlp=MlpShard(tensor=9))
     with pytest.raises(MeshError, match="9 devices are needed"):
-        run_block(TINY, load_block(SOURCE, wide, "dense", 0, FP16, DECODE), execution="devices")
+        run_block(
+            TINY,
+            load_block(SOURCE, MACHINE, wide, "dense", 0, DECODE, policy=FP16),
+            execution="devices",
+        )

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, plan
 from saved_states import DECODE, FP16, STORED, UNEVEN_KIMI, filled_cache, state_of, stored_blocks
+from small_machines import tiered
 
 from lpu_jax.errors import WeightsError
 from models.blocks import block_chain, is_leaf
@@ -37,6 +38,7 @@ SLIDING = replace(
     sliding_layers=(0,),
 )
 _SLOW = pytest.mark.slow
+MACHINE = tiered(16)
 _ALL = ("embed", "attention", "dense", "moe", "head")
 
 
@@ -90,15 +92,16 @@ def test_every_format_restores_under_another_plan_as_if_placed_there(policy, kin
     source, formats = SyntheticWeights(UNEVEN_KIMI), POLICIES[policy]
     stored = {b: store_block(source, b.kind, b.layer, formats) for b in chain}
     blocks = (
-        block_state(UNEVEN_KIMI, place_block(stored[b], first, DECODE), b.layer) for b in chain
+        block_state(UNEVEN_KIMI, place_block(stored[b], MACHINE, first, DECODE), b.layer)
+        for b in chain
     )
     save_state(tmp_path, state_of(UNEVEN_KIMI, policy, blocks, plan=first))
-    restored = restore_state(tmp_path, UNEVEN_KIMI, formats, second, DECODE)
+    restored = restore_state(tmp_path, UNEVEN_KIMI, MACHINE, second, DECODE, policy=formats)
     assert restored.saved_under == first
     seen = []
     for block, loaded in restored.blocks:
         seen.append(block)
-        expected = place_block(stored[block], second, DECODE)
+        expected = place_block(stored[block], MACHINE, second, DECODE)
         same_bits(loaded.arguments, expected.arguments)
         assert loaded.in_specs == expected.in_specs
         assert (loaded.mesh, loaded.n_local) == (expected.mesh, expected.n_local)
@@ -133,7 +136,7 @@ def test_every_bit_pattern_of_every_type_survives(tmp_path):
             for layer, fill in enumerate((any_bits, negative_zeros))
         ]
         save_state(tmp_path, state_of(UNEVEN_KIMI, policy, blocks))
-        _, state = read_state(tmp_path, UNEVEN_KIMI, POLICIES[policy], step=step)
+        _, state = read_state(tmp_path, UNEVEN_KIMI, policy=POLICIES[policy], step=step)
         for found, wanted in zip(state.blocks, blocks, strict=True):
             same_bits(dict(found.stored.weights), dict(wanted.stored.weights))
 
@@ -142,10 +145,12 @@ def test_every_bit_pattern_of_every_type_survives(tmp_path):
 def test_a_compact_store_of_experts_stays_compact(held, tmp_path):
     (first, _), source = plans(), SyntheticWeights(UNEVEN_KIMI)
     stored = store_block(source, "moe", 1, FP16, held_experts=held)
-    taken = block_state(UNEVEN_KIMI, place_block(stored, first, DECODE), 1) if held else None
+    taken = (
+        block_state(UNEVEN_KIMI, place_block(stored, MACHINE, first, DECODE), 1) if held else None
+    )
     block = taken or BlockState(layer=1, stored=stored)
     save_state(tmp_path, state_of(UNEVEN_KIMI, "fp16", [block]))
-    _, state = read_state(tmp_path, UNEVEN_KIMI, FP16)
+    _, state = read_state(tmp_path, UNEVEN_KIMI, policy=FP16)
     (found,) = state.blocks
     assert found.stored.held == held
     same_bits(dict(found.stored.weights), dict(stored.weights))
@@ -163,16 +168,18 @@ def test_shares_on_devices_are_saved_and_come_back_on_their_devices(tmp_path):
         for n in (4, 3)
     )
     block = BlockState(layer=1, stored=store_block(source, "moe", 1, FP16))
-    spread = restored_block(block, first, DECODE, None, execution="devices")
+    spread = restored_block(block, MACHINE, first, DECODE, None, execution="devices")
     store = spread.arguments[1]["gate_up"]
     assert [shard.data.shape[0] for shard in store.addressable_shards] == [6] * 4
     assert len({shard.device for shard in store.addressable_shards}) == 4
     save_state(
         tmp_path, state_of(UNEVEN_KIMI, "fp16", [block_state(UNEVEN_KIMI, spread, 1)], plan=first)
     )
-    restored = restore_state(tmp_path, UNEVEN_KIMI, FP16, second, DECODE, execution="devices")
+    restored = restore_state(
+        tmp_path, UNEVEN_KIMI, MACHINE, second, DECODE, policy=FP16, execution="devices"
+    )
     ((_, loaded),) = restored.blocks
-    expected = place_block(block.stored, second, DECODE)
+    expected = place_block(block.stored, MACHINE, second, DECODE)
     same_bits(loaded.arguments, expected.arguments)
     store = loaded.arguments[1]["gate_up"]
     whole = np.asarray(expected.arguments[1]["gate_up"])
@@ -196,7 +203,7 @@ def test_decoding_goes_on_under_another_plan_with_the_same_bits(cfg, first, seco
     kind, layer = "attention", 0
     source, request = SyntheticWeights(cfg), Request(batch=3, tokens=1, context=320)
     first, second = plan(kind, **first), plan(kind, **second)
-    block = load_block(source, first, kind, layer, FP16, request)
+    block = load_block(source, MACHINE, first, kind, layer, request, policy=FP16)
     cache, positions = block.arguments[2], np.zeros(3, np.int32)
     for step in range(3):
         given = hidden(3, 1, cfg.d_model, seed=step)
@@ -209,7 +216,9 @@ def test_decoding_goes_on_under_another_plan_with_the_same_bits(cfg, first, seco
     )
     expected, _ = run_attention(cfg, block, out, cache, positions)
 
-    restored = restore_state(tmp_path, cfg, FP16, second, replace(request, context=640))
+    restored = restore_state(
+        tmp_path, cfg, MACHINE, second, replace(request, context=640), policy=FP16
+    )
     ((_, other),) = restored.blocks
     np.testing.assert_array_equal(restored.positions, [3, 3, 3])
     same_bits(restored.hidden, out)
@@ -229,13 +238,13 @@ def test_a_cache_keeps_what_later_tokens_see_and_nothing_else(positions, ways, c
     """Against plain slices: sequence by sequence, the first positions of its own heads."""
     positions = np.asarray(positions, np.int32)
     request = Request(batch=len(positions), tokens=1, context=320)
-    loaded = place_block(STORED, plan("attention", tensor=2, data=2), request)
+    loaded = place_block(STORED, MACHINE, plan("attention", tensor=2, data=2), request)
     cache = filled_cache(loaded, 1)
     state = block_state(TINY_LLAMA, loaded, 0, cache=cache, positions=positions)
     kept = () if state.cache is None else state.cache.values()
     assert sum(np.count_nonzero(values) for values in kept) == 2 * 2 * 32 * int(positions.sum())
     other = restored_block(
-        state, plan("attention", **ways), replace(request, context=context), positions
+        state, MACHINE, plan("attention", **ways), replace(request, context=context), positions
     )
     found = {name: np.asarray(values) for name, values in other.arguments[2].items()}
     for i, n in enumerate(positions):
@@ -258,7 +267,7 @@ def test_a_ring_keeps_the_keys_of_its_window_at_their_places(positions, longest)
     first, second = (
         Request(batch=len(positions), context=1280, most_tokens=most) for most in longest
     )
-    loaded = place_block(stored, one, first)
+    loaded = place_block(stored, MACHINE, one, first)
 
     def ring(block, n_kept):
         """A ring that holds the last positions of each sequence."""
@@ -272,7 +281,7 @@ def test_a_ring_keeps_the_keys_of_its_window_at_their_places(positions, longest)
         return {"keys": keys, "values": values}
 
     state = block_state(SLIDING, loaded, 0, cache=ring(loaded, None), positions=positions)
-    found = restored_block(state, one, second, positions)
+    found = restored_block(state, MACHINE, one, second, positions)
     assert found.arguments[2]["keys"].shape[-1] == (640 if longest[1] == 1 else 960)
     same_bits(found.arguments[2], ring(found, 5))
 
@@ -287,7 +296,7 @@ def test_steps_are_numbered_and_the_last_two_stay(tmp_path):
         assert save_state(folder, state, step=number) == expected
     assert sorted(path.name for path in folder.iterdir()) == ["2", "7"]
     with pytest.raises(WeightsError, match=r"has no step 1; it has 2, 7"):
-        read_state(folder, TINY_LLAMA, FP16, step=1)
+        read_state(folder, TINY_LLAMA, policy=FP16, step=1)
     with pytest.raises(WeightsError, match=r"step 7 was given for .*; 8 is the least"):
         save_state(folder, state, step=7)
     (folder / "9").mkdir()
@@ -336,7 +345,7 @@ save_state({str(tmp_path)!r}, State(cfg=TINY_LLAMA, policy=POLICIES["fp16"], blo
     done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=root, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the step, and what the killed process left
-    step, state = read_state(tmp_path, TINY_LLAMA, FP16)
+    step, state = read_state(tmp_path, TINY_LLAMA, policy=FP16)
     assert step == 0
     for found, wanted in zip(state.blocks, expected, strict=True):
         same_bits(dict(found.stored.weights), dict(wanted.stored.weights))
@@ -378,7 +387,9 @@ def test_one_block_is_in_memory_at_a_time(tmp_path, monkeypatch):
         return arrays
 
     monkeypatch.setattr(orbax_steps, "read_item", read)
-    restored = restore_state(tmp_path, TINY_LLAMA, FP16, plan("dense", tensor=3), DECODE)
+    restored = restore_state(
+        tmp_path, TINY_LLAMA, MACHINE, plan("dense", tensor=3), DECODE, policy=FP16
+    )
     for _ in range(4):
         _, loaded = next(restored.blocks)
         del loaded

@@ -53,7 +53,9 @@ PLANS = (
 @pytest.fixture(scope="module")
 def results():
     """The layer with experts alone: attention, then the mixture."""
-    return compare_plans(SIX_HEADS_KIMI, NODE, PLANS, FP16, layers=(1,), tokens=TOKENS, seed=1)
+    return compare_plans(
+        SIX_HEADS_KIMI, NODE, PLANS, policy=FP16, layers=(1,), tokens=TOKENS, seed=1
+    )
 
 
 @pytest.mark.slow
@@ -77,10 +79,12 @@ def test_a_row_plan_says_where_it_moved_rounding(results):
 
 def test_longer_runs_than_a_node_are_added_in_tiers():
     wide = plan({"tensor": 1}, {"tensor": 100}, {"expert": 100}, "row", 100)
-    (dense,) = rounding_moved(SIX_HEADS_KIMI, wide, (8, 72), ["dense", "dense"], n_tokens=1)
+    (dense,) = rounding_moved(
+        SIX_HEADS_KIMI, system("groq-576"), wide, ["dense", "dense"], n_tokens=1
+    )
     assert "inside each run of 8 chips" in dense
     assert "across racks of 72" in dense
-    assert rounding_moved(SIX_HEADS_KIMI, wide, (8, 72), ["attention"], n_tokens=1) == ()
+    assert rounding_moved(SIX_HEADS_KIMI, system("groq-576"), wide, ["attention"], n_tokens=1) == ()
 
 
 @pytest.mark.slow
@@ -171,9 +175,9 @@ def test_default_layers_are_one_of_each_kind():
 
 def test_mistakes_are_one_sentence():
     with pytest.raises(PlanError, match="0 tokens were asked for; 1 to 320 are possible"):
-        compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], FP16, tokens=0)
+        compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], policy=FP16, tokens=0)
     with pytest.raises(PlanError, match="no layers were asked for"):
-        compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], FP16, layers=())
+        compare_plans(SIX_HEADS_KIMI, NODE, PLANS[:1], policy=FP16, layers=())
 
 
 def test_more_tokens_than_the_smallest_cache_has_room_for_are_refused() -> None:
@@ -200,19 +204,19 @@ def test_more_tokens_than_the_smallest_cache_has_room_for_are_refused() -> None:
 def test_the_merge_of_a_context_is_told_for_these_tokens(n_tokens: int, said: str) -> None:
     shared = Plan(group_chips=3, attention=AttentionShard(context=3), mlp=MlpShard(replica=3))
     cfg = zoo.model("smollm2-135m")
-    (told,) = rounding_moved(cfg, shared, (8,), ["attention"], n_tokens=n_tokens)
+    (told,) = rounding_moved(cfg, NODE, shared, ["attention"], n_tokens=n_tokens)
     assert said in told
 
 
 def test_an_exchange_of_rows_is_told() -> None:
     moe = {"expert": 4, "dispatch": Dispatch.ALL_TO_ALL}
     exchange = plan({"replica": 4}, {"replica": 4}, moe, "row", 4)
-    (told,) = rounding_moved(SIX_HEADS_KIMI, exchange, (8,), ["moe"], n_tokens=1)
+    (told,) = rounding_moved(SIX_HEADS_KIMI, NODE, exchange, ["moe"], n_tokens=1)
     assert told.startswith(
         "sum over experts: each of 4 chips of the expert axis rounds its part of"
     )
     alone = plan({"replica": 4}, {"replica": 4}, {"replica": 4, **moe, "expert": 1}, "row", 4)
-    assert rounding_moved(SIX_HEADS_KIMI, alone, (8,), ["moe"], n_tokens=1) == ()
+    assert rounding_moved(SIX_HEADS_KIMI, NODE, alone, ["moe"], n_tokens=1) == ()
 
 
 @pytest.mark.slow
@@ -221,7 +225,7 @@ def test_a_token_on_the_second_chip_can_be_checked() -> None:
     cfg = replace(zoo.model("smollm2-135m"), d_model=64, d_ff=64, vocab_size=64, n_layers=1)
     shared = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
     fast = replace(FP16, fidelity="fast")
-    (result,) = compare_plans(cfg, NODE, (shared,), fast, tokens=321)
+    (result,) = compare_plans(cfg, NODE, (shared,), policy=fast, tokens=321)
     assert result.output.shape == (321, 64)
     assert "each of 2 chips" in result.rounding_moved[0]
     assert result.sqnr_db > 50
@@ -234,6 +238,6 @@ def test_positions_that_are_shared_out_can_be_checked() -> None:
     cfg = replace(cfg, d_model=64, d_ff=64, vocab_size=64, n_layers=1)
     shared = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
     alone = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard())
-    first, second = compare_plans(cfg, NODE, (shared, alone), FP16, tokens=2)
+    first, second = compare_plans(cfg, NODE, (shared, alone), policy=FP16, tokens=2)
     assert first.output_hash == second.output_hash
     assert "softmax over the context" in first.rounding_moved[0]

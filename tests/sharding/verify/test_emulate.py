@@ -80,7 +80,7 @@ def test_a_decoder_reads_the_last_token_of_each_prompt_and_counts_those_that_gro
     monkeypatch.setattr(decoding, "run_attention", run_attention)
     prompts = [[5], [7, 8, 9], list(range(33))]  # the longest is beyond a bucket of 32
     node, policy = system("groq-node"), POLICIES["fp16"]
-    decoder = Decoder(SyntheticWeights(TINY), ONE, policy, node, prompts, n_new=3)
+    decoder = Decoder(SyntheticWeights(TINY), node, ONE, prompts, policy=policy, n_new=3)
     assert decoder.prefill().tokens.tolist() == [5, 9, 32]
     assert decoder.advance([11, 12, 13]).tokens.tolist() == [11, 12, 13]
     decoder.advance([14, 15, 16], kept=[True, False, True])

@@ -44,7 +44,7 @@ def test_a_machine_with_one_split_has_no_default_plans() -> None:
 
 
 def test_a_plan_alone_is_promised_not_certified(plans: list) -> None:
-    text = check_text(KIMI, LPX, INT4, [_result(plans[0], "aaaa")])
+    text = check_text(KIMI, LPX, [_result(plans[0], "aaaa")], policy=INT4)
     assert "promised" in text
     assert "certified" not in text
 
@@ -63,7 +63,7 @@ def test_one_chip_promises_its_own_bits(plans: list) -> None:
 
 
 def test_json_says_which_plan_and_whether_the_promise_was_kept(plans: list) -> None:
-    found = check_dict(KIMI, LPX, INT4, [_result(plan, "aaaa") for plan in plans])
+    found = check_dict(KIMI, LPX, [_result(plan, "aaaa") for plan in plans], policy=INT4)
     assert found["as_promised"] is True
     assert [row["name"] for row in found["results"]] == [plan.name for plan in plans]
     assert plan_from_dict(json.loads(json.dumps(found))["results"][0]["plan"]) == plans[0]
@@ -110,9 +110,9 @@ def test_promise_is_kept_by_equal_bits_of_column_plans(plans: list) -> None:
     ]
     assert as_promised(kept)
     assert not as_promised(broken)
-    text = check_text(KIMI, LPX, INT4, kept)
+    text = check_text(KIMI, LPX, kept, policy=INT4)
     assert text.count("certified") == 2
     assert text.count("(A)") == 2
     assert "plan 3: dense MLP output: here" in text
     assert "same bits" in text
-    assert "FAILED" in check_text(KIMI, LPX, INT4, broken)
+    assert "FAILED" in check_text(KIMI, LPX, broken, policy=INT4)

@@ -113,7 +113,7 @@ def test_a_place_that_cannot_be_written_is_said_before_any_block_runs(tmp_path: 
             SOURCE,
             NODE,
             [PLAN],
-            FLOAT32,
+            policy=FLOAT32,
             token_ids=(1,),
             resume=tmp_path / "absent" / "state",
             progress=lambda *step: seen.append(step[2]),
@@ -189,14 +189,15 @@ def test_a_stopped_run_does_every_block_once(
     for progress, expected in ((stop, all_blocks[:n_done]), (lambda *_: None, all_blocks)):
         with monkeypatch.context() as patched:
             patched.setattr(
-                "sharding.verify.whole_model.run_head", lambda *_: (_ for _ in ()).throw(_Stopped)
+                "sharding.verify.whole_model.run_head",
+                lambda *_, **__: (_ for _ in ()).throw(_Stopped),
             )
             with pytest.raises(_Stopped):
                 check_whole(
                     SOURCE,
                     NODE,
                     [PLAN],
-                    FLOAT32,
+                    policy=FLOAT32,
                     token_ids=(7,),
                     resume=tmp_path / "state",
                     progress=progress,
@@ -209,20 +210,20 @@ def test_a_stopped_run_does_every_block_once(
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, stop_at: int) -> None:
     """Stopped before a block, or before the head; weights are asked for again only where needed."""
     path, arguments = tmp_path / "state", {"token_ids": (7, 120), "weights_name": "synthetic"}
-    (expected,) = check_whole(SOURCE, NODE, [PLAN], FLOAT32, **arguments)
+    (expected,) = check_whole(SOURCE, NODE, [PLAN], policy=FLOAT32, **arguments)
 
     def stop(done: int, n_steps: int, what: str) -> None:
         if done == stop_at and what != "embedding":
             raise _Stopped
 
     with pytest.raises(_Stopped):
-        check_whole(SOURCE, NODE, [PLAN], FLOAT32, resume=path, progress=stop, **arguments)
+        check_whole(SOURCE, NODE, [PLAN], policy=FLOAT32, resume=path, progress=stop, **arguments)
     steps = []
     (found,) = check_whole(
         SOURCE,
         NODE,
         [PLAN],
-        FLOAT32,
+        policy=FLOAT32,
         resume=path,
         progress=lambda *step: steps.append(step[0]),
         **arguments,
@@ -234,7 +235,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, stop_at: int) 
     others = {"tokens": {"token_ids": (7, 121)}, "routing": {"routing": "free"}}
     for name, other in (others | {"layers": {"layers": (1,)}}).items():
         with pytest.raises(LpuError, match=f"it differs in {name}"):
-            check_whole(SOURCE, NODE, [PLAN], FLOAT32, resume=path, **(arguments | other))
+            check_whole(SOURCE, NODE, [PLAN], policy=FLOAT32, resume=path, **(arguments | other))
 
 
 LLAMA_HF = {

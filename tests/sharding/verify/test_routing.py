@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI
+from small_machines import NODE
 
+from models.blocks import Block
 from models.config import MoeConfig
 from models.policy import POLICIES
 from models.reference import reference_block, with_experts
@@ -46,7 +48,7 @@ class _NearTie:
 
 def passed(source, policy, hidden, reference, routing):
     run = Run(plan=PLAN, hidden=hidden, reference=reference)
-    step = Step(source, policy, "moe", 1, (), "virtual", routing)
+    step = Step(source, NODE, Block(kind="moe", layer=1), policy=policy, routing=routing)
     with ThreadPoolExecutor(1) as workers:
         step.run([run], step.store(), workers)
     return run

@@ -103,7 +103,7 @@ def test_logits_that_overflowed_are_endless_noise_in_the_report(value, monkeypat
     logits[0, 1, 2] = value
     monkeypatch.setattr("sharding.verify.text.stream", lambda *_: expected)
     monkeypatch.setattr("sharding.verify.text.forward", lambda *_, **__: logits)
-    (found,) = compare_text(WEIGHTS, TOKENS, NODE, [ONE], [POLICIES["fp16"]])
+    (found,) = compare_text(WEIGHTS, NODE, [ONE], TOKENS, policies=[POLICIES["fp16"]])
     assert found.sqnr_db == -math.inf
     assert found.as_dict()["sqnr_db"] is None
     assert "-inf" in text_report(TINY, NODE, [found])
@@ -121,7 +121,7 @@ def test_errors_of_stored_weights_are_told_from_those_of_the_chips(monkeypatch):
         "sharding.verify.text.stream", lambda of, _: rows(0.5 if of is WEIGHTS else 0.75)
     )
     monkeypatch.setattr("sharding.verify.text.forward", lambda *_, **__: rows(0.9))
-    (found,) = compare_text(WEIGHTS, TOKENS, NODE, [ONE], [POLICIES["fp16"]])
+    (found,) = compare_text(WEIGHTS, NODE, [ONE], TOKENS, policies=[POLICIES["fp16"]])
     assert found.weights_kl_nats == pytest.approx(math.log(4 / 3) / 2, rel=1e-5)
     assert found.kl_nats == pytest.approx(-math.log(4 * 0.9 * 0.1) / 2, rel=1e-5)
 
@@ -133,7 +133,12 @@ def test_a_whole_text_against_a_loop_over_its_tokens():
     Two float32 evaluations differ by about 1e-6 in a logit; a perplexity near 30 by 1e-4 at most.
     """
     results = compare_text(
-        WEIGHTS, TOKENS, NODE, [ONE, TWO], [POLICIES["float32"], POLICIES["int8"]], window=3
+        WEIGHTS,
+        NODE,
+        [ONE, TWO],
+        TOKENS,
+        policies=[POLICIES["float32"], POLICIES["int8"]],
+        window=3,
     )
     model = Transformer(WEIGHTS)
     losses = []
@@ -172,7 +177,7 @@ def test_any_text_is_predicted_under_a_context_plan(n_tokens, same):
     source = SyntheticWeights(replace(TINY, max_position=640))
     ids = [(7 * i * i + i) % 30 for i in range(n_tokens)]
     context = Plan(group_chips=2, attention=AttentionShard(context=2), mlp=MlpShard(replica=2))
-    alone, shared = compare_text(source, ids, NODE, [ONE, context], [POLICIES["fp16"]])
+    alone, shared = compare_text(source, NODE, [ONE, context], ids, policies=[POLICIES["fp16"]])
     assert (alone.perplexity == shared.perplexity) is same
     assert abs(alone.sqnr_db - shared.sqnr_db) < 3
     assert shared.sqnr_db > 40
@@ -190,7 +195,7 @@ def test_any_text_is_predicted_under_a_context_plan(n_tokens, same):
 )
 def test_requests_that_cannot_be_scored_are_one_sentence(tokens, window, message):
     with pytest.raises(PlanError, match=message):
-        compare_text(WEIGHTS, tokens, NODE, [ONE], [POLICIES["fp16"]], window=window)
+        compare_text(WEIGHTS, NODE, [ONE], tokens, policies=[POLICIES["fp16"]], window=window)
 
 
 def test_text_files_that_are_none_are_one_sentence(tmp_path):

@@ -28,7 +28,6 @@ from sharding.verify.whole_model import agreement, check_whole, random_tokens
 from sharding.verify.whole_model_report import whole_dict, whole_text
 
 NODE = system("groq-node")
-TIERS = (NODE.topology.node_chips, NODE.topology.rack_chips)
 FP16, FLOAT32 = POLICIES["fp16"], POLICIES["float32"]
 SOURCE = SyntheticWeights(TINY_KIMI, 3)
 IDS = (7, 120, 7)
@@ -47,7 +46,7 @@ def split(how):
 @pytest.fixture(scope="module")
 def exact():
     """One chip in plain float32: quick, and equal to the reference but for orders of sums."""
-    return check_whole(SOURCE, NODE, [ONE_CHIP], FLOAT32, token_ids=IDS)[0]
+    return check_whole(SOURCE, NODE, [ONE_CHIP], policy=FLOAT32, token_ids=IDS)[0]
 
 
 def test_float32_on_one_chip_is_the_reference_model(exact):
@@ -70,7 +69,7 @@ def test_float32_on_one_chip_is_the_reference_model(exact):
 
 
 def test_the_report_says_what_was_run(exact):
-    found = json.loads(json.dumps(whole_dict(TINY_KIMI, NODE, FLOAT32, [exact])))
+    found = json.loads(json.dumps(whole_dict(TINY_KIMI, NODE, [exact], policy=FLOAT32)))
     assert found["fidelity"] == "fast"
     assert found["token_ids"] == list(IDS)
     assert found["layers"] == [0, 1]
@@ -79,7 +78,7 @@ def test_the_report_says_what_was_run(exact):
     assert row["blocks"][3]["routing"]["choices"] == 9
     assert row["blocks"][0]["routing"] is None
     assert found["note"] is None
-    text = whole_text(TINY_KIMI, NODE, FLOAT32, [exact], "No plan fits; it lacks much.")
+    text = whole_text(TINY_KIMI, NODE, [exact], policy=FLOAT32, note="No plan fits; it lacks much.")
     assert "3 tokens decoded through embedding, 2 of 2 layers and head; fast numerics" in text
     assert "0 of 9 choices of experts flip" in text
     assert "No plan fits; it lacks much." in text
@@ -89,9 +88,9 @@ def test_the_report_says_what_was_run(exact):
 def test_streaming_gives_the_bits_of_the_model_whole_in_memory():
     """Two plans in one go, each against all experts, the whole table and the whole head."""
     plans = [split(Split.COLUMN), split(Split.ROW)]
-    results = check_whole(SOURCE, NODE, plans, FP16, token_ids=IDS)
+    results = check_whole(SOURCE, NODE, plans, policy=FP16, token_ids=IDS)
     for result in results:
-        expected = forward(SOURCE, np.asarray([IDS]), result.plan, FP16, tiers=TIERS, step=1)[0]
+        expected = forward(SOURCE, NODE, result.plan, np.asarray([IDS]), policy=FP16, step=1)[0]
         np.testing.assert_array_equal(result.logits.view(np.uint32), expected.view(np.uint32))
         # measured: 59.7 and 61.5 dB, 3e-7 and 4e-7 nats
         assert 50 < result.logits_sqnr_db < 75
@@ -110,7 +109,7 @@ def test_narrow_stores_hold_compact_experts(policy, least_db):
     wide = replace(TINY_KIMI, d_model=128, moe=replace(TINY_KIMI.moe, d_expert=64), n_layers=2)
     source = SyntheticWeights(wide, 1)
     fast = replace(POLICIES[policy], fidelity="fast")
-    (result,) = check_whole(source, NODE, [ONE_CHIP], fast, token_ids=(1, 2), layers=(1,))
+    (result,) = check_whole(source, NODE, [ONE_CHIP], policy=fast, token_ids=(1, 2), layers=(1,))
     # The reference holds the same stored values, but rows that multiply int8 are rounded to int8:
     # with a largest value of some 3.2 spreads that is 10 log10(12 * 127^2 / 3.2^2) = 43 dB for each
     # of the products in a chain; 38 dB measured.
@@ -120,7 +119,7 @@ def test_narrow_stores_hold_compact_experts(policy, least_db):
 @pytest.mark.slow
 def test_tokens_pass_a_mixture_in_parts_alike(monkeypatch, exact):
     monkeypatch.setattr("sharding.verify.emulate._STORE_BYTES", 1)  # one token at a time
-    (result,) = check_whole(SOURCE, NODE, [ONE_CHIP], FLOAT32, token_ids=IDS)
+    (result,) = check_whole(SOURCE, NODE, [ONE_CHIP], policy=FLOAT32, token_ids=IDS)
     parts, whole = result.blocks[3].routing, exact.blocks[3].routing
     assert (parts.choices, parts.flips) == (whole.choices, whole.flips)
     # The margin is a float64 product, and logits float32 ones, of other numbers of rows.
@@ -133,10 +132,10 @@ def test_the_head_in_pieces_gives_the_bits_of_the_whole(monkeypatch):
     """128 columns in pieces of 48, the last of which is padded, on chips that share unevenly."""
     plan = replace(ONE_CHIP, group_chips=3, attention=AttentionShard(replica=3))
     plan = replace(plan, mlp=MlpShard(replica=3), moe=MoeShard(replica=3))
-    run = embed_tokens(SOURCE, plan, FP16, IDS, TIERS, "virtual")
-    ((reference, logits),) = run_head(SOURCE, [run], FP16, TIERS, "virtual")
+    run = embed_tokens(SOURCE, NODE, plan, IDS, policy=FP16)
+    ((reference, logits),) = run_head(SOURCE, NODE, [run], policy=FP16)
     monkeypatch.setattr(embedding_and_head, "_COLUMNS", 48)
-    ((in_pieces, same),) = run_head(SOURCE, [run], FP16, TIERS, "virtual")
+    ((in_pieces, same),) = run_head(SOURCE, NODE, [run], policy=FP16)
     np.testing.assert_array_equal(same.view(np.uint32), logits.view(np.uint32))
     np.testing.assert_allclose(in_pieces, reference, rtol=1e-6, atol=1e-6)
     assert 50 < sqnr_db(reference, logits) < 80
@@ -152,7 +151,7 @@ def test_embedded_tokens_are_rows_of_the_table(n_chips):
         moe=MoeShard(replica=n_chips),
     )
     ids = (127, 0, 16, 15, 127, 43, 42, 1)
-    run = embed_tokens(SOURCE, plan, FP16, ids, TIERS, "virtual")
+    run = embed_tokens(SOURCE, NODE, plan, ids, policy=FP16)
     expected = SOURCE.block("embed")["table"][list(ids)].astype(np.float16)
     np.testing.assert_array_equal(run.hidden, expected)
     np.testing.assert_array_equal(run.reference, expected.astype(np.float32))
@@ -167,11 +166,11 @@ class _WithoutParts:
 
 def test_sources_without_parts_give_the_same(monkeypatch):
     monkeypatch.setattr(embedding_and_head, "_COLUMNS", 48)
-    run = embed_tokens(SOURCE, ONE_CHIP, FLOAT32, IDS, TIERS, "virtual")
-    plain = embed_tokens(_WithoutParts(SOURCE), ONE_CHIP, FLOAT32, IDS, TIERS, "virtual")
+    run = embed_tokens(SOURCE, NODE, ONE_CHIP, IDS, policy=FLOAT32)
+    plain = embed_tokens(_WithoutParts(SOURCE), NODE, ONE_CHIP, IDS, policy=FLOAT32)
     np.testing.assert_array_equal(plain.hidden, run.hidden)
-    ((_, logits),) = run_head(SOURCE, [run], FLOAT32, TIERS, "virtual")
-    ((_, same),) = run_head(_WithoutParts(SOURCE), [run], FLOAT32, TIERS, "virtual")
+    ((_, logits),) = run_head(SOURCE, NODE, [run], policy=FLOAT32)
+    ((_, same),) = run_head(_WithoutParts(SOURCE), NODE, [run], policy=FLOAT32)
     np.testing.assert_allclose(same, logits, rtol=0, atol=1e-5)
 
 
@@ -228,12 +227,12 @@ def test_random_tokens_are_pinned_and_grow_at_the_end():
 def test_mistakes_are_one_sentence(wrong, message):
     arguments = {"token_ids": (1,)} | wrong
     with pytest.raises(LpuError, match=message):
-        check_whole(SOURCE, NODE, [ONE_CHIP], FP16, **arguments)
+        check_whole(SOURCE, NODE, [ONE_CHIP], policy=FP16, **arguments)
 
 
 def test_a_plan_of_another_model_is_refused():
     with pytest.raises(PlanError, match="moe"):
-        check_whole(SOURCE, NODE, [replace(ONE_CHIP, moe=None)], FP16, token_ids=(1,))
+        check_whole(SOURCE, NODE, [replace(ONE_CHIP, moe=None)], policy=FP16, token_ids=(1,))
 
 
 @pytest.fixture
@@ -274,7 +273,7 @@ def test_a_model_too_small_for_the_machine_is_run_on_fewer_chips(asked):
     small = replace(TINY_KIMI.moe, n_experts=4, d_expert=8, n_groups=1, topk_groups=1)
     cfg = replace(TINY_KIMI, moe=small)
     plan, note = choose.fastest_plan(cfg, lpx, FP16)
-    check_plans([plan], cfg, lpx, FP16)
+    check_plans(cfg, lpx, [plan], policy=FP16)
     ((plans, _, _),) = asked
     assert {plan.group_chips for plan in plans} == {32}  # as many as experts have columns
     assert note.startswith(

@@ -1,0 +1,27 @@
+"""Machines whose nodes and racks are so small that sums over a few chips cross them."""
+
+from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.chip import GROQCHIP1
+from lpu_jax.machine.custom_topology import CustomTopology
+from lpu_jax.machine.system import System
+
+#: Eight chips in one node: they are summed one after another.
+NODE = system("groq-node")
+_MOST_CHIPS = 4096
+
+
+def tiered(node_chips: int, rack_chips: int | None = None) -> System:
+    """A machine of 4,096 chips or a few less.
+
+    Args:
+        node_chips: chips of a node.
+        rack_chips: chips of a rack; None: all.
+    """
+    rack_chips = _MOST_CHIPS // node_chips * node_chips if rack_chips is None else rack_chips
+    topology = CustomTopology(
+        n_chips=_MOST_CHIPS // rack_chips * rack_chips,
+        inner_units=node_chips,
+        middle_units=rack_chips // node_chips,
+        outer_units=_MOST_CHIPS // rack_chips,
+    )
+    return System(name="tiered", chip=GROQCHIP1, topology=topology, n_chips=topology.n_chips)
