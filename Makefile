@@ -2,6 +2,7 @@
 #   make demo      the main job on a trillion-parameter model
 #   make test      the fast tests          make lint      format, lint, types, import arrows
 #   make weights   fetch SmolLM2-135M      make clean     remove what make made
+#   make fuzz      random models, plans and policies against every promise of bits, without end
 #   make oracle    fresh tiny models against Hugging Face transformers (fetches torch)
 # Override the interpreter with `make PYTHON=/path/to/python test`.
 
@@ -15,7 +16,7 @@ DEMO := $(BIN)/lpu compare kimi-k2 --system lpx-9 --batch 1 --context 8192
 # Very quiet: the first run installs some 80 packages, and their names are not the result.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test test-slow oracle weights lint clean
+.PHONY: demo test test-slow fuzz oracle weights lint clean
 # One process a core; files stay whole, because their tests share what they compile.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 .DEFAULT_GOAL := test
@@ -36,6 +37,10 @@ test-slow: $(VENV)/.installed-dev
 # the much smaller build for CPUs is taken where pip's own settings lead to it.
 oracle: $(VENV)/.installed-oracle
 	$(PYTEST) -m slow tests/models/oracle/test_live.py $(PYTEST_ARGS)
+
+# A line for ten triples; the first broken promise ends it with a line that runs its triple again.
+fuzz: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ_ARGS)
 
 weights: $(VENV)/.installed
 	$(BIN)/python -m models.weights.fetch

@@ -107,10 +107,10 @@ class Subject:
             positions, batch, step, n_tokens = np.zeros(len(inputs), np.int32), len(inputs), 1, 1
         loaded = restored_block(
             state,
+            self.triple.system,
             plan,
             request,
             positions,
-            tiers=self.triple.tiers,
             widen_once=self.triple.widen_once,
         )
         run = runner(self.triple, loaded, way)

@@ -10,6 +10,7 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
+from small_machines import tiered
 
 from lpu_jax.cost.collectives.links import ALGORITHMS
 from lpu_jax.datapath.mem import POSITIONS_STEP
@@ -42,8 +43,8 @@ MOST_CHIPS = 8
 BATCH, TOKENS = 2, 2
 #: Two K tiles of 160 rows, the second one partly filled.
 _D_MODEL = 176
-#: Chips of a node and of a rack: all chips in one node, or sums over two or three levels.
-_TIERS = ((8, 64), (4, 8), (2, 4))
+#: All chips in one node, or sums over two or three levels.
+SYSTEMS = (system(f"groq-{MOST_CHIPS}"), tiered(4), tiered(2, 4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Triple:
     cfg: ModelConfig
     plan: Plan
     policy: Policy
-    tiers: tuple[int, ...]
+    system: System
     widen_once: bool
 
     @property
@@ -67,26 +68,25 @@ class Triple:
         moe = "" if self.cfg.moe is None else f", {self.cfg.moe}"
         return (
             f"seed {self.seed}: {self.cfg.name} [{self.cfg.attention}{moe}, d_ff {self.cfg.d_ff}, "
-            f"vocabulary {self.cfg.vocab_size}] | plan {self.plan.name}, tiers {self.tiers} | "
-            f"policy {self.policy.name}"
+            f"vocabulary {self.cfg.vocab_size}] | plan {self.plan.name} on {self.system.name} "
+            f"{self.system.topology.tiers} | policy {self.policy.name}"
         )
 
 
 def triple(seed: int) -> Triple:
     """Draw a triple; the same for the same seed."""
     rng = np.random.default_rng(seed)
-    node = system(f"groq-{MOST_CHIPS}")
+    node = SYSTEMS[0]
     # Drawn in turn, so that a few dozen triples have all of them.
     name = MODELS[seed % len(MODELS)]
     cfg, policy = _legal(lambda: _model_and_policy(rng, name, node))
     plan = _legal(lambda: _plan(rng, cfg, policy, node))
-    tiers = _TIERS[0] if plan.collective == "ring" else _TIERS[rng.integers(len(_TIERS))]
     return Triple(
         seed=seed,
         cfg=cfg,
         plan=plan,
         policy=policy,
-        tiers=tiers,
+        system=node if plan.collective == "ring" else _one(rng, *SYSTEMS),
         widen_once=bool(rng.integers(2)),
     )
 

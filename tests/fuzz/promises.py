@@ -122,9 +122,13 @@ def _plans(subject: Subject, whole: Results) -> Checks:
             moe=None if plan.moe is None else MoeShard(),
         )
         yield "one chip's bits", subject.run(alone), whole
-    if subject.kind in CACHING_KINDS and one.tiers[0] >= MOST_CHIPS:
+    if subject.kind in CACHING_KINDS and one.system.topology.node_chips >= MOST_CHIPS:
         yield "order of chips", subject.run(replaced(plan, "attention", order=_TURNED)), whole
-    if plan.moe is not None and subject.kind == "moe" and one.tiers[0] >= MOST_CHIPS:
+    if (
+        plan.moe is not None
+        and subject.kind == "moe"
+        and one.system.topology.node_chips >= MOST_CHIPS
+    ):
         busy = tuple(axis for axis in plan.moe.order if axis != "replica")
         first_or_last = (*busy, "replica") if plan.moe.order[0] == "replica" else ("replica", *busy)
         turned = replaced(plan, "moe", order=first_or_last)
@@ -191,7 +195,8 @@ def run(seeds: Iterator[int], *, every: int) -> int:
         try:
             check(one, counts)
         except BrokenPromiseError as broken:
-            print(f"BROKEN {broken} | again: python -m fuzz --first {seed} --triples 1", flush=True)
+            again = f'make fuzz FUZZ_ARGS="--first {seed} --triples 1"'
+            print(f"BROKEN {broken} | again: {again}", flush=True)
             return 1
         if n_done % every == 0:
             _report(n_done, seed, counts, begin)

@@ -17,6 +17,7 @@ from fuzz import promises
 from fuzz.chips import run_one_by_one
 from fuzz.draw import MODELS, triple
 from jax.sharding import PartitionSpec as P
+from small_machines import NODE, tiered
 
 from lpu_jax.datapath import c2c
 from lpu_jax.datapath.c2c import Axis
@@ -64,8 +65,9 @@ def test_triples_have_all_that_a_plan_can_say() -> None:
 @pytest.mark.parametrize("kind", COLLECTIVES)
 def test_chips_one_by_one_send_what_virtual_chips_send(kind: str, algorithm: str) -> None:
     collective, spec = COLLECTIVES[kind]
-    tiers = () if algorithm == "ring" else (4,)
-    mesh = ChipMesh(axes=(("a", 2), ("b", 3)), tiers=tiers, algorithm=algorithm)
+    machine = NODE if algorithm == "ring" else tiered(4)
+    axes = (("a", 2), ("b", 3))
+    mesh = ChipMesh(axes=axes, topology=machine.topology, algorithm=algorithm)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 72)), jnp.float16)
 
     def program(x: jax.Array, *, axes: dict[str, Axis]) -> Any:
@@ -79,7 +81,7 @@ def test_chips_one_by_one_send_what_virtual_chips_send(kind: str, algorithm: str
 
 
 def test_a_chip_that_goes_its_own_way_is_seen() -> None:
-    mesh = ChipMesh(axes=(("a", 2),))
+    mesh = ChipMesh(axes=(("a", 2),), topology=NODE.topology)
     x = jnp.arange(4.0)
     with pytest.raises(AssertionError, match="chips differ in a result that they should share"):
         run_one_by_one(lambda x, axes: x, mesh, (P("a"),), P())(x)

@@ -209,12 +209,12 @@ def test_the_merge_of_a_context_is_told_for_these_tokens(n_tokens: int, said: st
 def test_an_exchange_of_rows_is_told() -> None:
     moe = {"expert": 4, "dispatch": Dispatch.ALL_TO_ALL}
     exchange = plan({"replica": 4}, {"replica": 4}, moe, "row", 4)
-    (told,) = rounding_moved(SIX_HEADS_KIMI, NODE, exchange, ["moe"], policy=FP16, n_tokens=1)
+    (told,) = rounding_moved(SIX_HEADS_KIMI, NODE, exchange, ["moe"], n_tokens=1)
     assert told.startswith(
         "sum over experts: each of 4 chips of the expert axis rounds its part of"
     )
     alone = plan({"replica": 4}, {"replica": 4}, {"replica": 4, **moe, "expert": 1}, "row", 4)
-    assert rounding_moved(SIX_HEADS_KIMI, NODE, alone, ["moe"], policy=FP16, n_tokens=1) == ()
+    assert rounding_moved(SIX_HEADS_KIMI, NODE, alone, ["moe"], n_tokens=1) == ()
 
 
 @pytest.mark.slow
