@@ -265,6 +265,7 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     return on_backend(algorithms.sum_leading, x, from_first=False)
 
 
+@checked
 def sum_chips(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     """Sum the leading axis in ascending order, starting from its first entry.
 

@@ -147,7 +147,7 @@ def test_moves_take_every_type():
         (lambda x: c2c.reduce_scatter(x[:3], CHIPS, dim=0), "for 2 chips; its length must be a"),
         (lambda x: c2c.all_to_all(x[:3], CHIPS, dim=0), "for 2 chips"),
         (lambda x: c2c.joined(CHIPS, "b"), "axes='b'"),
-        (lambda x: c2c.joined(), "no axis was given"),
+        (lambda x: c2c.joined(), "axes of the mesh are needed"),
     ],
 )
 def test_collectives_say_what_they_need(call, message):
