@@ -83,7 +83,7 @@ def matmul(
     """
     weight_bits = None
     if isinstance(w, QuantizedArray):
-        quantized.check(w)
+        quantized.check_operand(w)
         if w.axis != -2:
             raise LpuError(
                 f"mxm.matmul: weights with blocks along axis {w.axis} were given; they must run "
@@ -137,7 +137,7 @@ def widened(w: QuantizedArray) -> Float16[Array, "..."]:
     is priced by the stored bits. The scale of a whole matrix (`quantized.output_scale`) is left
     for the products.
     """
-    quantized.check(w)
+    quantized.check_operand(w)
     leaves = (w.codes,) if w.scales is None else (w.codes, w.scales)
     out: Array = _widen(*leaves, scheme=w.scheme, axis=w.axis)
     return out

@@ -30,7 +30,7 @@ def int8_product(x: Float32[Array, "*rows k"], w: QuantizedArray) -> Float32[Arr
     Source:
         Symmetric int8: Abts et al., ISCA 2020; that rows are scaled as they are made is assumed.
     """
-    quantized.check(w)
+    quantized.check_operand(w)
     if not w.scheme.multiplies_bare:
         raise LpuError(
             f"scaled.int8_product: w of scheme {w.scheme.name} was given; it must be int8 codes "

@@ -26,7 +26,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float16, Float32, PRNGKeyArray, Shaped, UInt
 
-from ..arguments import check_within, checked, described, may_equal
+from ..arguments import check_within, checked, described, is_concrete, may_equal
 from ..errors import LpuError
 from .blocks import (
     block_maxima,
@@ -92,18 +92,12 @@ def check(q: QuantizedArray) -> None:
     Raises:
         LpuError: with what was found and what the scheme asks for.
     """
-    _check_structure(q)
+    check_types(q)
     scheme, codes = q.scheme, q.codes
-    check_axis("quantised array", codes.shape, q.axis)
-    if codes.dtype != scheme.code_dtype:
-        raise LpuError(
-            f"quantised array: codes of scheme {scheme.name} must be {scheme.code_dtype.name}, but "
-            f"are {codes.dtype.name} {codes.shape}."
-        )
     tensor_shape = (*codes.shape[:-2], 1, 1) if scheme.is_two_level else None
-    for what, array, shape, dtype in (
-        ("scales", q.scales, scheme.scales_shape(codes.shape, q.axis), scheme.scale_dtype),
-        ("tensor scale", q.tensor_scale, tensor_shape, jnp.dtype(jnp.float32)),
+    for what, array, shape in (
+        ("scales", q.scales, scheme.scales_shape(codes.shape, q.axis)),
+        ("tensor scale", q.tensor_scale, tensor_shape),
     ):
         found = None if array is None else tuple(array.shape)
         if (found is None) != (shape is None) or not may_equal(found, shape):
@@ -111,16 +105,19 @@ def check(q: QuantizedArray) -> None:
                 f"quantised array: {what} of scheme {scheme.name} for codes {codes.shape} must "
                 f"have shape {shape}, but have {found}."
             )
-        if array is not None and dtype is not None and array.dtype != dtype:
-            raise LpuError(
-                f"quantised array: {what} of scheme {scheme.name} must be {dtype.name}, but are "
-                f"{array.dtype.name}."
-            )
     _check_codes(codes, scheme)
 
 
-def _check_structure(q: QuantizedArray) -> None:
-    """Refuse members that are no arrays, or shapes of them, and a scheme that is none."""
+@checked
+def check_types(q: QuantizedArray) -> None:
+    """Do the part of `check` that does not compare shapes.
+
+    For programs that are only priced: they may describe one scale for each head where a block would
+    reach from one head into the next, which no array that is stored can have.
+
+    Raises:
+        LpuError: with what was found and what the scheme asks for.
+    """
     arrays = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
     for what, found, allowed, words in (
         ("scheme", q.scheme, Scheme, "a Scheme"),
@@ -131,6 +128,35 @@ def _check_structure(q: QuantizedArray) -> None:
     ):
         if not isinstance(found, allowed):
             raise LpuError(f"quantised array: {what} must be {words}, but is {described(found)}.")
+    scheme, codes = q.scheme, q.codes
+    check_axis("quantised array", codes.shape, q.axis)
+    if codes.dtype != scheme.code_dtype:
+        raise LpuError(
+            f"quantised array: codes of scheme {scheme.name} must be {scheme.code_dtype.name}, but "
+            f"are {codes.dtype.name} {codes.shape}."
+        )
+    for what, array, dtype in (
+        ("scales", q.scales, scheme.scale_dtype),
+        ("tensor scale", q.tensor_scale, jnp.dtype(jnp.float32)),
+    ):
+        if array is not None and dtype is not None and array.dtype != dtype:
+            raise LpuError(
+                f"quantised array: {what} of scheme {scheme.name} must be {dtype.name}, but are "
+                f"{array.dtype.name}."
+            )
+
+
+def check_operand(q: QuantizedArray) -> None:
+    """Check an array whose codes go on: all of it, or types only while a program is traced.
+
+    What is left is checked where the program is lowered and `widen` sees the scales.
+
+    Raises:
+        LpuError: as `check`.
+    """
+    check_types(q)
+    if is_concrete(q.codes):
+        check(q)
 
 
 def _check_codes(codes: Any, scheme: Scheme) -> None:
@@ -287,7 +313,7 @@ def output_scale(q: QuantizedArray, *, of_codes: bool = False) -> Float32[Array,
     Raises:
         LpuError: `of_codes` for a scheme whose codes do not multiply bare.
     """
-    check(q)
+    check_operand(q)
     if not of_codes:
         scale: Array | None = q.tensor_scale
         return scale

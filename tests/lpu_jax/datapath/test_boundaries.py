@@ -221,8 +221,9 @@ def test_an_invalid_array_is_refused_wherever_it_enters(taker, wrong, message):
 def test_codes_cannot_be_looked_at_in_a_program_but_shapes_can():
     wrong = replace(stored("mxfp4"), codes=jnp.full((64, 3), 0x13, jnp.uint8))
     assert jax.jit(dequantize)(wrong).shape == (64, 3)
-    with pytest.raises(LpuError, match="must have shape"):
-        jax.jit(dequantize)(replace(wrong, scales=wrong.scales[:1]))
+    for taker in ("dequantize", "widen", "mxm.matmul"):
+        with pytest.raises(LpuError, match="must have shape"):
+            jax.jit(TAKERS[taker])(replace(wrong, scales=wrong.scales[:1]))
 
 
 def test_the_method_gives_the_values_that_the_codes_stand_for():
