@@ -140,7 +140,7 @@ def time(
         system: a named system, or one of your own.
         mesh: the chips that run the program together; None for a single chip.
         in_specs: with a mesh, how each argument is split; None: all chips hold all of it.
-        out_specs: the same for the results.
+        out_specs: the same for the results; None: they may lie as they like.
 
     Returns:
         The scheduled time, its bounds, and what they rest on.
@@ -166,10 +166,12 @@ def time(
         raise TypeError("time: in_specs and out_specs were given without a mesh.")
     whole = system if isinstance(system, System) else system_named(system)
     if mesh is not None:
-        _check_mesh(mesh, whole)
+        chip_mesh.check_mesh("time", mesh)
     n_chips = 1 if mesh is None else mesh.n_chips
-    program = read(_trace(fn, args, mesh, in_specs, out_specs))
     machine = placed_on(whole, (Groups.first(whole, n_chips),))
+    if mesh is not None:
+        _check_tiers(mesh, whole)
+    program = read(_trace(fn, args, mesh, in_specs, out_specs))
     return report(program, timing(program, machine), machine)
 
 
@@ -241,14 +243,15 @@ def bound_by(work: Work) -> str:
     return reason
 
 
-def _check_mesh(mesh: ChipMesh, system: System) -> None:
-    """Refuse a mesh of another machine: its sums would be made in another order."""
-    chip_mesh.check_mesh("time", mesh)
-    if mesh.tiers != system.topology.tiers:
+def _check_tiers(mesh: ChipMesh, system: System) -> None:
+    """Refuse a mesh of a machine that makes sums across chips in another order."""
+    if mesh.tiers != chip_mesh.tiers_of(system.topology, mesh.n_chips):
+        theirs, ours = (
+            " and ".join(map(str, topology.tiers)) for topology in (mesh.topology, system.topology)
+        )
         raise MeshError(
-            f"time: the mesh is of a machine with {' and '.join(map(str, mesh.tiers))} chips in a "
-            f"node and a rack; {system.name} has "
-            f"{' and '.join(map(str, system.topology.tiers))}."
+            f"time: the mesh is of a machine with {theirs} chips in a node and a rack; "
+            f"{system.name} has {ours}."
         )
 
 
@@ -257,8 +260,8 @@ def _trace(
 ) -> ClosedJaxpr:
     if mesh is None:
         return jax.make_jaxpr(fn)(*args)
-    in_specs, out_specs = (P() if spec is None else spec for spec in specs)
-    return chip_mesh.trace(fn, mesh, in_specs, out_specs, *args)
+    in_specs, out_specs = specs
+    return chip_mesh.trace(fn, mesh, P() if in_specs is None else in_specs, out_specs, *args)
 
 
 def _row(slot: Slot, cycles: float, adds: float, constants: Sequence[Constant]) -> OperationRow:

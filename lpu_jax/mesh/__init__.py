@@ -8,6 +8,7 @@ bits.
 from .chips import Axes as Axes
 from .chips import ChipMesh as ChipMesh
 from .chips import check_mesh as check_mesh
+from .chips import tiers_of as tiers_of
 from .run import put_on_devices as put_on_devices
 from .run import run_devices as run_devices
 from .run import run_nested as run_nested
@@ -24,5 +25,6 @@ __all__ = [
     "run_devices",
     "run_nested",
     "run_virtual",
+    "tiers_of",
     "trace",
 ]

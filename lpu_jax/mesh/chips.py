@@ -44,7 +44,7 @@ class ChipMesh:
     #: the machine that the chips are part of, such as `system("groq-node").topology`
     topology: Topology | NvlinkDomain = field(compare=False, repr=False)
     algorithm: str = "auto"
-    #: chips of its node, rack, ...: the order of summation across chips
+    #: chips of its node, rack, ... as far as the mesh has more: the order of sums across chips
     tiers: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class ChipMesh:
             raise MeshError(
                 f"ChipMesh: algorithm must be the name of one; {_named(self.algorithm)} was given."
             )
-        object.__setattr__(self, "tiers", self.topology.tiers)
+        object.__setattr__(self, "tiers", tiers_of(self.topology, self.n_chips))
 
     @property
     def n_chips(self) -> int:
@@ -100,6 +100,14 @@ class ChipMesh:
                 for i, (name, size) in enumerate(self.axes)
             }
         )
+
+
+def tiers_of(topology: Topology | NvlinkDomain, n_chips: int) -> tuple[int, ...]:
+    """Chips of a node, a rack, ... that the first `n_chips` chips of a machine do not fit into.
+
+    Sums are made inside each of these first; with none, all chips are in one node.
+    """
+    return tuple(tier for tier in topology.tiers if tier < n_chips)
 
 
 def check_mesh(caller: str, mesh: Any) -> None:

@@ -40,20 +40,14 @@ class ShardedProgram:
 
     def call(self, args: tuple[Any, ...]) -> "Call":
         """Check the arguments of a call."""
-        sizes = dict(self.mesh.axes)
         try:
-            signature = inspect.signature(self.program)
-        except (TypeError, ValueError):
-            signature = None  # some callables of C have none
-        if signature is not None:
-            try:
-                signature.bind(*args, axes={})
-            except TypeError as error:
-                raise MeshError(
-                    f"{self.caller}: the program cannot take {len(args)} arrays and axes=: {error}."
-                ) from None
+            inspect.signature(self.program).bind(*args, axes={})
+        except TypeError as error:
+            raise MeshError(
+                f"{self.caller}: the program cannot take {len(args)} arrays and axes=: {error}."
+            ) from None
         leaves, tree = jax.tree.flatten(args)
-        specs = argument_specs(self.caller, "args", self.in_specs, args, sizes)
+        specs = argument_specs(self.caller, "args", self.in_specs, args, dict(self.mesh.axes))
         return Call(sharded=self, tree=tree, leaves=leaves, in_specs=specs)
 
 

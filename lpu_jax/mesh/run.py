@@ -97,13 +97,14 @@ def trace(
         program: as for `run_virtual`.
         mesh: the chips.
         in_specs: how each argument is split over the axes.
-        out_specs: the same for the results.
+        out_specs: the same for the results; None: of them nothing is asked, nor proven.
         *args: global arrays, or `ShapeDtypeStruct`s.
 
     Raises:
         MeshError: as for `run_virtual`.
     """
-    sharded = checked_program("trace", program, mesh, in_specs, out_specs)
+    is_asked = out_specs is not None
+    sharded = checked_program("trace", program, mesh, in_specs, out_specs if is_asked else P())
     spread = Spread.over(mesh, dict(mesh.axes), "trace")
     abstract = AbstractMesh(
         tuple(spread.devices.values()),
@@ -111,7 +112,8 @@ def trace(
         axis_types=(AxisType.Auto,) * len(spread.devices),
     )
     sharded.call(args)  # refuses what `make_jaxpr` would refuse in other words
-    return jax.make_jaxpr(partial(_on_devices, sharded, spread, abstract))(*args)
+    run = partial(_on_devices, sharded, spread, abstract, proving=is_asked)
+    return jax.make_jaxpr(run)(*args)
 
 
 def put_on_devices(
@@ -187,11 +189,16 @@ def _mapped(
 
 
 def _on_devices(
-    sharded: ShardedProgram, spread: Spread, device_mesh: Mesh | AbstractMesh, *args: Any
+    sharded: ShardedProgram,
+    spread: Spread,
+    device_mesh: Mesh | AbstractMesh,
+    *args: Any,
+    proving: bool = True,
 ) -> Any:
     """Prove a program on virtual chips, then run it on devices with virtual chips on each."""
     call = sharded.call(args)
-    jax.eval_shape(partial(_virtual, sharded), *args)
+    if proving:
+        jax.eval_shape(partial(_virtual, sharded), *args)
     chip = call.chip(sharded.mesh.as_axes(spread.carriers), proving=False)
     virtual = {virtual_name(name): size for name, size in spread.virtual.items()}
     local = _mapped(

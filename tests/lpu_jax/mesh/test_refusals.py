@@ -242,7 +242,9 @@ def test_the_order_of_sums_comes_from_the_machine_alone() -> None:
     with pytest.raises(TypeError, match="tiers"):
         Axis(names=("a",), size=2)
     big = ChipMesh(axes=(("a", 18),), topology=system("groq-576").topology)
-    assert big.tiers == big.as_axes()["a"].tiers == (8, 72)
+    assert big.tiers == big.as_axes()["a"].tiers == (8,)
+    assert ChipMesh(axes=(("a", 73),), topology=system("groq-576").topology).tiers == (8, 72)
+    assert ChipMesh(axes=(("a", 8),), topology=system("groq-576").topology).tiers == ()
     assert big == ChipMesh(axes=(("a", 18),), topology=system("groq-1080").topology)
     assert big != ChipMesh(axes=(("a", 18),), topology=system("lpx-rack").topology)
 
@@ -300,3 +302,7 @@ def test_a_program_may_name_its_axes_as_it_likes() -> None:
 
     np.testing.assert_array_equal(run_virtual(anything, MESH, P("a"), P("a"))(X), 2 * X)
     assert most_devices(MESH, 3) == {"a": 2, "b": 1}
+
+
+def test_a_trace_may_leave_its_results_where_they_lie() -> None:
+    assert trace(same, MESH, P("a"), None, X).out_avals[0].shape == (4, 1)

@@ -165,12 +165,13 @@ def test_what_lies_on_another_mesh_is_moved_first() -> None:
     """A state that all chips of one axis hold, taken by a program over two axes."""
     long = ChipMesh(axes=(("tensor", 4),), topology=NODE.topology)
     square = ChipMesh(axes=(("data", 2), ("tensor", 2)), topology=NODE.topology)
-    spec = P("data", "tensor")
-    run = jax.jit(run_devices(lambda x, *, axes: x, square, P(), spec))
-    x = jnp.arange(1.0, 5.0).reshape(2, 2)
-    lying = put_on_devices(x, long, P())
-    tiled = run(put_on_devices(lying, square, P()))
-    np.testing.assert_array_equal(tiled, np.tile(x, (2, 2)))
+    specs = (P(), P("data", "tensor"))
+    run = jax.jit(run_devices(lambda x, y, *, axes: (x, y), square, specs, specs))
+    state, cache = jnp.ones((1, 1)), jnp.arange(16.0).reshape(4, 4)
+    lying = put_on_devices(state, long, P())
+    out = run(*put_on_devices((lying, cache), square, specs))
+    np.testing.assert_array_equal(out[0], state)
+    np.testing.assert_array_equal(out[1], cache)
 
 
 @pytest.mark.parametrize("execution", ["devices", "nested"])
