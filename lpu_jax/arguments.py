@@ -410,8 +410,8 @@ def check_spread(caller: str, shapes: list[tuple[Any, ...]]) -> None:
     lengths = [{n for n in sizes if isinstance(n, int) and n != 1} for sizes in zip(*shapes)]  # noqa: B905
     if len({len(shape) for shape in shapes}) > 1 or any(len(found) > 1 for found in lengths):
         raise LpuError(
-            f"{caller}: shapes {', '.join(map(str, shapes))} were given; they must be of one rank, "
-            "with lengths that are equal or 1."
+            f"{caller}: shapes {', '.join(map(str, shapes))} were given; they must have the same "
+            "rank, with lengths that are equal or 1."
         )
 
 

@@ -273,7 +273,7 @@ class ModelConfig:
             ConfigError: it has no latent attention, or there is no such form.
         """
         if not isinstance(self.attention, MlaConfig):
-            raise ConfigError(f"{self.name} has no latent attention, whose form could be {form}.")
+            raise ConfigError(f"{self.name} has no latent attention: form {form} does not apply.")
         return replace(self, attention=replace(self.attention, form=form))
 
     def is_moe_layer(self, layer: int) -> bool:

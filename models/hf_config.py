@@ -46,7 +46,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     Raises:
         ConfigError: if the file cannot be read, its `model_type` is not in `FAMILIES`, a key is
             missing or of the wrong type, asks for what this program does not model, or is unknown
-            and may bear a size.
+            and may set a size.
     """
     keys = _open(source)
     model_type = keys.text("model_type")
@@ -109,7 +109,7 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> Keys:
         raise ConfigError(f"{path}: cannot be read: {problem.strerror}.") from problem
     except UnicodeDecodeError as problem:
         raise ConfigError(
-            f"{path}: must be the JSON of a config.json, but it is no UTF-8 text."
+            f"{path}: must be the JSON of a config.json, but it is not UTF-8 text."
         ) from problem
     except ValueError as problem:
         raise ConfigError(f"{path}: not valid JSON: {problem}.") from problem
@@ -157,10 +157,10 @@ def _read_windows(
     window = keys.optional_integer("sliding_window")
     is_on = not rules.has_window_switch or keys.boolean("use_sliding_window", default=False)
     if rules.windows == "listed" and is_on and not keys.has("layer_types"):
-        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one of each layer")
+        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one for each layer")
     if window is None or not is_on or rules.windows != "listed":
         if sliding:
-            raise keys.complain("layer_types", "full attention only, for want of a window in use")
+            raise keys.complain("layer_types", "full attention only, since no window is in use")
         if window is None or not is_on:
             return None, ()
         return window, tuple(range(n_layers))
@@ -172,7 +172,7 @@ def _listed_as_sliding(keys: Keys, n_layers: int) -> tuple[int, ...]:
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
     if kinds and len(kinds) != n_layers:
-        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one of each layer")
+        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one for each layer")
     return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
 
 

@@ -97,22 +97,22 @@ class Keys:
         """Read a text."""
         key, value = self._take(spellings, default)
         if not isinstance(value, str) or not value.isprintable():
-            raise self.complain(key, "a text of printable characters")
+            raise self.complain(key, "a string of printable characters")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """Read a list of texts; an absent one is empty."""
+        """Read a list of strings; an absent one is empty."""
         _, value = self._take((key,), [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.complain(key, "a list of texts")
+            raise self.complain(key, "a list of strings")
         return tuple(value)
 
     def integers(self, key: str, default: list[int]) -> tuple[int, ...]:
-        """Read a list of whole numbers from 0."""
+        """Read a list of whole numbers, 0 or more."""
         _, value = self._take((key,), default)
         items = value if isinstance(value, list) else [value]
         if not all(type(item) is int and 0 <= item <= MOST for item in items):
-            raise self.complain(key, "a list of whole numbers from 0")
+            raise self.complain(key, "a list of whole numbers, 0 or more")
         return tuple(items)
 
     def mapping(self, key: str) -> "Keys | None":
@@ -151,7 +151,7 @@ class Keys:
             if value and key not in self.read and key not in _HARMLESS_KEYS:
                 raise ConfigError(
                     f"{self.where}: key {format_given(key)} = {format_given(value)} is not known "
-                    f"to this program and may bear a size; remove it only if the network does not "
+                    f"to this program and may set a size; remove it only if the network does not "
                     f"use it."
                 )
 

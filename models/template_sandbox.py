@@ -72,7 +72,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         """
         self._left -= amount
         if self._left < 0:
-            raise TemplateError("it loops too often, or makes texts or numbers that are too long")
+            raise TemplateError("it loops too often, or makes strings or numbers that are too long")
 
     def concatenated(self, *parts: Any) -> str:
         """Join texts: what `a ~ b` is turned into."""

@@ -194,7 +194,7 @@ def _read_engine(data: TokenizerJson) -> Any:
         engine = tokenizers.Tokenizer.from_str(data.content)
     except Exception as problem:  # the package raises nothing narrower
         said = " ".join(str(problem).split())
-        raise WeightsError(f"{data.path}: it describes no tokenizer: {said}.") from problem
+        raise WeightsError(f"{data.path}: it does not describe a tokenizer: {said}.") from problem
     # What a training run cut or padded to is no part of the model.
     engine.no_truncation()
     engine.no_padding()

@@ -111,7 +111,7 @@ def _chat_template(files: Mapping[str, Path], settings: Mapping[str, Any]) -> st
         given = named.get("default")
     if given is not None and not isinstance(given, str):
         raise WeightsError(
-            f"{files['tokenizer_config.json']}: chat_template must be a text, got "
+            f"{files['tokenizer_config.json']}: chat_template must be a string, got "
             f"{format_given(given)}."
         )
     return given

@@ -111,6 +111,6 @@ def key_mask(
     if first.shape[0] != 1 and not may_equal(first.shape, positions.shape):
         raise LpuError(
             f"masks.key_mask: first of length {first.shape[0]} was given for {positions.shape[0]} "
-            "sequences; it must have one position for all, or one of each."
+            "sequences; it must have one position for all, or one for each."
         )
     return _key_mask(scores, positions, first, query_stride=n_new, window=window)  # type: ignore[no-any-return]

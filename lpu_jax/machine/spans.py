@@ -118,7 +118,7 @@ def worst_span(first: Int[np.ndarray, " runs"], n: int, units: Units, *, alone: 
         PlanError: if a run leaves the machine.
     """
     if n < 1 or first.size == 0 or first.min() < 0 or first.max() + n > units.machine:
-        raise PlanError(f"runs of {n} chips leave the machine's {units.machine} chips")
+        raise PlanError(f"runs of {n} chips reach beyond the machine's {units.machine} chips")
     last = first + (n - 1)
     size, half, rack = units.node, units.half_rack, units.rack
     nodes = last // size - first // size + 1

@@ -162,7 +162,7 @@ def _same_rule(
         raise MeshError(
             f"{where} differs between the chips of axis {axis_data.name!r}, which its spec {spec} "
             "does not name: name the axis where its shares lie, or make it the same on all chips "
-            "by c2c.all_reduce or c2c.all_gather."
+            "with c2c.all_reduce or c2c.all_gather."
         )
     left = tuple(name for name in axes if name != axis_data.name)
     if not left:

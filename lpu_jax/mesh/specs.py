@@ -80,7 +80,7 @@ def check_name(where: str, name: Any, known: Sequence[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {_listed(known)}."
-        raise MeshError(f"{where} names {name!r}, which is no axis of the mesh; {hint}")
+        raise MeshError(f"{where} names {name!r}, which is not an axis of the mesh; {hint}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -77,7 +77,7 @@ class Spread:
         needed, found = prod(self.devices.values()), jax.devices()
         if len(found) < needed:
             raise MeshError(
-                f"{self.caller}: {needed} devices are needed but {len(found)} are there."
+                f"{self.caller}: {needed} devices are needed but {len(found)} are available."
             )
         return Mesh(
             np.array(found[:needed]).reshape(list(self.devices.values())),

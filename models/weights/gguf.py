@@ -48,7 +48,7 @@ _DAMAGE = (ValueError, IndexError, KeyError, OverflowError, TypeError, Recursion
 
 
 class _Reader(GGUFReader):
-    """A reader that stops at the end of the file, and names a tensor that is there twice.
+    """A reader that stops at the end of the file, and names a tensor that appears twice.
 
     The library's own returns nothing beyond it and counts on, for ever if a damaged length says so.
     """
@@ -60,7 +60,7 @@ class _Reader(GGUFReader):
     def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
         for name, count in Counter(field.name for field in fields).items():
             if count > 1:
-                raise WeightsError(f"{self._path}: tensor {quoted(name)} is there {count} times.")
+                raise WeightsError(f"{self._path}: tensor {quoted(name)} appears {count} times.")
         super()._build_tensors(start_offs, fields)
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, *order: Any, **options: Any) -> Any:
@@ -115,7 +115,7 @@ class _Metadata:
     def text(self, key: str) -> str:
         value = str(self.require(key, str, "a text"))
         if not value.isprintable():
-            raise self.complain(key, "a text of printable characters", value)
+            raise self.complain(key, "a string of printable characters", value)
         return value
 
     def optional_text(self, key: str) -> str | None:

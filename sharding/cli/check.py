@@ -59,7 +59,7 @@ def check(
         typer.Option(
             "--layers",
             help="Tokens to logits through these layers: all, N (the first N), A-B, or a list. "
-            "Left out: one layer of a kind, random hidden states.",
+            "Default: one layer of each kind, on random hidden states.",
         ),
     ] = None,
     tokens: Annotated[
@@ -76,7 +76,7 @@ def check(
     ] = None,
     token_ids: Annotated[
         str | None,
-        typer.Option("--token-ids", help="With --layers: these tokens, as numbers with commas."),
+        typer.Option("--token-ids", help="With --layers: these tokens, such as 1,15,7."),
     ] = None,
     fidelity: Annotated[
         str | None,
@@ -91,7 +91,7 @@ def check(
     ] = "forced",
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", help="With --layers: file of the state, to go on from."),
+        typer.Option("--resume", help="With --layers: file that keeps the state, to resume from."),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of synthetic weights, and of tokens or states.")
@@ -106,9 +106,7 @@ def check(
     policies = policy or ["fp16"]
     if text is not None:
         if layers is not None or token_ids is not None or resume is not None or routing != "forced":
-            raise LpuError(
-                "--text goes without --layers, --token-ids, --resume and --routing free."
-            )
+            raise LpuError("--text excludes --layers, --token-ids, --resume and --routing free.")
         check_text(
             text,
             model,

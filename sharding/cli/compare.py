@@ -40,7 +40,7 @@ def compare(
     batch: Batch = 1,
     context: Context = 4096,
     prompt: Annotated[
-        int | None, typer.Option(help="Tokens of a prompt, for its first token. Default: context.")
+        int | None, typer.Option(help="Prompt length, for time to first token. Default: context.")
     ] = None,
     draft_tokens: DraftTokens = None,
     acceptance: Acceptance = None,
@@ -50,7 +50,7 @@ def compare(
         Objective,
         typer.Option(
             help="What plans are ranked by: latency of a token, throughput of all in flight, or "
-            "pareto: those that no plan beats in both tokens/s per user and in all."
+            "pareto: those that no plan beats in both tokens/s per user and tokens/s of all users."
         ),
     ] = Objective.LATENCY,
     check: Annotated[

@@ -65,5 +65,5 @@ def _whole_numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise LpuError(
-            f"batches is {text!r}; it must be whole numbers with commas between, such as 1,4,16."
+            f"batches is {text!r}; it must be whole numbers separated by commas, such as 1,4,16."
         ) from None

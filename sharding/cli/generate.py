@@ -29,22 +29,22 @@ def generate(
         typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest of one stage."),
     ] = None,
     policy: PolicyName = "fp16",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 8,
     chat: Annotated[
         bool, typer.Option("--chat", help="Each prompt is a message, in the model's chat format.")
     ] = False,
     system_prompt: Annotated[
         str | None,
-        typer.Option("--system-prompt", help="With --chat: what the system says first."),
+        typer.Option("--system-prompt", help="With --chat: the system message."),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="0 takes the most likely token; above, tokens are drawn.")
+        float, typer.Option(help="0 takes the most likely token; above 0, tokens are drawn.")
     ] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from so many tokens; 0 for all.")] = 0,
+    top_k: Annotated[int, typer.Option(help="Draw from the K most likely; 0 for all.")] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the fewest tokens that are so probable together.")
+        float, typer.Option(help="Draw from the fewest tokens that together have this probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draws: same seed and prompt, same text.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed and prompt, same text.")] = 0,
     as_json: Json = None,
 ) -> None:
     """Continue texts with real weights on emulated chips: faithful numerics, cached."""

@@ -108,7 +108,7 @@ def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:
         PlanError: says which, and what is allowed.
     """
     if not isinstance(plans, Sequence) or not all(isinstance(plan, Plan) for plan in plans):
-        raise PlanError(f"plans is of type {type(plans).__name__}; it must be a list of Plan.")
+        raise PlanError(f"plans is of type {type(plans).__name__}; it must be a list of plans.")
     if not plans:
         raise PlanError("no plan was given; at least one is needed.")
     for plan in plans:

@@ -351,7 +351,7 @@ def sensitivity_text(found: Sensitivity) -> str:
     ]
     if s.median_loss is not None and s.high_loss is not None:
         lines.append(
-            f"Whoever takes it loses {s.median_loss:.1%} to the sample's winner in the median, "
+            f"Choosing it loses {s.median_loss:.1%} to the sample's winner in the median, "
             f"at most {s.high_loss:.1%} in 95 % of samples."
         )
     winners = report.table(("winner", "left"), ("samples", "right"))

@@ -179,7 +179,7 @@ def check_prompts(cfg: ModelConfig, prompts: Sequence[Sequence[int]], n_new: int
     if not prompts:
         raise PlanError("generate: no prompt was given; at least one is needed.")
     if n_new < 1:
-        raise PlanError(f"generate: {n_new} new tokens were asked for; 1 is the least.")
+        raise PlanError(f"generate: {n_new} new tokens were asked for; it must be at least 1.")
     for number, prompt in enumerate(prompts, 1):
         which = "the prompt" if len(prompts) == 1 else f"prompt {number}"
         if not prompt:

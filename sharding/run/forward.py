@@ -104,7 +104,7 @@ def _check_tokens(cfg: ModelConfig, tokens: Int[np.ndarray, "b t"], step: int | 
     if not tokens.size:
         raise PlanError("forward: no tokens were given; at least one is needed.")
     if step is not None and step < 1:
-        raise PlanError(f"forward: steps of {step} tokens were asked for; 1 is the least.")
+        raise PlanError(f"forward: steps of {step} tokens were asked for; it must be at least 1.")
     if tokens.shape[1] > cfg.max_position:
         raise PlanError(
             f"forward: {tokens.shape[1]} tokens were given; {cfg.name} has {cfg.max_position} "

@@ -118,7 +118,7 @@ def write_step(
     """
     is_new, target = not folder.exists(), folder.absolute() / str(step)
     if target.exists():
-        raise WeightsError(f"{target} is there already and is not a saved state.")
+        raise WeightsError(f"{target} already exists and is not a saved state.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _delete_remains(folder)

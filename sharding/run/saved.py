@@ -77,7 +77,7 @@ def save_state(folder: str | Path, state: State, *, step: int | None = None) -> 
 
     Raises:
         WeightsError: a step that is not higher, a folder that cannot be written, or a block that is
-            there twice or is of another model or policy than the state.
+            there twice or belongs to another model or policy than the state.
 
     Fidelity: exact, to the bits of NaN and the sign of zero.
     """
@@ -121,7 +121,7 @@ class _Saving:
         stored = block.stored
         where = f"{stored.kind} block of layer {block.layer}"
         if stored.cfg != self.state.cfg or stored.policy != self.state.policy:
-            raise WeightsError(f"{where}: it is of another model or policy than the state.")
+            raise WeightsError(f"{where}: it belongs to another model or policy than the state.")
         if any((stored.kind, block.layer) == (b["kind"], b["layer"]) for b in self.blocks):
             raise WeightsError(f"{where}: it is in the state twice.")
         if block.cache is not None and self.state.positions is None:

@@ -225,7 +225,7 @@ def peers() -> tuple[tuple[Figure, ...], tuple[str, ...]]:
         )
     votes = [f"{p.name} {_preferred(p.ms)}" for p in PLANNERS if len(p.ms) == len(PEER_PLANS)]
     remarks.insert(
-        0, f"Of these two plans prefer: {', '.join([*votes, f'ours {_preferred(ours_ms)}'])}."
+        0, f"Preferred of these two plans: {', '.join([*votes, f'ours {_preferred(ours_ms)}'])}."
     )
     return tuple(figures), tuple(remarks)
 

@@ -90,8 +90,8 @@ def _open(model: str, weights: str | None, seed: int) -> OpenedModel:
         asked, found = getattr(cfg, name), getattr(opened.config, name)
         if asked != found:
             raise WeightsError(
-                f"weights {weights} are of another model than {cfg.name}: {name} is {found}, not "
-                f"{asked}."
+                f"weights {weights} belong to another model than {cfg.name}: {name} is {found}, "
+                f"not {asked}."
             )
     return opened
 
@@ -133,8 +133,8 @@ def layers_named(text: str, cfg: ModelConfig) -> tuple[int, ...]:
     parts = [part.split("-") for part in text.split(",")]
     if not all(len(part) <= 2 and all(end.isdecimal() for end in part) for part in parts):
         raise LpuError(
-            f"layers {text!r} were asked for; allowed are all, a number of layers, a range as 3-5, "
-            "or a list as 0,3-5."
+            f"layers {text!r} were asked for; allowed are all, a number of layers, a range such "
+            "as 3-5, or a list such as 0,3-5."
         )
     if len(parts) == 1 and len(parts[0]) == 1:
         n_layers = int(text)
@@ -153,12 +153,12 @@ def layers_named(text: str, cfg: ModelConfig) -> tuple[int, ...]:
 
 
 def token_ids_named(text: str) -> tuple[int, ...]:
-    """Read token ids: numbers with commas.
+    """Read token ids: numbers separated by commas.
 
     Raises:
         LpuError: something else was given.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise LpuError(f"token ids {text!r} were given; they must be numbers with commas.")
+        raise LpuError(f"token ids {text!r} were given; they must be numbers separated by commas.")
     return tuple(int(part) for part in parts)

@@ -136,7 +136,7 @@ def load_progress(
     if digest != _digest(body.removesuffix("\n")) or not body.startswith('{"format": '):
         raise LpuError(
             f"resume file {path} is damaged or was not written by lpu check; remove it to start "
-            "anew."
+            "afresh."
         )
     state = json.loads(body)
     if state["format"] != _FORMAT:
@@ -149,7 +149,7 @@ def load_progress(
     ]
     if differing:
         raise LpuError(
-            f"resume file {path} is of another run: it differs in {', '.join(differing)}."
+            f"resume file {path} is from another run: it differs in {', '.join(differing)}."
         )
     runs = [
         Run(

@@ -116,7 +116,7 @@ _DOUBLED = "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = 
 )
 def test_a_template_that_does_too_much_is_stopped(source, monkeypatch):
     monkeypatch.setattr(template_sandbox, "_BUDGET", 3_000_000)  # to be there sooner
-    with pytest.raises(LpuError, match="failed: it loops too often, or makes texts or numbers"):
+    with pytest.raises(LpuError, match="failed: it loops too often, or makes strings or numbers"):
         render(source)
 
 

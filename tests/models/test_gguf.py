@@ -227,7 +227,7 @@ def test_a_tensor_that_is_there_twice_is_named(tiny):
     name, twin = b"blk.0.attn_q.weight", b"blk.0.attn_k.weight"  # equally long: nothing moves
     assert whole.count(name) == whole.count(twin) == 1
     tiny.write_bytes(whole.replace(name, twin))
-    with pytest.raises(WeightsError, match=r"tensor 'blk\.0\.attn_k\.weight' is there 2 times"):
+    with pytest.raises(WeightsError, match=r"tensor 'blk\.0\.attn_k\.weight' appears 2 times"):
         load_gguf(tiny)
 
 

@@ -230,9 +230,9 @@ def test_a_width_of_stored_weights_must_be_a_number_of_bits(bits):
     ("block", "message"),
     [
         ({"modules_to_not_convert": ["model.(layers"]}, "'modules_to_not_convert' must be regular"),
-        ({"modules_to_not_convert": "lm_head"}, "'modules_to_not_convert' must be a list of texts"),
+        ({"modules_to_not_convert": "lm_head"}, "'modules_to_not_convert' must be a list of str"),
         ({"weight_block_size": "128"}, "'weight_block_size' must be a list of whole numbers"),
-        ({"quant_method": None}, "'quant_method' must be a text"),
+        ({"quant_method": None}, "'quant_method' must be a string"),
     ],
 )
 def test_a_broken_block_is_refused_by_name(block, message):

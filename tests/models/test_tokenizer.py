@@ -241,8 +241,8 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
     ("files", "message"),
     [
         ({}, "there is no tokenizer.json; SentencePiece and tiktoken files are not read"),
-        ({"tokenizer__json": "{"}, r"tokenizer\.json: it describes no tokenizer: "),
-        ({"tokenizer__json": "[]"}, r"tokenizer\.json: it describes no tokenizer: "),
+        ({"tokenizer__json": "{"}, r"tokenizer\.json: it does not describe a tokenizer: "),
+        ({"tokenizer__json": "[]"}, r"tokenizer\.json: it does not describe a tokenizer: "),
         (
             {"tokenizer__json": tokenizer_json(), "tokenizer_config__json": "[1]"},
             r"tokenizer_config\.json: it must be a JSON object",
@@ -257,7 +257,7 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
         ),
         (
             {"tokenizer__json": tokenizer_json(), "tokenizer_config__json": {"chat_template": 7}},
-            r"tokenizer_config\.json: chat_template must be a text",
+            r"tokenizer_config\.json: chat_template must be a string",
         ),
     ],
 )

@@ -342,7 +342,7 @@ class _Replay:
         for index, chip, content in arriving:
             has = functools.reduce(operator.or_, (one for _, one in self.held[chip]), 0)
             if not content & ~has:
-                _fail(self.schedule, index, f"brings chip {chip} what it has already")
+                _fail(self.schedule, index, f"brings chip {chip} what it already has")
             self.held[chip].append((step, content))
 
     def _check_end(self) -> None:

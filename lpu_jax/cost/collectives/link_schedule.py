@@ -137,7 +137,7 @@ def _route(
     if kind not in listed:
         *first, last = listed
         kinds = f"{', '.join(first)} and {last}" if first else last
-        raise CostError(f"{algorithm} is no algorithm for {kind}; it does {kinds}")
+        raise CostError(f"{algorithm} is not an algorithm for {kind}; it does {kinds}")
     return row.route(topology, kind, runs)
 
 
@@ -146,7 +146,7 @@ def _check_runs(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips
     if not runs.shape[1]:
         raise CostError("link_schedule: a run needs at least one chip")
     if runs.size and (runs.min() < 0 or runs.max() >= topology.n_chips):
-        raise CostError(f"link_schedule: runs leave the machine's {topology.n_chips} chips")
+        raise CostError(f"link_schedule: runs reach beyond the machine's {topology.n_chips} chips")
     halves = [runs]
     if kind == "hand_over":
         if runs.shape[1] % 2:

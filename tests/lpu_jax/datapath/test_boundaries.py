@@ -72,7 +72,7 @@ def assert_one_sentence(error: pytest.ExceptionInfo[LpuError]) -> None:
         (lambda: vxm.mul(X, 2**200), r"about 2\*\*200 was given"),
         (lambda: rounding.encode(X, "fp16"), r"rounding\.encode: fmt='fp16' .* a Format\."),
         (lambda: rounding.decode(X, E4M3FN), r"codes=float32\[1,4\] .* an integer array"),
-        (lambda: rounding.encode(X, E4M3FN, exponent=jnp.zeros((1, 3), jnp.int32)), "of one rank"),
+        (lambda: rounding.encode(X, E4M3FN, exponent=jnp.zeros((1, 3), jnp.int32)), "same rank"),
         (lambda: rounding.round_product(X * 1.23456, X, E4M3FN), "more than 8 significant bits"),
         (lambda: scalar.decode(256, E4M3FN), "codes of e4m3fn are 0 to 255"),
         (lambda: scalar.dot_tile([1.0], [1.0, 2.0]), "1 activations and 2 weights"),

@@ -52,7 +52,7 @@ def test_span_cuts_groups_into_runs():
     assert topology.span([0, 36], 12, 36) == topology.span([0, 12, 24, 36, 48, 60], 12)
     with pytest.raises(PlanError, match="not cut evenly"):
         topology.span([0], 5, 36)
-    with pytest.raises(PlanError, match="leave the machine"):
+    with pytest.raises(PlanError, match="reach beyond the machine"):
         topology.span([250], 12)
 
 

@@ -84,11 +84,11 @@ BAD = {
     ),
     "a misspelt axis": (
         (same, MESH, (P("aa"),), P("a"), X),
-        "in_specs[0] names 'aa', which is no axis of the mesh; did you mean 'a'?",
+        "in_specs[0] names 'aa', which is not an axis of the mesh; did you mean 'a'?",
     ),
     "an unknown axis": (
         (same, MESH, P("a"), P(None, ("a", "tensor")), X),
-        "out_specs names 'tensor', which is no axis of the mesh; it has 'a', 'b'.",
+        "out_specs names 'tensor', which is not an axis of the mesh; it has 'a', 'b'.",
     ),
     "an axis twice": (
         (same, MESH, P("a", "a"), P("a"), X),
@@ -156,7 +156,7 @@ BAD = {
     "a forgotten all-reduce": (
         (same, MESH, P("b"), P(), X),
         f"the result differs between the chips of axis 'b', which its spec {P()} does not name: "
-        "name the axis where its shares lie, or make it the same on all chips by c2c.all_reduce "
+        "name the axis where its shares lie, or make it the same on all chips with c2c.all_reduce "
         "or c2c.all_gather.",
     ),
     "an all-reduce over too few axes": (
@@ -165,7 +165,7 @@ BAD = {
             MESH, P(("a", "b")), {"n": P("b")}, X,
         ),
         f"the result['n'] differs between the chips of axis 'a', which its spec {P('b')} does not "
-        "name: name the axis where its shares lie, or make it the same on all chips by "
+        "name: name the axis where its shares lie, or make it the same on all chips with "
         "c2c.all_reduce or c2c.all_gather.",
     ),
 }  # fmt: skip
@@ -263,7 +263,7 @@ def test_axes_of_two_machines_are_not_joined() -> None:
         ({"a": 0}, ".* cannot be spread over 0 devices"),
         ({"a": "2"}, ".* cannot be spread over '2' devices"),
         ({"a": True}, ".* cannot be spread over True devices"),
-        ({"c": 2}, "devices names 'c', which is no axis of the mesh; it has 'a', 'b'"),
+        ({"c": 2}, "devices names 'c', which is not an axis of the mesh; it has 'a', 'b'"),
         (["a"], r"devices must be a dict of axes .*; \['a'\] was given"),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_spread_that_does_not_exist_is_refused(devices: Any, complaint: str) -
 
 def test_too_few_devices_are_counted() -> None:
     large = ChipMesh(axes=(("a", 9),), topology=tiered(9).topology)
-    with pytest.raises(MeshError, match="run_devices: 9 devices are needed but 8 are there"):
+    with pytest.raises(MeshError, match="run_devices: 9 devices are needed but 8 are available"):
         run_devices(same, large, P("a"), P("a"))
     with pytest.raises(MeshError, match="put_on_devices: 9 devices are needed"):
         put_on_devices(jnp.ones(9), large, P("a"))

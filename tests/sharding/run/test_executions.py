@@ -210,5 +210,5 @@ def test_a_machine_without_values_or_chips_is_refused() -> None:
     with pytest.raises(MeshError, match="the axes have 12 chips; the machine has 8"):
         forward(weights, NODE, dozen, tokens, policy=FLOAT32)
     large = place(TINY_LLAMA, "dense", plan("dense", tensor=12), Request(), system=tiered(12))
-    with pytest.raises(MeshError, match="12 devices are needed but 8 are there"):
+    with pytest.raises(MeshError, match="12 devices are needed but 8 are available"):
         run_block(TINY_LLAMA, large, execution="devices")

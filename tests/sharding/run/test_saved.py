@@ -300,7 +300,7 @@ def test_steps_are_numbered_and_the_last_two_stay(tmp_path):
     with pytest.raises(WeightsError, match=r"step 7 was given for .*; 8 is the least"):
         save_state(folder, state, step=7)
     (folder / "9").mkdir()
-    with pytest.raises(WeightsError, match=r"9 is there already and is not a saved state"):
+    with pytest.raises(WeightsError, match=r"9 already exists and is not a saved state"):
         save_state(folder, state, step=9)
 
 

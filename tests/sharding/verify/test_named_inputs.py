@@ -80,7 +80,7 @@ def test_layers_that_are_not_there_are_refused(text: str, message: str) -> None:
 def test_token_ids_are_numbers_with_commas() -> None:
     assert token_ids_named("1, 2,30") == (1, 2, 30)
     for text in ("", "1,,2", "-1", "1.5", "a"):
-        with pytest.raises(LpuError, match="must be numbers with commas"):
+        with pytest.raises(LpuError, match="must be numbers separated by commas"):
             token_ids_named(text)
 
 
@@ -125,7 +125,7 @@ def test_other_bytes_are_other_weights(checkpoint: Path) -> None:
 def test_weights_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     other = tmp_path / "config.json"
     other.write_text(json.dumps(TINY | {"intermediate_size": 24}))
-    with pytest.raises(WeightsError, match=r"are of another model .* d_ff is 12, not 24"):
+    with pytest.raises(WeightsError, match=r"belong to another model .* d_ff is 12, not 24"):
         open_model(str(other), str(checkpoint))
     with pytest.raises(WeightsError, match="there is no such file"):
         open_model("kimi-k2", str(tmp_path / "absent"))

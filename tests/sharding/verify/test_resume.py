@@ -78,7 +78,7 @@ def test_another_run_is_refused_and_named(tmp_path: Path) -> None:
     path = tmp_path / "state"
     save_progress(path, IDENTITY, progress())
     for other in ({"seed": 2}, {"tokens": [1]}, {"extra": 1}):
-        with pytest.raises(LpuError, match=f"is of another run: it differs in {next(iter(other))}"):
+        with pytest.raises(LpuError, match=f"from another run: it differs in {next(iter(other))}"):
             load_progress(path, IDENTITY | other, [PLAN])
 
 
@@ -160,7 +160,7 @@ def test_whatever_changes_the_bits_makes_it_another_run(tmp_path: Path) -> None:
         ("routing", {"routing": "free"}),
     ]
     for differing, other in others:
-        with pytest.raises(LpuError, match=rf"is of another run: it differs in {differing}\.$"):
+        with pytest.raises(LpuError, match=rf"is from another run: it differs in {differing}\.$"):
             check_whole(**(arguments | other))
     assert path.read_bytes() == written
     with pytest.raises(_Stopped):
