@@ -19,14 +19,14 @@ from models.policy import FP16
 from models.weights.synthetic import SyntheticWeights
 
 N_CHIPS, machine = 8, system("groq-node")
+chip, topology = machine.chip, machine.topology
 cfg = zoo.model("smollm2-135m")
 stored = SyntheticWeights(cfg).block("dense", layer=0)
 weights = {n: jnp.asarray(w, "float16" if w.ndim > 1 else "float32") for n, w in stored.items()}
 x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, cfg.d_model)), jnp.float16)
 
 # The program of one chip, written once. The plan: columns of the hidden layer over all chips.
-mesh = ChipMesh(axes=(("tensor", N_CHIPS),), topology=machine.topology)
-single = ChipMesh(axes=(("tensor", 1),), topology=machine.topology)
+mesh, single = (ChipMesh(axes=(("tensor", n),), topology=topology) for n in (N_CHIPS, 1))
 shards = {"norm": P(), "gate_up": P(None, None, "tensor")}
 
 
@@ -47,10 +47,9 @@ def main() -> None:
         print(f"  {split:6} split over {N_CHIPS} chips: bits {bits}, {same:.1%} as on one chip")
 
     print("\nPlacement: what one chip holds")
-    sram_bytes = machine.chip.sram_bytes
     share = {n: w.nbytes / (1 if n == "norm" else N_CHIPS) for n, w in weights.items()}
     for name, n_bytes in (share | {"all": sum(share.values())}).items():
-        print(f"  {name:8} {format_bytes(n_bytes):>9}  {n_bytes / sram_bytes:.3%} of its SRAM")
+        print(f"  {name:8} {format_bytes(n_bytes):>9}  {n_bytes / chip.sram_bytes:.3%} of its SRAM")
 
     print("\nTime: when each operation runs")
     block, specs = program(Split.ROW)
