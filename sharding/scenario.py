@@ -32,7 +32,7 @@ def scenario(
     *,
     policy: str | Policy = "fp16",
 ) -> Scenario:
-    """Find what is named and check that the request is possible: the door of every public function.
+    """Find what is named and check the request: the entrance of every public function.
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.

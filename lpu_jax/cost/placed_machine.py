@@ -226,10 +226,10 @@ def _exists_for(algorithm: str, kind: str) -> bool:
 
 
 def one_group(system: System, n_chips: int) -> PlacedMachine:
-    """See an LPU system as one group on its first `n_chips` chips.
+    """View an LPU system as one group on its first `n_chips` chips.
 
     Raises:
-        LpuError: it is a system of GPUs.
+        LpuError: it is a GPU system.
         PlanError: if the system has fewer.
     """
     system.require_lpu("one_group")

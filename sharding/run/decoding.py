@@ -50,7 +50,7 @@ class Decoder:
         execution: as for `execute.run_block`.
 
     Raises:
-        LpuError: the system is one of GPUs.
+        LpuError: it is a GPU system.
         UnknownNameError: there is no such execution.
         PlanError: there is no prompt, one is empty, or a sequence does not fit the model.
 

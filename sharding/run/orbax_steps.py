@@ -1,4 +1,4 @@
-"""Numbered steps of named arrays in a folder, by Orbax: a step is there whole or not at all.
+"""Numbered steps of named arrays in a folder, by Orbax: a step is complete or absent.
 
 Orbax writes a step into a temporary directory and renames it at the end, so that an interrupted
 save leaves the steps before it as they were. Items are written as they come, one in memory at a

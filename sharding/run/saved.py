@@ -77,7 +77,7 @@ def save_state(folder: str | Path, state: State, *, step: int | None = None) -> 
 
     Raises:
         WeightsError: a step that is not higher, a folder that cannot be written, or a block that is
-            there twice or belongs to another model or policy than the state.
+            repeated or belongs to another model or policy than the state.
 
     Fidelity: exact, to the bits of NaN and the sign of zero.
     """
