@@ -223,7 +223,7 @@ def policy_named(name: str, cfg: ModelConfig) -> Policy:
         cfg: the model.
 
     Raises:
-        UnknownNameError: if there is none of that name.
+        UnknownNameError: if there is no such policy.
         ConfigError: if the model is released in a format that no policy holds.
     """
     if name == RELEASED:

@@ -96,7 +96,7 @@ def decode_request(
     Args:
         batch: sequences per micro-batch.
         context: allocated positions per sequence.
-        draft_tokens: drafted tokens behind the known one; None: no speculation.
+        draft_tokens: drafted tokens after the known one; None: no speculation.
         acceptance: probability that a draft is accepted; given with `draft_tokens`.
 
     Returns:

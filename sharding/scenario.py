@@ -41,7 +41,7 @@ def scenario(
         policy: name of a precision policy, or a policy.
 
     Raises:
-        LpuError: an unknown name, an impossible number, or something that is none of the four: one
+        LpuError: an unknown name, an impossible number, or a value of another type: one
             sentence.
     """
     cfg = model if isinstance(model, ModelConfig) else named_model(_name("model", model))

@@ -90,7 +90,7 @@ def compare(
 
 
 def _check_words(objective: object, top: object) -> None:
-    """Refuse an objective that is none, or a number of rows that cannot be kept.
+    """Refuse an objective that does not exist, or a number of rows that cannot be kept.
 
     Raises:
         LpuError: says which.

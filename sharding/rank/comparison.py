@@ -146,7 +146,7 @@ class Comparison:
         A bar spans the rates of one user at the upper and the lower bound of the time.
 
         Raises:
-            LpuError: the suffix is none of these, there is nothing to draw, or the file cannot be
+            LpuError: another suffix, there is nothing to draw, or the file cannot be
                 written.
         """
         picture_format(Path(path))

@@ -126,7 +126,7 @@ class Curve:
         """Draw both fronts of every system into a PNG, SVG or PDF file.
 
         Raises:
-            LpuError: the suffix is none of these, there is nothing to draw, or the file cannot be
+            LpuError: another suffix, there is nothing to draw, or the file cannot be
                 written.
         """
         picture_format(Path(path))

@@ -89,7 +89,7 @@ class Decoder:
     def prefill(self) -> Prediction:
         """Read the prompts, all at once.
 
-        The padding behind a prompt writes cache entries that its later tokens overwrite before any
+        The padding after a prompt writes cache entries that its later tokens overwrite before any
         query may see them.
         """
         ids = np.zeros((len(self._prompts), self._bucket), np.int32)

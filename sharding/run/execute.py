@@ -134,7 +134,7 @@ def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
 
 
 def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
-    """Replace the leading inputs beside the weights.
+    """Replace the leading inputs other than the weights.
 
     Args:
         block: the placed block.

@@ -169,7 +169,7 @@ def generate(
 
 @dataclass(kw_only=True)
 class _Sequence:
-    """One prompt and what has come behind it so far."""
+    """One prompt and what has followed it so far."""
 
     prompt: list[int]
     tokenizer: Tokenizer
@@ -209,7 +209,7 @@ class _Sequence:
 
     @property
     def text(self) -> str:
-        """What the new tokens say behind the prompt; alone, some tokenizers drop a first space."""
+        """What the new tokens say after the prompt; alone, some tokenizers drop a first space."""
         before = self.tokenizer.decode(self.prompt)
         return self.tokenizer.decode(self.prompt + self.tokens)[len(before) :]
 

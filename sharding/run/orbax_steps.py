@@ -110,7 +110,7 @@ def write_step(
     Args:
         folder: made if it is absent.
         step: higher than any in the folder.
-        items: name and arrays of each item, asked for one after the other.
+        items: name and arrays of each item, asked for one by one.
         describe: called after the last item; gives plain values that are written beside them.
 
     Raises:

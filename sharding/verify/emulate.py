@@ -1,4 +1,4 @@
-"""One block after the other under several plans, each beside the float32 reference.
+"""One block after another under several plans, each beside the float32 reference.
 
 Weights are made once per block, every plan runs on them, then they are dropped; of a mixture only
 the experts that some token chooses are made. Not here: which blocks run, the two ends of a model
@@ -356,7 +356,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Passed:
-    """Some tokens behind a mixture."""
+    """Some tokens after a mixture."""
 
     hidden: Float[np.ndarray, "tokens d"]
     reference: Float32[np.ndarray, "tokens d"]

@@ -117,7 +117,7 @@ def load_progress(
 
     Args:
         path: of the file.
-        identity: of the run that wants to go on.
+        identity: of the run to be resumed.
         plans: its plans.
 
     Raises:

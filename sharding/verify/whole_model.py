@@ -201,7 +201,7 @@ def _identity(
     token_ids: Sequence[int],
     layers: Sequence[int],
 ) -> dict[str, Any]:
-    """What makes a run this one, as values for JSON; a state goes on in no other."""
+    """What makes a run this one, as values for JSON; a state resumes in no other."""
     return {
         "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
         "system": [system.name, *system.topology.tiers],
