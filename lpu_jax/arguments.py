@@ -202,7 +202,7 @@ class _Instances(_Kind):
         if self.cls is NoneType:
             return "None"
         article = "an" if self.cls.__name__[0] in "AEIOU" else "a"
-        names = {str: "text", bool: "True or False"}
+        names = {str: "a string", bool: "True or False"}
         return names.get(self.cls, f"{article} {self.cls.__name__}")
 
 
