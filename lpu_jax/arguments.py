@@ -1,9 +1,9 @@
-"""What public functions are given, checked once where it enters, by their own annotations.
+"""Arguments of public functions, checked once where they enter, by the functions' annotations.
 
 `checked` reads the annotations of a function and holds its callers to them: array types, ranks and
 shared lengths, words, classes, whole numbers. Helpers check what annotations cannot say. NumPy
 arrays and scalars of an allowed type become JAX arrays; lists and 64-bit types, which JAX would
-narrow without a word, are refused. Not checked: results, and the values of arrays while a program
+narrow silently, are refused. Not checked: results, and the values of arrays while a program
 is traced, since there are none.
 """
 
@@ -202,7 +202,7 @@ class _Instances(_Kind):
         if self.cls is NoneType:
             return "None"
         article = "an" if self.cls.__name__[0] in "AEIOU" else "a"
-        names = {str: "text", bool: "True or False"}
+        names = {str: "a string", bool: "True or False"}
         return names.get(self.cls, f"{article} {self.cls.__name__}")
 
 

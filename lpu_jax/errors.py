@@ -16,7 +16,7 @@ class LpuError(ValueError):
 
 
 class UnknownNameError(LpuError):
-    """A name that is in none of our tables."""
+    """A name that is not in any of our tables."""
 
 
 class ConfigError(LpuError):

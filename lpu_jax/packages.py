@@ -22,8 +22,8 @@ def exports(
 
     Args:
         package: its name.
-        names: for each public name the module that defines it, relative to the package.
-        modules: for each public name that is a module where it lies, relative to the package.
+        names: the module that defines each public name, relative to the package.
+        modules: where each public name that is a module lies, relative to the package.
 
     Returns:
         A function from a name to what it names; it also knows `__version__`.
@@ -48,7 +48,7 @@ def check_one_root(package: ModuleType, beside: ModuleType) -> None:
     """Say so when another directory of a package's name hides the one that belongs here.
 
     Args:
-        package: as Python found it; of a directory without `__init__.py` there is no file.
+        package: as Python found it; a directory without `__init__.py` has no file.
         beside: a package that is known to be ours.
 
     Raises:

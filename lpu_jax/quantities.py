@@ -1,4 +1,4 @@
-"""Print bytes, seconds, counts and a user's own values for people, and read what people write.
+"""Print bytes, seconds, counts and a user's own values for people, and read what they write.
 
 Inside the program quantities are plain numbers in base units (bytes, seconds, 1/s), named with
 their unit; conversions happen here and only on the way in and out. Not offered: arithmetic with
@@ -174,7 +174,7 @@ def parse_quantity(text: str, unit: str) -> int | float:
         nearest float.
 
     Raises:
-        ConfigError: if this is no number with a unit of that kind; one clause, to be put behind
+        ConfigError: if this is not a number with a unit of that kind; one clause, to follow
             the name of the value.
 
     Example:

@@ -92,7 +92,7 @@ class Sizes:
 
 @cache
 def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
-    """List the blocks a token passes, from the embedding to the head."""
+    """List the blocks a token passes through, from the embedding to the head."""
     layers = [
         block
         for i in range(cfg.n_layers)

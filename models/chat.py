@@ -57,7 +57,7 @@ class ChatTemplate:
 def chat_prompt(
     template: ChatTemplate | None, prompt: str, system_prompt: str | None = None
 ) -> str:
-    """Put one user's message, and what the system says before it, into a model's chat format.
+    """Put a user's message, and the system message before it, into a model's chat format.
 
     Raises:
         LpuError: the model has no template, or as in `ChatTemplate.render`.

@@ -1,6 +1,6 @@
 """Read a Hugging Face `config.json` of any type listed in `hf_families.FAMILIES`.
 
-Refuses what it does not know: any unread key whose value could bear a size or switch a part on is
+Refuses what it does not know: any unread key whose value could set a size or switch a part on is
 an error, because guessing miscounts the model. Both spellings are read, the hub's (`rope_theta`,
 `rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`, `dtype`). Of a
 multimodal file only the language part is read. Prediction layers are counted, not described.

@@ -94,7 +94,7 @@ class Keys:
         return value
 
     def text(self, *spellings: str, default: str | None = None) -> str:
-        """Read a text."""
+        """Read a string."""
         key, value = self._take(spellings, default)
         if not isinstance(value, str) or not value.isprintable():
             raise self.complain(key, "a string of printable characters")
@@ -142,7 +142,7 @@ class Keys:
         return tuple(ids)
 
     def finish(self) -> None:
-        """Refuse any unread key that could bear a size or switch something on.
+        """Refuse any unread key that could set a size or switch something on.
 
         Raises:
             ConfigError: an unknown key whose value is not null, false, 0 or empty.

@@ -5,7 +5,7 @@ chips, softmax weights that multiply values. Single int8 matrices multiply int8 
 rounded again with a scale per row; int8 stores of many matrices (experts, absorbed projections) are
 widened to fp16. Scores, exponentials, their sums, norms and logits are fp32 in every policy; norms
 and biases are vectors, held in fp32. The policy "float32" has fp32 where the others have fp16: no
-chip computes so, it is for checking a model's meaning. Not built: a cache in a narrower format than
+chip computes so; it is for checking a model's meaning. Not built: a cache in a narrower format than
 fp16.
 """
 
@@ -223,7 +223,7 @@ def policy_named(name: str, cfg: ModelConfig) -> Policy:
         cfg: the model.
 
     Raises:
-        UnknownNameError: if there is none of that name.
+        UnknownNameError: if there is no such policy.
         ConfigError: if the model is released in a format that no policy holds.
     """
     if name == RELEASED:

@@ -1,6 +1,6 @@
 """MLP blocks of the float32 reference: dense, and mixtures of experts with their routers.
 
-Every held expert runs on every token and is weighed afterwards; no slots, no dispatch.
+Every held expert runs on every token and is weighted afterwards; no slots, no dispatch.
 """
 
 import jax

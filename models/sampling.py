@@ -46,7 +46,7 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether no draw is made."""
+        """Whether the most likely token is always taken."""
         return self.temperature == 0
 
     def __str__(self) -> str:

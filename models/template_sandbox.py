@@ -1,8 +1,8 @@
 """The sandbox of chat templates: what one may reach, and how much it may do.
 
 A template is a program of whoever made the checkpoint. It cannot change what it is given, read
-attributes that begin with `_`, or name a file; every loop, text and number that it makes is paid
-from one budget. Not bounded: how much one filter copies from a list of long texts.
+attributes that begin with `_`, or name a file; every loop, string and number that it makes is paid
+from one budget. Not bounded: how much one filter copies from a list of long strings.
 """
 
 import json
@@ -75,7 +75,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             raise TemplateError("it loops too often, or makes strings or numbers that are too long")
 
     def concatenated(self, *parts: Any) -> str:
-        """Join texts: what `a ~ b` is turned into."""
+        """Join strings: what `a ~ b` is turned into."""
         texts = [str(part) for part in parts]
         self.spend(sum(map(len, texts)))
         return "".join(texts)
@@ -95,7 +95,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(*args: Any, **named: Any) -> Any:
-        """Call a function; what a method of a text makes is paid for first."""
+        """Call a function; what a method of a string makes is paid for first."""
         self, context, called, *given = args
         text, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
         if isinstance(text, str) and name in _GROWING_METHODS:
@@ -104,7 +104,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return super(TemplateSandbox, self).call(context, called, *given, **named)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Refuse formats that make a text much longer."""
+        """Refuse formats that make a string much longer."""
         formatted = super().wrap_str_format(value)
         if formatted is not None:
             _refuse_wide(value.__self__)

@@ -101,7 +101,7 @@ class Tokenizer:
         chat_template: the model's, with its special tokens.
 
     Raises:
-        WeightsError: the data do not describe a tokenizer that is known here.
+        WeightsError: the data do not describe a supported tokenizer.
     """
 
     def __init__(

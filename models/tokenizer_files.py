@@ -24,7 +24,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Read the tokenizer of an opened checkpoint.
 
     Raises:
-        WeightsError: it has none that is known here, or a file is not what its name says.
+        WeightsError: it has none that is supported, or a file is not what its name says.
     """
     if checkpoint.tokenizer_data is not None:
         return Tokenizer(checkpoint.tokenizer_data, chat_template=checkpoint.chat_template)

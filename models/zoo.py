@@ -1,4 +1,4 @@
-"""Named models: which published `config.json` describes each, and how far it is to be trusted.
+"""Named models: which published `config.json` describes each, and how far it can be trusted.
 
 The files lie in `configs/`, one per structure, and are read when their model is asked for. Sizes
 and rules only; no weights. Text models only: of Kimi K2.5 the language part.

@@ -1,4 +1,4 @@
-"""How results become files: whole, or not at all; and what a file that cannot be read is called.
+"""How results become files: whole, or not at all; and the sentence for one that cannot be read.
 
 Not decided here: what is in them.
 """
@@ -16,10 +16,10 @@ _KEPT_CHARACTERS = 40
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Make one sentence of the system's refusal to look at a path, or to read it.
+    """Turn the operating system's refusal to look at a path, or to read it, into one sentence.
 
     Args:
-        what: is read, with its path, as the sentence begins.
+        what: what is read, with its path: the beginning of the sentence.
 
     Raises:
         LpuError: a name that is too long, a folder that may not be entered, a broken disk.

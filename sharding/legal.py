@@ -67,7 +67,7 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
 
 
 def reasons(shard: Shard, scenario: Scenario) -> Iterator[Reason | None]:
-    """Why a part of a plan cannot be; None for each rule it keeps."""
+    """Why a part of a plan is illegal; None for each rule it obeys."""
     for axis in shard.axes:
         yield axis_reason(shard.part, axis, getattr(shard, axis.name), scenario)
     if isinstance(shard, MoeShard):
@@ -80,7 +80,7 @@ def axis_reason(
     ways: int,
     scenario: Scenario,
 ) -> Reason | None:
-    """Why an axis of a part of a plan cannot have so many chips; None if it can.
+    """Why an axis of a part of a plan cannot have that many chips; None if it can.
 
     An axis without a rule of its own has as many chips as its first logical axis has pieces.
     """
@@ -146,7 +146,7 @@ def context_reason(context: int, positions: int) -> Reason | None:
 
 
 def most_context(positions: int) -> int:
-    """Chips that can share out so many positions: each holds whole vectors of them."""
+    """Chips that can share out that many positions: each holds whole vectors of them."""
     return -(-positions // POSITIONS_STEP)
 
 
@@ -268,7 +268,7 @@ class Search:
         """Return this search or, if it finds nothing, one over groups that the model can fill.
 
         A model that is too small to be split over the groups of a machine leaves most chips idle:
-        groups then have as many chips as can be, a power of two.
+        groups then have as many chips as possible, a power of two.
         """
         search = replace(self, refused=Counter())
         while next(replace(search, refused=Counter())._legal(), None) is None:

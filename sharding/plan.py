@@ -34,9 +34,9 @@ class PlanAxis:
         sums: with a row split, partial sums of the output projection are added over its chips.
         moves: says how values are rounded otherwise than on one chip, whatever the split, given
             the degree, the tokens so far and the base format; None: they are not.
-        outside: orders from before there was this axis have it just outside that one; it is named
+        outside: orders written before this axis existed have it just outside that one; it is named
             only where it has chips.
-        inner: the axis inside it over which ways go on where the first logical axis has no more.
+        inner: the axis inside it that takes further ways once the first logical axis has no more.
     """
 
     name: str = ""

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-#: Whom long work tells how far it is: steps done, steps in all (0 if that is open), what comes.
+#: Told of the progress of long work: steps done, steps in all (0 if unknown), what comes next.
 Watcher = Callable[[int, int, str], None]
 
 #: Width of tables when the terminal does not say: piped output must not be cut.

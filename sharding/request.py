@@ -53,8 +53,8 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
     """Refuse a request that no plan can serve.
 
     Raises:
-        LpuError: batch, tokens or context is no whole number or below 1, the context exceeds the
-            model's positions, the new tokens exceed the context, or the acceptance is no
+        LpuError: batch, tokens or context is not a whole number of at least 1, the context exceeds
+            the model's positions, the new tokens exceed the context, or the acceptance is not a
             probability.
     """
     for name in ("batch", "tokens", "context"):
@@ -96,14 +96,14 @@ def decode_request(
     Args:
         batch: sequences per micro-batch.
         context: allocated positions per sequence.
-        draft_tokens: drafted tokens behind the known one; None: no speculation.
+        draft_tokens: drafted tokens after the known one; None: no speculation.
         acceptance: probability that a draft is accepted; given with `draft_tokens`.
 
     Returns:
         A request with `draft_tokens + 1` new tokens per sequence.
 
     Raises:
-        LpuError: one of the two without the other, or drafts that are no number of tokens.
+        LpuError: one of the two without the other, or drafts that are not a number of tokens.
     """
     if draft_tokens is None and acceptance is None:
         return Request(batch=batch, context=context)

@@ -32,7 +32,7 @@ def scenario(
     *,
     policy: str | Policy = "fp16",
 ) -> Scenario:
-    """Find what is named and check that the request is possible: the door of every public function.
+    """Find what is named and check the request: the entrance of every public function.
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
@@ -41,7 +41,7 @@ def scenario(
         policy: name of a precision policy, or a policy.
 
     Raises:
-        LpuError: an unknown name, an impossible number, or something that is none of the four: one
+        LpuError: an unknown name, an impossible number, or a value of another type: one
             sentence.
     """
     cfg = model if isinstance(model, ModelConfig) else named_model(_name("model", model))

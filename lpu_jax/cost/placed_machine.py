@@ -115,7 +115,7 @@ class PlacedMachine:
             CostError: as for `collective_cycles`, or if this is the machine of many plans.
         """
         if self.group_of_plan is not None:
-            raise CostError("chosen: this is the machine of many plans; it must be that of one.")
+            raise CostError("chosen: a machine of many plans was given; a single plan is needed.")
         every = self._schedules(kind, algorithm, n_chips, stride)
         best = min(every, key=lambda steps: float(steps.cycles(payload_bytes)))
         return best.algorithm, best
@@ -136,7 +136,7 @@ class PlacedMachine:
                 or this is the machine of many plans.
         """
         if self.group_of_plan is not None:
-            raise CostError("runs: this is the machine of many plans; it must be that of one.")
+            raise CostError("runs: a machine of many plans was given; a single plan is needed.")
         (placed,) = self.groups
         if not 0 <= stage < len(placed.bases):
             raise CostError(f"runs: stage {stage} is not in 0..{len(placed.bases) - 1}.")
@@ -226,10 +226,10 @@ def _exists_for(algorithm: str, kind: str) -> bool:
 
 
 def one_group(system: System, n_chips: int) -> PlacedMachine:
-    """See an LPU system as one group on its first `n_chips` chips.
+    """View an LPU system as one group on its first `n_chips` chips.
 
     Raises:
-        LpuError: it is a system of GPUs.
+        LpuError: it is a GPU system.
         PlanError: if the system has fewer.
     """
     system.require_lpu("one_group")

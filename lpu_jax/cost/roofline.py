@@ -2,7 +2,7 @@
 
 A kernel (`kernels`) takes the largest of its arithmetic, its memory traffic and its NVLink traffic,
 and a launch gap before it; a collective takes a latency in its place (alpha and beta). Kernels run
-one after another. This is no simulation of a GPU. Weights, keys and values, and all values between
+one after another. This does not simulate a GPU. Weights, keys and values, and all values between
 kernels pass through HBM (assumed); latent attention has its cache in two layouts, as the program
 holds it. Experts are read as the program has slots for them, which is the worst case of a route;
 the lower bound takes routes that are balanced over all GPUs. Not modelled: the L2 cache, arithmetic

@@ -1,6 +1,6 @@
 """A static schedule: every unit executes its operations in program order, for many plans at once.
 
-An operation starts when its unit is free and its operands, or their first vectors, are there.
+An operation starts when its unit is free and its operands, or their first vectors, are available.
 In-order issue is monotone (more bytes are never faster) and reproducible. Numbers may be arrays
 with one entry per plan; one plan is one number. Not modelled: moving operations past each other,
 and conflicts for streams or memory banks.

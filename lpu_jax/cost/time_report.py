@@ -65,7 +65,7 @@ class Report:
     utilisation: dict[str, float]  #: busy share of the time, by unit
     assumed: tuple[Constant, ...]  #: constants without a public source that were read
     assumed_rules: tuple[str, ...]  #: ordinary JAX primitives that were priced by assumed rules
-    note: str = ""  #: what the numbers are, where they are no schedule of an LPU
+    note: str = ""  #: what the numbers are, where they are not a schedule of an LPU
 
     @property
     def seconds(self) -> float:
@@ -148,7 +148,7 @@ def time(
     Raises:
         CostError: an operation has no cost rule; the sentence names its primitive.
         PlanError: the system has fewer chips than the mesh.
-        MeshError: the mesh is none, or of a machine with other nodes or racks.
+        MeshError: not a mesh, or one of a machine with other nodes or racks.
         UnknownNameError: there is no such system.
         TypeError: specs were given without a mesh.
 

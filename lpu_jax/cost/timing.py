@@ -28,7 +28,7 @@ def placed(
     groups: tuple[Groups, ...],
     group_of_plan: Int[np.ndarray, " plans"] | None = None,
 ) -> Placed:
-    """See a system as plans do whose groups of chips lie so.
+    """View a system as plans do whose groups of chips lie as given.
 
     Args:
         system: LPUs or GPUs.

@@ -148,7 +148,7 @@ def unit_slices(
 
 
 def occupied_until(slot: Slot) -> float:
-    """When the unit can take the next operation; a link only when the last vector is there."""
+    """When the unit can take the next operation; a link only when the last vector has arrived."""
     if slot.work.unit is Unit.C2C:
         return float(slot.last)
     return float(slot.last) - float(choose(slot.work.absent, 0.0, slot.work.latency_cycles))
@@ -157,7 +157,7 @@ def occupied_until(slot: Slot) -> float:
 def _installs(
     program: Program, timing: Timing, names: Mapping[int, str], transit_cycles: float
 ) -> Iterator[Slice]:
-    """Show when the first round of weights of each product is installed: as early as can be."""
+    """Show when the first round of weights of each product is installed: as early as possible."""
     known: set[int | None] = {None, *program.inputs}
     made: dict[int | None, float] = {}
     buffer_free = 0.0

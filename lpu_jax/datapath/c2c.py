@@ -94,7 +94,7 @@ def joined(*axes: Axis) -> Axis:
 
 
 def _check_joined(axes: Sequence[Axis]) -> None:
-    """Refuse what is no run of chips; symbolic sizes come from a plan that was checked."""
+    """Refuse what is not a run of chips; symbolic sizes come from a plan that was checked."""
     if not axes or not all(isinstance(axis, Axis) for axis in axes):
         given = ", ".join(repr(axis) for axis in axes) or "none"
         raise MeshError(f"c2c.joined: axes of the mesh are needed, outermost first, not {given}.")

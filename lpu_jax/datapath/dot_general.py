@@ -61,7 +61,7 @@ class MxmDotGeneral:
 
     Args:
         weights: the scheme that the second operand is stored in, blocks along the contraction, or
-            its name; stored weights are widened to fp16 at the array, but for fp8 without scales,
+            its name; stored weights are widened to fp16 at the array, except fp8 without scales,
             which it takes as it is. None: the second operand is rounded as activations are.
         activations: what the first operand is rounded to; "int8" needs weights of int8 with a scale
             per column or matrix.

@@ -24,7 +24,7 @@ def _causal_mask_meaning(scores: Array, positions: Array, *, query_stride: int) 
 
 
 def _check_groups(caller: str, scores: Array, positions: Array) -> None:
-    """Refuse groups of scores that are no multiple of the sequences."""
+    """Refuse groups of scores that are not a multiple of the sequences."""
     n_groups, n_sequences = scores.shape[0], positions.shape[0]
     if not divides(n_sequences, n_groups):
         raise LpuError(
@@ -96,7 +96,7 @@ def key_mask(
     n_new: Count,
     window: Positive | None = None,
 ) -> Float32[Array, "groups rows s"]:
-    """Mask as `causal_mask` does where keys begin at another position than 0.
+    """Mask as `causal_mask` does where keys begin at a position other than 0.
 
     Args:
         scores: as for `causal_mask`.

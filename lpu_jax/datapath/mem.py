@@ -73,8 +73,7 @@ def lookup(
         table: rows `first .. first + n`.
         ids: global row numbers.
         first: global number of the share's first row.
-        missing: this number; of a table of floats 0 is -0, which a sum over chips adds without a
-            trace.
+        missing: that number; in a table of floats 0 means -0, which changes no sum over chips.
 
     Raises:
         LpuError: the table's type has no such number.

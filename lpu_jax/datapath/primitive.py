@@ -93,7 +93,7 @@ def primitive(
         needs_x64: the meaning uses 64-bit types; they are enabled around it and nowhere else.
 
     Raises:
-        TypeError: if the operation has not exactly one of `cost` and `chain`.
+        TypeError: if the operation does not have exactly one of `cost` and `chain`.
     """
     if (cost is not None) + (chain is not None) != 1:
         raise TypeError(f"{name}: exactly one of `cost` and `chain` must be given")

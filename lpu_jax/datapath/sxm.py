@@ -33,7 +33,7 @@ def _sides(pattern: str) -> tuple[Axes, Axes]:
     """Split a pattern into the dimensions before and after: `"b (n h)"` -> `(("b",), ("n", "h"))`.
 
     Raises:
-        LpuError: it is no pattern.
+        LpuError: it is not a pattern.
     """
     sides = pattern.split("->")
     axes = [

@@ -26,7 +26,7 @@ def system(name_or_path: str | Path) -> System:
         The system.
 
     Raises:
-        UnknownNameError: if the name is none of ours, or N is out of range.
+        UnknownNameError: if the name is not one of ours, or N is out of range.
         ConfigError: if the file cannot be read as a system.
 
     Example:

@@ -159,7 +159,7 @@ class ChipSpec:
     #: Whether a plan of fewer chips than there are can be the faster one: memory is no reason to
     #: take them all.
     has_memory_to_spare: ClassVar[bool] = False
-    #: What its numbers are, where they are no schedule of an LPU.
+    #: What its numbers are, where they are not a schedule of an LPU.
     note: ClassVar[str] = ""
 
     @property

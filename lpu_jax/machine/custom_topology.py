@@ -32,8 +32,8 @@ class LevelSpec:
     """One level as a user gives it.
 
     Attributes:
-        name: what one whole is called, such as `"board"`.
-        units: units it joins: chips, or wholes of the level before.
+        name: what one unit of this level is called, such as `"board"`.
+        units: units it joins: chips, or units of the level before.
         links: links between each pair of units; in a line, to each neighbour.
         lanes: lanes that a link takes on the chips at its ends.
         link_bytes_per_s: rate of one link, one way.
@@ -55,7 +55,7 @@ class LevelSpec:
             raise self.error("name", self.name, f"1 to {MOST_NAME} printable characters")
         if not 2 <= self.units <= MOST_CHIPS:
             raise self.error(
-                "units", self.units, f"2 to {MOST_CHIPS} (one unit is no level: leave it out)"
+                "units", self.units, f"2 to {MOST_CHIPS} (one unit is not a level: leave it out)"
             )
         if not 1 <= self.links <= MOST_LINKS:
             raise self.error(
@@ -95,7 +95,7 @@ class CustomTopology(Topology):
 
     `inner` is the level of chips, `middle` an all-to-all of its units, and `outer` a second
     all-to-all, or a line of either. Parallel links between two chips of the inner level, and
-    between two units of a line, work as one link of their joint rate.
+    between two units of a line, work as one link of their combined rate.
     """
 
     family: ClassVar[str] = "custom"

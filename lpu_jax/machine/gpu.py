@@ -96,7 +96,7 @@ class GpuSpec:
 
     @property
     def power_max_w(self) -> int | float:
-        """Most power it draws: the published power of a GPU."""
+        """The most power it draws: the published power of a GPU."""
         return self.power_w
 
     def tile(self, operand: str) -> tuple[int, int]:
@@ -166,17 +166,17 @@ class NvlinkDomain:
 
     @property
     def node_chips(self) -> int:
-        """GPUs of the one level there is."""
+        """GPUs of the only level."""
         return self.n_chips
 
     @property
     def rack_chips(self) -> int:
-        """The same: there is no level above."""
+        """The same: no level is above."""
         return self.n_chips
 
     @property
     def tiers(self) -> tuple[int, ...]:
-        """GPUs of the one level there is, as `Topology.tiers`."""
+        """GPUs of the only level, as `Topology.tiers`."""
         return (self.n_chips,)
 
     def span(

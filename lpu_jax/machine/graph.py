@@ -73,25 +73,25 @@ class LinkGraph:
         return hops, before
 
     def hops_from(self, src: int) -> Int[np.ndarray, " chips"]:
-        """Count the links of a shortest way from one chip to every chip.
+        """Count the links of a shortest path from one chip to every chip.
 
         Args:
             src: the chip.
 
         Returns:
-            Hops to each chip; -1 where no way leads.
+            Hops to each chip; -1 where there is no path.
         """
         return self._walk(src)[0]
 
     def shortest(self, src: int, dst: int) -> tuple[int, ...] | None:
-        """Find a shortest way from one chip to another.
+        """Find a shortest path from one chip to another.
 
         Args:
             src: first chip.
             dst: last chip.
 
         Returns:
-            The chips on the way, both ends included; None if no way leads there.
+            The chips on the path, both ends included; None if there is no path.
         """
         hops, before = self._walk(src, dst)
         if hops[dst] < 0:

@@ -18,17 +18,17 @@ class Level:
     """Units of the level below, joined by links.
 
     Attributes:
-        name: what one whole is called, such as `"tray"`.
+        name: what one unit of this level is called, such as `"tray"`.
         unit: what it is made of: `"chip"`, or the name of the level below.
         units: how many of them it joins.
-        chips: chips of one whole, spare ones included.
+        chips: chips of one such unit, spare ones included.
         wiring: how its units are linked, in words.
         links_per_pair: links between two linked units.
         links_per_chip: links of the chip that has most, at this level alone.
         lanes_per_link: lanes that work as one link.
         link_bytes_per_s: rate of one link, one way.
         hop_s: time of one vector over a link of this level, memory to memory.
-        most_hops: links that a shortest way between two chips of it may need, at most.
+        most_hops: links that a shortest path between two chips of it may need, at most.
     """
 
     name: str

@@ -37,7 +37,7 @@ class Series:
             name: name of a system.
 
         Returns:
-            Its links; None if the name is none of this series.
+            Its links; None if the name is not of this series.
 
         Raises:
             PlanError: the name is of this form, but there is no such size.

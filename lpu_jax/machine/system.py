@@ -76,14 +76,14 @@ class System:
 
     @property
     def note(self) -> str:
-        """What its numbers are, where they are no schedule of an LPU."""
+        """What its numbers are, where they are not a schedule of an LPU."""
         return self.chip.note
 
     def require_lpu(self, caller: str) -> None:
         """Raise unless this is an LPU system; `caller` goes into the message.
 
         Raises:
-            LpuError: it is a system of GPUs.
+            LpuError: it is a GPU system.
         """
         if self.lpus is None:
             raise LpuError(

@@ -357,7 +357,7 @@ def _constants(table: _Table, where: str, spec: SpecT, *others: str) -> list[Con
 
 
 def _number(table: _Table, key: str, before: Constant) -> int | float:
-    """Read a constant's value and refuse one that is no number of the kind it replaces."""
+    """Read a constant's value and refuse one that is not a number of the kind it replaces."""
     value = table.quantity(key, before.unit)
     # A number that is not public for this chip is to be of the size of GroqChip1's.
     like = before.value if before.value is not None else getattr(GROQCHIP1, before.name)

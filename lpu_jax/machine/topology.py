@@ -232,7 +232,7 @@ class Topology(ABC):
         return 2 if self.node_ports.pairs_equals else 3
 
     def reach_s(self, n_chips: int) -> float:
-        """Time in which one chip's vector can be at any of the first chips, along a shortest way.
+        """Time in which one chip's vector can be at any of the first chips, along a shortest path.
 
         Args:
             n_chips: chips to reach, the sender included.
@@ -328,7 +328,7 @@ class Topology(ABC):
         return self.rack_ports.parts_between(rack_a, chip_a, rack_b, chip_b)
 
     def route(self, src: int, dst: int) -> tuple[Link, ...]:
-        """Find a shortest way from one chip to another.
+        """Find a shortest path from one chip to another.
 
         Args:
             src: sending chip.
@@ -377,7 +377,7 @@ class Topology(ABC):
         return repeated(links, np.arange(self.nodes_per_rack) * self.node_chips)
 
     def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
-        """Place consecutive groups of contiguous chips so that they straddle as little as can be.
+        """Place consecutive groups of contiguous chips so that they straddle as little as possible.
 
         First choice: no group straddles a node, half rack or rack more than its size demands, with
         chips left idle at the ends; if the machine is too small for that, no group straddles a rack

@@ -36,7 +36,7 @@ class ChipMesh:
     same bits and the same algorithms on them.
 
     Raises:
-        MeshError: axes that are no pairs of a name and a number of chips, a name that is there
+        MeshError: axes that are not pairs of a name and a number of chips, a name that occurs
             twice, or a machine that has fewer chips.
     """
 
@@ -48,7 +48,7 @@ class ChipMesh:
     tiers: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Refuse what is no mesh, and take the order of summation from the machine."""
+        """Refuse what is not a mesh, and take the order of summation from the machine."""
         if not isinstance(self.topology, Topology | NvlinkDomain):
             raise MeshError(
                 "ChipMesh: topology must be that of a system, such as "
@@ -111,7 +111,7 @@ def tiers_of(topology: Topology | NvlinkDomain, n_chips: int) -> tuple[int, ...]
 
 
 def check_mesh(caller: str, mesh: Any) -> None:
-    """Refuse what is no `ChipMesh`; `caller` goes into the message.
+    """Refuse what is not a `ChipMesh`; `caller` goes into the message.
 
     Raises:
         MeshError: says how to write it as one.

@@ -38,7 +38,7 @@ def run_virtual(
         out_specs: the same for the results.
 
     Raises:
-        MeshError: what is given is no program, mesh or spec; when called, an argument does not
+        MeshError: what is given is not a program, mesh or spec; when called, an argument does not
             split evenly, or a result is not proven to be the same on chips along an axis that its
             spec does not name.
     """

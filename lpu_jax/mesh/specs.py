@@ -45,7 +45,7 @@ def renamed(spec: P, names: Mapping[str, tuple[str, ...]]) -> P:
 
 
 def check_specs(caller: str, which: str, specs: Specs, mesh: ChipMesh) -> None:
-    """Refuse what is no tree of specs over a mesh's axes.
+    """Refuse what is not a tree of specs over a mesh's axes.
 
     Args:
         caller: goes into the message.
@@ -72,7 +72,7 @@ def check_specs(caller: str, which: str, specs: Specs, mesh: ChipMesh) -> None:
 
 
 def check_name(where: str, name: Any, known: Sequence[str]) -> None:
-    """Refuse a name that is no axis of the mesh.
+    """Refuse a name that is not an axis of the mesh.
 
     Raises:
         MeshError: has the nearest name, or all.
@@ -141,7 +141,7 @@ def per_leaf(specs: Specs, values: Any, which: str, where: str) -> list[P]:
 
 
 def check_array(where: str, leaf: Any, spec: P) -> None:
-    """Refuse what is no array, or has fewer dimensions than its spec.
+    """Refuse what is not an array, or has fewer dimensions than its spec.
 
     Raises:
         MeshError: says which.

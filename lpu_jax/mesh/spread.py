@@ -16,7 +16,7 @@ from .specs import check_name, names_of, renamed
 
 
 def most_devices(mesh: ChipMesh, n_devices: int | None = None) -> dict[str, int]:
-    """Spread the chips of a mesh over as many devices as can be, for `run_nested`.
+    """Spread the chips of a mesh over as many devices as possible, for `run_nested`.
 
     Args:
         mesh: the chips.

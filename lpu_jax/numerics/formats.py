@@ -37,13 +37,13 @@ class Format:
     """One number format. A code is a bit pattern read as an unsigned integer below `2**bits`.
 
     Floating point: sign, exponent, mantissa from the top bit down, subnormals present, signed
-    zero but in the convention "fnuz"; every value is an fp32 number. Scale (`is_signed` false): an
-    exponent and nothing else, so no zero and no subnormals; there is one, e8m0. Integer
+    zero except in the convention "fnuz"; every value is an fp32 number. Scale (`is_signed` false):
+    an exponent and nothing else, so no zero and no subnormals; there is one, e8m0. Integer
     (`exponent_bits == 0`): two's complement. Two formats are the same if all fields but their names
     are.
 
     Raises:
-        LpuError: fields that contradict each other, or values that are no fp32 numbers.
+        LpuError: fields that contradict each other, or values that are not fp32 numbers.
     """
 
     #: For reports only.
@@ -191,10 +191,10 @@ def _check_scale(fmt: Format) -> None:
 
 
 def check_random(caller: str, rounding: str, *, has_random: bool) -> None:
-    """Raise unless random bits are there for stochastic rounding and only for it.
+    """Raise unless random bits are given for stochastic rounding and only for it.
 
     Raises:
-        LpuError: if random bits are missing or not used.
+        LpuError: if random bits are missing or unused.
     """
     if has_random != (rounding == "sr"):
         raise LpuError(

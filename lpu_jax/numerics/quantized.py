@@ -46,7 +46,7 @@ from .schemes import Scheme, scheme_named, storage_dtype
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class QuantizedArray:
-    """Codes and scales of an array; the module's text lists what makes one valid.
+    """Codes and scales of an array; the module docstring lists what makes one valid.
 
     The leaves are untyped because trees of shardings, shapes and tracers take the same form. All
     of them have the rank of the array, so that leading axes may be mapped or scanned over.
@@ -84,7 +84,7 @@ class QuantizedArray:
 
 @checked
 def check(q: QuantizedArray) -> None:
-    """Raise if types or shapes of a quantised array do not agree with its scheme, or codes.
+    """Raise if types, shapes or codes of a quantised array do not agree with its scheme.
 
     Codes of formats narrower than their array type are checked where they are known: not while a
     program is traced, nor in trees of shapes.

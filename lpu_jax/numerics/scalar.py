@@ -199,7 +199,7 @@ def dot_tile(
 
     Args:
         x: activations of the tile, finite or not.
-        w: weights of the tile, as many.
+        w: as many weights.
         rounding: of the sum.
 
     Fidelity:
@@ -240,8 +240,8 @@ def _check_operands(caller: str, x: Sequence[float | int], w: Sequence[float | i
     """Refuse operands of different lengths, and whole numbers that no float holds."""
     if len(x) != len(w):
         raise LpuError(
-            f"{caller}: {len(x)} activations and {len(w)} weights were given; there must be as "
-            "many of both."
+            f"{caller}: {len(x)} activations and {len(w)} weights were given; their "
+            "numbers must be equal."
         )
     large = [value for value in (*x, *w) if isinstance(value, int) and abs(value) > 1 << 53]
     if large:

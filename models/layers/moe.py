@@ -34,7 +34,7 @@ def experts(
     split: Split,
     axes: Mapping[str, Axis],
 ) -> Float32[Array, "n m d_out"]:
-    """Run the experts in the slots over all rows and weigh their results.
+    """Run the experts in the slots over all rows and weight their results.
 
     Args:
         y: normalised rows in the format that multiplies expert weights.
@@ -48,7 +48,7 @@ def experts(
         axes: `expert` and `tensor`.
 
     Returns:
-        Weighed results of each slot; exact zeros where a row does not use it. For `Split.ROW` a
+        Weighted results of each slot; exact zeros where a row does not use it. For `Split.ROW` a
         bias of `down` is part of the partial sums of the chip that holds it.
 
     Fidelity: see `product`; a bias is one fp32 addition to the product, before the weight.

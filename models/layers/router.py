@@ -42,7 +42,7 @@ def router_logits(
 def route(
     logits: Float32[Array, "m e"], weights: Mapping[str, Any], moe: MoeConfig
 ) -> tuple[Int32[Array, "m k"], Float32[Array, "m k"]]:
-    """Choose experts from their logits, and weigh them.
+    """Choose experts from their logits, and weight them.
 
     Experts are ranked by their corrected scores, or by their logits where the softmax comes
     afterwards. Groups are ranked by the sum of their two best experts; the best experts of the kept

@@ -71,7 +71,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             a GGUF file.
 
     Returns:
-        Configuration, weights and what there is of a tokenizer. No weight has been read.
+        Configuration, weights and the tokenizer, if there is one. No weight has been read.
 
     Raises:
         WeightsError: a file is missing, damaged or of a kind that is not read, or tensors are

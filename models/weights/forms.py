@@ -64,7 +64,7 @@ class StoredTensors:
         self._where = where
 
     def has(self, name: str) -> bool:
-        """Whether a tensor is there in some form."""
+        """Whether a tensor is present in some form."""
         return any(name + form in self._tensors for form in ("", "_packed", "_blocks"))
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:

@@ -113,7 +113,7 @@ class _Metadata:
         return value
 
     def text(self, key: str) -> str:
-        value = str(self.require(key, str, "a text"))
+        value = str(self.require(key, str, "a string"))
         if not value.isprintable():
             raise self.complain(key, "a string of printable characters", value)
         return value
@@ -122,7 +122,7 @@ class _Metadata:
         value = self.get(key)
         if value is None or isinstance(value, str):
             return value
-        raise self.complain(key, "a text", value)
+        raise self.complain(key, "a string", value)
 
     def texts(self, key: str, expected: str) -> tuple[str, ...]:
         values = self.require(key, list, expected)

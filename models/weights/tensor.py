@@ -81,7 +81,7 @@ def checked_file(path: str | os.PathLike[str]) -> Path:
     """Return the path of a file that exists.
 
     Raises:
-        WeightsError: it is absent, a folder, something that is no plain file, or has a name that
+        WeightsError: it is absent, a folder or otherwise not a regular file, or has a name that
             cannot be printed.
     """
     text = os.fspath(path)
@@ -94,7 +94,7 @@ def checked_file(path: str | os.PathLike[str]) -> Path:
         if not file.exists():
             raise WeightsError(f"{text}: cannot be read: there is no such file.")
         if not file.is_file():
-            raise WeightsError(f"{text}: cannot be read: it is not a plain file.")
+            raise WeightsError(f"{text}: cannot be read: it is not a regular file.")
     except OSError as problem:  # a name that is too long, a folder that may not be entered
         raise WeightsError(f"{text}: cannot be read: {problem.strerror}.") from problem
     return file

@@ -1,4 +1,4 @@
-"""`lpu curve`: one user's rate against everybody's."""
+"""`lpu curve`: one user's rate against that of all users."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`lpu systems` and `lpu models`: what has a name."""
+"""`lpu systems` and `lpu models`: what can be named."""
 
 from typing import Annotated, Any
 

@@ -31,7 +31,7 @@ from .common import (
 def trace(
     model: ModelName,
     system: SystemName,
-    out: Annotated[Path, typer.Option("--out", help="Trace to write; open it in ui.perfetto.dev.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write; open it in ui.perfetto.dev.")],
     plan: PlanFile = None,
     policy: PolicyName = "fp16",
     batch: Batch = 1,

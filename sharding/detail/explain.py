@@ -1,6 +1,6 @@
 """Why one plan takes as long as it does: stages, operations, collectives, hand-overs, memory.
 
-Its totals are those of `evaluate`; what comes out is in `explanation`. Not modelled: as in
+Its totals are those of `evaluate`; its result is in `explanation`. Not modelled: as in
 `evaluate`.
 """
 

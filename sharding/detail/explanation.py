@@ -129,7 +129,7 @@ class Explanation:
     stages: tuple[StageUse, ...]
     blocks: tuple[BlockUse, ...]
     hand_overs: tuple[HandOverUse, ...]
-    note: str  #: what kind of model the times come from, where it is no schedule
+    note: str  #: what kind of model the times come from, where it is not a schedule
     assumed: tuple[Constant, ...]  #: constants without a public source that the times rest on
     assumed_fit: tuple[Constant, ...]  #: those that decide whether the plan fits
 

@@ -1,6 +1,6 @@
 """Joules per token, as bounds derived from the published power of a chip and how busy it is.
 
-Upper: every chip of the plan draws its most all the time, idle stages too. Lower: every chip draws
+Upper: every chip of the plan draws its maximum all the time, idle stages too. Lower: each draws
 its average power, and that only while its busiest unit works; idle chips draw nothing. Where the
 power of a chip is not public there is no figure. Not modelled: power of links' far ends, hosts,
 cooling and conversion, of chips that the plan leaves unused, and how power follows the data.
@@ -84,7 +84,7 @@ def one(bounds: Numbers | None, i: int) -> float | None:
 
 
 def unknown_reason(chip: Accelerator) -> str | None:
-    """Say in one sentence why a bound is missing; None if both are there."""
+    """Say in one sentence why a bound is missing; None if both are known."""
     if chip.power_max_w is None:
         return f"No energy: the power of {chip.title} is not public."
     if chip.power_average_w is None:

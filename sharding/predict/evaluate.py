@@ -1,7 +1,7 @@
 """A plan's time and memory, for one plan or for thousands at once: a plan is a row of numbers.
 
 Each kind of block is evaluated once for every distinct row of its own degrees; plans are sums of
-blocks. Latency of one token: embedding, blocks stage by stage, hand-overs, head and the way back.
+blocks. Latency of one token: embedding, blocks stage by stage, hand-overs, head and the return.
 Stages are cut between any two blocks.
 
 Not modelled: overlap between blocks of a stage, and a host that limits the rate of all sequences.
@@ -240,7 +240,7 @@ def _groups(
 def _hand_over_cycles(
     group: Groups, system: System, payload_bytes: float, n_tokens: int
 ) -> tuple[float, float]:
-    """Cycles of all hand-overs of a token, the way back included, and of the slowest one."""
+    """Cycles of all hand-overs of a token, the return included, and of the slowest one."""
     steps, back = hand_over_steps(group, system, payload_bytes, n_tokens)
     return float(np.sum(steps) + back), float(np.max(steps, initial=0.0))
 
@@ -248,7 +248,7 @@ def _hand_over_cycles(
 def hand_over_steps(
     group: Groups, system: System, payload_bytes: float, n_tokens: int
 ) -> tuple[Float[np.ndarray, " steps"], float]:
-    """Cycles of the hand-over from each stage to the next, and of the token ids' way back."""
+    """Cycles of the hand-over from each stage to the next, and of the token ids' return."""
     if len(group.bases) == 1:
         return np.zeros(0), 0.0
     steps = hand_over_cycles(system, group.chips, group.bases, payload_bytes)

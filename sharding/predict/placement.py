@@ -105,7 +105,7 @@ def cut_stages(
     cycles: Sequence[Quantity],
     n_stages: Int[np.ndarray, " plans"],
 ) -> Cuts:
-    """Cut the chain between any two blocks so that the fullest stage holds as little as can be.
+    """Cut the chain between any two blocks so that the fullest stage holds as little as possible.
 
     Args:
         weights: bytes of each block, a number or one per plan.

@@ -60,7 +60,7 @@ def trace_block(
             there is no such axis.
 
     Raises:
-        CostError: the block holds something else than datapath operations and free layout.
+        CostError: the block holds something other than datapath operations and free layout.
     """
     names = [*axis_lengths(cfg, kind), *_COMMON, *(f"n_{axis}" for axis in MESH_AXES[kind])]
     symbol: dict[str, Any] = dict(zip(names, symbolic_shape(",".join(names)), strict=True))

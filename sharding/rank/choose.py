@@ -28,12 +28,12 @@ from .comparison import Comparison
 
 
 def fastest_plan(cfg: ModelConfig, system: System, *, policy: Policy) -> tuple[Plan, str]:
-    """Choose the fastest plan that fits, or else the one that lacks least.
+    """Choose the fastest plan that fits, or else the one that lacks the least memory.
 
     A model that is too small for the groups of the machine is split over fewer chips.
 
     Returns:
-        The plan, and a sentence if it does not fit, or leaves chips idle for want of anything to
+        The plan, and a sentence if it does not fit, or leaves chips idle with nothing left to
         split; else an empty one.
 
     Raises:
@@ -69,7 +69,7 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
         degrees, and the first one's degrees split by rows.
 
     Raises:
-        LpuError: the system is one of GPUs.
+        LpuError: it is a GPU system.
         PlanError: the machine has no two different splits of a group.
     """
     system.require_lpu("check")
@@ -105,8 +105,8 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
 def promises_one_chip_bits(plan: Plan) -> bool:
     """Whether a plan gives the bits of one chip, for every model that it can run.
 
-    So it does if every output projection is split by columns, as one that is not split at all
-    counts too. A split by rows rounds partial sums, an exchange of rows adds the shared expert's
+    It does if every output projection is split by columns; one that is not split at all counts
+    too. A split by rows rounds partial sums, an exchange of rows adds the shared expert's
     result in another place, and some axes, such as a context that chips share out, round whatever
     the split.
     """
@@ -145,14 +145,14 @@ def text_plan(
     Args:
         cfg: the model.
         system: the machine.
-        plan: to take this one.
+        plan: the plan to take; None: the fastest.
         request: sequences, and positions of each; a given plan that splits more sequences, or
             shares out more positions, is filled up.
-        policy: formats of the weights; one that no chip runs takes the room of fp16.
-        command: who asks, for the sentence that refuses GPUs.
+        policy: formats of the weights; one that no chip runs takes as much room as fp16.
+        command: the command that asks, named when GPUs are refused.
 
     Raises:
-        LpuError: the system is one of GPUs, the plan is not legal, or the model has no such
+        LpuError: it is a GPU system, the plan is not legal, or the model has no such
             context.
     """
     system.require_lpu(command)

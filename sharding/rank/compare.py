@@ -1,4 +1,4 @@
-"""The main job: rank a model's plans on a machine, what each costs and whether it fits."""
+"""The main job: rank a model's plans on a machine, with what each costs and whether it fits."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def compare(
         system: a system's name, the path of a TOML file, or a system.
         request: what a step does: sequences, new tokens, allocated positions, drafts.
         policy: name of a precision policy, or a policy.
-        plans: the plans to rank; left out, all legal ones are searched.
+        plans: the plans to rank; None: all legal ones are searched.
         objective: `latency` of a token, `throughput` of all in flight, or the `pareto` front of
             both rates.
         prompt: tokens of a prompt, for the time to the first token; None: the whole context.
@@ -90,7 +90,7 @@ def compare(
 
 
 def _check_words(objective: object, top: object) -> None:
-    """Refuse an objective that is none, or a number of rows that cannot be kept.
+    """Refuse an objective that does not exist, or a number of rows that cannot be kept.
 
     Raises:
         LpuError: says which.

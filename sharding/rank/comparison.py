@@ -141,12 +141,12 @@ class Comparison:
         return pandas.json_normalize([row.as_dict() for row in self.rows], max_level=1)
 
     def plot(self, path: str | Path) -> None:
-        """Draw the rows into a PNG, SVG or PDF file: one user's rate against everybody's.
+        """Draw the rows into a PNG, SVG or PDF file: one user's rate against that of all users.
 
         A bar spans the rates of one user at the upper and the lower bound of the time.
 
         Raises:
-            LpuError: the suffix is none of these, there is nothing to draw, or the file cannot be
+            LpuError: another suffix, there is nothing to draw, or the file cannot be
                 written.
         """
         picture_format(Path(path))

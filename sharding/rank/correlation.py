@@ -23,7 +23,7 @@ def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float | 
 
 
 def chance_level(n_samples: int, n_constants: int) -> float:
-    """Bound rank correlations that come about by chance.
+    """Bound rank correlations that arise by chance.
 
     Args:
         n_samples: independent samples.

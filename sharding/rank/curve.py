@@ -1,4 +1,4 @@
-"""The curve between one user's rate and everybody's: the best plans over batch sizes.
+"""The curve between one user's rate and that of all users: the best plans over batch sizes.
 
 Each point is a plan at a batch size, with as many micro-batches in flight as fit. A point is on the
 front of a system if no other is at least as fast for one user and for all users together; on the
@@ -126,7 +126,7 @@ class Curve:
         """Draw both fronts of every system into a PNG, SVG or PDF file.
 
         Raises:
-            LpuError: the suffix is none of these, there is nothing to draw, or the file cannot be
+            LpuError: another suffix, there is nothing to draw, or the file cannot be
                 written.
         """
         picture_format(Path(path))
@@ -178,7 +178,7 @@ def curve(
     policy: str | Policy = "fp16",
     batches: Sequence[int] | None = None,
 ) -> Curve:
-    """Find the best plans between one user's rate and everybody's.
+    """Find the best plans between one user's rate and that of all users.
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.

@@ -125,7 +125,7 @@ def sensitivity(
         comparison: from `compare`; at least one plan fits.
         n_samples: how many variants of the machine to draw.
         seed: of the draws; the same seed gives the same result to the last bit.
-        progress: told how far it is, a step a sample or a constant.
+        progress: told of progress, one step per sample or constant.
 
     Returns:
         Shares, intervals and the influence of every uncertain constant.

@@ -50,7 +50,7 @@ class Decoder:
         execution: as for `execute.run_block`.
 
     Raises:
-        LpuError: the system is one of GPUs.
+        LpuError: it is a GPU system.
         UnknownNameError: there is no such execution.
         PlanError: there is no prompt, one is empty, or a sequence does not fit the model.
 
@@ -89,7 +89,7 @@ class Decoder:
     def prefill(self) -> Prediction:
         """Read the prompts, all at once.
 
-        The padding behind a prompt writes cache entries that its later tokens overwrite before any
+        The padding after a prompt writes cache entries that its later tokens overwrite before any
         query may see them.
         """
         ids = np.zeros((len(self._prompts), self._bucket), np.int32)

@@ -89,7 +89,7 @@ def _compiled(
 
 
 def check_execution(execution: str) -> None:
-    """Refuse a way of running that there is not.
+    """Refuse a way of running that does not exist.
 
     Raises:
         UnknownNameError: says which there are.
@@ -99,7 +99,7 @@ def check_execution(execution: str) -> None:
 
 
 def on_chips(block: LoadedBlock, execution: str) -> LoadedBlock:
-    """Put a block's arguments where its program will run; what is there already is not copied.
+    """Put a block's arguments where its program will run; what is already there is not copied.
 
     Blocks of a plan may have meshes of other shapes, and so hold the hidden state otherwise.
 
@@ -134,7 +134,7 @@ def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
 
 
 def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
-    """Replace the leading inputs beside the weights.
+    """Replace the leading inputs other than the weights.
 
     Args:
         block: the placed block.

@@ -57,13 +57,13 @@ def forward(
         context: allocated positions of the cache; by default the least whole number of vectors,
             one at least for each chip that shares them out.
         execution: as for `execute.run_block`.
-        progress: told how far it is, a step a block.
+        progress: told of progress, one step per block.
 
     Returns:
         Logits of every position.
 
     Raises:
-        LpuError: the system is one of GPUs.
+        LpuError: it is a GPU system.
         UnknownNameError: there is no such execution.
         PlanError: no tokens, or more than the model has positions or the cache has room for; an
             id that is not in the vocabulary; a plan that does not split the model's blocks.

@@ -30,7 +30,7 @@ from .measures import sqnr_db
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """What was generated behind one prompt, and how far its numbers are from float32."""
+    """What was generated after one prompt, and how far its numbers are from float32."""
 
     text: str  #: of the new tokens, without the prompt
     tokens: tuple[int, ...]  #: new tokens, the one that ended the text included
@@ -56,7 +56,7 @@ class Continuation:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What was generated behind all prompts of a batch."""
+    """What was generated after all prompts of a batch."""
 
     continuations: tuple[Continuation, ...]
     policy: Policy
@@ -106,7 +106,7 @@ def generate(
         prompts: token numbers, such as `tokenizer.encode(text)`.
         policy: formats of the weights, fp16 by default.
         sampling: how tokens are chosen; by default the most likely.
-        max_new_tokens: a sequence stops after so many, or behind a stop token.
+        max_new_tokens: a sequence stops after this many, or after a stop token.
         stop_tokens: by default those that end a text or a turn, as the model's configuration or its
             tokenizer names them.
         reference: compare the logits with a float32 model of the unrounded weights.
@@ -117,7 +117,7 @@ def generate(
         Text, tokens and comparison of each prompt, in their order.
 
     Raises:
-        LpuError: the system is one of GPUs, or no token can be drawn.
+        LpuError: it is a GPU system, or no token can be drawn.
         PlanError: a prompt is empty or has a token the model does not have, no token is asked for,
             or both do not fit the model's positions.
         WeightsError: the tokenizer has more tokens than the model.
@@ -169,7 +169,7 @@ def generate(
 
 @dataclass(kw_only=True)
 class _Sequence:
-    """One prompt and what has come behind it so far."""
+    """One prompt and what has followed it so far."""
 
     prompt: list[int]
     tokenizer: Tokenizer
@@ -209,7 +209,7 @@ class _Sequence:
 
     @property
     def text(self) -> str:
-        """What the new tokens say behind the prompt; alone, some tokenizers drop a first space."""
+        """What the new tokens say after the prompt; alone, some tokenizers drop a first space."""
         before = self.tokenizer.decode(self.prompt)
         return self.tokenizer.decode(self.prompt + self.tokens)[len(before) :]
 

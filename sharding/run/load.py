@@ -102,7 +102,7 @@ def load_block(
         The block, its caches empty and its hidden state zero.
 
     Raises:
-        LpuError: the system is one of GPUs, which hold no values.
+        LpuError: it is a GPU system, which holds no values.
         PlanError: the plan does not describe this kind of block, or the policy's groups do not fit
             the model's heads.
         MeshError: the plan has more chips than the system.
@@ -281,7 +281,7 @@ def place_block(
             the same bits, and faster when a block runs more than once.
 
     Raises:
-        LpuError: the system is one of GPUs, which hold no values.
+        LpuError: it is a GPU system, which holds no values.
         PlanError: the plan does not describe this kind of block.
         MeshError: the plan has more chips than the system.
     """

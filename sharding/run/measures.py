@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Float64, Int
 def sqnr_db(reference: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."]) -> float:
     """Signal over noise in dB, `10 log10(sum ref^2 / sum (ref - x)^2)`, summed in float64.
 
-    Values that overflowed, or are no numbers, are endless noise.
+    Values that overflowed, or are not numbers, count as infinite noise.
     """
     wide = reference.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -18,9 +18,9 @@ def sqnr_db(reference: Float[np.ndarray, "..."], values: Float[np.ndarray, "..."
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Ratio of two powers in dB; noise that is not finite, of values that overflowed, is endless.
+    """Ratio of two powers in dB; noise of values that overflowed, not finite, counts as infinite.
 
-    No noise at all is the best, whatever the signal.
+    No noise at all gives infinity, whatever the signal.
     """
     if noise == 0:
         return math.inf

@@ -1,4 +1,4 @@
-"""Numbered steps of named arrays in a folder, by Orbax: a step is there whole or not at all.
+"""Numbered steps of named arrays in a folder, by Orbax: a step is complete or absent.
 
 Orbax writes a step into a temporary directory and renames it at the end, so that an interrupted
 save leaves the steps before it as they were. Items are written as they come, one in memory at a
@@ -110,7 +110,7 @@ def write_step(
     Args:
         folder: made if it is absent.
         step: higher than any in the folder.
-        items: name and arrays of each item, asked for one after the other.
+        items: name and arrays of each item, asked for one by one.
         describe: called after the last item; gives plain values that are written beside them.
 
     Raises:

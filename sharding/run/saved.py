@@ -69,7 +69,7 @@ def save_state(folder: str | Path, state: State, *, step: int | None = None) -> 
 
     Args:
         folder: made if it is absent; one process at a time may save into it.
-        state: its blocks are asked for one after the other, and each is dropped once it is written.
+        state: its blocks are asked for one by one, and each is dropped once it is written.
         step: higher than those in the folder; None is the next number, from 0 on.
 
     Returns:
@@ -77,7 +77,7 @@ def save_state(folder: str | Path, state: State, *, step: int | None = None) -> 
 
     Raises:
         WeightsError: a step that is not higher, a folder that cannot be written, or a block that is
-            there twice or belongs to another model or policy than the state.
+            repeated or belongs to another model or policy than the state.
 
     Fidelity: exact, to the bits of NaN and the sign of zero.
     """
@@ -210,7 +210,7 @@ def restore_state(
             own.
 
     Returns:
-        The state. Caches and positions are in the arguments of its blocks: `run_block` goes on.
+        The state. Caches and positions are in the arguments of its blocks: `run_block` continues.
 
     Raises:
         WeightsError: as for `read_state`.

@@ -1,4 +1,4 @@
-"""Figures of served models and of other planners beside ours: to be looked at, not to pass.
+"""Figures of served models and of other planners beside ours: to be looked at, not to pass or fail.
 
 Of the services the plan, the batch and what else they do (speculative decoding, for one) are not
 public; the other planners were given GroqChip1's numbers as far as their inputs allow. Not
@@ -160,7 +160,7 @@ def fewest_racks(
         cfg: the model; it fits on `most` racks.
         request: batch, tokens and context.
         policy: formats of the weights.
-        progress: told how far `validate` is.
+        progress: told of progress.
         most: racks to begin with.
 
     Fidelity:

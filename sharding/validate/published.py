@@ -88,7 +88,7 @@ def validate(*, checks_only: bool = False, progress: Watcher = lambda *_: None) 
 
     Args:
         checks_only: leave out what cannot pass or fail; that takes longest.
-        progress: told how far it is.
+        progress: told of progress.
 
     Returns:
         The figures.
@@ -268,7 +268,7 @@ def reach() -> tuple[Figure, ...]:
 
 
 def gpu_token() -> Figure:
-    """One token of Llama-3.1-70B in bf16 on 8 H100, tensor parallel: a roofline, no schedule."""
+    """One token of Llama-3.1-70B in bf16 on 8 H100, tensor parallel: a roofline, not a schedule."""
     plan = Plan(group_chips=8, attention=AttentionShard(tensor=8), mlp=MlpShard(tensor=8))
     found = compare("llama-3.1-70b", "h100x8", NEXT_TOKEN, policy="bf16", plans=[plan])
     row = found.rows[0]

@@ -108,13 +108,13 @@ def check(
         tokens: how many.
         seed: of the hidden states, and of random weights.
         execution: as for `execute.run_block`.
-        progress: told how far it is, a step a block.
+        progress: told of progress, one step per block.
 
     Returns:
         One result per plan.
 
     Raises:
-        LpuError: the system is one of GPUs.
+        LpuError: it is a GPU system.
         PlanError: no tokens or layers were asked for, or a plan is not legal.
         CostError: a plan names a collective that does not exist over its links.
 
@@ -294,7 +294,7 @@ def with_numerics(
     Args:
         comparison: from `compare`.
         n_plans: how many rows.
-        progress: told how far it is.
+        progress: told of progress.
     """
     asked, plans = comparison.scenario, [row.plan for row in comparison.rows[:n_plans]]
     results = check(asked.model, asked.system, plans, policy=asked.policy, progress=progress)

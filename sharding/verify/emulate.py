@@ -1,4 +1,4 @@
-"""One block after the other under several plans, each beside the float32 reference.
+"""One block after another under several plans, each beside the float32 reference.
 
 Weights are made once per block, every plan runs on them, then they are dropped; of a mixture only
 the experts that some token chooses are made. Not here: which blocks run, the two ends of a model
@@ -92,7 +92,7 @@ class Run:
         reference: Float32[np.ndarray, "tokens d"],
         routing: RoutingCheck | None = None,
     ) -> None:
-        """Note the errors of a block and step behind it."""
+        """Note the errors of a block and move past it."""
         with np.errstate(invalid="ignore"):  # infinity minus infinity: fp16 overflowed
             change = hidden.astype(np.float32) - self.hidden.astype(np.float32)
         self.checks.append(
@@ -115,7 +115,7 @@ def run_steps(
     starting: Callable[["Step"], None] = lambda _: None,
     finished: Callable[["Step"], None] = lambda _: None,
 ) -> None:
-    """Move plans behind blocks, one after the other.
+    """Move plans past blocks, one after another.
 
     The next block's weights are made meanwhile, as long as both are small.
 
@@ -172,7 +172,7 @@ class Step:
         return store_block(self.source, self.kind, self.layer, self.policy, held_experts=held)
 
     def run(self, runs: Sequence[Run], stored: StoredBlock, workers: Executor) -> None:
-        """Move every plan behind the block."""
+        """Move every plan past the block."""
         if self.kind == "moe":
             self._run_mixture(runs, stored, workers)
             return
@@ -356,7 +356,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Passed:
-    """Some tokens behind a mixture."""
+    """Some tokens after a mixture."""
 
     hidden: Float[np.ndarray, "tokens d"]
     reference: Float32[np.ndarray, "tokens d"]

@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 
 class ExpertStore:
-    """Experts one behind the other, in as many rows as ever come; the last ones may stay zero."""
+    """Experts one after another, in as many rows as can be needed; the last ones may stay zero."""
 
     def __init__(self, n_rows: int) -> None:
         self.n_rows, self.n_filled = n_rows, 0
@@ -47,7 +47,7 @@ class ExpertStore:
 def made_ahead(
     make: Callable[[int], Made], numbers: Sequence[int], workers: Executor
 ) -> Iterator[Made]:
-    """Make things in their order by several workers, but only a few more than are asked for."""
+    """Make things in order with several workers, only a few ahead of what is asked for."""
     waiting: Iterable[int] = iter(numbers)
     coming = [workers.submit(make, number) for number in islice(waiting, _EXPERTS_AHEAD)]
     while coming:

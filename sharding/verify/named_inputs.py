@@ -58,7 +58,7 @@ def open_model(
     Raises:
         UnknownNameError: there is no such model.
         ConfigError: its configuration cannot be understood, or it has no latent attention.
-        WeightsError: the weights are broken, or of another model.
+        WeightsError: the weights are broken, or belong to another model.
     """
     opened = _open(model, weights, seed)
     if mla is None:
@@ -122,7 +122,7 @@ def layers_named(text: str, cfg: ModelConfig) -> tuple[int, ...]:
 
     Args:
         text: "all", "N" for the first N, "A-B" for a range, ends included, or several layers and
-            ranges with commas.
+            ranges separated by commas.
         cfg: the model.
 
     Raises:

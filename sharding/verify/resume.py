@@ -66,7 +66,7 @@ class Sitting:
 
     @property
     def seconds(self) -> float:
-        """Time so far, in all goes."""
+        """Time so far, over all sittings."""
         return self._before + perf_counter() - self._begun
 
     def note_block(self) -> None:
@@ -117,11 +117,11 @@ def load_progress(
 
     Args:
         path: of the file.
-        identity: of the run that wants to go on.
+        identity: of the run to be resumed.
         plans: its plans.
 
     Raises:
-        LpuError: it is no file of this kind, damaged, or of another run: then what differs.
+        LpuError: not a file of this kind, damaged, or from another run (says what differs).
     """
     with reading(f"resume file {path}"):
         if not path.exists():

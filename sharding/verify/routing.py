@@ -1,7 +1,7 @@
 """Routing of a check: what the emulated router chose, and a float32 mixture that follows or not.
 
 Of a mixture only the experts that are asked for are made, one at a time. A flip of a choice is not
-an arithmetic error, so both are told apart: flips and the router's margin are counted on the
+an arithmetic error, so the two are kept apart: flips and the router's margin are counted on the
 reference's own state. Not here: the emulated experts (`emulate`).
 """
 

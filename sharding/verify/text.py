@@ -123,13 +123,13 @@ def compare_text(
         window: tokens that are seen together; by default as many as the model has positions. A
             longer text is cut into such windows, and the first token of each is not predicted.
         execution: as for `execute.run_block`.
-        progress: told how far it is, a step a pass over a window.
+        progress: told of progress, one step per pass over a window.
 
     Returns:
         One result for each plan and policy, policies innermost.
 
     Raises:
-        LpuError: the system is one of GPUs.
+        LpuError: it is a GPU system.
         PlanError: fewer than 2 tokens, a window of fewer than 2 or of more than the model's
             positions, a token the model does not have, or a plan that is not legal.
 

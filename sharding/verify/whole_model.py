@@ -121,15 +121,15 @@ def check_whole(
             on from it and ends with the same bits.
         weights_name: identifies the weights to `resume`.
         execution: as for `execute.run_block`.
-        progress: told how far it is, a step a block.
+        progress: told of progress, one step per block.
 
     Returns:
         One result per plan.
 
     Raises:
-        LpuError: the system is one of GPUs; the file of `resume` is damaged, of another run, or
+        LpuError: it is a GPU system; the `resume` file is damaged, from another run, or
             cannot be written.
-        PlanError: no tokens or layers, or such as the model does not have; an illegal plan.
+        PlanError: no tokens or layers, or ones that the model does not have; an illegal plan.
         CostError: a plan names a collective that does not exist over its links.
         WeightsError: the source cannot give a block.
 
@@ -201,7 +201,7 @@ def _identity(
     token_ids: Sequence[int],
     layers: Sequence[int],
 ) -> dict[str, Any]:
-    """What makes a run this one, as values for JSON; a state goes on in no other."""
+    """What makes a run this one, as values for JSON; a state resumes in no other."""
     return {
         "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
         "system": [system.name, *system.topology.tiers],

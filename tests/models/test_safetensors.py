@@ -170,7 +170,7 @@ def test_paths_that_are_no_files_are_refused(tmp_path):
     for path, reason in (
         (tmp_path, "it is a folder"),
         (tmp_path / "absent.safetensors", "there is no such file"),
-        ("/dev/null", "it is not a plain file"),
+        ("/dev/null", "it is not a regular file"),
         (tmp_path / ("x" * 300), "File name too long"),
     ):
         with pytest.raises(WeightsError, match=f"cannot be read: {reason}"):

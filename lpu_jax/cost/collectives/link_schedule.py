@@ -2,7 +2,7 @@
 
 `links` prices collectives in closed form; this module lists the same algorithms transfer by
 transfer, for all runs of a mesh axis at once, so that links which runs share are seen to be shared.
-The two do not use each other; tests hold one against the other. Steps follow one another with a
+The two do not use each other; tests compare the two. Steps follow one another with a
 barrier: a step starts when everything of the step before has arrived. Within a step, transfers that
 share a link follow one another on it. `link_check` proves a schedule right.
 
@@ -100,7 +100,7 @@ def link_schedule(
 
     Raises:
         UnknownNameError: if the kind or the algorithm has no such name.
-        CostError: if the runs are no runs of chips of the machine, or the algorithm does not exist
+        CostError: if the runs are not runs of chips of the machine, or the algorithm does not exist
             for this kind or over the links of the runs.
 
     Fidelity:
@@ -142,7 +142,7 @@ def _route(
 
 
 def _check_runs(topology: Topology, kind: str, runs: Int[np.ndarray, "runs chips"]) -> None:
-    """Refuse what is no set of runs of the machine."""
+    """Refuse what is not a set of runs of the machine."""
     if not runs.shape[1]:
         raise CostError("link_schedule: a run needs at least one chip")
     if runs.size and (runs.min() < 0 or runs.max() >= topology.n_chips):

@@ -2,10 +2,10 @@
 
 Every collective runs over runs of chips (`spans.Span` says what a run touches), all runs of a
 group at once. A step moves shares of a vector over links that exist, each step after the one
-before; `link_schedule` lists the same steps link by link, and tests hold this module against it.
+before; `link_schedule` lists the same steps link by link, and tests compare this module with it.
 Which algorithms there are, and which steps they take, is said in `algorithms`.
 
-Not modelled: ways round over a third node (minimal routes only), overlap of one step with the next,
+Not modelled: detours over a third node (minimal routes only), overlap of one step with the next,
 and time for the additions, which overlap with arrival.
 """
 

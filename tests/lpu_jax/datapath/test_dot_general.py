@@ -260,7 +260,7 @@ def test_layers_in_a_scan_and_under_vmap_are_differentiated() -> None:
     ("options", "message"),
     [
         ({"weights": "mxfp5"}, "unknown weight scheme 'mxfp5'"),
-        ({"weights": jnp.int8}, "must be text or a Scheme or None"),
+        ({"weights": jnp.int8}, "must be a string or a Scheme or None"),
         ({"activations": "fp32"}, "activations='fp32' was given; it must be one of fp16, e4m3fn"),
         ({"rounding": "rna"}, "rounding='rna'"),
         ({"carry": "fp16"}, "carry='fp16'"),

@@ -113,7 +113,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         save_state(tmp_path, state_of(TINY_LLAMA, "fp16", [kept]))
     with pytest.raises(WeightsError, match="attention block of layer 0: it is in the state twice"):
         save_state(tmp_path, state_of(TINY_LLAMA, "fp16", [kept, kept], positions=two))
-    with pytest.raises(WeightsError, match="of another model or policy than the state"):
+    with pytest.raises(WeightsError, match="belongs to another model or policy"):
         save_state(tmp_path, state_of(TINY_LLAMA, "int8", [kept], positions=two))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(PlanError, match="has 2 sequences; a batch of 3 was asked for"):

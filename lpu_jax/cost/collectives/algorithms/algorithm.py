@@ -1,8 +1,8 @@
 """What a row of the table of algorithms says: all that is known of one algorithm, in one place.
 
 Its price and its route are two readings of the same steps and know nothing of each other: tests
-hold one against the other. In which order it adds is what chips compute, and so is said where they
-compute it (`datapath.c2c.OWN_ORDERS`). Not modelled: as in `links`.
+compare the two. The order in which it adds is part of what chips compute, and so is stated where
+they compute it (`datapath.c2c.OWN_ORDERS`). Not modelled: as in `links`.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 A run over nodes `a .. a + m - 1` of a rack sees, from each of its nodes, the peers of rank
 `a .. a + m - 2`: the same in every node. What the chips that own those links carry is therefore
-counted once. Not modelled: a vector that is no multiple of the parts (`steps` rounds up).
+counted once. Not modelled: a vector that is not a multiple of the parts (`steps` rounds up).
 """
 
 import functools
