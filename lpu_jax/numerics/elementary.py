@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
 from . import algorithms, arithmetic
-from .arithmetic import Arithmetic, on_backend
+from .arithmetic import on_backend
+from .portable import one_nan
 
 #: Lanes of a vector, which fixes the tree of `sum_lanes`.
 LANES = 320
@@ -29,12 +30,12 @@ _MAX_UNROLLED = 8
 
 def add(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a + b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
-    return on_backend(Arithmetic.add, a, b)
+    return on_backend(arithmetic.add, a, b)
 
 
 def sub(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a - b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
-    return on_backend(Arithmetic.sub, a, b)
+    return on_backend(arithmetic.sub, a, b)
 
 
 def mul(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
@@ -234,7 +235,7 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity:
         Order-dependent: the order above; zeros anywhere in the list change no bit.
     """
-    return on_backend(algorithms.sum_leading, x)
+    return one_nan(algorithms.sum_leading(x))
 
 
 def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]:

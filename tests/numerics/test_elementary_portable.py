@@ -43,7 +43,7 @@ def on(unit: arithmetic.Arithmetic, name: str) -> Callable[..., Any]:
         function = partial(getattr(arithmetic, name), unit)
 
     def run(*xs: Any) -> Any:
-        out = function(*(unit.flushed(x) for x in xs))
+        out = function(*(portable.flushed_operand(x) for x in xs))
         return out if out.dtype == bool else jnp.where(out == out, out, jnp.float32(jnp.nan))
 
     return run
