@@ -8,6 +8,8 @@ not imported here, because jaxtyping can only check modules that are imported af
 
 import os
 import sys
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -20,8 +22,9 @@ _JAX_ENVIRONMENT = {
     "JAX_NUM_CPU_DEVICES": str(N_CPU_DEVICES),
     # A cached executable would hide a change of lowering.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
-    # Sums must not depend on how many threads share them, and test machines have few cores.
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    # Sums must not depend on how many threads share them, and test machines have few cores. What
+    # the environment asks for comes last and wins: the suite also runs as older processors would.
+    "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen=false {os.environ.get('XLA_FLAGS', '')}".strip(),
 }
 
 if "jax" in sys.modules:
@@ -35,3 +38,16 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50
 # For hunting: `pytest --hypothesis-profile=explore`.
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("ci")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, Any]:
+    """Report what a canary finds as an expected failure: it is no fault of what is tested."""
+    report = yield
+    if report.when == "call" and report.failed and item.get_closest_marker("canary"):
+        assert call.excinfo is not None
+        report.outcome = "skipped"
+        report.wasxfail = " ".join(call.excinfo.exconly().split())[:300]
+    return report

@@ -17,6 +17,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from ..numerics.compiler import check_options
 from .work import Call, Hardware, Unit, Work
 
 CostRule = Callable[[Hardware, Call], Work]
@@ -107,6 +108,7 @@ def primitive(
         return [ShapedArray((*lead, *out.shape), out.dtype) for out in probe(*core, **params)]
 
     def lowering(*args: Any, levels: Levels = (), **params: Any) -> list[Any]:
+        check_options()
         function = partial(meaning, **params)
         for flags in reversed(levels):
             function = jax.vmap(function, in_axes=tuple(0 if flag else None for flag in flags))

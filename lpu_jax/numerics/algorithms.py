@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from . import portable
-from .arithmetic import Arithmetic, Values
+from .arithmetic import X86, Arithmetic, Values, add
 from .portable import flushed
 
 #: ln 2 in two parts; the first has 9 bits, so that its product with an exponent is exact.
@@ -87,7 +87,7 @@ def _polynomial(u: Arithmetic, coefficients: tuple[float, ...], x: Values) -> Va
     """Evaluate by Horner's rule, highest power first."""
     total = constant(coefficients[0], x)
     for coefficient in coefficients[1:]:
-        total = u.add(u.mul(total, x), constant(coefficient, x))
+        total = u.add(u.plain_mul(total, x), constant(coefficient, x))
     return total
 
 
@@ -103,9 +103,9 @@ def rsqrt(u: Arithmetic, x: Values) -> Values:
 
 def exp(u: Arithmetic, x: Values) -> Values:
     """`2**n` times a polynomial of the rest, `n = round(x / ln 2)`."""
-    n = jnp.round(u.mul(x, constant(1.44269504088896341, x)))
-    high = u.sub(x, u.mul(n, constant(_LN2_HIGH, x)))  # exact
-    low = u.mul(n, constant(_LN2_LOW, x))
+    n = jnp.round(u.plain_mul(x, constant(1.44269504088896341, x)))
+    high = u.sub(x, u.plain_mul(n, constant(_LN2_HIGH, x)))  # exact
+    low = u.plain_mul(n, constant(_LN2_LOW, x))
     return _in_range(x, _exp_reduced(u, n, high, low))
 
 
@@ -113,7 +113,9 @@ def _exp_reduced(u: Arithmetic, n: Values, high: Values, low: Values) -> Values:
     """`2**n * exp(high - low)` for an argument of at most ln(2)/2."""
     r = u.sub(high, low)
     q = _polynomial(u, _EXP_COEFFICIENTS, r)
-    tail = u.sub(u.mul(q, u.mul(r, r)), low)  # `high` and `low` again, not the rounded r
+    tail = u.sub(
+        u.plain_mul(q, u.plain_mul(r, r)), low
+    )  # `high` and `low` again, not the rounded r
     power = u.add(u.add(high, tail), constant(1.0, r))
     # power is in [0.7, 1.5]: adding n to its exponent field multiplies by 2**n.
     bits = lax.bitcast_convert_type(power, jnp.int32) + (n.astype(jnp.int32) << 23)
@@ -147,11 +149,11 @@ def log(u: Arithmetic, x: Values) -> Values:
     bits = (offset & jnp.int32(0x007F_FFFF)) + jnp.int32(_SQRT_HALF_BITS)
     f = u.sub(lax.bitcast_convert_type(bits, jnp.float32), constant(1.0, x))  # exact
     n = n.astype(jnp.float32)
-    square = u.mul(f, f)
-    tail = u.mul(u.mul(_polynomial(u, _LOG_COEFFICIENTS, f), f), square)
-    tail = u.add(tail, u.mul(n, constant(_LN2_LOW, x)))
-    tail = u.sub(tail, u.mul(square, constant(0.5, x)))
-    total = u.add(u.add(f, tail), u.mul(n, constant(_LN2_HIGH, x)))
+    square = u.plain_mul(f, f)
+    tail = u.plain_mul(u.plain_mul(_polynomial(u, _LOG_COEFFICIENTS, f), f), square)
+    tail = u.add(tail, u.plain_mul(n, constant(_LN2_LOW, x)))
+    tail = u.sub(tail, u.plain_mul(square, constant(0.5, x)))
+    total = u.add(u.add(f, tail), u.plain_mul(n, constant(_LN2_HIGH, x)))
     total = jnp.where(x == 0, jnp.float32(-jnp.inf), total)
     total = jnp.where(x < 0, jnp.float32(jnp.nan), total)
     return jnp.where(x < jnp.inf, total, x)  # infinity and NaN are themselves
@@ -160,8 +162,10 @@ def log(u: Arithmetic, x: Values) -> Values:
 def tanh(u: Arithmetic, x: Values) -> Values:
     """`x + x**3 p(x**2)` for small `|x|`, else `1 - 2 / (exp(2 |x|) + 1)` with the sign of `x`."""
     w = jnp.abs(x)
-    square = u.mul(w, w)
-    small = u.add(u.mul(u.mul(_polynomial(u, _TANH_COEFFICIENTS, square), square), w), w)
+    square = u.plain_mul(w, w)
+    small = u.add(
+        u.plain_mul(u.plain_mul(_polynomial(u, _TANH_COEFFICIENTS, square), square), w), w
+    )
     one = constant(1.0, x)
     large = u.sub(one, u.div(constant(2.0, x), u.add(exp(u, u.add(w, w)), one)))
     bits = portable.bits_of(jnp.where(w >= _TANH_POLYNOMIAL_END, large, small))
@@ -180,16 +184,16 @@ def gelu(u: Arithmetic, x: Values) -> Values:
     upper = portable.value_of(portable.bits_of(w) & jnp.uint32(_UPPER_HALF))
     lower = u.sub(w, upper)
     half = constant(-0.5, x)
-    first = u.mul(u.mul(upper, upper), half)
-    second = u.mul(u.mul(lower, u.add(w, upper)), half)
-    n = jnp.round(u.mul(u.add(first, second), constant(1.44269504088896341, x)))
-    high = u.sub(first, u.mul(n, constant(_LN2_HIGH, x)))  # exact
-    low = u.sub(u.mul(n, constant(_LN2_LOW, x)), second)
+    first = u.plain_mul(u.plain_mul(upper, upper), half)
+    second = u.plain_mul(u.plain_mul(lower, u.add(w, upper)), half)
+    n = jnp.round(u.plain_mul(u.add(first, second), constant(1.44269504088896341, x)))
+    high = u.sub(first, u.plain_mul(n, constant(_LN2_HIGH, x)))  # exact
+    low = u.sub(u.plain_mul(n, constant(_LN2_LOW, x)), second)
     power = _in_range(first, _exp_reduced(u, n, high, low))
     t = u.div(constant(2.0, x), u.add(w, constant(2.0, x)))
     p = _polynomial(u, _NORMAL_TAIL_COEFFICIENTS, u.sub(constant(1.0, x), u.add(t, t)))
-    tail = u.mul(t, p)
-    above = u.sub(constant(1.0, x), u.mul(power, tail))
+    tail = u.plain_mul(t, p)
+    above = u.sub(constant(1.0, x), u.plain_mul(power, tail))
     is_positive = x > 0
     scaled = jnp.where(is_positive, x, u.mul(x, tail))  # before the power, which may be tiny
     return u.mul(scaled, jnp.where(is_positive, above, power))
@@ -197,13 +201,12 @@ def gelu(u: Arithmetic, x: Values) -> Values:
 
 def gelu_tanh(u: Arithmetic, x: Values) -> Values:
     """`x * sigmoid(x * (c0 + c1 x**2))`, which is `x / 2 * (1 + tanh(...))`."""
-    cubic = u.mul(u.mul(x, x), constant(_GELU_TANH_CUBIC, x))
-    return u.mul(x, sigmoid(u, u.mul(x, u.add(cubic, constant(_GELU_TANH_LINEAR, x)))))
+    cubic = u.plain_mul(u.plain_mul(x, x), constant(_GELU_TANH_CUBIC, x))
+    return u.mul(x, sigmoid(u, u.plain_mul(x, u.add(cubic, constant(_GELU_TANH_LINEAR, x)))))
 
 
 def sum_lanes(u: Arithmetic, x: Values, *, lanes: int, max_unrolled: int) -> Values:
     """Sum the last axis: vectors of `lanes` in ascending order, then lanes by halves."""
-    x = flushed(x)  # the wall between products and sums
     count = -(-x.shape[-1] // lanes)
     x = _pad_last(x, max(count, 1) * lanes)
 
@@ -213,24 +216,28 @@ def sum_lanes(u: Arithmetic, x: Values, *, lanes: int, max_unrolled: int) -> Val
     total = vector(0)
     if count <= max_unrolled:
         for i in range(1, count):
-            total = u.plain_add(total, vector(i))
+            total = add(u, total, vector(i))
     else:
-        total = lax.fori_loop(1, count, lambda i, acc: u.plain_add(acc, vector(i)), total)
+        total = lax.fori_loop(1, count, lambda i, acc: add(u, acc, vector(i)), total)
     total = _pad_last(total, 1 << (lanes - 1).bit_length())
     while total.shape[-1] > 1:
         half = total.shape[-1] // 2
-        total = u.plain_add(total[..., :half], total[..., half:])
+        total = add(u, total[..., :half], total[..., half:])
     return total[..., 0]
 
 
-def sum_leading(u: Arithmetic, x: Values, *, from_first: bool) -> Values:
-    """Sum the leading axis in ascending order, starting from +0 or from the first entry."""
+def sum_leading(x: Values, *, from_first: bool) -> Values:
+    """Sum the leading axis in ascending order, starting from +0 or from the first entry.
+
+    Parts are flushed one by one here: flushed before, all of them would be copied.
+    """
     start = -0.0 if from_first else 0.0  # what is added to -0 keeps its sign
+    return lax.scan(_add_part, jnp.full(x.shape[1:], start, x.dtype), x)[0]
 
-    def step(total: Values, part: Values) -> tuple[Values, None]:
-        return u.plain_add(total, flushed(part)), None
 
-    return lax.scan(step, jnp.full(x.shape[1:], start, x.dtype), x)[0]
+def _add_part(total: Values, part: Values) -> tuple[Values, None]:
+    """Add one flushed part."""
+    return add(X86, total, flushed(part)), None  # any: all add alike
 
 
 def max_last(u: Arithmetic, x: Values) -> Values:
@@ -239,7 +246,8 @@ def max_last(u: Arithmetic, x: Values) -> Values:
     # XLA:CPU's maximum over an axis loses NaN for some lengths (seen on JAX 0.10.2: 833).
     is_nan = x != x
     largest = jnp.where(is_nan, -jnp.inf, x).max(-1, initial=-jnp.inf)
-    largest = jnp.where(largest == 0, jnp.float32(0), largest)
+    bits = portable.bits_of(largest)
+    largest = portable.value_of(jnp.where(bits << 1 == 0, jnp.uint32(0), bits))
     return jnp.where(is_nan.any(-1), jnp.float32(jnp.nan), largest)
 
 

@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float32
 from ..arguments import check_spread, checked
 from ..errors import LpuError
 from . import algorithms, arithmetic
-from .arithmetic import Arithmetic, on_backend
+from .arithmetic import on_backend
+from .portable import one_nan
 
 #: Lanes of a vector, which fixes the tree of `sum_lanes`.
 LANES = 320
@@ -33,14 +34,14 @@ _MAX_UNROLLED = 8
 def add(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a + b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
     check_spread("elementary.add", [a.shape, b.shape])
-    return on_backend(Arithmetic.add, a, b)
+    return on_backend(arithmetic.add, a, b)
 
 
 @checked
 def sub(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a - b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
     check_spread("elementary.sub", [a.shape, b.shape])
-    return on_backend(Arithmetic.sub, a, b)
+    return on_backend(arithmetic.sub, a, b)
 
 
 @checked
@@ -262,7 +263,7 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity:
         Order-dependent: the order above; zeros anywhere in the list change no bit.
     """
-    return on_backend(algorithms.sum_leading, x, from_first=False)
+    return one_nan(algorithms.sum_leading(x, from_first=False))
 
 
 @checked
@@ -272,7 +273,7 @@ def sum_chips(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity:
         Order-dependent: the order above; negative zeros anywhere in the list change no bit.
     """
-    return on_backend(algorithms.sum_leading, x, from_first=True)
+    return one_nan(algorithms.sum_leading(x, from_first=True))
 
 
 @checked

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float32, Float64
 
 from ..arguments import check_spread, checked
-from .portable import flushed, settled, value_of
+from .portable import flushed_operand, one_nan, value_of
 
 _EXPONENT64, _SIGN64 = 0x7FF0_0000_0000_0000, -(2**63)
 #: Bits of a float64 significand that fp32 has no room for.
@@ -38,10 +38,10 @@ def fma(
         Round to odd: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
     """
     check_spread("fused.fma", [a.shape, b.shape, c.shape])
-    a, b, c = flushed(a), flushed(b), flushed(c)
+    a, b, c = flushed_operand(a), flushed_operand(b), flushed_operand(c)
     product = _walled(a.astype(jnp.float64) * b.astype(jnp.float64))
     addend = _walled(c.astype(jnp.float64))
-    total = _walled(product + addend)
+    total = _sum_of_zeros_or(product, addend, _walled(product + addend))
     virtual = _walled(total - product)
     error = _walled(product - _walled(total - virtual)) + _walled(addend - virtual)
     bits = lax.bitcast_convert_type(total, jnp.int64)
@@ -51,8 +51,17 @@ def fma(
     odd = jnp.where(is_odd, bits, jnp.where(points_back, bits - 1, bits + 1))
     inexact = (error != 0) & (error == error)
     narrow = _narrowed(jnp.where(inexact, odd, bits))
-    special = settled(total.astype(jnp.float32))
+    special = one_nan(total.astype(jnp.float32))  # an infinity or NaN
     return jnp.where((bits & _EXPONENT64) == _EXPONENT64, special, narrow)
+
+
+def _sum_of_zeros_or(
+    a: Float64[Array, "..."], b: Float64[Array, "..."], total: Float64[Array, "..."]
+) -> Float64[Array, "..."]:
+    """Return `a + b` where both are zeros, for which XLA takes -0 + 0 to be -0, else `total`."""
+    a_bits, b_bits, bits = (lax.bitcast_convert_type(v, jnp.int64) for v in (a, b, total))
+    bits = jnp.where((a_bits | b_bits) << 1 == 0, a_bits & b_bits, bits)
+    return lax.bitcast_convert_type(bits, jnp.float64)
 
 
 def _walled(x: Float64[Array, "..."]) -> Float64[Array, "..."]:
