@@ -220,7 +220,7 @@ def _shared(caller: str, x: Array, axis: Axis, dim: int) -> int:
     if not divides(axis.size, x.shape[_negative(caller, x, dim)]):
         raise LpuError(
             f"{caller}: dim={dim} of shape {x.shape} was given for {axis.size} chips; its length "
-            "must be a multiple of them."
+            "must be a multiple of that."
         )
     return _negative(caller, x, dim)
 

@@ -155,7 +155,7 @@ def _check_room(caller: str, cache: Array, new: Array, axis: int) -> None:
     if exceeds(new.shape[axis], cache.shape[axis]):
         raise LpuError(
             f"{caller}: {new.shape[axis]} new entries were given for a cache of "
-            f"{cache.shape[axis]} positions; there must be at most as many."
+            f"{cache.shape[axis]} positions; there must be at most that many."
         )
 
 
@@ -420,7 +420,9 @@ def pad_rows(x: Num[Array, "m ..."], n: Count) -> Num[Array, "padded ..."]:
     Free (assumed). Fidelity: exact.
     """
     if exceeds(x.shape[0], n):
-        raise LpuError(f"mem.pad_rows: n={n} was given for {x.shape[0]} rows; it must be as many.")
+        raise LpuError(
+            f"mem.pad_rows: n={n} was given for {x.shape[0]} rows; it must be at least that."
+        )
     return _pad_rows(x, n=n)  # type: ignore[no-any-return]
 
 

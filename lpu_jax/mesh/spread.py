@@ -58,7 +58,7 @@ class Spread:
             if not is_count or sizes[name] % count:
                 raise MeshError(
                     f"{caller}: axis {name!r} of {sizes[name]} chips cannot be spread over "
-                    f"{count!r} devices: not a divisor."
+                    f"{count!r} devices; it must be a divisor of {sizes[name]}."
                 )
         on = {name: devices.get(name, 1) for name in sizes}
         virtual = {name: size // on[name] for name, size in mesh.axes}

@@ -63,7 +63,7 @@ def from_blocks(
     if not 0 <= length <= joined.shape[at - 1]:
         raise LpuError(
             f"blocks.from_blocks: length={length} was given for blocks of {joined.shape[at - 1]} "
-            "rows in all; it must be at most as many."
+            "rows in all; it must be at most that."
         )
     return lax.slice_in_dim(joined, 0, length, axis=at - 1)
 

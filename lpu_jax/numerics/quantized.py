@@ -344,7 +344,7 @@ def partition(q: QuantizedArray, spec: PartitionSpec) -> QuantizedArray:
     if len(spec) > len(q.shape):
         raise LpuError(
             f"quantized.partition: a spec of {len(spec)} entries was given for an array of shape "
-            f"{q.shape}; it must have at most as many."
+            f"{q.shape}; it must have at most that many."
         )
     entries = (*spec, *(None,) * (len(q.shape) - len(spec)))
 

@@ -137,7 +137,7 @@ class Comparison:
         try:
             import pandas
         except ModuleNotFoundError:
-            raise LpuError("pandas is not installed; `pip install pandas` brings it.") from None
+            raise LpuError("pandas is not installed; `pip install pandas` installs it.") from None
         return pandas.json_normalize([row.as_dict() for row in self.rows], max_level=1)
 
     def plot(self, path: str | Path) -> None:

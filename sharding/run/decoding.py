@@ -197,5 +197,5 @@ def _check_tokens(cfg: ModelConfig, tokens: Sequence[int]) -> None:
     for token in tokens:
         if not 0 <= token < cfg.vocab_size:
             raise PlanError(
-                f"generate: token {token} was given; {cfg.name} knows 0 to {cfg.vocab_size - 1}."
+                f"generate: token {token} was given; {cfg.name} has 0 to {cfg.vocab_size - 1}."
             )

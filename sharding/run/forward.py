@@ -113,8 +113,7 @@ def _check_tokens(cfg: ModelConfig, tokens: Int[np.ndarray, "b t"], step: int | 
     beyond = tokens[(tokens < 0) | (tokens >= cfg.vocab_size)]
     if beyond.size:
         raise PlanError(
-            f"forward: token {int(beyond[0])} was given; {cfg.name} knows 0 to "
-            f"{cfg.vocab_size - 1}."
+            f"forward: token {int(beyond[0])} was given; {cfg.name} has 0 to {cfg.vocab_size - 1}."
         )
 
 

@@ -301,7 +301,7 @@ def read_state(
 def _check(where: str, described: Any, cfg: ModelConfig, policy: Policy) -> None:
     """Refuse the state of another version, model or policy."""
     if not isinstance(described, dict) or described.get("format") != _FORMAT:
-        raise WeightsError(f"{where} is not a saved state that this version knows.")
+        raise WeightsError(f"{where} is not a saved state that this version can read.")
     for what, ours in (("model", cfg), ("policy", policy)):
         different = _difference(described[what], _plain(ours), what)
         if different is not None:

@@ -176,7 +176,7 @@ def _windows(
     beyond = [token for token in tokens if not 0 <= token < cfg.vocab_size]
     if beyond:
         raise PlanError(
-            f"text: it has the token {beyond[0]}; {cfg.name} knows 0 to {cfg.vocab_size - 1}."
+            f"text: it has token {beyond[0]}; {cfg.name} has 0 to {cfg.vocab_size - 1}."
         )
     ids = np.asarray(tokens, np.int32)
     cut = [ids[i : i + length] for i in range(0, len(ids), length)]

@@ -251,7 +251,7 @@ def check_tokens(cfg: ModelConfig, token_ids: Sequence[int], plans: Sequence[Pla
     for token in token_ids:
         if not 0 <= token < cfg.vocab_size:
             raise PlanError(
-                f"check: token {token} was given; {cfg.name} knows 0 to {cfg.vocab_size - 1}."
+                f"check: token {token} was given; {cfg.name} has 0 to {cfg.vocab_size - 1}."
             )
 
 

@@ -90,7 +90,7 @@ def test_steps_and_companions_change_no_bit():
     ("tokens", "options", "complaint"),
     [
         ([[]], {}, "no tokens were given"),
-        ([[1, 64]], {}, r"token 64 was given; llama knows 0 to 63"),
+        ([[1, 64]], {}, r"token 64 was given; llama has 0 to 63"),
         ([[1, -1]], {}, r"token -1 was given"),
         ([[1] * 257], {}, r"257 tokens were given; llama has 256 positions"),
         ([[1, 2]], {"step": 0}, "steps of 0 tokens"),

@@ -283,7 +283,7 @@ def test_text_comes_in_whole_characters(scripted):
         ([[1], []], 1, "prompt 2 is empty"),
         ([[1]], 0, "0 new tokens were asked for"),
         ([[0]], 9000, "the prompt and new tokens need 9001 positions; smollm2-135m has 8192"),
-        ([[1], [30]], 1, "token 30 was given; smollm2-135m knows 0 to 29"),
+        ([[1], [30]], 1, "token 30 was given; smollm2-135m has 0 to 29"),
         ([[-1]], 1, "token -1 was given"),
     ],
 )

@@ -188,7 +188,7 @@ def test_any_text_is_predicted_under_a_context_plan(n_tokens, same):
     [
         ([], None, "it has 0 tokens; at least 2 are needed"),
         ([1], None, "it has 1 tokens"),
-        ([1, 30], None, "it has the token 30; smollm2-135m knows 0 to 29"),
+        ([1, 30], None, "it has token 30; smollm2-135m has 0 to 29"),
         ([1, 2], 1, "a window of 1 tokens was asked for; smollm2-135m takes 2 to 64"),
         ([1, 2], 65, "a window of 65 tokens"),
     ],

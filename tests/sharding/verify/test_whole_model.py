@@ -217,7 +217,7 @@ def test_random_tokens_are_pinned_and_grow_at_the_end():
     [
         ({"token_ids": ()}, "0 tokens were asked for; 1 to 320 are possible"),
         ({"token_ids": (1,) * 321}, "321 tokens were asked for"),
-        ({"token_ids": (5, 128)}, "token 128 was given; kimi-k2 knows 0 to 127"),
+        ({"token_ids": (5, 128)}, "token 128 was given; kimi-k2 has 0 to 127"),
         ({"token_ids": (-1,)}, "token -1 was given"),
         ({"layers": ()}, "no layers were asked for"),
         ({"layers": (0, 2)}, "layer 2 was asked for; kimi-k2 has 0 to 1"),
