@@ -164,7 +164,7 @@ E3M4 = _ieee("e3m4", 3, 4)
 E3M2 = _finite("e3m2", 3, 2)
 E2M3 = _finite("e2m3", 2, 3)
 E2M1 = _finite("e2m1", 2, 1)
-#: OCP MX v1.0 E8M0, a scale: `2**(code - 127)`, code 255 is NaN.
+#: OCP MX v1.0 E8M0, a scale: `2**(code - 127)`, code 255 is NaN; "rne" rounds its ties up.
 E8M0 = Format(
     name="e8m0",
     exponent_bits=8,
