@@ -95,7 +95,7 @@ PORTABLE = Arithmetic(
 
 #: Processors that round products at 2**-126 by the chip's rule. ARM's flushing mode decides before
 #: rounding, and so differs for products just below.
-_X86_PROCESSORS = ("x86_64", "AMD64")
+X86_PROCESSORS = ("x86_64", "AMD64")
 
 
 @cache  # JAX knows functions by identity: it traces each of these once for every shape
@@ -121,7 +121,7 @@ def on_backend(function: Callable[..., Any], *operands: Values, **static: Any) -
         static: hashable parameters.
     """
     portable_run = _traced_once(function, PORTABLE, tuple(static.items()))
-    if platform.machine() not in _X86_PROCESSORS:
+    if platform.machine() not in X86_PROCESSORS:
         result: Array = portable_run(*operands)
     else:
         native_run = _traced_once(function, X86, tuple(static.items()))

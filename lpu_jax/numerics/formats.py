@@ -294,7 +294,7 @@ E3M4 = _named("e3m4", "ieee")
 E3M2 = _named("e3m2", "finite")
 E2M3 = _named("e2m3", "finite")
 E2M1 = _named("e2m1", "finite")
-#: OCP MX v1.0 E8M0, a scale: `2**(code - 127)`, code 255 is NaN.
+#: OCP MX v1.0 E8M0, a scale: `2**(code - 127)`, code 255 is NaN; "rne" rounds its ties up.
 E8M0 = Format(
     name="e8m0",
     exponent_bits=8,

@@ -60,6 +60,9 @@ def encode(
     Special cases: NaN gives the NaN code (0 in formats without one); an infinity is an overflow;
     -0 keeps its sign in floating point formats that have one. In e8m0, which has neither sign nor
     zero, zero and negative values give NaN, and positive values below `2**-127` give `2**-127`.
+    "rne" rounds every tie of e8m0, 1.5 times a power of two, up: a significand of one bit is always
+    odd, and the larger neighbour is the even one (so does ml_dtypes from 0.6 on; gfloat takes the
+    even code).
     Rounding comes first: a value overflows if its rounding with unbounded exponent is too large.
     Towards zero ("rz") no finite value overflows to infinity or NaN.
 

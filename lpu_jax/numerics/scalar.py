@@ -101,9 +101,10 @@ def encode(
 
     Special cases: NaN gives the NaN code (0 in formats without one); an infinity is an overflow;
     -0 keeps its sign in floating point formats that have one. In e8m0, which has neither sign nor
-    zero, zero and negative values give NaN, and positive values below `2**-127` give `2**-127`.
-    Rounding comes first: a value overflows if its rounding with unbounded exponent is too large.
-    Towards zero ("rz") no finite value overflows to infinity or NaN.
+    zero, zero and negative values give NaN, and positive values below `2**-127` give `2**-127`;
+    "rne" rounds every tie of it, 1.5 times a power of two, up. Rounding comes first: a value
+    overflows if its rounding with unbounded exponent is too large. Towards zero ("rz") no finite
+    value overflows to infinity or NaN.
 
     Args:
         value: the number.
