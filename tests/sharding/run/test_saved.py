@@ -328,9 +328,9 @@ import os, signal
 from placed_blocks import TINY_LLAMA
 from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
-from sharding.load import store_block
-from sharding.saved import State, save_state
-from sharding.unplaced import BlockState
+from sharding.run.load import store_block
+from sharding.run.saved import State, save_state
+from sharding.run.unplaced import BlockState
 
 def blocks():
     for layer in range(3):
