@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
+from jax.sharding import PartitionSpec
 from jaxtyping import AbstractArray, Bool, Key, Num, Shaped
 
 from .errors import LpuError
@@ -201,9 +202,8 @@ class _Instances(_Kind):
     def words(self, lengths: Lengths) -> str:
         if self.cls is NoneType:
             return "None"
-        article = "an" if self.cls.__name__[0] in "AEIOU" else "a"
-        names = {str: "a string", bool: "True or False"}
-        return names.get(self.cls, f"{article} {self.cls.__name__}")
+        names = {str: "a string", bool: "True or False", PartitionSpec: "a PartitionSpec"}
+        return names.get(self.cls, with_article(self.cls.__name__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +363,7 @@ def _arrays(annotation: Any) -> _Arrays:
     names = (*Num.dtypes, *Bool.dtypes) if family is Shaped else annotation.dtypes
     dims = tuple(annotation.dim_str.split())
     many = [i for i, name in enumerate(dims) if name == "..." or name.startswith("*")]
-    words = _FAMILIES.get(family.__name__, f"a {names[0]} array")
+    words = _FAMILIES.get(family.__name__, with_article(f"{names[0]} array"))
     if family is Key:
         return _Arrays("a random key", frozenset(), dims, None, False)
     return _Arrays(
@@ -384,6 +384,11 @@ def _narrows(dtype: np.dtype[Any]) -> bool:
 # --- what annotations do not say ------------------------------------------------------------------
 
 
+def with_article(noun: str) -> str:
+    """Put "a" or "an" before a noun; "u" sounds like "you" in names of types."""
+    return f"{'an' if noun[0] in 'aeioAEIOU' else 'a'} {noun}"
+
+
 def described(value: Any) -> str:
     """Say what was given, in a few words of one line: `'fp16'`, `float32[2,3]`, a class's name."""
     if isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
@@ -395,7 +400,7 @@ def described(value: Any) -> str:
         return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    return f"a {type(value).__name__}"
+    return with_article(type(value).__name__)
 
 
 def check_spread(caller: str, shapes: list[tuple[Any, ...]]) -> None:

@@ -236,7 +236,7 @@ def policy_named(name: str, cfg: ModelConfig) -> Policy:
             return _narrowed(cfg.released_format, cfg.released_roles)
         return _BY_RELEASED_FORMAT[cfg.released_format]
     if name not in POLICIES:
-        raise unknown("precision policy", name, (*POLICIES, RELEASED))
+        raise unknown("precision policy", str(name), (*POLICIES, RELEASED))
     return POLICIES[name]
 
 

@@ -130,6 +130,10 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
         UnknownNameError: if it is neither; the message has the nearest names.
         ConfigError: if the file cannot be understood.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ConfigError(
+            f"model is of type {type(name_or_path).__name__}; it must be a name or a path."
+        )
     text = os.fspath(name_or_path)
     if text.lower() in NAMED:
         return _named(text.lower())

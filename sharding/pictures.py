@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 
 if TYPE_CHECKING:
@@ -23,16 +24,18 @@ _LEFT_OUT: dict[str, dict[str, Any]] = {
 }
 
 
-def picture_format(path: Path) -> str:
+def picture_format(path: str | Path) -> str:
     """Choose a picture's format by its suffix.
 
     Returns:
         One of `FORMATS`.
 
     Raises:
-        LpuError: another suffix, or none.
+        LpuError: another suffix, or none; what is no path.
     """
-    found = path.suffix.lower().removeprefix(".")
+    if not isinstance(path, str | Path):
+        raise LpuError(f"path is {described(path)}; a plot goes to the path of a file.")
+    found = Path(path).suffix.lower().removeprefix(".")
     if found not in FORMATS:
         raise LpuError(f"{path}: a plot must end in .png, .svg or .pdf.")
     return found

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from math import prod
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
+from lpu_jax.arguments import described
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
@@ -73,12 +75,15 @@ def _merge_in_words(n_chips: int, n_tokens: int, base: str) -> str:
     return f"softmax over the context: each of {which} {rounding}{idle}"
 
 
-def _positive(owner: str, **degrees: int | None) -> None:
-    for name, degree in degrees.items():
-        if degree is not None and (not isinstance(degree, int) or degree < 1):
+def _take_degrees(owner: str, instance: Any, *names: str) -> None:
+    """Refuse degrees that are no whole numbers of at least 1; NumPy's become Python's."""
+    for name in names:
+        degree = getattr(instance, name)
+        if not isinstance(degree, Integral) or isinstance(degree, bool) or degree < 1:
             raise PlanError(
-                f"{owner} {name} is {degree!r}; it must be a whole number of at least 1."
+                f"{owner} {name} is {described(degree)}; it must be a whole number of at least 1."
             )
+        object.__setattr__(instance, name, int(degree))
 
 
 class Shard:
@@ -91,23 +96,36 @@ class Shard:
     split: Split  #: of the output projection
 
     def __post_init__(self) -> None:
-        _positive(self.part, **self.degrees)
-        for axis in self.axes:
-            if axis.name not in self.order and axis.outside in self.order:
-                at = self.order.index(axis.outside)
-                order = (*self.order[:at], axis.name, *self.order[at:])
-                object.__setattr__(self, "order", order)
-        default = type(self).order
-        if sorted(self.order) != sorted(default):
-            raise PlanError(
-                f"{self.part} order is {', '.join(self.order) or 'empty'}; it must name each of "
-                f"{', '.join(default)} once, outermost first."
-            )
+        _take_degrees(self.part, self, *self.degrees)
+        self._take_order()
         self._take_word("split", Split)
         if self.output_ways == 1:
             # The chip holds all columns. Plans that differ only in the split of what is not split
             # are one plan, with one program, one time and the same bits.
             object.__setattr__(self, "split", Split.COLUMN)
+
+    def _take_order(self) -> None:
+        """Refuse an order that is none of the axes; add those that it may leave out."""
+        default = type(self).order
+        if not (
+            isinstance(self.order, list | tuple)
+            and all(isinstance(name, str) for name in self.order)
+        ):
+            raise PlanError(
+                f"{self.part} order is {described(self.order)}; it must be a tuple of axes, such "
+                f"as {default}."
+            )
+        object.__setattr__(self, "order", tuple(self.order))
+        for axis in self.axes:
+            if axis.name not in self.order and axis.outside in self.order:
+                at = self.order.index(axis.outside)
+                order = (*self.order[:at], axis.name, *self.order[at:])
+                object.__setattr__(self, "order", order)
+        if sorted(self.order) != sorted(default):
+            raise PlanError(
+                f"{self.part} order is {', '.join(self.order) or 'empty'}; it must name each of "
+                f"{', '.join(default)} once, outermost first."
+            )
 
     def _take_word(self, name: str, words: type[StrEnum]) -> None:
         """Take a choice given as a plain word for the word of its enumeration."""
@@ -221,7 +239,8 @@ class MoeShard(Shard):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self.part, slots=self.slots)
+        if self.slots is not None:
+            _take_degrees(self.part, self, "slots")
         self._take_word("dispatch", Dispatch)
         if self.order[1] == "replica":
             raise PlanError(
@@ -247,6 +266,33 @@ AXES: Mapping[str, tuple[PlanAxis, ...]] = MappingProxyType(
         for name, part in cast(Mapping[str, Any], PARTS).items()
     }
 )
+
+
+def check_are_plans(caller: str, plans: Any) -> None:
+    """Refuse what is no list of plans, or an empty one; `caller` goes into the message.
+
+    Raises:
+        PlanError: says what was given.
+    """
+    if not isinstance(plans, list | tuple):
+        raise PlanError(f"{caller}: plans is {described(plans)}; it must be a list of Plan.")
+    if not plans:
+        raise PlanError(f"{caller}: no plan was given; at least one is needed.")
+    for plan in plans:
+        check_is_plan(caller, plan)
+
+
+def check_is_plan(caller: str, plan: Any) -> None:
+    """Refuse what is no plan; `caller` goes into the message.
+
+    Raises:
+        PlanError: says what was given, and how plans are made.
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"{caller}: {described(plan)} was given as a plan; it must be a Plan, such as one of a "
+            "comparison's rows, or read_plan(path)."
+        )
 
 
 def legend() -> str:
@@ -277,9 +323,16 @@ class Plan:
     collective: str = "auto"
 
     def __post_init__(self) -> None:
-        _positive("plan", stages=self.stages, group_chips=self.group_chips)
+        _take_degrees("plan", self, "stages", "group_chips")
+        for name, part in PARTS.items():
+            given = getattr(self, name)
+            if not isinstance(given, part) and not (given is None and name == "moe"):
+                raise PlanError(
+                    f"plan {name} is {described(given)}; it must be of type {part.__name__}, such "
+                    f"as {part.__name__}(tensor=2)."
+                )
         if self.collective not in ("auto", *ALGORITHMS):
-            raise unknown("collective", self.collective, ("auto", *ALGORITHMS))
+            raise unknown("collective", str(self.collective), ("auto", *ALGORITHMS))
 
     @property
     def n_chips(self) -> int:
@@ -389,6 +442,8 @@ def read_plan(path: str | Path) -> Plan:
         PlanError: the file cannot be read or is not a plan; one sentence names the file and the
             place.
     """
+    if not isinstance(path, str | Path):
+        raise PlanError(f"read_plan: path is {described(path)}; it must be the path of a file.")
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")

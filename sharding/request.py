@@ -6,9 +6,16 @@ between positions or texts; one probability, independent for each draft, is the 
 """
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import TypeGuard
 
 from lpu_jax.errors import LpuError
 from models.config import ModelConfig
+
+
+def is_whole(number: object) -> TypeGuard[int]:
+    """Whether this is a whole number, of Python or of NumPy."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,13 @@ class Request:
     acceptance: float | None = None
     #: New tokens of the longest step that shares a cache with this one; None: this is the longest.
     most_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Take whole numbers of NumPy, such as those of a sweep, as Python's."""
+        for name in ("batch", "tokens", "context", "most_tokens"):
+            number = getattr(self, name)
+            if is_whole(number):
+                object.__setattr__(self, name, int(number))
 
     @property
     def longest_step(self) -> int:
@@ -53,12 +67,14 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
     """Refuse a request that no plan can serve.
 
     Raises:
-        LpuError: batch, tokens or context is not a whole number of at least 1, the context exceeds
-            the model's positions, the new tokens exceed the context, or the acceptance is not a
-            probability.
+        LpuError: batch, tokens, context or most_tokens is not a whole number of at least 1, the
+            context exceeds the model's positions, the new tokens exceed the context, or the
+            acceptance is not a probability.
     """
-    for name in ("batch", "tokens", "context"):
+    for name in ("batch", "tokens", "context", "most_tokens"):
         number = getattr(request, name)
+        if name == "most_tokens" and number is None:
+            continue
         _check_whole(name, number)
         if number < 1:
             raise LpuError(f"{name} is {number}; it must be at least 1.")
@@ -80,7 +96,7 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
 
 
 def _check_whole(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
+    if not is_whole(number):
         raise LpuError(f"{name} is {number!r}; it must be a whole number.")
 
 
@@ -129,13 +145,12 @@ def check_prompt(prompt: int | None, request: Request) -> int:
     """
     if prompt is None:
         return request.context
-    whole = isinstance(prompt, int) and not isinstance(prompt, bool)
-    if not whole or not 1 <= prompt <= request.context:
+    if not is_whole(prompt) or not 1 <= prompt <= request.context:
         raise LpuError(
             f"prompt is {prompt!r}; it must be a whole number from 1 to the context of "
             f"{request.context}."
         )
-    return prompt
+    return int(prompt)
 
 
 def expected_tokens(draft_tokens: int, acceptance: float) -> float:

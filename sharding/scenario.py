@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
@@ -10,6 +11,7 @@ from models.blocks import block_kinds
 from models.config import ModelConfig
 from models.params import block_params
 from models.policy import FP16, Policy, policy_named
+from models.weights.source import WeightSource
 from models.zoo import model as named_model
 
 from .request import NEXT_TOKEN, Request, check_request
@@ -45,14 +47,52 @@ def scenario(
             sentence.
     """
     cfg = model if isinstance(model, ModelConfig) else named_model(_name("model", model))
-    machine = system if isinstance(system, System) else named_system(_name("system", system))
+    machine = system_of(system)
     if not isinstance(request, Request):
         raise LpuError(
-            f"request is {request!r}; it must be a Request, such as Request(batch=1, context=4096)."
+            f"request is {described(request)}; it must be a Request, such as Request(batch=1, "
+            "context=4096)."
         )
-    formats = policy if isinstance(policy, Policy) else policy_named(_name("policy", policy), cfg)
+    formats = policy_of(policy, cfg)
     check_request(request, cfg)
     return Scenario(cfg, machine, request, policy=formats)
+
+
+def system_of(given: str | Path | System) -> System:
+    """Return a system, found if it is named.
+
+    Raises:
+        LpuError: an unknown name, or something that is no system.
+    """
+    return given if isinstance(given, System) else named_system(_name("system", given))
+
+
+def policy_of(given: str | Policy, cfg: ModelConfig) -> Policy:
+    """Return a policy for a model, found if it is named.
+
+    Raises:
+        LpuError: an unknown name, or something that is no policy.
+    """
+    if isinstance(given, Policy):
+        return given
+    if not isinstance(given, str):
+        raise LpuError(f"policy is {described(given)}; it must be a name or a Policy.")
+    return policy_named(given, cfg)
+
+
+def source_config(source: WeightSource) -> ModelConfig:
+    """Return the model of a source of weights.
+
+    Raises:
+        LpuError: it is no source of weights.
+    """
+    cfg = getattr(source, "config", None)
+    if not isinstance(cfg, ModelConfig) or not callable(getattr(source, "block", None)):
+        raise LpuError(
+            f"source is {described(source)}; it must be weights, such as "
+            "open_checkpoint(path).weights or SyntheticWeights(model)."
+        )
+    return cfg
 
 
 def _name(what: str, given: object) -> str:
@@ -62,9 +102,7 @@ def _name(what: str, given: object) -> str:
         LpuError: it is neither.
     """
     if not isinstance(given, str | Path):
-        raise LpuError(
-            f"{what} is of type {type(given).__name__}; it must be a name, a path, or a {what}."
-        )
+        raise LpuError(f"{what} is {described(given)}; it must be a name, a path, or a {what}.")
     return str(given)
 
 

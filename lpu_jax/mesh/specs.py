@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from ..arguments import described
 from ..errors import MeshError
 from .chips import ChipMesh
 
@@ -147,7 +148,7 @@ def check_array(where: str, leaf: Any, spec: P) -> None:
         MeshError: says which.
     """
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        raise MeshError(f"{where} must be an array; {str(leaf)[:80]!r} was given.")
+        raise MeshError(f"{where} must be an array; {described(leaf)} was given.")
     if isinstance(leaf.dtype, np.dtype) and leaf.dtype.kind in "OSUMm":
         raise MeshError(f"{where} must be an array of numbers, not of {leaf.dtype}.")
     if len(spec) > len(leaf.shape):

@@ -79,6 +79,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             says.
         ConfigError: the config.json cannot be understood.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise WeightsError(f"checkpoint is of type {type(path).__name__}; it must be a path.")
     text = os.fspath(path)
     if text.isprintable() and os.path.isdir(text):  # False for a name that is too long
         return _open_folder(Path(text))

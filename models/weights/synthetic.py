@@ -43,6 +43,11 @@ class SyntheticWeights:
     """
 
     def __init__(self, model_cfg: ModelConfig, seed: int = 0) -> None:
+        if not isinstance(model_cfg, ModelConfig):
+            raise WeightsError(
+                f"SyntheticWeights: the model is of type {type(model_cfg).__name__}; it must be a "
+                "ModelConfig, such as model('smollm2-135m')."
+            )
         self.config = model_cfg
         self.seed = seed
 

@@ -15,7 +15,7 @@ from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..plan import Plan
+from ..plan import Plan, check_is_plan
 from ..request import NEXT_TOKEN, Request
 from ..scenario import scenario
 from .explanation import (
@@ -53,6 +53,7 @@ def explain(
     Fidelity:
         Totals are exactly those of `compare`, which are approximate (docs/timing.md).
     """
+    check_is_plan("explain", plan)
     return explanation(schedule_plan(plan, scenario(model, system, request, policy=policy)))
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lpu_jax.errors import LpuError, PlanError, unknown
+from lpu_jax.errors import LpuError, unknown
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import assumed
 from models.config import ModelConfig
 from models.policy import Policy
 
 from ..legal import Search, check_plan
-from ..plan import Plan
+from ..plan import Plan, check_are_plans
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation, evaluate
 from ..predict.serving import prefill
@@ -107,10 +107,7 @@ def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:
     Raises:
         PlanError: says which, and what is allowed.
     """
-    if not isinstance(plans, Sequence) or not all(isinstance(plan, Plan) for plan in plans):
-        raise PlanError(f"plans is of type {type(plans).__name__}; it must be a list of plans.")
-    if not plans:
-        raise PlanError("no plan was given; at least one is needed.")
+    check_are_plans("compare", plans)
     for plan in plans:
         check_plan(plan, scenario)
 

@@ -149,7 +149,7 @@ class Comparison:
             LpuError: another suffix, there is nothing to draw, or the file cannot be
                 written.
         """
-        picture_format(Path(path))
+        picture_format(path)
         if not self.fitting:
             raise LpuError(f"{path} was not drawn: no plan of {self.scenario.model.name} fits.")
         request = self.scenario.request

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import assumed
@@ -129,7 +130,7 @@ class Curve:
             LpuError: another suffix, there is nothing to draw, or the file cannot be
                 written.
         """
-        picture_format(Path(path))
+        picture_format(path)
         if not self.points:
             raise LpuError(f"{path} was not drawn: no plan of {self.model.name} fits.")
         drafts = (
@@ -196,7 +197,12 @@ def curve(
 
     Fidelity: approximate (docs/timing.md).
     """
-    given = [systems] if isinstance(systems, str | Path | System) else list(systems)
+    given = [systems] if isinstance(systems, str | Path | System) else systems
+    if not isinstance(given, list | tuple):
+        raise LpuError(
+            f"systems is {described(given)}; it must be a name, a path, a system, or a list of "
+            "these."
+        )
     if not given:
         raise LpuError("no system was given; at least one is needed.")
     asked = [scenario(model, one_of, request, policy=policy) for one_of in given]
@@ -205,6 +211,8 @@ def curve(
         raise LpuError(f"systems are {', '.join(names)}; each may be given once.")
     if request.batch != 1:
         raise LpuError(f"batch of the request is {request.batch}; a curve takes batches= instead.")
+    if not isinstance(batches, Sequence | None) or isinstance(batches, str):
+        raise LpuError(f"batches is {described(batches)}; it must be a list of batch sizes.")
     if batches is not None and not batches:
         raise LpuError("no batch size was given; at least one is needed.")
     sizes = sorted(set(batches or (1 << i for i in range(LARGEST_BATCH.bit_length()))))

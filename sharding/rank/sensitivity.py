@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
 from lpu_jax.machine.uncertainty import draw_system, extremes, part_of, uncertain_constants, variant
@@ -171,6 +172,10 @@ def sensitivity(
 
 
 def _check(comparison: Comparison, n_samples: int, seed: int) -> None:
+    if not isinstance(comparison, Comparison):
+        raise LpuError(
+            f"sensitivity: comparison is {described(comparison)}; it must be what compare returns."
+        )
     for name, number, least in (("samples", n_samples, 1), ("seed", seed, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise LpuError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
+from lpu_jax.arguments import described
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from models.blocks import CACHING_KINDS, Block, block_chain
@@ -21,7 +22,7 @@ from models.weights.source import WeightSource
 
 from ..axes import allocated_positions
 from ..plan import Plan
-from ..request import Request
+from ..request import Request, is_whole
 from .execute import check_execution, on_chips, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
@@ -176,9 +177,14 @@ def check_prompts(cfg: ModelConfig, prompts: Sequence[Sequence[int]], n_new: int
         PlanError: there is no prompt, one is empty or has a token that the model does not have, no
             token is asked for, or both do not fit the model's positions.
     """
+    if not isinstance(prompts, list | tuple) or isinstance(prompts[0] if prompts else (), str):
+        raise PlanError(
+            f"generate: prompts is {described(prompts)}; it must be a list of prompts, each a list "
+            "of token numbers, such as tokenizer.encode(text)."
+        )
     if not prompts:
         raise PlanError("generate: no prompt was given; at least one is needed.")
-    if n_new < 1:
+    if not (is_whole(n_new) and n_new >= 1):
         raise PlanError(f"generate: {n_new} new tokens were asked for; it must be at least 1.")
     for number, prompt in enumerate(prompts, 1):
         which = "the prompt" if len(prompts) == 1 else f"prompt {number}"
@@ -195,7 +201,7 @@ def check_prompts(cfg: ModelConfig, prompts: Sequence[Sequence[int]], n_new: int
 
 def _check_tokens(cfg: ModelConfig, tokens: Sequence[int]) -> None:
     for token in tokens:
-        if not 0 <= token < cfg.vocab_size:
+        if not (is_whole(token) and 0 <= token < cfg.vocab_size):
             raise PlanError(
                 f"generate: token {token} was given; {cfg.name} has 0 to {cfg.vocab_size - 1}."
             )

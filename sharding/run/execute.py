@@ -95,7 +95,7 @@ def check_execution(execution: str) -> None:
         UnknownNameError: says which there are.
     """
     if execution not in EXECUTIONS:
-        raise unknown("execution", execution, EXECUTIONS)
+        raise unknown("execution", str(execution), EXECUTIONS)
 
 
 def on_chips(block: LoadedBlock, execution: str) -> LoadedBlock:

@@ -6,12 +6,14 @@ comparison with a reference (`sharding.verify`), and stores of only those expert
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from lpu_jax.arguments import described
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from models.blocks import CACHING_KINDS, block_chain
@@ -21,9 +23,10 @@ from models.policy import Policy
 from models.weights.source import WeightSource
 
 from ..axes import allocated_positions
-from ..plan import Plan
+from ..plan import Plan, check_is_plan
 from ..report import Watcher
-from ..request import Request
+from ..request import Request, is_whole
+from ..scenario import policy_of, source_config, system_of
 from .execute import check_execution, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
@@ -33,11 +36,11 @@ _HEAD_ROWS = 64
 
 def forward(
     source: WeightSource,
-    system: System,
+    system: str | Path | System,
     plan: Plan,
     tokens: Int[np.ndarray, "b t"],
     *,
-    policy: Policy,
+    policy: str | Policy,
     step: int | None = None,
     context: int | None = None,
     execution: str = "virtual",
@@ -47,11 +50,12 @@ def forward(
 
     Args:
         source: weights, read one block at a time.
-        system: its node and rack sizes fix the order of sums across chips.
+        system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
+            the order of sums across chips.
         plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
         tokens: token ids from position 0 on. No position sees a later one, so shorter sequences
             may be padded at their end with any token.
-        policy: formats of the weights, and how products are made.
+        policy: name of a precision policy, or a policy.
         step: new tokens of each sequence per run of a block: None is prefill, all at once; 1 is
             decoding, token by token with a cache. A block runs all steps before the next is read.
         context: allocated positions of the cache; by default the least whole number of vectors,
@@ -63,7 +67,7 @@ def forward(
         Logits of every position.
 
     Raises:
-        LpuError: it is a GPU system.
+        LpuError: it is a GPU system, or an argument is not what it should be.
         UnknownNameError: there is no such execution.
         PlanError: no tokens, or more than the model has positions or the cache has room for; an
             id that is not in the vocabulary; a plan that does not split the model's blocks.
@@ -71,24 +75,29 @@ def forward(
 
     Fidelity: that of `policy`: every block runs the datapath's own rounding.
     """
-    system.require_lpu("forward")
+    machine = system_of(system)
+    machine.require_lpu("forward")
     check_execution(execution)
-    cfg = source.config
+    check_is_plan("forward", plan)
+    cfg = source_config(source)
+    formats = policy_of(policy, cfg)
     _check_tokens(cfg, tokens, step)
     batch, n_tokens = tokens.shape
     step = n_tokens if step is None else min(step, n_tokens)
     # Padding of the last step is behind every token that counts.
     n_padded = -(-n_tokens // step) * step
     context = allocated_positions(plan, n_padded) if context is None else context
-    if context < n_padded:
-        raise PlanError(f"forward: {n_padded} positions are needed, {context} were allocated.")
+    if not is_whole(context) or context < n_padded:
+        raise PlanError(
+            f"forward: {n_padded} positions are needed, {described(context)} were allocated."
+        )
     ids = np.pad(tokens, ((0, 0), (0, n_padded - n_tokens))).astype(np.int32)
     pieces: list[Any] = np.split(ids, n_padded // step, axis=1)
 
     def placed(kind: Kind, layer: int, batch: int, step: int) -> LoadedBlock:
-        stored = store_block(source, kind, layer, policy)
+        stored = store_block(source, kind, layer, formats)
         request = Request(batch=batch, tokens=step, context=context)
-        return place_block(stored, system, plan, request, widen_once=True)
+        return place_block(stored, machine, plan, request, widen_once=True)
 
     *body, head = block_chain(cfg)
     for done, block in enumerate(body):
@@ -101,10 +110,18 @@ def forward(
 
 
 def _check_tokens(cfg: ModelConfig, tokens: Int[np.ndarray, "b t"], step: int | None) -> None:
+    is_array = isinstance(tokens, np.ndarray) and np.issubdtype(tokens.dtype, np.integer)
+    if not is_array or tokens.ndim != 2:
+        raise PlanError(
+            f"forward: tokens is {described(tokens)}; it must be an integer array of NumPy, "
+            "[sequences, tokens]."
+        )
     if not tokens.size:
         raise PlanError("forward: no tokens were given; at least one is needed.")
-    if step is not None and step < 1:
-        raise PlanError(f"forward: steps of {step} tokens were asked for; it must be at least 1.")
+    if step is not None and not (is_whole(step) and step >= 1):
+        raise PlanError(
+            f"forward: steps of {described(step)} tokens were asked for; it must be at least 1."
+        )
     if tokens.shape[1] > cfg.max_position:
         raise PlanError(
             f"forward: {tokens.shape[1]} tokens were given; {cfg.name} has {cfg.max_position} "

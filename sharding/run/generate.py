@@ -8,6 +8,7 @@ new prompt takes the place of a sequence that has ended.
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
@@ -15,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from lpu_jax.errors import WeightsError
+from lpu_jax.arguments import described
+from lpu_jax.errors import LpuError, WeightsError
 from lpu_jax.machine.system import System
-from models.policy import FP16, Policy
+from models.policy import Policy
 from models.reference import stream
 from models.sampling import Draws, Sampling, draw
 from models.tokenizer import Tokenizer
 from models.weights.source import WeightSource
 
-from ..plan import Plan
+from ..plan import Plan, check_is_plan
+from ..scenario import policy_of, source_config, system_of
 from .decoding import Decoder, Prediction
 from .measures import sqnr_db
 
@@ -83,12 +86,12 @@ class Generation:
 
 def generate(
     source: WeightSource,
-    system: System,
+    system: str | Path | System,
     plan: Plan,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     *,
-    policy: Policy | None = None,
+    policy: str | Policy = "fp16",
     sampling: Sampling | None = None,
     max_new_tokens: int = 8,
     stop_tokens: Collection[int] | None = None,
@@ -100,11 +103,12 @@ def generate(
 
     Args:
         source: weights, such as `open_checkpoint(path).weights`.
-        system: its node and rack sizes fix the order of sums across chips.
+        system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
+            the order of sums across chips.
         plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
         tokenizer: of the same model.
         prompts: token numbers, such as `tokenizer.encode(text)`.
-        policy: formats of the weights, fp16 by default.
+        policy: name of a precision policy, or a policy.
         sampling: how tokens are chosen; by default the most likely.
         max_new_tokens: a sequence stops after this many, or after a stop token.
         stop_tokens: by default those that end a text or a turn, as the model's configuration or its
@@ -124,13 +128,20 @@ def generate(
 
     Fidelity: that of the policy, by default faithful: every block runs the datapath's own rounding.
     """
+    system = system_of(system)
     system.require_lpu("generate")
-    cfg = source.config
+    check_is_plan("generate", plan)
+    cfg = source_config(source)
+    policy = policy_of(policy, cfg)
+    if not isinstance(tokenizer, Tokenizer):
+        raise LpuError(
+            f"generate: tokenizer is {described(tokenizer)}; it must be a Tokenizer, such as "
+            "Tokenizer(open_checkpoint(path).tokenizer)."
+        )
     if tokenizer.n_tokens > cfg.vocab_size:
         raise WeightsError(
             f"the tokenizer has {tokenizer.n_tokens} tokens; {cfg.name} has only {cfg.vocab_size}."
         )
-    policy = FP16 if policy is None else policy
     sampling = Sampling() if sampling is None else sampling
     stops = {*cfg.eos_token_ids, *tokenizer.end_tokens} if stop_tokens is None else stop_tokens
     decoder = Decoder(

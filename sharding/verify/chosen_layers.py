@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lpu_jax.arguments import described
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import PlanError
@@ -31,14 +32,14 @@ from models.weights.synthetic import SyntheticWeights
 
 from ..axes import allocated_positions, dispatch_of, shard_of, split_of
 from ..legal import check_plan
-from ..plan import Plan
+from ..plan import Plan, check_are_plans
 from ..predict.evaluate import evaluate
 from ..rank.choose import default_plans
 from ..rank.comparison import Comparison
 from ..report import Watcher
-from ..request import Request
+from ..request import Request, is_whole
 from ..run.measures import finite
-from ..scenario import Scenario, scenario
+from ..scenario import Scenario, scenario, source_config
 from .emulate import BlockCheck, Run, Step, run_steps
 
 
@@ -125,9 +126,16 @@ def check(
     cfg, machine, formats = asked.model, asked.system, asked.policy
     machine.require_lpu("check")
     plans = default_plans(cfg, machine, policy=formats) if plans is None else plans
+    check_are_plans("check", plans)
+    if not (is_whole(seed) and seed >= 0):
+        raise PlanError(f"check: seed is {described(seed)}; it must be a whole number, at least 0.")
+    if source is not None and source_config(source) != cfg:
+        raise PlanError(
+            f"check: source has weights of {source_config(source).name}, whose configuration is "
+            f"not that of the model {cfg.name}; give its own, source.config, as the model."
+        )
     check_n_tokens(tokens, cfg, plans)
-    chosen = default_layers(cfg) if layers is None else tuple(layers)
-    check_layers(cfg, chosen)
+    chosen = check_layers(cfg, default_layers(cfg) if layers is None else layers)
     check_plans(cfg, machine, plans, policy=formats)
     weights = SyntheticWeights(cfg, seed) if source is None else source
     start = _hidden_states(tokens, cfg.d_model, seed).astype(formats.dtype)
@@ -159,23 +167,26 @@ def check_n_tokens(n_tokens: int, cfg: ModelConfig, plans: Sequence[Plan]) -> No
     """
     room = min((allocated_positions(plan) for plan in plans), default=POSITIONS_STEP)
     most = min(room, cfg.max_position)
-    if not 1 <= n_tokens <= most:
+    if not (is_whole(n_tokens) and 1 <= n_tokens <= most):
         raise PlanError(f"check: {n_tokens} tokens were asked for; 1 to {most} are possible.")
 
 
-def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> None:
-    """Refuse layers that the model does not have, or none.
+def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> tuple[int, ...]:
+    """Refuse layers that the model does not have, or none; return them.
 
     Raises:
         PlanError: says which.
     """
+    if not isinstance(layers, Sequence):
+        raise PlanError(f"check: layers is {described(layers)}; it must be a list of layers.")
     if not layers:
         raise PlanError("check: no layers were asked for; at least one is needed.")
     for layer in layers:
-        if not 0 <= layer < cfg.n_layers:
+        if not (is_whole(layer) and 0 <= layer < cfg.n_layers):
             raise PlanError(
                 f"check: layer {layer} was asked for; {cfg.name} has 0 to {cfg.n_layers - 1}."
             )
+    return tuple(layers)
 
 
 def check_plans(cfg: ModelConfig, system: System, plans: Sequence[Plan], *, policy: Policy) -> None:

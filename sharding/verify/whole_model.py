@@ -22,9 +22,11 @@ from models.config import ModelConfig
 from models.policy import Policy
 from models.weights.source import WeightSource
 
-from ..plan import Plan
+from ..plan import Plan, check_are_plans
 from ..report import Watcher, versions
+from ..request import is_whole
 from ..run.measures import compare_predictions, finite, sqnr_db
+from ..scenario import policy_of, source_config, system_of
 from .chosen_layers import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
 from .embedding_and_head import embed_tokens, run_head
 from .emulate import BlockCheck, Run, Step, run_steps
@@ -94,14 +96,14 @@ class WholeCheck:
 
 def check_whole(
     source: WeightSource,
-    system: System,
+    system: str | Path | System,
     plans: Sequence[Plan],
     *,
-    policy: Policy,
+    policy: str | Policy,
     token_ids: Sequence[int],
     layers: Sequence[int] | None = None,
     routing: str = "forced",
-    resume: Path | None = None,
+    resume: str | Path | None = None,
     weights_name: str = "",
     execution: str = "virtual",
     progress: Watcher = lambda *_: None,
@@ -110,9 +112,10 @@ def check_whole(
 
     Args:
         source: weights; they are read or made once for all plans.
-        system: its node and rack sizes fix the order of sums across chips.
+        system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
+            the order of sums across chips.
         plans: all are run on the same weights. Stages change no value.
-        policy: formats of the weights, and how products are made.
+        policy: name of a precision policy, or a policy.
         token_ids: a sequence from position 0 on.
         layers: run in this order, the others are left out; by default all.
         routing: "forced": the reference uses the experts that the emulated router chose, so that
@@ -136,17 +139,19 @@ def check_whole(
     Fidelity: that of `policy`, bit for bit if faithful; the reference is float32 and
         order-dependent. Divergence and agreement are computed in float64.
     """
-    system.require_lpu("check")
-    cfg = source.config
+    machine = system_of(system)
+    machine.require_lpu("check")
+    cfg = source_config(source)
+    formats = policy_of(policy, cfg)
+    check_are_plans("check", plans)
     check_tokens(cfg, token_ids, plans)
     if routing not in get_args(Routing):
-        raise unknown("routing", routing, get_args(Routing))
-    chosen = tuple(range(cfg.n_layers)) if layers is None else tuple(layers)
-    check_layers(cfg, chosen)
-    check_plans(cfg, system, plans, policy=policy)
+        raise unknown("routing", str(routing), get_args(Routing))
+    chosen = check_layers(cfg, range(cfg.n_layers) if layers is None else layers)
+    check_plans(cfg, machine, plans, policy=formats)
     blocks = blocks_of(cfg, chosen)
     n_steps = len(blocks) + 1
-    identity = _identity(cfg, system, plans, policy, token_ids, chosen) | {
+    identity = _identity(cfg, machine, plans, formats, token_ids, chosen) | {
         "weights": weights_name,
         "routing": routing,
     }
@@ -154,14 +159,14 @@ def check_whole(
     def embedded() -> list[Run]:
         progress(0, n_steps, "embedding")
         return [
-            embed_tokens(source, system, plan, token_ids, policy=policy, execution=execution)
+            embed_tokens(source, machine, plan, token_ids, policy=formats, execution=execution)
             for plan in plans
         ]
 
-    sitting = Sitting(resume, identity, plans, embedded)
+    sitting = Sitting(None if resume is None else Path(resume), identity, plans, embedded)
     run_steps(
         [
-            Step(source, system, block, policy=policy, execution=execution, routing=routing)
+            Step(source, machine, block, policy=formats, execution=execution, routing=routing)
             for block in blocks[sitting.n_done :]
         ],
         sitting.runs,
@@ -171,19 +176,19 @@ def check_whole(
         finished=lambda _: sitting.note_block(),
     )
     progress(len(blocks), n_steps, "head")
-    made = run_head(source, system, sitting.runs, policy=policy, execution=execution)
+    made = run_head(source, machine, sitting.runs, policy=formats, execution=execution)
     progress(n_steps, n_steps, "done")
     kinds = [block.kind for block in blocks]
     return [
         WholeCheck(
             plan=run.plan,
-            policy=policy,
+            policy=formats,
             routing=routing,
             token_ids=tuple(int(token) for token in token_ids),
             layers=chosen,
             blocks=tuple(run.checks),
             rounding_moved=rounding_moved(
-                cfg, system, run.plan, kinds, policy=policy, n_tokens=len(token_ids)
+                cfg, machine, run.plan, kinds, policy=formats, n_tokens=len(token_ids)
             ),
             seconds=sitting.seconds,
             peak_rss_bytes=peak_rss_bytes(),
@@ -249,7 +254,7 @@ def check_tokens(cfg: ModelConfig, token_ids: Sequence[int], plans: Sequence[Pla
     """
     check_n_tokens(len(token_ids), cfg, plans)
     for token in token_ids:
-        if not 0 <= token < cfg.vocab_size:
+        if not (is_whole(token) and 0 <= token < cfg.vocab_size):
             raise PlanError(
                 f"check: token {token} was given; {cfg.name} has 0 to {cfg.vocab_size - 1}."
             )

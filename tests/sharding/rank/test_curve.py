@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import config
 
 from lpu_jax.errors import LpuError, UnknownNameError
 from lpu_jax.machine.catalogue import system
@@ -174,18 +175,25 @@ def test_an_unwritable_picture_leaves_nothing(tmp_path: Path) -> None:
     ("systems", "given", "error", "sentence"),
     [
         ([], {}, LpuError, "no system was given"),
+        (None, {}, LpuError, "systems is None; it must be a name, a path, a system, or a list"),
+        (["groq-24"], {"batches": 3}, LpuError, "batches is 3; it must be a list of batch sizes"),
         (["groq-24", "groq-24"], {}, LpuError, "each may be given once"),
         (["groq-24"], {"batches": []}, LpuError, "no batch size was given"),
         (["groq-24"], {"batches": [1, 0]}, LpuError, "batch is 0; it must be at least 1"),
         (["groq-24"], {"request": Request(batch=2)}, LpuError, "takes batches= instead"),
         (["groq-24"], {"request": 4096}, LpuError, "request is 4096; it must be a Request"),
-        (["groq-24"], {"policy": 8}, LpuError, "policy is of type int"),
+        (["groq-24"], {"policy": 8}, LpuError, "policy is 8; it must be a name or a Policy"),
         (["groq-mode"], {}, UnknownNameError, "nearest: groq-node"),
     ],
 )
 def test_bad_input(
-    systems: list[str], given: dict[str, Any], error: type[Exception], sentence: str
+    systems: Any,
+    given: dict[str, Any],
+    error: type[Exception],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # users have no such hook
     with pytest.raises(error, match=sentence):
         curve("smollm2-135m", systems, **given)
 
