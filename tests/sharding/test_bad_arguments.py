@@ -140,7 +140,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "forward steps in words": (
         lambda: forward(SOURCE, NODE, PLAN, TOKENS, policy="fp16", step="a"),
-        "forward: steps of 'a' tokens were asked for; 1 is the least.",
+        "forward: steps of 'a' tokens were asked for; it must be at least 1.",
     ),
     "forward without a policy": (
         lambda: forward(SOURCE, NODE, PLAN, TOKENS, policy=None),
