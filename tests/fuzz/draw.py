@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from small_machines import tiered
 
-from lpu_jax.cost.collectives.links import ALGORITHMS
+from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system
@@ -22,9 +22,10 @@ from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES, Policy
-from sharding.legal import check_plan, check_policy
+from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.request import Request
+from sharding.scenario import Scenario, check_policy
 
 #: A model of every family, and of every set of rules that a family has.
 MODELS = (
@@ -230,5 +231,6 @@ def _plan(rng: np.random.Generator, cfg: ModelConfig, policy: Policy, node: Syst
         collective=_one(rng, "auto", "auto", "auto", *ALGORITHMS),
     )
     context = POSITIONS_STEP * plan.attention.context
-    check_plan(plan, cfg, node, policy, Request(batch=BATCH, tokens=TOKENS, context=context))
+    request = Request(batch=BATCH, tokens=TOKENS, context=context)
+    check_plan(plan, Scenario(cfg, node, request, policy=policy))
     return plan

@@ -37,7 +37,7 @@ def _evaluated(request: Request, machine: System = GROQ) -> Evaluation:
 
 
 def _request(**given: Any) -> Request:
-    return decode_request(SMOLLM, **{"context": CONTEXT} | given)
+    return decode_request(**{"context": CONTEXT} | given)
 
 
 # --- drafts -------------------------------------------------------------------------------------
