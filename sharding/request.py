@@ -89,9 +89,12 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
             f"tokens is {request.tokens}; a step adds at most the {request.context} positions of "
             "the context."
         )
-    rate = request.acceptance
-    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    if rate is not None and not (is_number and 0 <= rate <= 1):
+    if request.acceptance is not None:
+        _check_acceptance(request.acceptance)
+
+
+def _check_acceptance(rate: object) -> None:
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
         raise LpuError(f"acceptance is {rate!r}; it must be a number from 0 to 1.")
 
 
@@ -134,6 +137,7 @@ def decode_request(
             f"draft tokens is {draft_tokens}; it must be at least 0 and below the context of "
             f"{context}."
         )
+    _check_acceptance(acceptance)
     return Request(batch=batch, context=context, tokens=draft_tokens + 1, acceptance=acceptance)
 
 

@@ -115,7 +115,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "check tokens in words": (
         lambda: check_whole(SOURCE, NODE, [PLAN], policy="fp16", token_ids="ab"),
-        "check: token a was given; llama-3.1-8b knows 0 to 127.",
+        "check: token a was given; llama-3.1-8b has 0 to 127.",
     ),
     "forward a plan in words": (
         lambda: forward(SOURCE, NODE, "1x2", TOKENS, policy="fp16"),

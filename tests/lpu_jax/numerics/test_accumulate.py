@@ -233,7 +233,7 @@ def test_empty_operands_give_zeros(m, k, n, dtype):
 
 def test_a_tile_has_rows():
     x = jnp.zeros((2, 2), jnp.float16)
-    with pytest.raises(LpuError, match="k_tile=0 was given; it must be a whole number, 1 to"):
+    with pytest.raises(LpuError, match="k_tile=0 was given; it must be"):
         in_x64(k_tile=0)(x, x)
 
 

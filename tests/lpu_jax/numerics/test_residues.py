@@ -230,7 +230,7 @@ def test_sums_too_long_to_be_exact_are_refused(choices):
 
 def test_a_tile_has_rows():
     x = jnp.zeros((1, 2, 2), jnp.float16)
-    with pytest.raises(LpuError, match="k_tile=0 was given; it must be a whole number, 1 to"):
+    with pytest.raises(LpuError, match="k_tile=0 was given; it must be"):
         program(k_tile=0)(x, x)
 
 

@@ -115,8 +115,8 @@ def test_no_draft_is_plain_decoding() -> None:
     assert none.tokens_per_s_total == plain.tokens_per_s_total
 
 
-def _compared(**given: Any) -> Comparison:
-    return compare("smollm2-135m", "groq-24", context=CONTEXT, prompt=4, **given)
+def _compared(*, top: int = 3, **given: Any) -> Comparison:
+    return compare("smollm2-135m", "groq-24", _request(**given), top=top)
 
 
 def test_rows_are_ranked_by_the_rates_of_kept_tokens() -> None:
