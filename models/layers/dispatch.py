@@ -67,7 +67,8 @@ def exchanged_mixture(
         chip order (`c2c.all_reduce`) and send them back. The row's owner adds what came back in
         ascending order of the expert axis in fp32, then the shared expert's result, then the
         hidden state, and rounds once. The shared expert's partial sums are rounded to the base
-        format and added in chip order over the expert axis (`c2c.reduce_scatter`), then over the
+        format and added in chip order over the expert axis (`c2c.reduce_scatter`; with `ring` by
+        `c2c.all_reduce`, so that no row's place in the batch decides its order), then over the
         tensor axis. The choice of experts is that of `moe.mixture`.
     """
     moe = cfg.moe
@@ -103,7 +104,10 @@ def exchanged_mixture(
     if gate_up is not None:  # while rows are on their way
         h = operand_rows(swiglu(shared, gate_up.shape[2]), policy, "shared")
         partial_sums = narrowed(linear(h, weights["shared_down"], policy=policy), policy)
-        own_sums = c2c.reduce_scatter(whole_shares(partial_sums), among, dim=-2)
+        if among.algorithm == "ring":  # whose order for a share is that of the share's owner
+            own_sums = own(c2c.all_reduce(partial_sums, among))
+        else:
+            own_sums = c2c.reduce_scatter(whole_shares(partial_sums), among, dim=-2)
         shared_out = vxm.to_fp32(c2c.all_reduce(own_sums, axes["tensor"]))
     parts = local_experts(
         *arrived,

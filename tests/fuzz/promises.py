@@ -4,6 +4,9 @@
 stops at the first that breaks a promise; the line that it prints runs that triple again. Each block
 of a model is run alone, on random rows and a random past, by `fuzz.chips`; of some triples one
 block is also run in every way of `lpu_jax.mesh`, which takes longer to compile.
+
+A triple costs some 17 seconds of one core at first and 8 after thirty, as shapes recur: 9.9 on the
+average of the first 44, which make 748 checks (two cores of a virtual x86-64 machine).
 """
 
 import argparse

@@ -55,11 +55,13 @@ def run(
     way: str = "virtual",
     order: tuple[str, ...] = MoeShard.order,
     forced: tuple[int, ...] = (),
+    collective: str = "auto",
 ) -> np.ndarray:
     cfg, request = MODELS[model], Request(batch=batch, tokens=1, context=1)
     the_plan = plan("moe", Split.ROW, expert=expert, tensor=tensor)
     assert the_plan.moe is not None
-    the_plan = replace(the_plan, moe=replace(the_plan.moe, dispatch=dispatch, order=order))
+    shard = replace(the_plan.moe, dispatch=dispatch, order=order)
+    the_plan = replace(the_plan, moe=shard, collective=collective)
     block = place(cfg, "moe", the_plan, request, policy=policy, system=tiered(4))
     x = hidden(64, 1, cfg.d_model)[:batch].astype(POLICIES[policy].dtype)
     _, weights, placement = block.arguments
@@ -123,8 +125,12 @@ def test_devices_give_the_bits_of_virtual_chips(way: str, order: tuple[str, ...]
 
 
 @pytest.mark.slow
-def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
-    few, many = (run(Dispatch.ALL_TO_ALL, 4, 1, batch, policy="fp16") for batch in (2, 64))
+@pytest.mark.parametrize("collective", ["auto", "ring"])
+def test_a_row_does_not_depend_on_the_rows_beside_it(collective: str) -> None:
+    few, many = (
+        run(Dispatch.ALL_TO_ALL, 4, 1, batch, policy="fp16", collective=collective)
+        for batch in (2, 64)
+    )
     np.testing.assert_array_equal(few, many[:2])
 
 
