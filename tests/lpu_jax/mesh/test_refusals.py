@@ -128,7 +128,7 @@ BAD = {
         "out_specs has 1 entry where the result is one array; write a PartitionSpec for each "
         "array, or one for all.",
     ),
-    "a number": ((same, MESH, P(), P(), 3.0), "args[0] must be an array; '3.0' was given."),
+    "a number": ((same, MESH, P(), P(), 3.0), "args[0] must be an array; 3.0 was given."),
     "words": (
         (same, MESH, P("a"), P("a"), np.array(["u", "v"])),
         "args[0] must be an array of numbers, not of <U1.",
@@ -147,7 +147,7 @@ BAD = {
     ),
     "a result that is no array": (
         (lambda x, *, axes: {"n": 3}, MESH, P("a"), P("a"), X),
-        "the result['n'] must be an array; '3' was given.",
+        "the result['n'] must be an array; 3 was given.",
     ),
     "shares that are not equal": (
         (same, MESH, P(None, ("a", "b")), P("a"), X),

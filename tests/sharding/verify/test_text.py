@@ -219,7 +219,7 @@ def test_text_files_that_are_none_are_one_sentence(tmp_path):
         (["--text", "absent.txt"], "text absent.txt: there is no such file."),
         (["--text", __file__], "--text needs trained weights: give --weights with a checkpoint."),
         (["--text", __file__, "--layers", "all"], "--text excludes --layers"),
-        (["--policy", "fp16", "--policy", "int8"], "2 weights formats were given; one is allowed"),
+        (["--policy", "fp16", "--policy", "int8"], "2 policies were given; one is allowed"),
     ],
 )
 def test_the_command_says_what_is_wrong(options, message, capsys):
