@@ -232,7 +232,7 @@ def test_every_way_of_running_means_the_same_for_any_mesh(case: Case) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(case=cases())
 def test_every_way_of_running_means_the_same_for_many_meshes(case: Case) -> None:
     check(case, nestings(case))

@@ -6,6 +6,7 @@ compare them with independent models.
 """
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -147,7 +148,7 @@ def test_a_check_of_two_plans_has_the_same_bits_however_it_is_run() -> None:
             for result in check_whole(
                 checkpoint("llama_tied").weights,
                 NODE,
-                [SQUARE, thirds],
+                [replace(SQUARE, moe=None), thirds],
                 policy=FP16,
                 token_ids=[1, 2, 3],
                 execution=execution,
