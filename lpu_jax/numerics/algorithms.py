@@ -1,16 +1,20 @@
 """The VXM's special functions as stated algorithms over a given arithmetic.
 
-Each takes the `Arithmetic` first and flushed fp32 values after it. Entry points, error bounds and
+Each takes the `Arithmetic` first and flushed fp32 values after it, but for sums and maxima, which
+are the same on every backend and take any values. Entry points, error bounds and
 special cases are in `elementary`. Not modelled: the vendor's algorithms, which are not public.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from . import portable
-from .arithmetic import X86, Arithmetic, Values, add
-from .portable import flushed
+from .arithmetic import Arithmetic, Values, add
+from .portable import flushed, flushed_operand
 
 #: ln 2 in two parts; the first has 9 bits, so that its product with an exponent is exact.
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
@@ -205,8 +209,10 @@ def gelu_tanh(u: Arithmetic, x: Values) -> Values:
     return u.mul(x, sigmoid(u, u.plain_mul(x, u.add(cubic, constant(_GELU_TANH_LINEAR, x)))))
 
 
-def sum_lanes(u: Arithmetic, x: Values, *, lanes: int, max_unrolled: int) -> Values:
+@partial(jax.jit, inline=True, static_argnames=("lanes", "max_unrolled"))
+def sum_lanes(x: Values, *, lanes: int, max_unrolled: int) -> Values:
     """Sum the last axis: vectors of `lanes` in ascending order, then lanes by halves."""
+    x = flushed_operand(x)  # also the wall between products and sums
     count = -(-x.shape[-1] // lanes)
     x = _pad_last(x, max(count, 1) * lanes)
 
@@ -216,39 +222,36 @@ def sum_lanes(u: Arithmetic, x: Values, *, lanes: int, max_unrolled: int) -> Val
     total = vector(0)
     if count <= max_unrolled:
         for i in range(1, count):
-            total = add(u, total, vector(i))
+            total = flushed(total + vector(i))
     else:
-        total = lax.fori_loop(1, count, lambda i, acc: add(u, acc, vector(i)), total)
+        total = lax.fori_loop(1, count, lambda i, acc: flushed(acc + vector(i)), total)
+    # Padding makes every sum of zeros +0; without -0 XLA may take x + 0 to be x.
+    total = jnp.where(portable.is_small(portable.bits_of(total)), jnp.float32(0), total)
     total = _pad_last(total, 1 << (lanes - 1).bit_length())
     while total.shape[-1] > 1:
         half = total.shape[-1] // 2
-        total = add(u, total[..., :half], total[..., half:])
-    return total[..., 0]
+        total = flushed(total[..., :half] + total[..., half:])
+    return portable.one_nan(total[..., 0])
 
 
 def sum_leading(x: Values, *, from_first: bool) -> Values:
-    """Sum the leading axis in ascending order, starting from +0 or from the first entry.
-
-    Parts are flushed one by one here: flushed before, all of them would be copied.
-    """
+    """Sum the leading axis in ascending order, starting from +0 or from the first entry."""
     start = -0.0 if from_first else 0.0  # what is added to -0 keeps its sign
     return lax.scan(_add_part, jnp.full(x.shape[1:], start, x.dtype), x)[0]
 
 
 def _add_part(total: Values, part: Values) -> tuple[Values, None]:
-    """Add one flushed part."""
-    return add(X86, total, flushed(part)), None  # any: all add alike
+    return add(total, part), None
 
 
-def max_last(u: Arithmetic, x: Values) -> Values:
+@partial(jax.jit, inline=True)
+def max_last(x: Values) -> Values:
     """Take the maximum of the last axis; NaN wins, -0 becomes +0, no elements give -inf."""
-    del u
     # XLA:CPU's maximum over an axis loses NaN for some lengths (seen on JAX 0.10.2: 833).
     is_nan = x != x
-    largest = jnp.where(is_nan, -jnp.inf, x).max(-1, initial=-jnp.inf)
-    bits = portable.bits_of(largest)
-    largest = portable.value_of(jnp.where(bits << 1 == 0, jnp.uint32(0), bits))
-    return jnp.where(is_nan.any(-1), jnp.float32(jnp.nan), largest)
+    largest = portable.bits_of(jnp.where(is_nan, -jnp.inf, x).max(-1, initial=-jnp.inf))
+    largest = jnp.where(portable.is_small(largest), jnp.uint32(0), largest)
+    return jnp.where(is_nan.any(-1), jnp.float32(jnp.nan), portable.value_of(largest))
 
 
 def _pad_last(x: Values, size: int) -> Values:

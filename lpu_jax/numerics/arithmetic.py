@@ -20,8 +20,7 @@ bits, which tests show; algorithms are written once, over either.
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +51,7 @@ class Arithmetic:
     sqrt: Callable[[Values], Values]
 
     def add(self, a: Values, b: Values) -> Values:
-        """Return `a + b`, rounded once; -0 + 0 may be -0, see `add`."""
+        """Return `a + b`, rounded once; with a constant 0, -0 may be left as it is (see `add`)."""
         return flushed(a + b)
 
     def sub(self, a: Values, b: Values) -> Values:
@@ -99,18 +98,16 @@ X86_PROCESSORS = ("x86_64", "AMD64")
 
 
 @cache  # JAX knows functions by identity: it traces each of these once for every shape
-def _traced_once(
-    function: Callable[..., Any], arithmetic: Arithmetic, static: tuple[tuple[str, Any], ...]
-) -> Callable[..., Any]:
-    def run(*operands: Values) -> Any:
-        result = function(arithmetic, *map(flushed_operand, operands), **dict(static))
-        return one_nan(result) if result.dtype == jnp.float32 else result
+def _traced_once(function: Callable[..., Values], arithmetic: Arithmetic) -> Callable[..., Values]:
+    def run(*operands: Values) -> Values:
+        result = function(arithmetic, *map(flushed_operand, operands))
+        return one_nan(result)
 
     return jax.jit(run, inline=True)
 
 
-def on_backend(function: Callable[..., Any], *operands: Values, **static: Any) -> Array:
-    """Run `function(arithmetic, *operands, **static)` with the arithmetic that suits the backend.
+def on_backend(function: Callable[..., Values], *operands: Values) -> Values:
+    """Run `function(arithmetic, *operands)` with the arithmetic that suits the backend.
 
     The choice is made when the program is lowered for a platform, so that one process can use a
     CPU and a GPU. Operands are flushed first; a NaN comes out as the one NaN.
@@ -118,27 +115,14 @@ def on_backend(function: Callable[..., Any], *operands: Values, **static: Any) -
     Args:
         function: a module's function, since traces of it are kept.
         operands: fp32 values.
-        static: hashable parameters.
     """
-    portable_run = _traced_once(function, PORTABLE, tuple(static.items()))
+    portable_run = _traced_once(function, PORTABLE)
     if platform.machine() not in X86_PROCESSORS:
-        result: Array = portable_run(*operands)
+        result: Values = portable_run(*operands)
     else:
-        native_run = _traced_once(function, X86, tuple(static.items()))
+        native_run = _traced_once(function, X86)
         result = lax.platform_dependent(*operands, cpu=native_run, default=portable_run)
     return result
-
-
-def add(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
-    """Return `a + b`, also where one is a constant zero, for which XLA takes -0 + 0 to be -0."""
-    a_bits, b_bits = portable.bits_of(a), portable.bits_of(b)
-    total = portable.bits_of(arithmetic.add(a, b))
-    return portable.value_of(jnp.where((a_bits | b_bits) << 1 == 0, a_bits & b_bits, total))
-
-
-def sub(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
-    """Return `a - b`, which is the sum of `a` and `-b` in zeros too."""
-    return add(arithmetic, a, -b)
 
 
 def mul(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
@@ -156,26 +140,51 @@ def sqrt(arithmetic: Arithmetic, x: Values) -> Values:
     return arithmetic.sqrt(x)
 
 
-def maximum(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
+# --- the same on every backend --------------------------------------------------------------------
+
+
+@partial(jax.jit, inline=True)
+def add(a: Values, b: Values) -> Values:
+    """Return `a + b`; a small operand is put in as a zero, and a sum of zeros is made of signs.
+
+    For XLA takes -0 + 0 to be -0 where one is a constant.
+    """
+    a_bits, b_bits = portable.bits_of(a), portable.bits_of(b)
+    a_is_small, b_is_small = portable.is_small(a_bits), portable.is_small(b_bits)
+    total = portable.bits_of(flushed(a + b))
+    zero = a_bits & b_bits & jnp.uint32(0x8000_0000)
+    of_b_alone = jnp.where(b_is_small, zero, b_bits)
+    of_both = jnp.where(b_is_small, a_bits, total)
+    return one_nan(portable.value_of(jnp.where(a_is_small, of_b_alone, of_both)))
+
+
+@partial(jax.jit, inline=True)
+def sub(a: Values, b: Values) -> Values:
+    """Return `a - b`, which is the sum of `a` and `-b` in zeros too."""
+    return add(a, -b)
+
+
+@partial(jax.jit, inline=True)
+def maximum(a: Values, b: Values) -> Values:
     """Return the larger: NaN wins, and +0 is larger than -0. Exact."""
-    del arithmetic
+    a, b = flushed_operand(a), flushed_operand(b)
     # Equal values have equal bits, but for zeros: these join to +0 unless both are negative.
-    # x86 also finds subnormals equal, in what it is given: hence the flushing at the end.
     joined = portable.value_of(portable.bits_of(a) & portable.bits_of(b))
     either = jnp.where(a == b, joined, jnp.float32(jnp.nan))
-    return flushed(jnp.where(a > b, a, jnp.where(b > a, b, either)))
+    return jnp.where(a > b, a, jnp.where(b > a, b, either))
 
 
-def minimum(arithmetic: Arithmetic, a: Values, b: Values) -> Values:
+@partial(jax.jit, inline=True)
+def minimum(a: Values, b: Values) -> Values:
     """Return the smaller: NaN wins, and -0 is smaller than +0. Exact."""
-    del arithmetic
+    a, b = flushed_operand(a), flushed_operand(b)
     # As in `maximum`; zeros join to -0 unless both are positive.
     joined = portable.value_of(portable.bits_of(a) | portable.bits_of(b))
     either = jnp.where(a == b, joined, jnp.float32(jnp.nan))
-    return flushed(jnp.where(a < b, a, jnp.where(b < a, b, either)))
+    return jnp.where(a < b, a, jnp.where(b < a, b, either))
 
 
-def less_equal(arithmetic: Arithmetic, a: Values, b: Values) -> Bool[Array, "..."]:
+@partial(jax.jit, inline=True)
+def less_equal(a: Values, b: Values) -> Bool[Array, "..."]:
     """Return where `a <= b`; false for NaN. Exact."""
-    del arithmetic
-    return a <= b
+    return flushed_operand(a) <= flushed_operand(b)

@@ -22,7 +22,6 @@ from ..arguments import check_spread, checked
 from ..errors import LpuError
 from . import algorithms, arithmetic
 from .arithmetic import on_backend
-from .portable import one_nan
 
 #: Lanes of a vector, which fixes the tree of `sum_lanes`.
 LANES = 320
@@ -34,14 +33,14 @@ _MAX_UNROLLED = 8
 def add(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a + b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
     check_spread("elementary.add", [a.shape, b.shape])
-    return on_backend(arithmetic.add, a, b)
+    return arithmetic.add(a, b)
 
 
 @checked
 def sub(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return `a - b`, rounded once. Fidelity: exact rounding (RNE), subnormals flushed."""
     check_spread("elementary.sub", [a.shape, b.shape])
-    return on_backend(arithmetic.sub, a, b)
+    return arithmetic.sub(a, b)
 
 
 @checked
@@ -76,21 +75,21 @@ def sqrt(x: Float32[Array, "..."]) -> Float32[Array, "..."]:
 def maximum(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the larger, element by element: NaN wins, +0 is larger than -0. Fidelity: exact."""
     check_spread("elementary.maximum", [a.shape, b.shape])
-    return on_backend(arithmetic.maximum, a, b)
+    return arithmetic.maximum(a, b)
 
 
 @checked
 def minimum(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """Return the smaller, element by element: NaN wins, -0 is less than +0. Fidelity: exact."""
     check_spread("elementary.minimum", [a.shape, b.shape])
-    return on_backend(arithmetic.minimum, a, b)
+    return arithmetic.minimum(a, b)
 
 
 @checked
 def less_equal(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Bool[Array, "..."]:
     """Return where `a <= b`; false for NaN, subnormals are zeros. Fidelity: exact."""
     check_spread("elementary.less_equal", [a.shape, b.shape])
-    return on_backend(arithmetic.less_equal, a, b)
+    return arithmetic.less_equal(a, b)
 
 
 @checked
@@ -253,7 +252,7 @@ def sum_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]
         Order assumed: vectors stream through an accumulator, lanes are combined by rotations.
     """
     x = _last("elementary.sum_lanes", x, axis)
-    return on_backend(algorithms.sum_lanes, x, lanes=LANES, max_unrolled=_MAX_UNROLLED)
+    return algorithms.sum_lanes(x, lanes=LANES, max_unrolled=_MAX_UNROLLED)
 
 
 @checked
@@ -263,7 +262,7 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity:
         Order-dependent: the order above; zeros anywhere in the list change no bit.
     """
-    return one_nan(algorithms.sum_leading(x, from_first=False))
+    return algorithms.sum_leading(x, from_first=False)
 
 
 @checked
@@ -273,7 +272,7 @@ def sum_chips(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity:
         Order-dependent: the order above; negative zeros anywhere in the list change no bit.
     """
-    return one_nan(algorithms.sum_leading(x, from_first=True))
+    return algorithms.sum_leading(x, from_first=True)
 
 
 @checked
@@ -286,7 +285,7 @@ def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]
     Fidelity:
         Exact: every tree of comparisons, `sum_lanes`' too, gives this value.
     """
-    return on_backend(algorithms.max_last, _last("elementary.max_lanes", x, axis))
+    return algorithms.max_last(_last("elementary.max_lanes", x, axis))
 
 
 def _last(caller: str, x: Float32[Array, "..."], axis: int) -> Float32[Array, "..."]:

@@ -22,6 +22,8 @@ FUNCTIONS = (
     "minimum",
 )
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "less_equal")
+#: The same on every backend.
+EVERYWHERE = ("add", "sub", "maximum", "minimum", "less_equal", "sum_lanes", "max_last")
 STATIC = {"sum_lanes": {"lanes": 320, "max_unrolled": 8}}
 
 SPECIAL = np.array(
@@ -38,16 +40,16 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="x86 is t
 
 def on(unit: arithmetic.Arithmetic, name: str) -> Callable[..., Any]:
     """The function over one arithmetic, operands flushed first, as `on_backend` does."""
+    if name in EVERYWHERE:
+        module = algorithms if hasattr(algorithms, name) and name not in BINARY else arithmetic
+        return partial(getattr(module, name), **STATIC.get(name, {}))
     if hasattr(algorithms, name):
-        function = partial(getattr(algorithms, name), unit, **STATIC.get(name, {}))
-    elif hasattr(unit, name):
-        function = getattr(unit, name)
+        function = partial(getattr(algorithms, name), unit)
     else:
-        function = partial(getattr(arithmetic, name), unit)
+        function = getattr(unit, name)
 
     def run(*xs: Any) -> Any:
-        out = function(*(portable.flushed_operand(x) for x in xs))
-        return out if out.dtype == bool else jnp.where(out == out, out, jnp.float32(jnp.nan))
+        return portable.one_nan(function(*(portable.flushed_operand(x) for x in xs)))
 
     return run
 
