@@ -5,15 +5,12 @@ are the same on every backend and take any values. Entry points, error bounds an
 special cases are in `elementary`. Not modelled: the vendor's algorithms, which are not public.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from . import portable
-from .arithmetic import Arithmetic, Values, add
+from .arithmetic import Arithmetic, Values, add, traced_once
 from .portable import flushed, flushed_operand
 
 #: ln 2 in two parts; the first has 9 bits, so that its product with an exponent is exact.
@@ -209,7 +206,6 @@ def gelu_tanh(u: Arithmetic, x: Values) -> Values:
     return u.mul(x, sigmoid(u, u.plain_mul(x, u.add(cubic, constant(_GELU_TANH_LINEAR, x)))))
 
 
-@partial(jax.jit, inline=True, static_argnames=("lanes", "max_unrolled"))
 def sum_lanes(x: Values, *, lanes: int, max_unrolled: int) -> Values:
     """Sum the last axis: vectors of `lanes` in ascending order, then lanes by halves."""
     x = flushed_operand(x)  # also the wall between products and sums
@@ -244,7 +240,7 @@ def _add_part(total: Values, part: Values) -> tuple[Values, None]:
     return add(total, part), None
 
 
-@partial(jax.jit, inline=True)
+@traced_once
 def max_last(x: Values) -> Values:
     """Take the maximum of the last axis; NaN wins, -0 becomes +0, no elements give -inf."""
     # XLA:CPU's maximum over an axis loses NaN for some lengths (seen on JAX 0.10.2: 833).

@@ -20,7 +20,8 @@ bits, which tests show; algorithms are written once, over either.
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from . import portable
 from .portable import flushed, flushed_operand, hidden, one_nan
 
 Values = Float32[Array, "..."]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,19 @@ PORTABLE = Arithmetic(
 X86_PROCESSORS = ("x86_64", "AMD64")
 
 
-@cache  # JAX knows functions by identity: it traces each of these once for every shape
-def _traced_once(function: Callable[..., Values], arithmetic: Arithmetic) -> Callable[..., Values]:
-    def run(*operands: Values) -> Values:
-        result = function(arithmetic, *map(flushed_operand, operands))
-        return one_nan(result)
+def traced_once(function: Function) -> Function:
+    """Keep the traces of a module's function for each shape; its operations stay in the program."""
+    return cast(Function, jax.jit(function, inline=True))
 
-    return jax.jit(run, inline=True)
+
+@cache  # JAX knows functions by identity
+def _over(arithmetic: Arithmetic, function: Callable[..., Values]) -> Callable[..., Values]:
+    """Bind a function to an arithmetic, with flushed operands and one NaN."""
+
+    def run(*operands: Values) -> Values:
+        return one_nan(function(arithmetic, *map(flushed_operand, operands)))
+
+    return traced_once(run)
 
 
 def on_backend(function: Callable[..., Values], *operands: Values) -> Values:
@@ -116,11 +124,11 @@ def on_backend(function: Callable[..., Values], *operands: Values) -> Values:
         function: a module's function, since traces of it are kept.
         operands: fp32 values.
     """
-    portable_run = _traced_once(function, PORTABLE)
+    portable_run = _over(PORTABLE, function)
     if platform.machine() not in X86_PROCESSORS:
         result: Values = portable_run(*operands)
     else:
-        native_run = _traced_once(function, X86)
+        native_run = _over(X86, function)
         result = lax.platform_dependent(*operands, cpu=native_run, default=portable_run)
     return result
 
@@ -143,7 +151,7 @@ def sqrt(arithmetic: Arithmetic, x: Values) -> Values:
 # --- the same on every backend --------------------------------------------------------------------
 
 
-@partial(jax.jit, inline=True)
+@traced_once
 def add(a: Values, b: Values) -> Values:
     """Return `a + b`; a small operand is put in as a zero, and a sum of zeros is made of signs.
 
@@ -158,13 +166,13 @@ def add(a: Values, b: Values) -> Values:
     return one_nan(portable.value_of(jnp.where(a_is_small, of_b_alone, of_both)))
 
 
-@partial(jax.jit, inline=True)
+@traced_once
 def sub(a: Values, b: Values) -> Values:
     """Return `a - b`, which is the sum of `a` and `-b` in zeros too."""
     return add(a, -b)
 
 
-@partial(jax.jit, inline=True)
+@traced_once
 def maximum(a: Values, b: Values) -> Values:
     """Return the larger: NaN wins, and +0 is larger than -0. Exact."""
     a, b = flushed_operand(a), flushed_operand(b)
@@ -174,7 +182,7 @@ def maximum(a: Values, b: Values) -> Values:
     return jnp.where(a > b, a, jnp.where(b > a, b, either))
 
 
-@partial(jax.jit, inline=True)
+@traced_once
 def minimum(a: Values, b: Values) -> Values:
     """Return the smaller: NaN wins, and -0 is smaller than +0. Exact."""
     a, b = flushed_operand(a), flushed_operand(b)
@@ -184,7 +192,7 @@ def minimum(a: Values, b: Values) -> Values:
     return jnp.where(a < b, a, jnp.where(b < a, b, either))
 
 
-@partial(jax.jit, inline=True)
+@traced_once
 def less_equal(a: Values, b: Values) -> Bool[Array, "..."]:
     """Return where `a <= b`; false for NaN. Exact."""
     return flushed_operand(a) <= flushed_operand(b)

@@ -1,7 +1,7 @@
 """The one compiler option that the promised bits do not survive, refused where it is asked for.
 
 With `--xla_cpu_enable_fast_math` XLA takes a product with a constant zero to be zero, NaN or not,
-and the sign of a zero to be of no meaning. The other options that tests try (older instruction sets,
+and the sign of a zero to be of no meaning. Other options that tests try (older instruction sets,
 threads, passes and optimisation left out) move no bit. Not seen here: options given to a single
 program (`jax.jit(compiler_options=...)`).
 """
