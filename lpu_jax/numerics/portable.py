@@ -32,7 +32,7 @@ def value_of(bits: Bits) -> Float32[Array, "..."]:
 
 def is_small(bits: Bits) -> Bool[Array, "..."]:
     """Tell where bits are those of a zero or a subnormal."""
-    small: Bool[Array, "..."] = (bits & jnp.uint32(_EXPONENT)) == 0
+    small: Array = (bits & jnp.uint32(_EXPONENT)) == 0
     return small
 
 
