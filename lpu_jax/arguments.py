@@ -11,8 +11,19 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, wraps
+from numbers import Integral
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +155,7 @@ class _Arrays(_Kind):
             if array.dtype not in self.dtypes and not self._is_key(array):
                 return _REFUSED
         elif type(value) in (np.ndarray, np.memmap) or isinstance(value, np.generic):
-            if value.dtype not in self.dtypes or _narrows(value.dtype):
+            if value.dtype not in self.dtypes or narrows(value.dtype):
                 return _REFUSED
             array = jnp.asarray(value)
         else:
@@ -375,10 +386,15 @@ def _arrays(annotation: Any) -> _Arrays:
     )
 
 
-def _narrows(dtype: np.dtype[Any]) -> bool:
+def narrows(dtype: np.dtype[Any]) -> bool:
     """Whether JAX would keep a NumPy type in fewer bits."""
     is_wide = dtype.name in ("int64", "uint64", "float64", "complex128")
     return is_wide and not jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+
+def is_whole(number: object) -> TypeGuard[int]:
+    """Whether this is a whole number, of Python or of NumPy; a truth value is none."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 # --- what annotations do not say ------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 
 from lpu_jax.datapath.mxm import Fidelity
-from lpu_jax.errors import ConfigError, unknown
+from lpu_jax.errors import ConfigError, LpuError, unknown
 from lpu_jax.numerics.accumulate import Carry
 from lpu_jax.numerics.schemes import (
     BF16_PLAIN,
@@ -215,18 +215,21 @@ _BY_RELEASED_FORMAT = {"fp16": FP16, "bf16": BF16, "fp8": FP8, "int4": INT4, "mx
 _RELEASED_SCHEMES = {"fp8": FP8_BLOCK128, "int4": INT4_GROUP32, "mxfp4": MXFP4}
 
 
-def policy_named(name: str, cfg: ModelConfig) -> Policy:
+def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     """Find a policy.
 
     Args:
         name: of a policy, or "released" for the format in which the model's weights are published.
-        cfg: the model.
+        cfg: the model; "released" needs it.
 
     Raises:
         UnknownNameError: if there is no such policy.
+        LpuError: if "released" is asked for without a model.
         ConfigError: if the model is released in a format that no policy holds.
     """
     if name == RELEASED:
+        if cfg is None:
+            raise LpuError(f"policy {RELEASED} is that of a model; give the model too.")
         if cfg.released_format not in _BY_RELEASED_FORMAT:
             raise ConfigError(
                 f"{cfg.name} is released in {cfg.released_format}, which no policy holds; choose "

@@ -123,8 +123,8 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
 
     Args:
         name_or_path: a key of `NAMED` (in any case), or the path of a `config.json` or of the
-            folder that holds one. A word with a folder separator or ending in `.json` is always a
-            path.
+            folder that holds one. A `Path`, and a word with a folder separator or ending in
+            `.json`, is always a path.
 
     Raises:
         UnknownNameError: if it is neither; the message has the nearest names.
@@ -135,13 +135,14 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
             f"model is of type {type(name_or_path).__name__}; it must be a name or a path."
         )
     text = os.fspath(name_or_path)
-    if text.lower() in NAMED:
+    is_path = not isinstance(name_or_path, str) or os.sep in text or text.endswith(".json")
+    if not is_path and text.lower() in NAMED:
         return _named(text.lower())
     if text.endswith(_WEIGHT_FILES):
         raise ConfigError(f"{text}: holds weights; {_ALLOWED}.")
     if os.path.isdir(text) and not os.path.exists(os.path.join(text, "config.json")):
         raise ConfigError(f"{text}: this folder has no config.json; {_ALLOWED}.")
-    if os.sep in text or text.endswith(".json") or os.path.exists(text):
+    if is_path or os.path.exists(text):
         return from_hf(text)
     raise unknown("model", text, tuple(NAMED))
 

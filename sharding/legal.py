@@ -42,8 +42,8 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
         raise PlanError(f"{plan.stages} stages were asked for; {cfg.name} has {n_blocks} blocks.")
     if plan.n_chips > system.n_chips:
         raise PlanError(
-            f"{plan.stages} stages of {plan.group_chips} chips need {plan.n_chips} chips; "
-            f"{system.name} has {system.n_chips}."
+            f"stages {plan.stages} x group {plan.group_chips} = {plan.n_chips} chips were asked "
+            f"for; {system.name} has {system.n_chips}."
         )
     if (plan.moe is None) != (cfg.moe is None):
         raise PlanError(

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 from lpu_jax.arguments import described
-from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
+from lpu_jax.datapath.c2c import ALGORITHM_NAMES
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
 from models.layers.dispatch import Dispatch
@@ -331,8 +331,8 @@ class Plan:
                     f"plan {name} is {described(given)}; it must be of type {part.__name__}, such "
                     f"as {part.__name__}(tensor=2)."
                 )
-        if self.collective not in ("auto", *ALGORITHMS):
-            raise unknown("collective", str(self.collective), ("auto", *ALGORITHMS))
+        if self.collective not in ALGORITHM_NAMES:
+            raise unknown("collective", str(self.collective), ALGORITHM_NAMES)
 
     @property
     def n_chips(self) -> int:

@@ -9,8 +9,25 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lpu_jax.arguments import described
+from lpu_jax.errors import LpuError
+
 #: Told of the progress of long work: steps done, steps in all (0 if unknown), what comes next.
 Watcher = Callable[[int, int, str], None]
+
+
+def check_watcher(caller: str, progress: object) -> None:
+    """Refuse what cannot be told of progress.
+
+    Raises:
+        LpuError: it is no function.
+    """
+    if not callable(progress):
+        raise LpuError(
+            f"{caller}: progress is {described(progress)}; it must be a function of the steps "
+            "done, the steps in all and what comes next."
+        )
+
 
 #: Width of tables when the terminal does not say: piped output must not be cut.
 TEXT_WIDTH = 200

@@ -6,16 +6,10 @@ between positions or texts; one probability, independent for each draft, is the 
 """
 
 from dataclasses import dataclass
-from numbers import Integral
-from typing import TypeGuard
 
+from lpu_jax.arguments import is_whole
 from lpu_jax.errors import LpuError
 from models.config import ModelConfig
-
-
-def is_whole(number: object) -> TypeGuard[int]:
-    """Whether this is a whole number, of Python or of NumPy."""
-    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +18,7 @@ class Request:
 
     batch: int = 1
     tokens: int = 1  #: new tokens per sequence
-    context: int = 1  #: allocated positions
+    context: int = 4096  #: allocated positions
     #: Probability that a draft is accepted, if all tokens but the first are drafts.
     acceptance: float | None = None
     #: New tokens of the longest step that shares a cache with this one; None: this is the longest.
@@ -60,7 +54,7 @@ MOST_AT_ONCE = 1 << 24
 
 
 #: One sequence, one new token, 4,096 allocated positions: what public functions ask by default.
-NEXT_TOKEN = Request(context=4096)
+NEXT_TOKEN = Request()
 
 
 def check_request(request: Request, cfg: ModelConfig) -> None:

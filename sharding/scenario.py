@@ -95,15 +95,15 @@ def source_config(source: WeightSource) -> ModelConfig:
     return cfg
 
 
-def _name(what: str, given: object) -> str:
-    """Return a name or a path as text.
+def _name(what: str, given: object) -> str | Path:
+    """Return a name or a path.
 
     Raises:
         LpuError: it is neither.
     """
     if not isinstance(given, str | Path):
         raise LpuError(f"{what} is {described(given)}; it must be a name, a path, or a {what}.")
-    return str(given)
+    return given
 
 
 def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:

@@ -20,8 +20,8 @@ from lpu_jax.numerics.formats import FORMATS
 from lpu_jax.numerics.quantized import dequantize, quantize
 from lpu_jax.numerics.schemes import SCHEMES
 from models.policy import FP16
-from sharding.forward import forward
 from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.run.forward import forward
 
 UNARY = (
     *("exp", "log", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh", "rsqrt", "sqrt"),
@@ -90,7 +90,9 @@ def products() -> Any:
 def a_model() -> Any:
     """Prefill and decoding of a tiny model, each chip with half of its heads and columns."""
     tokens, source = oracle("llama")[0][:, :6], checkpoint("llama").weights
-    return [forward(source, tokens, PLAN, FP16, step=step) for step in (None, 1)]
+    return [
+        forward(source, "groq-node", PLAN, tokens, policy=FP16, step=step) for step in (None, 1)
+    ]
 
 
 def converts_float16() -> bool:

@@ -5,6 +5,7 @@ constants of the machine that no public source states, and rules for ordinary JA
 Not modelled: what happens before the first and after the last operation, such as host transfers.
 """
 
+import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,8 +16,9 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import PartitionSpec as P
 
 from .. import mesh as chip_mesh
+from ..arguments import described
 from ..datapath.work import Length, Unit, Work
-from ..errors import MeshError
+from ..errors import CostError, MeshError
 from ..machine.catalogue import system as system_named
 from ..machine.system import System
 from ..mesh import ChipMesh
@@ -146,11 +148,11 @@ def time(
         The scheduled time, its bounds, and what they rest on.
 
     Raises:
-        CostError: an operation has no cost rule; the sentence names its primitive.
+        CostError: an operation has no cost rule, and the sentence names its primitive; it is no
+            function, or does not take these arguments.
         PlanError: the system has fewer chips than the mesh.
-        MeshError: not a mesh, or one of a machine with other nodes or racks.
+        MeshError: not a mesh, or one of a machine with other nodes or racks; specs without one.
         UnknownNameError: there is no such system.
-        TypeError: specs were given without a mesh.
 
     Fidelity:
         Approximate: the schedule is static and exact for the stated rules; rules of ordinary JAX
@@ -163,7 +165,8 @@ def time(
         'MXM'
     """
     if mesh is None and (in_specs is not None or out_specs is not None):
-        raise TypeError("time: in_specs and out_specs were given without a mesh.")
+        raise MeshError("time: in_specs and out_specs were given without a mesh.")
+    _check_program(fn, args, mesh)
     whole = system if isinstance(system, System) else system_named(system)
     if mesh is not None:
         chip_mesh.check_mesh("time", mesh)
@@ -253,6 +256,30 @@ def _check_tiers(mesh: ChipMesh, system: System) -> None:
             f"time: the mesh is of a machine with {theirs} chips in a node and a rack; "
             f"{system.name} has {ours}."
         )
+
+
+def _check_program(fn: Any, args: tuple[Any, ...], mesh: ChipMesh | None) -> None:
+    """Refuse what cannot be traced; programs of a mesh are checked where they are traced.
+
+    Raises:
+        CostError: it is no function, does not take so many arguments, or one holds no array.
+    """
+    if not callable(fn):
+        raise CostError(f"time: fn is {described(fn)}; it must be a function.")
+    for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]:
+        if not (hasattr(leaf, "shape") or isinstance(leaf, bool | int | float | complex)):
+            raise CostError(
+                f"time: args{jax.tree_util.keystr(path)} is {described(leaf)}; it must be an array "
+                "or a jax.ShapeDtypeStruct."
+            )
+    if mesh is not None:
+        return
+    try:
+        inspect.signature(fn).bind(*args)
+    except TypeError as error:
+        raise CostError(f"time: fn cannot take {len(args)} arguments: {error}.") from None
+    except ValueError:
+        return  # a callable of C has no signature
 
 
 def _trace(

@@ -22,11 +22,14 @@ from jax import lax
 from jaxtyping import Array, BFloat16, Float16, Float32
 
 from ..arguments import Count, check_fields, checked, divides, exceeds
-from ..errors import CostError, LpuError, MeshError
+from ..errors import CostError, LpuError, MeshError, unknown
 from ..numerics import elementary, rounding
 from .primitive import primitive
 from .work import Call, Hardware, Unit, Work
 
+#: Names of link schedules; `lpu_jax.cost.collectives.algorithms` says what each does. They are here
+#: because an axis carries one, and everything that has an axis lies above.
+ALGORITHM_NAMES = ("auto", "one_shot", "direct", "ring", "flat3", "hier4", "hier5", "two_step")
 #: What chips add: other types have no room for sums.
 Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
 
@@ -39,6 +42,10 @@ class Axis:
     node, of a rack, and so on: they fix the order of summation. `algorithm` fixes the link
     schedule; `auto` takes the fastest legal one of those that sum in that order. `OWN_ORDERS` has
     the others.
+
+    Raises:
+        LpuError: a field of another type, or a tier that is no multiple of the one before.
+        UnknownNameError: there is no such algorithm.
     """
 
     names: tuple[str, ...]
@@ -50,6 +57,12 @@ class Axis:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_algorithm(self.algorithm)
+        if any(outer < inner or outer % inner for inner, outer in pairwise((1, *self.tiers))):
+            raise MeshError(
+                f"Axis: tiers={self.tiers} was given; each must be a multiple of the one before, "
+                "such as (8, 64): the chips of a node and of a rack."
+            )
 
     def check(self, caller: str) -> None:
         """Verify that the running mesh has the axis with this size.
@@ -70,6 +83,16 @@ class Axis:
                 f"{caller}: axis {'/'.join(self.names)} has {found} chips in the running mesh but "
                 f"{self.size} in the plan."
             )
+
+
+def check_algorithm(name: str) -> None:
+    """Refuse a link schedule that does not exist.
+
+    Raises:
+        UnknownNameError: the sentence has the nearest names.
+    """
+    if name not in ALGORITHM_NAMES:
+        raise unknown("collective", name, ALGORITHM_NAMES)
 
 
 @checked

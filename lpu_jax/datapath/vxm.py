@@ -268,8 +268,10 @@ def to_fp8(x: Float32[Array, "..."]) -> Float8e4m3fn[Array, "..."]:
 
 
 @checked
-def to_fp32(x: Float[Array, "..."] | Int32[Array, "..."]) -> Float32[Array, "..."]:
-    """Widen float16, or convert int32 with one rounding. Fidelity: exact."""
+def to_fp32(
+    x: Float[Array, "..."] | Int8[Array, "..."] | Int32[Array, "..."],
+) -> Float32[Array, "..."]:
+    """Widen float16 or int8, or convert int32 with one rounding. Fidelity: exact."""
     return _to_fp32(x)
 
 

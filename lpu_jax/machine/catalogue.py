@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+from ..arguments import described
 from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, vary
 from . import gpu_systems, lpu_systems
@@ -20,7 +21,8 @@ def system(name_or_path: str | Path) -> System:
     Args:
         name_or_path: `"groq-node"`, `"groq-rack"`, `"groq-N"` with N chips, `"lpx-tray"`,
             `"lpx-rack"`, `"lpx-N"` with N racks, GPUs (`"h100x8"`, `"gb200-nvl72"`, `"vr-nvl72"`,
-            or N of them: `"h100xN"`, `"gb200xN"`, `"vrxN"`), or a path that ends in `.toml`.
+            or N of them: `"h100xN"`, `"gb200xN"`, `"vrxN"`), in any case; or a path that ends in
+            `.toml`.
 
     Returns:
         The system.
@@ -33,9 +35,13 @@ def system(name_or_path: str | Path) -> System:
         >>> system("lpx-9").n_chips
         2304
     """
-    text = str(name_or_path)
-    if text.endswith(".toml"):
-        return _read(Path(text))
+    if not isinstance(name_or_path, str | Path):
+        raise UnknownNameError(
+            f"system is {described(name_or_path)}; it must be a name or the path of a TOML file."
+        )
+    if str(name_or_path).endswith(".toml"):
+        return _read(Path(name_or_path))
+    text = str(name_or_path).lower()
     for series in SERIES:
         try:
             links = series.links(text)

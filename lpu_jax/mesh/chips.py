@@ -10,7 +10,8 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
-from ..datapath.c2c import Axis
+from ..arguments import is_whole
+from ..datapath.c2c import Axis, check_algorithm
 from ..errors import MeshError, unknown
 from ..machine.gpu import NvlinkDomain
 from ..machine.topology import Topology
@@ -38,6 +39,7 @@ class ChipMesh:
     Raises:
         MeshError: axes that are not pairs of a name and a number of chips, a name that occurs
             twice, or a machine that has fewer chips.
+        UnknownNameError: there is no such algorithm.
     """
 
     axes: tuple[tuple[str, int], ...]
@@ -59,7 +61,9 @@ class ChipMesh:
                 "ChipMesh: axes must be a tuple of names, each with its number of chips, such as "
                 f"(('tensor', 4),); {self.axes!r} was given."
             )
-        names = [name for name, _ in self.axes]
+        axes = tuple((name, int(size)) for name, size in self.axes)
+        object.__setattr__(self, "axes", axes)
+        names = [name for name, _ in axes]
         if len(set(names)) < len(names):
             raise MeshError(f"ChipMesh: the axes {', '.join(names)} must have different names.")
         if self.n_chips > self.topology.n_chips:
@@ -71,6 +75,7 @@ class ChipMesh:
             raise MeshError(
                 f"ChipMesh: algorithm must be the name of one; {_named(self.algorithm)} was given."
             )
+        check_algorithm(self.algorithm)
         object.__setattr__(self, "tiers", tiers_of(self.topology, self.n_chips))
 
     @property
@@ -128,13 +133,7 @@ def _is_axis(pair: Any) -> bool:
     if not (isinstance(pair, tuple) and len(pair) == 2):
         return False
     name, size = pair
-    return (
-        isinstance(name, str)
-        and name.isidentifier()
-        and isinstance(size, int)
-        and not isinstance(size, bool)
-        and size >= 1
-    )
+    return isinstance(name, str) and name.isidentifier() and is_whole(size) and int(size) >= 1
 
 
 def _named(value: Any) -> str:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from ..arguments import described
+from ..arguments import described, narrows
 from ..errors import MeshError
 from .chips import ChipMesh
 
@@ -151,6 +151,11 @@ def check_array(where: str, leaf: Any, spec: P) -> None:
         raise MeshError(f"{where} must be an array; {described(leaf)} was given.")
     if isinstance(leaf.dtype, np.dtype) and leaf.dtype.kind in "OSUMm":
         raise MeshError(f"{where} must be an array of numbers, not of {leaf.dtype}.")
+    if isinstance(leaf, np.ndarray | np.generic) and narrows(leaf.dtype):
+        raise MeshError(
+            f"{where} is {described(leaf)}, which JAX would narrow silently; convert it, such as "
+            f"to {leaf.dtype.name.replace('64', '32').replace('128', '64')}."
+        )
     if len(spec) > len(leaf.shape):
         raise MeshError(
             f"{where} has {len(leaf.shape)} dimensions but its spec {spec} has {len(spec)} entries."

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from ..arguments import described, is_whole
 from ..errors import MeshError
 from .chips import ChipMesh, check_mesh
 from .specs import check_name, names_of, renamed
@@ -24,12 +25,20 @@ def most_devices(mesh: ChipMesh, n_devices: int | None = None) -> dict[str, int]
 
     Returns:
         For each axis, over how many devices its chips are spread: outer axes first.
+
+    Raises:
+        MeshError: it is no mesh, or `n_devices` is not a whole number of at least 1.
     """
     check_mesh("most_devices", mesh)
+    if n_devices is not None and not (is_whole(n_devices) and n_devices >= 1):
+        raise MeshError(
+            f"most_devices: n_devices={described(n_devices)} was given; it must be a whole number "
+            "of at least 1."
+        )
     left = len(jax.devices()) if n_devices is None else n_devices
     spread = {}
     for name, size in mesh.axes:
-        spread[name] = max(n for n in range(1, size + 1) if size % n == 0 and n <= max(left, 1))
+        spread[name] = max(n for n in range(1, size + 1) if size % n == 0 and n <= left)
         left = left // spread[name] if spread[name] == size else 1
     return spread
 
@@ -54,13 +63,12 @@ class Spread:
         sizes = dict(mesh.axes)
         for name, count in devices.items():
             check_name(f"{caller}: devices", name, list(sizes))
-            is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
-            if not is_count or sizes[name] % count:
+            if not is_whole(count) or count < 1 or sizes[name] % count:
                 raise MeshError(
                     f"{caller}: axis {name!r} of {sizes[name]} chips cannot be spread over "
                     f"{count!r} devices; it must be a divisor of {sizes[name]}."
                 )
-        on = {name: devices.get(name, 1) for name in sizes}
+        on = {name: int(devices.get(name, 1)) for name in sizes}
         virtual = {name: size // on[name] for name, size in mesh.axes}
         names = list(sizes)
         for i, name in enumerate(names):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
 from lpu_jax.machine.uncertainty import draw_system, extremes, part_of, uncertain_constants, variant
@@ -25,7 +25,7 @@ from .. import report
 from ..plan import Plan
 from ..predict.evaluate import Evaluation, evaluate
 from ..predict.placement import usable_bytes
-from ..report import Watcher
+from ..report import Watcher, check_watcher
 from .compare import rank
 from .comparison import Comparison, Objective
 from .correlation import chance_level, spearman
@@ -134,6 +134,7 @@ def sensitivity(
     Raises:
         LpuError: no plan fits, no constant has a range, or a number is impossible.
     """
+    check_watcher("sensitivity", progress)
     _check(comparison, n_samples, seed)
     study = _Study(comparison)
     base = study.outcome(comparison.scenario.system)
@@ -177,7 +178,7 @@ def _check(comparison: Comparison, n_samples: int, seed: int) -> None:
             f"sensitivity: comparison is {described(comparison)}; it must be what compare returns."
         )
     for name, number, least in (("samples", n_samples, 1), ("seed", seed, 0)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        if not is_whole(number) or number < least:
             raise LpuError(
                 f"sensitivity: {name} is {number!r}; it must be a whole number of at least {least}."
             )

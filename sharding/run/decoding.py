@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from models.blocks import CACHING_KINDS, Block, block_chain
@@ -22,7 +22,7 @@ from models.weights.source import WeightSource
 
 from ..axes import allocated_positions
 from ..plan import Plan
-from ..request import Request, is_whole
+from ..request import Request
 from .execute import check_execution, on_chips, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 

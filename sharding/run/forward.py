@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from models.blocks import CACHING_KINDS, block_chain
@@ -23,10 +23,11 @@ from models.policy import Policy
 from models.weights.source import WeightSource
 
 from ..axes import allocated_positions
+from ..legal import check_plan
 from ..plan import Plan, check_is_plan
-from ..report import Watcher
-from ..request import Request, is_whole
-from ..scenario import policy_of, source_config, system_of
+from ..report import Watcher, check_watcher
+from ..request import Request
+from ..scenario import Scenario, policy_of, source_config, system_of
 from .execute import check_execution, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
@@ -78,6 +79,7 @@ def forward(
     machine = system_of(system)
     machine.require_lpu("forward")
     check_execution(execution)
+    check_watcher("forward", progress)
     check_is_plan("forward", plan)
     cfg = source_config(source)
     formats = policy_of(policy, cfg)
@@ -91,6 +93,8 @@ def forward(
         raise PlanError(
             f"forward: {n_padded} positions are needed, {described(context)} were allocated."
         )
+    whole = Request(batch=batch, tokens=step, context=context)
+    check_plan(plan, Scenario(cfg, machine, whole, policy=formats.on_chip))
     ids = np.pad(tokens, ((0, 0), (0, n_padded - n_tokens))).astype(np.int32)
     pieces: list[Any] = np.split(ids, n_padded // step, axis=1)
 

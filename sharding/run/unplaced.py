@@ -226,7 +226,7 @@ def weight_leaves(
     cfg: ModelConfig, kind: Kind, policy: Policy, held: tuple[int, ...] | None
 ) -> dict[str, Any]:
     """Describe the whole weights of a block: a tree of `Leaf`, as no plan has padded it."""
-    leaves: dict[str, Any] = dict(_arguments(cfg, kind, policy, Request())[1])
+    leaves: dict[str, Any] = dict(_arguments(cfg, kind, policy, Request(context=1))[1])
     if held is None:
         return leaves
     assert cfg.moe is not None

@@ -33,7 +33,7 @@ from lpu_jax.provenance import constants_of
 
 from ..plan import AttentionShard, MlpShard, Plan
 from ..rank.compare import compare
-from ..report import Watcher, versions
+from ..report import Watcher, check_watcher, versions
 from ..request import NEXT_TOKEN
 from .anchors import anchors, assumed_behind
 from .figures import Figure, assumed_names, figures_text, within
@@ -93,6 +93,7 @@ def validate(*, checks_only: bool = False, progress: Watcher = lambda *_: None) 
     Returns:
         The figures.
     """
+    check_watcher("validate", progress)
     progress(0, 4, "chip and links")
     checks = (
         *peaks(),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import PlanError
@@ -36,8 +36,8 @@ from ..plan import Plan, check_are_plans
 from ..predict.evaluate import evaluate
 from ..rank.choose import default_plans
 from ..rank.comparison import Comparison
-from ..report import Watcher
-from ..request import Request, is_whole
+from ..report import Watcher, check_watcher
+from ..request import Request
 from ..run.measures import finite
 from ..scenario import Scenario, scenario, source_config
 from .emulate import BlockCheck, Run, Step, run_steps
@@ -122,7 +122,7 @@ def check(
     Fidelity: that of `policy`, bit for bit if faithful; the reference is float32 and
         order-dependent.
     """
-    asked = scenario(model, system, Request(), policy=policy)
+    asked = scenario(model, system, Request(context=1), policy=policy)
     cfg, machine, formats = asked.model, asked.system, asked.policy
     machine.require_lpu("check")
     plans = default_plans(cfg, machine, policy=formats) if plans is None else plans
@@ -134,6 +134,7 @@ def check(
             f"check: source has weights of {source_config(source).name}, whose configuration is "
             f"not that of the model {cfg.name}; give its own, source.config, as the model."
         )
+    check_watcher("check", progress)
     check_n_tokens(tokens, cfg, plans)
     chosen = check_layers(cfg, default_layers(cfg) if layers is None else layers)
     check_plans(cfg, machine, plans, policy=formats)

@@ -71,7 +71,8 @@ def embed_tokens(
     used, position = np.unique(ids, return_inverse=True)
     stored = _stored_tokens(source, "embed", used, policy)
     n_chips = plan.group_chips
-    share = sizes(cfg, "embed", policy, degrees(plan, "embed", cfg), Request()).local["vocab"]
+    ways = degrees(plan, "embed", cfg)
+    share = sizes(cfg, "embed", policy, ways, Request(context=1)).local["vocab"]
     chip = used // share
     # Each chip holds its rows in use and as many zeros as the fullest one has rows more.
     rows = int(np.bincount(chip).max())
@@ -80,7 +81,7 @@ def embed_tokens(
     compact = np.zeros((n_chips * rows, cfg.d_model), table.dtype)
     compact[number] = table
     small = replace(stored, cfg=replace(cfg, vocab_size=len(compact)), weights={"table": compact})
-    block = place_block(small, system, plan, Request(batch=1, tokens=len(ids)))
+    block = place_block(small, system, plan, Request(tokens=len(ids), context=len(ids)))
     tokens = number[position].astype(np.int32)[None]
     hidden = run_block(small.cfg, with_inputs(block, tokens), execution=execution)
     table = stored_values(table, block_params(small.cfg, "embed")["table"])
@@ -127,7 +128,7 @@ def run_head(
         module: Any = reference_block(piece.cfg, "head", values)
         for run, (expected, logits) in zip(runs, made, strict=True):
             expected[:, columns] = np.asarray(module(jnp.asarray(run.reference)[None]))[0, :, :n]
-            request = Request(batch=n_tokens)
+            request = Request(batch=n_tokens, context=1)
             block = place_block(piece, system, run.plan, request, widen_once=True)
             inputs = with_inputs(block, run.hidden[:, None], np.zeros(n_tokens, np.int32))
             _, found = run_block(piece.cfg, inputs, execution=execution)

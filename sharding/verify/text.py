@@ -29,7 +29,7 @@ from ..axes import allocated_positions
 from ..files import reading
 from ..legal import check_plan
 from ..plan import Plan
-from ..report import Watcher, versions
+from ..report import Watcher, check_watcher, versions
 from ..request import Request
 from ..run.forward import forward
 from ..run.load import store_weight, stored_values
@@ -137,6 +137,7 @@ def compare_text(
         vocabulary and over positions are in float64.
     """
     system.require_lpu("check --text")
+    check_watcher("check --text", progress)
     cfg = source.config
     windows = _windows(cfg, tokens, window)
     for plan in plans:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float32
 
+from lpu_jax.arguments import is_whole
 from lpu_jax.errors import PlanError, unknown
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
@@ -23,8 +24,7 @@ from models.policy import Policy
 from models.weights.source import WeightSource
 
 from ..plan import Plan, check_are_plans
-from ..report import Watcher, versions
-from ..request import is_whole
+from ..report import Watcher, check_watcher, versions
 from ..run.measures import compare_predictions, finite, sqnr_db
 from ..scenario import policy_of, source_config, system_of
 from .chosen_layers import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
@@ -144,6 +144,7 @@ def check_whole(
     cfg = source_config(source)
     formats = policy_of(policy, cfg)
     check_are_plans("check", plans)
+    check_watcher("check", progress)
     check_tokens(cfg, token_ids, plans)
     if routing not in get_args(Routing):
         raise unknown("routing", str(routing), get_args(Routing))

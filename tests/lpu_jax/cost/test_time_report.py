@@ -1,5 +1,6 @@
 """`lpu_jax.cost.time`: any JAX function, with rows, bounds and the assumptions that took part."""
 
+import inspect
 import json
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from lpu_jax.datapath import c2c, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.errors import CostError, MeshError, PlanError, UnknownNameError
 from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.chip import GROQCHIP1
 from lpu_jax.mesh import ChipMesh
 from models import zoo
 from models.layers.linear import Split
@@ -160,5 +162,26 @@ def test_an_unknown_system_is_named() -> None:
 
 
 def test_specs_need_a_mesh() -> None:
-    with pytest.raises(TypeError, match="without a mesh"):
+    with pytest.raises(MeshError, match="without a mesh"):
         cost.time(jnp.exp, X, system="groq-node", in_specs=(P(),))
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "complaint"),
+    [
+        (3, (X,), "time: fn is 3; it must be a function"),
+        (jnp.exp, (), "time: fn cannot take 0 arguments"),
+        (lambda x: x, (X, X), "time: fn cannot take 2 arguments"),
+        (lambda x: x, ("x",), r"time: args\[0\] is 'x'; it must be an array"),
+        (lambda x: x, ({"a": [X, None, object()]},), r"args\[0\]\['a'\]\[2\] is an object"),
+    ],
+)
+def test_what_is_no_program_is_refused(program: Any, arguments: Any, complaint: str) -> None:
+    with pytest.raises(CostError, match=complaint):
+        inspect.unwrap(cost.time)(program, *arguments, system="groq-node")
+
+
+@pytest.mark.parametrize("given", [None, 3, ["groq-node"], GROQCHIP1])
+def test_what_is_no_system_is_refused(given: Any) -> None:
+    with pytest.raises(UnknownNameError, match=r"system is .*; it must be a name or the path"):
+        inspect.unwrap(system)(given)

@@ -19,7 +19,7 @@ from small_machines import NODE, tiered
 from lpu_jax import mesh as ways
 from lpu_jax.datapath import c2c, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.errors import LpuError, MeshError
+from lpu_jax.errors import LpuError, MeshError, UnknownNameError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import Axes, ChipMesh
 
@@ -232,6 +232,38 @@ def test_what_is_no_mesh_is_refused(given: dict[str, Any], complaint: str) -> No
     make = inspect.unwrap(ChipMesh.__init__)
     with pytest.raises(MeshError, match=complaint):
         make(object.__new__(ChipMesh), **({"axes": (("a", 2),), "topology": TOPOLOGY} | given))
+
+
+def test_an_algorithm_that_does_not_exist_is_refused() -> None:
+    for make in (
+        lambda: ChipMesh(axes=(("a", 2),), topology=TOPOLOGY, algorithm="rng"),
+        lambda: Axis(names=("a",), size=2, tiers=(), algorithm="rng"),
+    ):
+        with pytest.raises(UnknownNameError, match="unknown collective 'rng'; nearest: ring"):
+            make()
+
+
+@pytest.mark.parametrize("tiers", [(8, 4), (0,), (-1,), (2, 3)])
+def test_levels_that_no_machine_has_are_refused(tiers: tuple[int, ...]) -> None:
+    with pytest.raises(MeshError, match="each must be a multiple of the one before"):
+        Axis(names=("a",), size=8, tiers=tiers)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    mesh = object.__new__(ChipMesh)
+    inspect.unwrap(ChipMesh.__init__)(mesh, axes=(("a", np.int64(2)),), topology=TOPOLOGY)
+    assert mesh == ChipMesh(axes=(("a", 2),), topology=TOPOLOGY)
+    assert most_devices(mesh, np.int32(1)) == {"a": 1}
+    run_nested(same, mesh, {"a": np.int64(1)}, P("a"), P("a"))
+    for wrong in ("a", 0, 1.5):
+        with pytest.raises(MeshError, match=r"most_devices: n_devices=.* was given"):
+            most_devices(mesh, wrong)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64", "complex128"])
+def test_types_that_jax_would_narrow_are_refused(dtype: str) -> None:
+    with pytest.raises(MeshError, match=rf"args\[0\] is {dtype}\[2\], which JAX would narrow"):
+        run_virtual(same, MESH, P("a"), P("a"))(np.zeros(2, dtype))
 
 
 def test_the_order_of_sums_comes_from_the_machine_alone() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from attention_oracle import attention
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner, sqnr_db
+from small_machines import NODE, tiered
 
 from models.blocks import Kind
 from models.config import GqaConfig, MlaConfig, ModelConfig
@@ -75,7 +76,8 @@ def run(
     position, made, cache = 0, [], None
     for step in steps or (tokens,):
         request = Request(batch=batch, tokens=step, context=context, most_tokens=most_tokens)
-        block = place(cfg, kind, the_plan, request, policy=policy)
+        machine = NODE if the_plan.n_chips <= NODE.n_chips else tiered(16)
+        block = place(cfg, kind, the_plan, request, policy=policy, system=machine)
         _, weights, empty, tables, _, *numbers = block.arguments
         y, cache = compiled(cfg, block, way)(
             x[:, position : position + step].astype(block.policy.dtype),

@@ -30,7 +30,7 @@ from sharding.rank.sensitivity import sensitivity
 from sharding.request import Request
 from sharding.scenario import Scenario
 
-SMALL: dict[str, Any] = {"batch": 2, "context": 4}
+SMALL = Request(batch=2, context=4)
 TRANSIT, RESERVE = "chip.transit_cycles", "chip.reserved_fraction"
 
 
@@ -55,7 +55,7 @@ def _certain_but(machine: System, *names: str) -> System:
 @cache
 def _compared() -> Comparison:
     machine = _certain_but(system("groq-6"), "transit_cycles", "reserved_fraction")
-    return compare("smollm2-135m", machine, top=1, **SMALL)
+    return compare("smollm2-135m", machine, SMALL, top=1)
 
 
 # --- three plans with times that can be worked out by hand ----------------------------------------
@@ -71,9 +71,8 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
     whole = _compared()
     share = getattr(request, "param", 0.93)
 
-    def timed(
-        plans: Sequence[Plan], cfg: Any, machine: System, policy: Any, request: Request
-    ) -> Evaluation:
+    def timed(plans: Sequence[Plan], asked: Scenario) -> Evaluation:
+        machine = asked.system
         transits = 100.0 * machine.chip.transit_cycles
         index = [whole.evaluation.plans.index(plan) for plan in plans]
         latency = np.array([transits, 3000.0, 9000.0])[index]
@@ -82,6 +81,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
         return dataclasses.replace(
             whole.evaluation,
             plans=plans,
+            scenario=asked,
             latency_cycles=latency,
             lower_cycles=latency,
             upper_cycles=latency,
@@ -97,7 +97,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
 
     monkeypatch.setattr(module, "evaluate", timed)
     plans = whole.evaluation.plans[:3]
-    found = timed(plans, None, whole.system, None, whole.request)
+    found = timed(plans, whole.scenario)
     return dataclasses.replace(whole, evaluation=found)
 
 
@@ -154,7 +154,7 @@ def test_one_constant_alone(toy: Comparison) -> None:
 
 def test_a_plan_that_does_not_fit_cannot_win(toy: Comparison) -> None:
     rng = np.random.default_rng(9)
-    drawn = [draw_system(toy.system, rng).chip for _ in range(40)]
+    drawn = [draw_system(toy.scenario.system, rng).chip for _ in range(40)]
     fits = [chip.reserved_fraction <= 0.07 for chip in drawn]
     fast = [chip.transit_cycles < 30 for chip in drawn]
     found = sensitivity(toy, 40, 9)
@@ -191,7 +191,7 @@ def test_the_cap_keeps_the_best_in_whatever_order_they_come(
     toy: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = list(reversed(toy.evaluation.plans))
-    turned = module.evaluate(plans, Scenario(toy.model, toy.system, toy.request, policy=toy.policy))
+    turned = module.evaluate(plans, toy.scenario)
     monkeypatch.setattr(module, "MOST_CONTENDERS", 2)
     found = sensitivity(dataclasses.replace(toy, evaluation=turned), 200, 0)
     assert set(found.wins) == {_name(toy, 0), _name(toy, 1)}
@@ -226,7 +226,7 @@ def test_one_seed_one_result(toy: Comparison) -> None:
 
 def test_the_text_names_what_matters(toy: Comparison) -> None:
     told: list[str] = []
-    text = sensitivity(toy, 20, 0, told.append).text()
+    text = sensitivity(toy, 20, 0, lambda _done, _total, what: told.append(what)).text()
     for part in (_name(toy, 0), TRANSIT, RESERVE, "does not fit", "the same", "seed 0"):
         assert part in text
     assert "sample 20 of 20" in "".join(told)
@@ -240,23 +240,21 @@ def test_winners_on_drawn_machines_counted_by_hand() -> None:
     base = _compared()
     row = base.rows[0]
     used = sum(row.memory_bytes[name] for name in ("weights", "cache", "activations"))
-    sram = dataclasses.replace(base.system.chip, sram_bytes=math.ceil(used / 0.925))
+    machine = base.scenario.system
+    chip = dataclasses.replace(machine.chip, sram_bytes=math.ceil(used / 0.925))
     tight = compare(
         "smollm2-135m",
-        dataclasses.replace(base.system, chip=sram),
-        list(base.evaluation.plans),
+        dataclasses.replace(machine, chip=chip),
+        SMALL,
+        plans=base.evaluation.plans,
         top=1,
-        **SMALL,
     )
     rng = np.random.default_rng(1)
     wins: Counter[str] = Counter()
     times = []
     for _ in range(6):
-        drawn = draw_system(tight.system, rng)
-        found = evaluate(
-            tight.evaluation.plans,
-            Scenario(tight.model, drawn, Request(**SMALL), policy=tight.policy),
-        )
+        drawn = draw_system(tight.scenario.system, rng)
+        found = evaluate(tight.evaluation.plans, dataclasses.replace(tight.scenario, system=drawn))
         usable = (1 - drawn.chip.reserved_fraction) * drawn.chip.sram_bytes
         order = sorted(
             (i for i in range(len(found.plans)) if found.used_bytes[i] <= usable),
@@ -320,7 +318,8 @@ def test_impossible_numbers(arguments: tuple[int, int], sentence: str) -> None:
 def test_nothing_to_rank_and_nothing_to_draw() -> None:
     with pytest.raises(LpuError, match="no plan fits"):
         sensitivity(dataclasses.replace(_compared(), fitting=0), 1)
-    certain = dataclasses.replace(_compared(), system=_certain_but(system("groq-6")))
+    asked = dataclasses.replace(_compared().scenario, system=_certain_but(system("groq-6")))
+    certain = dataclasses.replace(_compared(), scenario=asked)
     with pytest.raises(LpuError, match="no constant of groq-6 has a range"):
         sensitivity(certain, 1)
 

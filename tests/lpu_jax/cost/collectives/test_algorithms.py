@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS, AUTO, EVERYWHERE, as_markdown
 from lpu_jax.cost.collectives.kinds import LISTED_KINDS, OWN_PIECES, PRICED_KINDS
-from lpu_jax.datapath.c2c import OWN_ORDERS
+from lpu_jax.datapath.c2c import ALGORITHM_NAMES, OWN_ORDERS
 
 TIMING = Path(__file__).parents[4] / "docs" / "timing.md"
 
@@ -12,6 +12,7 @@ TIMING = Path(__file__).parents[4] / "docs" / "timing.md"
 def test_names_and_kinds_are_those_that_readers_know() -> None:
     assert set(PRICED_KINDS) < set(LISTED_KINDS)
     assert set(OWN_PIECES) < set(PRICED_KINDS)
+    assert sorted(ALGORITHM_NAMES) == sorted(["auto", *ALGORITHMS])
     for name, row in ALGORITHMS.items():
         assert name == row.name
         assert row.kinds
