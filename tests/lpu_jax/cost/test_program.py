@@ -126,7 +126,7 @@ def test_weights_are_known_before_the_program_runs_and_so_is_a_cache_written_in_
 def test_time_depends_on_the_stored_format_not_on_the_array_type() -> None:
     x = jax.ShapeDtypeStruct((1, 640), jnp.float16)
     codes = jax.ShapeDtypeStruct((640, 6400), jnp.int8)
-    scales = jax.ShapeDtypeStruct((20, 6400), jnp.float32)
+    scales = jax.ShapeDtypeStruct((20, 6400), jnp.bfloat16)
 
     def stored(x: jax.Array, codes: jax.Array, scales: jax.Array) -> jax.Array:
         return mxm.matmul(x, QuantizedArray(codes=codes, scales=scales, scheme=INT4_GROUP32))

@@ -439,9 +439,9 @@ SMALL = Plan(stages=1, group_chips=8, attention=AttentionShard(tensor=1, data=2,
 
 @pytest.mark.parametrize("name", ["gb200-nvl72", "vr-nvl72"])
 def test_compare_has_the_columns_of_any_system(name: str) -> None:
-    asked: dict[str, Any] = {"context": 64, "batch": 2}
-    gpus = compare("smollm2-135m", name, [SMALL], **asked)
-    lpus = compare("smollm2-135m", "groq-node", [SMALL], **asked)
+    asked = Request(context=64, batch=2)
+    gpus = compare("smollm2-135m", name, asked, plans=[SMALL])
+    lpus = compare("smollm2-135m", "groq-node", asked, plans=[SMALL])
     assert "GPU roofline" in gpus.table().splitlines()[1]
     assert "HBM" in gpus.table()
     assert "SRAM" not in gpus.table()

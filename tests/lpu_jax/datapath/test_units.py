@@ -40,7 +40,7 @@ def cycles(function: Callable[..., Any], *args: Any) -> dict[Unit, float]:
     [
         ((jnp.ones(3, jnp.int32), jnp.ones(3, jnp.int32)), r"x=int32\[3\] was given; it must"),
         ((jnp.ones(3, jnp.float16), 1.0), r"x=float16\[3\] .* a float32 array"),
-        ((jnp.ones((2, 3)), jnp.ones(3)), r"shapes \(2, 3\), \(3,\) were given; they must be"),
+        ((jnp.ones((2, 3)), jnp.ones(3)), r"shapes \(2, 3\), \(3,\) were given; they must have"),
         ((jnp.ones((2, 3)), jnp.ones((2, 2))), "with lengths that are equal or 1"),
         ((1.0, 2.0), "at least one operand must be an array"),
     ],

@@ -28,7 +28,7 @@ SMALL = Request(batch=4, context=512)
 
 @cache
 def _small(objective: Objective = "latency", top: int = 10) -> Comparison:
-    return compare("smollm2-135m", "groq-24", plans=SMALL, objective=objective, top=top)
+    return compare("smollm2-135m", "groq-24", SMALL, objective=objective, top=top)
 
 
 @cache
@@ -96,12 +96,12 @@ def test_json_has_what_scripts_read(found: Any) -> None:
     assert set(data) >= {"model", "system", "rows", "searched", "versions", "assumed", "objective"}
     assert set(data["searched"]) >= {"legal", "fitting", "rejected"}
     assert data["request"] == {
-        "batch": comparison.request.batch,
+        "batch": comparison.scenario.request.batch,
         "tokens": 1,
-        "context": comparison.request.context,
+        "context": comparison.scenario.request.context,
         "most_tokens": None,
         "acceptance": None,
-        "prompt": comparison.request.context,
+        "prompt": comparison.scenario.request.context,
     }
     assert len(data["rows"]) == len(comparison.rows) > 0
     for row in data["rows"]:

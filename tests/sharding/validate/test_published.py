@@ -164,8 +164,9 @@ def one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     A short context has few sizes of prefill chunks to try.
     """
 
-    def of_one(cfg: Any, machine: Any, plans: Any = None, **others: Any) -> Comparison:
-        return compare(cfg, machine, plans or [PLAN], **others | {"context": 2})
+    def of_one(cfg: Any, machine: Any, request: Request, **others: Any) -> Comparison:
+        asked = dataclasses.replace(request, context=2)
+        return compare(cfg, machine, asked, **{"plans": [PLAN]} | others)
 
     monkeypatch.setattr(anchors, "compare", of_one)
 
