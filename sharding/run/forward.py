@@ -23,11 +23,10 @@ from models.policy import Policy
 from models.weights.source import WeightSource
 
 from ..axes import allocated_positions
-from ..legal import check_plan
 from ..plan import Plan, check_is_plan
 from ..report import Watcher, check_watcher
 from ..request import Request
-from ..scenario import Scenario, policy_of, source_config, system_of
+from ..scenario import policy_of, source_config, system_of
 from .execute import check_execution, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
@@ -54,6 +53,8 @@ def forward(
         system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
             the order of sums across chips.
         plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
+            Shares that the search leaves out, such as 24 positions on two chips or two sequences on
+            three, have values too.
         tokens: token ids from position 0 on. No position sees a later one, so shorter sequences
             may be padded at their end with any token.
         policy: name of a precision policy, or a policy.
@@ -93,8 +94,6 @@ def forward(
         raise PlanError(
             f"forward: {n_padded} positions are needed, {described(context)} were allocated."
         )
-    whole = Request(batch=batch, tokens=step, context=context)
-    check_plan(plan, Scenario(cfg, machine, whole, policy=formats.on_chip))
     ids = np.pad(tokens, ((0, 0), (0, n_padded - n_tokens))).astype(np.int32)
     pieces: list[Any] = np.split(ids, n_padded // step, axis=1)
 
