@@ -6,6 +6,7 @@ JAX reads these variables once, on import, so they must be set first; the packag
 not imported here, because jaxtyping can only check modules that are imported after its hook.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -38,6 +39,15 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50
 # For hunting: `pytest --hypothesis-profile=explore`.
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs() -> Generator[None]:
+    """Free what a file compiled: the next one shares little of it, and memory is not endless."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.hookimpl(wrapper=True)
