@@ -30,7 +30,7 @@ from sharding.plan import AttentionShard, MlpShard
 
 TESTS = Path(__file__).parents[1]
 #: Triples of the slice: each model twice.
-N_TRIPLES = 2 * len(MODELS)
+N_TRIPLES = len(MODELS)
 
 COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
     "all_reduce": (c2c.all_reduce, P()),
