@@ -29,7 +29,7 @@ from models.layers.linear import Split
 from sharding.plan import AttentionShard, MlpShard
 
 TESTS = Path(__file__).parents[1]
-#: Triples of the slice: each model twice.
+#: Triples of the slice: one of each model.
 N_TRIPLES = len(MODELS)
 
 COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
@@ -115,7 +115,7 @@ def test_a_broken_promise_is_seen_and_told_in_one_line(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_no_promise_is_broken_by_a_few_dozen_triples() -> None:
+def test_no_promise_is_broken_by_a_triple_of_each_model() -> None:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     }
