@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
+import jax
 import numpy as np
 
 from models.blocks import CACHING_KINDS, block_kinds
@@ -184,6 +185,10 @@ def _ways(subject: Subject, whole: Results) -> Checks:
             yield f"{way} = chips one by one", whole, subject.run(way=way)
 
 
+#: Triples after which compiled programs are dropped: few are shared, and they would fill memory.
+_FORGET_EVERY = 20
+
+
 def run(seeds: Iterator[int], *, every: int) -> int:
     """Check triples until one breaks a promise; print a line for some of them, and the failure.
 
@@ -203,6 +208,8 @@ def run(seeds: Iterator[int], *, every: int) -> int:
             return 1
         if n_done % every == 0:
             _report(n_done, seed, counts, begin)
+        if n_done % _FORGET_EVERY == 0:
+            jax.clear_caches()
     _report(n_done, None, counts, begin)
     for promise, n in sorted(counts.items()):
         print(f"{n:7d}  {promise}")
