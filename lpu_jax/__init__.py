@@ -48,7 +48,7 @@ __all__ = [
     "vxm",
 ]
 
-__getattr__ = exports(
+__getattr__, __dir__ = exports(
     __name__,
     {
         "FORMATS": "numerics.formats",

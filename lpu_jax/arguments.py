@@ -8,10 +8,11 @@ is traced, since there are none.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, wraps
-from numbers import Integral
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -397,6 +398,11 @@ def is_whole(number: object) -> TypeGuard[int]:
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 
+def is_number(number: object) -> TypeGuard[float]:
+    """Whether this is a finite number, of Python or of NumPy; a truth value is none."""
+    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+
+
 # --- what annotations do not say ------------------------------------------------------------------
 
 
@@ -417,6 +423,16 @@ def described(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return with_article(type(value).__name__)
+
+
+def check_not_empty(caller: str, name: str, array: Any) -> None:
+    """Refuse an array without values.
+
+    Raises:
+        LpuError: with its shape.
+    """
+    if any(isinstance(length, int) and length == 0 for length in array.shape):
+        raise LpuError(f"{caller}: {name}={described(array)} was given; it must hold values.")
 
 
 def check_spread(caller: str, shapes: list[tuple[Any, ...]]) -> None:

@@ -17,8 +17,8 @@ _DISTRIBUTION = "lpu-jax"
 
 def exports(
     package: str, names: Mapping[str, str], modules: Mapping[str, str] = MappingProxyType({})
-) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a package.
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Make the `__getattr__` and the `__dir__` of a package.
 
     Args:
         package: its name.
@@ -26,7 +26,8 @@ def exports(
         modules: where each public name that is a module lies, relative to the package.
 
     Returns:
-        A function from a name to what it names; it also knows `__version__`.
+        A function from a name to what it names, which also knows `__version__`; and one that lists
+        the names.
     """
 
     def find(name: str) -> Any:
@@ -41,7 +42,7 @@ def exports(
         setattr(sys.modules[package], name, found)
         return found
 
-    return find
+    return find, lambda: sorted({*names, *modules, "__version__"})
 
 
 def check_one_root(package: ModuleType, beside: ModuleType) -> None:

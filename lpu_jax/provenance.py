@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .arguments import described, is_number, is_whole
+from .errors import ConfigError
+
 STATUSES = ("published", "derived", "assumed")
 #: Sources of numbers that a person gave: they need no range, the person answers for them.
 CALLER = "set by the caller"
@@ -184,6 +187,40 @@ def constants_of(spec: Any) -> tuple[Constant, ...]:
         # A property of the field, which a variant's constant does not state again.
         constants.append(dataclasses.replace(constant, moves_plans=declared.moves_plans))
     return tuple(constants)
+
+
+def check_constants(spec: Any) -> None:
+    """Refuse numbers that no machine has: for `__post_init__` of a specification.
+
+    A constant is of the type of its field: whole, or any finite number, or None; it is above 0 where
+    its default is and 0 is not in its range, and at most 1 where it is a share.
+
+    Raises:
+        ConfigError: with the first such number.
+    """
+    for field in dataclasses.fields(spec):
+        declared: Constant | None = field.metadata.get(_METADATA_KEY)
+        if declared is None:
+            continue
+        value, default = getattr(spec, field.name), declared.value
+        if value is None and (default is None or "None" in str(field.type)):
+            continue
+        if isinstance(default, bool) or not isinstance(default, int | float):
+            continue
+        must_be_whole = "float" not in str(field.type)
+        is_right = is_whole(value) if must_be_whole else is_number(value)
+        least_is_zero = default == 0 or declared.low == 0
+        words = "a whole number" if must_be_whole else "a number"
+        words += " of at least 0" if least_is_zero else " above 0"
+        if is_right:
+            is_right = value >= 0 if least_is_zero else value > 0
+        if isinstance(default, float) and declared.unit == "1":
+            words += " and at most 1"
+            is_right = is_right and value <= 1
+        if not is_right:
+            raise ConfigError(
+                f"{type(spec).__name__}.{field.name} is {described(value)}; it must be {words}."
+            )
 
 
 def vary(

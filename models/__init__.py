@@ -22,7 +22,7 @@ __all__ = [
     "policy_named",
 ]
 
-__getattr__ = exports(
+__getattr__, __dir__ = exports(
     __name__,
     {
         "POLICIES": "policy",

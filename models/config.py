@@ -5,9 +5,11 @@ blocks (used for speculation only), sparse or linear attention. A file that asks
 is refused, because a reader that skips an unknown key miscounts the model.
 """
 
+import dataclasses
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from lpu_jax.arguments import described, is_number, is_whole
 from lpu_jax.errors import ConfigError
 
 from .hf_families import TENSOR_NAMES, Scoring
@@ -18,11 +20,15 @@ LatentForm = Literal["absorbed", "expanded"]
 
 
 def _require_positive(owner: object, *fields: str) -> None:
+    types = {each.name: each.type for each in dataclasses.fields(owner)}  # type: ignore[arg-type]
     for field in fields:
-        value = getattr(owner, field)
+        value, is_float = getattr(owner, field), "float" in str(types[field])
+        name = f"{type(owner).__name__}.{field}"
+        if not (is_number(value) if is_float else is_whole(value) and value < 2**31):
+            kind = "a number" if is_float else "a whole number below 2**31"
+            raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
         if value <= 0:
-            name = type(owner).__name__
-            raise ConfigError(f"{name}.{field} must be above 0, got {value}.")
+            raise ConfigError(f"{name} must be above 0, got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +233,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         _require_positive(
             self, "n_layers", "d_model", "d_ff", "vocab_size", "max_position", "norm_eps"
         )
@@ -242,6 +249,20 @@ class ModelConfig:
             )
         self._check_rotation()
         self._check_windows()
+
+    def _check_types(self) -> None:
+        for field, kind, allowed in (
+            ("name", str, "a string"),
+            ("released_format", str, "a string"),
+            ("tie_embeddings", bool, "True or False"),
+            ("attention", GqaConfig | MlaConfig, "a GqaConfig or an MlaConfig"),
+            ("rope", RopeConfig, "a RopeConfig"),
+            ("moe", MoeConfig | None, "a MoeConfig or None"),
+            ("sliding_layers", tuple, "a tuple of layers"),
+        ):
+            if not isinstance(getattr(self, field), kind):
+                given = described(getattr(self, field))
+                raise ConfigError(f"ModelConfig.{field} must be {allowed}, got {given}.")
 
     def _check_rotation(self) -> None:
         attention = self.attention

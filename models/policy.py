@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
+from lpu_jax.arguments import described
 from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import ConfigError, LpuError, unknown
 from lpu_jax.numerics.accumulate import Carry
@@ -69,6 +70,11 @@ class Policy:
 
     def __post_init__(self) -> None:
         for what, formats in (("weights", self.weights), ("rows", self.rows)):
+            if not isinstance(formats, Mapping):
+                raise ConfigError(
+                    f"policy {self.name}: {what} is {described(formats)}; it must be a dict of "
+                    "formats by role."
+                )
             for role in formats:
                 if role not in MATRIX_ROLES:
                     raise ConfigError(
@@ -238,7 +244,7 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
         if cfg.released_roles is not None and cfg.released_format in _RELEASED_SCHEMES:
             return _narrowed(cfg.released_format, cfg.released_roles)
         return _BY_RELEASED_FORMAT[cfg.released_format]
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise unknown("precision policy", str(name), (*POLICIES, RELEASED))
     return POLICIES[name]
 

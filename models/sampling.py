@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
+from lpu_jax.arguments import described, is_number, is_whole
 from lpu_jax.errors import LpuError
 
 #: A draw keeps the upper 53 bits of a raw word: as many as a float64 below 1 holds.
@@ -35,14 +36,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and np.isfinite(self.temperature)):
-            raise LpuError(f"temperature is {self.temperature}; it must be 0 or more.")
-        if self.top_k < 0:
-            raise LpuError(f"top-k is {self.top_k}; it must be 1 or more, or 0 for all tokens.")
-        if not 0 < self.top_p <= 1:
-            raise LpuError(f"top-p is {self.top_p}; it must be above 0 and at most 1.")
-        if self.seed < 0:
-            raise LpuError(f"seed is {self.seed}; it must be 0 or more.")
+        for name, number, is_right, allowed in (
+            ("temperature", self.temperature, is_number, "0 or more"),
+            ("top-k", self.top_k, is_whole, "1 or more, or 0 for all tokens"),
+            ("top-p", self.top_p, is_number, "above 0 and at most 1"),
+            ("seed", self.seed, is_whole, "0 or more"),
+        ):
+            is_in_range = is_right(number) and number >= 0
+            if name == "top-p":
+                is_in_range = is_in_range and 0 < number <= 1
+            if not is_in_range:
+                raise LpuError(f"{name} is {described(number)}; it must be {allowed}.")
 
     @property
     def is_greedy(self) -> bool:

@@ -50,7 +50,7 @@ __all__ = [
     "sensitivity",
 ]
 
-__getattr__ = exports(
+__getattr__, __dir__ = exports(
     __name__,
     {
         "AttentionShard": "plan",

@@ -45,6 +45,21 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
             f"stages {plan.stages} x group {plan.group_chips} = {plan.n_chips} chips were asked "
             f"for; {system.name} has {system.n_chips}."
         )
+    check_parts(plan, cfg)
+    for reason in (
+        columns_reason("vocabulary", "tensor", plan.group_chips, cfg.vocab_size, 1),
+        *(why for shard in plan.parts.values() for why in reasons(shard, scenario)),
+    ):
+        if reason is not None:
+            raise PlanError(reason.sentence)
+
+
+def check_parts(plan: Plan, cfg: ModelConfig) -> None:
+    """Refuse a plan whose parts are not those of a model's blocks, or not of the group's chips.
+
+    Raises:
+        PlanError: which part, what was given and what is allowed.
+    """
     if (plan.moe is None) != (cfg.moe is None):
         raise PlanError(
             f"{cfg.name} has {'no ' if cfg.moe is None else ''}MoE blocks; the plan must "
@@ -58,12 +73,6 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
                 f"{name}: {parts} = {shard.n_chips} chips, but a group has "
                 f"{plan.group_chips}; off by {abs(shard.n_chips - plan.group_chips)}."
             )
-    for reason in (
-        columns_reason("vocabulary", "tensor", plan.group_chips, cfg.vocab_size, 1),
-        *(why for shard in plan.parts.values() for why in reasons(shard, scenario)),
-    ):
-        if reason is not None:
-            raise PlanError(reason.sentence)
 
 
 def reasons(shard: Shard, scenario: Scenario) -> Iterator[Reason | None]:

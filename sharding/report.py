@@ -12,12 +12,12 @@ from rich.table import Table
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 
-#: Told of the progress of long work: steps done, steps in all (0 if unknown), what comes next.
+#: Called with how far long work is: steps done, steps in all (0 if unknown), what comes next.
 Watcher = Callable[[int, int, str], None]
 
 
 def check_watcher(caller: str, progress: object) -> None:
-    """Refuse what cannot be told of progress.
+    """Refuse what cannot be called with how far work is.
 
     Raises:
         LpuError: it is no function.

@@ -7,7 +7,7 @@ between positions or texts; one probability, independent for each draft, is the 
 
 from dataclasses import dataclass
 
-from lpu_jax.arguments import is_whole
+from lpu_jax.arguments import described, is_number, is_whole
 from lpu_jax.errors import LpuError
 from models.config import ModelConfig
 
@@ -30,6 +30,8 @@ class Request:
             number = getattr(self, name)
             if is_whole(number):
                 object.__setattr__(self, name, int(number))
+        if is_number(self.acceptance):
+            object.__setattr__(self, "acceptance", float(self.acceptance))
 
     @property
     def longest_step(self) -> int:
@@ -71,30 +73,31 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
             continue
         _check_whole(name, number)
         if number < 1:
-            raise LpuError(f"{name} is {number}; it must be at least 1.")
+            raise LpuError(f"{name} is {described(number)}; it must be at least 1.")
         if number > MOST_AT_ONCE:
-            raise LpuError(f"{name} is {number}; it must be at most {MOST_AT_ONCE}.")
+            raise LpuError(f"{name} is {described(number)}; it must be at most {MOST_AT_ONCE}.")
     if request.context > cfg.max_position:
         raise LpuError(
             f"context is {request.context}; {cfg.name} has {cfg.max_position} positions at most."
         )
-    if request.tokens > request.context:
-        raise LpuError(
-            f"tokens is {request.tokens}; a step adds at most the {request.context} positions of "
-            "the context."
-        )
+    for name in ("tokens", "most_tokens"):
+        if (number := getattr(request, name)) is not None and number > request.context:
+            raise LpuError(
+                f"{name} is {number}; a step adds at most the {request.context} positions of the "
+                "context."
+            )
     if request.acceptance is not None:
         _check_acceptance(request.acceptance)
 
 
 def _check_acceptance(rate: object) -> None:
-    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
-        raise LpuError(f"acceptance is {rate!r}; it must be a number from 0 to 1.")
+    if not is_number(rate) or not 0 <= rate <= 1:
+        raise LpuError(f"acceptance is {described(rate)}; it must be a number from 0 to 1.")
 
 
 def _check_whole(name: str, number: object) -> None:
     if not is_whole(number):
-        raise LpuError(f"{name} is {number!r}; it must be a whole number.")
+        raise LpuError(f"{name} is {described(number)}; it must be a whole number.")
 
 
 def decode_request(
@@ -116,8 +119,13 @@ def decode_request(
         A request with `draft_tokens + 1` new tokens per sequence.
 
     Raises:
-        LpuError: one of the two without the other, or drafts that are not a number of tokens.
+        LpuError: a number that is none, one of the two without the other, or drafts that are not a
+            number of tokens.
     """
+    for name, number in (("batch", batch), ("context", context)):
+        _check_whole(name, number)
+        if number < 1:
+            raise LpuError(f"{name} is {described(number)}; it must be at least 1.")
     if draft_tokens is None and acceptance is None:
         return Request(batch=batch, context=context)
     if draft_tokens is None or acceptance is None:
@@ -128,8 +136,8 @@ def decode_request(
     _check_whole("draft tokens", draft_tokens)
     if not 0 <= draft_tokens < context:
         raise LpuError(
-            f"draft tokens is {draft_tokens}; it must be at least 0 and below the context of "
-            f"{context}."
+            f"draft tokens is {described(draft_tokens)}; it must be at least 0 and below the "
+            f"context of {context}."
         )
     _check_acceptance(acceptance)
     return Request(batch=batch, context=context, tokens=draft_tokens + 1, acceptance=acceptance)
@@ -145,7 +153,7 @@ def check_prompt(prompt: int | None, request: Request) -> int:
         return request.context
     if not is_whole(prompt) or not 1 <= prompt <= request.context:
         raise LpuError(
-            f"prompt is {prompt!r}; it must be a whole number from 1 to the context of "
+            f"prompt is {described(prompt)}; it must be a whole number from 1 to the context of "
             f"{request.context}."
         )
     return int(prompt)

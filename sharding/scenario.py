@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import check_fields, described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
@@ -25,6 +25,14 @@ class Scenario:
     system: System
     request: Request
     policy: Policy = field(default=FP16, kw_only=True)  #: formats of weights, rows, cache, wire
+
+    def __post_init__(self) -> None:
+        """Refuse fields of other types.
+
+        Raises:
+            LpuError: says which; `scenario` finds what is named.
+        """
+        check_fields(self)
 
 
 def scenario(

@@ -23,8 +23,8 @@ class Slot:
     operation: Operation
     work: Work
     start: Quantity
-    first: Quantity  #: when its first result vector is there
-    last: Quantity  #: when its last result vector is there
+    first: Quantity  #: when its first result vector has been made
+    last: Quantity  #: when its last result vector has been made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class OperationRow:
     unit: str
     start_cycle: float
     busy_cycles: float  #: how long the unit takes vectors
-    end_cycle: float  #: when the last result vector is there
+    end_cycle: float  #: when the last result vector has been made
     #: by how much it moves the end of the program; over all operations these add up to the time
     adds_cycles: float
     moved_bytes: float  #: read from memory or sent over links
@@ -267,7 +267,12 @@ def _check_program(fn: Any, args: tuple[Any, ...], mesh: ChipMesh | None) -> Non
     if not callable(fn):
         raise CostError(f"time: fn is {described(fn)}; it must be a function.")
     for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]:
-        if not (hasattr(leaf, "shape") or isinstance(leaf, bool | int | float | complex)):
+        is_text = getattr(getattr(leaf, "dtype", None), "kind", "") in "OSUMm" and hasattr(
+            leaf, "dtype"
+        )
+        if is_text or not (
+            hasattr(leaf, "shape") or isinstance(leaf, bool | int | float | complex)
+        ):
             raise CostError(
                 f"time: args{jax.tree_util.keystr(path)} is {described(leaf)}; it must be an array "
                 "or a jax.ShapeDtypeStruct."

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float16, Float32
 
-from ..arguments import Count, check_fields, checked, divides, exceeds
+from ..arguments import Count, check_fields, check_not_empty, checked, divides, exceeds
 from ..errors import CostError, LpuError, MeshError, unknown
 from ..numerics import elementary, rounding
 from .primitive import primitive
@@ -58,6 +58,10 @@ class Axis:
     def __post_init__(self) -> None:
         check_fields(self)
         check_algorithm(self.algorithm)
+        if len(set(self.names)) < len(self.names) or "" in self.names:
+            raise MeshError(
+                f"Axis: names={self.names} was given; they must differ, and none be empty."
+            )
         if any(outer < inner or outer % inner for inner, outer in pairwise((1, *self.tiers))):
             raise MeshError(
                 f"Axis: tiers={self.tiers} was given; each must be a multiple of the one before, "
@@ -76,11 +80,11 @@ class Axis:
             found = prod(lax.axis_size(name) for name in self.names)
         except NameError:
             raise MeshError(
-                f"{caller}: axis {'/'.join(self.names)} is not an axis of the running mesh."
+                f"{caller}: axis {_shown(self)} is not an axis of the running mesh."
             ) from None
         if found != self.size:
             raise MeshError(
-                f"{caller}: axis {'/'.join(self.names)} has {found} chips in the running mesh but "
+                f"{caller}: axis {_shown(self)} has {found} chips in the running mesh but "
                 f"{self.size} in the plan."
             )
 
@@ -92,7 +96,7 @@ def check_algorithm(name: str) -> None:
         UnknownNameError: the sentence has the nearest names.
     """
     if name not in ALGORITHM_NAMES:
-        raise unknown("collective", name, ALGORITHM_NAMES)
+        raise unknown("collective", str(name), ALGORITHM_NAMES)
 
 
 @checked
@@ -116,6 +120,11 @@ def joined(*axes: Axis) -> Axis:
     )
 
 
+def _shown(axis: Axis) -> str:
+    """Name an axis for a message, as the mesh does: what carries it has a word behind its name."""
+    return "/".join(dict.fromkeys(name.partition(" ")[0] for name in axis.names))
+
+
 def _check_joined(axes: Sequence[Axis]) -> None:
     """Refuse what is not a run of chips; symbolic sizes come from a plan that was checked."""
     if not axes or not all(isinstance(axis, Axis) for axis in axes):
@@ -129,13 +138,14 @@ def _check_joined(axes: Sequence[Axis]) -> None:
     for outer, inner in pairwise(several):
         if outer.stride <= inner.stride:
             raise MeshError(
-                f"c2c.joined: axis {'/'.join(outer.names)!r} does not lie outside axis "
-                f"{'/'.join(inner.names)!r} in the mesh; give each axis once, outermost first."
+                f"c2c.joined: axis {_shown(outer)!r} does not lie outside axis "
+                f"{_shown(inner)!r} in the mesh; give each axis once, outermost first."
             )
 
 
 def _bind(bind: Any, caller: str, x: Array, axis: Axis, **params: Any) -> Array:
     axis.check(caller)
+    check_not_empty(caller, "x", x)
     # A single chip in a concrete plan keeps the operation in its program, so that every plan has
     # the same program.
     out: Array = bind(

@@ -13,7 +13,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int32, Num
 
-from ..arguments import Count, Positive, check_within, checked, described, exceeds, may_equal
+from ..arguments import (
+    Count,
+    Positive,
+    check_not_empty,
+    check_within,
+    checked,
+    described,
+    exceeds,
+    may_equal,
+)
 from ..errors import LpuError
 from .primitive import free, primitive
 from .work import Call, Hardware, Operand, Quantity, Unit, Work, ceil_div, product
@@ -80,6 +89,7 @@ def lookup(
 
     Fidelity: exact.
     """
+    check_not_empty("mem.lookup", "table", table)
     if not _holds(table.dtype, missing):
         raise LpuError(
             f"mem.lookup: missing={described(missing)} was given for a table of "
@@ -123,6 +133,7 @@ def select_expert(
 
     Fidelity: exact.
     """
+    check_not_empty("mem.select_expert", "table", table)
     check_within("mem.select_expert", "ids", ids, -1, table.shape[0] - 1, "the table")
     return _address(table, ids)  # type: ignore[no-any-return]
 

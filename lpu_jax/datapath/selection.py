@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32
 
-from ..arguments import Count, Positive, check_within, checked, divides, exceeds
+from ..arguments import Count, Positive, check_not_empty, check_within, checked, divides, exceeds
 from ..errors import LpuError
 from .primitive import primitive
 from .vxm import reduction_cost
@@ -338,6 +338,7 @@ def arg_max(
 
     Fidelity: exact; of equal values the first.
     """
+    check_not_empty("selection.arg_max", "x", x)
     return _arg_max(x, first, n_valid=n_valid)  # type: ignore[no-any-return]
 
 
@@ -359,4 +360,5 @@ def take_best(values: Float32[Array, "m n"], labels: Int32[Array, "m n"]) -> Int
 
     Fidelity: exact.
     """
+    check_not_empty("selection.take_best", "values", values)
     return _take_best(values, labels)  # type: ignore[no-any-return]

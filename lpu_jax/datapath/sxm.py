@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
-from ..arguments import Count, Counts, checked, described, divides, exceeds, may_equal
+from ..arguments import (
+    Count,
+    Counts,
+    check_not_empty,
+    checked,
+    described,
+    divides,
+    exceeds,
+    may_equal,
+)
 from ..errors import LpuError
 from .primitive import free, primitive
 from .work import Call, Hardware, Operand, Quantity, Unit, Work, choose
@@ -264,6 +273,7 @@ def swap_pairs(x: Num[Array, "*rows n"], *, interleaved: bool) -> Num[Array, "*r
 
     Fidelity: exact.
     """
+    check_not_empty("sxm.swap_pairs", "x", x)
     if not divides(2, x.shape[-1]):
         raise LpuError(
             f"sxm.swap_pairs: a last axis of {x.shape[-1]} was given; its length must be even."

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from ..errors import unknown
-from ..provenance import Constant, const, vary
+from ..provenance import Constant, check_constants, const, vary
 
 _NOT_PUBLIC = "not public for this chip; assumed the same as on GroqChip1"
 _NOT_PUBLIC_RANGE = f"{_NOT_PUBLIC}, range half to twice where none was stated"
@@ -150,6 +150,14 @@ class ChipSpec:
 
     #: Constants whose value or provenance differs from the defaults above.
     replaced: tuple[Constant, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no chip has.
+
+        Raises:
+            ConfigError: says which.
+        """
+        check_constants(self)
 
     # What plans ask of any chip (`gpu.Accelerator`).
 

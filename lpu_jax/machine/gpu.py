@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import PlanError
-from ..provenance import Constant, const, vary
+from ..provenance import Constant, check_constants, const, vary
 from .chip import ChipSpec
 from .spans import Span
 
@@ -94,6 +94,14 @@ class GpuSpec:
     #: Memory is not padded to vectors.
     vector_bytes: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no GPU has.
+
+        Raises:
+            ConfigError: says which.
+        """
+        check_constants(self)
+
     @property
     def power_max_w(self) -> int | float:
         """The most power it draws: the published power of a GPU."""
@@ -158,7 +166,8 @@ class NvlinkDomain:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Refuse more GPUs than the domain has."""
+        """Refuse more GPUs than the domain has, and numbers that no machine has."""
+        check_constants(self)
         if not 1 <= self.n_chips <= self.domain_gpus:
             raise PlanError(
                 f"this NVLink domain has 1 to {self.domain_gpus} GPUs, not {self.n_chips}"

@@ -7,8 +7,9 @@ chips.
 from dataclasses import dataclass
 from typing import final
 
-from ..errors import LpuError, PlanError
-from ..provenance import Constant, const, constants_of
+from ..arguments import described, is_whole
+from ..errors import ConfigError, LpuError, PlanError
+from ..provenance import Constant, check_constants, const, constants_of
 from .chip import ChipSpec
 from .gpu import Accelerator, GpuSpec, NvlinkDomain
 from .topology import Topology
@@ -43,7 +44,13 @@ class System:
     replaced: tuple[Constant, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse links that are not of the chip's kind, or that it has no lanes for."""
+        """Refuse links that are not of the chip's kind, or that it has no lanes for.
+
+        Raises:
+            PlanError: says what does not go together.
+            ConfigError: a field of another type, or a number that no machine has.
+        """
+        self._check_fields()
         if self.lpus is None and self.gpus is None:
             raise PlanError(f"{self.chip.name} cannot be linked as {self.topology.family!r}")
         if self.lpus is None:
@@ -54,6 +61,24 @@ class System:
                 f"the links need {links.lanes_per_chip} lanes of a chip ({links.lanes_in_words}); "
                 f"{chip.name} has {chip.c2c_lanes}"
             )
+
+    def _check_fields(self) -> None:
+        kinds = {
+            "name": (str, "a string"),
+            "chip": (ChipSpec | GpuSpec, "a ChipSpec or a GpuSpec"),
+            "topology": (Topology | NvlinkDomain, "a Topology or an NvlinkDomain"),
+        }
+        for name, (kind, allowed) in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(
+                    f"System.{name} is {described(getattr(self, name))}; it must be {allowed}."
+                )
+        if not (is_whole(self.n_chips) and 1 <= self.n_chips <= self.topology.n_chips):
+            raise ConfigError(
+                f"System.n_chips is {described(self.n_chips)}; it must be a whole number from 1 to "
+                f"the {self.topology.n_chips} chips that are linked."
+            )
+        check_constants(self)
 
     @property
     def lpus(self) -> tuple[ChipSpec, Topology] | None:

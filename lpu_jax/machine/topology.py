@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import PlanError
-from ..provenance import Constant, const
+from ..provenance import Constant, check_constants, const
 from .graph import LinkGraph, link_graph, repeated
 from .ports import Link, Numbers, PortMap
 from .spans import Span, Units, placed, worst_span
@@ -45,6 +45,7 @@ class Topology(ABC):
 
     def __post_init__(self) -> None:
         """Refuse machines that cannot exist."""
+        check_constants(self)
         if not 1 <= self.n_chips <= self.max_chips:
             raise PlanError(
                 f"machines of the family {self.family!r} have 1 to {self.max_chips} chips, "

@@ -4,6 +4,7 @@ Everything that a user can get wrong is refused here, once for all ways of runni
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +23,17 @@ from .specs import (
     check_shares,
     check_specs,
     is_spec,
+    mesh_name,
     per_leaf,
+    virtual_name,
 )
 
 Program = Callable[..., Any]
+
+#: How JAX says that it knows no axis of a name; the second where nothing is traced.
+_JAX_COLLECTIVE = re.compile(
+    r"unbound axis name: (\w+)|Evaluation rule for '(\w+)' not implemented"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +132,17 @@ class Call:
         sharded = self.sharded
 
         def program(*leaves: Any) -> list[list[Any]]:
-            out = sharded.program(*jax.tree.unflatten(self.tree, leaves), axes=axes)
+            try:
+                out = sharded.program(*jax.tree.unflatten(self.tree, leaves), axes=axes)
+            except (NameError, NotImplementedError) as error:
+                used = _JAX_COLLECTIVE.search(str(error))
+                if used is None:
+                    raise
+                raise MeshError(
+                    f"{sharded.caller}: the program has a collective of JAX itself "
+                    f"({used[1] or used[2]}), which sees no chips; take one of "
+                    "lpu_jax.datapath.c2c, with axes['name'] of the mesh."
+                ) from None
             self.structure = jax.tree.structure(out)
             which, where = f"{sharded.caller}: out_specs", "the result"
             return [
@@ -146,7 +164,8 @@ class Call:
         )
         if not proving or not left_out:
             return leaf
-        return _same_on_chips(leaf, axes=left_out, where=at, spec=str(spec))
+        axes = tuple(map(virtual_name, left_out))
+        return _same_on_chips(leaf, axes=axes, where=at, spec=str(spec))
 
     def results(self, groups: list[list[Any]]) -> Any:
         """Put groups of results back into what the program returns."""
@@ -160,7 +179,8 @@ def _same_rule(
     (x,), (dim,) = operands, dims
     if axis_data.name in axes and dim is not None:
         raise MeshError(
-            f"{where} differs between the chips of axis {axis_data.name!r}, which its spec {spec} "
+            f"{where} differs between the chips of axis {mesh_name(axis_data.name)!r}, which its "
+            f"spec {spec} "
             "does not name: name the axis where its shares lie, or make it the same on all chips "
             "with c2c.all_reduce or c2c.all_gather."
         )

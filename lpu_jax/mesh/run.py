@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from .chips import ChipMesh, check_mesh
 from .program import Program, ShardedProgram, argument_specs, checked_program
 from .shares import cut, join, relaid
-from .specs import Specs, all_names, check_specs, renamed
-from .spread import Spread, virtual_name
+from .specs import Specs, all_names, check_specs, renamed, virtual_name
+from .spread import Spread
 
 Sizes = Mapping[str, int]
 
@@ -147,9 +147,21 @@ def put_on_devices(
 def _virtual(sharded: ShardedProgram, *args: Any) -> Any:
     """Run on virtual chips alone; this is also what proves a program for the other ways."""
     call = sharded.call(args)
-    chip = call.chip(sharded.mesh.as_axes(), proving=True)
-    groups = _mapped(chip, dict(sharded.mesh.axes), call.in_specs, call.out_specs)(*call.leaves)
+    spread = Spread.over(sharded.mesh, {}, sharded.caller)
+    chip = call.chip(sharded.mesh.as_axes(spread.carriers), proving=True)
+    groups = _local(spread, chip, call.in_specs, call.out_specs)(*call.leaves)
     return call.results(groups)
+
+
+def _local(
+    spread: Spread, chip: Callable[..., list[list[Any]]], in_specs: list[P], out_specs: list[P]
+) -> Callable[..., list[list[Any]]]:
+    """Run the virtual chips that one device has."""
+    # Under names of their own: a collective of JAX, which would see a device's chips only, finds no
+    # axis of the mesh.
+    virtual = {virtual_name(name): size for name, size in spread.virtual.items()}
+    shares = [[spread.on_each(spec) for spec in specs] for specs in (in_specs, out_specs)]
+    return _mapped(chip, virtual, *shares)
 
 
 def _mapped(
@@ -200,15 +212,8 @@ def _on_devices(
     if proving:
         jax.eval_shape(partial(_virtual, sharded), *args)
     chip = call.chip(sharded.mesh.as_axes(spread.carriers), proving=False)
-    virtual = {virtual_name(name): size for name, size in spread.virtual.items()}
-    local = _mapped(
-        chip,
-        virtual,
-        [spread.on_each(spec) for spec in call.in_specs],
-        [spread.on_each(spec) for spec in call.out_specs],
-    )
     mapped = jax.shard_map(
-        local,
+        _local(spread, chip, call.in_specs, call.out_specs),
         mesh=device_mesh,
         in_specs=tuple(spread.on_devices(spec) for spec in call.in_specs),
         out_specs=[spread.on_devices(spec) for spec in call.out_specs],

@@ -45,6 +45,19 @@ def renamed(spec: P, names: Mapping[str, tuple[str, ...]]) -> P:
     )
 
 
+_VIRTUAL = " (virtual)"  # no identifier ends so, and no axis of a mesh
+
+
+def virtual_name(name: str) -> str:
+    """Name the axis of the virtual chips that a device has of an axis of the mesh."""
+    return name + _VIRTUAL
+
+
+def mesh_name(name: str) -> str:
+    """Name the axis of the mesh that an axis of devices or of virtual chips is part of."""
+    return name.removesuffix(_VIRTUAL)
+
+
 def check_specs(caller: str, which: str, specs: Specs, mesh: ChipMesh) -> None:
     """Refuse what is not a tree of specs over a mesh's axes.
 

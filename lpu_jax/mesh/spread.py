@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ..arguments import described, is_whole
 from ..errors import MeshError
 from .chips import ChipMesh, check_mesh
-from .specs import check_name, names_of, renamed
+from .specs import check_name, names_of, renamed, virtual_name
 
 
 def most_devices(mesh: ChipMesh, n_devices: int | None = None) -> dict[str, int]:
@@ -135,8 +135,3 @@ class Spread:
                 for entry in self.in_chip_order(spec)
             )
         )
-
-
-def virtual_name(name: str) -> str:
-    """Name the axis of the virtual chips that a device has of an axis."""
-    return f"{name} (virtual)"  # no identifier, so no axis of a mesh

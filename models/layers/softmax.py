@@ -135,7 +135,8 @@ def _merged(
     fp32 in ascending chip order from +0, a sink's exponential last, and divides.
 
     Fidelity:
-        Order-dependent; a chip without a key that a row sees adds exact zeros.
+        Order-dependent; a chip without a key that a row sees adds exact zeros. Where one chip holds
+        all keys, the result rounded to fp16 is that of a context that is not split, but with sinks.
     """
     # A finite floor: where no key is seen, exponentials and their sum are exact zeros, not NaN.
     largest = vxm.maximum(vxm.max_lanes(scores), _LOWEST)

@@ -13,6 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import WeightsError
 
 from ..config import ModelConfig
@@ -47,6 +48,11 @@ class SyntheticWeights:
             raise WeightsError(
                 f"SyntheticWeights: the model is of type {type(model_cfg).__name__}; it must be a "
                 "ModelConfig, such as model('smollm2-135m')."
+            )
+        if not (is_whole(seed) and seed >= 0):
+            raise WeightsError(
+                f"SyntheticWeights: seed is {described(seed)}; it must be a whole number, at least "
+                "0."
             )
         self.config = model_cfg
         self.seed = seed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpu_jax.arguments import is_whole
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import LpuError, unknown
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import assumed
@@ -99,7 +99,7 @@ def _check_words(objective: object, top: object) -> None:
     if objective not in OBJECTIVES:
         raise unknown("objective", str(objective), OBJECTIVES)
     if not is_whole(top) or top < 1:
-        raise LpuError(f"top is {top!r}; it must be a whole number of at least 1.")
+        raise LpuError(f"top is {described(top)}; it must be a whole number of at least 1.")
 
 
 def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import assumed
@@ -37,6 +37,7 @@ from .rates_plot import Mark, Panel, Series, draw
 
 #: Batch sizes are doubled until nothing fits, but not beyond this one.
 LARGEST_BATCH = 1 << 12
+_BATCHES = frozenset(1 << i for i in range(LARGEST_BATCH.bit_length()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +212,14 @@ def curve(
         raise LpuError(f"systems are {', '.join(names)}; each may be given once.")
     if request.batch != 1:
         raise LpuError(f"batch of the request is {request.batch}; a curve takes batches= instead.")
-    if not isinstance(batches, Sequence | None) or isinstance(batches, str):
+    if not isinstance(batches, Sequence | np.ndarray | None) or isinstance(batches, str | bytes):
         raise LpuError(f"batches is {described(batches)}; it must be a list of batch sizes.")
-    if batches is not None and not batches:
+    if batches is not None and not len(batches):
         raise LpuError("no batch size was given; at least one is needed.")
-    sizes = sorted(set(batches or (1 << i for i in range(LARGEST_BATCH.bit_length()))))
+    for size in () if batches is None else batches:
+        if not is_whole(size):
+            raise LpuError(f"batch is {described(size)}; it must be a whole number.")
+    sizes = sorted({int(size) for size in batches} if batches is not None else _BATCHES)
     requests = [replace(request, batch=batch) for batch in sizes]
     for each in asked:
         check_policy(each.policy, each.model, each.system)

@@ -126,7 +126,8 @@ def sensitivity(
         comparison: from `compare`; at least one plan fits.
         n_samples: how many variants of the machine to draw.
         seed: of the draws; the same seed gives the same result to the last bit.
-        progress: told of progress, one step per sample or constant.
+        progress: called with the steps done, the steps in all and what comes next;
+            a step is a sample or constant.
 
     Returns:
         Shares, intervals and the influence of every uncertain constant.
@@ -180,7 +181,8 @@ def _check(comparison: Comparison, n_samples: int, seed: int) -> None:
     for name, number, least in (("samples", n_samples, 1), ("seed", seed, 0)):
         if not is_whole(number) or number < least:
             raise LpuError(
-                f"sensitivity: {name} is {number!r}; it must be a whole number of at least {least}."
+                f"sensitivity: {name} is {described(number)}; it must be a whole number of at "
+                f"least {least}."
             )
     if not comparison.fitting:
         raise LpuError("sensitivity: no plan fits, so there is no ranking to examine.")

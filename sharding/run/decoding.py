@@ -5,7 +5,7 @@ of block. Choosing tokens and ending sequences is the job of `generate`. Weights
 held at once, and so are all routed experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -188,7 +188,11 @@ def check_prompts(cfg: ModelConfig, prompts: Sequence[Sequence[int]], n_new: int
         raise PlanError(f"generate: {n_new} new tokens were asked for; it must be at least 1.")
     for number, prompt in enumerate(prompts, 1):
         which = "the prompt" if len(prompts) == 1 else f"prompt {number}"
-        if not prompt:
+        if not isinstance(prompt, Sequence | np.ndarray) or isinstance(prompt, str | bytes):
+            raise PlanError(
+                f"generate: {which} is {described(prompt)}; it must be a list of token numbers."
+            )
+        if not len(prompt):
             raise PlanError(f"generate: {which} is empty; at least one token is needed.")
         _check_tokens(cfg, prompt)
         needed = len(prompt) + n_new
@@ -199,9 +203,10 @@ def check_prompts(cfg: ModelConfig, prompts: Sequence[Sequence[int]], n_new: int
             )
 
 
-def _check_tokens(cfg: ModelConfig, tokens: Sequence[int]) -> None:
+def _check_tokens(cfg: ModelConfig, tokens: Iterable[Any]) -> None:
     for token in tokens:
         if not (is_whole(token) and 0 <= token < cfg.vocab_size):
             raise PlanError(
-                f"generate: token {token} was given; {cfg.name} has 0 to {cfg.vocab_size - 1}."
+                f"generate: token {described(token)} was given; {cfg.name} has 0 to "
+                f"{cfg.vocab_size - 1}."
             )

@@ -23,6 +23,7 @@ from models.policy import Policy
 from models.weights.source import WeightSource
 
 from ..axes import allocated_positions
+from ..legal import check_parts
 from ..plan import Plan, check_is_plan
 from ..report import Watcher, check_watcher
 from ..request import Request
@@ -63,7 +64,8 @@ def forward(
         context: allocated positions of the cache; by default the least whole number of vectors,
             one at least for each chip that shares them out.
         execution: as for `execute.run_block`.
-        progress: told of progress, one step per block.
+        progress: called with the steps done, the steps in all and what comes next;
+            a step is a block.
 
     Returns:
         Logits of every position.
@@ -84,15 +86,18 @@ def forward(
     check_is_plan("forward", plan)
     cfg = source_config(source)
     formats = policy_of(policy, cfg)
+    check_parts(plan, cfg)
     _check_tokens(cfg, tokens, step)
     batch, n_tokens = tokens.shape
     step = n_tokens if step is None else min(step, n_tokens)
     # Padding of the last step is behind every token that counts.
     n_padded = -(-n_tokens // step) * step
     context = allocated_positions(plan, n_padded) if context is None else context
-    if not is_whole(context) or context < n_padded:
+    most = allocated_positions(plan, max(cfg.max_position, n_padded))
+    if not is_whole(context) or not n_padded <= context <= most:
         raise PlanError(
-            f"forward: {n_padded} positions are needed, {described(context)} were allocated."
+            f"forward: {n_padded} positions are needed and {most} at most; {described(context)} "
+            "were asked for."
         )
     ids = np.pad(tokens, ((0, 0), (0, n_padded - n_tokens))).astype(np.int32)
     pieces: list[Any] = np.split(ids, n_padded // step, axis=1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import LpuError, WeightsError
 from lpu_jax.machine.system import System
 from models.policy import Policy
@@ -136,13 +136,14 @@ def generate(
     if not isinstance(tokenizer, Tokenizer):
         raise LpuError(
             f"generate: tokenizer is {described(tokenizer)}; it must be a Tokenizer, such as "
-            "Tokenizer(open_checkpoint(path).tokenizer)."
+            "read_tokenizer(open_checkpoint(path)) of models.tokenizer_files."
         )
     if tokenizer.n_tokens > cfg.vocab_size:
         raise WeightsError(
             f"the tokenizer has {tokenizer.n_tokens} tokens; {cfg.name} has only {cfg.vocab_size}."
         )
     sampling = Sampling() if sampling is None else sampling
+    _check_wishes(sampling, stop_tokens, reference, on_text)
     stops = {*cfg.eos_token_ids, *tokenizer.end_tokens} if stop_tokens is None else stop_tokens
     decoder = Decoder(
         source,
@@ -176,6 +177,32 @@ def generate(
         prefill_s=seconds[0],
         decode_s=tuple(seconds[1:]),
     )
+
+
+def _check_wishes(sampling: object, stops: object, reference: object, on_text: object) -> None:
+    """Refuse values of other types.
+
+    Raises:
+        LpuError: says which.
+    """
+    for name, given, is_right, allowed in (
+        ("sampling", sampling, isinstance(sampling, Sampling), "a Sampling or None"),
+        (
+            "stop_tokens",
+            stops,
+            stops is None
+            or (
+                isinstance(stops, Collection)
+                and not isinstance(stops, str | bytes)
+                and all(is_whole(token) and token >= 0 for token in stops)
+            ),
+            "token numbers, or None",
+        ),
+        ("reference", reference, isinstance(reference, bool), "True or False"),
+        ("on_text", on_text, callable(on_text), "a function"),
+    ):
+        if not is_right:
+            raise LpuError(f"generate: {name} is {described(given)}; it must be {allowed}.")
 
 
 @dataclass(kw_only=True)

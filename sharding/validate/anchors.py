@@ -160,7 +160,7 @@ def fewest_racks(
         cfg: the model; it fits on `most` racks.
         request: batch, tokens and context.
         policy: formats of the weights.
-        progress: told of progress.
+        progress: called with the steps done, the steps in all and what comes next.
         most: racks to begin with.
 
     Fidelity:

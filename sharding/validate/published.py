@@ -88,7 +88,7 @@ def validate(*, checks_only: bool = False, progress: Watcher = lambda *_: None) 
 
     Args:
         checks_only: leave out what cannot pass or fail; that takes longest.
-        progress: told of progress.
+        progress: called with the steps done, the steps in all and what comes next.
 
     Returns:
         The figures.

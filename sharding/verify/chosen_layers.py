@@ -109,7 +109,8 @@ def check(
         tokens: how many.
         seed: of the hidden states, and of random weights.
         execution: as for `execute.run_block`.
-        progress: told of progress, one step per block.
+        progress: called with the steps done, the steps in all and what comes next;
+            a step is a block.
 
     Returns:
         One result per plan.
@@ -185,7 +186,8 @@ def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> tuple[int, ...]:
     for layer in layers:
         if not (is_whole(layer) and 0 <= layer < cfg.n_layers):
             raise PlanError(
-                f"check: layer {layer} was asked for; {cfg.name} has 0 to {cfg.n_layers - 1}."
+                f"check: layer {described(layer)} was asked for; {cfg.name} has 0 to "
+                f"{cfg.n_layers - 1}."
             )
     return tuple(layers)
 
@@ -306,7 +308,7 @@ def with_numerics(
     Args:
         comparison: from `compare`.
         n_plans: how many rows.
-        progress: told of progress.
+        progress: called with the steps done, the steps in all and what comes next.
     """
     asked, plans = comparison.scenario, [row.plan for row in comparison.rows[:n_plans]]
     results = check(asked.model, asked.system, plans, policy=asked.policy, progress=progress)

@@ -123,7 +123,8 @@ def compare_text(
         window: tokens that are seen together; by default as many as the model has positions. A
             longer text is cut into such windows, and the first token of each is not predicted.
         execution: as for `execute.run_block`.
-        progress: told of progress, one step per pass over a window.
+        progress: called with the steps done, the steps in all and what comes next;
+            a step is a pass over a window.
 
     Returns:
         One result for each plan and policy, policies innermost.

@@ -16,8 +16,8 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float32
 
-from lpu_jax.arguments import is_whole
-from lpu_jax.errors import PlanError, unknown
+from lpu_jax.arguments import described, is_whole
+from lpu_jax.errors import LpuError, PlanError, unknown
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.policy import Policy
@@ -32,8 +32,6 @@ from .embedding_and_head import embed_tokens, run_head
 from .emulate import BlockCheck, Run, Step, run_steps
 from .resume import Sitting
 from .routing import Routing
-
-#: Told before each block, and at the end: blocks done, blocks in all, what comes next.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,8 @@ def check_whole(
             on from it and ends with the same bits.
         weights_name: identifies the weights to `resume`.
         execution: as for `execute.run_block`.
-        progress: told of progress, one step per block.
+        progress: called with the steps done, the steps in all and what comes next;
+            a step is a block.
 
     Returns:
         One result per plan.
@@ -164,6 +163,10 @@ def check_whole(
             for plan in plans
         ]
 
+    if resume is not None and not isinstance(resume, str | Path):
+        raise LpuError(f"check: resume is {described(resume)}; it must be the path of a file.")
+    if not isinstance(weights_name, str):
+        raise LpuError(f"check: weights_name is {described(weights_name)}; it must be a string.")
     sitting = Sitting(None if resume is None else Path(resume), identity, plans, embedded)
     run_steps(
         [
@@ -253,11 +256,16 @@ def check_tokens(cfg: ModelConfig, token_ids: Sequence[int], plans: Sequence[Pla
     Raises:
         PlanError: says which.
     """
+    if not isinstance(token_ids, Sequence | np.ndarray):
+        raise PlanError(
+            f"check: token_ids is {described(token_ids)}; it must be a list of token numbers."
+        )
     check_n_tokens(len(token_ids), cfg, plans)
     for token in token_ids:
         if not (is_whole(token) and 0 <= token < cfg.vocab_size):
             raise PlanError(
-                f"check: token {token} was given; {cfg.name} has 0 to {cfg.vocab_size - 1}."
+                f"check: token {described(token)} was given; {cfg.name} has 0 to "
+                f"{cfg.vocab_size - 1}."
             )
 
 

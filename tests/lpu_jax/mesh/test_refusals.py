@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from small_machines import NODE, tiered
@@ -247,6 +248,30 @@ def test_an_algorithm_that_does_not_exist_is_refused() -> None:
 def test_levels_that_no_machine_has_are_refused(tiers: tuple[int, ...]) -> None:
     with pytest.raises(MeshError, match="each must be a multiple of the one before"):
         Axis(names=("a",), size=8, tiers=tiers)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize(
+    "collective",
+    [
+        lax.psum,
+        lax.pmean,
+        lambda x, name: x + lax.axis_index(name),
+        lambda x, name: lax.ppermute(x, name, [(0, 1), (1, 0)]),
+        lambda x, name: c2c.all_reduce(x, Axis(names=(name,), size=2, tiers=())),
+    ],
+)
+def test_axes_under_names_of_jax_are_refused_in_every_way(collective: Any, name: str) -> None:
+    """They would see the chips of one device only."""
+
+    def program(x: jax.Array, *, axes: Any) -> jax.Array:
+        del axes
+        return collective(x, name)  # type: ignore[no-any-return]
+
+    complaint = "the program has a collective of JAX itself|is not an axis of the running mesh"
+    for run in WAYS.values():
+        with pytest.raises(MeshError, match=complaint):
+            run(program, MESH, P("a"), P("a"))(X)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
