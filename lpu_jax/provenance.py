@@ -192,8 +192,8 @@ def constants_of(spec: Any) -> tuple[Constant, ...]:
 def check_constants(spec: Any) -> None:
     """Refuse numbers that no machine has: for `__post_init__` of a specification.
 
-    A constant is of the type of its field: whole, or any finite number, or None; it is above 0 where
-    its default is and 0 is not in its range, and at most 1 where it is a share.
+    A constant is of its field's type: whole, or any finite number, or None. It is above 0 where its
+    default is and 0 is not in its range, and at most 1 where it is a share.
 
     Raises:
         ConfigError: with the first such number.

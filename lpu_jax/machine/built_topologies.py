@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..errors import PlanError
-from ..provenance import const
+from ..provenance import check_constants, const
 from .ports import PortMap
 from .topology import Topology
 
@@ -54,6 +54,7 @@ class GroqTopology(Topology):
 
     def __post_init__(self) -> None:
         """Refuse machines that cannot exist."""
+        check_constants(self)
         if self.spare_nodes and not self._is_flat:
             raise PlanError(
                 f"{self.spare_nodes} spare nodes beside {self.n_nodes}: spare nodes are only "
@@ -200,6 +201,7 @@ class LpxTopology(Topology):
 
     def __post_init__(self) -> None:
         """Refuse machines that cannot exist."""
+        check_constants(self)
         if self.tray_chips < 1 or self.half_rack_chips % self.tray_chips:
             raise PlanError(
                 f"half a rack of {self.half_rack_chips} chips is not a whole number of trays of "

@@ -17,15 +17,19 @@ import sharding
 from lpu_jax import system
 from lpu_jax.errors import LpuError
 from models import SyntheticWeights
+from models.sampling import Sampling
 from sharding import (
     AttentionShard,
     MlpShard,
     MoeShard,
     Plan,
     Request,
+    Scenario,
     check,
     check_whole,
     compare,
+    curve,
+    decode_request,
     explain,
     forward,
     generate,
@@ -98,7 +102,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "check no plan": (lambda: check(TINY_LLAMA, NODE, []), "check: no plan was given"),
     "check a layer in words": (
         lambda: check(TINY_LLAMA, NODE, [PLAN], layers="a"),
-        "check: layer a was asked for; llama-3.1-8b has 0 to 0.",
+        "check: layer 'a' was asked for; llama-3.1-8b has 0 to 0.",
     ),
     "check a layer": (
         lambda: check(TINY_LLAMA, NODE, [PLAN], layers=0),
@@ -115,7 +119,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "check tokens in words": (
         lambda: check_whole(SOURCE, NODE, [PLAN], policy="fp16", token_ids="ab"),
-        "check: token a was given; llama-3.1-8b has 0 to 127.",
+        "check: token 'a' was given; llama-3.1-8b has 0 to 127.",
     ),
     "forward a plan in words": (
         lambda: forward(SOURCE, NODE, "1x2", TOKENS, policy="fp16"),
@@ -149,7 +153,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "generate without a tokenizer": (
         lambda: generate(SOURCE, NODE, PLAN, None, [[1]]),
         "generate: tokenizer is None; it must be a Tokenizer, such as "
-        "Tokenizer(open_checkpoint(path).tokenizer).",
+        "read_tokenizer(open_checkpoint(path)) of models.tokenizer_files.",
     ),
     "sensitivity of nothing": (
         lambda: sensitivity(None, 2),
@@ -170,6 +174,67 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "weights of a name": (
         lambda: SyntheticWeights("smollm2-135m"),
         "SyntheticWeights: the model is of type str; it must be a ModelConfig, such as",
+    ),
+    "forward parts of other groups": (
+        lambda: forward(SOURCE, NODE, plan(mlp=MlpShard()), TOKENS, policy="fp16"),
+        "mlp: tensor 1 x replica 1 = 1 chips, but a group has 2; off by 1.",
+    ),
+    "forward experts that are none": (
+        lambda: forward(SOURCE, NODE, plan(moe=MoeShard(expert=2)), TOKENS, policy="fp16"),
+        "llama-3.1-8b has no MoE blocks; the plan must not have a part 'moe'.",
+    ),
+    "forward into endless memory": (
+        lambda: forward(SOURCE, NODE, PLAN, TOKENS, policy="fp16", context=10**9),
+        "forward: 2 positions are needed and 131200 at most; 1000000000 were asked for.",
+    ),
+    "forward to nobody": (
+        lambda: forward(SOURCE, NODE, PLAN, TOKENS, policy="fp16", progress=3),
+        "forward: progress is 3; it must be a function of the steps done",
+    ),
+    "check tokens of nothing": (
+        lambda: check_whole(SOURCE, NODE, [PLAN], policy="fp16", token_ids=None),
+        "check: token_ids is None; it must be a list of token numbers.",
+    ),
+    "check from a number": (
+        lambda: check_whole(SOURCE, NODE, [PLAN], policy="fp16", token_ids=[1, 2], resume=3),
+        "check: resume is 3; it must be the path of a file.",
+    ),
+    "a curve of lists": (
+        lambda: curve(TINY_LLAMA, NODE, batches=[[]]),
+        "batch is a list; it must be a whole number.",
+    ),
+    "a curve of bytes": (
+        lambda: curve(TINY_LLAMA, NODE, batches=b"x"),
+        "batches is b'x'; it must be a list of batch sizes.",
+    ),
+    "read a name that no file has": (
+        lambda: sharding.read_plan("a\0b"),
+        "plan file 'a\\x00b' cannot be read: it is not a file of UTF-8 text.",
+    ),
+    "a scenario of words": (
+        lambda: Scenario("llama", system(NODE), Request()),
+        "Scenario: model='llama' was given; it must be a ModelConfig.",
+    ),
+    "drafts without a context": (
+        lambda: decode_request(context=None, draft_tokens=1, acceptance=0.5),
+        "context is None; it must be a whole number.",
+    ),
+    "a longest step beyond the context": (
+        lambda: compare(TINY_LLAMA, NODE, Request(context=64, most_tokens=65)),
+        "most_tokens is 65; a step adds at most the 64 positions of the context.",
+    ),
+    "a temperature in words": (
+        lambda: Sampling(temperature="hot"),
+        "temperature is 'hot'; it must be 0 or more.",
+    ),
+    "half a token": (lambda: Sampling(top_k=2.5), "top-k is 2.5; it must be 1 or more"),
+    "a policy of nothing": (
+        lambda: models.Policy(name="x", weights=None),
+        "policy x: weights is None; it must be a dict of formats by role.",
+    ),
+    "half a seed": (
+        lambda: SyntheticWeights(TINY_LLAMA, 2.5),
+        "SyntheticWeights: seed is 2.5; it must be a whole number, at least 0.",
     ),
     "more tokens than text": (
         lambda: compare(TINY_LLAMA, NODE, Request(context=64, most_tokens="x")),

@@ -262,7 +262,7 @@ def test_no_plan_fits(run: Run) -> None:
     [
         ("stages = ", "is malformed"),
         (PLAN.replace("stages = 1", "stages = 0"), "'stages' must be a whole number of at least 1"),
-        (PLAN.replace("stages = 1", "stages = 2"), "need 16 chips; groq-node has 8"),
+        (PLAN.replace("stages = 1", "stages = 2"), "= 16 chips were asked for; groq-node has 8"),
         (PLAN.replace("stages = 1", "stages = 63"), "63 stages were asked for"),
         (PLAN.replace("replica = 8", "tensor = 8"), "attention: tensor 8 is more ways than the 3"),
         (PLAN.replace("tensor = 8", "tensor = 7"), "but a group has 8; off by 1"),

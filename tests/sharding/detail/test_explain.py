@@ -253,7 +253,7 @@ def test_a_merged_row_has_the_weakest_status_of_its_operations() -> None:
 def test_impossible_plans_and_requests_are_one_sentence() -> None:
     cfg, machine = model("kimi-k2"), system("lpx-9")
     policy = policy_named("int4", cfg)
-    with pytest.raises(PlanError, match="need 3200 chips; lpx-9 has 2304"):
+    with pytest.raises(PlanError, match="= 3200 chips were asked for; lpx-9 has 2304"):
         explain(cfg, machine, replace(KIMI, stages=100), Request(), policy=policy)
     with pytest.raises(LpuError, match="context is 0"):
         explain(cfg, machine, KIMI, Request(context=0), policy=policy)

@@ -94,8 +94,12 @@ def test_steps_and_companions_change_no_bit():
         ([[1, -1]], {}, r"token -1 was given"),
         ([[1] * 257], {}, r"257 tokens were given; llama has 256 positions"),
         ([[1, 2]], {"step": 0}, "steps of 0 tokens"),
-        ([[1, 2, 3]], {"context": 2}, "3 positions are needed, 2 were allocated"),
-        ([[1, 2, 3]], {"step": 2, "context": 3}, "4 positions are needed, 3 were allocated"),
+        ([[1, 2, 3]], {"context": 2}, "3 positions are needed and 320 at most; 2 were asked for"),
+        (
+            [[1, 2, 3]],
+            {"step": 2, "context": 3},
+            "4 positions are needed and 320 at most; 3 were asked for",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(tokens, options, complaint):
