@@ -8,21 +8,16 @@ data-dependent loops.
 from math import prod
 
 from ..datapath import mxm
-from ..datapath.primitive import AluChain, CostRule, free
+from ..datapath.alu import ALU, AluChain
+from ..datapath.primitive import CostRule, free
 from ..datapath.sxm import move_cost
 from ..datapath.vxm import reduction_cost
 from ..datapath.work import Call, Hardware, Unit, Work, ceil_div, vectors
 from ..errors import CostError
 from ..numerics.accumulate import PRODUCT_KINDS
-from ..numerics.elementary import ALU_OPERATIONS
 
-_ADD, _EXP, _SIGMOID, _DIV, _RSQRT = (
-    AluChain(operations=row.operations, depth=row.depth, large=row.operations if row.large else 0)
-    for row in (ALU_OPERATIONS[name] for name in ("add", "exp", "sigmoid", "div", "rsqrt"))
-)
-
-#: Element-wise primitives as ALU operations. tanh is priced as a sigmoid, log and erf as an
-#: exponential.
+#: Element-wise primitives as ALU operations. Logarithms, powers, sines and cosines are priced as
+#: an exponential or a logarithm, erf as the GELU that contains it.
 ELEMENT_WISE = {
     **dict.fromkeys(
         [
@@ -56,12 +51,13 @@ ELEMENT_WISE = {
             "stop_gradient",
             "add_any",
         ],
-        _ADD,
+        ALU["add"],
     ),
-    **dict.fromkeys(["exp", "exp2", "log", "log1p", "expm1", "erf", "pow", "sin", "cos"], _EXP),
-    **dict.fromkeys(["logistic", "tanh"], _SIGMOID),
-    "div": _DIV,
-    **dict.fromkeys(["rsqrt", "sqrt"], _RSQRT),
+    **dict.fromkeys(["exp", "exp2", "expm1", "pow", "sin", "cos"], ALU["exp"]),
+    **dict.fromkeys(["log", "log1p"], ALU["log"]),
+    "erf": ALU["gelu"],
+    "logistic": ALU["sigmoid"],
+    **{name: ALU[name] for name in ("tanh", "div", "rsqrt", "sqrt")},
 }
 
 

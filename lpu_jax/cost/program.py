@@ -17,7 +17,8 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from jax.extend.core import ClosedJaxpr, Literal
 
-from ..datapath.primitive import DEFINITIONS, AluChain, CostRule, free
+from ..datapath.alu import AluChain, Path, through
+from ..datapath.primitive import DEFINITIONS, CostRule, free
 from ..datapath.work import Call, Hardware, Length, Operand, Quantity, Unit, Work, largest
 from ..errors import CostError
 from . import ordinary
@@ -417,15 +418,15 @@ def _chained(
     inside = {value for part in head.chain for value in part.makes}
     reads: dict[int, Shape] = {}
     makes: dict[int, Shape] = {}
-    depth: dict[int | None, int] = {}
+    ways: dict[int | None, tuple[Path, ...]] = {}
     alu = [part.alu for part in head.chain if part.alu is not None]
     for part, row in zip(head.chain, alu, strict=True):
         for value, shape in zip(part.reads, part.operands, strict=True):
             if value is not None and value not in inside:
                 reads.setdefault(value, shape)
-        deepest = max((depth.get(value, 0) for value in part.reads), default=0) + row.depth
+        before = {way for value in part.reads for way in ways.get(value, ())} or {(0, ())}
         for value, shape in zip(part.makes, part.results, strict=True):
-            depth[value] = deepest
+            ways[value] = through(before, row)
             if value in leaving or readers.get(value, set()) - {place}:
                 makes[value] = shape
     names = [part.name.removeprefix("vxm_") for part in head.chain]
@@ -438,7 +439,8 @@ def _chained(
         params={
             "operations": sum(row.operations for row in alu),
             "large": sum(row.large for row in alu),
-            "depth": max(depth.values()),
+            "special": tuple(name for row in alu for name in row.special),
+            "paths": tuple(sorted({way for found in ways.values() for way in found})),
         },
         rule=chain_cost,
         copies=tuple(head.copies),
@@ -448,17 +450,20 @@ def _chained(
 def chain_cost(machine: Hardware, call: Call) -> Work:
     """Cost a chain of `d` ALU operations over `v` vectors.
 
-    It takes `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles. The first result of the call
-    is the shape the chain runs over; the others are the values that leave it.
+    It takes `max(v d / 16, in / 8, out / 8) + 5 + 3 depth` cycles. A special function is as many
+    operations, on the large ALUs, as the chip has passes for it. The first result of the call is
+    the shape the chain runs over; the others are the values that leave it.
     """
-    chip = machine.chip
+    chip, params = machine.chip, call.params
+    special = sum(map(chip.special_passes, params["special"]))
+    depth = max(plain + sum(map(chip.special_passes, names)) for plain, names in params["paths"])
     lanes = float(chip.lanes)
     steps = np.ceil(call.results[0].size / lanes)
     read = sum((np.ceil(x.size / lanes) for x in call.operands), 0.0)
     made = sum((np.ceil(x.size / lanes) for x in call.results[1:]), 0.0)
     limits = {
-        "ALUs": steps * call.params["operations"] / chip.vxm_alus_per_lane,
-        "large ALUs": steps * call.params["large"] / chip.vxm_large_alus_per_lane,
+        "ALUs": steps * (params["operations"] + special) / chip.vxm_alus_per_lane,
+        "large ALUs": steps * (params["large"] + special) / chip.vxm_large_alus_per_lane,
         "streams in": read / chip.vxm_stream_groups,
         "streams out": made / chip.vxm_stream_groups,
     }
@@ -466,5 +471,5 @@ def chain_cost(machine: Hardware, call: Call) -> Work:
         unit=Unit.VXM,
         busy_cycles=largest(*limits.values()),
         limits=limits,
-        latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles * call.params["depth"]),
+        latency_cycles=float(chip.vxm_entry_cycles + chip.alu_cycles * depth),
     )

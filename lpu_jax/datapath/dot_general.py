@@ -23,14 +23,14 @@ from jaxtyping import Array, Float, Float32, Num
 from ..arguments import check_fields, described
 from ..errors import LpuError
 from ..numerics.accumulate import PRODUCT_KINDS, Carry
-from ..numerics.elementary import ALU_OPERATIONS
 from ..numerics.formats import BF16, E4M3FN, E5M2, FP16, FP32, Format, Overflow
 from ..numerics.quantized import QuantizedArray, output_scale, quantize
 from ..numerics.repair import SumRounding
 from ..numerics.rounding import encode
 from ..numerics.schemes import Scheme, scheme_named, storage_dtype
 from . import mxm, vxm
-from .primitive import AluChain, free, primitive
+from .alu import ALU
+from .primitive import free, primitive
 from .scaled import int8_product
 
 #: What activations are rounded to: "int8" with a scale per row, `max |x| / 127`; the others
@@ -313,13 +313,12 @@ def _to_format_meaning(x: Array, *, fmt: Format, overflow: Overflow) -> Array:
     return out
 
 
-_CONVERT = ALU_OPERATIONS["convert"]
 #: Rounding to bfloat16 and fp8, which no layer of the project needs.
 _to_format = primitive(
     "vxm_to_format",
     abstract=lambda x, *, fmt, overflow: jax.ShapeDtypeStruct(x.shape, storage_dtype(fmt)),
     meaning=_to_format_meaning,
-    chain=lambda params: AluChain(operations=_CONVERT.operations, depth=_CONVERT.depth),
+    chain=lambda params: ALU["convert"],
 )
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float32, Int32
 
 from ..arguments import Count, Positive, checked, divides, may_equal
 from ..errors import LpuError
-from .primitive import AluChain, primitive
+from .alu import plain
+from .primitive import primitive
 
 
 def _causal_mask_meaning(scores: Array, positions: Array, *, query_stride: int) -> Array:
@@ -39,7 +40,7 @@ _causal_mask = primitive(
         scores.shape, scores.dtype
     ),
     meaning=_causal_mask_meaning,
-    chain=lambda params: AluChain(operations=2, depth=2),
+    chain=lambda params: plain(2, 2),
 )
 
 
@@ -80,11 +81,7 @@ _key_mask = primitive(
     abstract=lambda scores, positions, first, **_: jax.ShapeDtypeStruct(scores.shape, scores.dtype),
     meaning=_key_mask_meaning,
     # Compare and select; a window has a second comparison, and both must hold.
-    chain=lambda params: (
-        AluChain(operations=2, depth=2)
-        if params["window"] is None
-        else AluChain(operations=4, depth=3)
-    ),
+    chain=lambda params: plain(2, 2) if params["window"] is None else plain(4, 3),
 )
 
 

@@ -18,21 +18,13 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from ..numerics.compiler import check_options
+from .alu import AluChain
 from .work import Call, Hardware, Unit, Work
 
 CostRule = Callable[[Hardware, Call], Work]
 Shapes = Callable[..., Any]
 #: For each level of batching, outermost first: which operands carry its leading dimension.
 Levels = tuple[tuple[bool, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AluChain:
-    """An element-wise VXM operation: chained to its neighbours without touching memory."""
-
-    operations: int  #: ALU operations per value
-    depth: int  #: longest path through ALUs
-    large: int = 0  #: how many of the operations need a large ALU
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Float8e4m3fn, Float16, Float32, Int8, 
 from ..arguments import check_spread, checked, described
 from ..errors import LpuError
 from ..numerics import elementary, fused, rounding
-from .primitive import AluChain, primitive
+from .alu import ALU
+from .primitive import primitive
 from .work import Call, Hardware, Quantity, Unit, Work, ceil, ceil_div, largest, product, vectors
 
 Scalar = float | int | np.number
@@ -37,12 +38,7 @@ def _element_wise(
     needs_x64: bool = False,
 ) -> Callable[..., Array]:
     """Make an element-wise primitive of equal shapes; `alu` is its row in the ALU table."""
-    count = elementary.ALU_OPERATIONS[alu or name]
-    row = AluChain(
-        operations=count.operations,
-        depth=count.depth,
-        large=count.operations if count.large else 0,
-    )
+    row = ALU[alu or name]
     return primitive(
         f"vxm_{name}",
         abstract=lambda *xs, **params: jax.ShapeDtypeStruct(xs[0].shape, dtype),

@@ -20,6 +20,10 @@ from ..provenance import Constant, check_constants, const, vary
 
 _NOT_PUBLIC = "not public for this chip; assumed the same as on GroqChip1"
 _NOT_PUBLIC_RANGE = f"{_NOT_PUBLIC}, range half to twice where none was stated"
+_SPECIAL = (
+    "ISCA20 Table I, second-hand: an instruction of the vector unit; a few passes of its ALUs, "
+    "how many is not public"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,13 @@ class ChipSpec:
     )
     #: Widest flow of weights into the matrix arrays.
     weight_stream_bytes_per_cycle: int | float = const(
-        20_480, "B/cycle", "derived", "GAPI S16 weight layout: 16 streams per array, 4 arrays"
+        20_480,
+        "B/cycle",
+        "derived",
+        "GAPI S16 weight layout: 16 streams per array, 4 arrays. ISCA20, second-hand: operands "
+        "come on 32 streams of 320 lanes: half of it, or as much in each hemisphere",
+        10_240,
+        20_480,
     )
     mxm_fp16: MxmMode | None = const(
         MxmMode(k_tile=160, columns=320, arrays=2),
@@ -98,6 +108,13 @@ class ChipSpec:
     #: ALUs that can do the special functions.
     vxm_large_alus_per_lane: int = const(
         8, "1", "published", "GAPI: alu % 8 in {0, 5, 2, 7}", at_most="vxm_alus_per_lane"
+    )
+    #: Passes through a large ALU that a special function takes.
+    exp_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
+    tanh_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
+    rsqrt_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
+    log_alu_passes: int = const(
+        2, "1", "assumed", "not in the list of ISCA20 Table I that we know; taken as exp", 1, 16
     )
     #: 32-bit stream groups into the VXM, and as many out of it.
     vxm_stream_groups: int = const(8, "1", "published", "GAPI: SG4[0..7] in each direction")
@@ -174,6 +191,15 @@ class ChipSpec:
     def memory_bytes(self) -> int:
         """All of its memory."""
         return self.sram_bytes
+
+    def special_passes(self, name: str) -> int:
+        """Passes through a large ALU that a special function takes.
+
+        Args:
+            name: `"exp"`, `"tanh"`, `"rsqrt"` or `"log"`.
+        """
+        passes: int = getattr(self, f"{name}_alu_passes")
+        return passes
 
     def tile(self, operand: str) -> tuple[int, int]:
         """Rows and columns that a stored matrix is padded to, as the matrix unit streams it."""
@@ -286,11 +312,12 @@ GROQ3_LPU = vary(
     ),
     Constant(
         name="array_load_rows_per_cycle",
-        value=16,
+        value=78,
         unit="1/cycle",
         status="assumed",
-        source=f"{_NOT_PUBLIC}; at most what fills the weight stream: 100,000 B over 4 arrays of "
-        "320 B rows",
+        source="notes on the Hot Chips 2026 talk, second-hand: 315 PFLOPS are fed by the SRAM's "
+        "40 PB/s, so the arrays take what the weight stream brings: 100,000 B over 4 arrays of "
+        "320 B rows; at least as on GroqChip1",
         low=16,
         high=78,
     ),

@@ -11,10 +11,6 @@ once on CPU over every fp32 argument (tanh: a dense sweep; tests repeat a sample
 backend, because all give the same bits.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
@@ -296,49 +292,3 @@ def _last(caller: str, x: Float32[Array, "..."], axis: int) -> Float32[Array, ".
             "number of one of its axes."
         )
     return jnp.moveaxis(x, axis, -1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AluCost:
-    """ALU operations that a function takes per element.
-
-    `operations` counts all of them, `depth` those on the longest chain, and `large` says that they
-    must run on the large ALUs.
-    """
-
-    operations: int
-    depth: int
-    large: bool = False
-
-
-_SIMPLE = AluCost(operations=1, depth=1)
-
-#: What each function costs. The composed ones count the operations of the algorithms above
-#: (guards, constants and bit reinterpretation are free), which a test compares with their jaxprs.
-#: That each basic operation is one ALU operation, division, root and fused multiply-add included,
-#: and that these and the special functions need large ALUs, is assumed: the vendor's list is not
-#: public.
-ALU_OPERATIONS: Mapping[str, AluCost] = MappingProxyType(
-    {
-        "add": _SIMPLE,
-        "sub": _SIMPLE,
-        "mul": _SIMPLE,
-        "max": _SIMPLE,
-        "min": _SIMPLE,
-        "select": _SIMPLE,
-        "compare": _SIMPLE,
-        "convert": _SIMPLE,
-        "div": AluCost(operations=1, depth=1, large=True),
-        "sqrt": AluCost(operations=1, depth=1, large=True),
-        "reciprocal": AluCost(operations=1, depth=1, large=True),
-        "rsqrt": AluCost(operations=2, depth=2, large=True),
-        "exp": AluCost(operations=30, depth=23, large=True),
-        "log": AluCost(operations=38, depth=29, large=True),
-        "tanh": AluCost(operations=51, depth=30, large=True),
-        "sigmoid": AluCost(operations=36, depth=27, large=True),
-        "silu": AluCost(operations=37, depth=28, large=True),
-        "gelu": AluCost(operations=74, depth=35, large=True),
-        "gelu_tanh": AluCost(operations=41, depth=32, large=True),
-        "fma": AluCost(operations=1, depth=1, large=True),
-    }
-)
