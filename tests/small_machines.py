@@ -1,5 +1,6 @@
 """Machines whose nodes and racks are so small that sums over a few chips cross them."""
 
+from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQCHIP1
 from lpu_jax.machine.custom_topology import CustomTopology
@@ -8,6 +9,13 @@ from lpu_jax.machine.system import System
 #: Eight chips in one node: they are summed one after another.
 NODE = system("groq-node")
 _MOST_CHIPS = 4096
+
+
+def ring(n_racks: int) -> LpxTopology:
+    """Small LPX racks of four trays of four chips, the last rack linked to the first."""
+    return LpxTopology(
+        n_chips=16 * n_racks, tray_chips=4, half_rack_chips=8, rack_chips=16, rack_chain="ring"
+    )
 
 
 def tiered(node_chips: int, rack_chips: int | None = None) -> System:

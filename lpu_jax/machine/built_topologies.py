@@ -11,12 +11,12 @@ Heterogeneous Compute". NVB NVIDIA technical blog "Inside NVIDIA Groq 3 LPX", 20
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from ..errors import PlanError
 from ..provenance import check_constants, const
 from .ports import PortMap
-from .topology import Topology
+from .topology import RackWiring, Topology
 
 _HOP = "ISCA22: 722 ns per hop, memory to memory, one vector included"
 _SHORT_HOPS = 3
@@ -117,7 +117,7 @@ class GroqTopology(Topology):
         return self.rack_global_ports // self.rack_nodes
 
     @property
-    def rack_wiring(self) -> Literal["line", "node", "rack"]:
+    def rack_wiring(self) -> RackWiring:
         """Each node reaches every other rack while its 16 ports suffice (assumed)."""
         return "node" if self.n_racks - 1 <= self._node_ports_between_racks else "rack"
 
@@ -188,7 +188,20 @@ class LpxTopology(Topology):
         0.0,
         400e-9,
     )
-    rack_hop_s: float = const(225e-9, "s", "derived", "HC26: (2.95 - 1.15 us) / 8 further racks")
+    rack_hop_s: float = const(
+        450e-9,
+        "s",
+        "derived",
+        "HC26: 1, 3, 5, 7, 9 racks in 1.15, 1.60, 2.05, 2.50, 2.95 us: one hop more for two racks "
+        "more, from the middle of a line or round a ring",
+    )
+    rack_chain: str = const(
+        "line",
+        "wiring",
+        "assumed",
+        "SA26: racks in a daisy chain; whether its ends are linked is not public",
+        options=("line", "ring"),
+    )
     frame_payload_bytes: int = const(320, "B", "published", "NVB: 320-byte vectors")
     frame_bytes: int = const(
         328,
@@ -266,9 +279,9 @@ class LpxTopology(Topology):
         return PortMap(positions=self.node_chips, ports=peers, peers=peers, n_links=self.node_chips)
 
     @property
-    def rack_wiring(self) -> Literal["line", "node", "rack"]:
-        """Racks form a line."""
-        return "line"
+    def rack_wiring(self) -> RackWiring:
+        """Racks form a line, or a ring."""
+        return "ring" if self.rack_chain == "ring" else "line"
 
     @functools.cached_property
     def rack_ports(self) -> PortMap:

@@ -114,8 +114,9 @@ class ChipSpec:
     tanh_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
     rsqrt_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
     log_alu_passes: int = const(
-        2, "1", "assumed", "not in the list of ISCA20 Table I that we know; taken as exp", 1, 16
-    )
+        2, "1", "assumed", "not in the list of ISCA20 Table I that we know; taken as exp", 1, 16,
+        moves_plans=False,
+    )  # fmt: skip
     #: 32-bit stream groups into the VXM, and as many out of it.
     vxm_stream_groups: int = const(8, "1", "published", "GAPI: SG4[0..7] in each direction")
     vxm_entry_cycles: int = const(5, "cycle", "published", "GAPI: entry 4 and 1 read")

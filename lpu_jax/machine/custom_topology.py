@@ -9,13 +9,13 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from ..errors import PlanError
 from ..provenance import CALLER, Constant, const, vary
 from ..quantities import format_given
 from .ports import PortMap
-from .topology import Topology
+from .topology import RackWiring, Topology
 
 WIRINGS = ("all-to-all", "line")
 MOST_LEVELS = 3
@@ -190,7 +190,7 @@ class CustomTopology(Topology):
         return _spread(self.node_chips, self.middle_units - 1, self.middle_links)
 
     @property
-    def rack_wiring(self) -> Literal["line", "node", "rack"]:
+    def rack_wiring(self) -> RackWiring:
         """Inner units of equal place are linked where the links divide evenly among them."""
         if self.outer_in_line:
             return "line"

@@ -77,7 +77,7 @@ def describe_text(system: System) -> str:
 
 def _open_number(constant: Constant) -> str:
     def written(value: Any) -> str:
-        return format_quantity(value, constant.unit)
+        return value if isinstance(value, str) else format_quantity(value, constant.unit)
 
     others = (
         " or ".join(map(written, constant.options))

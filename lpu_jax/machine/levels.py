@@ -125,6 +125,7 @@ def _racks(topology: Topology) -> Level:
     ports = topology.rack_ports
     words, links_per_pair = {
         "line": (f"line, {_EQUAL}", topology.rack_chips),
+        "ring": (f"ring, {_EQUAL}", topology.rack_chips),
         "node": (
             f"all-to-all, {topology.level_names[0]}s of equal place",
             topology.nodes_per_rack * ports.n_links,
@@ -149,8 +150,8 @@ def _racks(topology: Topology) -> Level:
 def _racks_hops(topology: Topology) -> int:
     """Links between any two chips of the machine, at most."""
     inside = topology.rack_hops
-    if topology.rack_wiring == "line":
-        return inside + topology.n_racks - 1
+    if topology.racks_in_chain:
+        return inside + int(topology.rack_passes(topology.n_racks))
     if topology.rack_wiring == "node":
         # To the node of equal place, to the chip with the link, over, and on to the chip.
         return inside + (1 if topology.rack_ports.pairs_equals else 2)

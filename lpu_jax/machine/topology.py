@@ -25,6 +25,9 @@ from .graph import LinkGraph, link_graph, repeated
 from .ports import Link, Numbers, PortMap
 from .spans import Span, Units, placed, worst_span
 
+#: How racks are linked, see `Topology.rack_wiring`.
+RackWiring = Literal["line", "ring", "node", "rack"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topology(ABC):
@@ -103,18 +106,19 @@ class Topology(ABC):
 
     @property
     @abstractmethod
-    def rack_wiring(self) -> Literal["line", "node", "rack"]:
+    def rack_wiring(self) -> RackWiring:
         """How racks are linked.
 
-        `"line"`: each chip to the chip of equal position in the neighbouring racks. `"node"`: each
-        node to the node of equal position in every other rack. `"rack"`: too many racks for that;
-        each rack to every other rack by links on some of its nodes.
+        `"line"`: each chip to the chip of equal position in the neighbouring racks. `"ring"`: the
+        same, and the last rack to the first. `"node"`: each node to the node of equal position in
+        every other rack. `"rack"`: too many racks for that; each rack to every other rack by links
+        on some of its nodes.
         """
 
     @property
     @abstractmethod
     def rack_ports(self) -> PortMap:
-        """Which chips carry the links between racks: of a node (`"line"`, `"node"`), of a rack."""
+        """Which chips carry the links between racks: of a rack for `"rack"`, else of a node."""
 
     @property
     @abstractmethod
@@ -205,7 +209,7 @@ class Topology(ABC):
     def most_links(self) -> tuple[int, int, int]:
         """Links of the chip that has most: inside its node, to other nodes, to other racks."""
         places = min(self.nodes_per_rack, self.installed_nodes)
-        if self.rack_wiring == "line":
+        if self.racks_in_chain:
             between_racks = min(2, self.n_racks - 1)
         else:
             between_racks = self.rack_ports.most_links(self.n_racks)
@@ -232,8 +236,39 @@ class Topology(ABC):
             return 1
         return 2 if self.node_ports.pairs_equals else 3
 
+    @property
+    def racks_in_chain(self) -> bool:
+        """Whether a rack has links to its neighbours only: in a line, or in a ring."""
+        return self.rack_wiring in ("line", "ring")
+
+    def rack_passes(self, racks: Numbers) -> Numbers:
+        """Hops, one after another, that bring what each of some neighbouring racks has to all.
+
+        Args:
+            racks: how many racks of the chain; a ring is closed only for all of them.
+
+        Returns:
+            Hops, of the shape of `racks`.
+        """
+        closed = (self.rack_wiring == "ring") & (np.asarray(racks) == self.n_racks)
+        return np.where(closed, np.asarray(racks) // 2, np.asarray(racks) - 1)
+
+    def rack_distance(self, racks_apart: Numbers) -> Numbers:
+        """Hops from one rack of the chain to another, the shorter way round a ring.
+
+        Args:
+            racks_apart: difference of their places in the chain.
+
+        Returns:
+            Hops, of the shape of `racks_apart`.
+        """
+        apart = np.abs(racks_apart)
+        return np.minimum(apart, self.n_racks - apart) if self.rack_wiring == "ring" else apart
+
     def reach_s(self, n_chips: int) -> float:
-        """Time in which one chip's vector can be at any of the first chips, along a shortest path.
+        """Time in which the best placed chip's vector can be at any of the first chips.
+
+        It goes along shortest paths. In a line of racks the sender is in the middle one.
 
         Args:
             n_chips: chips to reach, the sender included.
@@ -251,8 +286,8 @@ class Topology(ABC):
         further_racks = -(-n_chips // self.rack_chips) - 1
         if not further_racks:
             return time_s
-        if self.rack_wiring == "line":
-            return time_s + further_racks * self.rack_hop_s
+        if self.racks_in_chain:
+            return time_s + -(-further_racks // 2) * self.rack_hop_s
         if self.rack_wiring == "node":
             landing_s = 0.0 if self.rack_ports.pairs_equals else self.local_hop_s
             return time_s + self.rack_hop_s + landing_s
@@ -316,8 +351,8 @@ class Topology(ABC):
 
     def _rack_parts(self, rack_a: int, a: int, rack_b: int, b: int) -> tuple[int, ...]:
         """Numbers of the links from chip `a` of one rack to chip `b` of another."""
-        if self.rack_wiring == "line":
-            return (0,) if abs(rack_a - rack_b) == 1 and a == b else ()
+        if self.racks_in_chain:
+            return (0,) if self.rack_distance(rack_a - rack_b) == 1 and a == b else ()
         if self.rack_wiring == "rack":
             return self.rack_ports.parts_between(rack_a, a, rack_b, b)
         (place_a, chip_a), (place_b, chip_b) = (
@@ -368,9 +403,12 @@ class Topology(ABC):
     def _rack_links(self) -> Int[np.ndarray, "3 links"]:
         """Sending chip, receiving chip and number of each link between racks."""
         rack_chips = self.rack_chips
-        if self.rack_wiring == "line":
-            up = np.arange(rack_chips * (self.n_racks - 1))
-            ends = np.concatenate([[up, up + rack_chips], [up + rack_chips, up]], axis=1)
+        if self.racks_in_chain:
+            n_chips = rack_chips * self.n_racks
+            is_closed = self.rack_wiring == "ring" and self.n_racks > 2
+            low = np.arange(n_chips if is_closed else n_chips - rack_chips)
+            high = (low + rack_chips) % n_chips
+            ends = np.concatenate([[low, high], [high, low]], axis=1)
             return np.concatenate([ends, np.zeros_like(ends[:1])])
         links = _chips_of(self.rack_ports.links_among(self.n_racks), rack_chips)
         if self.rack_wiring == "rack":

@@ -177,7 +177,7 @@ def hand_overs(
     racks = high // rack_chips - low // rack_chips + 1.0
     single = low // size == high // size
     # Hand-overs of consecutive groups may meet in a node.
-    sharing = np.where(filled & ((racks == 1) | (topology.rack_wiring == "line")), 1.0, 2.0)
+    sharing = np.where(filled & ((racks == 1) | topology.racks_in_chain), 1.0, 2.0)
     ones = np.ones_like(nodes)
     run = Run(
         n=group * ones,
@@ -185,6 +185,7 @@ def hand_overs(
         reach=nodes,
         most=np.minimum(size, group) * ones,
         racks=racks,
+        passes=topology.rack_distance(racks - 1),
         single=single,
         many=~single,
         far=racks > 1,
@@ -216,7 +217,7 @@ def _hand_over_steps(
     whole = sharing * ports.share_per_chip
     if ports.pairs_equals:
         # Other chips of a node than those of the group may have its links to another rack.
-        spreads = run.far & ~run.filled & (topology.rack_wiring != "line")
+        spreads = run.far & ~run.filled & (not topology.racks_in_chain)
         node_share = sharing * own / ports.links_to_equal
         landed = sharing * run.nodes * own
     else:
@@ -241,7 +242,7 @@ def _hand_over_steps(
         np.where(run.single, 1.0, run.nodes * ports.n_links * own),
     )
     far = far_steps(topology, rates, run)
-    if topology.rack_wiring == "line":
+    if topology.racks_in_chain:
         # A chip's link to the next rack takes on what landed on the chip.
         far = tuple(replace(step, share=np.where(run.far, landed, 0.0)) for step in far)
     return (

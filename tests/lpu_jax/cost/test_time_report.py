@@ -1,5 +1,6 @@
 """`lpu_jax.cost.time`: any JAX function, with rows, bounds and the assumptions that took part."""
 
+import dataclasses
 import inspect
 import json
 from functools import partial
@@ -159,6 +160,20 @@ def test_a_mesh_of_another_machine_is_refused() -> None:
 def test_an_unknown_system_is_named() -> None:
     with pytest.raises(UnknownNameError, match="unknown system 'groq-nod'"):
         cost.time(jnp.exp, X, system="groq-nod")
+
+
+@pytest.mark.parametrize("name", ["exp", "tanh", "rsqrt", "log"])
+def test_a_special_function_takes_the_passes_of_the_chip(name: str) -> None:
+    """More passes take longer by cycles that are counted by hand: 20 vectors on 8 ALUs."""
+    function, x = getattr(vxm, name), jax.ShapeDtypeStruct((64, 100), jnp.float32)
+    node = system("groq-node")
+
+    def cycles(passes: int) -> float:
+        chip = dataclasses.replace(node.chip, **{f"{name}_alu_passes": passes})
+        return cost.time(function, x, system=dataclasses.replace(node, chip=chip)).cycles
+
+    busy = (64 * 100 / 320) / 8
+    assert cycles(7) - cycles(3) == pytest.approx(4 * (busy + node.chip.alu_cycles))
 
 
 def test_specs_need_a_mesh() -> None:

@@ -45,7 +45,7 @@ def test_levels_of_an_lpx_rack_by_hand():
     # 8 x 8 pairs of trays with 16 links each; each of 256 chips to the next rack.
     assert [half.links_per_pair, rack.links_per_pair, racks.links_per_pair] == [16, 1024, 256]
     assert [level.hop_s for level in (tray, half, rack, racks)] == pytest.approx(
-        [350e-9, 400e-9, 800e-9, 225e-9]
+        [350e-9, 400e-9, 800e-9, 450e-9]
     )
 
 

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from small_machines import ring
 from wired_machines import MACHINES, name_of
 
 from lpu_jax.errors import PlanError
@@ -197,6 +198,7 @@ def test_every_machine_is_connected_within_the_hops_it_says(topology):
         # SA26: two hops inside a rack, then one per further rack of the line.
         (LpxTopology(n_chips=256), 2, True),
         (LpxTopology(n_chips=2304), 10, True),
+        (LpxTopology(n_chips=2304, rack_chain="ring"), 6, True),
     ],
     ids=str,
 )
@@ -223,7 +225,9 @@ def plain_hops(topology, src):
 
 
 @pytest.mark.parametrize(
-    "topology", [GroqTopology(n_chips=40), LpxTopology(n_chips=64), MACHINES[-1]], ids=name_of
+    "topology",
+    [GroqTopology(n_chips=40), LpxTopology(n_chips=64), ring(4), ring(5), MACHINES[-1]],
+    ids=name_of,
 )
 def test_hops_equal_a_plain_breadth_first_search(topology):
     hops = plain_hops(topology, 5)
@@ -241,12 +245,24 @@ def test_a_graph_without_a_way_says_so():
     assert link_graph(2, [pair]).hops_from(0).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("n_chips", "published_s"), [(16, 0.35e-6), (128, 0.75e-6), (256, 1.15e-6), (2304, 2.95e-6)]
-)
-def test_published_lpx_reach(n_chips, published_s):
-    # HC26; 2 % for the rounding of the slide.
-    assert LpxTopology(n_chips=2304).reach_s(n_chips) == pytest.approx(published_s, rel=0.02)
+@pytest.mark.parametrize("chain", ["line", "ring"])
+def test_published_lpx_reach(chain):
+    """HC26, all seven points: from the middle of the line, or from anywhere on the ring.
+
+    Tolerance: 2 % for the rounding of the slide. The numbers are those of shortest paths through
+    all links, which `reach_s` does not look at.
+    """
+    published_us = {16: 0.35, 128: 0.75, 256: 1.15, 768: 1.60, 1280: 2.05, 1792: 2.50, 2304: 2.95}
+    for n_chips, us in published_us.items():
+        topology = LpxTopology(n_chips=n_chips, rack_chain=chain)
+        assert topology.reach_s(n_chips) == pytest.approx(us * 1e-6, rel=0.02)
+        racks = topology.n_racks
+        middle = racks // 2 * 256
+        over_racks = topology.graph.hops_from(middle)[np.arange(racks) * 256].max()
+        inside_us = topology.reach_s(min(n_chips, 256)) * 1e6
+        assert inside_us + 0.45 * over_racks == pytest.approx(us, rel=0.02)
+    slow = dataclasses.replace(LpxTopology(n_chips=768), rack_hop_s=225e-9)
+    assert slow.reach_s(768) != pytest.approx(published_us[768] * 1e-6, rel=0.02)
 
 
 def test_groq_reach_counts_hops():

@@ -36,10 +36,10 @@ class _Flow:
 def _rack_links(topology: Topology, run: Run) -> Numbers:
     """Links that the exchange between racks drives, per chip of the run."""
     ports = topology.rack_ports
-    if topology.rack_wiring == "line":
-        # Of R racks each sends to R - 1 others, in R - 1 steps.
-        return run.racks * topology.rack_chips / run.n
     pairs = run.racks * (run.racks - 1)
+    if topology.racks_in_chain:
+        # Of R racks each sends to R - 1 others, one hop at a time.
+        return pairs / np.maximum(run.passes, 1) * topology.rack_chips / run.n
     if topology.rack_wiring == "node":
         return pairs * topology.nodes_per_rack * ports.n_links / run.n
     return pairs * ports.n_links / run.n
@@ -71,7 +71,7 @@ def far_steps(
         share, mates = scale * runs * part, topology.node_chips - 1
         return make_step(name, run.far, rates.local, share, rates.local_frame, mates, streams=runs)
 
-    in_line = topology.rack_wiring == "line"
+    in_chain = topology.racks_in_chain
     exchange = make_step(
         "exchange between racks",
         run.far,
@@ -79,11 +79,11 @@ def far_steps(
         scale * run.crossing / links.n_links,
         rates.rack_frame,
         _rack_links(topology, run),
-        # Along a line partial sums are passed on unsummed: every rack adds in the same order.
-        times=np.maximum(run.racks - 1, 1) if in_line else 1.0,
+        # Along a chain partial sums are passed on unsummed: every rack adds in the same order.
+        times=np.maximum(run.passes, 1) if in_chain else 1.0,
         streams=run.crossing,
     )
-    if in_line:
+    if in_chain:
         if collects:
             return (local("gather in node", run.collected), exchange)
         if not ports.pairs_equals:
@@ -166,6 +166,8 @@ def flat3(topology: Topology, rates: Rates, run: Run, kind: str) -> tuple[Step, 
         kind, run, gate_loads(ports, run.reach), topology.node_chips, ports.n_links
     )
     own = 1.0 / np.maximum(run.n, 1.0)
+    if kind == "send":
+        run = replace(run, passes=topology.rack_distance(run.racks - 1))
     if kind == "send" and topology.rack_wiring == "rack":
         # What lands in two places of a node may leave it over the same link.
         run = replace(run, forwarded=2 * run.forwarded, collected=2 * run.collected)

@@ -29,6 +29,7 @@ class Run:
         reach: nodes from its first to its last.
         most: most chips it has in one node.
         racks: racks it touches.
+        passes: where racks are in a chain, hops between them, one after another.
         single: whether it lies inside one node.
         many: whether it has chips in several nodes.
         far: whether it has chips in several racks.
@@ -47,6 +48,7 @@ class Run:
     reach: Numbers
     most: Numbers
     racks: Numbers
+    passes: Numbers
     single: Numbers
     many: Numbers
     far: Numbers
@@ -90,7 +92,7 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
     # Nobody else uses the links at the same time.
     alone = np.asarray(span.alone, np.bool_)
     meeting = np.where(filled | alone, 1, _MEETING_RUNS)
-    if topology.rack_wiring == "line":
+    if topology.racks_in_chain:
         # Nobody forwards on local links but for its own chips.
         forwarded = np.ones_like(interleaved)
         rack_chips = topology.rack_chips
@@ -114,6 +116,7 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
         reach=reach,
         most=np.maximum(1.0, np.minimum(n, -(-np.asarray(span.most) // gap))),
         racks=racks,
+        passes=topology.rack_passes(racks),
         single=(n > 1) & (nodes == 1),
         many=(n > 1) & (nodes > 1),
         far=far,

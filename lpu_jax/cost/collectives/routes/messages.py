@@ -124,25 +124,28 @@ class _Carrier:
         landed = self.to_node(sent.chip, stop, (SPREAD, EXCHANGE))
         stayed = landed[far] == sent.chip[far]
         self.move(np.where(stayed, SPREAD, FORWARD), landed[far], leave, far)
-        if topology.rack_wiring == "line":
-            self._along_the_line(leave, np.sign(b - a), np.abs(b - a), far)
+        if topology.racks_in_chain:
+            self._along_the_chain(leave, b - a, far)
         else:
             self.move(RACKS, leave, arrive, far, part)
         landed[far] = arrive
         return self.to_node(landed, sent.node, (SPREAD_AGAIN, EXCHANGE_AGAIN))
 
-    def _along_the_line(
+    def _along_the_chain(
         self,
         chip: Int[np.ndarray, " far"],
-        way: Int[np.ndarray, " far"],
-        distance: Int[np.ndarray, " far"],
+        apart: Int[np.ndarray, " far"],
         which: Int[np.ndarray, " far"],
     ) -> None:
-        step = way * self.topology.rack_chips
+        """Carry messages from rack to rack, the shorter way round a ring."""
+        topology = self.topology
+        distance = np.asarray(topology.rack_distance(apart))
+        step = np.where(distance == np.abs(apart), 1, -1) * np.sign(apart) * topology.rack_chips
+        n_chips = topology.n_racks * topology.rack_chips
         for hop in range(int(distance.max())):
             on = distance > hop
-            src = (chip + hop * step)[on]
-            self.move(RACKS + hop, src, src + step[on], which[on])
+            src = (chip + hop * step)[on] % n_chips
+            self.move(RACKS + hop, src, (src + step[on]) % n_chips, which[on])
 
 
 def _node_ends(
@@ -167,7 +170,7 @@ def _rack_ends(
     """Where the way from a rack to a node of another leaves the rack, and where it arrives."""
     size, rack_chips = topology.node_chips, topology.rack_chips
     to, place = np.divmod(node, topology.nodes_per_rack)
-    if topology.rack_wiring == "line":
+    if topology.racks_in_chain:
         position = place * size + part
         return rack * rack_chips + position, to * rack_chips + position
     ends = near_ends(topology.rack_ports)
@@ -182,8 +185,7 @@ def _rack_links(topology: Topology, far: bool) -> int:
     """Links between two racks over which a node's data may be spread."""
     if not far:
         return 1
-    line = topology.rack_wiring == "line"
-    return topology.node_chips if line else topology.rack_ports.n_links
+    return topology.node_chips if topology.racks_in_chain else topology.rack_ports.n_links
 
 
 def send_over_levels(topology: Topology, runs: Int[np.ndarray, "runs chips"]) -> tuple[Rows, int]:

@@ -103,7 +103,7 @@ def _reduce(
         origin=positions[0][links.run, links.origin],
         origins=positions[1][links.run, links.origin],
     )
-    if topology.rack_wiring == "line":
+    if topology.racks_in_chain:
         # Chips pass on in one go what their own rack and the others sent: the last gather.
         own = _at_own_sources(topology, sources, members)
         own = Spots(own.run, own.chip, own.chip % topology.node_chips * share, own.count * share)

@@ -19,7 +19,7 @@ class RackLinks:
     Attributes:
         run: number of the run.
         origin: rack whose data goes over the link.
-        distance: racks between origin and receiver, in a line; else 0.
+        distance: hops from origin to receiver, in a chain; else 0.
         src: sending chip.
         dst: receiving chip.
         part: which of the parallel links between the two.
@@ -52,8 +52,8 @@ def rack_links(
     Returns:
         For each run and rack with sources the links to every other rack with members.
     """
-    if topology.rack_wiring == "line":
-        return _line(topology, sources, members)
+    if topology.racks_in_chain:
+        return _chain(topology, sources, members)
     size, per_rack = topology.node_chips, topology.nodes_per_rack
     rack_chips = topology.rack_chips
     run = np.arange(members.shape[0]).repeat(members.shape[1])
@@ -84,12 +84,15 @@ def rack_links(
     )
 
 
-def _line(
+def _chain(
     topology: Topology,
     sources: Int[np.ndarray, "runs sources"],
     members: Int[np.ndarray, "runs chips"],
 ) -> RackLinks:
-    """Pass the data on from rack to rack, each chip to the one of equal position, both ways."""
+    """Pass the data on from rack to rack, each chip to the one of equal position, both ways.
+
+    A ring is closed for runs with chips in all of its racks.
+    """
     size, per_rack = topology.node_chips, topology.nodes_per_rack
     run = np.arange(members.shape[0])[:, None]
     from_run = np.arange(sources.shape[0])[:, None]
@@ -97,33 +100,30 @@ def _line(
     has_sources[from_run, sources // topology.rack_chips] = True
     has_members = np.zeros((*has_sources.shape, per_rack), np.bool_)
     has_members[run, members // topology.rack_chips, members // size % per_rack] = True
-    tables = []
-    for way in (1, -1):
-        # Whether a rack, or a later one that way, has members at a place.
-        later = has_members[:, ::way]
-        later = np.logical_or.accumulate(later[:, ::-1], axis=1)[:, ::-1][:, ::way]
-        for distance in range(1, topology.n_racks):
-            # Seen from the receiving rack: data of the rack `distance` before it.
-            needed = later.copy()
-            shifted = np.zeros_like(has_sources)
-            if way > 0:
-                shifted[:, distance:] = has_sources[:, :-distance]
-            else:
-                shifted[:, :-distance] = has_sources[:, distance:]
-            needed &= shifted[:, :, None]
-            r, rack, place = np.nonzero(needed)
-            tables.append(
-                np.stack([r, rack - way * distance, np.full_like(r, distance), rack, place,
-                          np.full_like(r, way)])
-            )  # fmt: skip
-    r, origin, distance, rack, place, way_ = np.concatenate(tables, axis=1).repeat(size, axis=1)
+    n_racks, rack_chips = topology.n_racks, topology.rack_chips
+    everywhere = np.any(has_members, axis=2).all(axis=1)
+    is_ring = topology.rack_wiring == "ring" and bool(everywhere.all())
+    # The farthest rack of a ring of even length is reached one way only.
+    farthest = (n_racks // 2, (n_racks - 1) // 2) if is_ring else (n_racks - 1, n_racks - 1)
+    racks, tables = np.arange(n_racks), []
+    for way, most in zip((1, -1), farthest, strict=True):
+        later = np.zeros_like(has_members)
+        for distance in range(most, 0, -1):
+            # Seen from the origin: whether the rack so far away, or one behind it, has members.
+            there = racks + way * distance
+            inside = np.full(n_racks, True) if is_ring else (there >= 0) & (there < n_racks)
+            later |= has_members[:, there % n_racks] & inside[:, None]
+            r, origin, place = np.nonzero(later & has_sources[:, :, None] & inside[:, None])
+            ways, hops = np.full_like(r, way), np.full_like(r, distance)
+            tables.append(np.stack([r, origin, hops, place, ways]))
+    r, origin, distance, place, way_ = np.concatenate(tables, axis=1).repeat(size, axis=1)
     position = np.tile(np.arange(size), r.size // size)
-    dst = rack * topology.rack_chips + place * size + position
+    dst = (origin + way_ * distance) % n_racks * rack_chips + place * size + position
     return RackLinks(
         run=r,
         origin=origin,
         distance=distance,
-        src=dst - way_ * topology.rack_chips,
+        src=(dst - way_ * rack_chips) % (n_racks * rack_chips),
         dst=dst,
         part=np.zeros_like(dst),
         share=position,

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from small_machines import ring
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS, AUTO
 from lpu_jax.cost.collectives.kinds import PRICED_KINDS
+from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.links import hand_overs, schedule
 from lpu_jax.cost.placed_machine import Groups, PlacedMachine
@@ -31,6 +33,8 @@ MACHINES = (
     GroqTopology(n_chips=576),
     LPX,
     LpxTopology(n_chips=768),
+    ring(4),
+    ring(5),
 )
 
 
@@ -277,6 +281,42 @@ def test_a_line_of_racks_is_passed_rack_by_rack(kind):
         assert whole.exact
         listed = explicit(topology, kind, "flat3", 512, n_vectors * 320)
         assert whole.cycles(n_vectors * 320) == pytest.approx(listed.cycles)
+
+
+@pytest.mark.parametrize(("n_racks", "passes"), [(2, 1), (3, 1), (4, 2), (5, 2), (8, 4)])
+def test_a_ring_is_passed_both_ways(n_racks, passes):
+    topology, payload = ring(n_racks), 16 * n_racks * 4 * 320
+    for kind in PRICED_KINDS:
+        priced = closed(topology, kind, "flat3", topology.n_chips)
+        (across,) = [step for step in priced.steps if step.name == "exchange between racks"]
+        assert across.times == (1 if kind == "send" else passes)
+        found = explicit(topology, kind, "flat3", topology.n_chips, payload)
+        check(found, topology)
+        assert found.cycles <= priced.cycles(payload) + 1e-6
+        assert found.hops <= priced.hops
+        if kind == "all_reduce":
+            assert found.cycles == pytest.approx(priced.cycles(payload))
+
+
+def test_a_ring_is_closed_for_all_of_its_racks_only():
+    topology = ring(5)
+    priced = closed(topology, "all_reduce", "flat3", 64)
+    line = closed(dataclasses.replace(topology, rack_chain="line"), "all_reduce", "flat3", 64)
+    assert priced.cycles(320) == line.cycles(320)
+    assert [s.times for s in priced.steps if s.name == "exchange between racks"] == [3]
+
+
+def test_the_way_back_is_short_round_a_ring():
+    """From the last rack to the first: one hop, where a line has four."""
+    costs = [
+        float(
+            hand_overs(
+                dataclasses.replace(ring(5), rack_chain=chain), CLOCK_HZ, 16, np.array([64, 0])
+            ).cycles(320)[0]
+        )
+        for chain in ("ring", "line")
+    ]
+    assert costs[1] - costs[0] == pytest.approx(3 * 450)
 
 
 def test_what_each_chip_has_is_whole_vectors():
