@@ -55,8 +55,8 @@ class Leaf:
     #: rows
     batch: int = 0
     rows: int = 0
-    #: for weights: codes that multiply int8 activations as they are, where matrices are single
-    multiplies_bare: bool = False
+    #: for a cache: what another leaf holds too, in the layout of another product
+    is_copy: bool = False
     #: before anything runs: zeros; the number of a chip's first row, or of the chip, along an axis;
     #: a table of the rotation; the row of the store in which each expert lies
     begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "address"] = "zeros"
@@ -393,7 +393,6 @@ def _quantized(dimensions: tuple[Dimension, ...], spec: ParamSpec, scheme: Schem
             bits=scheme.bits_per_value,
             batch=spec.batch,
             rows=spec.rows,
-            multiplies_bare=scheme.multiplies_bare and not spec.batch,
         ),
         scales=_scales(matrices, rows, columns, scheme),
         tensor_scale=Leaf(
@@ -457,9 +456,11 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) 
         batch=len(lead),
         rows=1,
     )
+    # A latent is key and value at once, and lies in both layouts.
+    is_latent = not isinstance(attention, GqaConfig) and attention.form != "expanded"
     return {
         "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
-        "values": leaf(dimensions=(*lead, context, (value_dim, None))),
+        "values": leaf(dimensions=(*lead, context, (value_dim, None)), is_copy=is_latent),
     }
 
 

@@ -224,12 +224,12 @@ def rounds_cost(
     `R = ceil(groups * ceil(k / k_tile) * ceil(n / 320) / arrays)` rounds; the first installs before
     the start, each other takes the larger of its installation and its `m` rows. A round installs as
     fast as the weight streams deliver its stored bytes and the arrays load its rows; only occupied
-    rows and columns are streamed (assumed).
+    rows, and the vectors that hold occupied columns, are streamed (assumed).
     """
     chip = machine.chip
     mode = chip.mxm_mode(kind)
     rounds = ceil(groups * ceil_div(k, mode.k_tile) * ceil_div(n, mode.columns) / mode.arrays)
-    stored_bytes = groups * (k * n) * weight_bits / 8
+    stored_bytes = groups * (k * chip.stored_columns(n)) * weight_bits / 8
     tile_rows = -largest(-1.0 * k, -float(mode.k_tile))
     per_round = {
         "rows": m * 1.0,

@@ -13,7 +13,9 @@ Product Brief v1.7. NVB NVIDIA technical blog "Inside NVIDIA Groq 3 LPX", 2026.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from ..errors import unknown
 from ..provenance import Constant, check_constants, const, vary
@@ -202,9 +204,19 @@ class ChipSpec:
         passes: int = getattr(self, f"{name}_alu_passes")
         return passes
 
-    def tile(self, operand: str) -> tuple[int, int]:
-        """Rows and columns that a stored matrix is padded to, as the matrix unit streams it."""
-        return self.mxm_mode(operand).k_tile, self.lanes
+    def stored_columns(self, columns: Any) -> Any:
+        """Columns that a row of a stored matrix takes, padding included.
+
+        A row fills whole vectors; rows of up to half a vector share one, as many as it holds whole.
+        So matrices lie in memory, and so they stream into the matrix unit; rows are not padded.
+
+        Args:
+            columns: of the matrix; a number, or an array with one number per plan.
+        """
+        sharing = self.lanes / np.maximum(self.lanes // np.maximum(columns, 1), 1)
+        alone = np.ceil(columns / self.lanes) * self.lanes
+        padded = np.where(columns <= self.lanes, sharing, alone)
+        return padded if isinstance(columns, np.ndarray) else float(padded)
 
     def check_operand(self, operand: str) -> None:
         """Refuse an operand kind that its matrix unit does not take.

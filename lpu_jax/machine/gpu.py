@@ -11,7 +11,7 @@ preliminary. SEC secondary reports on Rubin. Assumed rows say what they rest on.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -107,10 +107,9 @@ class GpuSpec:
         """The most power it draws: the published power of a GPU."""
         return self.power_w
 
-    def tile(self, operand: str) -> tuple[int, int]:
-        """Rows and columns that a stored matrix is padded to: none on a GPU."""
-        del operand
-        return 1, 1
+    def stored_columns(self, columns: Any) -> Any:
+        """Columns that a row of a stored matrix takes: nothing is padded on a GPU."""
+        return columns
 
     def check_operand(self, operand: str) -> None:
         """Accept every operand kind: one without a rate of its own is widened to 16 bits."""
@@ -129,8 +128,8 @@ class GpuSpec:
 
 
 #: What plans may run on. Plans ask either kind of chip the same: `memory_bytes`, `memory_name` and
-#: `reserved_fraction`, `tile`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`, its most
-#: and average power, `transit_cycles`, the clock that cycles count, and what it can do:
+#: `reserved_fraction`, `stored_columns`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`,
+#: its most and average power, `transit_cycles`, the clock that cycles count, and what it can do:
 #: `has_link_schedules`, `has_memory_to_spare`, `note`.
 Accelerator = ChipSpec | GpuSpec
 

@@ -138,6 +138,7 @@ def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
         collectives=collectives(scheduled, kind),
         weight_bytes=float(held.weights),
         cache_bytes=float(held.cache),
+        cached_bytes=float(held.cached),
         live_bytes=float(peak_bytes(kind.ranges)),
         allocated_bytes=allocate(kind.ranges).top_bytes,
     )

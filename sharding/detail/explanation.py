@@ -82,6 +82,7 @@ class BlockUse:
     collectives: tuple[CollectiveUse, ...]
     weight_bytes: float  #: of the fullest chip, one block
     cache_bytes: float
+    cached_bytes: float  #: its values alone: each once, without padding
     live_bytes: float  #: of intermediate values, alive at once at most
     allocated_bytes: float  #: what they take with addresses: first fit, largest first
 
@@ -225,10 +226,17 @@ def _heading(explanation: Explanation, block: BlockUse) -> str:
     return (
         f"{block.kind} x{block.count}: {_us(explanation, block.cycles)} us each (between {bounds}),"
         f" {block.share_of_token:.1%} of the token; busy: {busy or 'nothing'}; "
-        f"weights {format_bytes(block.weight_bytes)}, cache {format_bytes(block.cache_bytes)}, "
+        f"weights {format_bytes(block.weight_bytes)}, cache {_cache(block)}, "
         f"live values {format_bytes(block.live_bytes)} at most "
         f"({format_bytes(block.allocated_bytes)} with addresses)"
     )
+
+
+def _cache(block: BlockUse) -> str:
+    if not block.cached_bytes:
+        return "none"
+    times = block.cache_bytes / block.cached_bytes
+    return f"{format_bytes(block.cache_bytes)} ({times:.2f} times its values)"
 
 
 def _merged(operations: Sequence[OperationUse]) -> Iterator[tuple[OperationUse, ...]]:

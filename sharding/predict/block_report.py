@@ -3,7 +3,7 @@
 Nothing is evaluated here (`evaluate`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,8 @@ def _map(function: Any, *reports: BlockReport) -> BlockReport:
         ),
         held=BlockBytes(
             **{
-                name: of(lambda r, name=name: getattr(r.held, name))
-                for name in ("weights", "cache", "tables", "activations")
+                field.name: of(lambda r, name=field.name: getattr(r.held, name))
+                for field in fields(BlockBytes)
             }
         ),
         wire_bytes=of(lambda r: r.wire_bytes),

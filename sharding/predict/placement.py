@@ -1,7 +1,7 @@
 """What a chip must hold: weights, cache, tables and activations, as the matrix unit streams them.
 
-Bytes come from the storage format of the arguments of a block's program. Matrices are padded to
-whole tiles after sharding (rows to the tile height, columns to the lanes); the fullest chip
+Bytes come from the storage format of the arguments of a block's program. The rows of a matrix are
+padded to whole vectors after sharding, as they stream (`ChipSpec.stored_columns`); the fullest chip
 decides. All lengths may be arrays, one entry per plan.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from lpu_jax.cost.memory import live_ranges, peak_bytes
 from lpu_jax.cost.program import Program
 from lpu_jax.cost.schedule import Timing
-from lpu_jax.datapath.work import Length, Quantity, ceil_div, product
+from lpu_jax.datapath.work import Length, Quantity, product
 from lpu_jax.machine.gpu import Accelerator
 from models.blocks import Leaf, is_leaf
 
@@ -27,6 +27,7 @@ class BlockBytes:
 
     weights: Quantity
     cache: Quantity
+    cached: Quantity  #: bytes of the cache's values, each once and without padding
     tables: Quantity  #: constants that blocks of one kind share
     activations: Quantity  #: live at once, at most
 
@@ -47,6 +48,7 @@ def block_bytes(
         symbols: values of the program's symbols.
         chip: the padding of its memory.
     """
+    cached: Quantity = 0.0
     held: dict[str, Quantity] = {
         "weights": 0.0,
         "cache": 0.0,
@@ -56,9 +58,12 @@ def block_bytes(
     }
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
         held[leaf.kind] = held[leaf.kind] + padded_bytes(leaf, chip)
+        if leaf.kind == "cache" and not leaf.is_copy:
+            cached = cached + product(leaf.shape) * leaf.bits / 8
     return BlockBytes(
         weights=held["weights"],
         cache=held["cache"],
+        cached=cached,
         tables=held["tables"],
         activations=peak_bytes(live_ranges(program, timing, symbols, chip.vector_bytes))
         + held["state"],
@@ -66,16 +71,13 @@ def block_bytes(
 
 
 def padded_bytes(leaf: Leaf, chip: Accelerator) -> Quantity:
-    """Stored bytes of an argument; a matrix `[k, n]` fills whole tiles, a vector whole lanes."""
-    shape = leaf.shape
-    # All narrow codes are widened to fp16 but those that multiply int8 activations.
-    height, width = chip.tile("int8" if leaf.multiplies_bare else "fp16")
-    if not leaf.rows:
-        return ceil_div(product(shape), width) * width * leaf.bits / 8
+    """Stored bytes of an argument: a vector, or each row of a matrix, fills the chip's vectors."""
     first_column = leaf.batch + leaf.rows
-    rows = ceil_div(product(shape[leaf.batch : first_column]), height) * height
-    columns = ceil_div(product(shape[first_column:]), width) * width
-    return product(shape[: leaf.batch]) * rows * columns * leaf.bits / 8
+    rows, columns = product(leaf.shape[:first_column]), product(leaf.shape[first_column:])
+    if not leaf.rows:
+        rows, columns = 1.0, rows * columns
+    stored: Quantity = chip.stored_columns(columns)
+    return rows * stored * leaf.bits / 8
 
 
 def usable_bytes(chip: Accelerator) -> float:

@@ -1,6 +1,6 @@
 """What chips hold, against bytes computed by hand, and cuts against brute force.
 
-Tile sizes in the sums below: fp16 tiles are 160 rows, int8 tiles 320 rows, all 320 columns.
+A vector has 320 lanes in the sums below.
 """
 
 from itertools import combinations, pairwise
@@ -22,11 +22,21 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES, sizes
+from sharding.detail.explain import explain
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.placement import block_bytes, cut_stages, padded_bytes, usable_bytes
 from sharding.predict.symbolic import symbol_values, trace_block
 from sharding.request import Request
 
 KIMI, LLAMA = model("kimi-k2"), model("llama-2-70b")
+#: Each chip has one of eight key/value heads.
+HEADS = AttentionShard(tensor=8)
+PLANS = {
+    "llama-3.1-70b": Plan(group_chips=8, attention=HEADS, mlp=MlpShard(tensor=8)),
+    "gpt-oss-120b": Plan(
+        group_chips=8, attention=HEADS, mlp=MlpShard(tensor=8), moe=MoeShard(expert=8)
+    ),
+}
 
 
 def _arguments(
@@ -49,18 +59,18 @@ def _stored(argument: Any) -> float:
 
 def test_int4_experts_of_kimi() -> None:
     weights = _arguments(KIMI, "moe", "int4", expert=2, tensor=16)[1]
-    # 192 experts; 7168 -> 45 tiles of 160 rows; 2 x 128 columns -> 1 tile; bf16 scales per 32 rows
-    assert _stored(weights["gate_up"]) == 192 * 7200 * 320 * 4.5 / 8
-    # 128 rows -> 1 tile; 7168 -> 23 tiles of 320 columns
-    assert _stored(weights["down"]) == 192 * 160 * 7360 * 4.5 / 8
+    # 192 experts; 7168 rows; 2 x 128 columns -> a vector of 320; bf16 scales per 32 rows
+    assert _stored(weights["gate_up"]) == 192 * 7168 * 320 * 4.5 / 8
+    # 128 rows; 7168 -> 23 vectors
+    assert _stored(weights["down"]) == 192 * 128 * 7360 * 4.5 / 8
 
 
 def test_uneven_experts_are_rounded_up() -> None:
     weights = _arguments(KIMI, "moe", "int4", expert=36)[1]
     assert weights["gate_up"].codes.shape[0] == 11  # 384 over 36: ten on most chips, 11 on some
-    # 2048 -> 13 tiles of 160 rows, 4096 -> 13 tiles of 320 columns
-    assert _stored(weights["gate_up"]) == 11 * 7200 * 4160 * 4.5 / 8
-    assert _stored(weights["down"]) == 11 * 2080 * 7360 * 4.5 / 8
+    # 4096 -> 13 vectors, 7168 -> 23
+    assert _stored(weights["gate_up"]) == 11 * 7168 * 4160 * 4.5 / 8
+    assert _stored(weights["down"]) == 11 * 2048 * 7360 * 4.5 / 8
 
 
 def test_columns_are_dealt_in_pieces_that_share_scales() -> None:
@@ -69,30 +79,54 @@ def test_columns_are_dealt_in_pieces_that_share_scales() -> None:
     assert weights["down"].codes.shape == (384, 192, 7168)
 
 
-def test_int8_matrices_have_tall_tiles_and_scales_per_column() -> None:
+def test_int8_matrices_have_scales_per_column() -> None:
     down = _arguments(LLAMA, "dense", "int8", tensor=24)[1]["down"]
-    # 28672 over 24: 1195 rows -> 4 tiles of 320; 8192 -> 26 tiles of 320 columns; fp32 scales
-    assert _stored(down) == 1280 * 8320 + 8320 * 4
-
-
-def test_int8_stores_of_many_matrices_are_widened_to_fp16_tiles() -> None:
-    gate_up = _arguments(KIMI, "moe", "int8", expert=384)[1]["gate_up"]
-    assert padded_bytes(gate_up.codes, GROQ3_LPU) == 7200 * 4160
+    # 28672 over 24: 1195 rows; 8192 -> 26 vectors; fp32 scales
+    assert _stored(down) == 1195 * 8320 + 8320 * 4
 
 
 def test_grouped_query_cache() -> None:
     cache = _arguments(LLAMA, "attention", "fp16", Request(batch=2, context=4096), tensor=8)[2]
-    # one of 8 heads, two sequences: keys [128, 4096] -> [160, 4160], values [4096, 128] -> 26 tiles
-    # of 160 rows, one of 320 columns
-    assert padded_bytes(cache["keys"], GROQCHIP1) == 2 * 160 * 4160 * 2
-    assert padded_bytes(cache["values"], GROQCHIP1) == 2 * 4160 * 320 * 2
+    # one of 8 heads, two sequences: keys [128, 4096] -> 13 vectors a row; of the values [4096, 128]
+    # two rows share a vector
+    assert padded_bytes(cache["keys"], GROQCHIP1) == 2 * 128 * 4160 * 2
+    assert padded_bytes(cache["values"], GROQCHIP1) == 2 * 4096 * 160 * 2
 
 
 def test_latent_cache_lies_in_both_layouts() -> None:
     cache = _arguments(KIMI, "attention", "int4", Request(context=8192), tensor=16)[2]
-    # keys [512 + 64, 8192] -> [640, 8320], values [8192, 512] -> [8320, 640]
-    assert padded_bytes(cache["keys"], GROQ3_LPU) == 640 * 8320 * 2
-    assert padded_bytes(cache["values"], GROQ3_LPU) == 8320 * 640 * 2
+    # keys [512 + 64, 8192] -> 26 vectors a row, values [8192, 512] -> two
+    assert padded_bytes(cache["keys"], GROQ3_LPU) == 576 * 8320 * 2
+    assert padded_bytes(cache["values"], GROQ3_LPU) == 8192 * 640 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "head_dim"), [("llama-3.1-70b", 1.2, 128), ("gpt-oss-120b", 1.5, 64)]
+)
+def test_a_cache_is_little_more_than_its_values(name: str, most: float, head_dim: int) -> None:
+    """What the values of a model need is counted from its heads."""
+    cfg, context = model(name), 8000
+    found = explain(cfg, "lpx-rack", PLANS[name], Request(context=context), policy="mxfp4")
+    (block,) = (block for block in found.blocks if block.kind == "attention")
+    assert block.cached_bytes == 2 * 2 * context * head_dim
+    assert 1 <= block.cache_bytes / block.cached_bytes < most
+    times = block.cache_bytes / block.cached_bytes
+    assert f"({times:.2f} times its values)" in found.text()
+
+
+@pytest.mark.parametrize("columns", [1, 5, 64, 107, 128, 160, 161, 319, 320, 321, 512, 7168])
+def test_rows_fill_vectors_or_share_one(columns: int) -> None:
+    """Rows are laid out one after another; none that is no wider than a vector is cut."""
+    vectors, room = 0, 0
+    for _ in range(6 * 320):
+        if room < columns:
+            more = -(-columns // 320)
+            vectors, room = vectors + more, (320 if columns <= 320 else 0)
+        room -= min(columns, room)
+    stored = GROQCHIP1.stored_columns(columns)
+    assert 6 * stored == vectors
+    assert stored >= columns
+    assert GROQCHIP1.stored_columns(np.array([columns, 320])).tolist() == [stored, 320]
 
 
 # Released sizes: Kimi K2 Thinking int4 594 GB, Kimi K2 Instruct fp8 1029 GB. Llama 2 by hand: one
