@@ -59,6 +59,7 @@ class Influence:
     status: str
     source: str
     ends: tuple[End, ...]
+    is_one_sided: bool  #: the value is an end of its range, so that draws lie to one side of it
     #: Spearman's, between its draws and the loss of the nominal winner; None if one never varies
     rank_correlation: float | None
 
@@ -281,6 +282,7 @@ def _influence(
         status=constant.status,
         source=constant.source,
         ends=tuple(ends),
+        is_one_sided=not constant.options and constant.value in (constant.low, constant.high),
         rank_correlation=correlation,
     )
 
@@ -361,6 +363,12 @@ def sensitivity_text(found: Sensitivity) -> str:
         lines.append(
             f"Choosing it loses {s.median_loss:.1%} to the sample's winner in the median, "
             f"at most {s.high_loss:.1%} in 95 % of samples."
+        )
+    one_sided = [influence.name for influence in s.influences if influence.is_one_sided]
+    if one_sided:
+        lines.append(
+            "The nominal time may lie outside these intervals: the values of "
+            f"{', '.join(sorted(one_sided))} are ends of their ranges, and draws lie to one side."
         )
     winners = report.table(("winner", "left"), ("samples", "right"))
     for name, share in list(s.wins.items())[:SHOWN_WINNERS]:

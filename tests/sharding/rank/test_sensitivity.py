@@ -279,6 +279,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     machine.write_text(
         'topology = "groq"\nchips = 2\n[chip]\nbase = "groqchip1"\nreserved_fraction = 0.05\n'
         "mxm_latency_cycles = 64\nlane_rotate_cycles = 9\nmem_accesses_per_cycle = 2\n"
+        "weight_stream_bytes_per_cycle = 20_480\n"
+        "exp_alu_passes = 2\ntanh_alu_passes = 2\nrsqrt_alu_passes = 2\n"
     )
     data = tmp_path / "out.json"
     with pytest.raises(SystemExit) as leaving:
@@ -296,6 +298,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     names = {influence["name"] for influence in found["influences"]}
     assert {name for name in names if name.startswith("chip.")} == {TRANSIT}
     assert "system.host_overhead_s" in names
+
+
+def test_values_at_an_end_of_their_range_are_named() -> None:
+    """No host time is the least there is; a transit of 22 cycles lies inside its range."""
+    machine = _certain_but(system("groq-6"), "transit_cycles")
+    host = next(c for c in system("groq-6").constants() if c.name == "host_overhead_s")
+    found = sensitivity(
+        compare("smollm2-135m", vary(machine, host), SMALL, plans=_compared().evaluation.plans),
+        5,
+    )
+    one_sided = {influence.name for influence in found.influences if influence.is_one_sided}
+    assert one_sided == {"system.host_overhead_s"}
+    assert "the values of system.host_overhead_s are ends of their ranges" in found.text()
 
 
 def test_a_variant_changes_what_it_names() -> None:
