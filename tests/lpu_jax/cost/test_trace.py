@@ -62,7 +62,7 @@ def test_a_slice_lasts_as_long_as_its_unit_is_occupied() -> None:
     assert (product.start_cycle, product.end_cycle) == (22, 22 + 5 * 10 + 7)
     assert (install.start_cycle, install.end_cycle) == (0, 10)
     assert product.args["bound by"] == "latency"  # 64 cycles to the first result
-    assert product.args["bytes"] == 500 * 700 * 2
+    assert product.args["bytes"] == 500 * 960 * 2  # 700 columns are three vectors
     assert product.args["latency cycles"] == timing.cycles - product.end_cycle == 64
 
 

@@ -38,7 +38,7 @@ from lpu_jax.numerics.schemes import MXFP4, NVFP4, Scheme
 #: Parts of lowerings: they take what other functions of the package have made or checked.
 INNER = {"algorithms", "arithmetic", "certificate", "portable", "repair", "residues", "tiles"}
 #: What makes operations and prices them: for those who extend the package.
-INNER |= {"primitive", "work"}
+INNER |= {"primitive", "work", "alu"}
 
 N_CHIPS = 2
 
