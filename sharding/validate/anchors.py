@@ -264,7 +264,7 @@ def _fit(found: Comparison) -> str:
     weights = format_bytes(row.memory_bytes["weights"], digits=3)
     even = format_bytes(n_parameters(asked.model) / asked.system.n_chips, digits=3)
     return (
-        f"does not fit here: {weights} of weights on the fullest chip, padded to whole tiles "
+        f"does not fit here: {weights} of weights on the fullest chip, padded to whole vectors "
         f"(an even split of 8-bit weights would be {even}); the largest block, {largest}, has "
         f"{size} on each chip of its stage, of {usable} usable."
     )
