@@ -45,6 +45,8 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
             f"stages {plan.stages} x group {plan.group_chips} = {plan.n_chips} chips were asked "
             f"for; {system.name} has {system.n_chips}."
         )
+    if plan.moe is not None and cfg.moe is None:
+        raise PlanError(f"{cfg.name} has no MoE blocks; the plan must not have a part 'moe'.")
     check_parts(plan, cfg)
     for reason in (
         columns_reason("vocabulary", "tensor", plan.group_chips, cfg.vocab_size, 1),
@@ -55,16 +57,13 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
 
 
 def check_parts(plan: Plan, cfg: ModelConfig) -> None:
-    """Refuse a plan whose parts are not those of a model's blocks, or not of the group's chips.
+    """Refuse a plan that lacks a part for a model's blocks, or whose parts are of other groups.
 
     Raises:
         PlanError: which part, what was given and what is allowed.
     """
-    if (plan.moe is None) != (cfg.moe is None):
-        raise PlanError(
-            f"{cfg.name} has {'no ' if cfg.moe is None else ''}MoE blocks; the plan must "
-            f"{'not ' if cfg.moe is None else ''}have a part 'moe'."
-        )
+    if plan.moe is None and cfg.moe is not None:
+        raise PlanError(f"{cfg.name} has MoE blocks; the plan must have a part 'moe'.")
     for name, shard in plan.parts.items():
         if shard.n_chips != plan.group_chips:
             ways = shard.degrees

@@ -449,9 +449,11 @@ def read_plan(path: str | Path) -> Plan:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PlanError(f"plan file {path} cannot be read: {error.strerror}.") from None
-    except ValueError:  # other bytes, or a name that no file can have
+    except UnicodeDecodeError:
+        raise PlanError(f"plan file {path} cannot be read: it is not UTF-8 text.") from None
+    except ValueError:
         raise PlanError(
-            f"plan file {str(path)!r} cannot be read: it is not a file of UTF-8 text."
+            f"plan file {str(path)!r} cannot be read: no file can have this name."
         ) from None
     try:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

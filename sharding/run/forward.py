@@ -55,7 +55,7 @@ def forward(
             the order of sums across chips.
         plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
             Shares that the search leaves out, such as 24 positions on two chips or two sequences on
-            three, have values too.
+            three, have values too, and a part that the model has no blocks for says nothing.
         tokens: token ids from position 0 on. No position sees a later one, so shorter sequences
             may be padded at their end with any token.
         policy: name of a precision policy, or a policy.

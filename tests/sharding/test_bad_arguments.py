@@ -179,8 +179,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: forward(SOURCE, NODE, plan(mlp=MlpShard()), TOKENS, policy="fp16"),
         "mlp: tensor 1 x replica 1 = 1 chips, but a group has 2; off by 1.",
     ),
-    "forward experts that are none": (
-        lambda: forward(SOURCE, NODE, plan(moe=MoeShard(expert=2)), TOKENS, policy="fp16"),
+    "forward without a part for experts": (
+        lambda: forward(SyntheticWeights(TINY_KIMI), NODE, PLAN, TOKENS, policy="fp16"),
+        "kimi-k2 has MoE blocks; the plan must have a part 'moe'.",
+    ),
+    "compare experts that are none": (
+        lambda: compare(TINY_LLAMA, NODE, Request(), plans=[plan(moe=MoeShard(expert=2))]),
         "llama-3.1-8b has no MoE blocks; the plan must not have a part 'moe'.",
     ),
     "forward into endless memory": (
@@ -209,7 +213,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "read a name that no file has": (
         lambda: sharding.read_plan("a\0b"),
-        "plan file 'a\\x00b' cannot be read: it is not a file of UTF-8 text.",
+        "plan file 'a\\x00b' cannot be read: no file can have this name.",
     ),
     "a scenario of words": (
         lambda: Scenario("llama", system(NODE), Request()),
