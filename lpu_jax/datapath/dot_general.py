@@ -174,6 +174,8 @@ def _result_of(lhs: Array, rhs: Array, dimension_numbers: Any, dtype: Any) -> ja
         lax.dot_general, dimension_numbers=dimension_numbers, preferred_element_type=dtype
     )
     try:
+        # Some versions of JAX take less than two pairs.
+        _Layout.of(dimension_numbers, lhs.ndim, rhs.ndim)
         result: jax.ShapeDtypeStruct = jax.eval_shape(product, lhs, rhs)
     except (TypeError, ValueError, IndexError):
         raise LpuError(

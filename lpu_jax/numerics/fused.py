@@ -4,11 +4,13 @@ Uses float64 and 64-bit integers, so it must run inside `with jax.enable_x64(Tru
 caller (the lowering of a primitive) opens. Not modelled: fusing anywhere but where it is asked for.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Float64
 
 from ..arguments import check_spread, checked
+from ..errors import LpuError
 from .portable import flushed_operand, one_nan, value_of
 
 _EXPONENT64, _SIGN64 = 0x7FF0_0000_0000_0000, -(2**63)
@@ -28,6 +30,9 @@ def fma(
     that is not zero, the sum is made odd (truncated, last bit set), which keeps 53 bits from
     hiding on which side of an fp32 midpoint the exact value lies. Integers round it to 24 bits.
 
+    Raises:
+        LpuError: 64-bit types are off: `vxm.fma` turns them on around it.
+
     Special cases: as IEEE 754: an invalid product or a difference of infinities gives NaN; an
     exact zero is +0 unless product and `c` are both negative zeros.
 
@@ -37,6 +42,11 @@ def fma(
     Source:
         Round to odd: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
     """
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise LpuError(
+            "fused.fma: 64-bit types are off, so that products are not exact; call vxm.fma, or "
+            "this under `with jax.enable_x64(True)`."
+        )
     check_spread("fused.fma", [a.shape, b.shape, c.shape])
     a, b, c = flushed_operand(a), flushed_operand(b), flushed_operand(c)
     product = _walled(a.astype(jnp.float64) * b.astype(jnp.float64))

@@ -3,6 +3,7 @@
 Expected values are Python's or NumPy's; all comparisons are exact.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from lpu_jax.datapath import c2c, masks, mem, mxm, scaled, selection, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 from lpu_jax.datapath.dot_general import MxmDotGeneral
 from lpu_jax.errors import LpuError, MeshError
-from lpu_jax.numerics import elementary, rounding, scalar
+from lpu_jax.numerics import elementary, fused, rounding, scalar
 from lpu_jax.numerics.formats import E4M3FN
 from lpu_jax.numerics.quantized import (
     QuantizedArray,
@@ -47,12 +48,27 @@ def assert_one_sentence(error: pytest.ExceptionInfo[LpuError]) -> None:
     assert len(message) < 300, message
 
 
+def _multiplied(dimension_numbers: Any) -> Any:
+    """Multiply as a user does, without the hook that checks annotations in tests."""
+    multiply = inspect.unwrap(MxmDotGeneral.__call__)
+    return multiply(MxmDotGeneral(), jnp.ones((2, 3)), jnp.ones((3, 4)), dimension_numbers)
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: fused.fma(*[jnp.ones(2)] * 3), r"fused\.fma: 64-bit types are off"),
+        (
+            lambda: _multiplied(None),
+            "MxmDotGeneral: dimension_numbers or a type that do not fit",
+        ),
+        (
+            lambda: _multiplied(((1, 0), ((), ()))),
+            "MxmDotGeneral: dimension_numbers or a type that do not fit",
+        ),
         (lambda: vxm.to_fp32(np.int64(2**40 + 1)), r"vxm\.to_fp32: x=int64\[\]"),
         (lambda: vxm.to_fp32(np.float64([0.1])), r"x=float64\[1\]"),
         (lambda: vxm.to_fp32(1 + 2j), r"vxm\.to_fp32: x=\(1\+2j\) .* a floating point array or"),
