@@ -50,7 +50,7 @@ def system(name_or_path: str | Path) -> System:
         if links is not None:
             return _build(text, series.chip, links)
     names = [name for series in SERIES for name in series.named]
-    raise unknown("system", text, [*names, *(series.numbered for series in SERIES)])
+    raise unknown("system", str(name_or_path), [*names, *(series.numbered for series in SERIES)])
 
 
 @functools.cache

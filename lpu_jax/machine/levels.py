@@ -151,7 +151,7 @@ def _racks_hops(topology: Topology) -> int:
     """Links between any two chips of the machine, at most."""
     inside = topology.rack_hops
     if topology.racks_in_chain:
-        return inside + int(topology.rack_passes(topology.n_racks))
+        return inside + int(topology.farthest_racks(0, topology.n_racks - 1))
     if topology.rack_wiring == "node":
         # To the node of equal place, to the chip with the link, over, and on to the chip.
         return inside + (1 if topology.rack_ports.pairs_equals else 2)

@@ -241,18 +241,6 @@ class Topology(ABC):
         """Whether a rack has links to its neighbours only: in a line, or in a ring."""
         return self.rack_wiring in ("line", "ring")
 
-    def rack_passes(self, racks: Numbers) -> Numbers:
-        """Hops, one after another, that bring what each of some neighbouring racks has to all.
-
-        Args:
-            racks: how many racks of the chain; a ring is closed only for all of them.
-
-        Returns:
-            Hops, of the shape of `racks`.
-        """
-        closed = (self.rack_wiring == "ring") & (np.asarray(racks) == self.n_racks)
-        return np.where(closed, np.asarray(racks) // 2, np.asarray(racks) - 1)
-
     def rack_distance(self, racks_apart: Numbers) -> Numbers:
         """Hops from one rack of the chain to another, the shorter way round a ring.
 
@@ -264,6 +252,21 @@ class Topology(ABC):
         """
         apart = np.abs(racks_apart)
         return np.minimum(apart, self.n_racks - apart) if self.rack_wiring == "ring" else apart
+
+    def farthest_racks(self, least: Numbers, most: Numbers) -> Numbers:
+        """Hops between racks of the chain whose places differ by `least` to `most`, at most.
+
+        Args:
+            least: smallest difference.
+            most: largest difference.
+
+        Returns:
+            Hops, of the shape of both.
+        """
+        least, half = np.maximum(least, 0), self.n_racks // 2
+        ends = np.maximum(self.rack_distance(least), self.rack_distance(most))
+        is_between = (self.rack_wiring == "ring") & (least <= half) & (half <= np.asarray(most))
+        return np.where(is_between, half, ends)
 
     def reach_s(self, n_chips: int) -> float:
         """Time in which the best placed chip's vector can be at any of the first chips.

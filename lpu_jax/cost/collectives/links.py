@@ -175,6 +175,8 @@ def hand_overs(
     nodes = (src + group - 1) // size - src // size + 1.0
     filled = (src % size == 0) & (group % size == 0) & (dst % size == 0)
     racks = high // rack_chips - low // rack_chips + 1.0
+    # Racks from the last of the lower group to the first of the higher one.
+    between = np.maximum(src, dst) // rack_chips - (np.minimum(src, dst) + group - 1) // rack_chips
     single = low // size == high // size
     # Hand-overs of consecutive groups may meet in a node.
     sharing = np.where(filled & ((racks == 1) | topology.racks_in_chain), 1.0, 2.0)
@@ -185,7 +187,7 @@ def hand_overs(
         reach=nodes,
         most=np.minimum(size, group) * ones,
         racks=racks,
-        passes=topology.rack_distance(racks - 1),
+        passes=topology.farthest_racks(between, racks - 1),
         single=single,
         many=~single,
         far=racks > 1,

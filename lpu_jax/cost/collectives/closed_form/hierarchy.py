@@ -167,7 +167,8 @@ def flat3(topology: Topology, rates: Rates, run: Run, kind: str) -> tuple[Step, 
     )
     own = 1.0 / np.maximum(run.n, 1.0)
     if kind == "send":
-        run = replace(run, passes=topology.rack_distance(run.racks - 1))
+        # Of runs that touch one rack less than the others the ends may be farther round a ring.
+        run = replace(run, passes=topology.farthest_racks(run.racks - 2, run.racks - 1))
     if kind == "send" and topology.rack_wiring == "rack":
         # What lands in two places of a node may leave it over the same link.
         run = replace(run, forwarded=2 * run.forwarded, collected=2 * run.collected)

@@ -67,6 +67,13 @@ class Run:
         return self.n / np.maximum(self.nodes, 1.0)
 
 
+def _passes(topology: Topology, n: Numbers, gap: Numbers, racks: Numbers) -> Numbers:
+    """Hops along a chain; a ring counts as closed for runs that have chips in all of its racks."""
+    has_all = (n * gap == topology.n_racks * topology.rack_chips) & (topology.rack_chips % gap == 0)
+    closed = (topology.rack_wiring == "ring") & has_all
+    return np.where(closed, racks // 2, racks - 1)
+
+
 def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
     """Turn a span into float arrays and masks.
 
@@ -116,7 +123,7 @@ def run_of(topology: Topology, span: Span, stride: Numbers = 1) -> Run:
         reach=reach,
         most=np.maximum(1.0, np.minimum(n, -(-np.asarray(span.most) // gap))),
         racks=racks,
-        passes=topology.rack_passes(racks),
+        passes=_passes(topology, n, gap, racks),
         single=(n > 1) & (nodes == 1),
         many=(n > 1) & (nodes > 1),
         far=far,

@@ -311,7 +311,7 @@ def hand_over_between_levels(
     )
     m, b = equal_pairs(run[which], to_run)
     shared = piece[m] * n_rack_links // cut
-    in_line = topology.rack_wiring == "line"
+    in_chain = topology.racks_in_chain
     messages = _flat(
         run=to_run[b],
         chip=chip[which[m]],
@@ -319,7 +319,7 @@ def hand_over_between_levels(
         piece=piece[m],
         link=link[which[m]],
         # Where a chip's own link to another rack takes on what landed on the chip.
-        rack_link=link[which[m]] * size // n_links if in_line else shared,
+        rack_link=link[which[m]] * size // n_links if in_chain else shared,
         origin=0,
     )
     messages = _from_holders(topology, givers, messages)
