@@ -9,6 +9,7 @@ is traced, since there are none.
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, wraps
@@ -128,16 +129,16 @@ def _check(caller: str, name: str, kinds: "tuple[_Kind, ...]") -> _Check:
 # --- kinds of value -------------------------------------------------------------------------------
 
 
-class _Kind:
+class _Kind(ABC):
     """A kind of value: how it is recognised, and what messages call it."""
 
+    @abstractmethod
     def take(self, value: Any, lengths: Lengths) -> Any:
         """Return the value, converted where that changes nothing, or `_REFUSED`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self, lengths: Lengths) -> str:
         """Return what messages call the kind."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

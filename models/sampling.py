@@ -36,16 +36,14 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        heat, k, p, seed = self.temperature, self.top_k, self.top_p, self.seed
         for name, number, is_right, allowed in (
-            ("temperature", self.temperature, is_number, "0 or more"),
-            ("top-k", self.top_k, is_whole, "1 or more, or 0 for all tokens"),
-            ("top-p", self.top_p, is_number, "above 0 and at most 1"),
-            ("seed", self.seed, is_whole, "0 or more"),
+            ("temperature", heat, is_number(heat) and heat >= 0, "0 or more"),
+            ("top-k", k, is_whole(k) and k >= 0, "1 or more, or 0 for all tokens"),
+            ("top-p", p, is_number(p) and 0 < p <= 1, "above 0 and at most 1"),
+            ("seed", seed, is_whole(seed) and seed >= 0, "0 or more"),
         ):
-            is_in_range = is_right(number) and number >= 0
-            if name == "top-p":
-                is_in_range = is_in_range and 0 < number <= 1
-            if not is_in_range:
+            if not is_right:
                 raise LpuError(f"{name} is {described(number)}; it must be {allowed}.")
 
     @property

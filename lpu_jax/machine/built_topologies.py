@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import PlanError
-from ..provenance import check_constants, const
+from ..provenance import const
 from .ports import PortMap
 from .topology import RackWiring, Topology
 
@@ -52,15 +52,13 @@ class GroqTopology(Topology):
         5, "1", "published", "ISCA22; one extract says 6", 5, 6, moves_plans=False
     )
 
-    def __post_init__(self) -> None:
-        """Refuse machines that cannot exist."""
-        check_constants(self)
+    def _check_family(self) -> None:
+        """Refuse what machines of its family cannot be."""
         if self.spare_nodes and not self._is_flat:
             raise PlanError(
                 f"{self.spare_nodes} spare nodes beside {self.n_nodes}: spare nodes are only "
                 f"modelled up to {self.linked_nodes} nodes in all"
             )
-        super().__post_init__()
 
     @property
     def _is_flat(self) -> bool:
@@ -212,9 +210,8 @@ class LpxTopology(Topology):
         336,
     )
 
-    def __post_init__(self) -> None:
-        """Refuse machines that cannot exist."""
-        check_constants(self)
+    def _check_family(self) -> None:
+        """Refuse what machines of its family cannot be."""
         if self.tray_chips < 1 or self.half_rack_chips % self.tray_chips:
             raise PlanError(
                 f"half a rack of {self.half_rack_chips} chips is not a whole number of trays of "
@@ -225,7 +222,6 @@ class LpxTopology(Topology):
                 f"a rack of {self.rack_chips} chips is not a whole number of halves of "
                 f"{self.half_rack_chips}"
             )
-        super().__post_init__()
 
     @property
     def max_chips(self) -> int:

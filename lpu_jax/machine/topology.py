@@ -49,6 +49,7 @@ class Topology(ABC):
     def __post_init__(self) -> None:
         """Refuse machines that cannot exist."""
         check_constants(self)
+        self._check_family()
         if not 1 <= self.n_chips <= self.max_chips:
             raise PlanError(
                 f"machines of the family {self.family!r} have 1 to {self.max_chips} chips, "
@@ -63,6 +64,10 @@ class Topology(ABC):
                 f"a chip of this {self.family} machine needs {self.lanes_per_chip} lanes "
                 f"({self.lanes_in_words}); {self.chip_lanes} are wired"
             )
+
+    def _check_family(self) -> None:
+        """Refuse what machines of its family cannot be."""
+        return  # most families have no more to refuse
 
     @property
     @abstractmethod

@@ -144,6 +144,10 @@ def check_whole(
     formats = policy_of(policy, cfg)
     check_are_plans("check", plans)
     check_watcher("check", progress)
+    if resume is not None and not isinstance(resume, str | Path):
+        raise LpuError(f"check: resume is {described(resume)}; it must be the path of a file.")
+    if not isinstance(weights_name, str):
+        raise LpuError(f"check: weights_name is {described(weights_name)}; it must be a string.")
     check_tokens(cfg, token_ids, plans)
     if routing not in get_args(Routing):
         raise unknown("routing", str(routing), get_args(Routing))
@@ -163,10 +167,6 @@ def check_whole(
             for plan in plans
         ]
 
-    if resume is not None and not isinstance(resume, str | Path):
-        raise LpuError(f"check: resume is {described(resume)}; it must be the path of a file.")
-    if not isinstance(weights_name, str):
-        raise LpuError(f"check: weights_name is {described(weights_name)}; it must be a string.")
     sitting = Sitting(None if resume is None else Path(resume), identity, plans, embedded)
     run_steps(
         [
