@@ -205,7 +205,7 @@ def check_constants(spec: Any) -> None:
         value, default = getattr(spec, field.name), declared.value
         if value is None and (default is None or "None" in str(field.type)):
             continue
-        if isinstance(default, str) and value not in declared.options:
+        if isinstance(default, str) and declared.options and value not in declared.options:
             allowed = " or ".join(map(repr, declared.options))
             raise ConfigError(
                 f"{type(spec).__name__}.{field.name} is {described(value)}; it must be {allowed}."

@@ -346,7 +346,7 @@ def _constants(table: _Table, where: str, spec: SpecT, *others: str) -> list[Con
             raise ConfigError(f"{table.path}: key {table.key(key)} is given twice")
         changes[before.name] = dataclasses.replace(
             before,
-            value=_number(table, key, before),
+            value=_value(table, key, before),
             status="assumed",
             source=USER_FILE,
             low=None,
@@ -354,6 +354,16 @@ def _constants(table: _Table, where: str, spec: SpecT, *others: str) -> list[Con
             options=(),
         )
     return list(changes.values())
+
+
+def _value(table: _Table, key: str, before: Constant) -> int | float | str:
+    """Read a constant's value: one of its words, or a number."""
+    if not isinstance(before.value, str):
+        return _number(table, key, before)
+    given = table.values[key]
+    if given not in before.options:
+        raise table.error(key, f"must be {' or '.join(map(repr, before.options))}", given)
+    return str(given)
 
 
 def _number(table: _Table, key: str, before: Constant) -> int | float:

@@ -10,6 +10,7 @@ from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.links import schedule
 from lpu_jax.errors import ConfigError, PlanError
+from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQCHIP1
 from lpu_jax.machine.describe import describe, describe_text
@@ -106,6 +107,20 @@ def test_levels_of_a_users_own_by_hand(tmp_path):
     assert topology.graph.hops_from(0).max() == levels_of(topology)[-1].most_hops == 4
     by_name = {constant.name: constant for constant in constants_of(topology)}
     assert by_name["middle_hop_s"].source == "user file, level shelf"
+
+
+def test_racks_may_form_a_ring(tmp_path):
+    text = 'chips = 1280\nchip = "groq3-lpu"\n[topology]\nbase = "lpx"\nrack_chain = "{}"\n'
+    ring = system(write(tmp_path, text.format("ring"))).topology
+    assert (ring.rack_wiring, ring.n_racks) == ("ring", 5)
+    assert len(ring.route(0, 4 * 256)) == 1
+    with pytest.raises(ConfigError, match=r"rack_chain' must be 'line' or 'ring', got 'rng'"):
+        system(write(tmp_path, text.format("rng")))
+
+
+def test_a_chain_of_racks_is_one_of_two() -> None:
+    with pytest.raises(ConfigError, match="rack_chain is 'rng'; it must be 'line' or 'ring'"):
+        LpxTopology(n_chips=512, rack_chain="rng")
 
 
 def test_a_line_of_two_levels_and_racks_linked_all_to_all(tmp_path):
