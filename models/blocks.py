@@ -6,7 +6,7 @@ Holds no values and knows no plan.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from .layers.grouped import grouped_attention
 from .layers.latent import latent_attention
 from .layers.linear import Split
 from .layers.mlp import dense_mlp
-from .layers.moe import mixture
+from .layers.moe import ExpertSizes, mixture
 from .layers.vocabulary import embed, head
 from .params import OUTPUT_AXES, ParamSpec, block_params
 from .params import Kind as Kind
@@ -120,8 +120,7 @@ def block_program(
     policy: Policy,
     split: Split,
     *,
-    n_local: Any = None,
-    n_slots: Any = None,
+    experts: ExpertSizes | None = None,
     dispatch: Dispatch = Dispatch.REPLICATED,
 ) -> Callable[..., Any]:
     """Give the per-chip program of a block; it takes what `block_arguments` lists and `axes=`.
@@ -131,11 +130,9 @@ def block_program(
         kind: the kind of block.
         policy: formats of rows, and the carry.
         split: how its output projection is split over chips.
-        n_local: experts of each chip (MoE only).
-        n_slots: static expert slots of each chip (MoE only).
+        experts: experts of each chip, its slots, and the rows of each (MoE only).
         dispatch: how rows reach the chips of their experts (MoE only).
     """
-    experts = {"n_local": n_local, "n_slots": n_slots}
     return BLOCK_KINDS[kind].program(
         _Variant(cfg=cfg, policy=policy, split=split, dispatch=dispatch, experts=experts)
     )
@@ -180,7 +177,7 @@ class _Variant:
     policy: Policy
     split: Split
     dispatch: Dispatch
-    experts: Mapping[str, Any] = field(default_factory=dict)
+    experts: ExpertSizes | None = None
 
     @property
     def projects(self) -> dict[str, Any]:
@@ -243,7 +240,7 @@ def _dense_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
 
 def _moe_program(variant: _Variant) -> Callable[..., Any]:
     layer = exchanged_mixture if variant.dispatch is Dispatch.ALL_TO_ALL else mixture
-    return partial(layer, **variant.projects, **variant.experts)
+    return partial(layer, **variant.projects, sizes=variant.experts)
 
 
 def _moe_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:

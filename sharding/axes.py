@@ -19,7 +19,7 @@ from lpu_jax.datapath.mem import POSITIONS_STEP, ring_length
 from lpu_jax.machine.system import System
 from lpu_jax.mesh import ChipMesh
 from models.blocks import BLOCK_KINDS, Kind, Leaf, Sizes, is_leaf
-from models.config import GqaConfig, ModelConfig, MoeConfig
+from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.params import block_params
@@ -91,28 +91,6 @@ def split_of(plan: Plan, kind: Kind) -> Split:
     """How a kind of block splits its output projection; by rows where it has none."""
     shard = shard_of(plan, kind)
     return Split.ROW if shard is None else shard.split
-
-
-def slots_of(plan: Plan, kind: Kind) -> int:
-    """Expert slots that a plan asks for; 0 where it asks for none."""
-    return plan.moe.slots or 0 if kind == "moe" and plan.moe is not None else 0
-
-
-def worst_slots(n_local: Any, request: Request, moe: MoeConfig) -> Any:
-    """Experts that a chip may have to run at once: all of its own, or as many as are chosen.
-
-    Args:
-        n_local: experts of a chip, a number or one per plan.
-        request: its batch and new tokens.
-        moe: how many experts a token chooses.
-    """
-    return np.minimum(n_local, request.batch * request.tokens * moe.top_k)
-
-
-def used_slots(asked: Any, n_local: Any, request: Request, moe: MoeConfig) -> Any:
-    """Expert slots of a step: what a plan asks for, or the worst case where that is more."""
-    slots = np.maximum(asked, worst_slots(n_local, request, moe))
-    return slots if slots.ndim else int(slots)
 
 
 def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:

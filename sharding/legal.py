@@ -16,10 +16,10 @@ from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
-from .axes import axis_lengths, granules, worst_slots
-from .plan import AttentionShard, MlpShard, MoeShard, Plan, PlanAxis, Shard
-from .request import Request
+from .axes import axis_lengths, granules
+from .plan import MOST_OVERFLOW, AttentionShard, MlpShard, MoeShard, Plan, PlanAxis, Shard
 from .scenario import Scenario
+from .slots.sizes import asked_overflow
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def reasons(shard: Shard, scenario: Scenario) -> Iterator[Reason | None]:
     for axis in shard.axes:
         yield axis_reason(shard.part, axis, getattr(shard, axis.name), scenario)
     if isinstance(shard, MoeShard):
-        yield from _moe_reasons(scenario.model, shard, scenario.request)
+        yield from _moe_reasons(shard, scenario)
 
 
 def axis_reason(
@@ -179,25 +179,27 @@ def _experts_reason(cfg: ModelConfig, expert: int) -> Reason | None:
     )
 
 
-def _moe_reasons(cfg: ModelConfig, shard: MoeShard, request: Request) -> Iterator[Reason | None]:
-    """Why a MoE block cannot exchange rows, or have so few slots; None for each rule it keeps."""
-    moe = cfg.moe
-    assert moe is not None
+def _moe_reasons(shard: MoeShard, scenario: Scenario) -> Iterator[Reason | None]:
+    """Why a MoE block cannot exchange rows, have so few slots, or so many rows in each."""
     if shard.dispatch is Dispatch.ALL_TO_ALL and shard.split is Split.COLUMN:
         yield Reason(
             "moe: all-to-all dispatch with a column split",
             "moe: dispatch all_to_all needs split row; a column split gathers the results of all "
             "experts on all chips.",
         )
-    if shard.slots is not None:
-        local = -(-moe.n_experts // shard.expert)
-        worst = worst_slots(local, request, moe)
-        if shard.slots < worst:
-            yield Reason(
-                "moe: too few slots",
-                f"moe: slots {shard.slots} could leave experts out; the worst case is {worst} "
-                f"slots of {local} experts on a chip.",
-            )
+    rows = scenario.request.batch * scenario.request.tokens
+    if shard.capacity is not None and shard.capacity > rows:
+        yield Reason(
+            "moe: more capacity than rows",
+            f"moe: capacity {shard.capacity} is more than the {rows} rows of a step.",
+        )
+    overflow, worst = asked_overflow(shard, scenario)
+    if overflow > MOST_OVERFLOW:
+        yield Reason(
+            "moe: too few slots",
+            f"moe: slots {shard.slots} overflow in {overflow:.0%} of steps; they may in at most "
+            f"{MOST_OVERFLOW:.0%}, and the worst case is {worst} slots.",
+        )
 
 
 def divisors(number: int) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
-from lpu_jax.arguments import described
+from lpu_jax.arguments import described, is_number
 from lpu_jax.datapath.c2c import ALGORITHM_NAMES
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
@@ -49,6 +49,21 @@ class PlanAxis:
     moves: Callable[[int, int, str], str] | None = None
     outside: str | None = None
     inner: "PlanAxis | None" = None
+
+
+#: Probabilities of an overflow that a plan may state: what is counted is not exact below.
+LEAST_OVERFLOW, MOST_OVERFLOW = 1e-9, 0.5
+
+
+class SlotRule(StrEnum):
+    """How many slots a mixture's chips have, where the plan gives no number."""
+
+    #: enough for every routing
+    WORST = "worst"
+    #: enough but with a stated probability
+    CAPACITY = "capacity"
+    #: what the busiest chip needs on average: an optimistic reading, overflow has no price
+    EXPECTED = "expected"
 
 
 _METADATA_KEY = "sharding.plan_axis"
@@ -219,10 +234,13 @@ class MoeShard(Shard):
 
     Experts over `expert`, their columns over `tensor`, copies over `replica`.
 
-    `slots` are the experts a chip runs for one token batch; None is the worst case, which cannot
-    overflow. `dispatch` says whether every chip has every row, or rows travel to their experts.
-    Whatever is given, one chip that holds the whole block has all columns, and rows do not travel
-    where there is one way over experts.
+    A chip has `slots`, each of which multiplies `capacity` rows by one expert; an expert takes as
+    many slots as its rows fill. None: as many slots as `slot_rule` says, with as many rows as cost
+    least; slots alone have room for all rows. A step overflows with a probability below
+    `overflow`, and then runs the rest of the worst case too: no row is ever left out, and no bit
+    depends on slots or capacity. `dispatch` says whether every chip has every row, or rows travel
+    to their experts. Whatever is given, one chip that holds the whole block has all columns, and
+    rows do not travel where there is one way over experts.
     """
 
     part, letter, title = "moe", "m", "experts"
@@ -234,13 +252,24 @@ class MoeShard(Shard):
     replica: int = _axis("r")
     split: Split = Split.ROW
     slots: int | None = None
+    capacity: int | None = None
+    slot_rule: SlotRule = SlotRule.CAPACITY
+    overflow: float = 1e-3
     dispatch: Dispatch = Dispatch.REPLICATED
     order: tuple[str, ...] = ("replica", "expert", "tensor")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.slots is not None:
-            _take_degrees(self.part, self, "slots")
+        _take_degrees(
+            self.part, self, *(n for n in ("slots", "capacity") if getattr(self, n) is not None)
+        )
+        self._take_word("slot_rule", SlotRule)
+        if not is_number(self.overflow) or not LEAST_OVERFLOW <= self.overflow <= MOST_OVERFLOW:
+            raise PlanError(
+                f"moe overflow is {described(self.overflow)}; it must be a probability from "
+                f"{LEAST_OVERFLOW} to {MOST_OVERFLOW}."
+            )
+        object.__setattr__(self, "overflow", float(self.overflow))
         self._take_word("dispatch", Dispatch)
         if self.order[1] == "replica":
             raise PlanError(
@@ -249,6 +278,20 @@ class MoeShard(Shard):
             )
         if self.expert == 1:  # all experts are where the rows are
             object.__setattr__(self, "dispatch", Dispatch.REPLICATED)
+
+    @property
+    def slots_in_words(self) -> list[str]:
+        """What it says of slots, where that is not the default."""
+        words = []
+        if self.slots is not None:
+            words.append(f"slots {self.slots}")
+        elif self.slot_rule is not SlotRule.CAPACITY:
+            words.append(f"{self.slot_rule} slots")
+        if self.capacity is not None:
+            words.append(f"capacity {self.capacity}")
+        if self.overflow != type(self).overflow:
+            words.append(f"overflow {self.overflow:g}")
+        return words
 
 
 #: The parts of a plan, in the order of its name.
@@ -356,7 +399,7 @@ class Plan:
         parts = self.parts.values()
         splits = [part.split for part in parts if part.output_ways > 1]
         split = splits[:1] if len(set(splits)) == 1 else ["/".join(splits)] * bool(splits)
-        rest = [f"slots {self.moe.slots}"] if self.moe and self.moe.slots else []
+        rest = self.moe.slots_in_words if self.moe else []
         if self.moe and self.moe.dispatch is not Dispatch.REPLICATED:
             rest.append(self.moe.dispatch)
         for part in parts:
@@ -397,6 +440,12 @@ def plan_from_dict(data: Any, where: str = "plan") -> Plan:
     return Plan(**values)
 
 
+#: Keys of a part that take a word, and their words.
+_WORDS: Mapping[str, type[StrEnum]] = MappingProxyType(
+    {"split": Split, "dispatch": Dispatch, "slot_rule": SlotRule}
+)
+
+
 def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
     """Read the split of one kind of block."""
     if not isinstance(given, dict):
@@ -404,13 +453,14 @@ def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
     _known_keys(f"{where}, {name}", given, part)
     values = dict(given)
     for key, degree in given.items():
-        if key not in ("split", "order", "dispatch") and not (key == "slots" and degree is None):
+        is_left_out = key in ("slots", "capacity") and degree is None
+        if key not in (*_WORDS, "order", "overflow") and not is_left_out:
             _whole_number(where, f"{name}.{key}", degree)
     order = values.get("order", part.order)
     if not isinstance(order, list | tuple) or not all(isinstance(axis, str) for axis in order):
         raise PlanError(f"{where}: key '{name}.order' must be a list of axes, got {order!r}.")
     values["order"] = tuple(order)
-    for key, words in (("split", Split), ("dispatch", Dispatch)):
+    for key, words in _WORDS.items():
         if key in values and values[key] not in list(words):
             raise PlanError(
                 f"{where}: key '{name}.{key}' must be one of {', '.join(words)}, got "

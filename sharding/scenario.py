@@ -1,9 +1,13 @@
 """What plans are judged on: a model, on a machine, asked for something, in given formats."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lpu_jax.arguments import check_fields, described
+import numpy as np
+
+from lpu_jax.arguments import check_fields, described, is_number
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
@@ -25,6 +29,8 @@ class Scenario:
     system: System
     request: Request
     policy: Policy = field(default=FP16, kw_only=True)  #: formats of weights, rows, cache, wire
+    #: how often each expert is chosen, in any unit; None: all alike
+    expert_shares: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse fields of other types.
@@ -33,6 +39,8 @@ class Scenario:
             LpuError: says which; `scenario` finds what is named.
         """
         check_fields(self)
+        if self.expert_shares is not None:
+            _check_shares(self.expert_shares, self.model)
 
 
 def scenario(
@@ -41,6 +49,7 @@ def scenario(
     request: Request = NEXT_TOKEN,
     *,
     policy: str | Policy = "fp16",
+    expert_shares: Sequence[float] | None = None,
 ) -> Scenario:
     """Find what is named and check the request: the entrance of every public function.
 
@@ -49,10 +58,12 @@ def scenario(
         system: a system's name, the path of a TOML file, or a system.
         request: what the model is asked to do at once.
         policy: name of a precision policy, or a policy.
+        expert_shares: how often each expert of a mixture is chosen, in any unit: a histogram of
+            the user's routing. None: all alike.
 
     Raises:
-        LpuError: an unknown name, an impossible number, or a value of another type: one
-            sentence.
+        LpuError: an unknown name, an impossible number, a histogram that does not fit the model,
+            or a value of another type: one sentence.
     """
     cfg = model if isinstance(model, ModelConfig) else named_model(_name("model", model))
     machine = system_of(system)
@@ -63,7 +74,8 @@ def scenario(
         )
     formats = policy_of(policy, cfg)
     check_request(request, cfg)
-    return Scenario(cfg, machine, request, policy=formats)
+    shares = None if expert_shares is None else _histogram(expert_shares)
+    return Scenario(cfg, machine, request, policy=formats, expert_shares=shares)
 
 
 def system_of(given: str | Path | System) -> System:
@@ -101,6 +113,42 @@ def source_config(source: WeightSource) -> ModelConfig:
             "open_checkpoint(path).weights or SyntheticWeights(model)."
         )
     return cfg
+
+
+def _histogram(given: object) -> tuple[float, ...]:
+    """Return how often experts are chosen as plain numbers.
+
+    Raises:
+        LpuError: it is not a list of numbers.
+    """
+    values = given.tolist() if isinstance(given, np.ndarray) else given
+    if not isinstance(values, list | tuple) or not all(map(is_number, values)):
+        raise LpuError(
+            f"expert_shares is {described(given)}; it must be a list of numbers, one per expert."
+        )
+    return tuple(map(float, values))
+
+
+def _check_shares(shares: tuple[float, ...], cfg: ModelConfig) -> None:
+    """Refuse a histogram of routing that no rows of a model can have.
+
+    Raises:
+        LpuError: says what was given, and what is allowed.
+    """
+    if cfg.moe is None:
+        raise LpuError(f"expert_shares were given; {cfg.name} has no experts.")
+    n, total = cfg.moe.n_experts, sum(shares)
+    if len(shares) != n:
+        raise LpuError(f"expert_shares has {len(shares)} numbers; {cfg.name} has {n} experts.")
+    if not all(0 <= share < math.inf for share in shares) or not 0 < total < math.inf:
+        raise LpuError("expert_shares must be numbers of at least 0, not all of them 0.")
+    most = max(shares)
+    if cfg.moe.top_k * most > total * (1 + 1e-9):
+        raise LpuError(
+            f"expert_shares gives expert {shares.index(most)} a share of {most / total:.3g} of all "
+            f"choices; a row chooses {cfg.moe.top_k} experts, each at most once, so it must be at "
+            f"most 1/{cfg.moe.top_k}."
+        )
 
 
 def _name(what: str, given: object) -> str | Path:

@@ -60,6 +60,22 @@ TINY_KIMI = dataclasses.replace(
         n_dense_layers=1,
     ),
 )
+#: As gpt-oss: offset router, softmax over the chosen, biases everywhere, no shared expert.
+TINY_OSS = dataclasses.replace(
+    TINY_KIMI,
+    n_layers=1,
+    moe=MoeConfig(
+        n_experts=12,
+        top_k=3,
+        n_shared=0,
+        d_expert=64,
+        scoring="softmax_after_top_k",
+        correction_bias=False,
+        router_offset=True,
+        expert_bias=True,
+        swiglu_limit=0.5,
+    ),
+)
 #: Six heads, which no power of two divides, and 24 experts.
 SIX_HEADS_KIMI = dataclasses.replace(
     _KIMI,
@@ -119,8 +135,7 @@ def runner(
         block.kind,
         block.policy,
         block.split,
-        n_local=block.n_local,
-        n_slots=block.n_slots,
+        experts=block.experts,
         dispatch=block.dispatch,
     )
     specs = (block.in_specs, block.out_specs)

@@ -18,11 +18,12 @@ from itertools import islice
 from math import prod
 
 from ..datapath.primitive import free
-from ..datapath.work import Call, Hardware, Length, Quantity, Unit, Work, largest
+from ..datapath.work import Call, Hardware, Length, Quantity, Unit, Work
 from ..datapath.work import product as product_of
 from ..errors import CostError
 from ..numerics.accumulate import PRODUCT_KINDS
 from .program import IN_PLACE, Operation, Program, Shape, chain_cost
+from .routing import Choices, Load, Routing, choices_of, lists_of
 
 _PRODUCTS = frozenset({"mxm_matmul", "dot_general"})
 _COLLECTIVES = frozenset({"all_gather", "reduce_scatter", "all_to_all"})
@@ -39,51 +40,16 @@ _WIDEST_OPERAND_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routing:
-    """Rows that are routed: every row chooses some experts, of which this GPU holds some.
-
-    A program has static slots; a GPU works on what was chosen. At worst all choices are of experts
-    that one GPU holds; balanced over all GPUs it gets its share of them, and at least one.
-    """
-
-    choices: Shape  #: chosen experts by row
-    slots: Shape  #: results of the first product: slots by rows by columns
-    held: Shape  #: experts that this GPU holds, by anything
-    experts: Shape  #: all of them
-
-    def share(self, symbols: Mapping[str, Length], balanced: bool) -> Quantity:
-        """Share of all pairs of slot and row that are chosen."""
-        slots, rows = self.slots.bind(symbols).shape[:2]
-        return _smaller(self._chosen(symbols, balanced) / (slots * rows), 1.0)
-
-    def matrices(self, symbols: Mapping[str, Length], balanced: bool) -> Quantity:
-        """Experts whose weights are read: all slots, or as many as are chosen if balanced."""
-        slots = self.slots.bind(symbols).shape[0]
-        return _smaller(self._chosen(symbols, balanced), slots) if balanced else slots
-
-    def _chosen(self, symbols: Mapping[str, Length], balanced: bool) -> Quantity:
-        chosen = self.choices.bind(symbols).size
-        if not balanced:
-            return chosen
-        held = self.held.bind(symbols).shape[0]
-        return largest(1.0, chosen * held / self.experts.bind(symbols).size)
-
-
-def _smaller(a: Quantity, b: Quantity) -> Quantity:
-    return -largest(-a, -b)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Value:
     """A value that a kernel reads or writes."""
 
     shape: Shape
     routing: Routing | None = None
 
-    def size_bytes(self, symbols: Mapping[str, Length], balanced: bool) -> Quantity:
+    def size_bytes(self, symbols: Mapping[str, Length], load: Load) -> Quantity:
         """Stored bytes; of routed rows, of the chosen ones."""
         size = self.shape.bind(symbols).size_bytes
-        return size if self.routing is None else size * self.routing.share(symbols, balanced)
+        return size if self.routing is None else size * self.routing.share(symbols, load)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +65,17 @@ class Product:
         x, w = self.operation.operands[:2]
         return PRODUCT_KINDS.get((x.dtype, w.dtype), "fp16")
 
-    def flops(self, symbols: Mapping[str, Length], balanced: bool) -> Quantity:
+    def flops(self, symbols: Mapping[str, Length], load: Load) -> Quantity:
         """Multiplications and additions; of routed rows, of the chosen ones."""
         matrices, m, k, n, _ = self._lengths(symbols)
         total = 2.0 * matrices * m * (k * n)
-        return total if self.routing is None else total * self.routing.share(symbols, balanced)
+        return total if self.routing is None else total * self.routing.share(symbols, load)
 
-    def stationary_bytes(self, symbols: Mapping[str, Length], balanced: bool) -> Quantity:
+    def stationary_bytes(self, symbols: Mapping[str, Length], load: Load) -> Quantity:
         """Stored bytes of the stationary operand; of a store, of the matrices in use."""
         matrices, _, k, n, bits = self._lengths(symbols)
-        if self.routing is not None:
-            matrices = self.routing.matrices(symbols, balanced)
+        if isinstance(self.routing, Choices):
+            matrices = self.routing.matrices(symbols, load)
         return matrices * (k * n) * bits / 8
 
     def _lengths(
@@ -139,7 +105,7 @@ class FusedOperation(Operation):
 
     def result_bytes(self, symbols: Mapping[str, Length]) -> tuple[Quantity, ...]:
         """Bytes of each value it makes; of routed rows, of those chosen at worst."""
-        return tuple(value.size_bytes(symbols, balanced=False) for value in self.made)
+        return tuple(value.size_bytes(symbols, "worst") for value in self.made)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +117,7 @@ class Kernel:
     products: tuple[Product, ...] = ()
     moves: tuple[Value, ...] = ()  #: read or written, but for stationary operands
     collective: Operation | None = None
+    sent: Routing | None = None  #: rows of lists that a collective exchanges
 
     @property
     def is_alone(self) -> bool:
@@ -160,7 +127,8 @@ class Kernel:
     @property
     def is_routed(self) -> bool:
         """Whether it works on routed rows."""
-        routings = [*(v.routing for v in self.moves), *(p.routing for p in self.products)]
+        values = (value.routing for value in self.moves)
+        routings = [*values, *(product.routing for product in self.products), self.sent]
         return any(routing is not None for routing in routings)
 
 
@@ -214,9 +182,11 @@ class _Fusion:
                 self.caches.update(operation.makes)
 
     def _routing(self, operation: Operation) -> Routing | None:
-        """Routing of a result: begun by a product with addressed matrices, kept by what follows."""
+        """Routing of a result: begun where rows are chosen, kept by what follows."""
         if operation.params.get("addressed") and operation.params["shared_x"]:
-            return self._choices(operation)
+            return choices_of(operation, self.makers)
+        if operation.name == "c2c_all_to_all" or operation.name in _LOOKUPS:
+            return lists_of(operation, self.program)
         if operation.name in _PRODUCTS:
             rows = operation.reads[0]
             return None if rows is None else self.values[rows].routing
@@ -224,22 +194,6 @@ class _Fusion:
             return None
         given = [self.values[v].routing for v in operation.reads if v is not None]
         return next((routing for routing in given if routing is not None), None)
-
-    def _choices(self, operation: Operation) -> Routing | None:
-        """Follow the addresses of a product back to the experts that rows have chosen."""
-        number, table = operation.reads[2], None
-        while number in self.makers:
-            maker = self.makers[number]
-            if maker.name == "vxm_local_slots" and table is not None:
-                return Routing(
-                    choices=maker.operands[0],
-                    slots=operation.results[0],
-                    held=operation.operands[_STATIONARY],
-                    experts=table,
-                )
-            table = maker.operands[0]
-            number = maker.reads[-1]
-        return None
 
     def kernels(self) -> tuple[Kernel, ...]:
         # What only names values in memory comes first, so that no kernel reads a name before it.
@@ -349,6 +303,7 @@ class _Fusion:
             products=tuple(Product(operation=op, routing=self._routing(op)) for op in products),
             moves=(*plain.values(), *moves, *makes.values()),
             collective=first if draft.unit is Unit.C2C else None,
+            sent=self._routing(first) if draft.unit is Unit.C2C else None,
         )
 
 

@@ -4,9 +4,9 @@ A kernel (`kernels`) takes the largest of its arithmetic, its memory traffic and
 and a launch gap before it; a collective takes a latency in its place (alpha and beta). Kernels run
 one after another. This does not simulate a GPU. Weights, keys and values, and all values between
 kernels pass through HBM (assumed); latent attention has its cache in two layouts, as the program
-holds it. Experts are read as the program has slots for them, which is the worst case of a route;
-the lower bound takes routes that are balanced over all GPUs. Not modelled: the L2 cache, arithmetic
-of the vector units, kernels at the same time, and sums inside the NVLink switch.
+holds it. Rows of a mixture choose experts at random, all alike (`routing`): the time is that of the
+busiest GPU; the lower bound has even routes, the upper one the worst. Not modelled: the L2 cache,
+arithmetic of the vector units, kernels at the same time, and sums inside the NVLink switch.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from ..provenance import Constant, constants_of
 from .kernels import Kernel, kernels
 from .placed_machine import Groups
 from .program import Operation, Program
+from .routing import Load
 from .schedule import Slot, Timing
 
 #: An end of the range of every constant: `best` is the speed of light.
@@ -62,8 +63,9 @@ def roofline(
 
     Returns:
         Nanoseconds, in the form of a schedule with one slot per kernel. `lower` is the speed of
-        light: whole rates at the high end of their ranges, no gaps, no latencies, balanced routes.
-        `upper` has the low end of every rate, the longest gaps, and no overlap within a kernel.
+        light: whole rates at the high end of their ranges, no gaps, no latencies, even routes.
+        `upper` has the low end of every rate, the longest gaps, the worst routes, and no overlap
+        within a kernel.
 
     Raises:
         CostError: a collective is to run by a named algorithm.
@@ -83,12 +85,15 @@ def roofline(
         if kernel.unit is Unit.FREE:
             work = Work(unit=Unit.FREE)
         else:
-            demand = _demand(kernel, symbols or {})
+            demand = _demand(kernel, symbols or {}, "spread")
             work = _work(kernel, demand, stated)
             now = now + work.busy_cycles + work.latency_cycles
-            least = _demand(kernel, symbols or {}, balanced=True) if kernel.is_routed else demand
+            least = most = demand
+            if kernel.is_routed:
+                least = _demand(kernel, symbols or {}, "even")
+                most = _demand(kernel, symbols or {}, "worst")
             lower = lower + _duration(least, best)
-            upper = upper + _duration(demand, worst)
+            upper = upper + _duration(most, worst)
             busy[kernel.unit] = busy[kernel.unit] + work.busy_cycles
         slots.append(Slot(operation=kernel.operation, work=work, start=begin, first=now, last=now))
     return Timing(
@@ -143,15 +148,15 @@ class _Demand:
     latencies: Quantity  #: 1 for a collective of more than one GPU
 
 
-def _demand(kernel: Kernel, symbols: Mapping[str, Length], balanced: bool = False) -> _Demand:
-    """Add up what a kernel asks for; `balanced` is about routed rows."""
-    moved = (value.size_bytes(symbols, balanced) for value in kernel.moves)
+def _demand(kernel: Kernel, symbols: Mapping[str, Length], load: Load) -> _Demand:
+    """Add up what a kernel asks for; `load` is about routed rows."""
+    moved = (value.size_bytes(symbols, load) for value in kernel.moves)
     memory_bytes: Quantity = sum(moved, 0.0)
     flops: dict[str, Quantity] = {}
     for product in kernel.products:
         before = flops.get(product.operand, 0.0)
-        flops[product.operand] = before + product.flops(symbols, balanced)
-        memory_bytes = memory_bytes + product.stationary_bytes(symbols, balanced)
+        flops[product.operand] = before + product.flops(symbols, load)
+        memory_bytes = memory_bytes + product.stationary_bytes(symbols, load)
     if kernel.collective is None:
         return _Demand(
             flops=flops,
@@ -162,6 +167,9 @@ def _demand(kernel: Kernel, symbols: Mapping[str, Length], balanced: bool = Fals
             latencies=0.0,
         )
     several, payload, sent = _collective(kernel.collective, symbols)
+    if kernel.sent is not None:
+        part = kernel.sent.share(symbols, load)
+        payload, sent = payload * part, sent * part
     if kernel.is_alone:  # of one GPU: the operand is the result
         memory_bytes = memory_bytes * several
     return _Demand(

@@ -1,8 +1,9 @@
 """MEM, the memory slices: addresses computed at run time, and caches: whole, in runs, in rings.
 
 What it computes: reads of rows by address, and writes of new keys and values in place; no value
-changes. What it costs: a read or write of one 320-byte vector per address. Not modelled: conflicts
-between the two banks of a slice; weights and state are read while they are used.
+changes. What it costs: an access per address, which reaches the vectors of a row in several slices.
+Not modelled: conflicts between the two banks of a slice; weights and state are read while they are
+used.
 """
 
 from typing import Any
@@ -31,10 +32,10 @@ from .work import Call, Hardware, Operand, Quantity, Unit, Work, ceil_div, produ
 POSITIONS_STEP = 320
 
 
-def _access_cost(machine: Hardware, n_vectors: Quantity, moved: Operand) -> Work:
-    """Access `n_vectors` at run-time addresses, some per cycle (assumed)."""
+def _access_cost(machine: Hardware, n_accesses: Quantity, moved: Operand) -> Work:
+    """Access run-time addresses, some per cycle (assumed)."""
     chip = machine.chip
-    busy = n_vectors / chip.mem_accesses_per_cycle
+    busy = n_accesses / chip.mem_accesses_per_cycle
     return Work(
         unit=Unit.MEM,
         busy_cycles=busy,
@@ -44,10 +45,14 @@ def _access_cost(machine: Hardware, n_vectors: Quantity, moved: Operand) -> Work
     )
 
 
-def _row_vectors(machine: Hardware, rows: Operand) -> Quantity:
-    """Vectors of rows that each begin at an address of their own."""
-    row_bytes = rows.shape[-1] * rows.bits / 8
-    return product(rows.shape[:-1]) * ceil_div(row_bytes, machine.chip.vector_bytes)
+def _row_accesses(machine: Hardware, rows: Operand) -> Quantity:
+    """Accesses to rows that each begin at an address of their own.
+
+    The vectors of a row lie in neighbouring slices, several of which one address reaches.
+    """
+    chip = machine.chip
+    row_vectors = ceil_div(rows.shape[-1] * rows.bits / 8, chip.vector_bytes)
+    return product(rows.shape[:-1]) * ceil_div(row_vectors, chip.mem_slices_per_address)
 
 
 def _lookup_meaning(table: Array, ids: Array, first: Array, *, missing: int) -> Array:
@@ -67,7 +72,7 @@ _lookup = primitive(
     ),
     meaning=_lookup_meaning,
     cost=lambda machine, call: _access_cost(
-        machine, _row_vectors(machine, call.results[0]), call.results[0]
+        machine, _row_accesses(machine, call.results[0]), call.results[0]
     ),
 )
 
@@ -180,8 +185,7 @@ def _append_meaning(cache: Array, new: Array, positions: Array, *, axis: int) ->
 def _append_cost(machine: Hardware, call: Call) -> Work:
     """New rows are written whole; new columns are one narrow write in every row they cross."""
     new = call.operands[1]
-    n_vectors = _row_vectors(machine, new)
-    return _access_cost(machine, n_vectors, new)
+    return _access_cost(machine, _row_accesses(machine, new), new)
 
 
 _append = primitive(
@@ -444,7 +448,7 @@ _take_rows = primitive(
         lambda one, row: lax.dynamic_slice_in_dim(one, row, 1, axis=0)
     )(x, rows),
     cost=lambda machine, call: _access_cost(
-        machine, _row_vectors(machine, call.results[0]), call.results[0]
+        machine, _row_accesses(machine, call.results[0]), call.results[0]
     ),
 )
 
@@ -471,7 +475,7 @@ _gather_rows = primitive(
         lambda position: lax.dynamic_slice_in_dim(table, position, n_new, axis=0)
     )(positions),
     cost=lambda machine, call: _access_cost(
-        machine, _row_vectors(machine, call.results[0]), call.results[0]
+        machine, _row_accesses(machine, call.results[0]), call.results[0]
     ),
 )
 

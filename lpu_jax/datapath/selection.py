@@ -1,4 +1,4 @@
-"""VXM selections: top-k, routing gates, expert slots and arg-max; data that names places.
+"""VXM selections: top-k, groups of columns, and arg-max.
 
 What it computes: comparisons and selections; no value changes. What it costs: passes over vectors
 and index arithmetic on short ones, all assumed. Not modelled: sorting networks.
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32
 
-from ..arguments import Count, Positive, check_not_empty, check_within, checked, divides, exceeds
+from ..arguments import Positive, check_not_empty, check_within, checked, divides, exceeds
 from ..errors import LpuError
 from .primitive import primitive
 from .vxm import reduction_cost
-from .work import Call, Hardware, Quantity, Unit, Work, ceil_div, largest, product, vectors
+from .work import Call, Hardware, Unit, Work, ceil_div, largest, product, vectors
 
 
 def _top_k_cost(machine: Hardware, call: Call) -> Work:
@@ -70,7 +70,7 @@ def top_k(
     return _top_k(x, k=k)  # type: ignore[no-any-return]
 
 
-def _small_cost(operations: int) -> Callable[[Hardware, Call], Work]:
+def small_cost(operations: int) -> Callable[[Hardware, Call], Work]:
     """Cost index arithmetic on short vectors (assumed).
 
     `operations` ALU operations run on each vector of the result.
@@ -104,7 +104,7 @@ _keep_groups = primitive(
     "vxm_keep_groups",
     abstract=lambda x, groups, *, n_groups: jax.ShapeDtypeStruct(x.shape, x.dtype),
     meaning=_keep_groups_meaning,
-    cost=_small_cost(4),
+    cost=small_cost(4),
 )
 
 
@@ -129,7 +129,7 @@ _take_lanes = primitive(
     "vxm_take_lanes",
     abstract=lambda x, ids: jax.ShapeDtypeStruct(ids.shape, x.dtype),
     meaning=lambda x, ids: jnp.take_along_axis(x, ids, axis=-1, mode="clip"),
-    cost=_small_cost(2),
+    cost=small_cost(2),
 )
 
 
@@ -146,162 +146,6 @@ def take_lanes(
     """
     check_within("selection.take_lanes", "ids", ids, 0, x.shape[-1] - 1, "a row")
     return _take_lanes(x, ids)  # type: ignore[no-any-return]
-
-
-def _one_hot_gate_meaning(slot_ids: Array, ids: Array, weights: Array) -> Array:
-    hits = (ids[None] == slot_ids[:, None, None]) & (slot_ids >= 0)[:, None, None]
-    return jnp.where(hits, weights[None], 0.0).sum(-1)
-
-
-_one_hot_gate = primitive(
-    "vxm_one_hot_gate",
-    abstract=lambda slot_ids, ids, weights: jax.ShapeDtypeStruct(
-        (slot_ids.shape[0], ids.shape[0]), jnp.float32
-    ),
-    meaning=_one_hot_gate_meaning,
-    cost=_small_cost(4),
-)
-
-
-@checked
-def one_hot_gate(
-    slot_ids: Int32[Array, " slots"], ids: Int32[Array, "m k"], weights: Float32[Array, "m k"]
-) -> Float32[Array, "slots m"]:
-    """Spread routing weights over slots: 0 where a row does not use the slot's expert.
-
-    Fidelity: exact: a row names an expert at most once, so nothing is added.
-    """
-    return _one_hot_gate(slot_ids, ids, weights)  # type: ignore[no-any-return]
-
-
-def _local_slots_meaning(ids: Array, first: Array, *, n_local: int, n_slots: int) -> Array:
-    local = first + jnp.arange(n_local, dtype=jnp.int32)
-    used = (ids.reshape(-1)[None, :] == local[:, None]).any(-1)
-    place = jnp.cumsum(used.astype(jnp.int32), dtype=jnp.int32) - 1
-    slots = jnp.full((n_slots,), -1, jnp.int32)
-    return slots.at[jnp.where(used, place, n_slots)].set(local, mode="drop")
-
-
-#: Shift-and-add steps of a prefix sum over the lanes of a vector.
-_PREFIX_STEPS = 9
-
-
-def _listing_work(machine: Hardware, n_operations: Quantity) -> Work:
-    """Cost operations on vectors, with the shifts of one prefix sum over lanes (assumed)."""
-    chip = machine.chip
-    limits = {
-        "ALUs": n_operations / chip.vxm_alus_per_lane,
-        "lane shifts": float(_PREFIX_STEPS) * chip.lane_rotate_cycles,
-    }
-    return Work(
-        unit=Unit.VXM,
-        busy_cycles=limits["ALUs"] + limits["lane shifts"],
-        limits=limits,
-        latency_cycles=chip.vxm_entry_cycles,
-        result_is_last=True,
-    )
-
-
-def _local_slots_cost(machine: Hardware, call: Call) -> Work:
-    """Cost a comparison per named expert and a prefix sum (assumed)."""
-    return _listing_work(machine, call.operands[0].size)
-
-
-_local_slots = primitive(
-    "vxm_local_slots",
-    abstract=lambda ids, first, *, n_local, n_slots: jax.ShapeDtypeStruct((n_slots,), jnp.int32),
-    meaning=_local_slots_meaning,
-    cost=_local_slots_cost,
-)
-
-
-@checked
-def local_slots(
-    ids: Int32[Array, "m k"], first: Int32[Array, ""], *, n_local: Count, n_slots: Count
-) -> Int32[Array, " slots"]:
-    """List the experts in use that this chip holds, ascending, in slots; empty slots are -1.
-
-    Args:
-        ids: experts each row uses.
-        first: id of the chip's first expert; it holds `n_local` from there.
-        n_local: experts held.
-        n_slots: slots; must be at least `min(n_local, m * k)` or experts may be left out.
-
-    Fidelity: exact.
-    """
-    return _local_slots(ids, first, n_local=n_local, n_slots=n_slots)  # type: ignore[no-any-return]
-
-
-def _rows_by_chip_meaning(
-    ids: Array, share: Array, *, n_rows: int, n_chips: int, n_local: int
-) -> tuple[Array, Array]:
-    n_own = ids.shape[0]
-    row = jnp.arange(n_own, dtype=jnp.int32)
-    chip = jnp.arange(n_chips, dtype=jnp.int32)
-    is_row = share * n_own + row < n_rows
-    used = ((ids // n_local)[None] == chip[:, None, None]).any(-1) & is_row[None]
-    place = jnp.cumsum(used.astype(jnp.int32), axis=1, dtype=jnp.int32) - 1
-    spread = jnp.broadcast_to(row[None], used.shape)
-    sent = jnp.full((n_chips, n_own), -1, jnp.int32)
-    sent = sent.at[chip[:, None], jnp.where(used, place, n_own)].set(spread, mode="drop")
-    return sent, jnp.where(used, chip[:, None] * n_own + place, -1)
-
-
-def _rows_by_chip_shapes(ids: Any, share: Any, *, n_chips: Any, **_: Any) -> tuple[Any, Any]:
-    del share
-    lists = jax.ShapeDtypeStruct((n_chips, ids.shape[0]), jnp.int32)
-    return lists, lists
-
-
-def _rows_by_chip_cost(machine: Hardware, call: Call) -> Work:
-    """Cost a comparison of each named expert with all chips, and a prefix sum (assumed).
-
-    Chips lie along lanes for the comparisons; the prefix sum is over the rows of each chip, and one
-    selection makes each list.
-    """
-    chip = machine.chip
-    ids, made = call.operands[0], call.results[0]
-    compared = ids.size * ceil_div(made.shape[0], chip.lanes)
-    summed = _PREFIX_STEPS * made.shape[0] * ceil_div(made.shape[1], chip.lanes)
-    return _listing_work(machine, compared + summed + 2 * vectors(made, chip))
-
-
-_rows_by_chip = primitive(
-    "vxm_rows_by_chip",
-    abstract=_rows_by_chip_shapes,
-    meaning=_rows_by_chip_meaning,
-    cost=_rows_by_chip_cost,
-)
-
-
-@checked
-def rows_by_chip(
-    ids: Int32[Array, "m k"],
-    share: Int32[Array, ""],
-    *,
-    n_rows: Count,
-    n_chips: Count,
-    n_local: Count,
-) -> tuple[Int32[Array, "chips m"], Int32[Array, "chips m"]]:
-    """List, for every chip, which of a share's rows use an expert that it holds.
-
-    Args:
-        ids: experts that each row of the share uses.
-        share: number of the share: its first row is `share * m` of all rows.
-        n_rows: rows of all shares that count; the rest are padding and in no list.
-        n_chips: chips; chip c holds `n_local` experts from `c * n_local`.
-        n_local: experts of a chip.
-
-    Returns:
-        The rows for each chip, ascending, from the first place on, -1 in empty places; and where
-        each row is in the lists laid end to end, -1 where it is not. As many places as rows: none
-        is ever left out.
-
-    Fidelity: exact.
-    """
-    return _rows_by_chip(  # type: ignore[no-any-return]
-        ids, share, n_rows=n_rows, n_chips=n_chips, n_local=n_local
-    )
 
 
 def _arg_max_meaning(x: Array, first: Array, *, n_valid: int) -> tuple[Array, Array]:

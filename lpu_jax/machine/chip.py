@@ -17,8 +17,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import unknown
+from ..arguments import described
+from ..errors import ConfigError, unknown
 from ..provenance import Constant, check_constants, const, vary
+
+#: Data chooses addresses alone; or also one of a few blocks that were scheduled in advance.
+BRANCHING = ("none", "bounded")
 
 _NOT_PUBLIC = "not public for this chip; assumed the same as on GroqChip1"
 _NOT_PUBLIC_RANGE = f"{_NOT_PUBLIC}, range half to twice where none was stated"
@@ -148,6 +152,16 @@ class ChipSpec:
     mem_accesses_per_cycle: int = const(
         2, "1/cycle", "assumed", "no public figure; one in each of two hemispheres", 1, 4
     )
+    #: Slices that one such address reaches: it travels past them on a stream.
+    mem_slices_per_address: int = const(
+        16, "1", "assumed", "ISCA20: a gather takes addresses from a stream, which passes 44 "
+        "slices; what they read leaves on the 32 streams of a direction, half of them for one "
+        "operand", 1, 32,
+    )  # fmt: skip
+    #: Whether data can choose between blocks that were scheduled in advance.
+    branching: str = const(
+        "none", "rule", "published", "ISCA20: every cycle is scheduled; data chooses addresses"
+    )
     #: Lanes to other chips, all links together.
     c2c_lanes: int = const(64, "1", "published", "ISCA20, ISCA22: 16 links of 4 lanes")
     c2c_link_lanes: int = const(4, "1", "published", "ISCA20, ISCA22: 4 lanes per link")
@@ -178,6 +192,11 @@ class ChipSpec:
             ConfigError: says which.
         """
         check_constants(self)
+        if self.branching not in BRANCHING:
+            raise ConfigError(
+                f"ChipSpec.branching is {described(self.branching)}; it must be "
+                f"{' or '.join(map(repr, BRANCHING))}."
+            )
 
     # What plans ask of any chip (`gpu.Accelerator`).
 
@@ -352,6 +371,15 @@ GROQ3_LPU = vary(
         source=f"{_NOT_PUBLIC}; 500 MB in slices of GroqChip1's size would be 190",
         low=44,
         high=190,
+    ),
+    Constant(
+        name="branching",
+        value="none",
+        unit="rule",
+        status="assumed",
+        source="notes on the Hot Chips 2026 talk, second-hand: blocks that were scheduled in "
+        "advance are chosen by data within preset time; whether a step then takes less is not said",
+        options=BRANCHING,
     ),
     *(
         Constant(

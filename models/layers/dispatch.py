@@ -1,8 +1,8 @@
 """All-to-all dispatch: each chip routes a share of the rows and sends them where their experts lie.
 
-Time is static: every chip sends every other as many places as a share has rows, so no row is ever
-left out, and empty places travel too. That is as many bytes as gathering all rows on all chips. Not
-built: lists shorter than the worst case.
+Time is static: every chip sends every other a list of so many places, and empty places travel too.
+As many places as a share has rows leave none out: as many bytes as gathering all rows on all chips.
+Shorter lists are the plan's choice, with a probability that they overflow.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Num
 
-from lpu_jax.datapath import c2c, mem, selection, vxm
+from lpu_jax.datapath import c2c, expert_slots, mem, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
 from .linear import Split, linear, narrowed, operand_rows
 from .mlp import swiglu
-from .moe import local_experts
+from .moe import ExpertSizes, local_experts, sum_of_experts
 from .norm import rms_norm
 from .router import route, router_logits
 
@@ -41,8 +41,7 @@ def exchanged_mixture(
     cfg: ModelConfig,
     policy: Policy,
     split: Split,
-    n_local: Any,
-    n_slots: Any,
+    sizes: ExpertSizes,
     axes: Mapping[str, Axis],
 ) -> Float[Array, "b t d"]:
     """Mixture-of-experts block in which each chip of the expert axis routes its share of the rows.
@@ -54,8 +53,7 @@ def exchanged_mixture(
         cfg: the model.
         policy: formats, and how products are made.
         split: `ROW`; a column split has no partial sums to send back.
-        n_local: experts of each chip, padding included.
-        n_slots: static slots; `min(n_local, rows * top_k)` cannot overflow.
+        sizes: slots, rows of each, and places of the lists.
         axes: `expert` and `tensor`.
 
     Returns:
@@ -95,7 +93,14 @@ def exchanged_mixture(
     if gate_up is not None:  # needs no route: the matrix unit is busy while experts are chosen
         shared = linear(operand_rows(y, policy, "shared"), gate_up, policy=policy)
     ids, gate_weights = route(logits, weights, moe)
-    sent, places = selection.rows_by_chip(ids, share, n_rows=m, n_chips=among.size, n_local=n_local)
+    sent, places = expert_slots.rows_by_chip(
+        ids,
+        share,
+        n_rows=m,
+        n_chips=among.size,
+        n_local=sizes.n_local,
+        n_places=n_own if sizes.sent is None else sizes.sent,
+    )
     arrived = (
         _exchanged(expert_rows, sent, among),
         _exchanged(ids, sent, among, missing=-1),
@@ -116,11 +121,11 @@ def exchanged_mixture(
         moe=moe,
         policy=policy,
         split=split,
-        n_local=n_local,
-        n_slots=n_slots,
+        sizes=sizes,
         axes=axes,
     )
-    results = c2c.all_reduce(narrowed(vxm.sum_leading(parts), policy), axes["tensor"])
+    summed = sum_of_experts(parts, arrived[1], placement["first_expert"].reshape(()), sizes)
+    results = c2c.all_reduce(narrowed(summed, policy), axes["tensor"])
     returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places, _first())
     total = vxm.sum_leading(vxm.to_fp32(returned))
     if gate_up is not None:

@@ -1,18 +1,20 @@
 """The mixture-of-experts block: routing, experts in static slots, and their ordered sum.
 
 The chip cannot run a data-dependent number of instructions: data chooses from which address weights
-stream, the number of slots is fixed. The block is cut at that place: `route`, `mem.select_expert`,
-`experts`. Here every chip has every row; `dispatch` sends rows to the chips of their experts. Not
-built: capacity below the worst case.
+stream and which rows they multiply, the number of slots and the rows of each are fixed. The block
+is cut at that place: `route`, `mem.select_expert`, `experts`. Here every chip has every row;
+`dispatch` sends rows to the chips of their experts. How many slots a step needs is the plan's
+question; a program with too few leaves rows out, so what runs has the worst case.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from lpu_jax.datapath import c2c, mem, selection, sxm, vxm
+from lpu_jax.datapath import c2c, expert_slots, mem, sxm, vxm
 from lpu_jax.datapath.c2c import Axis
 
 from ..config import ModelConfig, MoeConfig
@@ -23,8 +25,27 @@ from .norm import rms_norm
 from .router import route, router_logits
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertSizes:
+    """Lengths that a mixture's program has on each chip; all may be symbolic.
+
+    Attributes:
+        n_local: experts of each chip, padding included.
+        slots: slots of each chip. An expert takes one, or as many as its rows fill.
+        capacity: rows that a slot multiplies, gathered by address; None: each slot multiplies all
+            rows where they are.
+        sent: rows that a chip can send to each other chip (all-to-all dispatch only); None: as
+            many as it has.
+    """
+
+    n_local: Any
+    slots: Any
+    capacity: Any = None
+    sent: Any = None
+
+
 def experts(
-    y: Float[Array, "m d"],
+    y: Float[Array, "..."],
     weights: Mapping[str, Any],
     rows: Int32[Array, " slots"],
     gates: Float32[Array, "slots m"],
@@ -34,10 +55,11 @@ def experts(
     split: Split,
     axes: Mapping[str, Axis],
 ) -> Float32[Array, "n m d_out"]:
-    """Run the experts in the slots over all rows and weight their results.
+    """Run the experts in the slots over their rows and weight the results.
 
     Args:
-        y: normalised rows in the format that multiplies expert weights.
+        y: normalised rows in the format that multiplies expert weights: `[m, d]` for all slots, or
+            those of each, `[slots, m, d]`.
         weights: stores `gate_up` `[held, d, 2, f]` and `down` `[held, f, d]`; with biases
             `gate_up_bias` `[held, 2, f]` and `down_bias` `[held, n, d]`, whose first row counts.
         rows: where in the store each slot's expert lies, -1 for an empty slot.
@@ -79,7 +101,7 @@ def _biased(
     n_slots, _, width = out.shape
     held, n_rows, n_columns = store.shape
     table = sxm.keep_columns(store.reshape(held, n_rows * n_columns), width)
-    bias = mem.lookup(table, rows, jnp.zeros((), jnp.int32))
+    bias = mem.lookup(table, rows, _zero())
     return vxm.add(out, bias.reshape(n_slots, 1, width))
 
 
@@ -93,10 +115,9 @@ def local_experts(
     moe: MoeConfig,
     policy: Policy,
     split: Split,
-    n_local: Any,
-    n_slots: Any,
+    sizes: ExpertSizes,
     axes: Mapping[str, Axis],
-) -> Float32[Array, "n m d_out"]:
+) -> Float32[Array, "n rows d_out"]:
     """Run those of the rows' experts that this chip holds, in slots by ascending expert id.
 
     Args:
@@ -108,19 +129,62 @@ def local_experts(
         moe: the experts' activation.
         policy: formats, and how products are made.
         split: how `down` is split over the tensor axis.
-        n_local: experts of each chip, padding included.
-        n_slots: static slots.
+        sizes: slots, and rows of each.
         axes: `expert` and `tensor`.
 
     Returns:
-        What `experts` returns.
+        What `experts` returns: of each slot the results of all rows, or with a capacity of its own.
     """
-    slots = selection.local_slots(
-        ids, placement["first_expert"].reshape(()), n_local=n_local, n_slots=n_slots
+    first = placement["first_expert"].reshape(())
+    if sizes.capacity is None:
+        slots = expert_slots.local_slots(ids, first, n_local=sizes.n_local, n_slots=sizes.slots)
+        gates = expert_slots.one_hot_gate(slots, ids, gate_weights)
+    else:
+        slots, rows, pairs = expert_slots.fill_slots(
+            ids, first, n_local=sizes.n_local, n_slots=sizes.slots, capacity=sizes.capacity
+        )
+        y = mem.lookup(y, rows, _zero())
+        gates = mem.lookup(gate_weights.reshape(-1, 1), pairs, _zero())
+        gates = gates.reshape(*pairs.shape)
+    addresses = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
+    return experts(y, weights, addresses, gates, moe=moe, policy=policy, split=split, axes=axes)
+
+
+def sum_of_experts(
+    parts: Float[Array, "n rows d"],
+    ids: Int32[Array, "m k"],
+    first: Int32[Array, ""],
+    sizes: ExpertSizes,
+    n_chips: Any = 1,
+) -> Float32[Array, "m d"]:
+    """Add each row's results by ascending expert id.
+
+    Args:
+        parts: what `local_experts` returns, of as many chips, laid end to end.
+        ids: experts of each row; -1 for none.
+        first: id of the first chip's first expert.
+        sizes: slots, and rows of each.
+        n_chips: chips.
+
+    Fidelity: order-dependent fp32 sums, the order is fixed: no slot, capacity or chip moves a bit.
+    """
+    if sizes.capacity is None:
+        return vxm.sum_leading(vxm.to_fp32(parts))
+    places = expert_slots.result_places(
+        ids,
+        first,
+        n_chips=n_chips,
+        n_local=sizes.n_local,
+        n_slots=sizes.slots,
+        capacity=sizes.capacity,
     )
-    rows = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
-    gates = selection.one_hot_gate(slots, ids, gate_weights)
-    return experts(y, weights, rows, gates, moe=moe, policy=policy, split=split, axes=axes)
+    found = mem.lookup(parts.reshape(-1, parts.shape[-1]), places, _zero())
+    return vxm.sum_leading(vxm.to_fp32(found))
+
+
+def _zero() -> Int32[Array, ""]:
+    """The first row of a table that a chip holds whole."""
+    return jnp.zeros((), jnp.int32)
 
 
 def mixture(
@@ -131,8 +195,7 @@ def mixture(
     cfg: ModelConfig,
     policy: Policy,
     split: Split,
-    n_local: Any,
-    n_slots: Any,
+    sizes: ExpertSizes,
     axes: Mapping[str, Axis],
 ) -> Float[Array, "b t d"]:
     """Mixture-of-experts block in which every chip routes every row.
@@ -145,8 +208,7 @@ def mixture(
         policy: formats, and how products are made.
         split: `ROW`: partial sums are added by an all-reduce. `COLUMN`: every expert's result is
             gathered and summed by ascending expert id, so that the split moves no rounding.
-        n_local: experts of each chip, padding included.
-        n_slots: static slots; `min(n_local, rows * top_k)` cannot overflow.
+        sizes: slots, and rows of each.
         axes: `expert` and `tensor`, in the order of the mesh, outermost first.
 
     Returns:
@@ -189,13 +251,14 @@ def mixture(
         moe=moe,
         policy=policy,
         split=split,
-        n_local=n_local,
-        n_slots=n_slots,
+        sizes=sizes,
         axes=axes,
     )
     if split is Split.COLUMN:
         parts = _gathered(parts, axes, everywhere, d, policy)
-    out = vxm.sum_leading(parts)
+        out = sum_of_experts(parts, ids, _zero(), sizes, n_chips=axes["expert"].size)
+    else:
+        out = sum_of_experts(parts, ids, placement["first_expert"].reshape(()), sizes)
     if shared_out is not None:
         out = vxm.add(out, shared_out)
     out = narrowed(out, policy)
@@ -205,12 +268,12 @@ def mixture(
 
 
 def _gathered(
-    parts: Float32[Array, "slots m d_out"],
+    parts: Float32[Array, "slots rows d_out"],
     axes: Mapping[str, Axis],
     everywhere: Axis,
     d_model: int,
     policy: Policy,
-) -> Float32[Array, "n m d"]:
+) -> Float[Array, "n rows d"]:
     """Bring the experts' results of all chips together, by ascending expert id."""
     n_slots, m, width = parts.shape
     chips, ways = axes["expert"].size, axes["tensor"].size
@@ -226,4 +289,4 @@ def _gathered(
         m=m,
         d=width,
     )
-    return vxm.to_fp32(sxm.keep_columns(by_expert, d_model))
+    return sxm.keep_columns(by_expert, d_model)

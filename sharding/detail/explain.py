@@ -4,6 +4,7 @@ Its totals are those of `evaluate`; its result is in `explanation`. Not modelled
 `evaluate`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..plan import Plan, check_is_plan
+from ..plan import Plan, SlotRule, check_is_plan
+from ..predict.evaluate import evaluate
 from ..request import NEXT_TOKEN, Request
 from ..scenario import scenario
+from ..slots.sizes import slot_plan
 from .explanation import (
     AxisUse,
     BlockUse,
@@ -25,6 +28,7 @@ from .explanation import (
     Explanation,
     HandOverUse,
     OperationUse,
+    SlotUse,
     StageUse,
 )
 from .scheduled import KindSchedule, ScheduledPlan, axis_names, block_name, schedule_plan
@@ -104,18 +108,19 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
 
 def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
     timing, latency = kind.block.timing, scheduled.latency_cycles
-    cycles = float(timing.cycles)
+    planned, mean = float(timing.cycles), scheduled.evaluation.blocks[kind.kind].timing
+    cycles = float(mean.cycles[0])
     count = sum(block.kind == kind.kind for stage in scheduled.stages for block in stage.blocks)
     held = kind.block.report().held
     return BlockUse(
         kind=kind.kind,
         count=count,
         cycles=cycles,
-        lower_cycles=float(timing.lower_cycles),
-        upper_cycles=float(timing.upper_cycles),
+        lower_cycles=float(mean.lower_cycles[0]),
+        upper_cycles=float(mean.upper_cycles[0]),
         share_of_token=count * cycles / latency,
         utilisation={
-            unit.value: float(busy) / cycles for unit, busy in timing.busy_cycles.items() if busy
+            unit.value: float(busy) / planned for unit, busy in timing.busy_cycles.items() if busy
         },
         axes=tuple(
             AxisUse(
@@ -130,7 +135,7 @@ def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
             OperationUse(
                 name=name,
                 row=row,
-                share_of_block=row.adds_cycles / cycles,
+                share_of_block=row.adds_cycles / planned,
                 share_of_token=count * row.adds_cycles / latency,
             )
             for row, name in zip(kind.rows, kind.names, strict=True)
@@ -141,6 +146,30 @@ def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
         cached_bytes=float(held.cached),
         live_bytes=float(peak_bytes(kind.ranges)),
         allocated_bytes=allocate(kind.ranges).top_bytes,
+        slots=_slot_use(scheduled, kind),
+    )
+
+
+def _slot_use(scheduled: ScheduledPlan, kind: KindSchedule) -> SlotUse | None:
+    """Describe the slots of a mixture; a GPU has none."""
+    plan, asked = scheduled.plan, scheduled.scenario
+    if kind.kind != "moe" or plan.moe is None or asked.system.lpus is None:
+        return None
+    sized = slot_plan(plan.moe, asked)
+    by_rule = [
+        replace(plan, moe=replace(plan.moe, slots=None, capacity=None, slot_rule=rule))
+        for rule in SlotRule
+    ]
+    latencies = evaluate(by_rule, asked).latency_cycles.tolist()
+    return SlotUse(
+        slots=sized.main.slots,
+        capacity=sized.capacity,
+        sent=sized.main.sent,
+        worst_slots=sized.worst.slots,
+        overflow=sized.overflow,
+        planned_cycles=float(kind.block.timing.cycles),
+        worst_cycles=float(scheduled.evaluation.blocks[kind.kind].worst_cycles[0]),
+        latency_cycles_by_rule=dict(zip(map(str, SlotRule), latencies, strict=True)),
     )
 
 

@@ -67,12 +67,38 @@ class OperationUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlotUse:
+    """Slots of a mixture's chips, and what the routing of a step makes of them."""
+
+    slots: int  #: that the plan's rule asks for
+    capacity: int | None  #: rows of each; None: all rows
+    sent: int  #: places of a list from chip to chip, if rows travel
+    worst_slots: int  #: enough for every routing
+    overflow: float  #: probability that some mixture of a step needs more than `slots`
+    planned_cycles: float  #: of a block that does not
+    worst_cycles: float  #: of a block that needs them all
+    latency_cycles_by_rule: Mapping[str, float]  #: of a step, by the rule that sizes the slots
+
+    def text(self, rate: float) -> str:
+        """What it says of a block; `rate` is microseconds per cycle."""
+        rows = "room for all rows" if self.capacity is None else f"{self.capacity} rows each"
+        rules = ", ".join(
+            f"{rule} {cycles * rate:.1f} us" for rule, cycles in self.latency_cycles_by_rule.items()
+        )
+        return (
+            f"  slots: {self.slots} with {rows}, at worst {self.worst_slots}; {self.overflow:.1e} "
+            f"of steps need more; a block takes {self.planned_cycles * rate:.3f} us with them, "
+            f"{self.worst_cycles * rate:.3f} us at worst. One step by slot rule: {rules}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockUse:
     """A kind of block: all blocks of a kind take the same time."""
 
     kind: Kind
     count: int
-    cycles: float
+    cycles: float  #: of a mixture: the mean over the routings of a step
     lower_cycles: float
     upper_cycles: float
     share_of_token: float
@@ -85,6 +111,7 @@ class BlockUse:
     cached_bytes: float  #: its values alone: each once, without padding
     live_bytes: float  #: of intermediate values, alive at once at most
     allocated_bytes: float  #: what they take with addresses: first fit, largest first
+    slots: SlotUse | None = None  #: of a mixture on LPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,12 +250,13 @@ def _axes(explanation: Explanation) -> Table:
 def _heading(explanation: Explanation, block: BlockUse) -> str:
     busy = ", ".join(f"{unit} {share:.1%}" for unit, share in block.utilisation.items())
     bounds = f"{_us(explanation, block.lower_cycles)}..{_us(explanation, block.upper_cycles)}"
+    slots = "" if block.slots is None else "\n" + block.slots.text(explanation.microseconds(1.0))
     return (
         f"{block.kind} x{block.count}: {_us(explanation, block.cycles)} us each (between {bounds}),"
         f" {block.share_of_token:.1%} of the token; busy: {busy or 'nothing'}; "
         f"weights {format_bytes(block.weight_bytes)}, cache {_cache(block)}, "
         f"live values {format_bytes(block.live_bytes)} at most "
-        f"({format_bytes(block.allocated_bytes)} with addresses)"
+        f"({format_bytes(block.allocated_bytes)} with addresses){slots}"
     )
 
 

@@ -31,6 +31,7 @@ from ..predict.evaluate import (
     evaluate,
     hand_over_steps,
     hidden_bytes,
+    main_step,
     schedule_block,
 )
 from ..scenario import Scenario, check_policy
@@ -193,7 +194,7 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
             ways,
             machine,
             scenario,
-            slots=axes.slots_of(plan, kind),
+            slots=main_step(plan, kind, scenario),
             split=axes.split_of(plan, kind),
             collective=plan.collective,
             dispatch=axes.dispatch_of(plan, kind),
@@ -228,7 +229,7 @@ def _timeline(
     for number in range(plan.stages):
         blocks = tuple(b for b, place in zip(chain, stage_of_block, strict=True) if place == number)
         start = now
-        now += sum(float(kinds[block.kind].block.timing.cycles) for block in blocks)
+        now += sum(float(evaluation.blocks[block.kind].timing.cycles[0]) for block in blocks)
         stages.append(
             Stage(
                 number=number,

@@ -3,11 +3,11 @@
 Nothing is evaluated here (`evaluate`).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from lpu_jax.cost.schedule import Timing
 
@@ -21,6 +21,7 @@ class BlockReport:
     timing: Timing
     held: BlockBytes
     wire_bytes: Any  #: payload of its collectives
+    worst_cycles: Any  #: of a mixture that needs all slots it ever can
 
 
 def _map(function: Any, *reports: BlockReport) -> BlockReport:
@@ -47,6 +48,7 @@ def _map(function: Any, *reports: BlockReport) -> BlockReport:
             }
         ),
         wire_bytes=of(lambda r: r.wire_bytes),
+        worst_cycles=of(lambda r: r.worst_cycles),
     )
 
 
@@ -60,3 +62,37 @@ def merge(parts: list[tuple[Int[np.ndarray, "..."], BlockReport]], n_plans: int)
     order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
     assert len(order) == n_plans
     return _map(lambda *xs: np.concatenate(xs)[order], *(report for _, report in parts))
+
+
+def mean_over_steps(
+    report: BlockReport,
+    plan_of_step: Int[np.ndarray, " steps"],
+    probability: Float[np.ndarray, " steps"],
+    n_plans: int,
+) -> BlockReport:
+    """Turn the ways in which a step may run into means, one entry per plan.
+
+    Args:
+        report: an entry per way; those of a plan follow each other, the last at worst.
+        plan_of_step: the plan of each way, ascending.
+        probability: of each way; those of a plan add up to 1.
+        n_plans: plans; each has at least one way.
+
+    Returns:
+        Mean times and payloads; of memory the most that any way needs.
+    """
+
+    def mean(values: Any) -> Float[np.ndarray, " plans"]:
+        shown = np.broadcast_to(np.asarray(values, np.float64), plan_of_step.shape)
+        return np.bincount(plan_of_step, weights=shown * probability, minlength=n_plans)
+
+    first = np.searchsorted(plan_of_step, np.arange(n_plans))
+    last = np.searchsorted(plan_of_step, np.arange(n_plans), side="right") - 1
+
+    def most(values: Any) -> Float[np.ndarray, " plans"]:
+        shown = np.broadcast_to(np.asarray(values, np.float64), plan_of_step.shape)
+        return np.maximum.reduceat(shown, first)
+
+    worst = np.broadcast_to(np.asarray(report.worst_cycles, np.float64), plan_of_step.shape)
+    means = _map(mean, report)
+    return replace(means, held=_map(most, report).held, worst_cycles=worst[last])

@@ -26,11 +26,12 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
 from .. import axes
-from ..axes import MESH_AXES, dispatch_of, slots_of, split_of
+from ..axes import MESH_AXES, dispatch_of, split_of
 from ..plan import Plan
 from ..request import Request
 from ..scenario import Scenario
-from .block_report import BlockReport, merge, take
+from ..slots.sizes import SlotPlan, slot_plan
+from .block_report import BlockReport, mean_over_steps, merge, take
 from .placement import Cuts, block_bytes, cut_stages, usable_bytes
 from .symbolic import symbol_values, trace_block
 
@@ -65,6 +66,7 @@ class ScheduledBlock:
                 self.arguments, self.program, self.timing, self.symbols, self.machine.chip
             ),
             wire_bytes=sum((work.moved_bytes for work in sent), 0.0),
+            worst_cycles=self.timing.cycles,
         )
 
 
@@ -77,6 +79,7 @@ class Evaluation:
     clock_hz: float
     blocks: Mapping[Kind, BlockReport]
     latency_cycles: Numbers
+    worst_latency_cycles: Numbers  #: of a step whose mixtures need all slots they ever can
     lower_cycles: Numbers
     upper_cycles: Numbers
     slowest_stage_cycles: Numbers
@@ -200,12 +203,17 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
         )
         for name in ("cycles", "lower_cycles", "upper_cycles")
     }
+    worst = sum(
+        (np.broadcast_to(block.worst_cycles, n_stages.shape) for block in chain),
+        np.zeros(n_stages.shape),
+    )
     return Evaluation(
         plans=plans,
         scenario=scenario,
         clock_hz=clock,
         blocks=blocks,
         latency_cycles=total["cycles"] + hops[:, 0] + host,
+        worst_latency_cycles=worst + hops[:, 0] + host,
         lower_cycles=total["lower_cycles"] + hops[:, 0] + host,
         upper_cycles=total["upper_cycles"] + hops[:, 0] + host,
         slowest_stage_cycles=cuts.slowest_cycles + hops[:, 1],
@@ -266,42 +274,90 @@ def _evaluate_kind(
     """Evaluate a kind of block for each distinct row of degrees, per split rule and collective."""
     names = MESH_AXES[kind]
     degrees = [axes.degrees(plan, kind, scenario.model) for plan in plans]
+    sized = [_slots(plan, kind, scenario) for plan in plans]
+    number: dict[SlotPlan | None, int] = {}
     rows = np.array(
         [
-            [group, *(ways[name] for name in names), slots_of(plan, kind)]
-            for plan, group, ways in zip(plans, group_of_plan, degrees, strict=True)
+            [group, *(ways[name] for name in names), number.setdefault(slots, len(number))]
+            for group, ways, slots in zip(group_of_plan, degrees, sized, strict=True)
         ]
     )
+    slot_plans = tuple(number)
     variants = [
         (
             split_of(plan, kind),
             plan.collective,
             tuple(ways),
             dispatch_of(plan, kind),
+            slots is not None and slots.capacity is not None,
             axes.moving_axes(kind, ways),
         )
-        for plan, ways in zip(plans, degrees, strict=True)
+        for plan, ways, slots in zip(plans, degrees, sized, strict=True)
     ]
     parts: list[tuple[Int[np.ndarray, " ..."], BlockReport]] = []
     for variant in dict.fromkeys(variants):
-        split, collective, order, dispatch, _ = variant
+        split, collective, order, dispatch, *_ = variant
         chosen = np.array([i for i, v in enumerate(variants) if v == variant])
         distinct, back = np.unique(rows[chosen], axis=0, return_inverse=True)
-        machine = placed(scenario.system, groups, distinct[:, 0])
-        column = {name: distinct[:, 1 + i] for i, name in enumerate(names)}
-        ways = {name: column[name] for name in order}
+        steps, row_of_step, probability = _steps([slot_plans[i] for i in distinct[:, -1]])
+        of_step = distinct[row_of_step]
+        column = {name: of_step[:, 1 + i] for i, name in enumerate(names)}
         report = schedule_block(
             kind,
-            ways,
-            machine,
+            {name: column[name] for name in order},
+            placed(scenario.system, groups, of_step[:, 0]),
             scenario,
-            slots=distinct[:, -1],
+            slots=steps,
             split=split,
             collective=collective,
             dispatch=dispatch,
         ).report()
+        if steps:
+            report = mean_over_steps(report, row_of_step, probability, len(distinct))
         parts.append((chosen, take(report, back.reshape(-1), len(distinct))))
     return parts[0][1] if len(parts) == 1 else merge(parts, len(plans))
+
+
+def _slots(plan: Plan, kind: Kind, scenario: Scenario) -> SlotPlan | None:
+    """Size the slots of a plan; None for blocks without experts."""
+    if kind != "moe":
+        return None
+    assert plan.moe is not None
+    return slot_plan(plan.moe, scenario)
+
+
+def main_step(plan: Plan, kind: Kind, scenario: Scenario) -> dict[str, int]:
+    """Lengths of the step that a plan's slots are sized for; empty without experts."""
+    sized = _slots(plan, kind, scenario)
+    if sized is None:
+        return {}
+    step = sized.main
+    return {"slots": step.slots, "sent": step.sent, "capacity": sized.capacity or 0}
+
+
+def _steps(
+    sized: Sequence[SlotPlan | None],
+) -> tuple[dict[str, Any], Int[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
+    """Lay the ways in which each row of plans may run a step end to end.
+
+    Returns:
+        Lengths of each; the row of each, ascending; the probability of each.
+    """
+    found = [
+        (row, step, plan.capacity)
+        for row, plan in enumerate(sized)
+        if plan is not None
+        for step in plan.steps
+    ]
+    if not found:
+        return {}, np.arange(len(sized)), np.ones(len(sized))
+    lengths = {
+        "slots": np.array([step.slots for _, step, _ in found]),
+        "sent": np.array([step.sent for _, step, _ in found]),
+        "capacity": np.array([capacity or 0 for *_, capacity in found]),
+    }
+    probability = np.array([step.probability for _, step, _ in found])
+    return lengths, np.array([row for row, *_ in found]), probability
 
 
 def schedule_block(
@@ -310,7 +366,7 @@ def schedule_block(
     machine: Placed,
     scenario: Scenario,
     *,
-    slots: Any,
+    slots: Mapping[str, Any],
     split: Split,
     collective: str,
     dispatch: Dispatch,
@@ -322,7 +378,8 @@ def schedule_block(
         ways: chips along each of its mesh axes, outermost first.
         machine: chip and links.
         scenario: the model, its formats, and batch, tokens and context.
-        slots: expert slots that a plan asks for, or 0; ignored without experts.
+        slots: lengths of a mixture's program: `slots`, `sent` and `capacity`, 0 where slots have
+            room for all rows; empty without experts.
         split: how output projections are split.
         collective: algorithm of its collectives.
         dispatch: how rows reach the chips of their experts.
@@ -337,15 +394,12 @@ def schedule_block(
         tuple(ways),
         dispatch,
         axes.moving_axes(kind, ways),
+        gathers=bool(np.max(slots.get("capacity", 0)) > 0),
     ).program
     if kind == "head":  # one row per position whose token is chosen, as of so many sequences
         rows = request.batch * request.sampled_tokens
         request = replace(request, batch=rows, tokens=request.tokens // request.sampled_tokens)
     sizes = axes.sizes(cfg, kind, policy, ways, request)
-    if kind == "moe":
-        assert cfg.moe is not None
-        # Those of a decode step do not bind a prefill step, which needs more.
-        slots = axes.used_slots(slots, sizes.local["experts"], request, cfg.moe)
     symbols = symbol_values(sizes, ways, slots)
     return ScheduledBlock(
         program=program,

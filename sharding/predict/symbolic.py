@@ -19,12 +19,15 @@ from models.blocks import Kind, Sizes, block_arguments, block_program, shapes
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
+from models.layers.moe import ExpertSizes
 from models.policy import Policy
 
 from ..axes import LOGICAL, MESH_AXES, MOVING, axis_lengths, logical_ways
 
 #: Lengths of every block that do not come from an axis of its weights.
-_COMMON = ("batch_local", "tokens", "context", "kv_length", "window", "slots")
+_COMMON = ("batch_local", "tokens", "context", "kv_length", "window")
+#: Lengths of a mixture that a plan decides, beside its shares of the experts.
+_OF_SLOTS = ("slots", "capacity", "sent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ def trace_block(
     order: tuple[str, ...] | None = None,
     dispatch: Dispatch = Dispatch.REPLICATED,
     moving: tuple[str, ...] = (),
+    gathers: bool = False,
 ) -> BlockTrace:
     """Trace a kind of block with symbols for everything a plan decides.
 
@@ -58,11 +62,13 @@ def trace_block(
         dispatch: how rows reach the chips of their experts.
         moving: the axes with chips among those that round whatever the split; without chips,
             there is no such axis.
+        gathers: slots of a mixture hold a number of rows, gathered by address; if not, all rows.
 
     Raises:
         CostError: the block holds something other than datapath operations and free layout.
     """
-    names = [*axis_lengths(cfg, kind), *_COMMON, *(f"n_{axis}" for axis in MESH_AXES[kind])]
+    lengths = [*_COMMON, *(_OF_SLOTS if kind == "moe" else ())]
+    names = [*axis_lengths(cfg, kind), *lengths, *(f"n_{axis}" for axis in MESH_AXES[kind])]
     symbol: dict[str, Any] = dict(zip(names, symbolic_shape(",".join(names)), strict=True))
     absent = set(MOVING[kind]).difference(moving)
     ways = {axis: 1 if axis in absent else symbol[f"n_{axis}"] for axis in MESH_AXES[kind]}
@@ -85,15 +91,15 @@ def trace_block(
     }
     sizes = Sizes(local=local, ways=logical_ways(kind, ways), splits_context=splits_context)
     arguments = block_arguments(cfg, kind, policy, split, sizes, dispatch)
-    program = block_program(
-        cfg,
-        kind,
-        policy,
-        split,
-        n_local=local.get("experts"),
-        n_slots=symbol["slots"],
-        dispatch=dispatch,
-    )
+    experts = None
+    if kind == "moe":
+        experts = ExpertSizes(
+            n_local=local["experts"],
+            slots=symbol["slots"],
+            capacity=symbol["capacity"] if gathers else None,
+            sent=symbol["sent"],
+        )
+    program = block_program(cfg, kind, policy, split, experts=experts, dispatch=dispatch)
     stride: Any = 1
     inside_out: dict[str, Axis] = {}
     for axis in reversed(order or MESH_AXES[kind]):
@@ -107,9 +113,9 @@ def trace_block(
 
 
 def symbol_values(
-    sizes: Sizes, ways_by_axis: Mapping[str, Length], slots: Length
+    sizes: Sizes, ways_by_axis: Mapping[str, Length], slots: Mapping[str, Length]
 ) -> dict[str, Length]:
-    """Numbers for the symbols of a block's trace."""
+    """Numbers for the symbols of a block's trace; `slots` are those of a mixture."""
     values = {name: value for name, value in sizes.local.items() if name != "batch"}
     values.setdefault("batch_local", sizes.local["batch"])
-    return values | {f"n_{axis}": n for axis, n in ways_by_axis.items()} | {"slots": slots}
+    return values | {f"n_{axis}": n for axis, n in ways_by_axis.items()} | dict(slots)

@@ -19,6 +19,7 @@ from models.blocks import BLOCK_KINDS, Kind, block_program
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
+from models.layers.moe import ExpertSizes
 from models.policy import Policy
 
 from ..axes import degrees, dispatch_of, split_of
@@ -58,7 +59,7 @@ def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual
         block.policy,
         block.split,
         block.mesh,
-        (block.n_local, block.n_slots, block.dispatch),
+        (block.experts, block.dispatch),
         (tuple(in_specs), in_tree),
         (tuple(out_specs), out_tree),
         execution,
@@ -73,15 +74,13 @@ def _compiled(
     policy: Policy,
     split: Split,
     mesh: ChipMesh,
-    experts: tuple[int | None, int | None, Dispatch],
+    experts: tuple[ExpertSizes | None, Dispatch],
     in_specs: tuple[tuple[Any, ...], Any],
     out_specs: tuple[tuple[Any, ...], Any],
     execution: str,
 ) -> Callable[..., Any]:
-    n_local, n_slots, dispatch = experts
-    program = block_program(
-        cfg, kind, policy, split, n_local=n_local, n_slots=n_slots, dispatch=dispatch
-    )
+    sizes, dispatch = experts
+    program = block_program(cfg, kind, policy, split, experts=sizes, dispatch=dispatch)
     specs, results = (jax.tree.unflatten(tree, leaves) for leaves, tree in (in_specs, out_specs))
     if execution == "virtual":
         return jax.jit(run_virtual(program, mesh, specs, results))
@@ -127,7 +126,10 @@ def _devices(mesh: ChipMesh, execution: str) -> dict[str, int]:
 
 def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
     """Name the program that a plan needs for a kind of block, on a given system."""
-    slots = plan.moe.slots if kind == "moe" and plan.moe is not None else None
+    slots = None
+    if kind == "moe" and plan.moe is not None:
+        moe = plan.moe
+        slots = moe.slots, moe.capacity, moe.slot_rule, moe.overflow
     ways = tuple(degrees(plan, kind, cfg).items())
     split, dispatch = split_of(plan, kind), dispatch_of(plan, kind)
     return kind, ways, split, plan.collective, slots, dispatch

@@ -19,10 +19,11 @@ from lpu_jax.machine.system import System
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.numerics.quantized import QuantizedArray, dequantize, quantize, widen
 from lpu_jax.numerics.schemes import FP16_PLAIN
-from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
+from models.blocks import Kind, Leaf, block_arguments, is_leaf
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
+from models.layers.moe import ExpertSizes
 from models.params import ParamSpec, block_params, expert_params
 from models.policy import Policy
 from models.weights.source import WeightSource
@@ -36,12 +37,12 @@ from ..axes import (
     partition_specs,
     result_specs,
     sizes,
-    slots_of,
     split_of,
-    used_slots,
 )
 from ..plan import Plan
 from ..request import Request
+from ..scenario import Scenario
+from ..slots.sizes import slot_plan
 from .placed_state import empty_state
 
 
@@ -68,8 +69,7 @@ class LoadedBlock:
     out_specs: Any
     mesh: ChipMesh
     request: Request  #: batch rounded up to whole shares of the data axis
-    n_local: int | None = None  #: experts of one chip, padding included
-    n_slots: int | None = None
+    experts: ExpertSizes | None = None  #: of a mixture: slots, and rows of each
     dispatch: Dispatch = Dispatch.REPLICATED
 
 
@@ -317,7 +317,7 @@ def place_block(
         mesh=chip_mesh(ways, system, plan.collective),
         request=request,
         dispatch=dispatch,
-        **_slots(stored, plan, local, request),
+        experts=_expert_sizes(stored, plan, system, request),
     )
 
 
@@ -336,14 +336,24 @@ def _described(leaf: Any, weight: Any, stored: StoredBlock, name: str) -> Any:
     return jax.tree.map(compact, leaf, is_leaf=is_leaf)
 
 
-def _slots(stored: StoredBlock, plan: Plan, local: Sizes, request: Request) -> dict[str, int]:
-    if stored.kind != "moe":
-        return {}
-    moe = stored.cfg.moe
-    assert moe is not None
-    n_local = int(local.local["experts"])
-    n_slots = used_slots(slots_of(plan, stored.kind), n_local, request, moe)
-    return {"n_local": n_local, "n_slots": n_slots}
+def _expert_sizes(
+    stored: StoredBlock, plan: Plan, system: System, request: Request
+) -> ExpertSizes | None:
+    """Size a mixture's program: what the plan asks for and the rest of the worst case.
+
+    No row is ever left out; empty slots run nothing.
+    """
+    if plan.moe is None or stored.kind != "moe":
+        return None
+    scenario = Scenario(stored.cfg, system, request, policy=stored.policy)
+    sized = slot_plan(plan.moe, scenario)
+    assert stored.cfg.moe is not None
+    return ExpertSizes(
+        n_local=-(-stored.cfg.moe.n_experts // plan.moe.expert),
+        slots=sized.worst.slots,
+        capacity=sized.capacity,
+        sent=sized.worst.sent,
+    )
 
 
 def _padded(values: Any, whole: jax.ShapeDtypeStruct) -> Any:

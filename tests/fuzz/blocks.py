@@ -154,8 +154,7 @@ def runner(triple: Triple, block: LoadedBlock, way: str) -> Any:
         block.kind,
         block.policy,
         block.split,
-        n_local=block.n_local,
-        n_slots=block.n_slots,
+        experts=block.experts,
         dispatch=block.dispatch,
     )
     specs = (block.in_specs, block.out_specs)

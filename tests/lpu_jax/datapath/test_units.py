@@ -12,7 +12,7 @@ import pytest
 from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import read
 from lpu_jax.cost.schedule import schedule
-from lpu_jax.datapath import masks, mem, selection, sxm, vxm
+from lpu_jax.datapath import expert_slots, masks, mem, selection, sxm, vxm
 from lpu_jax.datapath.primitive import free, primitive
 from lpu_jax.datapath.work import Unit
 from lpu_jax.errors import LpuError
@@ -166,10 +166,10 @@ def test_top_k_takes_the_first_of_equal_values() -> None:
 
 def test_slots_list_the_local_experts_in_use_ascending() -> None:
     ids = jnp.asarray([[7, 4], [5, 7], [0, 1]], jnp.int32)
-    slots = selection.local_slots(ids, jnp.int32(4), n_local=4, n_slots=4)
+    slots = expert_slots.local_slots(ids, jnp.int32(4), n_local=4, n_slots=4)
     np.testing.assert_array_equal(slots, [4, 5, 7, -1])
     weights = jnp.asarray([[0.25, 0.75], [0.5, 0.125], [1.0, 2.0]], jnp.float32)
-    gates = selection.one_hot_gate(slots, ids, weights)
+    gates = expert_slots.one_hot_gate(slots, ids, weights)
     expected = [[0.75, 0, 0], [0, 0.5, 0], [0.25, 0.125, 0], [0, 0, 0]]
     np.testing.assert_array_equal(gates, expected)
 

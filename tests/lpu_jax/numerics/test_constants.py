@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpu_jax.datapath import masks, mxm, selection, vxm
+from lpu_jax.datapath import expert_slots, masks, mxm, selection, vxm
 from lpu_jax.numerics import rounding
 from lpu_jax.numerics.formats import FORMATS
 from lpu_jax.numerics.quantized import quantize
@@ -122,7 +122,7 @@ def operations() -> dict[str, Operation]:
             f"top_k {kind}": (lambda x: selection.top_k(x, 5), (rows,)),
             f"arg_max {kind}": (lambda x: selection.arg_max(x, jnp.int32(0), 9), (rows,)),
             f"gate {kind}": (
-                lambda x, ids=ids: selection.one_hot_gate(*map(jnp.asarray, (ids[0], ids)), x),
+                lambda x, ids=ids: expert_slots.one_hot_gate(*map(jnp.asarray, (ids[0], ids)), x),
                 (rows,),
             ),
             f"mask {kind}": (

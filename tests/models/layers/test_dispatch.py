@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from placed_blocks import TINY_KIMI, hidden, place, plan, runner
 from small_machines import tiered
 
-from lpu_jax.datapath import mem, selection
+from lpu_jax.datapath import expert_slots, mem
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES
@@ -152,12 +152,13 @@ N_CHIPS, N_LOCAL, N_OWN, TOP_K = 3, 4, 5, 2
 def test_every_row_is_listed_once_for_every_chip_of_its_experts(
     ids: list[list[int]], share: int, n_rows: int
 ) -> None:
-    sent, places = selection.rows_by_chip(
+    sent, places = expert_slots.rows_by_chip(
         jnp.asarray(ids, jnp.int32),
         jnp.int32(share),
         n_rows=n_rows,
         n_chips=N_CHIPS,
         n_local=N_LOCAL,
+        n_places=N_OWN,
     )
     for chip in range(N_CHIPS):
         users = [

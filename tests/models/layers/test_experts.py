@@ -1,17 +1,15 @@
 """The mixture of gpt-oss, biases and clamp, against NumPy float64, and over chips."""
 
 import functools
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from placed_blocks import TINY_KIMI, hidden, place, plan, runner
+from placed_blocks import TINY_OSS, hidden, place, plan, runner
 from small_machines import tiered
 
 from lpu_jax.datapath import vxm
-from models.config import MoeConfig
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.reference import with_experts
@@ -19,19 +17,8 @@ from models.weights.synthetic import SyntheticWeights
 from sharding.request import Request
 
 BATCH = 5
-#: As gpt-oss: offset router, softmax over the chosen, biases everywhere, no shared expert.
-MOE = MoeConfig(
-    n_experts=12,
-    top_k=3,
-    n_shared=0,
-    d_expert=64,
-    scoring="softmax_after_top_k",
-    correction_bias=False,
-    router_offset=True,
-    expert_bias=True,
-    swiglu_limit=0.5,
-)
-TINY_OSS = replace(TINY_KIMI, moe=MOE, n_layers=1)
+assert TINY_OSS.moe is not None
+MOE = TINY_OSS.moe
 
 
 def rms_normed(x: np.ndarray, norm: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from models import zoo
 from models.blocks import Kind, block_arguments, block_kinds, block_program
 from models.config import ModelConfig
 from models.layers.linear import Split
+from models.layers.moe import ExpertSizes
 from models.policy import POLICIES
 from sharding import axes
 from sharding.request import Request
@@ -49,14 +50,14 @@ def traced(
     policy: str,
     split: Split,
     wrap: Callable[[Any], Any] = lambda program: program,
+    capacity: int | None = None,
 ) -> Any:
     """Trace a block over thousands of chips; nothing is allocated."""
     ways = WAYS[kind]
     sizes = axes.sizes(cfg, kind, POLICIES[policy], ways, Request(batch=128, context=8192))
     arguments = block_arguments(cfg, kind, POLICIES[policy], split, sizes)
-    program = block_program(
-        cfg, kind, POLICIES[policy], split, n_local=sizes.local.get("experts"), n_slots=1
-    )
+    experts = ExpertSizes(n_local=sizes.local.get("experts"), slots=1, capacity=capacity)
+    program = block_program(cfg, kind, POLICIES[policy], split, experts=experts)
     return mesh.trace(
         wrap(program),
         axes.chip_mesh(ways, system("lpx-12"), "auto"),
@@ -89,6 +90,12 @@ def test_the_collectives_are_those_of_the_split() -> None:
     column = read(traced(KIMI, "moe", "int4", Split.COLUMN), strict=True).names
     # routed and shared partial sums are added on the chip and cross the links once
     assert [n for n in row if n.startswith("c2c")] == ["c2c_all_reduce"]
+    # gathered rows move no collective
+    for split, names in ((Split.ROW, row), (Split.COLUMN, column)):
+        gathered = read(traced(KIMI, "moe", "int4", split, capacity=2), strict=True).names
+        assert [n for n in gathered if n.startswith("c2c")] == [
+            n for n in names if n.startswith("c2c")
+        ]
     # hidden values, every expert's results, the shared expert's values and results
     assert [n for n in column if n.startswith("c2c")] == ["c2c_all_gather"] * 4
 

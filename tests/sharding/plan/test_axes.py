@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import get_args
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +22,6 @@ from sharding.axes import (
     moving_axes,
     sizes,
     split_of,
-    used_slots,
-    worst_slots,
 )
 from sharding.legal import attention_reason, check_plan
 from sharding.plan import AXES, AttentionShard, MlpShard, MoeShard, Plan
@@ -146,35 +143,6 @@ def test_only_a_shared_out_context_has_a_program_of_its_own() -> None:
         found = moving_axes(kind, degrees(PLAN, kind, KIMI))
         assert found == (("context",) if kind in CACHING_KINDS else ())
 
-
-@given(st.integers(1, 400), st.integers(1, 64), st.integers(1, 8), st.integers(0, 400))
-def test_slots_are_what_is_asked_for_or_what_may_be_chosen(
-    n_local: int, batch: int, tokens: int, asked: int
-) -> None:
-    assert KIMI.moe is not None
-    request = Request(batch=batch, tokens=tokens)
-    # Rows that choose one expert after another have chosen as many as can be.
-    chosen = {i % n_local for i in range(batch * tokens * KIMI.moe.top_k)}
-    assert worst_slots(n_local, request, KIMI.moe) == len(chosen)
-    assert used_slots(asked, n_local, request, KIMI.moe) == max(asked, len(chosen))
-    both = used_slots(np.array([asked, 0]), np.array([n_local, 1]), request, KIMI.moe)
-    assert both.tolist() == [max(asked, len(chosen)), 1]
-
-
-def test_slots_of_exactly_the_worst_case_are_legal() -> None:
-    plan = Plan(
-        stages=61,
-        group_chips=32,
-        attention=AttentionShard(tensor=16, replica=2),
-        mlp=MlpShard(tensor=32),
-        moe=MoeShard(expert=2, tensor=16, slots=8),
-    )
-    check_plan(plan, Scenario(KIMI, system("lpx-9"), Request(context=64), policy=POLICIES["int4"]))
-    with pytest.raises(PlanError, match="the worst case is 16 slots of 192 experts"):
-        check_plan(
-            plan,
-            Scenario(KIMI, system("lpx-9"), Request(tokens=2, context=64), policy=POLICIES["int4"]),
-        )
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 160))

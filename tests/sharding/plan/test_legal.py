@@ -18,9 +18,10 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.legal import Search, check_plan, one_stage_plans
-from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, SlotRule
 from sharding.request import Request, check_request
 from sharding.scenario import Scenario, check_policy
+from sharding.slots.sizes import Step, slot_plan
 
 INT4 = POLICIES["int4"]
 FP16 = POLICIES["fp16"]
@@ -76,8 +77,12 @@ def test_a_good_plan_is_accepted() -> None:
             "attention: context 16 is more ways than a context of 64 has runs of 320 positions, 1",
         ),
         (
-            {"moe": MoeShard(expert=2, tensor=16, slots=7)},
-            "slots 7 could leave experts out; the worst case is 8 slots of 192 experts",
+            {"moe": MoeShard(expert=2, tensor=16, slots=4)},
+            "slots 4 overflow in 100% of steps; they may in at most 50%, .* worst case is 8 slots",
+        ),
+        (
+            {"moe": MoeShard(expert=2, tensor=16, capacity=2)},
+            "capacity 2 is more than the 1 rows of a step",
         ),
         (
             {
@@ -315,7 +320,7 @@ def _most_experts_on_a_chip(n_experts: int, top_k: int, ways: int, rows: int) ->
         (4, 1, 4, 2, 1),
     ],
 )
-def test_the_slots_of_the_worst_case_are_enough_and_one_less_is_not(
+def test_the_slots_of_the_worst_case_are_those_that_some_routing_needs(
     n_experts: int, top_k: int, ways: int, batch: int, tokens: int
 ) -> None:
     assert KIMI.moe is not None
@@ -323,16 +328,9 @@ def test_the_slots_of_the_worst_case_are_enough_and_one_less_is_not(
     cfg = replace(KIMI, moe=small)
     request = Request(batch=batch, tokens=tokens, context=64)
     worst = _most_experts_on_a_chip(n_experts, top_k, ways, batch * tokens)
-
-    def check(slots: int) -> None:
-        moe = MoeShard(expert=ways, slots=slots)
-        check_plan(_group_of(ways, moe=moe), Scenario(cfg, LPX, request, policy=FP16))
-
-    check(worst)
-    check(worst + 1)  # a slot that stays empty
-    if worst > 1:
-        with pytest.raises(PlanError, match=f"slots {worst - 1} could .* worst case is {worst} sl"):
-            check(worst - 1)
+    moe = MoeShard(expert=ways, slot_rule=SlotRule.WORST)
+    sized = slot_plan(moe, Scenario(cfg, LPX, request, policy=FP16))
+    assert sized.steps == (Step(slots=worst, sent=-(-batch * tokens // ways), probability=1.0),)
 
 
 def test_refused_ways_are_counted() -> None:

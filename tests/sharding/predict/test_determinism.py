@@ -26,9 +26,7 @@ MACHINE = one_group(system("groq-rack"), 4)
 
 def issue_times(cfg: ModelConfig, block: LoadedBlock, arguments: tuple[Any, ...]) -> list[Any]:
     """Schedule the very program that runs, traced with the very arguments it runs with."""
-    program = block_program(
-        cfg, block.kind, block.policy, block.split, n_local=block.n_local, n_slots=block.n_slots
-    )
+    program = block_program(cfg, block.kind, block.policy, block.split, experts=block.experts)
     jaxpr = mesh.trace(program, block.mesh, block.in_specs, block.out_specs, *arguments)
     timing = schedule(read(jaxpr, strict=True), MACHINE)
     return [(slot.operation.name, slot.start, slot.first, slot.last) for slot in timing.slots]

@@ -22,8 +22,8 @@ from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES, degrees
 from sharding.legal import Search
-from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
-from sharding.predict.evaluate import TOKEN_BYTES, Evaluation, evaluate, schedule_block
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, SlotRule
+from sharding.predict.evaluate import TOKEN_BYTES, Evaluation, evaluate, main_step, schedule_block
 from sharding.request import Request
 from sharding.scenario import Scenario
 
@@ -107,7 +107,7 @@ def _moe_slots(expert: int, tensor: int) -> tuple[list[Slot], list[Slot]]:
         ways,
         machine,
         Scenario(KIMI, LPX, ONE, policy=policy),
-        slots=0,
+        slots={"slots": 8, "capacity": 0, "sent": 1},
         split=Split.ROW,
         collective="auto",
         dispatch=Dispatch.REPLICATED,
@@ -170,7 +170,7 @@ def _alone(plan: Plan, system: System, request: Request) -> float:
             ways,
             machine,
             Scenario(KIMI, system, request, policy=policy),
-            slots=np.array([0]),
+            slots=main_step(plan, kind, Scenario(KIMI, system, request, policy=policy)),
             split=Split.ROW,
             collective="auto",
             dispatch=Dispatch.REPLICATED,
@@ -377,7 +377,7 @@ def _with_slots(slots: int | None) -> Plan:
         group_chips=36,
         attention=AttentionShard(tensor=36, split=Split.ROW),
         mlp=MlpShard(tensor=36, split=Split.ROW),
-        moe=MoeShard(expert=36, split=Split.ROW, slots=slots),
+        moe=MoeShard(expert=36, split=Split.ROW, slots=slots, slot_rule=SlotRule.WORST),
     )
 
 

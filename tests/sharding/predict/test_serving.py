@@ -135,21 +135,6 @@ def test_rows_are_ranked_by_the_rates_of_kept_tokens() -> None:
     assert found.as_dict()["request"]["acceptance"] == 0.9
 
 
-def test_slots_must_hold_the_experts_of_all_drafts() -> None:
-    kimi, lpx, int4 = model("kimi-k2"), system("lpx-9"), POLICIES["int4"]
-    plan = Plan(
-        stages=62,
-        group_chips=36,
-        attention=AttentionShard(tensor=36),
-        mlp=MlpShard(tensor=36),
-        moe=MoeShard(expert=36, slots=8),
-    )
-    check_plan(plan, Scenario(kimi, lpx, decode_request(context=1024), policy=int4))
-    drafts = decode_request(context=1024, draft_tokens=1, acceptance=0.5)
-    with pytest.raises(PlanError, match="slots 8 could leave experts out; the worst case is 11"):
-        check_plan(plan, Scenario(kimi, lpx, drafts, policy=int4))
-
-
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

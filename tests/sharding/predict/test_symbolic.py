@@ -19,6 +19,7 @@ from models.blocks import CACHING_KINDS, Kind, block_arguments, block_kinds, blo
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
+from models.layers.moe import ExpertSizes
 from models.policy import POLICIES
 from sharding import axes
 from sharding.predict.symbolic import symbol_values, trace_block
@@ -64,12 +65,23 @@ class Case:
     ways: dict[str, int]
     request: Request
     slots: int
+    capacity: int | None
+    sent: int
     system: str
     dispatch: Dispatch = Dispatch.REPLICATED
 
     @property
     def sizes(self) -> Any:
         return axes.sizes(self.cfg, self.kind, POLICIES[self.policy], self.ways, self.request)
+
+    @property
+    def experts(self) -> dict[str, Any]:
+        return {"slots": self.slots, "capacity": self.capacity, "sent": self.sent}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        experts = {name: length or 0 for name, length in self.experts.items()}
+        return symbol_values(self.sizes, self.ways, experts)
 
 
 def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Case]:
@@ -93,6 +105,8 @@ def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Ca
                 context=rng.choice([64, 320, 1000, 4096]),
             ),
             slots=rng.choice([1, 2, 5, 12]),
+            capacity=rng.choice([None, 1, 3, 40]) if kind == "moe" else None,
+            sent=rng.choice([1, 2, 7]),
             system="lpx-4" if math.prod(ways.values()) > GROQ_CHIPS else rng.choice(SYSTEMS),
         )
 
@@ -102,7 +116,7 @@ def machine_of(case: Case) -> PlacedMachine:
 
 
 def symbolic_timing(case: Case) -> Timing:
-    values = symbol_values(case.sizes, case.ways, case.slots)
+    values = case.values
     return schedule(program_of(case), machine_of(case), values)
 
 
@@ -115,6 +129,7 @@ def program_of(case: Case) -> Program:
         "auto",
         dispatch=case.dispatch,
         moving=axes.moving_axes(case.kind, case.ways),
+        gathers=case.capacity is not None,
     ).program
 
 
@@ -128,8 +143,7 @@ def concrete_timing(case: Case) -> Timing:
         case.kind,
         POLICIES[case.policy],
         case.split,
-        n_local=sizes.local.get("experts"),
-        n_slots=case.slots,
+        experts=ExpertSizes(n_local=sizes.local.get("experts"), **case.experts),
         dispatch=case.dispatch,
     )
     jaxpr = mesh.trace(
@@ -203,7 +217,7 @@ def test_many_plans_at_once_are_timed_as_one_by_one() -> None:
         groups=tuple(Groups(n, topology.stage_bases(1, n)) for n in chips),
         group_of_plan=np.arange(len(cases)),
     )
-    rows = [symbol_values(case.sizes, case.ways, case.slots) for case in cases]
+    rows = [case.values for case in cases]
     columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
     timing = schedule(
         trace_block(KIMI, "moe", POLICIES["int4"], Split.ROW, "auto").program, together, columns
@@ -222,7 +236,7 @@ def test_more_work_is_never_faster(kind: Kind, grown: str) -> None:
         n = np.asarray([1, 2, 3, 8, 31, 32, 33, 64, 320, 321, 1000, 4096])
         values: dict[str, Any] = {
             name: np.full(n.shape, value)
-            for name, value in symbol_values(case.sizes, case.ways, case.slots).items()
+            for name, value in case.values.items()
         }
         values[grown] = n
         many = dataclasses.replace(machine, group_of_plan=np.zeros(n.shape, np.int64))
@@ -250,7 +264,7 @@ def test_twice_the_clock_and_bandwidth_and_half_the_latency_take_half_the_time()
             topology=dataclasses.replace(topology, **faster),
         )
         program = program_of(case)
-        values = symbol_values(case.sizes, case.ways, case.slots)
+        values = case.values
         slow_s = schedule(program, machine, values).cycles / chip.clock_hz
         quick_machine = dataclasses.replace(machine, system=quick, _spans={})
         quick_s = schedule(program, quick_machine, values).cycles / quick.chip.clock_hz

@@ -140,8 +140,9 @@ def test_tables_name_the_store_row_of_every_expert_a_chip_holds(held):
                 row = held.index(expert) if here and expert in held else -1
             assert table["address"][chip, expert] == row
     assert store.shape[0] == (24 if held is None else 4)
-    assert loaded.n_local == 6
-    assert loaded.n_slots == 6  # no more than the eight experts that one token asks for
+    assert loaded.experts is not None
+    assert loaded.experts.n_local == 6
+    assert loaded.experts.slots == 6  # no more than the eight experts that one token asks for
 
 
 @pytest.mark.slow

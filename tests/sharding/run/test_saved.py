@@ -104,7 +104,7 @@ def test_every_format_restores_under_another_plan_as_if_placed_there(policy, kin
         expected = place_block(stored[block], MACHINE, second, DECODE)
         same_bits(loaded.arguments, expected.arguments)
         assert loaded.in_specs == expected.in_specs
-        assert (loaded.mesh, loaded.n_local) == (expected.mesh, expected.n_local)
+        assert (loaded.mesh, loaded.experts) == (expected.mesh, expected.experts)
     assert seen == chain
 
 
