@@ -332,10 +332,15 @@ class Search:
         if self.scenario.model.moe is None:
             return [None]
         found: list[MoeShard | None] = []
+        rows = self.scenario.request.batch * self.scenario.request.tokens
         for expert in divisors(chips):
             shard = MoeShard(expert=expert, tensor=chips // expert, split=split)
-            if self._is_kept(shard):
-                found.append(shard)
+            if not self._is_kept(shard):
+                continue
+            found.append(shard)
+            # Rows travel where there is one for every chip; partial sums come back to them.
+            if split is Split.ROW and 1 < expert <= rows:
+                found.append(replace(shard, dispatch=Dispatch.ALL_TO_ALL))
         return found
 
 

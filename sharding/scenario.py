@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Num
 
 from lpu_jax.arguments import check_fields, described, is_number
 from lpu_jax.errors import LpuError
@@ -49,7 +50,7 @@ def scenario(
     request: Request = NEXT_TOKEN,
     *,
     policy: str | Policy = "fp16",
-    expert_shares: Sequence[float] | None = None,
+    expert_shares: Sequence[float] | Num[np.ndarray, " experts"] | None = None,
 ) -> Scenario:
     """Find what is named and check the request: the entrance of every public function.
 

@@ -135,7 +135,7 @@ def exchanged_mixture(
 
 
 def _exchanged(
-    values: Num[Array, "m d"], sent: Int32[Array, "chips m"], among: Axis, missing: int = 0
+    values: Num[Array, "m d"], sent: Int32[Array, "chips places"], among: Axis, missing: int = 0
 ) -> Num[Array, "n d"]:
     """Send every chip the rows on its list, and lay what arrives end to end by ascending chip."""
     packed = mem.lookup(values, sent, _first(), missing)

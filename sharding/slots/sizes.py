@@ -80,7 +80,8 @@ def routing_of(moe: MoeConfig, request: Request, shares: tuple[float, ...] | Non
         rows=request.batch * request.tokens,
         top_k=moe.top_k,
         n_experts=moe.n_experts,
-        shares=shares,
+        # Numbers that are all alike are no histogram, and quick to count.
+        shares=shares if shares is not None and len(set(shares)) > 1 else None,
     )
 
 

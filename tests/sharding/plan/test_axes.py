@@ -7,13 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpu_jax.errors import PlanError
-from lpu_jax.machine.catalogue import system
 from models.blocks import BLOCK_KINDS, CACHING_KINDS, Leaf, block_arguments, block_kinds
 from models.config import GqaConfig
 from models.layers.linear import Split
 from models.params import Kind, block_params
-from models.policy import FP16, POLICIES
+from models.policy import FP16
 from models.zoo import model
 from sharding.axes import (
     LOGICAL,
@@ -23,11 +21,10 @@ from sharding.axes import (
     sizes,
     split_of,
 )
-from sharding.legal import attention_reason, check_plan
+from sharding.legal import attention_reason
 from sharding.plan import AXES, AttentionShard, MlpShard, MoeShard, Plan
 from sharding.rank.choose import promises_one_chip_bits
 from sharding.request import Request
-from sharding.scenario import Scenario
 
 KIMI, LLAMA = model("kimi-k2"), model("llama-3.1-8b")
 ATTENTION = ("replica", "data", "context", "tensor", "query")
@@ -142,7 +139,6 @@ def test_only_a_shared_out_context_has_a_program_of_its_own() -> None:
     for kind in BLOCK_KINDS:
         found = moving_axes(kind, degrees(PLAN, kind, KIMI))
         assert found == (("context",) if kind in CACHING_KINDS else ())
-
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 160))

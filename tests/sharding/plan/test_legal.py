@@ -198,7 +198,11 @@ def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan
     """All legal plans of the search's group sizes, by trying every combination of degrees."""
     found = set()
     groups = Search(Scenario(cfg, machine, request, policy=INT4)).groups()
-    for (stages, chips), split, moe_split in product(groups, Split, Split if cfg.moe else [None]):
+    # Rows that travel come back as partial sums.
+    ways = [*product(Split, [Dispatch.REPLICATED]), (Split.ROW, Dispatch.ALL_TO_ALL)]
+    for (stages, chips), split, (moe_split, dispatch) in product(
+        groups, Split, ways if cfg.moe else [(None, None)]
+    ):
         degrees = _divisors(chips)
         for tensor, mlp, expert in product(degrees, degrees, degrees if cfg.moe else [1]):
             # The search's rules: sequences as far apart as the batch allows, experts not copied.
@@ -210,10 +214,14 @@ def _every_plan(cfg: ModelConfig, machine: System, request: Request) -> set[Plan
                     tensor=tensor, data=data, replica=chips // tensor // data, split=split
                 ),
                 mlp=MlpShard(tensor=mlp, replica=chips // mlp, split=split),
-                moe=MoeShard(expert=expert, tensor=chips // expert, split=moe_split)
+                moe=MoeShard(
+                    expert=expert, tensor=chips // expert, split=moe_split, dispatch=dispatch
+                )
                 if moe_split
                 else None,
             )
+            if dispatch is Dispatch.ALL_TO_ALL and expert > request.batch:
+                continue  # fewer rows than chips that share them out
             try:
                 check_plan(plan, Scenario(cfg, machine, request, policy=INT4))
             except PlanError:

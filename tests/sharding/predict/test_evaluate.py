@@ -23,9 +23,10 @@ from models.zoo import model
 from sharding.axes import MESH_AXES, degrees
 from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, SlotRule
-from sharding.predict.evaluate import TOKEN_BYTES, Evaluation, evaluate, main_step, schedule_block
+from sharding.predict.evaluate import TOKEN_BYTES, Evaluation, evaluate, schedule_block
 from sharding.request import Request
 from sharding.scenario import Scenario
+from sharding.slots.sizes import slot_plan
 
 KIMI, LPX = model("kimi-k2"), system("lpx-9")
 ONE = Request(batch=1, context=8192)
@@ -165,17 +166,28 @@ def _alone(plan: Plan, system: System, request: Request) -> float:
     for kind in block_kinds(KIMI):
         named = degrees(plan, kind, KIMI)
         ways = {axis: np.array([named[axis]]) for axis in MESH_AXES[kind]}
-        report = schedule_block(
-            kind,
-            ways,
-            machine,
-            Scenario(KIMI, system, request, policy=policy),
-            slots=main_step(plan, kind, Scenario(KIMI, system, request, policy=policy)),
-            split=Split.ROW,
-            collective="auto",
-            dispatch=Dispatch.REPLICATED,
-        ).report()
-        cycles[kind] = float(np.asarray(report.timing.cycles).reshape(-1)[0])
+        scenario = Scenario(KIMI, system, request, policy=policy)
+        runs: list[tuple[float, dict[str, Any]]] = [(1.0, {})]
+        if kind == "moe":
+            assert plan.moe is not None
+            sized = slot_plan(plan.moe, scenario)
+            runs = [
+                (n.probability, {"slots": n.slots, "sent": n.sent, "capacity": sized.capacity or 0})
+                for n in sized.steps
+            ]
+        cycles[kind] = 0.0
+        for probability, slots in runs:
+            report = schedule_block(
+                kind,
+                ways,
+                machine,
+                scenario,
+                slots=slots,
+                split=Split.ROW,
+                collective="auto",
+                dispatch=Dispatch.REPLICATED,
+            ).report()
+            cycles[kind] += probability * float(np.asarray(report.timing.cycles).reshape(-1)[0])
     total = sum(cycles[block.kind] for block in block_chain(KIMI))
     clock = float(system.chip.clock_hz)
     payload = request.batch * KIMI.d_model * 2

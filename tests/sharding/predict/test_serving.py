@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpu_jax.errors import LpuError, PlanError
+from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.system import System
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.legal import check_plan
-from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.serving import prefill
 from sharding.rank.compare import Comparison, compare

@@ -235,8 +235,7 @@ def test_more_work_is_never_faster(kind: Kind, grown: str) -> None:
         machine = machine_of(case)
         n = np.asarray([1, 2, 3, 8, 31, 32, 33, 64, 320, 321, 1000, 4096])
         values: dict[str, Any] = {
-            name: np.full(n.shape, value)
-            for name, value in case.values.items()
+            name: np.full(n.shape, value) for name, value in case.values.items()
         }
         values[grown] = n
         many = dataclasses.replace(machine, group_of_plan=np.zeros(n.shape, np.int64))
