@@ -173,6 +173,13 @@ FP8 = Policy(
     source="DeepSeek-V3 / Kimi K2 released form: e4m3 in 128x128 blocks; embedding, head and "
     "router, released as bf16, are held as fp16",
 )
+FP8_ROWS = Policy(
+    name="fp8-rows",
+    weights=dict.fromkeys(_MATRICES, FP8_BLOCK128),
+    rows=dict.fromkeys(_MATRICES, "fp8"),
+    source="as fp8, with e4m3 rows, as DeepSeek-V3 multiplies (technical report, section 3.3); "
+    "that rows have no scale of their own is assumed",
+)
 INT8 = Policy(
     name="int8",
     weights=dict.fromkeys((*_MATRICES, "head"), INT8_COLUMN),
@@ -211,9 +218,8 @@ GPT_OSS = Policy(
 #: another implementation of it.
 FLOAT32 = Policy(name="float32", base="fp32", fidelity="fast", source="for checking only")
 
-POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {p.name: p for p in (FP16, BF16, INT8, FP8, INT4, MX4, NV4, GPT_OSS, TRUEPOINT, FLOAT32)}
-)
+_ALL = (FP16, BF16, INT8, FP8, FP8_ROWS, INT4, MX4, NV4, GPT_OSS, TRUEPOINT, FLOAT32)
+POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"
 #: Policies by `ModelConfig.released_format`, for the usual roles, and the scheme of narrow ones.

@@ -182,6 +182,11 @@ def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
         )
     if any(scheme.multiplies_bare for scheme in policy.weights.values()):
         system.chip.check_operand("int8")
+    if any(
+        rows == "fp8" and role in policy.weights and policy.weights[role].multiplies_in_blocks
+        for role, rows in policy.rows.items()
+    ):
+        system.chip.check_operand("fp8")
     for spec in block_params(cfg, "attention").values():
         scheme = policy.scheme(spec)
         if scheme is None or spec.rows < 2:

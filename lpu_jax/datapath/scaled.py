@@ -1,13 +1,16 @@
-"""Products of int8 codes that the scales of rows and columns follow: MXM and VXM together."""
+"""Products of 8-bit codes that scales follow: matrix unit and vector unit together."""
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int32, Num
 
-from ..arguments import checked
+from ..arguments import checked, described
 from ..errors import LpuError
 from ..numerics import quantized
+from ..numerics.accumulate import Carry
 from ..numerics.quantized import QuantizedArray, output_scale
-from . import mxm, vxm
+from . import matrix_blocks, mem, mxm, vxm
+from .mxm import Fidelity
 
 #: Smallest row maximum that rows are scaled by: a row of zeros stays zero (assumed).
 SMALLEST_MAXIMUM = 1e-30
@@ -42,3 +45,62 @@ def int8_product(x: Float32[Array, "*rows k"], w: QuantizedArray) -> Float32[Arr
     codes = vxm.to_int8(vxm.mul(x, vxm.div(127.0, largest)))
     y = vxm.to_fp32(mxm.matmul(codes, w))
     return vxm.mul(vxm.mul(y, vxm.mul(largest, float(np.float32(1 / 127)))), column_scales)
+
+
+@checked
+def fp8_product(
+    x: Num[Array, "..."],
+    w: QuantizedArray,
+    *,
+    rows: Int32[Array, " g"] | None = None,
+    carry: Carry = "fp32",
+    fidelity: Fidelity = "faithful",
+) -> Float32[Array, "..."]:
+    """Multiply float8 rows by float8 codes block by block, and add the scaled sums of the blocks.
+
+    Args:
+        x: float8 rows `[m, k]`, or `[g, m, k]` for as many matrices.
+        w: weights `[k, n]`, or a store of them `[e, k, n]`, whose scheme `multiplies_in_blocks`.
+        rows: addresses of matrices in a store, as for `mxm.matmul`; only for a store.
+        carry: as for `mxm.matmul`, within a block.
+        fidelity: as for `mxm.matmul`.
+
+    Raises:
+        LpuError: weights of another scheme, or a store without addresses.
+
+    Fidelity:
+        Order-dependent, the order is fixed: the sum of a block is that of `mxm.matmul`, exact and
+        rounded once to fp32; times its scale, one rounding; blocks are added in ascending order.
+
+    Source:
+        The order of DeepSeek-V3's own fp8 products (technical report, section 3.3: blocks of 128
+        along the contraction, scaled and added in fp32); that the unit does the same is assumed.
+    """
+    quantized.check_operand(w)
+    if not w.scheme.multiplies_in_blocks or w.axis != -2 or w.scales is None:
+        raise LpuError(
+            f"scaled.fp8_product: w of scheme {w.scheme.name} was given; it must be float8 codes "
+            "with floating point scales of long blocks along the contraction."
+        )
+    if (w.codes.ndim == 3) != (rows is not None):
+        raise LpuError(
+            f"scaled.fp8_product: w of shape {w.codes.shape} was given with rows "
+            f"{described(rows)}; a store [e, k, n] needs addresses, one matrix has none."
+        )
+    size = w.scheme.row_granule
+    tiles = matrix_blocks.row_blocks(w.codes, size)  # [(g,) blocks, size, n]
+    runs = matrix_blocks.column_blocks(x, size)  # [blocks, (g,) m, size]
+    n_blocks, m, n = runs.shape[0], x.shape[-2], tiles.shape[-1]
+    if rows is None:
+        y = mxm.matmul(runs, tiles, carry=carry, fidelity=fidelity)
+        scale = w.scales.reshape(n_blocks, 1, n)
+        return vxm.weighted_sum(y, scale)
+    store = tiles.reshape(-1, size, n)
+    groups = rows.shape[0]
+    addresses = matrix_blocks.block_addresses(rows, n_blocks).reshape(-1)
+    if x.ndim == 2:
+        runs = jnp.broadcast_to(runs[:, None], (n_blocks, groups, m, size))
+    y = mxm.matmul(runs.reshape(-1, m, size), store, rows=addresses, carry=carry, fidelity=fidelity)
+    scale = mem.lookup(w.scales.reshape(-1, n), addresses, jnp.zeros((), jnp.int32))
+    scale = scale.reshape(n_blocks, groups, 1, n)
+    return vxm.weighted_sum(y.reshape(n_blocks, groups, m, n), scale)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float8e4m3fn, Float16, Float32, Int8, Int32
 
-from ..arguments import check_spread, checked, described
+from ..arguments import check_spread, checked, described, may_equal
 from ..errors import LpuError
 from ..numerics import elementary, fused, rounding
 from .alu import ALU
@@ -380,6 +380,63 @@ def sum_leading(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
     Fidelity: order-dependent, the order is fixed; zeros anywhere in the list change no bit.
     """
     return _sum_leading(x)  # type: ignore[no-any-return]
+
+
+def _weighted_sum_cost(machine: Hardware, call: Call) -> Work:
+    """Cost a multiplication and an addition of every value, as they come in."""
+    chip = machine.chip
+    x, weights = call.operands
+    limits = {
+        "ALUs": 2 * vectors(x, chip) / chip.vxm_alus_per_lane,
+        "streams in": (vectors(x, chip) + vectors(weights, chip)) / chip.vxm_stream_groups,
+    }
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=largest(*limits.values()),
+        limits=limits,
+        # What came in before the last part has been added by then.
+        latency_cycles=chip.vxm_entry_cycles + 2 * chip.alu_cycles,
+        result_is_last=True,
+    )
+
+
+_weighted_sum = primitive(
+    "vxm_weighted_sum",
+    abstract=lambda x, weights: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+    meaning=lambda x, weights: elementary.sum_leading(
+        elementary.mul(x, jnp.broadcast_to(weights, x.shape))
+    ),
+    cost=_weighted_sum_cost,
+)
+
+
+@checked
+def weighted_sum(
+    x: Float32[Array, "n ..."], weights: Float32[Array, "n ..."]
+) -> Float32[Array, "..."]:
+    """Multiply each entry of the leading axis by its weight, and add them in ascending order.
+
+    Args:
+        x: the entries.
+        weights: as many dimensions, each as long or 1.
+
+    Raises:
+        LpuError: shapes that do not fit.
+
+    Fidelity:
+        Order-dependent, the order is fixed: one rounding of each product, then fp32 additions from
+        +0; zeros anywhere in the list change no bit.
+    """
+    fits = len(weights.shape) == len(x.shape) and all(
+        may_equal(given, length) or may_equal(given, 1)
+        for given, length in zip(weights.shape, x.shape, strict=True)
+    )
+    if not fits:
+        raise LpuError(
+            f"vxm.weighted_sum: weights {described(weights)} were given for x {described(x)}; each "
+            "length must be that of x or 1."
+        )
+    return _weighted_sum(x, weights)  # type: ignore[no-any-return]
 
 
 _max_leading = primitive(

@@ -42,6 +42,8 @@ MOST_MANTISSA_BITS = 15
 #: Codes of at most this many significant bits give exact products with fp32 scales in 32 bits.
 _MOST_SIGNIFICANT_BITS_OF_PRODUCTS = 8
 _MOST_SIGNIFICANT_BITS = 16
+#: A 16-bit tile has 160 rows, and half as many arrays work at once as on 8-bit tiles.
+_LEAST_BLOCK_ROWS = 80
 
 
 @checked
@@ -133,6 +135,16 @@ class Scheme:
         """Whether int8 codes can multiply int8 rows, with the scales left for the result."""
         whole_columns = self.block_rows is None and self.has_float_scales
         return self.format.is_integer and self.format.bits == 8 and whole_columns
+
+    @property
+    def multiplies_in_blocks(self) -> bool:
+        """Whether codes can multiply 8-bit floating point rows block by block of the contraction.
+
+        The scales are left for the sums of the blocks. A block fills more of an 8-bit array than
+        its widened values fill of a 16-bit one if it has more than half as many rows.
+        """
+        is_held = self.format in (E4M3FN, E5M2) and self.has_float_scales and not self.is_two_level
+        return is_held and self.block_rows is not None and self.block_rows > _LEAST_BLOCK_ROWS
 
     @property
     def row_granule(self) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, vxm
 from lpu_jax.datapath.c2c import Axis
-from lpu_jax.datapath.scaled import int8_product
+from lpu_jax.datapath.scaled import fp8_product, int8_product
 from lpu_jax.numerics.quantized import QuantizedArray, output_scale
 
 from ..params import Role
@@ -87,7 +87,8 @@ def linear(
 
     float16 weights and narrow formats that are widened to float16 multiply the activations as they
     are; a tensor scale is applied to the sums. int8 weights with a scale per column or matrix
-    multiply int8 activations, scaled per row by `max |x| / 127`.
+    multiply int8 activations, scaled per row by `max |x| / 127`. float8 rows multiply float8
+    weights block by block where blocks are long.
 
     Args:
         x: activations, as `operand_rows` gives them.
@@ -102,6 +103,8 @@ def linear(
     matrix = as_matrix(w, rows=rows)
     if isinstance(matrix, QuantizedArray) and matrix.scheme.multiplies_bare:
         return int8_product(vxm.to_fp32(x), matrix)
+    if _in_blocks(x, matrix):
+        return fp8_product(x, matrix, **policy.products)
     return _scaled(mxm.matmul(x, matrix, **policy.products), matrix, None)
 
 
@@ -124,7 +127,14 @@ def product(
         Exact in each K tile, see `mxm.matmul`.
     """
     matrices = as_matrix(store, rows=1, batch=1)
+    if slots is not None and _in_blocks(x, matrices):
+        return fp8_product(x, matrices, rows=slots, **policy.products)
     return _scaled(mxm.matmul(x, matrices, rows=slots, **policy.products), matrices, slots)
+
+
+def _in_blocks(x: Float[Array, "..."], w: Weight) -> bool:
+    """Whether rows and weights are both of 8 bits, and their blocks fill an 8-bit array best."""
+    return isinstance(w, QuantizedArray) and w.scheme.multiplies_in_blocks and x.dtype.itemsize == 1
 
 
 def _scaled(
