@@ -62,12 +62,15 @@ def column_blocks(x: Num[Array, "*rows k"], size: Positive) -> Num[Array, "block
     return _column_blocks(x, size=size)  # type: ignore[no-any-return]
 
 
+def _block_addresses_meaning(rows: Array, *, n_blocks: int) -> Array:
+    block = jnp.arange(n_blocks, dtype=jnp.int32)[:, None]
+    return jnp.where(rows[None] < 0, -1, rows[None] * n_blocks + block)
+
+
 _block_addresses = primitive(
     "mem_block_addresses",
     abstract=lambda rows, *, n_blocks: jax.ShapeDtypeStruct((n_blocks, rows.shape[0]), jnp.int32),
-    meaning=lambda rows, *, n_blocks: jnp.where(
-        rows < 0, -1, rows * n_blocks + jnp.arange(n_blocks, dtype=jnp.int32)[:, None]
-    ),
+    meaning=_block_addresses_meaning,
     cost=free,
 )
 

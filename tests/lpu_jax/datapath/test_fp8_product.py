@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lpu_jax.datapath.scaled import fp8_product
 from lpu_jax.errors import LpuError
@@ -35,19 +33,18 @@ def operands(k: int, n: int, n_matrices: int, seed: int) -> tuple[jax.Array, Qua
     return jnp.asarray(rng.normal(size=(5, k)) * 8, jnp.float8_e4m3fn), w
 
 
-@settings(max_examples=15)
-@given(
-    k=st.sampled_from([1, 127, 128, 129, 300, 512]), n=st.integers(1, 9), seed=st.integers(0, 99)
-)
-def test_blocks_are_summed_exactly_scaled_and_added_in_order(k: int, n: int, seed: int) -> None:
-    x, w = operands(k, n, 3, seed)
+@pytest.mark.parametrize("k", [1, 128, 300])
+def test_blocks_are_summed_exactly_scaled_and_added_in_order(k: int) -> None:
+    one_matrix, a_store = (jax.jit(fp8_product) for _ in range(2))
     rows = [2, -1, 0, 2]
-    found = fp8_product(x, w, rows=jnp.asarray(rows, jnp.int32))
-    one = [jax.tree.map(lambda leaf, i=i: leaf[i], w) for i in range(3)]
-    for slot, row in enumerate(rows):
-        want = expected(np.asarray(x), one[row]) if row >= 0 else np.zeros((5, n), np.float32)
-        np.testing.assert_array_equal(found[slot], want)
-    np.testing.assert_array_equal(fp8_product(x, one[1]), expected(np.asarray(x), one[1]))
+    for seed in range(3):
+        x, w = operands(k, 5, 3, seed)
+        found = a_store(x, w, rows=jnp.asarray(rows, jnp.int32))
+        one = [jax.tree.map(lambda leaf, i=i: leaf[i], w) for i in range(3)]
+        for slot, row in enumerate(rows):
+            want = expected(np.asarray(x), one[row]) if row >= 0 else np.zeros((5, 5), np.float32)
+            np.testing.assert_array_equal(found[slot], want)
+        np.testing.assert_array_equal(one_matrix(x, one[1]), expected(np.asarray(x), one[1]))
 
 
 def test_rows_of_each_matrix_and_chips() -> None:
