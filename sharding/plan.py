@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 from lpu_jax.arguments import described, is_number
-from lpu_jax.datapath.c2c import ALGORITHM_NAMES
+from lpu_jax.datapath.axis import ALGORITHM_NAMES
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
 from models.layers.dispatch import Dispatch

@@ -11,7 +11,6 @@ if they began at its first chip.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -21,82 +20,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float16, Float32
 
-from ..arguments import Count, check_fields, check_not_empty, checked, divides, exceeds
-from ..errors import CostError, LpuError, MeshError, unknown
+from ..arguments import Count, check_not_empty, checked, divides, exceeds
+from ..errors import CostError, LpuError, MeshError
 from ..numerics import elementary, rounding
+from .axis import Axis
 from .primitive import primitive
 from .work import Call, Hardware, Unit, Work
 
-#: Names of link schedules; `lpu_jax.cost.collectives.algorithms` says what each does. They are here
-#: because an axis carries one, and everything that has an axis lies above.
-ALGORITHM_NAMES = ("auto", "one_shot", "direct", "ring", "flat3", "hier4", "hier5", "two_step")
 #: What chips add: other types have no room for sums.
 Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """A run of neighbouring chips that a collective spans.
-
-    The names are mesh axes, outermost first; their product is the run. `tiers` are the chips of a
-    node, of a rack, and so on: they fix the order of summation. `algorithm` fixes the link
-    schedule; `auto` takes the fastest legal one of those that sum in that order. `OWN_ORDERS` has
-    the others.
-
-    Raises:
-        LpuError: a field of another type, or a tier that is no multiple of the one before.
-        UnknownNameError: there is no such algorithm.
-    """
-
-    names: tuple[str, ...]
-    #: chips; an int, or a symbolic dimension while a block is traced for every plan at once
-    size: Count
-    tiers: tuple[int, ...]  #: of the machine (`Topology.tiers`); none: all chips are in one node
-    algorithm: str = "auto"
-    stride: Count = 1  #: chips from one chip of the run to the next
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_algorithm(self.algorithm)
-        if len(set(self.names)) < len(self.names) or "" in self.names:
-            raise MeshError(
-                f"Axis: names={self.names} was given; they must differ, and none be empty."
-            )
-        if any(outer < inner or outer % inner for inner, outer in pairwise((1, *self.tiers))):
-            raise MeshError(
-                f"Axis: tiers={self.tiers} was given; each must be a multiple of the one before, "
-                "such as (8, 64): the chips of a node and of a rack."
-            )
-
-    def check(self, caller: str) -> None:
-        """Verify that the running mesh has the axis with this size.
-
-        Raises:
-            MeshError: if it does not.
-        """
-        if not isinstance(self.size, int) or not self.names:
-            return
-        try:
-            found = prod(lax.axis_size(name) for name in self.names)
-        except NameError:
-            raise MeshError(
-                f"{caller}: axis {_shown(self)} is not an axis of the running mesh."
-            ) from None
-        if found != self.size:
-            raise MeshError(
-                f"{caller}: axis {_shown(self)} has {found} chips in the running mesh but "
-                f"{self.size} in the plan."
-            )
-
-
-def check_algorithm(name: str) -> None:
-    """Refuse a link schedule that does not exist.
-
-    Raises:
-        UnknownNameError: the sentence has the nearest names.
-    """
-    if name not in ALGORITHM_NAMES:
-        raise unknown("collective", str(name), ALGORITHM_NAMES)
 
 
 @checked
@@ -120,11 +52,6 @@ def joined(*axes: Axis) -> Axis:
     )
 
 
-def _shown(axis: Axis) -> str:
-    """Name an axis for a message, as the mesh does: what carries it has a word behind its name."""
-    return "/".join(dict.fromkeys(name.partition(" ")[0] for name in axis.names))
-
-
 def _check_joined(axes: Sequence[Axis]) -> None:
     """Refuse what is not a run of chips; symbolic sizes come from a plan that was checked."""
     if not axes or not all(isinstance(axis, Axis) for axis in axes):
@@ -138,8 +65,8 @@ def _check_joined(axes: Sequence[Axis]) -> None:
     for outer, inner in pairwise(several):
         if outer.stride <= inner.stride:
             raise MeshError(
-                f"c2c.joined: axis {_shown(outer)!r} does not lie outside axis "
-                f"{_shown(inner)!r} in the mesh; give each axis once, outermost first."
+                f"c2c.joined: axis {outer.shown!r} does not lie outside axis "
+                f"{inner.shown!r} in the mesh; give each axis once, outermost first."
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jax.sharding import AbstractMesh, Mesh
 
 from ..arguments import is_whole
-from ..datapath.c2c import Axis, check_algorithm
+from ..datapath.axis import Axis, check_algorithm
 from ..errors import MeshError, unknown
 from ..machine.gpu import NvlinkDomain
 from ..machine.topology import Topology

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Num
 
 from lpu_jax.datapath import c2c, expert_slots, mem, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy

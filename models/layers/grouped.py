@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, sxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 
 from ..config import GqaConfig, ModelConfig
 from ..policy import Policy

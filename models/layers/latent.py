@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, sxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 
 from ..config import MlaConfig, ModelConfig
 from ..policy import Policy

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, mem, mxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.scaled import fp8_product, int8_product
 from lpu_jax.numerics.quantized import QuantizedArray, output_scale
 

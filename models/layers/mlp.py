@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Array, Float, Float32
 
 from lpu_jax.datapath import sxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy

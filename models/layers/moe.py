@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, expert_slots, mem, sxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig, MoeConfig
 from ..policy import Policy

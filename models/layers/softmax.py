@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import c2c, masks, mem, mxm, sxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 
 from ..policy import Policy
 from .linear import narrowed

@@ -13,7 +13,7 @@ import jax
 from jax.export import symbolic_shape
 
 from lpu_jax.cost.program import Program, read
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.work import Length
 from models.blocks import Kind, Sizes, block_arguments, block_program, shapes
 from models.config import ModelConfig

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lpu_jax.datapath import c2c
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.mesh import ChipMesh
 
 from .few_shapes import few_shapes

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from small_machines import NODE, tiered
 
 from lpu_jax.datapath import c2c
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.mesh import ChipMesh, run_virtual
 from models import zoo
 from models.hf_families import TENSOR_NAMES

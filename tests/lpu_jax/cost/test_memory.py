@@ -15,7 +15,7 @@ from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath import c2c, mem, mxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.machine.catalogue import system
 
 GROQ = one_group(system("groq-node"), 1)

@@ -22,7 +22,7 @@ from lpu_jax.cost.routing import Choices, Lists
 from lpu_jax.cost.schedule import Timing
 from lpu_jax.cost.timing import placed, timing
 from lpu_jax.datapath import c2c, expert_slots, mxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.work import Unit
 from lpu_jax.errors import CostError
 from lpu_jax.machine.catalogue import system

@@ -9,6 +9,7 @@ from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.program import Program, read
 from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath import c2c, mxm, sxm, vxm
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.catalogue import system
 
@@ -146,7 +147,7 @@ def test_bounds_of_programs_of_one_unit_and_of_none() -> None:
 
 
 def test_a_collective_of_one_chip_takes_nothing() -> None:
-    alone = c2c.Axis(names=(), size=1, tiers=())
+    alone = Axis(names=(), size=1, tiers=())
 
     def without(x: jax.Array, w: jax.Array) -> jax.Array:
         return mxm.matmul(x, w)

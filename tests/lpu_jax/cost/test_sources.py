@@ -13,7 +13,7 @@ from lpu_jax.cost.program import read
 from lpu_jax.cost.sources import constants_read, worst_status
 from lpu_jax.cost.time_report import bound_by
 from lpu_jax.datapath import c2c, mem, mxm, sxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.work import Unit, Work
 from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import ChipMesh

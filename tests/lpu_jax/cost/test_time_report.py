@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from lpu_jax import cost
 from lpu_jax.cost import Report
 from lpu_jax.datapath import c2c, mxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.errors import CostError, MeshError, PlanError, UnknownNameError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.chip import GROQCHIP1

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lpu_jax.datapath import c2c, masks, mem, mxm, scaled, selection, sxm, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.dot_general import MxmDotGeneral
 from lpu_jax.errors import LpuError, MeshError
 from lpu_jax.numerics import elementary, fused, rounding, scalar

@@ -16,7 +16,7 @@ from small_machines import NODE, tiered
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
 from lpu_jax.datapath import c2c, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.errors import CostError, MeshError
 from lpu_jax.mesh import ChipMesh, run_devices, run_nested, run_virtual
 

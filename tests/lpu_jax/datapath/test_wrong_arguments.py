@@ -28,7 +28,7 @@ from jaxtyping import AbstractArray, Key
 
 import lpu_jax.datapath
 import lpu_jax.numerics
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.work import Hardware
 from lpu_jax.errors import LpuError
 from lpu_jax.numerics.formats import E4M3FN, FP32, INT8, Format

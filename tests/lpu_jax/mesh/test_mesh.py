@@ -13,7 +13,7 @@ from small_machines import NODE, tiered
 from strategies import factorisations
 
 from lpu_jax.datapath import c2c, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.mesh import ChipMesh, run_devices, run_nested, run_virtual, trace
 
 MANY = tiered(8).topology

@@ -19,7 +19,7 @@ from small_machines import NODE, tiered
 
 from lpu_jax import mesh as ways
 from lpu_jax.datapath import c2c, vxm
-from lpu_jax.datapath.c2c import Axis
+from lpu_jax.datapath.axis import Axis
 from lpu_jax.errors import LpuError, MeshError, UnknownNameError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.mesh import Axes, ChipMesh

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS, AUTO, EVERYWHERE, as_markdown
 from lpu_jax.cost.collectives.kinds import LISTED_KINDS, OWN_PIECES, PRICED_KINDS
-from lpu_jax.datapath.c2c import ALGORITHM_NAMES, OWN_ORDERS
+from lpu_jax.datapath.axis import ALGORITHM_NAMES
+from lpu_jax.datapath.c2c import OWN_ORDERS
 
 TIMING = Path(__file__).parents[4] / "docs" / "timing.md"
 
