@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 from lpu_jax.arguments import described, is_number
-from lpu_jax.datapath.axis import ALGORITHM_NAMES
+from lpu_jax.datapath.axis import check_algorithm
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
 from models.layers.dispatch import Dispatch
@@ -355,7 +355,8 @@ class Plan:
     """Stages of `group_chips` chips each, and the split of every kind of block.
 
     The embedding and the head split the vocabulary over the whole group. `collective` is the
-    algorithm of every collective: `auto` takes the fastest legal one.
+    algorithm of every collective, such as `direct` or `direct+pipelined`; `auto` takes the fastest
+    legal one.
     """
 
     stages: int = 1
@@ -374,8 +375,7 @@ class Plan:
                     f"plan {name} is {described(given)}; it must be of type {part.__name__}, such "
                     f"as {part.__name__}(tensor=2)."
                 )
-        if self.collective not in ALGORITHM_NAMES:
-            raise unknown("collective", str(self.collective), ALGORITHM_NAMES)
+        check_algorithm(self.collective)
 
     @property
     def n_chips(self) -> int:

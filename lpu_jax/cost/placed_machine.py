@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from ..datapath.axis import PIPELINED, steps_of
 from ..datapath.work import Length, Quantity
 from ..errors import CostError
 from ..machine.chip import ChipSpec
@@ -18,8 +19,8 @@ from ..machine.spans import Span, stack_spans
 from ..machine.system import System
 from ..machine.topology import Topology
 from .collectives.algorithms.table import ALGORITHMS, AUTO, EVERYWHERE
+from .collectives.closed_form.priced import Schedule
 from .collectives.closed_form.setting import Setting, setting
-from .collectives.closed_form.steps import Schedule
 from .collectives.links import legal_in, schedule_in
 
 
@@ -77,6 +78,8 @@ class PlacedMachine:
     ) -> tuple[Quantity, Quantity]:
         """Price a collective; `auto` takes the fastest legal algorithm, each plan on its own.
 
+        Pipelined forms are never slower, so `auto` takes them.
+
         An algorithm that does not exist for a kind of collective leaves that kind to `auto`.
 
         Returns:
@@ -103,13 +106,14 @@ class PlacedMachine:
 
         Args:
             kind: one of `kinds.PRICED_KINDS`.
-            algorithm: one of `algorithms.table.ALGORITHMS`, or `auto`.
+            algorithm: one of `algorithms.table.ALGORITHMS`, pipelined or not, or `auto`.
             n_chips: chips of the run.
             stride: chips from one to the next.
             payload_bytes: as for `Schedule.cycles`.
 
         Returns:
             The algorithm's name and its schedule; for a run of one chip a schedule without time.
+            Where steps that overlap gain nothing, `auto` means those that do not.
 
         Raises:
             CostError: as for `collective_cycles`, or if this is the machine of many plans.
@@ -118,6 +122,11 @@ class PlacedMachine:
             raise CostError("chosen: a machine of many plans was given; a single plan is needed.")
         every = self._schedules(kind, algorithm, n_chips, stride)
         best = min(every, key=lambda steps: float(steps.cycles(payload_bytes)))
+        if not _is_asked_for(algorithm, kind):
+            where = self._setting(n_chips, stride)
+            plain = schedule_in(where, kind, steps_of(best.algorithm))
+            if plain.cycles(payload_bytes) <= best.cycles(payload_bytes):
+                best = plain
         return best.algorithm, best
 
     def runs(self, n_chips: int, stride: int, stage: int) -> Int[np.ndarray, "runs chips"]:
@@ -159,7 +168,7 @@ class PlacedMachine:
             CostError: a named algorithm is not legal for every plan.
         """
         where = self._setting(n_chips, stride)
-        if algorithm != "auto" and _exists_for(algorithm, kind):
+        if _is_asked_for(algorithm, kind):
             legal = legal_in(where, kind, algorithm)
             if not np.all(legal):
                 raise CostError(self._why_not(where, kind, algorithm, legal))
@@ -168,11 +177,11 @@ class PlacedMachine:
         for name in AUTO:
             legal = legal_in(where, kind, name)
             if np.any(legal & ALGORITHMS[name].differs(where)):
-                yield schedule_in(where, kind, name)
+                yield schedule_in(where, kind, name + PIPELINED)
 
     def _why_not(self, where: Setting, kind: str, algorithm: str, legal: Any) -> str:
         """Say why an algorithm does not exist over the links of a run, and what does."""
-        run, needs = where.run, ALGORITHMS[algorithm].needs
+        run, needs = where.run, ALGORITHMS[steps_of(algorithm)].needs
         assert needs is not None  # it exists for every run
         index = int(np.argmin(np.atleast_1d(legal)))
         n, nodes, racks = (
@@ -220,9 +229,13 @@ class PlacedMachine:
         return self._spans[key]
 
 
-def _exists_for(algorithm: str, kind: str) -> bool:
-    """Whether an algorithm is one for a kind; one that nobody knows is refused where it is used."""
-    return algorithm not in ALGORITHMS or kind in ALGORITHMS[algorithm].kinds
+def _is_asked_for(algorithm: str, kind: str) -> bool:
+    """Whether a kind is done by this algorithm, and not by what `auto` takes.
+
+    One that nobody knows is refused where it is used.
+    """
+    name = steps_of(algorithm)
+    return name != "auto" and (name not in ALGORITHMS or kind in ALGORITHMS[name].kinds)
 
 
 def one_group(system: System, n_chips: int) -> PlacedMachine:

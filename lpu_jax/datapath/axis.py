@@ -16,6 +16,9 @@ from ..errors import MeshError, unknown
 #: Names of link schedules; `lpu_jax.cost.collectives.algorithms` says what each does. They are here
 #: because an axis carries one, and everything that has an axis lies above.
 ALGORITHM_NAMES = ("auto", "one_shot", "direct", "ring", "flat3", "hier4", "hier5", "two_step")
+#: Behind the name of an algorithm: its steps overlap, vector by vector. The order of summation, and
+#: so every bit, is that of the algorithm.
+PIPELINED = "+pipelined"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,8 @@ class Axis:
 
     The names are mesh axes, outermost first; their product is the run. `tiers` are the chips of a
     node, of a rack, and so on: they fix the order of summation. `algorithm` fixes the link
-    schedule; `auto` takes the fastest legal one of those that sum in that order;
-    `c2c.OWN_ORDERS` has the others.
+    schedule, behind a `+pipelined` one whose steps overlap; `auto` takes the fastest legal one of
+    those that sum in that order; `c2c.OWN_ORDERS` has the others.
 
     Raises:
         LpuError: a field of another type, or a tier that is no multiple of the one before.
@@ -78,11 +81,17 @@ class Axis:
             )
 
 
+def steps_of(algorithm: str) -> str:
+    """Name the algorithm whose steps, and whose order of summation, a pipelined one has."""
+    return algorithm.removesuffix(PIPELINED)
+
+
 def check_algorithm(name: str) -> None:
     """Refuse a link schedule that does not exist.
 
     Raises:
         UnknownNameError: the sentence has the nearest names.
     """
-    if name not in ALGORITHM_NAMES:
-        raise unknown("collective", str(name), ALGORITHM_NAMES)
+    known = (*ALGORITHM_NAMES, *(name + PIPELINED for name in ALGORITHM_NAMES if name != "auto"))
+    if name not in known:
+        raise unknown("collective", str(name), known)

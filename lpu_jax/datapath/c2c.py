@@ -23,7 +23,7 @@ from jaxtyping import Array, BFloat16, Float16, Float32
 from ..arguments import Count, check_not_empty, checked, divides, exceeds
 from ..errors import CostError, LpuError, MeshError
 from ..numerics import elementary, rounding
-from .axis import Axis
+from .axis import Axis, steps_of
 from .primitive import primitive
 from .work import Call, Hardware, Unit, Work
 
@@ -153,7 +153,7 @@ def all_to_all(x: Array, axis: Axis, *, dim: int) -> Array:
 
 def _check_order(axis: Axis, caller: str) -> None:
     """Refuse an order of its own beyond a node; sizes yet unknown are checked when priced."""
-    if axis.algorithm not in OWN_ORDERS or not axis.tiers:
+    if steps_of(axis.algorithm) not in OWN_ORDERS or not axis.tiers:
         return
     if isinstance(axis.size, int) and isinstance(axis.stride, int):
         most = max(1, axis.tiers[0] // axis.stride)
@@ -300,8 +300,9 @@ def _all_reduce_meaning(
     x: Array, *, names: Any, stacked: Any, size: int, tiers: Any, algorithm: str, **_: Any
 ) -> Array:
     parts = _parts(x, names, stacked, size)
-    if algorithm in OWN_ORDERS and parts.shape[0] > 1:
-        return OWN_ORDERS[algorithm].whole(parts)
+    own_order = OWN_ORDERS.get(steps_of(algorithm))
+    if own_order is not None and parts.shape[0] > 1:
+        return own_order.whole(parts)
     return _tiered_sum(parts, tiers)
 
 
@@ -324,8 +325,9 @@ def _reduce_scatter_meaning(
     **_: Any,
 ) -> Array:
     parts = _parts(x, names, stacked, size)
-    if algorithm in OWN_ORDERS and size > 1:
-        return _own_share(OWN_ORDERS[algorithm].shares(parts, dim), names, stacked)
+    own_order = OWN_ORDERS.get(steps_of(algorithm))
+    if own_order is not None and size > 1:
+        return _own_share(own_order.shares(parts, dim), names, stacked)
     total = _tiered_sum(parts, tiers)
     return _own_share(_cut(total, size, dim), names, stacked)
 

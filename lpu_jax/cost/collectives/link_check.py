@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from ...errors import CostError
 from ...machine.topology import Topology
 from .kinds import OWN_PIECES
-from .link_table import LinkSchedule, link_keys, link_name, piece_starts
+from .link_table import LinkSchedule, link_keys, link_name
 
 # Cycles; far below a frame, far above the rounding of cycles added up.
 _TOLERANCE = 1e-3
@@ -79,7 +79,10 @@ def check(schedule: LinkSchedule, topology: Topology, *, most_followed: int = 30
     n_links = _check_links(schedule, topology)
     _check_cycles(schedule, topology)
     _check_exclusive(schedule)
-    _check_order(schedule)
+    if schedule.is_pipelined:
+        _check_order_of_vectors(schedule)
+    else:
+        _check_order(schedule)
     ranges = _ranges(schedule)
     total = int(sum(length for *_, length in ranges))
     every = max(1, -(-total // most_followed)) if most_followed > 0 else len(ranges) + 1
@@ -204,6 +207,30 @@ def _check_order(schedule: LinkSchedule) -> None:
         )
 
 
+def _check_order_of_vectors(schedule: LinkSchedule) -> None:
+    """Show that a vector leaves a chip only after all that earlier steps sent of it has arrived."""
+    for index in np.flatnonzero(schedule.vector_count != 1):
+        _fail(schedule, index, f"carries {schedule.vector_count[index]} vectors; pipelined, 1")
+    # In an all_to_all vectors of equal number have as many contents as there are chips.
+    whose = schedule.origin * (schedule.kind == "all_to_all")
+    chips = np.concatenate([schedule.src, schedule.dst])
+    columns = [np.tile(column, 2) for column in (schedule.run, schedule.first_piece, whose)]
+    _, place = np.unique(np.stack([chips, *columns]), axis=1, return_inverse=True)
+    here, there = np.split(place.reshape(-1), 2)
+    arrived = np.zeros(place.size)
+    for step in range(schedule.hops):
+        now = np.flatnonzero(schedule.step == step)
+        early = schedule.start_cycle[now] < arrived[here[now]] - _TOLERANCE
+        for index in now[early]:
+            _fail(
+                schedule,
+                index,
+                f"starts at cycle {schedule.start_cycle[index]:g}, before its vector has arrived "
+                f"at {arrived[here[index]]:g}",
+            )
+        np.maximum.at(arrived, there[now], schedule.arrival_cycle[now])
+
+
 def _ranges(schedule: LinkSchedule) -> list[tuple[int, int, int, int]]:
     """Cut the payload of each run where any transfer starts or ends.
 
@@ -217,7 +244,8 @@ def _ranges(schedule: LinkSchedule) -> list[tuple[int, int, int, int]]:
     limits = np.searchsorted(schedule.run[order], np.arange(schedule.runs.shape[0] + 1))
     owned = schedule.kind in OWN_PIECES
     chips = np.arange(schedule.runs.shape[1] + 1 if owned else 2)
-    edges = chips * schedule.n_pieces // chips[-1]
+    of_slice = chips * schedule.slice_pieces // chips[-1]
+    edges = np.add.outer(np.arange(schedule.n_slices) * schedule.slice_pieces, of_slice).reshape(-1)
     for run in range(schedule.runs.shape[0]):
         mine = order[limits[run] : limits[run + 1]]
         first = schedule.first_piece[mine]
@@ -258,7 +286,7 @@ class _Replay:
         self.chips: list[int] = schedule.runs[run].tolist()
         self.low, self.high = low, high
         n = len(self.chips)
-        self.owner = low * n // schedule.n_pieces
+        self.owner = low % schedule.slice_pieces * n // schedule.slice_pieces
         edges = schedule.vectors_before(np.array([[low], [high]]), np.arange(n))
         # Contributions that have vectors in this range.
         some = np.broadcast_to(edges[1] > edges[0], (n,))
@@ -359,5 +387,5 @@ class _Replay:
     def _range(self) -> str:
         schedule = self.schedule
         edges = np.array([self.low, self.high])
-        first, end = piece_starts(edges, schedule.n_pieces, schedule.payload_vectors, 0, 1).tolist()
+        first, end = schedule.vectors_before(edges, np.zeros_like(edges)).tolist()
         return f"{schedule.kind} {schedule.algorithm}: of the payload, vectors {first}..{end - 1}"

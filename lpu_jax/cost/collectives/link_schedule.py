@@ -3,11 +3,13 @@
 `links` prices collectives in closed form; this module lists the same algorithms transfer by
 transfer, for all runs of a mesh axis at once, so that links which runs share are seen to be shared.
 The two do not use each other; tests compare the two. Steps follow one another with a
-barrier: a step starts when everything of the step before has arrived. Within a step, transfers that
-share a link follow one another on it. `link_check` proves a schedule right.
+barrier: a step starts when everything of the step before has arrived. Pipelined, every vector has a
+transfer of its own, which starts when all of the vector that earlier steps bring has arrived
+(`overlap`). Transfers that share a link follow one another on it. `link_check` proves a schedule
+right.
 
-Not modelled: overlap of one step with the next, routes over a third node, link errors, and time for
-additions, which overlap with arrival.
+Not modelled: routes over a third node, link errors, and time for additions, which overlap with
+arrival.
 """
 
 import math
@@ -16,11 +18,13 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Int
 
+from ...datapath.axis import steps_of
 from ...errors import CostError, unknown
 from ...machine.topology import Topology
 from .algorithms.table import ALGORITHMS
 from .kinds import LISTED_KINDS
 from .link_table import LinkSchedule, link_keys, piece_starts
+from .overlap import starts_as_vectors_arrive
 from .routes.rows import Rows
 
 
@@ -90,7 +94,8 @@ def link_schedule(
         kind: one of `LISTED_KINDS`. A hand_over moves a vector that every chip of one group holds
             to every chip of another: a run is the chips of the first group, then those of the
             second.
-        algorithm: one of `ALGORITHMS`; the links that it needs must exist.
+        algorithm: one of `ALGORITHMS`, or `+pipelined` behind one; the links that it needs must
+            exist.
         runs: chips of each run, ascending; contiguous or a constant stride apart or neither.
         payload_bytes: bytes of the full vector of a chip (all_gather: the gathered output;
             reduce_scatter: the input; all_to_all: what one chip holds).
@@ -112,7 +117,7 @@ def link_schedule(
     """
     if kind not in LISTED_KINDS:
         raise unknown("collective", kind, LISTED_KINDS)
-    if algorithm not in ALGORITHMS:
+    if steps_of(algorithm) not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
     if not (math.isfinite(clock_hz) and clock_hz > 0):
         raise CostError(f"link_schedule: clock_hz={clock_hz} must be positive and finite")
@@ -121,11 +126,17 @@ def link_schedule(
     _check_runs(topology, kind, runs)
     n_vectors = -(-payload_bytes // topology.frame_payload_bytes)
     runs = np.asarray(runs, np.int64)
+    n_slices = 1
     if runs.shape[1] == 1 or n_vectors == 0 or runs.size == 0:
         rows, n_pieces = Rows.none(), 1
     else:
-        rows, n_pieces = _route(topology, kind, algorithm, runs)
-    return _timed(topology, clock_hz, kind, algorithm, runs, payload_bytes, rows, n_pieces)
+        rows, n_pieces = _route(topology, kind, steps_of(algorithm), runs)
+        if algorithm != steps_of(algorithm):
+            n_slices = -(-n_vectors // n_pieces)
+            rows = rows.singly().repeated(n_slices, n_pieces)
+    return _timed(
+        topology, clock_hz, kind, algorithm, runs, payload_bytes, rows, n_pieces, n_slices
+    )
 
 
 def _route(
@@ -189,39 +200,39 @@ def _timed(
     runs: Int[np.ndarray, "runs chips"],
     payload_bytes: int,
     rows: Rows,
-    n_pieces: int,
+    slice_pieces: int,
+    n_slices: int,
 ) -> LinkSchedule:
     """Give every transfer its vectors and its cycles."""
+    is_pipelined, n_pieces = algorithm != steps_of(algorithm), slice_pieces * n_slices
     n_vectors = -(-payload_bytes // topology.frame_payload_bytes)
     phases, step = np.unique(rows.phase, return_inverse=True)
     link = link_keys(rows.src, rows.dst, rows.part)
-    order = np.lexsort((rows.first, rows.origin, rows.run, link, step))
-    rows, step, link = _merged(rows.take(order), step[order], link[order])
+    order = np.lexsort((rows.first, rows.origin, rows.run, rows.first // slice_pieces, link, step))
+    rows, step, link = rows.take(order), step[order], link[order]
+    if not is_pipelined:
+        rows, step, link = _merged(rows, step, link)
     # In an all_to_all each chip's cut is shifted, so that remainders go to all chips alike.
     shift, shifts = (rows.origin, runs.shape[1]) if kind == "all_to_all" else (0, 1)
-    first = piece_starts(rows.first, n_pieces, n_vectors, shift, shifts)
-    vectors = piece_starts(rows.first + rows.count, n_pieces, n_vectors, shift, shifts) - first
+    first, after = (
+        piece_starts(pieces, n_pieces, n_vectors, shift, shifts, n_slices)
+        for pieces in (rows.first, rows.first + rows.count)
+    )
+    vectors = after - first
     some = vectors > 0
     rows, step, link, first, vectors = (
         rows.take(some), step[some], link[some], first[some], vectors[some]
     )  # fmt: skip
     hop, frame = link_cycles(topology, clock_hz, rows.src, rows.dst)
-    opens = np.ones(link.size, np.bool_)
-    opens[1:] = (link[1:] != link[:-1]) | (step[1:] != step[:-1])
-    head = np.maximum.accumulate(np.where(opens, np.arange(link.size), 0))
-    before = np.cumsum(vectors) - vectors
-    start = (before - before[head]) * frame
+    used, step = np.unique(step, return_inverse=True)  # a step without vectors is none
+    if is_pipelined:
+        start = starts_as_vectors_arrive(rows, step, link, hop, frame, kind)
+    else:
+        start = _starts_after_steps(step, link, vectors, hop, frame)
     release = start + vectors * frame
     arrival = start + hop + (vectors - 1) * frame
-    length = np.zeros(phases.size)
-    # A link whose hop is shorter than a frame is free only after its last vector has arrived.
-    np.maximum.at(length, step, np.maximum(arrival, release))
-    ends = np.cumsum(length)
-    begin = (ends - length)[step]
-    used = np.bincount(step, minlength=phases.size) > 0
-    # A step without vectors is none.
-    number = np.append(np.cumsum(used) - used, used.sum())
-    since = number[np.searchsorted(phases, rows.since)]
+    ends = np.zeros(used.size)
+    np.maximum.at(ends, step, np.maximum(arrival, release))
     return LinkSchedule(
         kind=kind,
         algorithm=algorithm,
@@ -229,12 +240,13 @@ def _timed(
         payload_bytes=payload_bytes,
         payload_vectors=n_vectors,
         n_pieces=n_pieces,
+        n_slices=n_slices,
         clock_hz=float(clock_hz),
         frame_payload_bytes=topology.frame_payload_bytes,
         frame_bytes=topology.frame_bytes,
-        step_names=ALGORITHMS[algorithm].step_names(kind, phases[used].tolist()),
-        step_end_cycle=ends[used],
-        step=number[step],
+        step_names=ALGORITHMS[steps_of(algorithm)].step_names(kind, phases[used].tolist()),
+        step_end_cycle=np.maximum.accumulate(ends),
+        step=step,
         run=rows.run,
         src=rows.src,
         dst=rows.dst,
@@ -242,12 +254,35 @@ def _timed(
         level=link_levels(topology, rows.src, rows.dst),
         first_piece=rows.first,
         piece_count=rows.count,
-        since_step=np.where(rows.since < 0, -1, since),
+        since_step=np.where(rows.since < 0, -1, np.searchsorted(phases[used], rows.since)),
         origin=rows.origin,
         origin_count=rows.origins,
         first_vector=first,
         vector_count=vectors,
-        start_cycle=begin + start,
-        release_cycle=begin + release,
-        arrival_cycle=begin + arrival,
+        start_cycle=start,
+        release_cycle=release,
+        arrival_cycle=arrival,
     )
+
+
+def _starts_after_steps(
+    step: Int[np.ndarray, " rows"],
+    link: Int[np.ndarray, " rows"],
+    vectors: Int[np.ndarray, " rows"],
+    hop: Float[np.ndarray, " rows"],
+    frame: Float[np.ndarray, " rows"],
+) -> Float[np.ndarray, " rows"]:
+    """Start transfers one after another on each link, each step after all of the one before.
+
+    Rows are in order of step and link.
+    """
+    opens = np.ones(link.size, np.bool_)
+    opens[1:] = (link[1:] != link[:-1]) | (step[1:] != step[:-1])
+    head = np.maximum.accumulate(np.where(opens, np.arange(link.size), 0))
+    before = np.cumsum(vectors) - vectors
+    start = (before - before[head]) * frame
+    length = np.zeros(int(step.max(initial=-1)) + 1)
+    # A link whose hop is shorter than a frame is free only after its last vector has arrived.
+    done = np.maximum(start + hop + (vectors - 1) * frame, start + vectors * frame)
+    np.maximum.at(length, step, done)
+    return np.asarray((np.cumsum(length) - length)[step] + start)

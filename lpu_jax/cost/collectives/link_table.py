@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from ...datapath.axis import PIPELINED
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinkUse:
@@ -53,19 +55,25 @@ class LinkSchedule:
     by one vector at most. In an all_to_all the cut is shifted for each chip, so that the remainders
     do not all go to the same chips.
 
+    A pipelined schedule takes the payload in `n_slices` slices, each cut into the same pieces, of a
+    vector each; the last slice may be shorter. Slice 0 has the first vector of every share, slice 1
+    the second, and so on: pieces and vectors are numbered slice by slice, as they leave, not as
+    they lie in memory.
+
     Attributes:
         kind: what is done; one of `kinds.LISTED_KINDS`.
-        algorithm: how; one of `algorithms.table.ALGORITHMS`.
+        algorithm: how; one of `algorithms.table.ALGORITHMS`, pipelined or not.
         runs: the chips of each run. In a hand_over the first half sends and the second receives;
             send goes from the first chip to the last; broadcast starts at the first.
         payload_bytes: bytes of the full vector, as `links.Schedule.cycles` defines it.
         payload_vectors: the same in vectors.
         n_pieces: pieces into which it is cut.
+        n_slices: slices that they make up; 1 if steps follow one another.
         clock_hz: clock in which cycles are counted.
         frame_payload_bytes: bytes of a vector.
         frame_bytes: bytes of a vector on a link.
         step_names: what happens in each step.
-        step_end_cycle: when everything of a step has arrived.
+        step_end_cycle: when everything of a step, and of those before, has arrived.
         step: step of each transfer.
         run: its run.
         src: sending chip.
@@ -91,6 +99,7 @@ class LinkSchedule:
     payload_bytes: int
     payload_vectors: int
     n_pieces: int
+    n_slices: int
     clock_hz: float
     frame_payload_bytes: int
     frame_bytes: int
@@ -125,10 +134,20 @@ class LinkSchedule:
         Returns:
             Numbers of vectors. Only an all_to_all cuts the data of each chip in its own way.
         """
-        vectors = self.payload_vectors
-        if self.kind == "all_to_all":
-            return piece_starts(pieces, self.n_pieces, vectors, origin, self.runs.shape[1])
-        return piece_starts(pieces, self.n_pieces, vectors)
+        shift, shifts = (origin, self.runs.shape[1]) if self.kind == "all_to_all" else (0, 1)
+        return piece_starts(
+            pieces, self.n_pieces, self.payload_vectors, shift, shifts, self.n_slices
+        )
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether steps overlap."""
+        return self.algorithm.endswith(PIPELINED)
+
+    @property
+    def slice_pieces(self) -> int:
+        """Pieces of a slice."""
+        return self.n_pieces // self.n_slices
 
     @property
     def n_transfers(self) -> int:
@@ -276,8 +295,11 @@ def piece_starts(
     n_vectors: int,
     shift: int | Int[np.ndarray, "..."] = 0,
     n_shifts: int = 1,
+    n_slices: int = 1,
 ) -> Int[np.ndarray, "..."]:
     """Find the first vector of pieces: `pieces * n_vectors / n_pieces + shift / n_shifts`.
+
+    Of several slices each is cut so; all but the last have a vector for each of their pieces.
 
     Args:
         pieces: numbers of pieces; `n_pieces` stands for the end.
@@ -285,9 +307,14 @@ def piece_starts(
         n_vectors: vectors of the payload.
         shift: which of the equally shifted cuts; 0 for the plain one.
         n_shifts: how many there are.
+        n_slices: slices of the payload, and of the pieces.
 
     Returns:
         Numbers of vectors, rounded down.
     """
+    n_pieces //= n_slices
+    of_slice, piece = np.divmod(pieces, n_pieces)
+    begin = np.minimum(of_slice * (n_pieces if n_slices > 1 else n_vectors), n_vectors)
+    within = np.minimum(n_vectors - begin, n_pieces) if n_slices > 1 else n_vectors
     over = n_pieces * n_shifts
-    return np.asarray((pieces * n_vectors * n_shifts + shift * n_pieces) // over)
+    return np.asarray(begin + (piece * within * n_shifts + shift * n_pieces) // over)

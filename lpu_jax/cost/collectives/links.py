@@ -2,11 +2,12 @@
 
 Every collective runs over runs of chips (`spans.Span` says what a run touches), all runs of a
 group at once. A step moves shares of a vector over links that exist, each step after the one
-before; `link_schedule` lists the same steps link by link, and tests compare this module with it.
-Which algorithms there are, and which steps they take, is said in `algorithms`.
+before, or, pipelined, slice by slice as soon as the one before lets it (`closed_form.flow`);
+`link_schedule` lists the same steps link by link, and tests compare this module with it. Which
+algorithms there are, and which steps they take, is said in `algorithms`.
 
-Not modelled: detours over a third node (minimal routes only), overlap of one step with the next,
-and time for the additions, which overlap with arrival.
+Not modelled: detours over a third node (minimal routes only), and time for the additions, which
+overlap with arrival.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int
 
+from ...datapath.axis import steps_of
 from ...errors import unknown
 from ...machine.ports import Numbers
 from ...machine.spans import Span
@@ -22,9 +24,10 @@ from .algorithms.algorithm import Algorithm
 from .algorithms.table import ALGORITHMS, EVERYWHERE
 from .closed_form.hierarchy import far_steps
 from .closed_form.loads import gate_loads
+from .closed_form.priced import Schedule
 from .closed_form.runs import Run
 from .closed_form.setting import Setting, setting
-from .closed_form.steps import Rates, Schedule, Step, link_rates, make_step
+from .closed_form.steps import BETWEEN_NODES, IN_NODE, Rates, Step, link_rates, make_step
 from .kinds import OWN_PIECES, PRICED_KINDS
 
 
@@ -42,7 +45,7 @@ def schedule(
         topology: the machine's links.
         clock_hz: clock in which cycles are counted.
         kind: one of `PRICED_KINDS`. `send` moves a vector from one chip of the run to another.
-        algorithm: one of `ALGORITHMS`.
+        algorithm: one of `ALGORITHMS`, or `+pipelined` behind one.
         span: what the runs touch, at worst; fields may be arrays with one entry per plan.
         stride: chips from one chip of a run to the next. If it is not 1, `span.n_chips` counts the
             run, and the other fields are those of its block of `n_chips * stride` chips, which
@@ -59,10 +62,11 @@ def schedule(
         Exact against the steps written out link by link (`Schedule.exact` says where), for vectors
         that divide evenly: inside a node; over nodes of one rack that runs fill, unless the load of
         a link depends on where in the rack the run lies (then the worst place is taken); for an
-        all_reduce over whole nodes of a line of racks whose nodes are linked chip by chip. An upper
-        bound elsewhere. Over racks, all_gather and reduce_scatter are priced as an all_reduce of
-        the whole vector, all_to_all as an all_gather of everything. Pieces that chips have of their
-        own are whole vectors.
+        all_reduce over whole nodes of a line of racks whose nodes are linked chip by chip; of all
+        these, pipelined, where a slice has no more than a vector for any link. An upper bound
+        elsewhere. Over racks, all_gather and reduce_scatter are priced as an all_reduce of the
+        whole vector, all_to_all as an all_gather of everything. Pieces that chips have of their own
+        are whole vectors.
 
     Source:
         The three-hop schedule: ISCA22. Which chip owns which link: assumed (`ports`).
@@ -78,7 +82,7 @@ def schedule_in(where: Setting, kind: str, algorithm: str) -> Schedule:
     """
     row = _row(kind, algorithm)
     exists_for_kind = kind in row.kinds
-    return _finish(
+    priced = _finish(
         where.topology,
         where.run,
         kind,
@@ -87,6 +91,10 @@ def schedule_in(where: Setting, kind: str, algorithm: str) -> Schedule:
         exact=_exact(where, kind, row) if exists_for_kind else np.False_,
         steps=row.price(where, kind) if exists_for_kind else (),
     )
+    if algorithm == row.name:
+        return priced
+    sliced = replace(priced, slice_vectors=row.slice_vectors(where, kind))
+    return replace(sliced, exact=priced.exact & sliced.goes_by_vector)
 
 
 def legal_in(where: Setting, kind: str, algorithm: str) -> Numbers:
@@ -107,9 +115,9 @@ def legal_in(where: Setting, kind: str, algorithm: str) -> Numbers:
 def _row(kind: str, algorithm: str) -> Algorithm:
     if kind not in PRICED_KINDS:
         raise unknown("collective", kind, PRICED_KINDS)
-    if algorithm not in ALGORITHMS:
+    if steps_of(algorithm) not in ALGORITHMS:
         raise unknown("algorithm", algorithm, ALGORITHMS)
-    return ALGORITHMS[algorithm]
+    return ALGORITHMS[steps_of(algorithm)]
 
 
 def _exact(where: Setting, kind: str, row: Algorithm) -> Numbers:
@@ -137,6 +145,7 @@ def _finish(
         exact=exact & legal,
         # What each chip has, or gets, is its own; only a vector that all have is cut at will.
         pieces=run.n if kind in OWN_PIECES else 1.0,
+        slice_vectors=np.float64(np.inf),
         steps=steps,
         frame_payload_bytes=topology.frame_payload_bytes,
         frame_bytes=topology.frame_bytes,
@@ -235,24 +244,32 @@ def _hand_over_steps(
     if topology.rack_wiring == "node":
         last = np.where(run.far, sharing * topology.rack_ports.share_per_chip, landed)
     neighbours = topology.node_chips - 1
-    exchange = make_step(
-        "exchange between groups",
-        run.n > 0,
-        np.where(run.single, rates.local, rates.node),
-        np.where(run.single, own, node_share),
-        np.where(run.single, rates.local_frame, rates.node_frame),
-        np.where(run.single, 1.0, run.nodes * ports.n_links * own),
+    across = "exchange between groups"
+    exchange = (
+        make_step(across, IN_NODE, run.single, rates.local, own, rates.local_frame, 1.0),
+        make_step(
+            across,
+            BETWEEN_NODES,
+            run.many,
+            rates.node,
+            node_share,
+            rates.node_frame,
+            run.nodes * ports.n_links * own,
+        ),
     )
     far = far_steps(topology, rates, run)
     if topology.racks_in_chain:
         # A chip's link to the next rack takes on what landed on the chip.
         far = tuple(replace(step, share=np.where(run.far, landed, 0.0)) for step in far)
     return (
-        make_step("spread in node", spreads, rates.local, whole, rates.local_frame, neighbours),
-        exchange,
+        make_step(
+            "spread in node", IN_NODE, spreads, rates.local, whole, rates.local_frame, neighbours
+        ),
+        *exchange,
         *far,
         make_step(
             "gather in node",
+            IN_NODE,
             run.many | (run.n > 1),
             rates.local,
             np.where(run.single, own, last),

@@ -46,6 +46,8 @@ class Algorithm:
         needs: what it needs in order to exist on a machine, for the refusal; None if it exists for
             every run.
         price: its steps as formulas over many plans, for a kind.
+        slice_vectors: vectors of the payload that pass its steps together if it is pipelined, for a
+            kind: at least as many as the route has pieces, of one vector each, and a multiple.
         exact: runs over several nodes for which the formulas are the time of the explicit steps.
         route: who sends which pieces to whom, for a kind and runs of at least two chips, and into
             how many pieces the payload is cut; refuses runs without its links.
@@ -62,6 +64,7 @@ class Algorithm:
     exists: Callable[[Setting], Numbers]
     needs: Callable[[Topology], str] | None
     price: Callable[[Setting, str], tuple[Step, ...]]
+    slice_vectors: Callable[[Setting, str], Numbers]
     exact: Callable[[Setting, str], Numbers]
     route: Callable[[Topology, str, Runs], tuple[Rows, int]]
     step_names: Callable[[str, list[int]], tuple[str, ...]]

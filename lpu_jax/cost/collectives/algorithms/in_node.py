@@ -9,7 +9,7 @@ from ....errors import CostError
 from ....machine.ports import Numbers
 from ....machine.topology import Topology
 from ..closed_form.setting import Setting
-from ..closed_form.steps import Step, make_step
+from ..closed_form.steps import IN_NODE, Step, make_step
 from ..kinds import PRICED_KINDS
 from ..routes.rows import EXCHANGE, GATHER, SPREAD, Rows, join_rows, make_rows
 from .algorithm import Algorithm, Runs, nowhere
@@ -37,7 +37,14 @@ def _step(
 ) -> Step:
     """A step over links inside the node, for runs of several chips."""
     rates, several = where.rates, where.run.n > 1
-    return make_step(name, several, rates.local, share, rates.local_frame, fan_out, times=times)
+    return make_step(
+        name, IN_NODE, several, rates.local, share, rates.local_frame, fan_out, times=times
+    )
+
+
+def slice_of_shares(where: Setting, kind: str) -> Numbers:
+    """A vector of each chip's share; a vector that is sent to one chip has no shares."""
+    return np.ones_like(where.run.n) if kind == "send" else where.run.n
 
 
 # --- one_shot: every chip sends its whole vector to every peer -----------------------------------
@@ -78,6 +85,7 @@ ONE_SHOT = Algorithm(
     exists=_is_inside,
     needs=_need,
     price=_price_one_shot,
+    slice_vectors=lambda where, kind: np.ones_like(where.run.n),
     exact=nowhere,
     route=_route_one_shot,
     step_names=lambda kind, phases: (_SPREAD,) * len(phases),
@@ -171,6 +179,7 @@ DIRECT = Algorithm(
     exists=_is_inside,
     needs=_need,
     price=_price_direct,
+    slice_vectors=slice_of_shares,
     exact=nowhere,
     route=route_direct,
     step_names=_direct_names,
@@ -223,6 +232,7 @@ RING = Algorithm(
     exists=_is_inside,
     needs=_need,
     price=_price_ring,
+    slice_vectors=slice_of_shares,
     exact=nowhere,
     route=_route_ring,
     step_names=lambda kind, phases: tuple(

@@ -15,7 +15,7 @@ from ....machine.topology import Topology
 from ..closed_form.hierarchy import flat3
 from ..closed_form.loads import gate_loads
 from ..closed_form.setting import Setting
-from ..kinds import PRICED_KINDS
+from ..kinds import OWN_PIECES, PRICED_KINDS
 from ..routes.messages import all_to_all_over_levels, hand_over_between_levels, send_over_levels
 from ..routes.over_levels import (
     broadcast_over_levels,
@@ -34,7 +34,7 @@ from ..routes.rows import (
     join_rows,
 )
 from .algorithm import Algorithm, Runs, everywhere
-from .in_node import route_direct
+from .in_node import route_direct, slice_of_shares
 
 _ROUTES: dict[str, Callable[[Topology, Runs], tuple[Rows, int]]] = {
     "all_reduce": reduce_over_levels,
@@ -98,6 +98,26 @@ def _is_exact(where: Setting, kind: str) -> Numbers:
     return run.filled & even & whole & (~run.far | line)
 
 
+def _slice_vectors(where: Setting, kind: str) -> Numbers:
+    """A vector for each link between two nodes, and between two racks; of each chip's own data."""
+    run, topology = where.run, where.topology
+    n = np.asarray(run.n, np.int64)
+    n_links = topology.node_ports.n_links
+    n_racks = topology.node_chips if topology.racks_in_chain else topology.rack_ports.n_links
+    cut = np.full_like(n, n_links)
+    if kind == "all_to_all":
+        # Messages are dealt out to the links in turn; where nodes differ, cut as fine as needed.
+        cut = np.where(run.aligned, cut // np.gcd(cut, run.per_node.astype(np.int64)), cut)
+    elif np.any(run.far):
+        own = kind in OWN_PIECES and topology.rack_wiring == "rack"
+        cut = np.where(run.far, n_links * n_racks if own else math.lcm(n_links, n_racks), cut)
+    whole = cut * n if kind in OWN_PIECES else cut
+    # Runs no larger than a node may lie inside one, and take a share of each chip.
+    near = slice_of_shares(where, kind).astype(np.int64)
+    near = np.where(run.n <= topology.node_chips, near, 1)
+    return np.where(run.many, np.lcm(whole, near), near).astype(np.float64)
+
+
 def _leaves_a_node(where: Setting) -> Numbers:
     """Inside one node it is `direct`."""
     return where.run.many
@@ -112,6 +132,7 @@ FLAT3 = Algorithm(
     exists=everywhere,
     needs=None,
     price=lambda where, kind: flat3(where.topology, where.rates, where.run, kind),
+    slice_vectors=_slice_vectors,
     exact=_is_exact,
     route=_route,
     step_names=_step_names,

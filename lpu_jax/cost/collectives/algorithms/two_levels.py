@@ -15,7 +15,7 @@ from ....machine.ports import Numbers
 from ....machine.topology import Topology
 from ..closed_form.loads import gate_loads
 from ..closed_form.setting import Setting
-from ..closed_form.steps import Step, make_step
+from ..closed_form.steps import BETWEEN_NODES, IN_NODE, Step, make_step
 from ..routes.rows import START, Rows, join_rows, make_rows, mirror, near_ends
 from .algorithm import Algorithm, Runs
 
@@ -66,14 +66,16 @@ def _is_aligned(where: Setting, kind: str) -> Numbers:
 def _local(name: str, where: Setting, share: Numbers) -> Step:
     """Every chip sends to every other chip of the run in its node."""
     rates, mates = where.rates, where.run.per_node - 1
-    return make_step(name, mates > 0, rates.local, share, rates.local_frame, mates)
+    return make_step(name, IN_NODE, mates > 0, rates.local, share, rates.local_frame, mates)
 
 
 def _between(name: str, where: Setting, share: Numbers) -> Step:
     """Every chip sends to the chip of equal position in every other node, over all their links."""
     rates, run, parallel = where.rates, where.run, where.topology.node_ports.links_to_equal
     links = (run.nodes - 1) * parallel
-    return make_step(name, run.many, rates.node, share / parallel, rates.node_frame, links)
+    return make_step(
+        name, BETWEEN_NODES, run.many, rates.node, share / parallel, rates.node_frame, links
+    )
 
 
 def _shares(where: Setting) -> tuple[Numbers, Numbers]:
@@ -107,6 +109,12 @@ def _own_links(topology: Topology, algorithm: str) -> int:
             f"{topology.node_ports.n_links} links to each other here"
         )
     return topology.node_ports.links_to_equal
+
+
+def _slice_of_pairs(where: Setting, kind: str) -> Numbers:
+    """A vector of each chip's share, for each of the links to its counterpart in another node."""
+    del kind
+    return where.run.n * max(1, where.topology.node_ports.links_to_equal)
 
 
 # --- hier4: reduce-scatter in the node, then between nodes, and the same way back ----------------
@@ -179,6 +187,7 @@ HIER4 = Algorithm(
     exists=_pairs_up,
     needs=_need_pairs,
     price=_price_hier4,
+    slice_vectors=_slice_of_pairs,
     exact=_is_aligned,
     route=_route_hier4,
     step_names=lambda kind, phases: tuple(_TO_CHIP_AND_BACK[phase] for phase in phases),
@@ -205,11 +214,11 @@ def _price_hier5(where: Setting, kind: str) -> tuple[Step, ...]:
     def local(name: str, most: Numbers, total: Numbers) -> Step:
         fan_out = total / np.maximum(most, 1) / size
         share = most * block
-        return make_step(name, run.many, rates.local, share, rates.local_frame, fan_out)
+        return make_step(name, IN_NODE, run.many, rates.local, share, rates.local_frame, fan_out)
 
     def between(name: str) -> Step:
         links = (run.nodes - 1) * ports.n_links / size
-        return make_step(name, run.many, rates.node, block, rates.node_frame, links)
+        return make_step(name, BETWEEN_NODES, run.many, rates.node, block, rates.node_frame, links)
 
     n_blocks = run.nodes * ports.n_links
     reduce, reduce_between, exchange, gather_between, gather = _TO_GATEWAY_AND_BACK
@@ -326,6 +335,7 @@ HIER5 = Algorithm(
     exists=_fills_nodes,
     needs=_need_nodes,
     price=_price_hier5,
+    slice_vectors=lambda where, kind: where.run.nodes * where.topology.node_ports.n_links,
     exact=_is_exact_hier5,
     route=_route_hier5,
     step_names=lambda kind, phases: tuple(_TO_GATEWAY_AND_BACK[phase] for phase in phases),
@@ -349,6 +359,11 @@ def _price_two_step(where: Setting, kind: str) -> tuple[Step, ...]:
     }[kind]
     spread, between = _NODE_FIRST
     return _local(spread, where, local_share), _between(between, where, node_share)
+
+
+def _slice_of_two_steps(where: Setting, kind: str) -> Numbers:
+    of_pairs = _slice_of_pairs(where, kind)
+    return of_pairs / where.run.n if kind == "all_reduce" else of_pairs
 
 
 def _route_two_step(topology: Topology, kind: str, runs: Runs) -> tuple[Rows, int]:
@@ -426,6 +441,7 @@ TWO_STEP = Algorithm(
     exists=_pairs_up,
     needs=_need_pairs,
     price=_price_two_step,
+    slice_vectors=_slice_of_two_steps,
     exact=_is_aligned,
     route=_route_two_step,
     step_names=_two_step_names,

@@ -15,7 +15,7 @@ from ....machine.ports import Numbers
 from ....machine.topology import Topology
 from .loads import GateLoads, gate_loads
 from .runs import Run
-from .steps import Rates, Step, make_step
+from .steps import BETWEEN_NODES, BETWEEN_RACKS, IN_NODE, Rates, Step, make_step
 
 _TINY = 1e-300
 
@@ -69,11 +69,14 @@ def far_steps(
 
     def local(name: str, runs: Numbers, part: float = ports.share_per_chip) -> Step:
         share, mates = scale * runs * part, topology.node_chips - 1
-        return make_step(name, run.far, rates.local, share, rates.local_frame, mates, streams=runs)
+        return make_step(
+            name, IN_NODE, run.far, rates.local, share, rates.local_frame, mates, streams=runs
+        )
 
     in_chain = topology.racks_in_chain
     exchange = make_step(
         "exchange between racks",
+        BETWEEN_RACKS,
         run.far,
         rates.rack,
         scale * run.crossing / links.n_links,
@@ -97,6 +100,7 @@ def far_steps(
     node_links = topology.nodes_per_rack * ports.n_links * run.racks / run.n
     again = make_step(
         "exchange between nodes",
+        BETWEEN_NODES,
         run.far,
         rates.node,
         scale * run.meeting / ports.n_links,
@@ -193,12 +197,13 @@ def flat3(topology: Topology, rates: Rates, run: Run, kind: str) -> tuple[Step, 
         active = (run.n > 1) & (not alone)
         streams = np.where(run.single, 1.0, np.where(run.far, run.forwarded, near.streams))
         return make_step(
-            name, active, rates.local, share, rates.local_frame, fan_out, streams=streams
+            name, IN_NODE, active, rates.local, share, rates.local_frame, fan_out, streams=streams
         )
 
     everywhere = run.nodes * (topology.nodes_per_rack - 1) * ports.n_links / np.maximum(run.n, 1.0)
     exchange = make_step(
         "exchange between nodes",
+        BETWEEN_NODES,
         run.many,
         rates.node,
         np.where(run.far, run.meeting * scale / ports.n_links, node.share),

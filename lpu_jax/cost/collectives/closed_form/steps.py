@@ -1,19 +1,18 @@
-"""The shape of a link schedule: steps, their latencies and shares, and what they add up to.
+"""Steps of a link schedule: which links they use, how long those take, and what share they carry.
 
-Which steps a collective takes is said in `algorithms`. Not modelled: partial overlap of one step
-with the next.
+Which steps a collective takes is said in `algorithms`; `priced` adds them up. Not modelled: as in
+`links`.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ....machine.ports import Numbers
 from ....machine.topology import Topology
 
-# Keeps 49 * (1 / 49) from being rounded up to two vectors.
-_CEIL_SLACK = 1e-9
+#: Levels of links, as in `link_table`: steps of the same level share links.
+IN_NODE, BETWEEN_NODES, BETWEEN_RACKS = LEVELS = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +21,7 @@ class Step:
 
     Attributes:
         name: what happens.
+        level: of the links that it uses: `IN_NODE`, `BETWEEN_NODES` or `BETWEEN_RACKS`.
         hops: links that a vector crosses in the step; 0 where it does not take place.
         latency_cycles: from the first vector read to the first vector written.
         share: largest share of the payload on one link; 0 where the step does not take place.
@@ -33,6 +33,7 @@ class Step:
     """
 
     name: str
+    level: int
     hops: Numbers
     latency_cycles: Numbers
     share: Numbers
@@ -40,145 +41,6 @@ class Step:
     fan_out: Numbers
     times: Numbers = 1.0
     streams: Numbers = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Steps of one collective; every number may be an array with one entry per plan.
-
-    Attributes:
-        kind: one of `kinds.PRICED_KINDS`, or `"hand_over"`.
-        algorithm: one of `algorithms.table.ALGORITHMS`.
-        n_chips: chips of the run.
-        legal: whether every link exists.
-        exact: whether the time is that of the steps written out link by link, where vectors divide
-            evenly; else it is an upper bound.
-        pieces: pieces of the payload, one of each chip or for each, that are whole vectors.
-        steps: the steps, in order.
-        frame_payload_bytes: bytes of one vector.
-        frame_bytes: bytes of one vector on a link.
-    """
-
-    kind: str
-    algorithm: str
-    n_chips: Numbers
-    legal: Numbers
-    exact: Numbers
-    pieces: Numbers
-    steps: tuple[Step, ...]
-    frame_payload_bytes: int
-    frame_bytes: int
-
-    def _vectors(self, payload_bytes: Numbers, step: Step) -> Numbers:
-        """Vectors that a link carries; at least one for each stream, since no frame is cut."""
-        vectors = np.ceil(np.asarray(payload_bytes) / self.frame_payload_bytes)
-        whole = self.pieces * np.ceil(vectors / self.pieces)
-        each = np.ceil(whole * step.share / step.streams - _CEIL_SLACK)
-        return step.streams * np.maximum(1.0, each)
-
-    @property
-    def hops(self) -> Numbers:
-        """Links that the last vector to arrive has crossed."""
-        total = sum((step.hops * step.times for step in self.steps), np.float64(0.0))
-        return np.asarray(total).astype(np.int64)
-
-    @property
-    def first_cycles(self) -> Numbers:
-        """Cycles until the first vector is through: the sum of the latencies."""
-        return sum((step.times * step.latency_cycles for step in self.steps), np.float64(0.0))
-
-    def cycles(self, payload_bytes: Numbers) -> Numbers:
-        """Time from start to last vector.
-
-        Sums `latency + (ceil(vectors * share) - 1) * cycles_per_vector` over the steps.
-
-        Args:
-            payload_bytes: bytes of the full vector of a chip (all_gather: the gathered output;
-                reduce_scatter: the input; all_to_all: what one chip holds).
-
-        Returns:
-            Cycles, not rounded; 0 for a run of one chip, infinite where a link does not exist.
-        """
-        total = self.first_cycles + sum(
-            (
-                step.times * (self._vectors(payload_bytes, step) - 1.0) * step.cycles_per_vector
-                for step in self.steps
-            ),
-            np.float64(0.0),
-        )
-        return np.where(self.legal, total, np.inf)
-
-    def busiest_link_cycles(self, payload_bytes: Numbers) -> Numbers:
-        """Bound the time for which any one link is occupied.
-
-        Args:
-            payload_bytes: as for `cycles`.
-
-        Returns:
-            Cycles: the sum over the steps of the busiest link of each.
-        """
-        return sum(
-            (
-                np.where(np.asarray(step.share) > 0, self._vectors(payload_bytes, step), 0.0)
-                * step.times
-                * step.cycles_per_vector
-                for step in self.steps
-            ),
-            np.float64(0.0),
-        )
-
-    def link_bytes(self, payload_bytes: Numbers) -> Numbers:
-        """Bytes that each chip of the run puts on links, frames included, on average.
-
-        Args:
-            payload_bytes: as for `cycles`.
-
-        Returns:
-            Bytes; times the chips of the run it is the whole traffic, an upper bound where the
-            vectors do not divide evenly or the schedule is not exact.
-        """
-        return sum(
-            (
-                step.times * step.fan_out * self._vectors(payload_bytes, step) * self.frame_bytes
-                for step in self.steps
-            ),
-            np.float64(0.0),
-        )
-
-    def as_dict(self, payload_bytes: int | float) -> dict[str, Any]:
-        """Give a single plan's schedule as plain values, steps that take place only.
-
-        Args:
-            payload_bytes: as for `cycles`.
-
-        Returns:
-            What reports print: hops, cycles, busiest link, bytes, and the same for each step.
-        """
-        n_chips = float(self.n_chips)
-        return {
-            "kind": self.kind,
-            "algorithm": self.algorithm,
-            "n_chips": int(n_chips),
-            "exact": bool(self.exact),
-            "hops": int(self.hops),
-            "cycles": float(self.cycles(payload_bytes)),
-            "busiest_link_cycles": float(self.busiest_link_cycles(payload_bytes)),
-            "link_bytes": float(self.link_bytes(payload_bytes)) * n_chips,
-            "steps": [
-                {
-                    "name": step.name,
-                    "times": int(step.times),
-                    "hops": int(step.hops),
-                    "latency_cycles": float(step.latency_cycles),
-                    "share": float(step.share),
-                    "vectors_per_link": int(self._vectors(payload_bytes, step)),
-                    "cycles_per_vector": float(step.cycles_per_vector),
-                    "links": float(step.fan_out) * n_chips,
-                }
-                for step in self.steps
-                if step.share > 0
-            ],
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +88,7 @@ def link_rates(topology: Topology, clock_hz: int | float, half_racks: Numbers) -
 
 def make_step(
     name: str,
+    level: int,
     active: Numbers,
     latency: Numbers,
     share: Numbers,
@@ -239,6 +102,7 @@ def make_step(
 
     Args:
         name: what happens.
+        level: of the links that it uses.
         active: whether the step takes place.
         latency: cycles of the first vector.
         share: largest share of the payload on one link.
@@ -253,6 +117,7 @@ def make_step(
     on = np.asarray(active) & (np.asarray(share) > 0)
     return Step(
         name=name,
+        level=level,
         hops=np.where(on, 1, 0),
         latency_cycles=np.where(on, latency, 0.0),
         share=np.where(on, share, 0.0),

@@ -83,6 +83,31 @@ class Rows:
         """
         return replace(self, first=self.first * factor, count=self.count * factor)
 
+    def singly(self) -> "Rows":
+        """Send every piece in a transfer of its own.
+
+        Returns:
+            Rows of a piece each, in the same order.
+        """
+        single = self.take(np.repeat(np.arange(self.run.size), self.count))
+        before = np.repeat(np.cumsum(self.count) - self.count, self.count)
+        offset = np.arange(single.run.size) - before
+        return replace(single, first=single.first + offset, count=np.ones_like(offset))
+
+    def repeated(self, n_slices: int, n_pieces: int) -> "Rows":
+        """Take a payload of several slices the same way, slice by slice.
+
+        Args:
+            n_slices: slices of the payload.
+            n_pieces: pieces of each.
+
+        Returns:
+            The same transfers for every slice; pieces are numbered slice by slice.
+        """
+        slices = np.repeat(np.arange(n_slices), self.run.size)
+        rows = self.take(np.tile(np.arange(self.run.size), n_slices))
+        return replace(rows, first=rows.first + slices * n_pieces)
+
 
 _Column = int | np.integer | Int[np.ndarray, "..."]
 
@@ -155,15 +180,8 @@ def first_arrivals(rows: Rows, starters: Int[np.ndarray, "runs chips"]) -> Rows:
     Returns:
         Single pieces, each sent to a chip once, as early as it was.
     """
-    index = np.repeat(np.arange(rows.run.size), rows.count)
-    offset = np.arange(index.size) - np.repeat(np.cumsum(rows.count) - rows.count, rows.count)
-    single = rows.take(index)
-    single = replace(
-        single,
-        first=single.first + offset,
-        count=np.ones_like(offset),
-        since=np.full_like(offset, START),
-    )
+    single = rows.singly()
+    single = replace(single, since=np.full_like(single.since, START))
     n_chips = int(max(starters.max(initial=0), single.dst.max(initial=0))) + 1
     has = (np.arange(starters.shape[0])[:, None] * n_chips + starters).reshape(-1)
     single = single.take(~np.isin(single.run * n_chips + single.dst, has))
