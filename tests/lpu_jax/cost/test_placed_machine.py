@@ -73,7 +73,7 @@ def test_a_kind_that_an_algorithm_does_not_have_is_left_to_auto():
     assert machine.collective_cycles("all_gather", "hier4", 64, 1, 14_336) == auto
     assert machine.chosen("all_gather", "one_shot", 64, 1, 14_336)[0] in AUTO
     assert machine.chosen("all_reduce", "hier4", 64, 1, 14_336)[0] == "hier4"
-    assert machine.chosen("all_reduce", "auto", 4, 16, 1_000_000)[0] == "hier4"
+    assert machine.chosen("all_reduce", "auto", 4, 16, 1_000_000)[0] == "hier4+pipelined"
 
 
 @pytest.mark.parametrize(
