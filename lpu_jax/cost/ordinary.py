@@ -123,13 +123,7 @@ def _collective(kind: str) -> CostRule:
                 "use lpu_jax.datapath.c2c instead."
             )
         whole = out if kind == "all_gather" else x
-        first, last = machine.collective_cycles(kind, "auto", n_chips, 1, whole.size_bytes)
-        return Work(
-            unit=Unit.C2C,
-            busy_cycles=last - first,
-            latency_cycles=first,
-            limits={"link rate": last - first},
-        )
+        return machine.collective_cycles(kind, "auto", n_chips, 1, whole.size_bytes).as_work()
 
     return rule
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..datapath.axis import PIPELINED, steps_of
-from ..datapath.work import Length, Quantity
+from ..datapath.work import Length, Passage, Quantity
 from ..errors import CostError
 from ..machine.chip import ChipSpec
 from ..machine.spans import Span, stack_spans
@@ -75,7 +75,7 @@ class PlacedMachine:
         n_chips: Length,
         stride: Length,
         payload_bytes: Quantity,
-    ) -> tuple[Quantity, Quantity]:
+    ) -> Passage:
         """Price a collective; `auto` takes the fastest legal algorithm, each plan on its own.
 
         Pipelined forms are never slower, so `auto` takes them.
@@ -83,21 +83,20 @@ class PlacedMachine:
         An algorithm that does not exist for a kind of collective leaves that kind to `auto`.
 
         Returns:
-            Cycles until the first vector has arrived, and until the last one has.
+            Cycles until results are there; of one algorithm, the one whose last result is first.
 
         Raises:
             CostError: a named algorithm does not exist over the links of the run, or a run has no
                 chip.
         """
-        best_first: Quantity = np.inf
-        best_last: Quantity = np.inf
+        best: dict[str, Quantity] = {}
         for steps in self._schedules(kind, algorithm, n_chips, stride):
-            last = steps.cycles(payload_bytes)
-            best_first = np.where(last < best_last, steps.first_cycles, best_first)
-            best_last = np.minimum(last, best_last)
+            found = vars(steps.passage(payload_bytes))
+            faster = found["last"] < best.get("last", np.inf)
+            best = {name: np.where(faster, found[name], best.get(name, np.inf)) for name in found}
         if self.group_of_plan is None:
-            return float(best_first), float(best_last)
-        return best_first, best_last
+            best = {name: float(cycles) for name, cycles in best.items()}
+        return Passage(**best)
 
     def chosen(
         self, kind: str, algorithm: str, n_chips: int, stride: int, payload_bytes: int | float

@@ -110,16 +110,18 @@ def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Sl
                 there = 0.0 if weights in known else last[weights] + transit
                 installed = largest(buffer_free, there) + work.install_cycles
                 start = largest(start, installed, last[weights] + transit)
-            # It cannot end before its slowest operand has come in; an MXM reads that one in its
-            # first round.
-            end = largest(start + work.busy_cycles, last_out + transit + _after_arrival(work))
+            # It cannot end before its slowest operand has come in, and what that still needs.
+            arrived = last_out + transit
+            end = largest(start + work.busy_cycles, arrived + work.rest_cycles)
             if work.stationary is not None:
                 buffer_free = end - work.drain_cycles
             done = end + work.latency_cycles
             freed = done if work.unit is Unit.C2C else end
             absent = work.absent
             unit_free[work.unit] = choose(absent, unit_free[work.unit], freed)
-            first_out = choose(absent, first_out, _first_result(work, start, end, done))
+            lead = largest(start + work.lead_cycles, arrived + work.lead_behind_cycles)
+            made = done if work.result_is_last else lead + work.latency_cycles
+            first_out = choose(absent, first_out, made)
             last_out = choose(absent, last_out, done)
             begin = choose(absent, begin, start)
         slots.append(
@@ -130,19 +132,6 @@ def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Sl
         if operation.result_known:
             known.update(operation.makes)
     return slots
-
-
-def _after_arrival(work: Work) -> Quantity:
-    """Cycles an operation still needs when its last operand vector has arrived."""
-    return work.busy_cycles - work.drain_cycles if work.stationary is not None else 0.0
-
-
-def _first_result(work: Work, begin: Quantity, end: Quantity, last: Quantity) -> Quantity:
-    if work.result_is_last:
-        return last
-    if work.stationary is not None:  # partial sums of all K tiles are complete in the last round
-        return end - work.drain_cycles + work.latency_cycles
-    return begin + work.latency_cycles
 
 
 def _critical_path(program: Program, works: list[Work], transit: float) -> Quantity:

@@ -25,7 +25,7 @@ from ..errors import CostError, LpuError, MeshError
 from ..numerics import elementary, rounding
 from .axis import Axis, steps_of
 from .primitive import primitive
-from .work import Call, Hardware, Unit, Work
+from .work import Call, Hardware, Work
 
 #: What chips add: other types have no room for sums.
 Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
@@ -409,16 +409,11 @@ def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any
         whole_bytes = call.operands[0].size_bytes
         if kind == "all_gather":
             whole_bytes = whole_bytes * params["size"]
-        first, last = machine.collective_cycles(
+        passage = machine.collective_cycles(
             kind, params["algorithm"], params["size"], params["stride"], whole_bytes
         )
-        return Work(
-            unit=Unit.C2C,
-            busy_cycles=last - first,
-            latency_cycles=first,
-            limits={"link rate": last - first},
-            moved_bytes=whole_bytes * (params["size"] > 1),
-            absent=params["size"] <= 1,
+        return passage.as_work(
+            moved_bytes=whole_bytes * (params["size"] > 1), absent=params["size"] <= 1
         )
 
     def rule(*args: Any, **params: Any) -> tuple[Any, Any]:

@@ -237,13 +237,18 @@ def rounds_cost(
         "array load": tile_rows / chip.array_load_rows_per_cycle,
     }
     limits = {name: (rounds - 1) * cycles + m for name, cycles in per_round.items()}
+    busy = largest(*limits.values())
     return Work(
         unit=Unit.MXM,
-        busy_cycles=largest(*limits.values()),
+        busy_cycles=busy,
         latency_cycles=float(chip.mxm_latency_cycles),
         limits=limits,
         install_cycles=largest(per_round["weight stream"], per_round["array load"]),
         drain_cycles=m * 1.0,
+        # The first round reads the rows as they come; the last one makes the results.
+        rest_cycles=busy - m,
+        lead_cycles=busy - m,
+        lead_behind_cycles=busy - 2.0 * m,
         stationary=1,
         moved_bytes=stored_bytes,
     )

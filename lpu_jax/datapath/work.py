@@ -69,6 +69,40 @@ class Operand:
         return self.size * self.bits / 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """When the results of a collective are there, in cycles, one number or one per plan.
+
+    Counted from the first vector of an operand that is there at once, and, behind it, from the last
+    vector of one that comes slowly: a result is there at the later of the two.
+    """
+
+    hops: Quantity  #: of a vector that nothing holds up
+    first: Quantity  #: until the first result
+    last: Quantity  #: until the last one
+    first_behind: Quantity  #: the same from the last vector on; `-inf` if it need not wait for that
+    last_behind: Quantity
+
+    def as_work(
+        self,
+        *,
+        moved_bytes: Quantity = 0.0,
+        absent: bool | NDArray[np.bool_] = False,
+    ) -> "Work":
+        """Say it as the work of the links."""
+        return Work(
+            unit=Unit.C2C,
+            busy_cycles=self.last - self.hops,
+            latency_cycles=self.hops,
+            lead_cycles=self.first - self.hops,
+            lead_behind_cycles=self.first_behind - self.hops,
+            rest_cycles=self.last_behind - self.hops,
+            limits={"link rate": self.last - self.hops},
+            moved_bytes=moved_bytes,
+            absent=absent,
+        )
+
+
 @runtime_checkable
 class Hardware(Protocol):
     """The machine a cost rule may ask: a chip, and the links that a collective runs over."""
@@ -85,8 +119,8 @@ class Hardware(Protocol):
         n_chips: Length,
         stride: Length,
         payload_bytes: Quantity,
-    ) -> tuple[Quantity, Quantity]:
-        """Cycles until the first vector has arrived, and until the last one has.
+    ) -> Passage:
+        """When the results of a collective are there.
 
         The run has `n_chips`, each `stride` chips from the next.
         """
@@ -115,6 +149,12 @@ class Work:
     latency_cycles: Quantity = 0.0
     #: operands that must be complete before the start; the others are taken vector by vector
     waits_for: tuple[int, ...] = ()
+    #: from the start until the first result is on its way through the unit
+    lead_cycles: Quantity = 0.0
+    #: the same from the arrival of the last operand vector; `-inf` if it need not wait for that
+    lead_behind_cycles: Quantity = -math.inf
+    #: what is left to do when the last operand vector arrives
+    rest_cycles: Quantity = 0.0
     #: the first result vector appears only with the last (reductions)
     result_is_last: bool = False
     #: MXM: cycles to install the first round of weights, and cycles of the last round of rows

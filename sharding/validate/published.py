@@ -231,7 +231,7 @@ def all_reduce() -> Figure:
 def _collective_s(system: System, kind: str, n_chips: int) -> float:
     machine = one_group(system, n_chips)
     payload_bytes = machine.topology.frame_payload_bytes
-    _, last = machine.collective_cycles(kind, "auto", n_chips, 1, payload_bytes)
+    last = machine.collective_cycles(kind, "auto", n_chips, 1, payload_bytes).last
     return float(last) / float(system.chip.clock_hz)
 
 

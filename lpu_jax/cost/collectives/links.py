@@ -145,7 +145,7 @@ def _finish(
         exact=exact & legal,
         # What each chip has, or gets, is its own; only a vector that all have is cut at will.
         pieces=run.n if kind in OWN_PIECES else 1.0,
-        slice_vectors=np.float64(np.inf),
+        slice_vectors=None,
         steps=steps,
         frame_payload_bytes=topology.frame_payload_bytes,
         frame_bytes=topology.frame_bytes,

@@ -2,7 +2,7 @@
 
 A slice is what passes the steps together. A step takes a slice when all of it has arrived and its
 links are free of the slice before; on links that several steps use, the earlier step goes first.
-One slice of everything is a barrier between steps. All recursions are of maxima and sums, so a
+Without slices a step waits for all of the one before. All recursions are of maxima and sums, so a
 payload that comes slowly is the later of two cases: it has all been there from the start, or only
 its last vector counts. Not modelled: steps that take turns on a link.
 """
@@ -20,7 +20,7 @@ NEVER = -np.inf  #: a cycle before all others
 def passed(
     steps: Sequence[Step],
     vectors: Sequence[Numbers],
-    slices: Sequence[Numbers],
+    slices: Sequence[Numbers] | None,
     first: float,
     last: float,
 ) -> tuple[Numbers, Numbers]:
@@ -29,7 +29,7 @@ def passed(
     Args:
         steps: its steps.
         vectors: for each step the vectors on its busiest link.
-        slices: the same of one slice.
+        slices: the same of one slice; None if each step waits for all of the one before.
         first: cycle at which the first vector is there; `NEVER` if that holds nothing up.
         last: the same of the last vector.
 
@@ -42,7 +42,7 @@ def passed(
     ended: Numbers = np.float64(max(first, last))
     free: list[Numbers] = [np.float64(NEVER) for _ in LEVELS]
     entered: Numbers = np.bool_(False)
-    for step, n, n_slice in zip(steps, vectors, slices, strict=True):
+    for step, n, n_slice in zip(steps, vectors, slices or vectors, strict=True):
         on, frame = np.asarray(step.share) > 0, step.cycles_per_vector
         through = step.latency_cycles + (n_slice - 1.0) * frame
         start = np.maximum(ready, free[step.level])
@@ -58,6 +58,8 @@ def passed(
         ready = np.where(on, start + through, ready)
         begun = np.where(on, start + step.latency_cycles, begun)
         ended = np.where(on, final + step.latency_cycles, ended)
+        if slices is None:
+            ready = ended
         free[step.level] = np.where(on, final + frame, free[step.level])
         entered = entered | on
     return begun, ended

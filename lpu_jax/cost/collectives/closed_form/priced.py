@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ....datapath.work import Passage
 from ....machine.ports import Numbers
 from .flow import NEVER, passed
 from .steps import Step
@@ -28,8 +29,8 @@ class Schedule:
         exact: whether the time is that of the steps written out link by link, where vectors divide
             evenly; else it is an upper bound.
         pieces: pieces of the payload, one of each chip or for each, that are whole vectors.
-        slice_vectors: vectors of the payload that pass the steps together: of a pipelined algorithm
-            a slice, else all of them, however many (infinite).
+        slice_vectors: vectors of the payload that pass the steps of a pipelined algorithm together;
+            None if each step waits for all of the one before.
         steps: the steps, in order.
         frame_payload_bytes: bytes of one vector.
         frame_bytes: bytes of one vector on a link.
@@ -41,7 +42,7 @@ class Schedule:
     legal: Numbers
     exact: Numbers
     pieces: Numbers
-    slice_vectors: Numbers
+    slice_vectors: Numbers | None
     steps: tuple[Step, ...]
     frame_payload_bytes: int
     frame_bytes: int
@@ -57,16 +58,19 @@ class Schedule:
 
     def _passed(self, payload_bytes: Numbers, first: float, last: float) -> tuple[Numbers, Numbers]:
         vectors = np.ceil(np.asarray(payload_bytes) / self.frame_payload_bytes)
-        of_slice = np.minimum(vectors, self.slice_vectors)
-        every, slices = (
-            [self._on_link(n, step) for step in self.steps] for n in (vectors, of_slice)
-        )
+        every = [self._on_link(vectors, step) for step in self.steps]
+        slices = None
+        if self.slice_vectors is not None:
+            of_slice = np.minimum(vectors, self.slice_vectors)
+            slices = [self._on_link(of_slice, step) for step in self.steps]
         return passed(self.steps, every, slices, first, last)
 
     @property
     def goes_by_vector(self) -> Numbers:
         """Whether a slice is one vector at most on every link, where runs share none."""
-        single: Numbers = np.bool_(True)
+        if self.slice_vectors is None:
+            return np.False_
+        single: Numbers = np.True_
         for step in self.steps:
             single = single & (self._on_link(self.slice_vectors, step) <= 1)
         return single
@@ -97,6 +101,25 @@ class Schedule:
         """
         _, last = self._passed(payload_bytes, 0.0, NEVER)
         return np.where(self.legal, last, np.inf)
+
+    def passage(self, payload_bytes: Numbers) -> Passage:
+        """When results are there, for an operand that is there at once and for one that is slow.
+
+        Args:
+            payload_bytes: as for `cycles`.
+
+        Returns:
+            Cycles, not rounded; the last result never comes where a link does not exist.
+        """
+        first, last = self._passed(payload_bytes, 0.0, NEVER)
+        first_behind, last_behind = self._passed(payload_bytes, NEVER, 0.0)
+        return Passage(
+            hops=self.first_cycles,
+            first=first,
+            last=np.where(self.legal, last, np.inf),
+            first_behind=first_behind,
+            last_behind=last_behind,
+        )
 
     def busiest_link_cycles(self, payload_bytes: Numbers) -> Numbers:
         """Bound the time for which any one link is occupied.

@@ -250,11 +250,11 @@ def test_auto_takes_the_fastest_of_all_forms(name, n):
             for option in ("", PIPELINED)
         ]
         every = {
-            form: machine.collective_cycles("all_reduce", form, n, 1, payload)[1] for form in forms
+            form: machine.collective_cycles("all_reduce", form, n, 1, payload).last
+            for form in forms
         }
-        assert machine.collective_cycles("all_reduce", "auto", n, 1, payload)[1] == min(
-            every.values()
-        )
+        found = machine.collective_cycles("all_reduce", "auto", n, 1, payload)
+        assert found.last == min(every.values())
         chosen, steps = machine.chosen("all_reduce", "auto", n, 1, payload)
         assert every[chosen] == min(every.values()) == float(steps.cycles(payload))
         # What gains nothing is not called pipelined.
@@ -276,3 +276,56 @@ def test_names_are_those_of_algorithms_with_the_option_behind():
     ):
         with pytest.raises(UnknownNameError, match="unknown collective"):
             check_algorithm(wrong)
+
+
+# --- behind a producer ----------------------------------------------------------------------------
+
+
+def one_link(n_vectors, spacing, *, pipelined):
+    """First and last result of a reduce-scatter and an all-gather on links that are all alike.
+
+    The k-th vector of every share is made at cycle `k * spacing`.
+    """
+    sent = []
+    for k in range(n_vectors):
+        sent.append(max(k * spacing, sent[-1] + FRAME if sent else 0.0))
+    summed = [cycle + HOP for cycle in sent]
+    back = []
+    for k in range(n_vectors):
+        ready = summed[k] if pipelined else summed[-1]
+        back.append(max(ready, (back or sent)[-1] + FRAME))
+    return back[0] + HOP, back[-1] + HOP
+
+
+@pytest.mark.parametrize("option", ["", PIPELINED])
+@pytest.mark.parametrize("n_vectors", [1, 10, 100])
+@pytest.mark.parametrize("spacing", [0.0, 5.0, FRAME, 40.0, 200.0, 1000.0])
+def test_behind_a_slow_producer_results_come_as_vector_by_vector(option, n_vectors, spacing):
+    closed = priced(GROQ[8], "all_reduce", "direct" + option, (0, 8, 1, 8))
+    passage = closed.passage(8 * n_vectors * VECTOR)
+    made = (n_vectors - 1) * spacing
+    first, last = one_link(n_vectors, spacing, pipelined=bool(option))
+    assert max(passage.last, made + passage.last_behind) == pytest.approx(last)
+    # Said to be there no earlier than it is, and with a producer that keeps up exactly then.
+    said = max(passage.first, made + passage.first_behind)
+    assert said >= first * (1 - ROUNDING)
+    if spacing <= FRAME:
+        assert said == pytest.approx(first)
+
+
+@pytest.mark.parametrize("option", ["", PIPELINED])
+@pytest.mark.parametrize("kind", PRICED_KINDS)
+def test_results_keep_their_order_for_every_algorithm(kind, option):
+    for topology, cases in CASES:
+        for case in cases:
+            for algorithm in ALGORITHMS:
+                closed = priced(topology, kind, algorithm + option, case)
+                if not np.all(closed.legal):
+                    continue
+                for n_vectors in (1, 51, 6528):
+                    found = closed.passage(n_vectors * VECTOR)
+                    slack = 1 - ROUNDING
+                    assert found.hops * slack <= min(found.first, found.last_behind)
+                    assert found.first * slack <= found.last
+                    assert found.first_behind * slack <= found.last_behind
+                    assert found.last_behind * slack <= found.last
