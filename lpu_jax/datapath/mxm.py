@@ -225,6 +225,13 @@ def rounds_cost(
     the start, each other takes the larger of its installation and its `m` rows. A round installs as
     fast as the weight streams deliver its stored bytes and the arrays load its rows; only occupied
     rows, and the vectors that hold occupied columns, are streamed (assumed).
+
+    All tiles of 320 columns are installed before those of the next, so the first columns are final,
+    and may leave, in round `ceil(ceil(k / k_tile) / arrays)`, the last ones in round R. Results
+    between the two are counted as coming evenly.
+
+    Source:
+        320 columns leave as soon as they are computed: NVIDIA, 2026-08-24. Order of tiles: assumed.
     """
     chip = machine.chip
     mode = chip.mxm_mode(kind)
@@ -238,6 +245,7 @@ def rounds_cost(
     }
     limits = {name: (rounds - 1) * cycles + m for name, cycles in per_round.items()}
     busy = largest(*limits.values())
+    lead = (ceil_div(ceil_div(k, mode.k_tile), mode.arrays) - 1.0) * largest(*per_round.values())
     return Work(
         unit=Unit.MXM,
         busy_cycles=busy,
@@ -245,10 +253,10 @@ def rounds_cost(
         limits=limits,
         install_cycles=largest(per_round["weight stream"], per_round["array load"]),
         drain_cycles=m * 1.0,
-        # The first round reads the rows as they come; the last one makes the results.
+        # The first round reads the rows as they come.
         rest_cycles=busy - m,
-        lead_cycles=busy - m,
-        lead_behind_cycles=busy - 2.0 * m,
+        lead_cycles=lead,
+        lead_behind_cycles=lead - m,
         stationary=1,
         moved_bytes=stored_bytes,
     )

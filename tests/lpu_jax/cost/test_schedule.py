@@ -92,6 +92,40 @@ def test_a_consumer_on_another_unit_starts_with_the_first_vector() -> None:
     assert product.start < matmul.last
 
 
+@pytest.mark.parametrize(("m", "turn"), [(1, 10), (30, 30)])
+def test_the_first_columns_leave_when_their_tiles_are_summed(m: int, turn: int) -> None:
+    # Four tiles of the contraction on two arrays: the first 320 columns are final in the second
+    # round of six, and their first row leaves as it passes.
+    (matmul,) = timing(mxm.matmul, shape(m, 500), shape(500, 700)).slots
+    assert matmul.first == matmul.start + turn + MXM_LATENCY
+    assert matmul.last == matmul.start + 5 * turn + m + MXM_LATENCY
+    # A contraction that the arrays hold at once: in the first round, however many columns.
+    (wide,) = timing(mxm.matmul, shape(m, 320), shape(320, 9600)).slots
+    assert wide.first == wide.start + MXM_LATENCY
+
+
+def test_a_collective_starts_with_the_first_columns_and_its_steps_overlap() -> None:
+    cycles = {}
+    for option in ("", "+pipelined"):
+        axis = Axis(names=(), size=8, tiers=(), algorithm="direct" + option)
+
+        def summed(x: jax.Array, w: jax.Array, axis: Axis = axis) -> jax.Array:
+            return c2c.all_reduce(vxm.to_fp16(mxm.matmul(x, w)), axis)
+
+        out = timing(summed, shape(4, 1024), shape(1024, 8192))
+        matmul, chain, collective = out.slots
+        assert chain.start == matmul.first + TRANSIT
+        assert collective.start == chain.first + TRANSIT < matmul.last
+        assert out.lower_cycles <= out.cycles <= out.upper_cycles
+        cycles[option] = float(out.cycles) - float(chain.last) - TRANSIT
+    # 4 x 8,192 values of two bytes are 205 vectors, 26 for each chip. With a barrier the sums go
+    # back when the last one is made: two hops of 650 cycles and 25 frames of 23.6.
+    hop, frame = 722e-9 * CHIP.clock_hz, 328 / 12.5e9 * CHIP.clock_hz
+    assert cycles[""] == pytest.approx(2 * hop + 25 * frame, abs=1)  # whole cycles
+    # Else the last sum goes back as soon as it is made.
+    assert cycles["+pipelined"] == pytest.approx(2 * hop, abs=1)
+
+
 def test_a_matmul_waits_for_a_weight_that_is_computed() -> None:
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
         return mxm.matmul(x, vxm.to_fp16(w))

@@ -161,13 +161,13 @@ def test_every_operation_of_a_model_says_why(cfg: Any, kind: Kind) -> None:
 
 
 def test_what_operations_add_to_the_end_is_the_time() -> None:
-    def program(x: Any, w: Any, v: Any) -> Any:
+    def program(x: Any, w: Any, v: Any, other: Any) -> Any:
         hidden = vxm.to_fp32(mxm.matmul(x, w))
-        beside = sxm.rearrange(hidden, "a b -> b a")
+        beside = sxm.rearrange(other, "a b -> b a")
         gate = vxm.mul(hidden, vxm.sum_lanes(hidden))
         return mxm.matmul(vxm.to_fp16(gate), v), beside
 
-    shapes = shape(64, 640), shape(640, 9600), shape(9600, 640)
+    shapes = shape(64, 640), shape(640, 9600), shape(9600, 640), shape(64, 38400)
     report = cost.time(program, *shapes, system="groq-node")
     added = sum(row.adds_cycles for row in report.operations)
     assert added == max(row.end_cycle for row in report.operations)
