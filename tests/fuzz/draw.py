@@ -13,6 +13,7 @@ import numpy as np
 from small_machines import tiered
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
+from lpu_jax.datapath.axis import PIPELINED
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system
@@ -40,6 +41,7 @@ MODELS = (
     "ling-1t",
 )
 MOST_CHIPS = 8
+_COLLECTIVES = (*ALGORITHMS, *(name + PIPELINED for name in ALGORITHMS))
 #: Sequences and new tokens of every triple.
 BATCH, TOKENS = 2, 2
 #: Two K tiles of 160 rows, the second one partly filled.
@@ -228,7 +230,7 @@ def _plan(rng: np.random.Generator, cfg: ModelConfig, policy: Policy, node: Syst
             slots=_one(rng, None, None, 8, 24),
             order=_order(rng, MoeShard.order),
         ),
-        collective=_one(rng, "auto", "auto", "auto", *ALGORITHMS),
+        collective=_one(rng, "auto", "auto", "auto", *_COLLECTIVES),
     )
     context = POSITIONS_STEP * plan.attention.context
     request = Request(batch=BATCH, tokens=TOKENS, context=context)

@@ -4,6 +4,7 @@ The partial sums are plain products, computed right before the link: a compiler 
 product into an addition of the collective would change bits between the ways of running.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from small_machines import NODE, tiered
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS
 from lpu_jax.datapath import c2c, vxm
-from lpu_jax.datapath.axis import Axis
+from lpu_jax.datapath.axis import PIPELINED, Axis, steps_of
 from lpu_jax.errors import CostError, MeshError
 from lpu_jax.mesh import ChipMesh, run_devices, run_nested, run_virtual
 
@@ -284,20 +285,36 @@ def test_a_batch_of_rings_equals_one_after_the_other() -> None:
     np.testing.assert_array_equal(out, [ring_sum(np.asarray(one)) for one in both])
 
 
-def test_a_ring_over_more_than_a_node_is_refused() -> None:
-    mesh = ChipMesh(axes=(("x", 4), ("y", 2)), topology=tiered(4).topology, algorithm="ring")
-    wanted = r"c2c\.all_reduce: algorithm 'ring' needs .* at most 2 of them 2 apart; the run has 4"
+@pytest.mark.parametrize("name", ["ring", "ring+pipelined"])
+def test_a_ring_over_more_than_a_node_is_refused(name: str) -> None:
+    mesh = ChipMesh(axes=(("x", 4), ("y", 2)), topology=tiered(4).topology, algorithm=name)
+    wanted = (
+        rf"c2c\.all_reduce: algorithm '{re.escape(name)}' needs .* at most 2 of them 2 apart; "
+        "the run has 4"
+    )
     with pytest.raises(CostError, match=wanted):
         c2c.all_reduce(jnp.zeros((2, 3)), mesh.as_axes()["x"])
 
 
 def test_every_other_algorithm_gives_the_same_bits() -> None:
     a, b = factors(8)
-    for algorithm in ("auto", *ALGORITHMS):
+    for algorithm in ("auto", *ALGORITHMS, *(name + PIPELINED for name in ALGORITHMS)):
         mesh = ChipMesh(axes=(("x", 8),), topology=NODE.topology, algorithm=algorithm)
         run = run_virtual(chain("all_reduce", "float16"), mesh, (P("x"), P("x")), P())
         same = np.array_equal(run(a, b), expected("all_reduce", "float16", a, b))
-        assert same == (algorithm not in c2c.OWN_ORDERS)
+        assert same == (steps_of(algorithm) not in c2c.OWN_ORDERS)
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "reduce_scatter"])
+@pytest.mark.parametrize("algorithm", ["direct", "ring"])
+def test_overlapping_steps_move_no_bit(kind: str, algorithm: str) -> None:
+    a, b = factors(8)
+    out = []
+    for name in (algorithm, algorithm + PIPELINED):
+        mesh = ChipMesh(axes=(("x", 8),), topology=NODE.topology, algorithm=name)
+        run = run_virtual(chain(kind, "float16"), mesh, (P("x"), P("x")), OUT_SPECS[kind])
+        out.append(run(a, b))
+    np.testing.assert_array_equal(*out)
 
 
 # --- errors -------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_toml_and_json_say_the_same_plan(tmp_path: Path) -> None:
     assert read_plan(tmp_path / "plan.json") == PLAN
 
 
-@pytest.mark.parametrize("plan", [PLAN, DENSE, replace(PLAN, collective="flat3")])
+@pytest.mark.parametrize("plan", [PLAN, DENSE, replace(PLAN, collective="flat3+pipelined")])
 def test_a_plan_survives_json(plan: Plan) -> None:
     again = plan_from_dict(json.loads(json.dumps(plan.as_dict())))
     assert again == plan
