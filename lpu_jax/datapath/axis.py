@@ -10,7 +10,7 @@ from math import prod
 
 from jax import lax
 
-from ..arguments import Count, check_fields
+from ..arguments import Count, check_fields, checked
 from ..errors import MeshError, unknown
 
 #: Names of link schedules; `lpu_jax.cost.collectives.algorithms` says what each does. They are here
@@ -81,6 +81,7 @@ class Axis:
             )
 
 
+@checked
 def steps_of(algorithm: str) -> str:
     """Name the algorithm whose steps, and whose order of summation, a pipelined one has."""
     return algorithm.removesuffix(PIPELINED)
