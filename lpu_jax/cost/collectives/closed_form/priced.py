@@ -3,6 +3,7 @@
 Steps follow one another, or overlap slice by slice (`flow`). Not modelled: as in `links`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from ....datapath.work import Passage
 from ....machine.ports import Numbers
 from .flow import NEVER, passed
-from .steps import Step
+from .steps import LEVELS, Step
 
 # Keeps 49 * (1 / 49) from being rounded up to two vectors.
 _CEIL_SLACK = 1e-9
@@ -128,17 +129,14 @@ class Schedule:
             payload_bytes: as for `cycles`.
 
         Returns:
-            Cycles: the sum over the steps of the busiest link of each.
+            Cycles: the sum over the steps on links of a level of the busiest link of each, of the
+            level where that is most.
         """
-        return sum(
-            (
-                np.where(np.asarray(step.share) > 0, self._vectors(payload_bytes, step), 0.0)
-                * step.times
-                * step.cycles_per_vector
-                for step in self.steps
-            ),
-            np.float64(0.0),
-        )
+        busy: list[Numbers] = [np.float64(0.0) for _ in LEVELS]
+        for step in self.steps:
+            vectors = np.where(step.share > 0, self._vectors(payload_bytes, step), 0.0)
+            busy[step.level] = busy[step.level] + vectors * step.times * step.cycles_per_vector
+        return functools.reduce(np.maximum, busy)
 
     def link_bytes(self, payload_bytes: Numbers) -> Numbers:
         """Bytes that each chip of the run puts on links, frames included, on average.
