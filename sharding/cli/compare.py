@@ -31,6 +31,7 @@ class Objective(StrEnum):
     LATENCY = "latency"
     THROUGHPUT = "throughput"
     PARETO = "pareto"
+    FIRST_TOKEN = "first-token"
 
 
 def compare(
@@ -49,8 +50,9 @@ def compare(
     objective: Annotated[
         Objective,
         typer.Option(
-            help="What plans are ranked by: latency of a token, throughput of all in flight, or "
-            "pareto: those that no plan beats in both tokens/s per user and tokens/s of all users."
+            help="What plans are ranked by: latency of a token, throughput of all in flight, "
+            "pareto: those that no plan beats in both tokens/s per user and tokens/s of all users, "
+            "or first-token of a prompt."
         ),
     ] = Objective.LATENCY,
     check: Annotated[

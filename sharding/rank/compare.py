@@ -24,7 +24,7 @@ from ..scenario import Scenario, check_policy, scenario
 from .comparison import Comparison, Objective, Row
 from .front import on_front
 
-OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto")
+OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto", "first-token")
 
 
 def compare(
@@ -46,8 +46,8 @@ def compare(
         request: what a step does: sequences, new tokens, allocated positions, drafts.
         policy: name of a precision policy, or a policy.
         plans: the plans to rank; None: all legal ones are searched.
-        objective: `latency` of a token, `throughput` of all in flight, or the `pareto` front of
-            both rates.
+        objective: `latency` of a token, `throughput` of all in flight, the `pareto` front of both
+            rates, or the `first-token` of a prompt.
         prompt: tokens of a prompt, for the time to the first token; None: the whole context.
         top: how many rows to keep.
 
@@ -69,7 +69,10 @@ def compare(
     else:
         check_plans(plans, asked)
         evaluation = evaluate(plans, asked)
-    order = rank(evaluation, objective)
+    if objective == "first-token":
+        order = rank_by_first_token(evaluation, prompt_tokens)
+    else:
+        order = rank(evaluation, objective)
     best, nearest = _best_of_each_shape(evaluation, order), _nearest(evaluation)
     fits, memory = evaluation.fits, asked.system.chip.memory_name
     unfit = Counter(_reason(evaluation, int(i), memory) for i in np.flatnonzero(~fits))
@@ -124,7 +127,7 @@ def search_plans(scenario: Scenario) -> tuple[Evaluation, Mapping[str, int]]:
 
 
 def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
-    """Order the plans that fit, best first; equal plans keep the order of the search."""
+    """Order the plans that fit by a rate, best first; equal plans keep the order of the search."""
     fitting = np.flatnonzero(evaluation.fits)
     per_user, total = evaluation.tokens_per_s_per_user, evaluation.tokens_per_s_total
     first, second = (total, per_user) if objective == "throughput" else (per_user, total)
@@ -133,6 +136,17 @@ def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
         return [int(i) for i in order]
     is_best = on_front(per_user[order], total[order])
     return [int(i) for i in order[is_best]]
+
+
+def rank_by_first_token(evaluation: Evaluation, prompt_tokens: int) -> list[int]:
+    """Order the plans that fit by the first token of a prompt, then by the rate of one user."""
+    fitting = np.flatnonzero(evaluation.fits)
+    if not len(fitting):
+        return []
+    plans = [evaluation.plans[i] for i in fitting]
+    found = prefill(plans, evaluation.fits[fitting], evaluation.scenario, prompt_tokens)
+    rates = evaluation.tokens_per_s_per_user[fitting]
+    return [int(i) for i in fitting[np.lexsort((-rates, found.time_to_first_token_s))]]
 
 
 def _without_idle_stages(evaluation: Evaluation) -> Evaluation:
@@ -204,6 +218,7 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
             host_s=float(evaluation.host_cycles / evaluation.clock_hz),
             prefill_latency_s=float(taken_in.latency_s[row]),
             prefill_chunk_tokens=int(taken_in.chunk_tokens[row]),
+            prefill_chunk_bound_by="memory" if taken_in.is_memory_bound[row] else "time",
             time_to_first_token_s=float(taken_in.time_to_first_token_s[row]),
             wire_bytes_per_token=float(
                 evaluation.wire_bytes[i] / (request.batch * request.kept_tokens)

@@ -20,6 +20,7 @@ from ..plan import Plan
 from ..plan import legend as letters
 from ..predict.energy import MEANING, knows_energy, unknown_reason
 from ..predict.evaluate import Evaluation
+from ..predict.serving import chunk_lengths
 from ..report import versions
 from ..request import Request
 from ..scenario import Scenario
@@ -28,7 +29,7 @@ from .rates_plot import Mark, Panel, Series, draw
 #: Reasons that begin so refuse a plan for its memory; all others refuse a split for its shapes.
 DOES_NOT_FIT = "does not fit"
 
-Objective = Literal["latency", "throughput", "pareto"]
+Objective = Literal["latency", "throughput", "pareto", "first-token"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Row:
     host_s: float  #: host and sampling, part of the latency
     prefill_latency_s: float  #: of the prompt of every sequence of the batch
     prefill_chunk_tokens: int  #: new tokens per sequence of a step: the fastest that fit
+    prefill_chunk_bound_by: str  #: `memory` if a longer one would be faster, else `time`
     time_to_first_token_s: float  #: prefill, and the host's part
     wire_bytes_per_token: float  #: payload of all collectives and hand-overs, each once
     energy_j_per_token_lower: float | None  #: None: the power of the chip is not public
@@ -200,6 +202,7 @@ def comparison_text(comparison: Comparison) -> str:
         *([system.note] if system.note else []),
         rows,
         serving_table(c.rows, c.prompt_tokens),
+        _first_token_note(c),
         legend(memory),
         *serving_notes(request, system),
         f"{len(c.assumed)} of the {len(system.constants())} numbers of {system.name} are "
@@ -250,6 +253,7 @@ def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
         ("total bound by", "left"),
         ("first token", "right"),
         ("chunk", "right"),
+        ("chunk bound by", "left"),
         ("fits to a reserve of", "right"),
         *([("J/token", "right"), ("alone", "right")] if has_energy else []),
         title=f"In flight, and the first token of a prompt of {prompt_tokens}",
@@ -262,6 +266,7 @@ def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
             row.total_bound_by,
             format_seconds(row.time_to_first_token_s),
             str(row.prefill_chunk_tokens),
+            row.prefill_chunk_bound_by,
             f"{row.reserve_limit_fraction:.1%}" if row.reserve_limit_fraction >= 0 else "none",
         ]
         if has_energy:
@@ -271,6 +276,21 @@ def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
             ]
         made.add_row(*cells)
     return made
+
+
+def _first_token_note(comparison: Comparison) -> str:
+    """What the first token rests on: the chunks tried, what they attend to, how plans were chosen."""
+    asked = comparison.scenario
+    chunks = ", ".join(str(length) for length in chunk_lengths(asked))
+    chosen = (
+        "plans are ranked by it."
+        if comparison.objective == "first-token"
+        else f"plans are ranked by {comparison.objective}, not by it (--objective first-token)."
+    )
+    return (
+        f"first token: chunks of {chunks} tokens are tried, of those that fit the fastest is taken; "
+        f"each attends to all {asked.request.context} allocated positions; {chosen}"
+    )
 
 
 def format_energy(lower_j: float | None, upper_j: float | None) -> str:

@@ -185,6 +185,11 @@ def _check(comparison: Comparison, n_samples: int, seed: int) -> None:
                 f"sensitivity: {name} is {described(number)}; it must be a whole number of at "
                 f"least {least}."
             )
+    if comparison.objective == "first-token":
+        raise LpuError(
+            "sensitivity: the objective is first-token; samples are ranked by latency, throughput "
+            "or pareto."
+        )
     if not comparison.fitting:
         raise LpuError("sensitivity: no plan fits, so there is no ranking to examine.")
     system = comparison.scenario.system
