@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,25 @@ from models.policy import FP16, Policy, policy_named
 from models.weights.source import WeightSource
 from models.zoo import model as named_model
 
+from .plan import Plan, check_is_plan
 from .request import NEXT_TOKEN, Request, check_request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A model that drafts tokens for another, on chips of its own beside those of that one."""
+
+    model: ModelConfig
+    policy: Policy
+    plan: Plan | None = None  #: None: the fastest that fits on the chips left
+
+    def __post_init__(self) -> None:
+        """Refuse fields of other types.
+
+        Raises:
+            LpuError: says which; `scenario` finds what is named.
+        """
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,8 @@ class Scenario:
     policy: Policy = field(default=FP16, kw_only=True)  #: formats of weights, rows, cache, wire
     #: how often each expert is chosen, in any unit; None: all alike
     expert_shares: tuple[float, ...] | None = field(default=None, kw_only=True)
+    #: who drafts; None: drafts, if any, cost nothing
+    draft: Draft | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse fields of other types.
@@ -43,6 +63,13 @@ class Scenario:
         if self.expert_shares is not None:
             _check_shares(self.expert_shares, self.model)
 
+    @property
+    def draft_step(self) -> "Scenario":
+        """What the draft model is asked to do for one draft: the next token of every sequence."""
+        assert self.draft is not None  # asked for where there is one
+        request = replace(self.request, tokens=1, acceptance=None)
+        return Scenario(self.draft.model, self.system, request, policy=self.draft.policy)
+
 
 def scenario(
     model: str | Path | ModelConfig,
@@ -51,6 +78,8 @@ def scenario(
     *,
     policy: str | Policy = "fp16",
     expert_shares: Sequence[float] | Num[np.ndarray, " experts"] | None = None,
+    draft_model: str | Path | ModelConfig | None = None,
+    draft_plan: Plan | None = None,
 ) -> Scenario:
     """Find what is named and check the request: the entrance of every public function.
 
@@ -61,6 +90,8 @@ def scenario(
         policy: name of a precision policy, or a policy.
         expert_shares: how often each expert of a mixture is chosen, in any unit: a histogram of
             the user's routing. None: all alike.
+        draft_model: the model that drafts, as `model`; None: drafts, if any, cost nothing.
+        draft_plan: its plan; None: the fastest that fits on the chips left.
 
     Raises:
         LpuError: an unknown name, an impossible number, a histogram that does not fit the model,
@@ -76,7 +107,53 @@ def scenario(
     formats = policy_of(policy, cfg)
     check_request(request, cfg)
     shares = None if expert_shares is None else _histogram(expert_shares)
-    return Scenario(cfg, machine, request, policy=formats, expert_shares=shares)
+    asked = Scenario(cfg, machine, request, policy=formats, expert_shares=shares)
+    if draft_model is not None:
+        return _with_draft(asked, draft_model, policy, draft_plan)
+    if draft_plan is not None:
+        raise LpuError("a draft plan was given without a draft model; give both.")
+    return asked
+
+
+def _with_draft(
+    asked: Scenario, model: str | Path | ModelConfig, policy: str | Policy, plan: Plan | None
+) -> Scenario:
+    """Find who drafts, and check that it can.
+
+    Raises:
+        LpuError: an unknown name, something that is no plan, or as `_check_draft`.
+    """
+    cfg = model if isinstance(model, ModelConfig) else named_model(_name("draft model", model))
+    if plan is not None:
+        check_is_plan("draft plan", plan)
+    draft = Draft(model=cfg, policy=policy_of(policy, cfg), plan=plan)
+    asked = replace(asked, draft=draft)
+    _check_draft(draft, asked)
+    return asked
+
+
+def _check_draft(draft: Draft, asked: Scenario) -> None:
+    """Refuse a draft model that cannot draft for a model.
+
+    Raises:
+        LpuError: nothing is to be drafted, its tokens are others, its context is too short, or
+            no chip is left.
+    """
+    name, cfg, request = draft.model.name, asked.model, asked.request
+    if request.acceptance is None:
+        raise LpuError(
+            f"draft model {name} was given without draft tokens; speculative decoding needs both."
+        )
+    if request.tokens < 2:
+        raise LpuError(f"draft tokens is 0; draft model {name} needs at least 1 to draft.")
+    if draft.model.vocab_size != cfg.vocab_size:
+        raise LpuError(
+            f"draft model {name} has a vocabulary of {draft.model.vocab_size} tokens, {cfg.name} "
+            f"one of {cfg.vocab_size}; drafts must be tokens of the model."
+        )
+    if asked.system.n_chips < 2:
+        raise LpuError(f"{asked.system.name} has one chip; draft model {name} needs its own.")
+    check_request(asked.draft_step.request, draft.model)
 
 
 def system_of(given: str | Path | System) -> System:
@@ -164,21 +241,33 @@ def _name(what: str, given: object) -> str | Path:
 
 
 def check_policy(policy: Policy, cfg: ModelConfig, system: System) -> None:
-    """Refuse a policy that the model's shapes or the chip cannot take.
+    """Refuse a policy that the model's shapes or the chip cannot take, or that is not about it.
 
     Raises:
-        LpuError: heads are cut by groups that share a scale, the chip has no such operands, or the
-            policy stores nothing of this model otherwise than fp16 does.
+        LpuError: as `check_formats`, or the policy stores nothing of this model otherwise than
+            fp16 does.
     """
-    if policy.base != "fp16":
-        raise LpuError(
-            f"policy {policy.name} is for checking only: no chip multiplies {policy.base}."
-        )
+    check_formats(policy, cfg, system)
     roles = {spec.role for kind in block_kinds(cfg) for spec in block_params(cfg, kind).values()}
     if policy.roles and not roles & policy.roles:
         raise LpuError(
             f"policy {policy.name} is about {' and '.join(sorted(policy.roles))} weights, "
             f"which {cfg.name} has none of; use another format, such as fp16."
+        )
+
+
+def check_formats(policy: Policy, cfg: ModelConfig, system: System) -> None:
+    """Refuse a policy that the model's shapes or the chip cannot take.
+
+    A draft model may have nothing that the policy is about; all of it is then held as fp16.
+
+    Raises:
+        LpuError: no chip runs it, heads are cut by groups that share a scale, or the chip has no
+            such operands.
+    """
+    if policy.base != "fp16":
+        raise LpuError(
+            f"policy {policy.name} is for checking only: no chip multiplies {policy.base}."
         )
     if any(scheme.multiplies_bare for scheme in policy.weights.values()):
         system.chip.check_operand("int8")

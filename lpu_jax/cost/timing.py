@@ -83,3 +83,26 @@ def hand_over_cycles(
     chip, topology = system.lpus
     steps = hand_overs(topology, float(chip.clock_hz), group_chips, bases).cycles(payload_bytes)
     return np.asarray(steps, np.float64)
+
+
+def spread_cycles(
+    system: System, n_chips: Int[np.ndarray, " plans"], payload_bytes: float | int
+) -> Float[np.ndarray, " plans"]:
+    """Cycles in which a vector of any of a machine's first chips is at all of them.
+
+    An all-reduce does it, which is an upper bound of a broadcast.
+
+    Args:
+        system: LPUs or GPUs.
+        n_chips: how many of the first chips.
+        payload_bytes: the vector.
+    """
+    if system.lpus is None:
+        return np.full(len(n_chips), roofline.transfer_ns(system, payload_bytes))
+    distinct, back = np.unique(n_chips, return_inverse=True)
+    groups = tuple(Groups.first(system, int(n)) for n in distinct)
+    machine = PlacedMachine(system=system, groups=groups, group_of_plan=back.reshape(-1))
+    _, last = machine.collective_cycles(
+        "all_reduce", "auto", np.asarray(n_chips), np.ones_like(n_chips), payload_bytes
+    )
+    return np.asarray(last, np.float64)

@@ -67,6 +67,13 @@ DraftTokens = Annotated[
 Acceptance = Annotated[
     float | None, typer.Option(help="Speculative decoding: probability that a draft is accepted.")
 ]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Speculative decoding: zoo name, or path of a config.json, of the model that makes "
+        "the drafts, on chips of its own. Default: drafts cost nothing."
+    ),
+]
 
 
 def model_in_form(name: str, mla: LatentForm | None) -> ModelConfig:
@@ -83,10 +90,20 @@ def compare_one(
     *,
     policy: str,
     mla: LatentForm | None,
+    draft_model: str | None = None,
+    draft_plan: Path | None = None,
 ) -> Comparison:
     """Compare a single plan: that of a file, or the fastest that fits (else the nearest)."""
-    plans = None if plan is None else [read_plan(plan)]
-    return compare(model_in_form(model, mla), system, request, policy=policy, plans=plans, top=1)
+    return compare(
+        model_in_form(model, mla),
+        system,
+        request,
+        policy=policy,
+        draft_model=draft_model,
+        draft_plan=None if draft_plan is None else read_plan(draft_plan),
+        plans=None if plan is None else [read_plan(plan)],
+        top=1,
+    )
 
 
 def check_apart(as_json: str | None, other: Path | None, option: str) -> None:

@@ -13,6 +13,7 @@ from .common import (
     Acceptance,
     Batch,
     Context,
+    DraftModel,
     DraftTokens,
     Json,
     Mla,
@@ -45,6 +46,7 @@ def compare(
     ] = None,
     draft_tokens: DraftTokens = None,
     acceptance: Acceptance = None,
+    draft_model: DraftModel = None,
     mla: Mla = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
     objective: Annotated[
@@ -77,6 +79,7 @@ def compare(
         system,
         request,
         policy=policy,
+        draft_model=draft_model,
         objective=objective.value,
         prompt=prompt,
         top=top,

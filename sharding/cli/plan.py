@@ -10,13 +10,14 @@ from ..detail.explain import explanation
 from ..detail.scheduled import schedule_plan
 from ..files import write_file
 from ..pictures import picture_format
-from ..rank.comparison import memory_map
+from ..rank.comparison import memory_maps
 from ..request import decode_request
 from .common import (
     NO,
     Acceptance,
     Batch,
     Context,
+    DraftModel,
     DraftTokens,
     Json,
     Mla,
@@ -39,6 +40,11 @@ def plan(
     context: Context = 4096,
     draft_tokens: DraftTokens = None,
     acceptance: Acceptance = None,
+    draft_model: DraftModel = None,
+    draft_plan: Annotated[
+        Path | None,
+        typer.Option(help="Plan of the draft model. Default: the fastest that fits beside."),
+    ] = None,
     mla: Mla = None,
     plot: Annotated[
         Path | None,
@@ -52,7 +58,16 @@ def plan(
     request = decode_request(
         batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )
-    found = compare_one(model, system, plan, request, policy=policy, mla=mla)
+    found = compare_one(
+        model,
+        system,
+        plan,
+        request,
+        policy=policy,
+        mla=mla,
+        draft_model=draft_model,
+        draft_plan=draft_plan,
+    )
     (row,) = found.rows
     memory = found.scenario.system.chip.memory_name
     scheduled = schedule_plan(row.plan, found.scenario)
@@ -67,7 +82,7 @@ def plan(
         lambda: "\n".join(
             [
                 found.table(),
-                *([report.render(memory_map(row, memory))] if row.fits else []),
+                *([report.render(*memory_maps(row, memory))] if row.fits else []),
                 explained.text(),
             ]
         ),

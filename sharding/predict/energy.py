@@ -45,20 +45,28 @@ def energy(evaluation: Evaluation) -> Energy:
     chip, request = evaluation.scenario.system.chip, evaluation.scenario.request
     most_w, average_w = chip.power_max_w, chip.power_average_w
     kept = request.batch * request.kept_tokens
-    group_chips = np.array([plan.group_chips for plan in evaluation.plans])
     all_chips = np.array([plan.n_chips for plan in evaluation.plans])
-    busy_s = busy_cycles(evaluation) / evaluation.clock_hz
+    busy_chip_s = _busy_chip_s(evaluation)
+    if (drafting := evaluation.drafting) is not None:
+        all_chips = all_chips + np.array([plan.n_chips for plan in drafting.evaluation.plans])
+        busy_chip_s = busy_chip_s + drafting.n_drafts * _busy_chip_s(drafting.evaluation)
 
     def joules(power_w: int | float | None, chip_s: Numbers) -> Numbers | None:
         return None if power_w is None else np.asarray(power_w * chip_s / kept)
 
     return Energy(
-        lower_j_per_token=joules(average_w, group_chips * busy_s),
+        lower_j_per_token=joules(average_w, busy_chip_s),
         upper_j_per_token=joules(
             most_w, all_chips * evaluation.cycles_per_batch / evaluation.clock_hz
         ),
         upper_alone_j_per_token=joules(most_w, all_chips * evaluation.latency_s),
     )
+
+
+def _busy_chip_s(evaluation: Evaluation) -> Numbers:
+    """Seconds in which chips work, summed over the chips of a step."""
+    group_chips = np.array([plan.group_chips for plan in evaluation.plans])
+    return np.asarray(group_chips * busy_cycles(evaluation) / evaluation.clock_hz)
 
 
 def busy_cycles(evaluation: Evaluation) -> Numbers:

@@ -71,6 +71,21 @@ class ScheduledBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """What a draft model adds to the steps of plans; one entry per plan."""
+
+    evaluation: "Evaluation"  #: one draft, of the draft model's plan beside each plan
+    n_drafts: int
+    hand_over_cycles: Numbers  #: of the drafts to the model, and of the tokens kept back
+    verification_cycles: Numbers  #: the model's own step
+
+    @property
+    def cycles(self) -> Numbers:
+        """Cycles of all drafts of a step, one after another."""
+        return np.asarray(self.n_drafts * self.evaluation.latency_cycles)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Numbers of many plans, one entry per plan: cycles of the clock, bytes of the fullest chip."""
 
@@ -91,8 +106,10 @@ class Evaluation:
     activation_bytes: Numbers  #: live values and tables
     reserved_bytes: float
     sram_bytes: float  #: of a chip; of a GPU, its HBM
+    cached_batches: Numbers  #: micro-batches whose caches fit
     in_flight: Int[np.ndarray, " plans"]
     cuts: Cuts
+    drafting: Drafting | None = None  #: of a draft model; time, rates and fit then include it
 
     @property
     def used_bytes(self) -> Numbers:
@@ -111,7 +128,14 @@ class Evaluation:
 
     @property
     def short_bytes(self) -> Numbers:
-        """Bytes the fullest chip lacks; negative where there is room."""
+        """Bytes the fullest chip lacks, a draft model's too; negative where there is room."""
+        if self.drafting is None:
+            return self.own_short_bytes
+        return np.maximum(self.own_short_bytes, self.drafting.evaluation.short_bytes)
+
+    @property
+    def own_short_bytes(self) -> Numbers:
+        """The same without a draft model's chips."""
         return self.used_bytes + self.reserved_bytes - self.sram_bytes
 
     @property
@@ -127,7 +151,10 @@ class Evaluation:
     @property
     def largest_reserve_fraction(self) -> Numbers:
         """The part of the memory that may be reserved before a plan stops fitting."""
-        return np.asarray(1 - self.used_bytes / self.sram_bytes)
+        used = self.used_bytes
+        if self.drafting is not None:
+            used = np.maximum(used, self.drafting.evaluation.used_bytes)
+        return np.asarray(1 - used / self.sram_bytes)
 
     @property
     def tokens_per_s_per_user(self) -> Numbers:
@@ -154,7 +181,7 @@ class Evaluation:
 
 
 def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
-    """Evaluate legal plans.
+    """Evaluate legal plans, without a draft model (`drafts`).
 
     Args:
         plans: at least one; each was accepted by `legal.check_plan`.
@@ -226,9 +253,23 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
         activation_bytes=activations + tables,
         reserved_bytes=system.chip.memory_bytes - usable_bytes(system.chip),
         sram_bytes=float(system.chip.memory_bytes),
+        cached_batches=1 + more,
         in_flight=np.minimum(1 + more, cuts.busy_stages).astype(np.int64),
         cuts=cuts,
     )
+
+
+def without_idle_stages(evaluation: Evaluation) -> Evaluation:
+    """Evaluate plans without the stages that hold no block: these only cost chips and hand-overs.
+
+    The others hold what they held: fewer stages of the same chips cannot need more memory.
+    """
+    busy = evaluation.cuts.busy_stages
+    plans = dict.fromkeys(
+        plan if plan.stages == n else replace(plan, stages=int(n))
+        for plan, n in zip(evaluation.plans, busy, strict=True)
+    )
+    return evaluate(list(plans), evaluation.scenario)
 
 
 def _groups(

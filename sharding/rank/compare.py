@@ -17,11 +17,13 @@ from models.policy import Policy
 from ..legal import Search, check_plan
 from ..plan import Plan, check_are_plans
 from ..predict.energy import energy, one
-from ..predict.evaluate import Evaluation, evaluate
+from ..predict.drafts import evaluate_with_drafts, search_with_drafts
+from ..predict.evaluate import Evaluation, evaluate, without_idle_stages
 from ..predict.serving import prefill
 from ..request import NEXT_TOKEN, Request, check_prompt
-from ..scenario import Scenario, check_policy, scenario
+from ..scenario import Scenario, check_formats, check_policy, scenario
 from .comparison import Comparison, Objective, Row
+from .draft_row import draft_row
 from .front import on_front
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto", "first-token")
@@ -33,6 +35,8 @@ def compare(
     request: Request = NEXT_TOKEN,
     *,
     policy: str | Policy = "fp16",
+    draft_model: str | Path | ModelConfig | None = None,
+    draft_plan: Plan | None = None,
     plans: Sequence[Plan] | None = None,
     objective: Objective = "latency",
     prompt: int | None = None,
@@ -45,6 +49,9 @@ def compare(
         system: a system's name, the path of a TOML file, or a system.
         request: what a step does: sequences, new tokens, allocated positions, drafts.
         policy: name of a precision policy, or a policy.
+        draft_model: the model that makes the drafts, as `model`, on chips that a plan leaves free;
+            None: they cost nothing.
+        draft_plan: its plan; None: for each plan the fastest that fits on the chips left.
         plans: the plans to rank; None: all legal ones are searched.
         objective: `latency` of a token, `throughput` of all in flight, the `pareto` front of both
             rates, or the `first-token` of a prompt.
@@ -59,16 +66,20 @@ def compare(
 
     Fidelity: approximate (docs/timing.md).
     """
-    asked = scenario(model, system, request, policy=policy)
+    asked = scenario(
+        model, system, request, policy=policy, draft_model=draft_model, draft_plan=draft_plan
+    )
     prompt_tokens = check_prompt(prompt, request)
     _check_words(objective, top)
     check_policy(asked.policy, asked.model, asked.system)
+    if asked.draft is not None:
+        check_formats(asked.draft.policy, asked.draft.model, asked.system)
     refused: Mapping[str, int] = {}
     if plans is None:
         evaluation, refused = search_plans(asked)
     else:
         check_plans(plans, asked)
-        evaluation = evaluate(plans, asked)
+        evaluation = evaluate_with_drafts(plans, asked)
     if objective == "first-token":
         order = rank_by_first_token(evaluation, prompt_tokens)
     else:
@@ -117,13 +128,15 @@ def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:
 
 
 def search_plans(scenario: Scenario) -> tuple[Evaluation, Mapping[str, int]]:
-    """Evaluate all legal plans, each without stages that hold no block.
+    """Evaluate all legal plans, each without stages that hold no block, and with its drafts.
 
     Returns:
         The plans, and how many ways to split were refused, by reason.
     """
+    if scenario.draft is not None:
+        return search_with_drafts(scenario)
     search = Search(scenario)
-    return _without_idle_stages(evaluate(list(search.plans()), scenario)), search.refused
+    return without_idle_stages(evaluate(list(search.plans()), scenario)), search.refused
 
 
 def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
@@ -149,19 +162,6 @@ def rank_by_first_token(evaluation: Evaluation, prompt_tokens: int) -> list[int]
     return [int(i) for i in fitting[np.lexsort((-rates, found.time_to_first_token_s))]]
 
 
-def _without_idle_stages(evaluation: Evaluation) -> Evaluation:
-    """Evaluate plans without the stages that hold no block: these only cost chips and hand-overs.
-
-    The others hold what they held: fewer stages of the same chips cannot need more memory.
-    """
-    busy = evaluation.cuts.busy_stages
-    plans = dict.fromkeys(
-        plan if plan.stages == n else replace(plan, stages=int(n))
-        for plan, n in zip(evaluation.plans, busy, strict=True)
-    )
-    return evaluate(list(plans), evaluation.scenario)
-
-
 def _best_of_each_shape(evaluation: Evaluation, order: Sequence[int]) -> list[int]:
     """Keep the best number of stages of plans that split their groups alike."""
     seen: dict[Plan, int] = {}
@@ -182,11 +182,21 @@ def _nearest(evaluation: Evaluation) -> list[int]:
 def _reason(evaluation: Evaluation, i: int, memory: str) -> str:
     """Which part of the memory is too much."""
     usable = evaluation.sram_bytes - evaluation.reserved_bytes
+    if evaluation.own_short_bytes[i] <= 0:
+        return f"does not fit: the draft model exceeds the {memory} of the chips left for it"
     if evaluation.weight_bytes[i] > usable:
         return f"does not fit: weights alone exceed a chip's {memory}"
     if evaluation.weight_bytes[i] + evaluation.cache_bytes[i] > usable:
         return f"does not fit: weights and cache exceed a chip's {memory}"
     return f"does not fit: weights, cache and activations exceed a chip's {memory}"
+
+
+def _total_bound_by(evaluation: Evaluation, i: int) -> str:
+    """What bounds the rate of all sequences of a plan."""
+    if not evaluation.is_stage_bound[i]:
+        return "users in flight"
+    drafting, slowest = evaluation.drafting, evaluation.slowest_stage_cycles[i]
+    return "draft model" if drafting and drafting.cycles[i] == slowest else "slowest stage"
 
 
 def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> list[Row]:
@@ -212,7 +222,7 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
             tokens_per_step=request.kept_tokens,
             in_flight=int(evaluation.in_flight[i]),
             users_in_flight=int(evaluation.in_flight[i]) * request.batch,
-            total_bound_by="slowest stage" if evaluation.is_stage_bound[i] else "users in flight",
+            total_bound_by=_total_bound_by(evaluation, i),
             reserve_limit_fraction=float(evaluation.largest_reserve_fraction[i]),
             hand_over_s=float(evaluation.hand_over_cycles[i] / evaluation.clock_hz),
             host_s=float(evaluation.host_cycles / evaluation.clock_hz),
@@ -227,6 +237,7 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
             energy_j_per_token_upper=one(joules.upper_j_per_token, i),
             energy_j_per_token_upper_alone=one(joules.upper_alone_j_per_token, i),
             memory_bytes=evaluation.memory_bytes(i),
+            draft=None if evaluation.drafting is None else draft_row(evaluation.drafting, i),
         )
         for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))
     ]

@@ -24,6 +24,7 @@ from ..predict.serving import chunk_lengths
 from ..report import versions
 from ..request import Request
 from ..scenario import Scenario
+from .draft_row import DraftRow, draft_note, draft_table
 from .rates_plot import Mark, Panel, Series, draw
 
 #: Reasons that begin so refuse a plan for its memory; all others refuse a split for its shapes.
@@ -49,7 +50,7 @@ class Row:
     tokens_per_step: float  #: that a step adds to a sequence, on average
     in_flight: int  #: micro-batches
     users_in_flight: int
-    total_bound_by: str  #: `slowest stage` or `users in flight`
+    total_bound_by: str  #: `slowest stage`, `draft model` or `users in flight`
     reserve_limit_fraction: float  #: part of the memory that may be reserved until it fits no more
     hand_over_s: float
     host_s: float  #: host and sampling, part of the latency
@@ -62,6 +63,7 @@ class Row:
     energy_j_per_token_upper: float | None
     energy_j_per_token_upper_alone: float | None  #: one micro-batch in flight
     memory_bytes: Mapping[str, float]  #: of the fullest chip
+    draft: DraftRow | None = None  #: the draft model, whose time and fit the row includes
     numerics: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class Row:
             "name": self.plan.name,
             "chips": self.plan.n_chips,
             "stages": self.plan.stages,
+            "draft": None if self.draft is None else self.draft.as_dict(),
         }
 
 
@@ -107,6 +110,7 @@ class Comparison:
                 "note": self.scenario.system.note,
             },
             "request": vars(self.scenario.request) | {"prompt": self.prompt_tokens},
+            "draft_model": None if self.scenario.draft is None else self.scenario.draft.model.name,
             "energy": {"meaning": MEANING, "reason": unknown_reason(self.scenario.system.chip)},
             "objective": self.objective,
             "rows": [row.as_dict() for row in self.rows],
@@ -197,21 +201,23 @@ def comparison_text(comparison: Comparison) -> str:
     )
     for number, row in enumerate(c.rows, 1):
         rows.add_row(str(number), *_cells(row))
+    drafts = [row.draft for row in c.rows if row.draft is not None]
     lines = [
         head,
         *([system.note] if system.note else []),
         rows,
+        *([draft_table(drafts, memory)] if drafts else []),
         serving_table(c.rows, c.prompt_tokens),
         _first_token_note(c),
         legend(memory),
-        *serving_notes(request, system),
+        *serving_notes(request, system, None if asked.draft is None else asked.draft.model.name),
         f"{len(c.assumed)} of the {len(system.constants())} numbers of {system.name} are "
         "assumed: --json lists them, --sensitivity N draws them from their ranges.",
         f"weights {asked.policy.name}: {asked.policy.source}.",
         _searched(c),
     ]
     if not c.fitting and c.nearest is not None:
-        lines += ["No plan fits.", memory_map(c.nearest, memory)]
+        lines += ["No plan fits.", *memory_maps(c.nearest, memory)]
     return report.render(*lines)
 
 
@@ -281,14 +287,14 @@ def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
 def _first_token_note(comparison: Comparison) -> str:
     """What the first token rests on: the chunks tried, what they attend to, how plans were chosen."""
     asked = comparison.scenario
-    chunks = ", ".join(str(length) for length in chunk_lengths(asked))
+    longest = chunk_lengths(asked)[-1]
     chosen = (
         "plans are ranked by it."
         if comparison.objective == "first-token"
         else f"plans are ranked by {comparison.objective}, not by it (--objective first-token)."
     )
     return (
-        f"first token: chunks of {chunks} tokens are tried, of those that fit the fastest is taken; "
+        f"first token: the fastest chunk that fits, of 1, 2, 4, ... and {longest} tokens; "
         f"each attends to all {asked.request.context} allocated positions; {chosen}"
     )
 
@@ -300,8 +306,8 @@ def format_energy(lower_j: float | None, upper_j: float | None) -> str:
     return f"up to {upper_j:.3g}" if lower_j is None else f"{lower_j:.3g}..{upper_j:.3g}"
 
 
-def serving_notes(request: Request, system: System) -> list[str]:
-    """What the serving figures rest on, one sentence a line."""
+def serving_notes(request: Request, system: System, draft_model: str | None = None) -> list[str]:
+    """What the serving figures rest on, one sentence a line; `draft_model` is who drafts."""
     (host,) = (c for c in system.constants() if c.name == "host_overhead_s")
     spread = (
         ""
@@ -313,11 +319,7 @@ def serving_notes(request: Request, system: System) -> list[str]:
         "every latency."
     ]
     if request.acceptance is not None:
-        notes.append(
-            f"speculative decoding: {request.tokens - 1} drafts a step, each accepted with "
-            f"probability {request.acceptance:g}, keep {request.kept_tokens:.4g} tokens a step; "
-            "the draft model's own time is not counted."
-        )
+        notes.append(draft_note(request, draft_model))
     reason = unknown_reason(system.chip)
     notes += [reason] if reason else []
     if knows_energy(system.chip):
@@ -360,13 +362,22 @@ def _searched(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def memory_map(row: Row, memory: str = "SRAM") -> Table:
-    """What the fullest chip of a plan would hold."""
+def memory_maps(row: Row, memory: str = "SRAM") -> list[Table]:
+    """What the fullest chip of a plan would hold, and that of the draft model beside it."""
+    draft = row.draft
+    return [
+        memory_map(row, memory),
+        *([] if draft is None else [memory_map(draft, memory, of=f"{draft.model}, ")]),
+    ]
+
+
+def memory_map(row: Row | DraftRow, memory: str = "SRAM", of: str = "") -> Table:
+    """What the fullest chip of a plan would hold; `of` names whose plan it is."""
     made = report.table(
         ("fullest chip", "left"),
         ("bytes", "right"),
         (f"of {memory}", "right"),
-        title=f"Memory map of {row.plan.name}",
+        title=f"Memory map of {of}{row.plan.name}",
     )
     sram = row.memory_bytes["sram"]
     for name, size in row.memory_bytes.items():
@@ -377,8 +388,8 @@ def memory_map(row: Row, memory: str = "SRAM") -> Table:
     made.add_row("needed", format_bytes(total), f"{total / sram:.1%}")
     made.add_row("there is", format_bytes(sram), "100.0%")
     made.add_row(
-        "short of" if row.short_bytes > 0 else "spare",
-        format_bytes(abs(row.short_bytes)),
-        f"{abs(row.short_bytes) / sram:.1%}",
+        "short of" if total > sram else "spare",
+        format_bytes(abs(total - sram)),
+        f"{abs(total - sram) / sram:.1%}",
     )
     return made

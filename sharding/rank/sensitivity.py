@@ -23,7 +23,8 @@ from lpu_jax.quantities import format_seconds
 
 from .. import report
 from ..plan import Plan
-from ..predict.evaluate import Evaluation, evaluate
+from ..predict.drafts import evaluate_with_drafts
+from ..predict.evaluate import Evaluation
 from ..predict.placement import usable_bytes
 from ..report import Watcher, check_watcher
 from .compare import rank
@@ -247,7 +248,7 @@ class _Study:
 
     def outcome(self, system: System, nominal: int | None = None) -> _Outcome:
         """Rank the plans on a machine; `nominal` is left out for the nominal machine itself."""
-        found = evaluate(self.plans, replace(self.comparison.scenario, system=system))
+        found = evaluate_with_drafts(self.plans, replace(self.comparison.scenario, system=system))
         order = rank(found, self.objective)
         own = nominal if nominal is not None else order[0]
         rates = self.rates(found)
