@@ -30,6 +30,8 @@ from .common import (
     emit,
 )
 
+_OPERATIONS_OF_DRAFTS = "The operations below are those of the step that judges the drafts."
+
 
 def plan(
     model: ModelName,
@@ -83,6 +85,7 @@ def plan(
             [
                 found.table(),
                 *([report.render(*memory_maps(row, memory))] if row.fits else []),
+                *([_OPERATIONS_OF_DRAFTS] if row.draft is not None else []),
                 explained.text(),
             ]
         ),

@@ -169,7 +169,7 @@ def _room(ends: Int[np.ndarray, " plans"], system: System) -> Int[np.ndarray, " 
     """Chips in one piece behind each plan: in the rest of its last node, or after it."""
     node = system.topology.node_chips
     edge = np.minimum(-(-ends // node) * node, system.n_chips)
-    return np.maximum(edge - ends, system.n_chips - edge)
+    return np.asarray(np.maximum(edge - ends, system.n_chips - edge))
 
 
 def _first_chip(
@@ -181,9 +181,7 @@ def _first_chip(
     return np.where(ends + chips <= edge, ends, edge)
 
 
-def _best_within(
-    drafts: Evaluation, room: Int[np.ndarray, " plans"]
-) -> Int[np.ndarray, " plans"]:
+def _best_within(drafts: Evaluation, room: Int[np.ndarray, " plans"]) -> Int[np.ndarray, " plans"]:
     """The fastest draft that fits on so many chips, else the one that lacks least; -1: no plan."""
     order = np.lexsort((drafts.latency_cycles, np.maximum(drafts.short_bytes, 0.0)))
     rank = np.empty(len(order), np.int64)

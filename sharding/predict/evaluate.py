@@ -131,7 +131,7 @@ class Evaluation:
         """Bytes the fullest chip lacks, a draft model's too; negative where there is room."""
         if self.drafting is None:
             return self.own_short_bytes
-        return np.maximum(self.own_short_bytes, self.drafting.evaluation.short_bytes)
+        return np.asarray(np.maximum(self.own_short_bytes, self.drafting.evaluation.short_bytes))
 
     @property
     def own_short_bytes(self) -> Numbers:

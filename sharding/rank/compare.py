@@ -16,8 +16,8 @@ from models.policy import Policy
 
 from ..legal import Search, check_plan
 from ..plan import Plan, check_are_plans
-from ..predict.energy import energy, one
 from ..predict.drafts import evaluate_with_drafts, search_with_drafts
+from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation, evaluate, without_idle_stages
 from ..predict.serving import prefill
 from ..request import NEXT_TOKEN, Request, check_prompt
@@ -156,7 +156,7 @@ def rank_by_first_token(evaluation: Evaluation, prompt_tokens: int) -> list[int]
     fitting = np.flatnonzero(evaluation.fits)
     if not len(fitting):
         return []
-    plans = [evaluation.plans[i] for i in fitting]
+    plans = [evaluation.plans[int(i)] for i in fitting]
     found = prefill(plans, evaluation.fits[fitting], evaluation.scenario, prompt_tokens)
     rates = evaluation.tokens_per_s_per_user[fitting]
     return [int(i) for i in fitting[np.lexsort((-rates, found.time_to_first_token_s))]]

@@ -285,7 +285,7 @@ def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
 
 
 def _first_token_note(comparison: Comparison) -> str:
-    """What the first token rests on: the chunks tried, what they attend to, how plans were chosen."""
+    """What the first token rests on: the chunks, what they attend to, how plans were chosen."""
     asked = comparison.scenario
     longest = chunk_lengths(asked)[-1]
     chosen = (

@@ -39,6 +39,7 @@ from sharding import (
 PLAN = Plan(group_chips=2, attention=AttentionShard(tensor=2), mlp=MlpShard(tensor=2))
 SOURCE = SyntheticWeights(TINY_LLAMA)
 TOKENS = np.array([[1, 2]])
+DRAFTS = decode_request(context=64, draft_tokens=2, acceptance=0.5)
 NODE = "groq-node"
 AS_A_PLAN = "was given as a plan; it must be a Plan, such as one of a comparison's rows"
 
@@ -89,6 +90,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "plans in words": (
         lambda: compare(TINY_LLAMA, NODE, Request(context=64), plans=["1x2"]),
         f"compare: '1x2' {AS_A_PLAN}",
+    ),
+    "a draft model that is none": (
+        lambda: compare(TINY_LLAMA, NODE, DRAFTS, draft_model=5),
+        "draft model is 5; it must be a name, a path, or a draft model.",
+    ),
+    "a draft plan in words": (
+        lambda: compare(TINY_LLAMA, NODE, DRAFTS, draft_model=TINY_LLAMA, draft_plan="1x2"),
+        f"draft plan: '1x2' {AS_A_PLAN}",
     ),
     "explain": (lambda: explain(TINY_LLAMA, NODE, "1x2"), f"explain: '1x2' {AS_A_PLAN}"),
     "explain a request": (

@@ -183,6 +183,17 @@ def test_a_name_of_full_length_is_written(run: Run, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_draft_model_has_a_plan_of_its_own(run: Run) -> None:
+    drafts = ("--draft-tokens", "1", "--acceptance", "0.5", "--draft-model", "smollm2-135m")
+    result = run(*SMALL, *drafts, "--top", "1", "--json", "-")
+    assert result.code == 0
+    (row,) = json.loads(result.out)["rows"]
+    assert row["chips"] + row["draft"]["chips"] <= 8
+    for other in ("llama-3.1-8b", "smollm2-135"):
+        _is_one_sentence(run(*SMALL, *drafts[:-1], other))
+    _is_one_sentence(run(*SMALL, *drafts[-2:]))
+
+
 def test_an_unknown_objective_lists_the_known(run: Run) -> None:
     result = run(*SMALL, "--objective", "speed")
     assert result.code == 2

@@ -48,6 +48,23 @@ def test_its_json_holds_the_explanation(plan: str, capsys: pytest.CaptureFixture
     ]  # fmt: skip
 
 
+def test_a_plan_with_a_draft_model_has_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "half.toml"
+    path.write_text(PLAN.replace("8", "4"))
+    drafts = ("--draft-tokens", "3", "--acceptance", "0.5", "--draft-model", "smollm2-135m")
+    both = ("--plan", str(path), "--draft-plan", str(path), "--json", str(tmp_path / "out.json"))
+    assert run("plan", *REQUEST, *drafts, *both) == 0
+    out = capsys.readouterr().out
+    assert "Memory map of smollm2-135m, 1x4" in out
+    assert "The operations below are those of the step that judges the drafts." in out
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert data["explanation"]["latency_s"] == data["rows"][0]["draft"]["verification_s"]
+    assert run("plan", *REQUEST, "--plan", str(path), "--draft-plan", str(path)) == 2
+    assert "a draft plan was given without a draft model" in capsys.readouterr().err
+
+
 def test_a_plot_is_written_whole_or_not_at_all(
     plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

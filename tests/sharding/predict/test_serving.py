@@ -1,26 +1,33 @@
 """Serving figures: drafts against enumeration, pipelines against a simulation, chunks by hand."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipelines import cycles_per_batch, makespan
 
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.system import System
 from models.policy import POLICIES
 from models.zoo import model
+from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.predict import serving
 from sharding.predict.evaluate import Evaluation, evaluate
-from sharding.predict.serving import prefill
+from sharding.predict.serving import Prefill, chunk_lengths, prefill
 from sharding.rank.compare import Comparison, compare
+from sharding.rank.comparison import Objective
+from sharding.rank.sensitivity import sensitivity
 from sharding.request import Request, decode_request, expected_tokens
 from sharding.scenario import Scenario
 
@@ -162,18 +169,39 @@ def test_prefill_takes_the_fastest_chunk_that_fits(prompt: int) -> None:
     fits = np.array([True])
     found = prefill([PLAN], fits, Scenario(SMOLLM, slow_host, request, policy=FP16), prompt)
     times = {}
-    for chunk in {1, 3, 6, 12, 25, 50, 100} if prompt == 100 else {1, 2, 4, 8, 16, 32, 64, 128}:
-        if chunk > prompt:
-            continue
-        # Every chunk attends to the allocated context.
-        step = _evaluated(replace(request, tokens=chunk))
-        assert step.fits[0]
-        chunks = math.ceil(prompt / chunk)
-        cycles = step.latency_cycles[0] + (chunks - 1) * step.slowest_stage_cycles[0]
-        times[chunk] = float(cycles) / step.clock_hz
+    for chunk in (1, 2, 4, 8, 16, 32, 64, 128):
+        # Every chunk attends to the allocated context; the last one is a shorter step.
+        chunks, last = divmod(prompt, chunk)
+        whole = _evaluated(replace(request, tokens=chunk))
+        assert whole.fits[0]
+        rest = _evaluated(replace(request, tokens=last or chunk))
+        if prompt <= chunk:
+            cycles = rest.latency_cycles[0]
+        else:
+            before = chunks if last else chunks - 1
+            cycles = whole.latency_cycles[0] + (before - 1) * whole.slowest_stage_cycles[0]
+            cycles += rest.slowest_stage_cycles[0]
+        times[chunk] = float(cycles) / whole.clock_hz
     assert found.chunk_tokens[0] == min(times, key=lambda chunk: times[chunk])
     assert found.latency_s[0] == pytest.approx(min(times.values()), rel=1e-12)
     assert found.time_to_first_token_s[0] == pytest.approx(min(times.values()) + 30e-6, rel=1e-12)
+    assert not found.is_memory_bound[0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 1)), min_size=1, max_size=6),
+    st.integers(1, 9),
+)
+def test_chunks_through_stages_take_what_a_simulation_takes(
+    stages: list[tuple[int, float]], before: int
+) -> None:
+    """Equal chunks, then one that is shorter in every stage, as `prefill` adds them up."""
+    whole = [cycles for cycles, _ in stages]
+    last = [max(1, int(cycles * share)) for cycles, share in stages]
+    counted = sum(whole) + (before - 1) * max(whole) + max(last)
+    exact = makespan([whole] * before + [last])
+    assert exact <= counted <= exact + max(last)
+    assert makespan([whole] * (before + 1)) == sum(whole) + before * max(whole)
 
 
 def test_prefill_leaves_out_faster_chunks_that_do_not_fit() -> None:
@@ -184,30 +212,115 @@ def test_prefill_leaves_out_faster_chunks_that_do_not_fit() -> None:
     sram_bytes = math.ceil(needed / (1 - GROQ.chip.reserved_fraction))
     tight = replace(GROQ, chip=replace(GROQ.chip, sram_bytes=sram_bytes))
 
-    def chunk(machine: System, fits: bool) -> int:
+    def taken_in(machine: System, fits: bool) -> Prefill:
         scenario = Scenario(SMOLLM, machine, request, policy=FP16)
-        return int(prefill([PLAN], np.array([fits]), scenario, CONTEXT).chunk_tokens[0])
+        return prefill([PLAN], np.array([fits]), scenario, CONTEXT)
+
+    def chunk(machine: System, fits: bool) -> int:
+        return int(taken_in(machine, fits).chunk_tokens[0])
 
     free = chunk(GROQ, fits=True)
     assert free >= 32
     assert chunk(tight, fits=True) == 16
+    assert taken_in(tight, fits=True).is_memory_bound[0]
     short = replace(GROQ, chip=replace(GROQ.chip, prefill_chunk_tokens=8))
     assert chunk(short, fits=True) == 8
     assert chunk(tight, fits=False) == free  # one that fits no token at all is not held back
 
 
-def test_the_first_token_of_a_longer_prompt_is_later() -> None:
-    fits = np.array([True])
-    times = [
-        float(
-            prefill(
-                [PLAN], fits, Scenario(SMOLLM, GROQ, _request(), policy=FP16), prompt
-            ).time_to_first_token_s[0]
-        )
-        for prompt in (1, 16, 256)
-    ]
+#: A dense model, one with rings of sliding layers and experts, and one on GPUs.
+SERVED = [
+    ("smollm2-135m", "groq-24", "fp16"),
+    ("gpt-oss-20b", "lpx-rack", "mxfp4"),
+    ("smollm2-135m", "h100x8", "fp16"),
+]
+#: Short chunks have all their edges within a few prompts.
+MOST_CHUNK, MOST_PROMPT = 8, 320
+
+
+@cache
+def _served(case: tuple[str, str, str]) -> tuple[list[Plan], Scenario]:
+    """Some plans that fit, and what they are asked."""
+    machine = system(case[1])
+    machine = replace(machine, chip=replace(machine.chip, prefill_chunk_tokens=MOST_CHUNK))
+    request = Request(context=MOST_PROMPT)
+    asked = Scenario(model(case[0]), machine, request, policy=POLICIES[case[2]])
+    plans = list(Search(asked, most_stages=12).plans())
+    found = evaluate(plans[:: max(1, len(plans) // 5)], asked)
+    return [found.plans[i] for i in np.flatnonzero(found.fits)], asked
+
+
+@cache
+def _step(case: tuple[str, str, str], request: Request) -> Evaluation:
+    plans, asked = _served(case)
+    return evaluate(plans, replace(asked, request=request))
+
+
+def _first_tokens_s(
+    case: tuple[str, str, str], prompt: int, chunks: Sequence[int] | None = None
+) -> np.ndarray:
+    """First token of each plan; steps are evaluated once."""
+    plans, asked = _served(case)
+    with patch.object(serving, "evaluate", lambda _, scenario: _step(case, scenario.request)):
+        found = prefill(plans, np.ones(len(plans), bool), asked, prompt, chunks)
+    return found.time_to_first_token_s
+
+
+@pytest.mark.parametrize("case", SERVED, ids=lambda case: f"{case[0]}-{case[1]}")
+@given(one=st.integers(1, MOST_PROMPT), off=st.integers(0, 2 * MOST_CHUNK))
+def test_a_longer_prompt_never_has_an_earlier_first_token(
+    case: tuple[str, str, str], one: int, off: int
+) -> None:
+    """Neither under any fixed plan nor under the best."""
+    earlier, later = (
+        _first_tokens_s(case, prompt) for prompt in (one, min(one + off, MOST_PROMPT))
+    )
+    # Sums of the same float64 terms in another number.
+    assert np.all(earlier <= later * (1 + 1e-12))
+    assert earlier.min() <= later.min() * (1 + 1e-12)
+
+
+@given(
+    st.integers(1, MOST_PROMPT),
+    st.sets(st.integers(1, MOST_CHUNK), max_size=3),
+    st.sets(st.integers(1, MOST_CHUNK), max_size=3),
+)
+def test_more_chunks_to_choose_from_are_never_worse(
+    prompt: int, some: set[int], more: set[int]
+) -> None:
+    few, many = (
+        _first_tokens_s(SERVED[0], prompt, sorted({1, *chunks})) for chunks in (some, some | more)
+    )
+    assert np.all(many <= few)
+
+
+def test_chunks_do_not_depend_on_the_prompt() -> None:
+    asked = Scenario(SMOLLM, GROQ, _request(), policy=FP16)
+    assert chunk_lengths(asked) == (1, 2, 4, 8, 16, 32, 64, 128)
+    short = replace(asked, request=Request(context=100))
+    assert chunk_lengths(short) == (1, 2, 4, 8, 16, 32, 64, 100)
+
+
+def test_a_prompt_of_one_token_is_a_step() -> None:
+    asked = Scenario(SMOLLM, GROQ, _request(), policy=FP16)
+    found = prefill([PLAN], np.array([True]), asked, 1)
+    assert found.time_to_first_token_s[0] == _evaluated(_request()).latency_s[0]
+
+
+def test_plans_are_ranked_by_the_first_token_when_asked() -> None:
+    def compared(objective: Objective) -> Comparison:
+        return compare("smollm2-135m", "groq-24", Request(context=4096), objective=objective, top=5)
+
+    by_first, by_rate = compared("first-token"), compared("latency")
+    times = [row.time_to_first_token_s for row in by_first.rows]
     assert times == sorted(times)
-    assert times[0] == _evaluated(_request()).latency_s[0]
+    # The best of each shape is not that of the other ranking: none there is earlier.
+    assert times[0] <= min(row.time_to_first_token_s for row in by_rate.rows)
+    assert times[0] < by_rate.rows[0].time_to_first_token_s
+    assert "plans are ranked by it" in by_first.table()
+    assert "plans are ranked by latency, not by it" in by_rate.table()
+    with pytest.raises(LpuError, match="the objective is first-token; samples are ranked by"):
+        sensitivity(by_first, 1)
 
 
 @pytest.mark.parametrize("prompt", [0, -4, 513, True])
@@ -219,20 +332,6 @@ def test_bad_prompts(prompt: Any) -> None:
 # --- in flight ----------------------------------------------------------------------------------
 
 
-def _simulated(stage_cycles: list[int], in_flight: int) -> Fraction:
-    """Cycles per micro-batch, when so many go round through stages that serve one at a time."""
-    free = [0] * len(stage_cycles)
-    ready = [0] * in_flight
-    rounds = 200
-    for at in range(rounds):
-        if at == rounds // 2:
-            half = ready[-1]
-        for batch in range(in_flight):
-            for stage, cycles in enumerate(stage_cycles):
-                free[stage] = ready[batch] = max(ready[batch], free[stage]) + cycles
-    return Fraction(ready[-1] - half, in_flight * (rounds - rounds // 2))
-
-
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 6))
 def test_rates_are_those_of_a_simulated_pipeline(stages: list[int], in_flight: int) -> None:
     made = replace(
@@ -241,7 +340,7 @@ def test_rates_are_those_of_a_simulated_pipeline(stages: list[int], in_flight: i
         slowest_stage_cycles=np.array([float(max(stages))]),
         in_flight=np.array([in_flight]),
     )
-    cycles = _simulated(stages, in_flight)
+    cycles = cycles_per_batch(stages, in_flight)
     # Float64 against fractions.
     assert made.cycles_per_batch[0] == pytest.approx(float(cycles), rel=1e-12)
     assert made.tokens_per_s_total[0] == pytest.approx(3 * made.clock_hz / float(cycles))

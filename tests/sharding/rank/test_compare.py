@@ -75,12 +75,14 @@ ROW_TYPES = {
     "host_s": float,
     "prefill_latency_s": float,
     "prefill_chunk_tokens": int,
+    "prefill_chunk_bound_by": str,
     "time_to_first_token_s": float,
     "wire_bytes_per_token": float,
     "energy_j_per_token_lower": float,
     "energy_j_per_token_upper": float,
     "energy_j_per_token_upper_alone": float,
     "memory_bytes": dict,
+    "draft": (dict, type(None)),
     "numerics": (dict, type(None)),
 }
 

@@ -95,7 +95,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
             in_flight=np.array([1, 1, 9])[index],
         )
 
-    monkeypatch.setattr(module, "evaluate", timed)
+    monkeypatch.setattr(module, "evaluate_with_drafts", timed)
     plans = whole.evaluation.plans[:3]
     found = timed(plans, whole.scenario)
     return dataclasses.replace(whole, evaluation=found)
@@ -191,7 +191,7 @@ def test_the_cap_keeps_the_best_in_whatever_order_they_come(
     toy: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = list(reversed(toy.evaluation.plans))
-    turned = module.evaluate(plans, toy.scenario)
+    turned = module.evaluate_with_drafts(plans, toy.scenario)
     monkeypatch.setattr(module, "MOST_CONTENDERS", 2)
     found = sensitivity(dataclasses.replace(toy, evaluation=turned), 200, 0)
     assert set(found.wins) == {_name(toy, 0), _name(toy, 1)}
