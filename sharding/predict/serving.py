@@ -1,12 +1,13 @@
 """Prefill: in which chunks a prompt is taken in, and when its first token is there.
 
-A prefill step is the program of a decode step with a chunk of new tokens per sequence; the last
-chunk is a shorter step of its own. Not modelled: prompts that share the chips with sequences that
-are decoded, and a prompt's attention growing chunk by chunk: each attends to all allocated
-positions, as the static program does, which also runs the head on every chunk.
+A prefill step is the program of a decode step with a chunk of new tokens per sequence. There are
+programs of a few lengths; what is left of a prompt takes a shorter one. Not modelled: prompts that
+share the chips with sequences that are decoded, and a prompt's attention growing chunk by chunk:
+each attends to all allocated positions, as the static program does, which also runs the head on
+every chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from ..plan import Plan
 from ..scenario import Scenario
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, Numbers, evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Prefill:
 
 
 def chunk_lengths(scenario: Scenario) -> tuple[int, ...]:
-    """List the chunks that are tried: powers of two, and the longest that chip and context allow.
+    """List the lengths of programs: powers of two, and the longest that chip and context allow.
 
     The prompt has no part in it, so that a longer one never has an earlier first token.
     """
@@ -63,51 +64,46 @@ def prefill(
 
     Fidelity: approximate.
     """
-    system = scenario.system
+    lengths = chunk_lengths(scenario) if chunks is None else chunks
+    steps = {length: _step(plans, scenario, length) for length in lengths}
     tokens = np.ones(len(plans), np.int64)
     seconds, unbound_s = np.full((2, len(plans)), np.inf)
-    for chunk in chunk_lengths(scenario) if chunks is None else chunks:
-        found_s, has_room = _prompt_s(plans, scenario, prompt_tokens, chunk)
+    for chunk, step in steps.items():
+        found_s = _prompt_cycles(steps, prompt_tokens, chunk) / step.clock_hz
         unbound_s = np.minimum(unbound_s, found_s)
-        better = (has_room | ~fits | (chunk == 1)) & (found_s < seconds)
+        better = (step.fits | ~fits | (chunk == 1)) & (found_s < seconds)
         tokens = np.where(better, chunk, tokens)
         seconds = np.where(better, found_s, seconds)
-        if chunk >= prompt_tokens:
-            break  # longer ones would be the same step
     return Prefill(
         chunk_tokens=tokens,
         is_memory_bound=unbound_s < seconds,
         latency_s=seconds,
-        time_to_first_token_s=seconds + system.host_overhead_s,
+        time_to_first_token_s=seconds + scenario.system.host_overhead_s,
     )
 
 
-def _prompt_s(
-    plans: Sequence[Plan], scenario: Scenario, prompt_tokens: int, chunk: int
-) -> tuple[Float[np.ndarray, " plans"], Bool[np.ndarray, " plans"]]:
-    """Time of a prompt in chunks of a length, and whether such a chunk fits.
+def _step(plans: Sequence[Plan], scenario: Scenario, tokens: int) -> Evaluation:
+    """Evaluate a step of so many tokens; rings of sliding layers hold the longest chunk."""
+    longest = max(chunk_lengths(scenario)[-1], scenario.request.longest_step)
+    asked = replace(scenario.request, tokens=tokens, most_tokens=longest, acceptance=None)
+    return evaluate(plans, replace(scenario, request=asked))
+
+
+def _prompt_cycles(steps: Mapping[int, Evaluation], prompt_tokens: int, chunk: int) -> Numbers:
+    """Cycles of a prompt in chunks of a length, the last of which takes any program that holds it.
 
     Chunks follow one another through the stages. The first takes its whole way, each other one
     the time of its slowest stage more: exact for equal chunks, and where the last is shorter at
     most that time too long.
     """
-
-    def step(tokens: int) -> Evaluation:
-        """A step of so many tokens, with the cache of the chunk's: its stages are cut alike."""
-        longest = max(chunk, scenario.request.longest_step)
-        asked = replace(scenario.request, tokens=tokens, most_tokens=longest, acceptance=None)
-        return evaluate(plans, replace(scenario, request=asked))
-
     before, rest = divmod(prompt_tokens - 1, chunk)
-    whole = step(chunk)
-    last = whole if rest + 1 == chunk else step(rest + 1)
+    last = [step for length, step in steps.items() if rest < length <= chunk]
+    whole = steps[chunk]
     if before == 0:
-        cycles = last.latency_cycles - last.host_cycles
-    else:
-        cycles = (
-            whole.latency_cycles
-            - whole.host_cycles
-            + (before - 1) * whole.slowest_stage_cycles
-            + last.slowest_stage_cycles
-        )
-    return cycles / whole.clock_hz, whole.fits
+        return np.asarray(np.min([step.latency_cycles for step in last], 0) - whole.host_cycles)
+    return np.asarray(
+        whole.latency_cycles
+        - whole.host_cycles
+        + (before - 1) * whole.slowest_stage_cycles
+        + np.min([step.slowest_stage_cycles for step in last], 0)
+    )

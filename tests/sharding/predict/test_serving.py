@@ -168,20 +168,20 @@ def test_prefill_takes_the_fastest_chunk_that_fits(prompt: int) -> None:
     request = _request(batch=4)
     fits = np.array([True])
     found = prefill([PLAN], fits, Scenario(SMOLLM, slow_host, request, policy=FP16), prompt)
+    lengths = (1, 2, 4, 8, 16, 32, 64, 128)
+    # Every chunk attends to the allocated context.
+    steps = {n: _evaluated(replace(request, tokens=n)) for n in lengths}
     times = {}
-    for chunk in (1, 2, 4, 8, 16, 32, 64, 128):
-        # Every chunk attends to the allocated context; the last one is a shorter step.
-        chunks, last = divmod(prompt, chunk)
-        whole = _evaluated(replace(request, tokens=chunk))
-        assert whole.fits[0]
-        rest = _evaluated(replace(request, tokens=last or chunk))
-        if prompt <= chunk:
-            cycles = rest.latency_cycles[0]
-        else:
-            before = chunks if last else chunks - 1
-            cycles = whole.latency_cycles[0] + (before - 1) * whole.slowest_stage_cycles[0]
-            cycles += rest.slowest_stage_cycles[0]
-        times[chunk] = float(cycles) / whole.clock_hz
+    for chunk in lengths:
+        last = prompt % chunk or chunk
+        # Longer steps take longer here, so that the shortest that holds the last chunk is best.
+        rest = steps[min(n for n in lengths if n >= last)]
+        cycles = rest.latency_cycles[0]
+        if prompt > chunk:
+            before = (prompt - last) // chunk
+            cycles = steps[chunk].latency_cycles[0] + rest.slowest_stage_cycles[0]
+            cycles += (before - 1) * steps[chunk].slowest_stage_cycles[0]
+        times[chunk] = float(cycles) / rest.clock_hz
     assert found.chunk_tokens[0] == min(times, key=lambda chunk: times[chunk])
     assert found.latency_s[0] == pytest.approx(min(times.values()), rel=1e-12)
     assert found.time_to_first_token_s[0] == pytest.approx(min(times.values()) + 30e-6, rel=1e-12)
