@@ -108,7 +108,7 @@ def _shares(drafts: Evaluation, n_chips: int) -> list[int]:
     if not fits.any():
         return powers[-1:]
     most = chips[fits][np.argmin(drafts.latency_cycles[fits])]
-    return [n for n in powers if chips[fits].min() <= n < 2 * most]
+    return [n for n in powers if chips[fits].min() <= n < 2 * most] or powers[-1:]
 
 
 def _with(drafts: Evaluation, found: Evaluation) -> Evaluation:
@@ -145,6 +145,9 @@ def _with(drafts: Evaluation, found: Evaluation) -> Evaluation:
         found,
         drafting=drafting,
         latency_cycles=found.latency_cycles + drafting.cycles + also,
+        worst_latency_cycles=found.worst_latency_cycles
+        + n_drafts * beside.worst_latency_cycles
+        + also,
         lower_cycles=found.lower_cycles + n_drafts * beside.lower_cycles + also,
         upper_cycles=found.upper_cycles + n_drafts * beside.upper_cycles + also,
         # The draft model serves one micro-batch at a time, like one more stage.

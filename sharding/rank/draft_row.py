@@ -93,7 +93,7 @@ def draft_table(rows: Sequence[DraftRow], memory: str) -> Table:
 def draft_note(request: Request, model: str | None) -> str:
     """What a step with drafts is, in a sentence; `model` drafts, or nobody knows who."""
     cost = (
-        "the draft model's own time is not counted (--draft-model counts it)."
+        "the draft model's own time is not counted (compare and plan take --draft-model)."
         if model is None
         else f"{model} makes them one after another, before the step that judges them."
     )

@@ -73,12 +73,12 @@ def _table() -> str:
             one, five = _terms_us(plan, 0), _terms_us(plan, 4)
             more = sum(five.values()) - sum(one.values())
             part = (five[term] - one[term]) / more
-            cells += [f"{one[term]:.1f}", f"{five[term]:.1f}", f"{abs(part):.0%}"]
+            cells += [f"{one[term]:.0f}", f"{five[term]:.0f}", f"{abs(part):.0%}"]
         lines.append(f"| {words} | {' | '.join(cells)} |")
     cells = []
     for plan in PLANS:
         one, five = (sum(_terms_us(plan, drafts).values()) for drafts in (0, 4))
-        cells += [f"{one:.1f}", f"{five:.1f}", f"{five / one:.2f}x"]
+        cells += [f"{one:.0f}", f"{five:.0f}", f"{five / one:.2f}x"]
     lines.append(f"| **together** | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -83,6 +83,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
             plans=plans,
             scenario=asked,
             latency_cycles=latency,
+            worst_latency_cycles=latency,
             lower_cycles=latency,
             upper_cycles=latency,
             slowest_stage_cycles=np.array([transits, 3000.0, 1000.0])[index],
@@ -92,6 +93,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
             cache_bytes=nothing,
             activation_bytes=nothing,
             reserved_bytes=machine.chip.reserved_fraction * sram,
+            cached_batches=np.array([1.0, 1.0, 9.0])[index],
             in_flight=np.array([1, 1, 9])[index],
         )
 
