@@ -239,6 +239,7 @@ def _dense_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
 
 
 def _moe_program(variant: _Variant) -> Callable[..., Any]:
+    assert variant.experts is not None
     layer = exchanged_mixture if variant.dispatch is Dispatch.ALL_TO_ALL else mixture
     return partial(layer, **variant.projects, sizes=variant.experts)
 

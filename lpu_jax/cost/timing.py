@@ -102,7 +102,7 @@ def spread_cycles(
     distinct, back = np.unique(n_chips, return_inverse=True)
     groups = tuple(Groups.first(system, int(n)) for n in distinct)
     machine = PlacedMachine(system=system, groups=groups, group_of_plan=back.reshape(-1))
-    _, last = machine.collective_cycles(
+    passage = machine.collective_cycles(
         "all_reduce", "auto", np.asarray(n_chips), np.ones_like(n_chips), payload_bytes
     )
-    return np.asarray(last, np.float64)
+    return np.asarray(passage.last, np.float64)

@@ -103,7 +103,7 @@ def linear(
     matrix = as_matrix(w, rows=rows)
     if isinstance(matrix, QuantizedArray) and matrix.scheme.multiplies_bare:
         return int8_product(vxm.to_fp32(x), matrix)
-    if _in_blocks(x, matrix):
+    if isinstance(matrix, QuantizedArray) and _in_blocks(x, matrix):
         return fp8_product(x, matrix, **policy.products)
     return _scaled(mxm.matmul(x, matrix, **policy.products), matrix, None)
 
@@ -127,14 +127,14 @@ def product(
         Exact in each K tile, see `mxm.matmul`.
     """
     matrices = as_matrix(store, rows=1, batch=1)
-    if slots is not None and _in_blocks(x, matrices):
+    if slots is not None and isinstance(matrices, QuantizedArray) and _in_blocks(x, matrices):
         return fp8_product(x, matrices, rows=slots, **policy.products)
     return _scaled(mxm.matmul(x, matrices, rows=slots, **policy.products), matrices, slots)
 
 
-def _in_blocks(x: Float[Array, "..."], w: Weight) -> bool:
+def _in_blocks(x: Float[Array, "..."], w: QuantizedArray) -> bool:
     """Whether rows and weights are both of 8 bits, and their blocks fill an 8-bit array best."""
-    return isinstance(w, QuantizedArray) and w.scheme.multiplies_in_blocks and x.dtype.itemsize == 1
+    return w.scheme.multiplies_in_blocks and x.dtype.itemsize == 1
 
 
 def _scaled(

@@ -31,7 +31,14 @@ from .explanation import (
     SlotUse,
     StageUse,
 )
-from .scheduled import KindSchedule, ScheduledPlan, axis_names, block_name, schedule_plan
+from .scheduled import (
+    KindSchedule,
+    ScheduledPlan,
+    axis_names,
+    block_name,
+    first_of,
+    schedule_plan,
+)
 
 
 def explain(
@@ -109,15 +116,15 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
 def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
     timing, latency = kind.block.timing, scheduled.latency_cycles
     planned, mean = float(timing.cycles), scheduled.evaluation.blocks[kind.kind].timing
-    cycles = float(mean.cycles[0])
+    cycles = first_of(mean.cycles)
     count = sum(block.kind == kind.kind for stage in scheduled.stages for block in stage.blocks)
     held = kind.block.report().held
     return BlockUse(
         kind=kind.kind,
         count=count,
         cycles=cycles,
-        lower_cycles=float(mean.lower_cycles[0]),
-        upper_cycles=float(mean.upper_cycles[0]),
+        lower_cycles=first_of(mean.lower_cycles),
+        upper_cycles=first_of(mean.upper_cycles),
         share_of_token=count * cycles / latency,
         utilisation={
             unit.value: float(busy) / planned for unit, busy in timing.busy_cycles.items() if busy
@@ -168,7 +175,7 @@ def _slot_use(scheduled: ScheduledPlan, kind: KindSchedule) -> SlotUse | None:
         worst_slots=sized.worst.slots,
         overflow=sized.overflow,
         planned_cycles=float(kind.block.timing.cycles),
-        worst_cycles=float(scheduled.evaluation.blocks[kind.kind].worst_cycles[0]),
+        worst_cycles=first_of(scheduled.evaluation.blocks[kind.kind].worst_cycles),
         latency_cycles_by_rule=dict(zip(map(str, SlotRule), latencies, strict=True)),
     )
 

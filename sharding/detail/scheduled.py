@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 
 from lpu_jax.cost.memory import LiveRange, live_ranges
 from lpu_jax.cost.placed_machine import Groups
@@ -229,7 +230,7 @@ def _timeline(
     for number in range(plan.stages):
         blocks = tuple(b for b, place in zip(chain, stage_of_block, strict=True) if place == number)
         start = now
-        now += sum(float(evaluation.blocks[block.kind].timing.cycles[0]) for block in blocks)
+        now += sum(first_of(evaluation.blocks[block.kind].timing.cycles) for block in blocks)
         stages.append(
             Stage(
                 number=number,
@@ -254,6 +255,11 @@ def _timeline(
             )
             now += cycles
     return tuple(stages), tuple(hand_overs)
+
+
+def first_of(numbers: Any) -> float:
+    """Take the number of the first plan."""
+    return float(np.asarray(numbers).reshape(-1)[0])
 
 
 def block_name(block: Block) -> str:

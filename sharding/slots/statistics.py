@@ -33,7 +33,7 @@ class Routing:
     def probabilities(self) -> Float[np.ndarray, " experts"]:
         """Probability that a row chooses each expert."""
         shares = np.ones(self.n_experts) if self.shares is None else np.asarray(self.shares)
-        return np.minimum(self.top_k * shares / shares.sum(), 1.0)
+        return np.asarray(np.minimum(self.top_k * shares / shares.sum(), 1.0))
 
 
 @lru_cache(maxsize=4096)
@@ -149,7 +149,7 @@ def _tail(
     beyond = np.cumsum(found[::-1])[::-1]
     tail = np.append(beyond[1:], 0.0)[: worst + 1]
     tail[worst:] = 0.0
-    return np.minimum(tail, 1.0)
+    return np.asarray(np.minimum(tail, 1.0))
 
 
 def _any_of(tails: list[tuple[Float[np.ndarray, " _"], int]]) -> Float[np.ndarray, " n"]:
