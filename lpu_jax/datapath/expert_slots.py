@@ -6,6 +6,7 @@ What it computes: whole numbers, and gates that no operation changes. What it co
 counts and prefix sums on the vector unit, all assumed. Which sizes are enough is the caller's.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ _one_hot_gate = primitive(
         (slot_ids.shape[0], ids.shape[0]), jnp.float32
     ),
     meaning=_one_hot_gate_meaning,
-    cost=small_cost(4),
+    cost=partial(small_cost, operations=4),
 )
 
 

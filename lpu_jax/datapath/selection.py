@@ -4,7 +4,7 @@ What it computes: comparisons and selections; no value changes. What it costs: p
 and index arithmetic on short ones, all assumed. Not modelled: sorting networks.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -70,27 +70,23 @@ def top_k(
     return _top_k(x, k=k)  # type: ignore[no-any-return]
 
 
-def small_cost(operations: int) -> Callable[[Hardware, Call], Work]:
+def small_cost(machine: Hardware, call: Call, *, operations: int) -> Work:
     """Cost index arithmetic on short vectors (assumed).
 
     `operations` ALU operations run on each vector of the result.
     """
-
-    def cost(machine: Hardware, call: Call) -> Work:
-        chip = machine.chip
-        made = vectors(call.results[0], chip)
-        limits = {
-            "ALUs": made * operations / chip.vxm_alus_per_lane,
-            "streams out": made / chip.vxm_stream_groups,
-        }
-        return Work(
-            unit=Unit.VXM,
-            busy_cycles=largest(*limits.values()),
-            limits=limits,
-            latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles * operations,
-        )
-
-    return cost
+    chip = machine.chip
+    made = vectors(call.results[0], chip)
+    limits = {
+        "ALUs": made * operations / chip.vxm_alus_per_lane,
+        "streams out": made / chip.vxm_stream_groups,
+    }
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=largest(*limits.values()),
+        limits=limits,
+        latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles * operations,
+    )
 
 
 def _keep_groups_meaning(x: Array, groups: Array, *, n_groups: int) -> Array:
@@ -104,7 +100,7 @@ _keep_groups = primitive(
     "vxm_keep_groups",
     abstract=lambda x, groups, *, n_groups: jax.ShapeDtypeStruct(x.shape, x.dtype),
     meaning=_keep_groups_meaning,
-    cost=small_cost(4),
+    cost=partial(small_cost, operations=4),
 )
 
 
@@ -129,7 +125,7 @@ _take_lanes = primitive(
     "vxm_take_lanes",
     abstract=lambda x, ids: jax.ShapeDtypeStruct(ids.shape, x.dtype),
     meaning=lambda x, ids: jnp.take_along_axis(x, ids, axis=-1, mode="clip"),
-    cost=small_cost(2),
+    cost=partial(small_cost, operations=2),
 )
 
 

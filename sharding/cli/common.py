@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lpu_jax.arguments import is_number
 from lpu_jax.errors import LpuError
 from models.config import LatentForm, ModelConfig
 from models.policy import POLICIES, RELEASED
@@ -61,6 +62,13 @@ Mla = Annotated[
 ]
 Batch = Annotated[int, typer.Option(help="Sequences per micro-batch.")]
 Context = Annotated[int, typer.Option(help="Allocated positions per sequence.")]
+ExpertShares = Annotated[
+    Path | None,
+    typer.Option(
+        help="Histogram of routing: a JSON list with a number per expert, how often it is chosen. "
+        "Default: all alike."
+    ),
+]
 DraftTokens = Annotated[
     int | None, typer.Option(help="Speculative decoding: drafted tokens per step.")
 ]
@@ -82,6 +90,25 @@ def model_in_form(name: str, mla: LatentForm | None) -> ModelConfig:
     return found if mla is None else found.with_latent_form(mla)
 
 
+def read_shares(path: Path | None) -> list[float] | None:
+    """Read a histogram of routing.
+
+    Raises:
+        LpuError: the file cannot be read, or is no JSON list of numbers.
+    """
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LpuError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(map(is_number, found)):
+        raise LpuError(f"{path} must be a JSON list of numbers, one for each expert.")
+    return [float(share) for share in found]
+
+
 def compare_one(
     model: str,
     system: str,
@@ -92,6 +119,7 @@ def compare_one(
     mla: LatentForm | None,
     draft_model: str | None = None,
     draft_plan: Path | None = None,
+    expert_shares: Path | None = None,
 ) -> Comparison:
     """Compare a single plan: that of a file, or the fastest that fits (else the nearest)."""
     return compare(
@@ -103,6 +131,7 @@ def compare_one(
         draft_plan=None if draft_plan is None else read_plan(draft_plan),
         plans=None if plan is None else [read_plan(plan)],
         top=1,
+        expert_shares=read_shares(expert_shares),
     )
 
 

@@ -15,6 +15,7 @@ from .common import (
     Context,
     DraftModel,
     DraftTokens,
+    ExpertShares,
     Json,
     Mla,
     ModelName,
@@ -22,6 +23,7 @@ from .common import (
     SystemName,
     emit,
     model_in_form,
+    read_shares,
     watched,
 )
 
@@ -47,6 +49,7 @@ def compare(
     draft_tokens: DraftTokens = None,
     acceptance: Acceptance = None,
     draft_model: DraftModel = None,
+    expert_shares: ExpertShares = None,
     mla: Mla = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 10,
     objective: Annotated[
@@ -83,6 +86,7 @@ def compare(
         objective=objective.value,
         prompt=prompt,
         top=top,
+        expert_shares=read_shares(expert_shares),
     )
     if check and found.fitting:
         from ..verify.chosen_layers import with_numerics

@@ -19,6 +19,7 @@ from .common import (
     Context,
     DraftModel,
     DraftTokens,
+    ExpertShares,
     Json,
     Mla,
     ModelName,
@@ -47,6 +48,7 @@ def plan(
         Path | None,
         typer.Option(help="Plan of the draft model. Default: the fastest that fits beside."),
     ] = None,
+    expert_shares: ExpertShares = None,
     mla: Mla = None,
     plot: Annotated[
         Path | None,
@@ -69,6 +71,7 @@ def plan(
         mla=mla,
         draft_model=draft_model,
         draft_plan=draft_plan,
+        expert_shares=expert_shares,
     )
     (row,) = found.rows
     memory = found.scenario.system.chip.memory_name

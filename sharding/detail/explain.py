@@ -4,7 +4,6 @@ Its totals are those of `evaluate`; its result is in `explanation`. Not modelled
 `evaluate`.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..plan import Plan, SlotRule, check_is_plan
-from ..predict.evaluate import evaluate
+from ..plan import Plan, check_is_plan
+from ..predict.slot_reading import slot_readings
 from ..request import NEXT_TOKEN, Request
 from ..scenario import scenario
-from ..slots.sizes import slot_plan
 from .explanation import (
     AxisUse,
     BlockUse,
@@ -162,21 +160,12 @@ def _slot_use(scheduled: ScheduledPlan, kind: KindSchedule) -> SlotUse | None:
     plan, asked = scheduled.plan, scheduled.scenario
     if kind.kind != "moe" or plan.moe is None or asked.system.lpus is None:
         return None
-    sized = slot_plan(plan.moe, asked)
-    by_rule = [
-        replace(plan, moe=replace(plan.moe, slots=None, capacity=None, slot_rule=rule))
-        for rule in SlotRule
-    ]
-    latencies = evaluate(by_rule, asked).latency_cycles.tolist()
+    (reading,) = slot_readings([plan], asked)
+    assert reading is not None
     return SlotUse(
-        slots=sized.main.slots,
-        capacity=sized.capacity,
-        sent=sized.main.sent,
-        worst_slots=sized.worst.slots,
-        overflow=sized.overflow,
+        reading=reading,
         planned_cycles=float(kind.block.timing.cycles),
         worst_cycles=first_of(scheduled.evaluation.blocks[kind.kind].worst_cycles),
-        latency_cycles_by_rule=dict(zip(map(str, SlotRule), latencies, strict=True)),
     )
 
 

@@ -19,6 +19,7 @@ from models.blocks import Kind
 
 from .. import report
 from ..plan import Plan
+from ..predict.slot_reading import SlotReading
 from ..request import Request
 from .scheduled import block_list
 
@@ -68,28 +69,11 @@ class OperationUse:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotUse:
-    """Slots of a mixture's chips, and what the routing of a step makes of them."""
+    """The slots of a mixture, and how long a block takes with them and without enough."""
 
-    slots: int  #: that the plan's rule asks for
-    capacity: int | None  #: rows of each; None: all rows
-    sent: int  #: places of a list from chip to chip, if rows travel
-    worst_slots: int  #: enough for every routing
-    overflow: float  #: probability that some mixture of a step needs more than `slots`
-    planned_cycles: float  #: of a block that does not
-    worst_cycles: float  #: of a block that needs them all
-    latency_cycles_by_rule: Mapping[str, float]  #: of a step, by the rule that sizes the slots
-
-    def text(self, rate: float) -> str:
-        """What it says of a block; `rate` is microseconds per cycle."""
-        rows = "room for all rows" if self.capacity is None else f"{self.capacity} rows each"
-        rules = ", ".join(
-            f"{rule} {cycles * rate:.1f} us" for rule, cycles in self.latency_cycles_by_rule.items()
-        )
-        return (
-            f"  slots: {self.slots} with {rows}, at worst {self.worst_slots}; {self.overflow:.1e} "
-            f"of steps need more; a block takes {self.planned_cycles * rate:.3f} us with them, "
-            f"{self.worst_cycles * rate:.3f} us at worst. One step by slot rule: {rules}."
-        )
+    reading: SlotReading
+    planned_cycles: float  #: of a block whose slots are enough
+    worst_cycles: float  #: of a block that needs all it ever can
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,13 +234,25 @@ def _axes(explanation: Explanation) -> Table:
 def _heading(explanation: Explanation, block: BlockUse) -> str:
     busy = ", ".join(f"{unit} {share:.1%}" for unit, share in block.utilisation.items())
     bounds = f"{_us(explanation, block.lower_cycles)}..{_us(explanation, block.upper_cycles)}"
-    slots = "" if block.slots is None else "\n" + block.slots.text(explanation.microseconds(1.0))
+    slots = "" if block.slots is None else f"\n  {_slots(explanation, block.slots)}"
     return (
         f"{block.kind} x{block.count}: {_us(explanation, block.cycles)} us each (between {bounds}),"
         f" {block.share_of_token:.1%} of the token; busy: {busy or 'nothing'}; "
         f"weights {format_bytes(block.weight_bytes)}, cache {_cache(block)}, "
         f"live values {format_bytes(block.live_bytes)} at most "
         f"({format_bytes(block.allocated_bytes)} with addresses){slots}"
+    )
+
+
+def _slots(explanation: Explanation, use: SlotUse) -> str:
+    found = use.reading
+    rows = "room for all rows" if found.capacity is None else f"room for {found.capacity} rows"
+    rules = ", ".join(f"{rule} {1e6 * s:.1f} us" for rule, s in found.latency_s_by_rule.items())
+    return (
+        f"slots: {found.slots} on a chip, each with {rows}; {found.worst_slots} at worst. "
+        f"{f'{found.overflow:.1e}' if found.overflow else 'None'} of steps need more; a block takes "
+        f"{_us(explanation, use.planned_cycles)} us with them, "
+        f"{_us(explanation, use.worst_cycles)} us at worst. One step by slot rule: {rules}."
     )
 
 

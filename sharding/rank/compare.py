@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Num
 
 from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import LpuError, unknown
@@ -20,6 +21,7 @@ from ..predict.drafts import evaluate_with_drafts, search_with_drafts
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation, evaluate, without_idle_stages
 from ..predict.serving import prefill
+from ..predict.slot_reading import slot_readings
 from ..request import NEXT_TOKEN, Request, check_prompt
 from ..scenario import Scenario, check_formats, check_policy, scenario
 from .comparison import Comparison, Objective, Row
@@ -41,6 +43,7 @@ def compare(
     objective: Objective = "latency",
     prompt: int | None = None,
     top: int = 10,
+    expert_shares: Sequence[float] | Num[np.ndarray, " experts"] | None = None,
 ) -> Comparison:
     """Rank plans; nothing of the model is allocated.
 
@@ -57,6 +60,7 @@ def compare(
             rates, or the `first-token` of a prompt.
         prompt: tokens of a prompt, for the time to the first token; None: the whole context.
         top: how many rows to keep.
+        expert_shares: how often each expert is chosen; None: all alike.
 
     Returns:
         The ranked rows, the number of plans searched and fitting, and the reasons of the others.
@@ -67,7 +71,13 @@ def compare(
     Fidelity: approximate (docs/timing.md).
     """
     asked = scenario(
-        model, system, request, policy=policy, draft_model=draft_model, draft_plan=draft_plan
+        model,
+        system,
+        request,
+        policy=policy,
+        draft_model=draft_model,
+        draft_plan=draft_plan,
+        expert_shares=expert_shares,
     )
     prompt_tokens = check_prompt(prompt, request)
     _check_words(objective, top)
@@ -205,6 +215,7 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
     memory = evaluation.scenario.system.chip.memory_name
     taken_in = prefill(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
     joules = energy(evaluation)
+    slots = slot_readings(plans, evaluation.scenario)
     return [
         Row(
             plan=plan,
@@ -237,6 +248,7 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
             energy_j_per_token_upper=one(joules.upper_j_per_token, i),
             energy_j_per_token_upper_alone=one(joules.upper_alone_j_per_token, i),
             memory_bytes=evaluation.memory_bytes(i),
+            slots=slots[row],
             draft=None if evaluation.drafting is None else draft_row(evaluation.drafting, i),
         )
         for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))

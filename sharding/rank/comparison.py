@@ -21,6 +21,7 @@ from ..plan import legend as letters
 from ..predict.energy import MEANING, knows_energy, unknown_reason
 from ..predict.evaluate import Evaluation
 from ..predict.serving import chunk_lengths
+from ..predict.slot_reading import SlotReading, slot_table
 from ..report import versions
 from ..request import Request
 from ..scenario import Scenario
@@ -63,6 +64,7 @@ class Row:
     energy_j_per_token_upper: float | None
     energy_j_per_token_upper_alone: float | None  #: one micro-batch in flight
     memory_bytes: Mapping[str, float]  #: of the fullest chip
+    slots: SlotReading | None = None  #: of a mixture on LPUs
     draft: DraftRow | None = None  #: the draft model, whose time and fit the row includes
     numerics: Mapping[str, Any] | None = None
 
@@ -74,6 +76,7 @@ class Row:
             "name": self.plan.name,
             "chips": self.plan.n_chips,
             "stages": self.plan.stages,
+            "slots": None if self.slots is None else self.slots.as_dict(),
             "draft": None if self.draft is None else self.draft.as_dict(),
         }
 
@@ -202,11 +205,13 @@ def comparison_text(comparison: Comparison) -> str:
     for number, row in enumerate(c.rows, 1):
         rows.add_row(str(number), *_cells(row))
     drafts = [row.draft for row in c.rows if row.draft is not None]
+    slots = [row.slots for row in c.rows if row.slots is not None]
     lines = [
         head,
         *([system.note] if system.note else []),
         rows,
         *([draft_table(drafts, memory)] if drafts else []),
+        *([slot_table(slots)] if slots else []),
         serving_table(c.rows, c.prompt_tokens),
         _first_token_note(c),
         legend(memory),

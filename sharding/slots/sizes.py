@@ -71,7 +71,7 @@ class SlotPlan:
     def overflow(self) -> float:
         """Probability that some mixture of a step needs more than the plan's rule asks for."""
         beyond = sum(step.probability for step in self.steps[self.planned + 1 :])
-        return -expm1(self.layers * log1p(-min(beyond, 1.0))) if beyond < 1 else 1.0
+        return max(0.0, -expm1(self.layers * log1p(-beyond))) if beyond < 1 else 1.0
 
 
 def routing_of(moe: MoeConfig, request: Request, shares: tuple[float, ...] | None) -> Routing:

@@ -2,7 +2,8 @@
 
 Rows choose experts independently of each other; how many rows choose an expert is binomial. The
 experts of a row are taken as independent too: a row that has chosen one expert is a little less
-likely to choose another, so that sums over the experts of a chip spread less than is said here.
+likely to choose another, so that sums over the experts of a chip spread less than is said here. A
+single row is counted exactly.
 Chips are taken as independent. Not modelled: rows of a sequence that choose alike; a histogram of
 the user's says which experts are chosen more often.
 """
@@ -50,11 +51,17 @@ def busiest_tail(routing: Routing, n_local: int, capacity: int) -> Float[np.ndar
     """
     worst = worst_slots(routing, n_local, capacity)
     chances = routing.probabilities
-    if routing.shares is None:
+    if routing.shares is None and routing.rows == 1:
+        whole, rest = divmod(routing.n_experts, n_local)
+        chips = [(n_local, whole), (rest, 1 if rest else 0)]
+        tails = [
+            (_tail([_chosen_of_row(routing, held)], worst), times) for held, times in chips if times
+        ]
+    elif routing.shares is None:
         one = _slots_of_expert(routing.rows, float(chances[0]), capacity)
         whole, rest = divmod(routing.n_experts, n_local)
-        chips = [(one, n_local, whole), (one, rest, 1 if rest else 0)]
-        tails = [(_tail([pmf], worst, power), times) for pmf, power, times in chips if times]
+        powers = [(n_local, whole), (rest, 1 if rest else 0)]
+        tails = [(_tail([one], worst, power), times) for power, times in powers if times]
     else:
         shares = [_slots_of_expert(routing.rows, float(q), capacity) for q in chances]
         tails = [
@@ -124,6 +131,13 @@ def _counts(rows: int, chance: float) -> Float[np.ndarray, " counts"]:
     logs = np.concatenate(([0.0], np.cumsum(steps)))
     found = np.exp(logs - logs.max())
     return np.asarray(found / found.sum())
+
+
+def _chosen_of_row(routing: Routing, held: int) -> Float[np.ndarray, " counts"]:
+    """Probabilities that a row chooses 0, 1, ... of a chip's experts, all experts alike."""
+    others, top_k = routing.n_experts - held, routing.top_k
+    ways = [comb(held, n) * comb(others, top_k - n) for n in range(min(held, top_k) + 1)]
+    return np.asarray([way / comb(routing.n_experts, top_k) for way in ways])
 
 
 def _slots_of_expert(rows: int, chance: float, capacity: int) -> Float[np.ndarray, " slots"]:

@@ -87,7 +87,9 @@ def drawn(rows: int, n_local: int, capacity: int, n_draws: int = 2000) -> np.nda
     return np.asarray(found)
 
 
-@pytest.mark.parametrize(("rows", "n_local", "capacity"), [(1, 11, 1), (16, 12, 2), (64, 192, 4)])
+@pytest.mark.parametrize(
+    ("rows", "n_local", "capacity"), [(1, 11, 1), (1, 384, 1), (16, 12, 2), (64, 192, 4)]
+)
 def test_random_routings_need_what_is_said(rows: int, n_local: int, capacity: int) -> None:
     tail = busiest_tail(Routing(rows=rows, top_k=8, n_experts=384), n_local, capacity)
     slots = drawn(rows, n_local, capacity)
