@@ -76,7 +76,7 @@ _block_addresses = primitive(
 
 
 @checked
-def block_addresses(rows: Int32[Array, " n"], n_blocks: Count) -> Int32[Array, "{n_blocks} n"]:
+def block_addresses(rows: Int32[Array, " n"], n_blocks: Count) -> Int32[Array, "blocks n"]:
     """Find where the blocks of matrices lie: `row * n_blocks + block`; a negative row stays so.
 
     Free: the compiler adds the distance of a block to an address. Fidelity: exact.

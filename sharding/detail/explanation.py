@@ -247,10 +247,11 @@ def _heading(explanation: Explanation, block: BlockUse) -> str:
 def _slots(explanation: Explanation, use: SlotUse) -> str:
     found = use.reading
     rows = "room for all rows" if found.capacity is None else f"room for {found.capacity} rows"
+    overflow = f"{found.overflow:.1e}" if found.overflow else "None"
     rules = ", ".join(f"{rule} {1e6 * s:.1f} us" for rule, s in found.latency_s_by_rule.items())
     return (
         f"slots: {found.slots} on a chip, each with {rows}; {found.worst_slots} at worst. "
-        f"{f'{found.overflow:.1e}' if found.overflow else 'None'} of steps need more; a block takes "
+        f"{overflow} of steps need more; a block takes "
         f"{_us(explanation, use.planned_cycles)} us with them, "
         f"{_us(explanation, use.worst_cycles)} us at worst. One step by slot rule: {rules}."
     )

@@ -2,8 +2,7 @@
 
 Rows choose experts independently of each other; how many rows choose an expert is binomial. The
 experts of a row are taken as independent too: a row that has chosen one expert is a little less
-likely to choose another, so that sums over the experts of a chip spread less than is said here. A
-single row is counted exactly.
+likely to choose another, so that sums over the experts of a chip spread less than is said here.
 Chips are taken as independent. Not modelled: rows of a sequence that choose alike; a histogram of
 the user's says which experts are chosen more often.
 """
@@ -50,14 +49,10 @@ def busiest_tail(routing: Routing, n_local: int, capacity: int) -> Float[np.ndar
         It falls from the first entry to the last; beyond it the probability is 0.
     """
     worst = worst_slots(routing, n_local, capacity)
+    if routing.rows == 1 and n_local >= routing.n_experts:  # all that the row chooses, no others
+        return np.append(np.ones(worst), 0.0)
     chances = routing.probabilities
-    if routing.shares is None and routing.rows == 1:
-        whole, rest = divmod(routing.n_experts, n_local)
-        chips = [(n_local, whole), (rest, 1 if rest else 0)]
-        tails = [
-            (_tail([_chosen_of_row(routing, held)], worst), times) for held, times in chips if times
-        ]
-    elif routing.shares is None:
+    if routing.shares is None:
         one = _slots_of_expert(routing.rows, float(chances[0]), capacity)
         whole, rest = divmod(routing.n_experts, n_local)
         powers = [(n_local, whole), (rest, 1 if rest else 0)]
@@ -131,13 +126,6 @@ def _counts(rows: int, chance: float) -> Float[np.ndarray, " counts"]:
     logs = np.concatenate(([0.0], np.cumsum(steps)))
     found = np.exp(logs - logs.max())
     return np.asarray(found / found.sum())
-
-
-def _chosen_of_row(routing: Routing, held: int) -> Float[np.ndarray, " counts"]:
-    """Probabilities that a row chooses 0, 1, ... of a chip's experts, all experts alike."""
-    others, top_k = routing.n_experts - held, routing.top_k
-    ways = [comb(held, n) * comb(others, top_k - n) for n in range(min(held, top_k) + 1)]
-    return np.asarray([way / comb(routing.n_experts, top_k) for way in ways])
 
 
 def _slots_of_expert(rows: int, chance: float, capacity: int) -> Float[np.ndarray, " slots"]:

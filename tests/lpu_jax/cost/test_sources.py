@@ -86,7 +86,7 @@ def test_what_binds_the_switch_and_the_memory() -> None:
     table, ids, first = shape(4096, 640), shape(64, dtype="int32"), shape(dtype="int32")
     read_rows = cost.time(mem.lookup, table, ids, first, system="groq-node")
     assert only(read_rows).bound_by == "accesses"
-    assert only(read_rows).assumed == ("mem_accesses_per_cycle",)
+    assert only(read_rows).assumed == ("mem_accesses_per_cycle", "mem_slices_per_address")
 
 
 @pytest.mark.parametrize(("vectors", "reason"), [(1, "link latency"), (2000, "link rate")])
@@ -145,7 +145,7 @@ def test_every_operation_of_a_model_says_why(cfg: Any, kind: Kind) -> None:
         ways,
         machine,
         Scenario(cfg, node, request, policy=POLICIES["fp16"]),
-        slots=0,
+        slots={"slots": 8, "sent": 1, "capacity": 0},
         split=Split.ROW,
         collective="auto",
         dispatch=Dispatch.REPLICATED,

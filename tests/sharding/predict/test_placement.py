@@ -167,7 +167,7 @@ def test_a_cache_that_grows_in_place_is_not_counted_twice() -> None:
         local = sizes(LLAMA, "attention", policy, ways, request)
         program = trace_block(LLAMA, "attention", POLICIES["fp16"], Split.ROW, "auto").program
         arguments = block_arguments(LLAMA, "attention", policy, Split.ROW, local)
-        symbols = symbol_values(local, ways, 0)
+        symbols = symbol_values(local, ways, {})
         timing = schedule(program, one_group(system("groq-node"), 1), symbols)
         return block_bytes(arguments, program, timing, symbols, GROQCHIP1)
 
