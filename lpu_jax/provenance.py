@@ -10,7 +10,7 @@ numbers; they carry a range only where sources disagree.
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from .arguments import described, is_number, is_whole
 from .errors import ConfigError
@@ -40,6 +40,9 @@ class Constant:
         options: the plausible values of something that is not a number, `value` among them.
         at_most: name of the constant that this one cannot exceed, if there is one.
         moves_plans: whether the time, the memory or the order of plans can depend on it.
+        faster_at: the end of its range, `"low"` or `"high"`, at which no time is longer.
+        reading: what decides it together with others: constants of one reading of one source go to
+            the same end of their ranges.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Constant:
     options: tuple[Any, ...] = ()
     at_most: str = ""
     moves_plans: bool = True
+    faster_at: Literal["low", "high", ""] = ""
+    reading: str = ""
 
     @property
     def is_assumed(self) -> bool:
@@ -119,6 +124,8 @@ def const(
     options: tuple[Any, ...] = (),
     at_most: str = "",
     moves_plans: bool = True,
+    faster_at: Literal["low", "high", ""] = "",
+    reading: str = "",
 ) -> Any:
     """Declare a dataclass field that is a constant of the machine.
 
@@ -132,6 +139,9 @@ def const(
         options: the plausible values of something that is not a number.
         at_most: name of the field that this one cannot exceed.
         moves_plans: whether the time, the memory or the order of plans can depend on it.
+        faster_at: the end of a range at which no time is longer: of this field, whoever gives the
+            range.
+        reading: what decides it together with others.
 
     Returns:
         A `dataclasses.field` with the provenance in its metadata.
@@ -151,6 +161,8 @@ def const(
         options=options,
         at_most=at_most,
         moves_plans=moves_plans,
+        faster_at=faster_at,
+        reading=reading,
     )
     return dataclasses.field(default=value, metadata={_METADATA_KEY: constant})
 
@@ -184,8 +196,15 @@ def constants_of(spec: Any) -> tuple[Constant, ...]:
                 source=CALLER,
                 at_most=declared.at_most,
             )
-        # A property of the field, which a variant's constant does not state again.
-        constants.append(dataclasses.replace(constant, moves_plans=declared.moves_plans))
+        # Properties of the field, which a variant's constant does not state again.
+        constants.append(
+            dataclasses.replace(
+                constant,
+                moves_plans=declared.moves_plans,
+                faster_at=declared.faster_at,
+                reading=declared.reading,
+            )
+        )
     return tuple(constants)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
+from lpu_jax.quantities import format_seconds
 
 #: Called with how far long work is: steps done, steps in all (0 if unknown), what comes next.
 Watcher = Callable[[int, int, str], None]
@@ -54,6 +55,11 @@ def table(*columns: tuple[str, str], title: str | None = None) -> Table:
     for heading, justify in columns:
         made.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     return made
+
+
+def interval(low_s: float, high_s: float) -> str:
+    """Write two times in s as an interval."""
+    return f"{format_seconds(low_s)}..{format_seconds(high_s)}"
 
 
 def versions() -> dict[str, str]:

@@ -68,7 +68,9 @@ def schedule(
         for work in works
         if work.unit is not Unit.FREE
     )
-    lower = largest(_critical_path(program, works, transit), *busy.values())
+    # The weight stream is a unit of its own where it runs ahead of the arrays.
+    streamed = _total(work.install_cycles for work in works) if _runs_ahead(machine) else 0.0
+    lower = largest(_critical_path(program, works, transit), streamed, *busy.values())
     return Timing(
         cycles=ceil(end),
         lower_cycles=lower,
@@ -92,7 +94,8 @@ def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Sl
     first: dict[int | None, Quantity] = dict.fromkeys(known, 0.0)
     last: dict[int | None, Quantity] = dict.fromkeys(known, 0.0)
     unit_free: dict[Unit, Quantity] = dict.fromkeys(Unit, 0.0)
-    buffer_free: Quantity = 0.0  # when the MXM's second weight buffer can take the next round
+    # When the MXM's second weight buffer can take the next round, or the stream the next product.
+    buffer_free: Quantity = 0.0
     slots = []
     for operation, work in zip(program.operations, works, strict=True):
         # What an operation without work passes on: its operand is its result.
@@ -109,17 +112,25 @@ def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Sl
                 weights = operation.reads[work.stationary]
                 there = 0.0 if weights in known else last[weights] + transit
                 installed = largest(buffer_free, there) + work.install_cycles
-                start = largest(start, installed, last[weights] + transit)
+                start = largest(start, last[weights] + transit)
+                if not _runs_ahead(machine):
+                    start = largest(start, installed)
             # It cannot end before its slowest operand has come in, and what that still needs.
             arrived = last_out + transit
             end = largest(start + work.busy_cycles, arrived + work.rest_cycles)
+            lead = largest(start + work.lead_cycles, arrived + work.lead_behind_cycles)
             if work.stationary is not None:
-                buffer_free = end - work.drain_cycles
+                if _runs_ahead(machine):  # it multiplies each round when that is installed
+                    share = (work.lead_cycles + work.drain_cycles) / work.busy_cycles
+                    lead = largest(lead, installed - (1 - share) * work.install_cycles)
+                    end = largest(end, installed + work.drain_cycles)
+                    buffer_free = installed
+                else:
+                    buffer_free = end - work.drain_cycles
             done = end + work.latency_cycles
             freed = done if work.unit is Unit.C2C else end
             absent = work.absent
             unit_free[work.unit] = choose(absent, unit_free[work.unit], freed)
-            lead = largest(start + work.lead_cycles, arrived + work.lead_behind_cycles)
             made = done if work.result_is_last else lead + work.latency_cycles
             first_out = choose(absent, first_out, made)
             last_out = choose(absent, last_out, done)
@@ -132,6 +143,11 @@ def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Sl
         if operation.result_known:
             known.update(operation.makes)
     return slots
+
+
+def _runs_ahead(machine: Hardware) -> bool:
+    """Whether weights are installed a whole block ahead, in program order."""
+    return machine.chip.weight_prefetch == "block"
 
 
 def _critical_path(program: Program, works: list[Work], transit: float) -> Quantity:

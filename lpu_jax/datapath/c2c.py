@@ -22,10 +22,11 @@ from jaxtyping import Array, BFloat16, Float16, Float32
 
 from ..arguments import Count, check_not_empty, checked, divides, exceeds
 from ..errors import CostError, LpuError, MeshError
+from ..machine.chip import ChipSpec
 from ..numerics import elementary, rounding
 from .axis import Axis, steps_of
 from .primitive import primitive
-from .work import Call, Hardware, Work
+from .work import Call, Hardware, Operand, Quantity, Work
 
 #: What chips add: other types have no room for sums.
 Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
@@ -402,11 +403,17 @@ def _named_axis_rule(
     return out, [None if replicated else 0]
 
 
+def _sent_bytes(operand: Operand, chip: ChipSpec) -> Quantity:
+    """Bytes of an operand on the links: 16-bit values take what the chip sends them in."""
+    bits = chip.wire_value_bits if operand.bits == 16 else operand.bits
+    return operand.size * bits / 8
+
+
 def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any:
     def cost(machine: Hardware, call: Call) -> Work:
         params = call.params
         # the full vector: what each chip holds before a reduction, or after a gather
-        whole_bytes = call.operands[0].size_bytes
+        whole_bytes = _sent_bytes(call.operands[0], machine.chip)
         if kind == "all_gather":
             whole_bytes = whole_bytes * params["size"]
         passage = machine.collective_cycles(

@@ -196,6 +196,10 @@ def _plain_product(x: Array, w: Array) -> Array:
     )
 
 
+#: Bits of an operand that the matrix unit multiplies, by its mode.
+OPERAND_BITS = {"fp16": 16, "int8": 8, "fp8": 8}
+
+
 def _cost(machine: Hardware, call: Call) -> Work:
     x, w = call.operands[:2]
     return rounds_cost(
@@ -223,8 +227,9 @@ def rounds_cost(
 
     `R = ceil(groups * ceil(k / k_tile) * ceil(n / 320) / arrays)` rounds; the first installs before
     the start, each other takes the larger of its installation and its `m` rows. A round installs as
-    fast as the weight streams deliver its stored bytes and the arrays load its rows; only occupied
-    rows, and the vectors that hold occupied columns, are streamed (assumed).
+    fast as the weight streams deliver its stored bytes and the arrays load its rows. Rules of the
+    chip say what is streamed (`padding`, `widening`) and how far ahead (`weight_prefetch`): where a
+    whole block is, installation is no part of the rounds, and `install_cycles` is that of all.
 
     All tiles of 320 columns are installed before those of the next, so the first columns are final,
     and may leave, in round `ceil(ceil(k / k_tile) / arrays)`, the last ones in round R. Results
@@ -235,23 +240,28 @@ def rounds_cost(
     """
     chip = machine.chip
     mode = chip.mxm_mode(kind)
+    if chip.widening == "memory":
+        weight_bits = max(weight_bits, OPERAND_BITS[kind])
     rounds = ceil(groups * ceil_div(k, mode.k_tile) * ceil_div(n, mode.columns) / mode.arrays)
-    stored_bytes = groups * (k * chip.stored_columns(n)) * weight_bits / 8
-    tile_rows = -largest(-1.0 * k, -float(mode.k_tile))
+    stored_bytes = groups * (chip.stored_rows(k) * chip.stored_columns(n)) * weight_bits / 8
+    tile_rows = -largest(-1.0 * chip.stored_rows(k), -float(mode.k_tile))
     per_round = {
         "rows": m * 1.0,
         "weight stream": stored_bytes / rounds / chip.weight_stream_bytes_per_cycle,
         "array load": tile_rows / chip.array_load_rows_per_cycle,
     }
+    install = largest(per_round["weight stream"], per_round["array load"])
+    runs_ahead = chip.weight_prefetch == "block"
     limits = {name: (rounds - 1) * cycles + m for name, cycles in per_round.items()}
-    busy = largest(*limits.values())
-    lead = (ceil_div(ceil_div(k, mode.k_tile), mode.arrays) - 1.0) * largest(*per_round.values())
+    busy = rounds * m if runs_ahead else largest(*limits.values())
+    first = ceil_div(ceil_div(k, mode.k_tile), mode.arrays)
+    lead = (first - 1.0) * (m * 1.0 if runs_ahead else largest(*per_round.values()))
     return Work(
         unit=Unit.MXM,
         busy_cycles=busy,
         latency_cycles=float(chip.mxm_latency_cycles),
         limits=limits,
-        install_cycles=largest(per_round["weight stream"], per_round["array load"]),
+        install_cycles=rounds * install if runs_ahead else install,
         drain_cycles=m * 1.0,
         # The first round reads the rows as they come.
         rest_cycles=busy - m,

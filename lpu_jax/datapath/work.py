@@ -157,7 +157,8 @@ class Work:
     rest_cycles: Quantity = 0.0
     #: the first result vector appears only with the last (reductions)
     result_is_last: bool = False
-    #: MXM: cycles to install the first round of weights, and cycles of the last round of rows
+    #: MXM: cycles to install the first round of weights, or all of them where they are installed a
+    #: whole block ahead (`ChipSpec.weight_prefetch`), and cycles of the last round of rows
     install_cycles: Quantity = 0.0
     drain_cycles: Quantity = 0.0
     #: MXM: the operand that is installed

@@ -165,6 +165,7 @@ class LpxTopology(Topology):
         "SA26: 100 Gb/s of the 112 are useful; NVB: 2.5 TB/s both ways over 96 lanes are 13 GB/s",
         12.5e9,
         13.0e9,
+        faster_at="high",
     )
     chip_lanes: int = const(
         95, "1", "derived", "NVB: 96 lanes; SA26: one of them goes to the tray's FPGA"
@@ -185,6 +186,7 @@ class LpxTopology(Topology):
         "HC26: 256 chips in 1.15 us; by SA26's wiring no tray is farther than another",
         0.0,
         400e-9,
+        faster_at="low",
     )
     rack_hop_s: float = const(
         450e-9,
@@ -208,6 +210,7 @@ class LpxTopology(Topology):
         "not public; as on GroqChip1. HC26: flits of 8 B before and after a packet",
         320,
         336,
+        faster_at="low",
     )
 
     def _check_family(self) -> None:

@@ -26,6 +26,8 @@ BRANCHING = ("none", "bounded")
 
 _NOT_PUBLIC = "not public for this chip; assumed the same as on GroqChip1"
 _NOT_PUBLIC_RANGE = f"{_NOT_PUBLIC}, range half to twice where none was stated"
+#: One reading decides how fast weights reach the arrays: what brings them and what takes them.
+_WEIGHT_PATH = "weight path"
 _SPECIAL = (
     "ISCA20 Table I, second-hand: an instruction of the vector unit; a few passes of its ALUs, "
     "how many is not public"
@@ -66,7 +68,9 @@ class ChipSpec:
     title: str
 
     #: Clock of every functional unit.
-    clock_hz: int | float = const(0.9e9, "Hz", "published", "ISCA20, GF: nominal 900 MHz")
+    clock_hz: int | float = const(
+        0.9e9, "Hz", "published", "ISCA20, GF: nominal 900 MHz", faster_at="high"
+    )
     #: Byte-wide data paths side by side.
     lanes: int = const(320, "1", "published", "ISCA20: 20 superlanes x 16 lanes")
     #: One byte on every lane.
@@ -77,7 +81,13 @@ class ChipSpec:
     )
     #: Part of the SRAM that instructions and spare addresses take.
     reserved_fraction: int | float = const(
-        0.05, "1", "assumed", "no public figure for instructions in SRAM", 0.0, 0.10
+        0.05,
+        "1",
+        "assumed",
+        "no public figure for instructions in SRAM",
+        0.0,
+        0.10,
+        faster_at="low",
     )
     #: Widest flow of weights into the matrix arrays.
     weight_stream_bytes_per_cycle: int | float = const(
@@ -88,6 +98,8 @@ class ChipSpec:
         "come on 32 streams of 320 lanes: half of it, or as much in each hemisphere",
         10_240,
         20_480,
+        faster_at="high",
+        reading=_WEIGHT_PATH,
     )
     mxm_fp16: MxmMode | None = const(
         MxmMode(k_tile=160, columns=320, arrays=2),
@@ -106,36 +118,68 @@ class ChipSpec:
     )
     #: Tile rows an array takes in one cycle while a tile is installed.
     array_load_rows_per_cycle: int = const(
-        16, "1/cycle", "derived", "GAPI: weights arrive on 16 streams, one row of 320 B each"
+        16,
+        "1/cycle",
+        "derived",
+        "GAPI: weights arrive on 16 streams, one row of 320 B each",
+        faster_at="high",
+        reading=_WEIGHT_PATH,
     )
     #: From the first activation in to the first result out.
-    mxm_latency_cycles: int = const(64, "cycle", "assumed", "no public figure", 20, 160)
-    vxm_alus_per_lane: int = const(16, "1", "published", "ISCA20, GAPI: 4x4 ALUs per lane")
+    mxm_latency_cycles: int = const(
+        64, "cycle", "assumed", "no public figure", 20, 160, faster_at="low"
+    )
+    vxm_alus_per_lane: int = const(
+        16, "1", "published", "ISCA20, GAPI: 4x4 ALUs per lane", faster_at="high"
+    )
     #: ALUs that can do the special functions.
     vxm_large_alus_per_lane: int = const(
-        8, "1", "published", "GAPI: alu % 8 in {0, 5, 2, 7}", at_most="vxm_alus_per_lane"
+        8,
+        "1",
+        "published",
+        "GAPI: alu % 8 in {0, 5, 2, 7}",
+        at_most="vxm_alus_per_lane",
+        faster_at="high",
     )
     #: Passes through a large ALU that a special function takes.
-    exp_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
-    tanh_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
-    rsqrt_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8)
+    exp_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8, faster_at="low")
+    tanh_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8, faster_at="low")
+    rsqrt_alu_passes: int = const(2, "1", "assumed", _SPECIAL, 1, 8, faster_at="low")
     log_alu_passes: int = const(
         2, "1", "assumed", "not in the list of ISCA20 Table I that we know; taken as exp", 1, 16,
         moves_plans=False,
     )  # fmt: skip
     #: 32-bit stream groups into the VXM, and as many out of it.
-    vxm_stream_groups: int = const(8, "1", "published", "GAPI: SG4[0..7] in each direction")
-    vxm_entry_cycles: int = const(5, "cycle", "published", "GAPI: entry 4 and 1 read")
-    alu_cycles: int = const(3, "cycle", "published", "GAPI: one ALU operation takes 3 cycles")
+    vxm_stream_groups: int = const(
+        8, "1", "published", "GAPI: SG4[0..7] in each direction", faster_at="high"
+    )
+    vxm_entry_cycles: int = const(
+        5, "cycle", "published", "GAPI: entry 4 and 1 read", faster_at="low"
+    )
+    alu_cycles: int = const(
+        3, "cycle", "published", "GAPI: one ALU operation takes 3 cycles", faster_at="low"
+    )
     #: Crossing from one functional unit to the next.
     transit_cycles: int = const(
-        22, "cycle", "assumed", "GAPI examples: 22 to a first read, 50 for MEM-VXM-SXM", 10, 50
+        22,
+        "cycle",
+        "assumed",
+        "GAPI examples: 22 to a first read, 50 for MEM-VXM-SXM",
+        10,
+        50,
+        faster_at="low",
     )
     #: One per hemisphere.
     sxm_vectors_per_cycle: int = const(
-        2, "1/cycle", "derived", "ISCA20 floorplan: one SXM in each of two hemispheres"
+        2,
+        "1/cycle",
+        "derived",
+        "ISCA20 floorplan: one SXM in each of two hemispheres",
+        faster_at="high",
     )
-    sxm_transpose_cycles: int = const(4, "cycle", "published", "GAPI: transpose 4 cycles")
+    sxm_transpose_cycles: int = const(
+        4, "cycle", "published", "GAPI: transpose 4 cycles", faster_at="low"
+    )
     #: One rotation of lanes followed by the addition of its result.
     lane_rotate_cycles: int = const(
         9,
@@ -145,18 +189,29 @@ class ChipSpec:
         "addition of 3; at most in and out of the SXM 8, 11 each way, entry 5, addition 3",
         7,
         38,
+        faster_at="low",
     )
-    mem_slices: int = const(88, "1", "published", "ISCA20: 44 slices in each hemisphere")
-    mem_slices_per_hop: int = const(4, "1", "published", "GAPI: 44 slices take 11 cycles")
+    mem_slices: int = const(
+        88, "1", "published", "ISCA20: 44 slices in each hemisphere", faster_at="low"
+    )
+    mem_slices_per_hop: int = const(
+        4, "1", "published", "GAPI: 44 slices take 11 cycles", faster_at="high"
+    )
     #: Reads and writes of one vector at addresses known only at run time.
     mem_accesses_per_cycle: int = const(
-        2, "1/cycle", "assumed", "no public figure; one in each of two hemispheres", 1, 4
+        2,
+        "1/cycle",
+        "assumed",
+        "no public figure; one in each of two hemispheres",
+        1,
+        4,
+        faster_at="high",
     )
     #: Slices that one such address reaches: it travels past them on a stream.
     mem_slices_per_address: int = const(
         16, "1", "assumed", "ISCA20: a gather takes addresses from a stream, which passes 44 "
         "slices; what they read leaves on the 32 streams of a direction, half of them for one "
-        "operand", 1, 32,
+        "operand", 1, 32, faster_at="high",
     )  # fmt: skip
     #: Whether data can choose between blocks that were scheduled in advance.
     branching: str = const(
@@ -165,6 +220,39 @@ class ChipSpec:
     #: Lanes to other chips, all links together.
     c2c_lanes: int = const(64, "1", "published", "ISCA20, ISCA22: 16 links of 4 lanes")
     c2c_link_lanes: int = const(4, "1", "published", "ISCA20, ISCA22: 4 lanes per link")
+
+    # Rules that public sources leave open, each with its alternatives.
+
+    #: How far ahead weights are installed: the next round of the matrix unit, or a whole block.
+    weight_prefetch: str = const(
+        "round",
+        "rule",
+        "assumed",
+        "not public; two weight buffers are an open cycle model's, a stream that runs ahead of the "
+        "arrays by a whole block hides more of a collective",
+        options=("round", "block"),
+    )
+    #: What a matrix fills, in memory and on the weight stream: the vectors that hold its columns,
+    #: or whole tiles of the 16-bit mode.
+    padding: str = const(
+        "vectors",
+        "rule",
+        "assumed",
+        "not public; an array takes whole tiles, what lies beside a matrix need not be streamed",
+        options=("vectors", "tiles"),
+    )
+    #: Where storage narrower than the operand is widened: at the array, or before the stream.
+    widening: str = const(
+        "array",
+        "rule",
+        "assumed",
+        "not public; formats of Groq's blog of 2025-08-01 are storage, the arrays multiply others",
+        options=("array", "memory"),
+    )
+    #: Bits on a link of a 16-bit value: of the hidden state, a partial sum. Values are those of 16.
+    wire_value_bits: int = const(
+        16, "bit", "assumed", "not public: 1 to 4 bytes a value", 8, 32, faster_at="low"
+    )
 
     #: Most power the chip draws; None where it is not public: no energy is computed then.
     power_max_w: int | float | None = const(
@@ -226,16 +314,29 @@ class ChipSpec:
     def stored_columns(self, columns: Any) -> Any:
         """Columns that a row of a stored matrix takes, padding included.
 
-        A row fills whole vectors; rows of up to half a vector share one, as many as it holds whole.
-        So matrices lie in memory, and so they stream into the matrix unit; rows are not padded.
+        A row fills whole vectors; rows of up to half a vector share one, as many as it holds whole,
+        unless `padding` is whole tiles. So matrices lie in memory, and so they stream into the
+        matrix unit.
 
         Args:
             columns: of the matrix; a number, or an array with one number per plan.
         """
         sharing = self.lanes / np.maximum(self.lanes // np.maximum(columns, 1), 1)
         alone = np.ceil(columns / self.lanes) * self.lanes
-        padded = np.where(columns <= self.lanes, sharing, alone)
+        shares = (columns <= self.lanes) & (self.padding == "vectors")
+        padded = np.where(shares, sharing, alone)
         return padded if isinstance(columns, np.ndarray) else float(padded)
+
+    def stored_rows(self, rows: Any) -> Any:
+        """Rows that a stored matrix takes: its own, or those of whole tiles (`padding`).
+
+        Args:
+            rows: of the matrix; a number, or an array with one number per plan.
+        """
+        if self.padding == "vectors":
+            return rows
+        height = self.mxm_mode("fp16").k_tile
+        return np.ceil(rows / height) * height
 
     def check_operand(self, operand: str) -> None:
         """Refuse an operand kind that its matrix unit does not take.

@@ -38,9 +38,17 @@ class GpuSpec:
     memory_bytes: int = const(80_000_000_000, "B", "published", "H100DS: 80 GB HBM3")
     #: Part of the memory that the runtime, communication buffers and fragments take.
     reserved_fraction: int | float = const(
-        0.10, "1", "assumed", "common serving engines leave a tenth of the memory", 0.05, 0.20
+        0.10,
+        "1",
+        "assumed",
+        "common serving engines leave a tenth of the memory",
+        0.05,
+        0.20,
+        faster_at="low",
     )
-    memory_bytes_per_s: int | float = const(3.35e12, "B/s", "published", "H100DS: 3.35 TB/s")
+    memory_bytes_per_s: int | float = const(
+        3.35e12, "B/s", "published", "H100DS: 3.35 TB/s", faster_at="high"
+    )
     #: Share of the memory bandwidth that a kernel reaches.
     memory_efficiency: int | float = const(
         0.825,
@@ -49,21 +57,36 @@ class GpuSpec:
         "streaming kernels usually reach three quarters to nine tenths",
         0.75,
         0.90,
+        faster_at="high",
     )
-    fp16_flop_per_s: int | float = const(989e12, "FLOP/s", "published", "H100DS: 989 TFLOP/s dense")
+    fp16_flop_per_s: int | float = const(
+        989e12, "FLOP/s", "published", "H100DS: 989 TFLOP/s dense", faster_at="high"
+    )
     fp8_flop_per_s: int | float | None = const(
-        1_979e12, "FLOP/s", "published", "H100DS: 1,979 TFLOP/s dense"
+        1_979e12, "FLOP/s", "published", "H100DS: 1,979 TFLOP/s dense", faster_at="high"
     )
     int8_op_per_s: int | float | None = const(
-        1_979e12, "OP/s", "published", "H100DS: 1,979 TOP/s dense"
+        1_979e12, "OP/s", "published", "H100DS: 1,979 TOP/s dense", faster_at="high"
     )
     #: Share of the arithmetic rate that a kernel reaches.
     arithmetic_efficiency: int | float = const(
-        0.7, "1", "assumed", "large products usually reach six to eight tenths", 0.6, 0.8
+        0.7,
+        "1",
+        "assumed",
+        "large products usually reach six to eight tenths",
+        0.6,
+        0.8,
+        faster_at="high",
     )
     #: From the end of one kernel to the start of the next, in a captured graph.
     launch_gap_s: int | float = const(
-        3.5e-6, "s", "assumed", "kernel launch or graph node, commonly 2 to 5 us", 2e-6, 5e-6
+        3.5e-6,
+        "s",
+        "assumed",
+        "kernel launch or graph node, commonly 2 to 5 us",
+        2e-6,
+        5e-6,
+        faster_at="low",
     )
     #: Of the whole GPU with its memory, at most.
     power_w: int | float = const(700.0, "W", "published", "H100DS: up to 700 W", moves_plans=False)
@@ -93,6 +116,8 @@ class GpuSpec:
     clock_hz: ClassVar[float] = _NANOSECONDS
     #: Memory is not padded to vectors.
     vector_bytes: ClassVar[int] = 1
+    #: Bits on a link of a 16-bit value.
+    wire_value_bits: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         """Refuse numbers that no GPU has.
@@ -111,6 +136,10 @@ class GpuSpec:
         """Columns that a row of a stored matrix takes: nothing is padded on a GPU."""
         return columns
 
+    def stored_rows(self, rows: Any) -> Any:
+        """Rows that a stored matrix takes: its own."""
+        return rows
+
     def check_operand(self, operand: str) -> None:
         """Accept every operand kind: one without a rate of its own is widened to 16 bits."""
 
@@ -128,9 +157,9 @@ class GpuSpec:
 
 
 #: What plans may run on. Plans ask either kind of chip the same: `memory_bytes`, `memory_name` and
-#: `reserved_fraction`, `stored_columns`, `vector_bytes`, `check_operand`, `prefill_chunk_tokens`,
-#: its most and average power, `transit_cycles`, the clock that cycles count, and what it can do:
-#: `has_link_schedules`, `has_memory_to_spare`, `note`.
+#: `reserved_fraction`, `stored_columns`, `stored_rows`, `vector_bytes`, `wire_value_bits`,
+#: `check_operand`, `prefill_chunk_tokens`, its most and average power, `transit_cycles`, the clock
+#: that cycles count, and what it can do: `has_link_schedules`, `has_memory_to_spare`, `note`.
 Accelerator = ChipSpec | GpuSpec
 
 
@@ -156,12 +185,12 @@ class NvlinkDomain:
     #: Share of the link rate that a collective reaches.
     link_efficiency: int | float = const(
         0.8, "1", "assumed", "no public figure for all sizes; large transfers reach most of it",
-        0.6, 0.95,
+        0.6, 0.95, faster_at="high",
     )  # fmt: skip
     #: What a collective or a transfer takes beyond its bytes, its own launch included.
     collective_latency_s: int | float = const(
         7.5e-6, "s", "assumed", "small all-reduces inside an NVLink domain, commonly 5 to 10 us",
-        5e-6, 10e-6,
+        5e-6, 10e-6, faster_at="low",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

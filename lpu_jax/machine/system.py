@@ -39,7 +39,13 @@ class System:
     n_chips: int
     #: Host and sampling, once per step of a micro-batch, beside the chips.
     host_overhead_s: float = const(
-        0.0, "s", "assumed", "no public figure; none is the least there can be", 0.0, 200e-6
+        0.0,
+        "s",
+        "assumed",
+        "no public figure; none is the least there can be",
+        0.0,
+        200e-6,
+        faster_at="low",
     )
     replaced: tuple[Constant, ...] = ()
 

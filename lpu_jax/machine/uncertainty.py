@@ -1,9 +1,10 @@
 """What a machine's numbers could be instead: variants drawn from ranges and alternatives.
 
 A constant that has a range or options (`provenance`) is uncertain. One uniform number in [0, 1) is
-turned into one plausible value of it, so that a sample is as many numbers as there are uncertain
-constants, in the order of the fields. Not modelled: correlations, beyond one constant being the
-largest value of another; every value of a range is taken to be as plausible as the rule says.
+turned into one plausible value of it, in the order of the fields; constants that one reading of a
+source decides together share their number, so that they lie at the same place of their ranges.
+Not modelled: other correlations, beyond one constant being the largest value of another; every
+value of a range is taken to be as plausible as the rule says.
 """
 
 import dataclasses
@@ -114,7 +115,7 @@ def draw(spec: SpecT, rng: np.random.Generator) -> SpecT:
 
     Args:
         spec: a chip or a topology.
-        rng: gives one uniform number for each of them, in field order.
+        rng: gives one uniform number for each of them, or for each reading, in field order.
 
     Returns:
         A variant with the same constants, each within its range; the others as they were.
@@ -124,8 +125,43 @@ def draw(spec: SpecT, rng: np.random.Generator) -> SpecT:
         >>> 20 <= draw(GROQCHIP1, np.random.default_rng(0)).mxm_latency_cycles <= 160
         True
     """
-    drawn = (constant for constant in uncertain(spec) if constant.moves_plans)
-    return with_values(spec, {c.name: plausible(c, rng.random()) for c in drawn})
+    return with_values(spec, drawn_values(spec, rng))
+
+
+def drawn_values(spec: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """Draw what is uncertain about a specification and moves plans, by name, as `draw` does."""
+    numbers: dict[str, float] = {}
+    values = {}
+    for constant in uncertain(spec):
+        if constant.moves_plans:
+            key = constant.reading or constant.name
+            if key not in numbers:
+                numbers[key] = rng.random()
+            values[constant.name] = plausible(constant, numbers[key])
+    return values
+
+
+def in_one_reading(constants: Mapping[str, Constant], name: str, value: Any) -> dict[str, Any]:
+    """Give a constant an extreme value, and the same end to those of the same reading.
+
+    Args:
+        constants: those that are uncertain, by full name.
+        name: one of them.
+        value: one of its `extremes`.
+
+    Returns:
+        The values for `variant`.
+    """
+    constant = constants[name]
+    if not constant.reading or constant.options:
+        return {name: value}
+    end = "low" if value == constant.low else "high"
+    part = name.partition(".")[0]
+    return {
+        other: getattr(c, end)
+        for other, c in constants.items()
+        if c.reading == constant.reading and other.partition(".")[0] == part
+    }
 
 
 def uncertain_constants(system: System) -> dict[str, Constant]:

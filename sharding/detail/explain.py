@@ -16,6 +16,7 @@ from models.config import ModelConfig
 from models.policy import Policy
 
 from ..plan import Plan, check_is_plan
+from ..predict.latency_range import latency_ranges_s
 from ..predict.slot_reading import slot_readings
 from ..request import NEXT_TOKEN, Request
 from ..scenario import scenario
@@ -69,6 +70,7 @@ def explain(
 def explanation(scheduled: ScheduledPlan) -> Explanation:
     """Explain a plan that was scheduled."""
     found, asked = scheduled.evaluation, scheduled.scenario
+    ((shortest_s, longest_s),) = latency_ranges_s([scheduled.plan], asked)
     return Explanation(
         plan=scheduled.plan,
         model=asked.model.name,
@@ -79,6 +81,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
         latency_cycles=float(found.latency_cycles[0]),
         lower_cycles=float(found.lower_cycles[0]),
         upper_cycles=float(found.upper_cycles[0]),
+        latency_range_s=(float(shortest_s), float(longest_s)),
         hand_over_cycles=float(found.hand_over_cycles[0]),
         host_cycles=found.host_cycles,
         fits=bool(found.fits[0]),

@@ -134,6 +134,7 @@ class Explanation:
     latency_cycles: float
     lower_cycles: float
     upper_cycles: float
+    latency_range_s: tuple[float, float]  #: all uncertain constants at either end
     hand_over_cycles: float
     host_cycles: float  #: host and sampling
     fits: bool
@@ -347,7 +348,8 @@ def _time_line(explanation: Explanation) -> str:
         f"host and sampling: {_us(explanation, explanation.host_cycles)} us.\n"
         f"one step: {_us(explanation, explanation.latency_cycles)} us; lower bound "
         f"{_us(explanation, explanation.lower_cycles)} us, upper bound "
-        f"{_us(explanation, explanation.upper_cycles)} us."
+        f"{_us(explanation, explanation.upper_cycles)} us; with all uncertain constants at their "
+        f"favourable or unfavourable ends {report.interval(*explanation.latency_range_s)}."
     )
 
 

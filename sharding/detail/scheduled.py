@@ -221,7 +221,7 @@ def _timeline(
 ) -> tuple[tuple[Stage, ...], tuple[HandOver, ...]]:
     """Put stages and hand-overs of one token one after another."""
     cfg, request = evaluation.scenario.model, evaluation.scenario.request
-    payload = hidden_bytes(cfg, request)
+    payload = hidden_bytes(evaluation.scenario)
     sampled = request.batch * request.sampled_tokens
     steps, back = hand_over_steps(group, evaluation.scenario.system, payload, sampled)
     stage_of_block = evaluation.cuts.stage_of_block[:, 0]

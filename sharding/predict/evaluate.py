@@ -21,14 +21,12 @@ from lpu_jax.cost.timing import Placed, hand_over_cycles, placed, timing
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.system import System
 from models.blocks import Kind, block_arguments, block_chain, block_kinds
-from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
 from .. import axes
 from ..axes import MESH_AXES, dispatch_of, split_of
 from ..plan import Plan
-from ..request import Request
 from ..scenario import Scenario
 from ..slots.sizes import SlotPlan, slot_plan
 from .block_report import BlockReport, mean_over_steps, merge, take
@@ -36,15 +34,14 @@ from .placement import Cuts, block_bytes, cut_stages, usable_bytes
 from .symbolic import symbol_values, trace_block
 
 Numbers = Float[np.ndarray, " plans"]
-#: Bits of a value of the hidden state on its way to the next stage.
-WIRE_BITS = 16
 #: Bytes of a token id on its way back to the first stage.
 TOKEN_BYTES = 4
 
 
-def hidden_bytes(cfg: ModelConfig, request: Request) -> float:
+def hidden_bytes(scenario: Scenario) -> float:
     """Bytes of the hidden state of a step on its way to the next stage."""
-    return request.batch * request.tokens * cfg.d_model * WIRE_BITS / 8
+    request, bits = scenario.request, scenario.system.chip.wire_value_bits
+    return request.batch * request.tokens * scenario.model.d_model * bits / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +194,7 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
     }
     chain = [blocks[block.kind] for block in block_chain(cfg)]
     clock = float(system.chip.clock_hz)
-    payload = hidden_bytes(cfg, request)
+    payload = hidden_bytes(scenario)
     sampled = request.batch * request.sampled_tokens
     host = system.host_overhead_s * clock
     hops = np.array([_hand_over_cycles(g, system, payload, sampled) for g in groups])[group_of_plan]

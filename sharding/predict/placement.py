@@ -72,12 +72,15 @@ def block_bytes(
 
 def padded_bytes(leaf: Leaf, chip: Accelerator) -> Quantity:
     """Stored bytes of an argument: a vector, or each row of a matrix, fills the chip's vectors."""
-    first_column = leaf.batch + leaf.rows
-    rows, columns = product(leaf.shape[:first_column]), product(leaf.shape[first_column:])
+    columns: Quantity
     if not leaf.rows:
-        rows, columns = 1.0, rows * columns
-    stored: Quantity = chip.stored_columns(columns)
-    return rows * stored * leaf.bits / 8
+        columns = chip.stored_columns(product(leaf.shape))
+        return columns * leaf.bits / 8
+    first_row, first_column = leaf.batch, leaf.batch + leaf.rows
+    matrices = product(leaf.shape[:first_row])
+    rows: Quantity = chip.stored_rows(product(leaf.shape[first_row:first_column]))
+    columns = chip.stored_columns(product(leaf.shape[first_column:]))
+    return matrices * rows * columns * leaf.bits / 8
 
 
 def usable_bytes(chip: Accelerator) -> float:

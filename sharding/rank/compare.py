@@ -20,6 +20,7 @@ from ..plan import Plan, check_are_plans
 from ..predict.drafts import evaluate_with_drafts, search_with_drafts
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation, evaluate, without_idle_stages
+from ..predict.latency_range import latency_ranges_s
 from ..predict.serving import prefill
 from ..predict.slot_reading import slot_readings
 from ..request import NEXT_TOKEN, Request, check_prompt
@@ -216,6 +217,7 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
     taken_in = prefill(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
     joules = energy(evaluation)
     slots = slot_readings(plans, evaluation.scenario)
+    ranges_s = latency_ranges_s(plans, evaluation.scenario) if plans else np.empty((0, 2))
     return [
         Row(
             plan=plan,
@@ -228,6 +230,7 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
             decode_latency_s=float(evaluation.latency_s[i]),
             decode_latency_lower_s=float(evaluation.lower_cycles[i] / evaluation.clock_hz),
             decode_latency_upper_s=float(evaluation.upper_cycles[i] / evaluation.clock_hz),
+            decode_latency_range_s=(float(ranges_s[row, 0]), float(ranges_s[row, 1])),
             tokens_per_s_per_user=float(evaluation.tokens_per_s_per_user[i]),
             tokens_per_s_total=float(evaluation.tokens_per_s_total[i]),
             tokens_per_step=request.kept_tokens,

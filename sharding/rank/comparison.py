@@ -46,6 +46,8 @@ class Row:
     decode_latency_s: float
     decode_latency_lower_s: float
     decode_latency_upper_s: float
+    #: with all uncertain constants at their favourable ends, and at their unfavourable ends
+    decode_latency_range_s: tuple[float, float]
     tokens_per_s_per_user: float
     tokens_per_s_total: float
     tokens_per_step: float  #: that a step adds to a sequence, on average
@@ -196,6 +198,7 @@ def comparison_text(comparison: Comparison) -> str:
         (memory, "right"),
         ("token" if request.acceptance is None else "step", "right"),
         ("lower..upper", "right"),
+        ("over constants", "right"),
         ("tok/s user", "right"),
         ("tok/s total", "right"),
         ("hand-over", "right"),
@@ -216,8 +219,9 @@ def comparison_text(comparison: Comparison) -> str:
         _first_token_note(c),
         legend(memory),
         *serving_notes(request, system, None if asked.draft is None else asked.draft.model.name),
-        f"{len(c.assumed)} of the {len(system.constants())} numbers of {system.name} are "
-        "assumed: --json lists them, --sensitivity N draws them from their ranges.",
+        f"{len(c.assumed)} of the {len(system.constants())} numbers and rules of {system.name} are "
+        "assumed: --json lists them, --sensitivity N draws them from their ranges. Over constants: "
+        "all that have a range or alternatives at their favourable..unfavourable ends.",
         f"weights {asked.policy.name}: {asked.policy.source}.",
         _searched(c),
     ]
@@ -339,7 +343,8 @@ def _cells(row: Row) -> list[str]:
         str(row.plan.n_chips),
         f"{row.sram_used_fraction:.1%}",
         format_seconds(row.decode_latency_s),
-        f"{format_seconds(row.decode_latency_lower_s)}..{format_seconds(row.decode_latency_upper_s)}",
+        report.interval(row.decode_latency_lower_s, row.decode_latency_upper_s),
+        report.interval(*row.decode_latency_range_s),
         f"{row.tokens_per_s_per_user:.0f}",
         f"{row.tokens_per_s_total:.0f}",
         format_seconds(row.hand_over_s),

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpu_jax.machine.catalogue import named_systems
+from lpu_jax.machine.catalogue import named_systems, system
 from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1, ChipSpec
-from lpu_jax.machine.uncertainty import draw, extremes, plausible, uncertain, with_values
+from lpu_jax.machine.uncertainty import (
+    draw,
+    extremes,
+    in_one_reading,
+    plausible,
+    uncertain,
+    uncertain_constants,
+    with_values,
+)
 from lpu_jax.provenance import Constant, constants_of
 
 UNIT = st.floats(min_value=0.0, max_value=1.0, exclude_max=True)
@@ -96,6 +104,27 @@ def test_some_alus_are_never_more_than_all():
     assert all(spec.vxm_large_alus_per_lane <= spec.vxm_alus_per_lane for spec in drawn)
     # Both are drawn from ranges that overlap, so some had to be lowered.
     assert any(spec.vxm_large_alus_per_lane == spec.vxm_alus_per_lane for spec in drawn)
+
+
+def test_constants_of_one_reading_lie_at_the_same_place_of_their_ranges():
+    """Both ranges span more than a factor of 2, so places are those of logarithms.
+
+    Tolerance: rows are whole, at least 16 of them.
+    """
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        drawn = draw(GROQ3_LPU, rng)
+        stream = drawn.weight_stream_bytes_per_cycle
+        place = math.log(stream / 30_720) / math.log(100_001 / 30_720)
+        rows = 16 * (79 / 16) ** place
+        assert drawn.array_load_rows_per_cycle == pytest.approx(rows, abs=1.01)
+
+
+def test_an_end_is_that_of_the_whole_reading():
+    constants = uncertain_constants(system("lpx-rack"))
+    stream, rows = "chip.weight_stream_bytes_per_cycle", "chip.array_load_rows_per_cycle"
+    assert in_one_reading(constants, stream, 30_720) == {stream: 30_720, rows: 16}
+    assert in_one_reading(constants, "chip.transit_cycles", 10) == {"chip.transit_cycles": 10}
 
 
 def test_a_variant_keeps_what_was_not_changed():

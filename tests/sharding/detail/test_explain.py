@@ -8,6 +8,7 @@ import pytest
 
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.machine.catalogue import system
+from lpu_jax.quantities import format_seconds
 from models.blocks import block_chain
 from models.policy import policy_named
 from models.zoo import model
@@ -15,6 +16,7 @@ from sharding.detail.explain import explain
 from sharding.detail.explanation import Explanation
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import evaluate
+from sharding.predict.latency_range import latency_ranges_s
 from sharding.request import Request
 from sharding.scenario import Scenario
 
@@ -162,6 +164,16 @@ def test_it_is_plain_data(kimi: Explanation) -> None:
     assert row["share_of_block"] > 0.1
     assert all(c["status"] == "assumed" for c in plain["assumed"])
     assert plain["plan"] == json.loads(json.dumps(KIMI.as_dict()))
+
+
+def test_it_says_how_far_its_time_rests_on_constants(kimi: Explanation) -> None:
+    cfg = model("kimi-k2")
+    asked = Scenario(cfg, system("lpx-9"), Request(context=8192), policy=policy_named("int4", cfg))
+    shortest_s, longest_s = kimi.latency_range_s
+    assert latency_ranges_s([KIMI], asked).tolist() == [[shortest_s, longest_s]]
+    assert shortest_s < kimi.latency_s < longest_s
+    text = f"{format_seconds(shortest_s)}..{format_seconds(longest_s)}"
+    assert f"favourable or unfavourable ends {text}." in kimi.text().replace("\n", " ")
 
 
 def test_the_text_shows_every_part(kimi: Explanation) -> None:

@@ -64,6 +64,7 @@ ROW_TYPES = {
     "decode_latency_s": float,
     "decode_latency_lower_s": float,
     "decode_latency_upper_s": float,
+    "decode_latency_range_s": list,
     "tokens_per_s_per_user": float,
     "tokens_per_s_total": float,
     "tokens_per_step": float,
@@ -115,6 +116,8 @@ def test_json_has_what_scripts_read(found: Any) -> None:
         assert row["fits"] is (row["reason"] is None)
         low, high = row["decode_latency_lower_s"], row["decode_latency_upper_s"]
         assert 0 < low <= row["decode_latency_s"] <= high
+        shortest, longest = row["decode_latency_range_s"]
+        assert 0 < shortest < row["decode_latency_s"] < longest
     assert all(constant["source"] for constant in data["assumed"])
     assert {"jax", "numpy", "python", "lpu_jax"} <= set(data["versions"])
 
@@ -191,7 +194,7 @@ def test_the_table_is_whole() -> None:
         assert all(row.plan.name in text for row in comparison.rows)
         assert str(comparison.legal) in text
         assert f"{len(comparison.assumed)} of the " in text
-        assert "numbers of groq-" in text
+        assert "numbers and rules of groq-" in text
     nearest = _too_large().nearest
     assert nearest is not None
     assert "No plan fits." in text

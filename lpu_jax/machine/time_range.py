@@ -1,0 +1,81 @@
+"""How long something may take over all uncertain constants of a machine: the range of a time.
+
+The shortest time has every constant with a range at the end that makes nothing slower
+(`Constant.faster_at`), and of every list of alternatives the fastest; the longest time has the
+opposite. Constants of one reading thereby lie at the same end. Not modelled: alternatives that are
+only fast together; each is tried beside the ends of all ranges, and the best of each are combined.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from ..provenance import Constant
+from .system import System
+from .uncertainty import extremes, uncertain_constants, variant
+
+Times = Float[np.ndarray, " n"]
+#: Times of one or more things on a machine; not a number where a thing is not possible there.
+TimesOf = Callable[[System], Times]
+
+
+def time_range(system: System, times_of: TimesOf) -> tuple[Times, Times]:
+    """Find the shortest and the longest times that uncertain constants leave possible.
+
+    Args:
+        system: the machine; its own constants are within the range.
+        times_of: the times on a machine, always of the same things in the same order.
+
+    Returns:
+        Shortest and longest times, each alone: they need not be reached on one machine.
+
+    Fidelity:
+        Exact where a time only grows with what makes a machine slower and alternatives act apart;
+        the time at the system's own constants is always inside.
+    """
+    constants = uncertain_constants(system)
+    nominal = times_of(system)
+    if not constants:
+        return nominal, nominal
+    shortest, longest = (
+        _at_the_ends(system, constants, times_of, what) for what in ("shortest", "longest")
+    )
+    return np.fmin(nominal, shortest), np.fmax(nominal, longest)
+
+
+def _at_the_ends(
+    system: System,
+    constants: Mapping[str, Constant],
+    times_of: TimesOf,
+    what: Literal["shortest", "longest"],
+) -> Times:
+    """Find the extreme times with all ranges at their ends, over the alternatives of the rest."""
+    better, best_of = (np.less, np.fmin) if what == "shortest" else (np.greater, np.fmax)
+    ends = {name: _end(c, what) for name, c in constants.items() if not c.options}
+    lists = {name: c for name, c in constants.items() if c.options}
+    start = times_of(variant(system, ends))
+    best = start
+    # The number of each entry's best alternative in every list.
+    chosen = np.empty((len(start), len(lists)), np.int64)
+    for column, (name, constant) in enumerate(lists.items()):
+        chosen[:, column] = constant.options.index(constant.value)
+        best_alone = start
+        for value in extremes(constant):
+            times = times_of(variant(system, ends | {name: value}))
+            chosen[better(times, best_alone), column] = constant.options.index(value)
+            best_alone = best_of(best_alone, times)
+        best = best_of(best, best_alone)
+    for row in np.unique(chosen, axis=0):
+        values = {name: lists[name].options[i] for name, i in zip(lists, row, strict=True)}
+        times = times_of(variant(system, ends | values))
+        best = np.where(np.all(chosen == row, axis=1), best_of(best, times), best)
+    return np.asarray(best)
+
+
+def _end(constant: Constant, what: Literal["shortest", "longest"]) -> Any:
+    """The end of a range at which times are shortest, or longest."""
+    assert constant.faster_at, f"{constant.name} does not say at which end times are shorter"
+    at_low = (constant.faster_at == "low") == (what == "shortest")
+    return constant.low if at_low else constant.high

@@ -1,0 +1,49 @@
+"""The latency of plans over the assumed constants of their machine: the range beside the bounds.
+
+Bounds say what a better or worse schedule could reach on the machine as it is described; the range
+says what the described schedule takes on other machines that public sources leave possible.
+A measured time outside it is a finding. Not modelled: as in `lpu_jax.machine.time_range`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+
+from lpu_jax.errors import CostError
+from lpu_jax.machine.system import System
+from lpu_jax.machine.time_range import Times, time_range
+
+from ..plan import Plan
+from ..scenario import Scenario
+from .drafts import evaluate_with_drafts
+
+
+def latency_ranges_s(plans: Sequence[Plan], scenario: Scenario) -> Float[np.ndarray, "plans 2"]:
+    """Find the shortest and the longest latency of each plan over the uncertain constants.
+
+    Args:
+        plans: at least one, each legal on the machine of the scenario, whether it fits or not.
+        scenario: the model, the machine, the request and the formats.
+
+    Returns:
+        Shortest and longest latency of each plan, in s; its latency lies between.
+
+    Fidelity: as `machine.time_range.time_range`.
+    """
+
+    def latency_s(system: System) -> Times:
+        return _latency_s(plans, replace(scenario, system=system))
+
+    return np.stack(time_range(scenario.system, latency_s), axis=1)
+
+
+def _latency_s(plans: Sequence[Plan], scenario: Scenario) -> Times:
+    """Evaluate plans; one that names a collective which its links do not have is not a number."""
+    try:
+        return evaluate_with_drafts(plans, scenario).latency_s
+    except CostError:
+        if len(plans) == 1:
+            return np.array([np.nan])
+        return np.concatenate([_latency_s([plan], scenario) for plan in plans])
