@@ -1,9 +1,9 @@
-"""How far a ranking of plans rests on constants that nobody has published.
+"""How far a ranking of plans rests on constants and rules that nobody has published.
 
 The plans that could win are evaluated again on variants of the machine: samples in which every
-uncertain constant is drawn from its range (`lpu_jax.machine.uncertainty`), and variants in which
-one constant alone goes to each end of its range. Not modelled: errors of the model itself, and
-constants that depend on one another.
+uncertain constant is drawn from its range and every rule from its alternatives (`assumptions`), and
+variants in which one alone goes to each end of its range, or to each alternative; constants of one
+reading go together. Not modelled: errors of the model itself, and other dependences.
 """
 
 from collections import Counter
@@ -16,8 +16,7 @@ from jaxtyping import Float
 
 from lpu_jax.arguments import described, is_whole
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import System
-from lpu_jax.machine.uncertainty import draw_system, extremes, part_of, uncertain_constants, variant
+from lpu_jax.machine.uncertainty import extremes, in_one_reading
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_seconds
 
@@ -27,6 +26,7 @@ from ..predict.drafts import evaluate_with_drafts
 from ..predict.evaluate import Evaluation
 from ..predict.placement import usable_bytes
 from ..report import Watcher, check_watcher
+from .assumptions import Ranked
 from .compare import rank
 from .comparison import Comparison, Objective
 from .correlation import chance_level, spearman
@@ -41,7 +41,7 @@ LOW_SHARE, HIGH_SHARE = 0.05, 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """What happens if one constant alone has another value."""
+    """What happens if one constant or rule alone is another."""
 
     value: str
     winner: str  #: name of the plan that is first then; empty if none fits
@@ -52,7 +52,7 @@ class End:
 
 @dataclass(frozen=True, kw_only=True)
 class Influence:
-    """What one uncertain constant does to the ranking."""
+    """What one uncertain constant or rule does to the ranking."""
 
     name: str
     value: str
@@ -140,7 +140,10 @@ def sensitivity(
     check_watcher("sensitivity", progress)
     _check(comparison, n_samples, seed)
     study = _Study(comparison)
-    base = study.outcome(comparison.scenario.system)
+    if not study.constants:
+        name = comparison.scenario.system.name
+        raise LpuError(f"sensitivity: no constant of {name} has a range to draw from.")
+    base = study.outcome(study.ranked)
     assert base.winner is not None
     constants = study.constants
     rng = np.random.default_rng(seed)
@@ -148,17 +151,14 @@ def sensitivity(
     outcomes, n_steps = [], n_samples + len(constants)
     for i in range(n_samples):
         progress(i, n_steps, f"sensitivity: sample {i + 1} of {n_samples}")
-        drawn = draw_system(comparison.scenario.system, rng)
+        drawn = study.ranked.drawn(rng)
         draws[i] = [_position(drawn, name, constant) for name, constant in constants.items()]
         outcomes.append(study.outcome(drawn, base.winner))
     losses = np.array([outcome.loss for outcome in outcomes])
     influences = []
     for column, (name, constant) in enumerate(constants.items()):
         progress(n_samples + column, n_steps, f"sensitivity: {name} alone")
-        ends = [
-            study.end(variant(comparison.scenario.system, {name: value}), value, base)
-            for value in extremes(constant)
-        ]
+        ends = [study.end(name, value, base) for value in extremes(constant)]
         correlation = spearman(draws[:, column], losses)
         influences.append(_influence(name, constant, ends, correlation))
     noise = chance_level(n_samples, len(constants))
@@ -193,15 +193,11 @@ def _check(comparison: Comparison, n_samples: int, seed: int) -> None:
         )
     if not comparison.fitting:
         raise LpuError("sensitivity: no plan fits, so there is no ranking to examine.")
-    system = comparison.scenario.system
-    if not uncertain_constants(system):
-        raise LpuError(f"sensitivity: no constant of {system.name} has a range to draw from.")
 
 
-def _position(system: System, name: str, constant: Constant) -> float:
+def _position(ranked: Ranked, name: str, constant: Constant) -> float:
     """A constant's value on a variant, or its place among the options."""
-    part, field = name.split(".", 1)
-    value = getattr(part_of(system, part), field)
+    value = ranked.value_of(name)
     return float(constant.options.index(value) if constant.options else value)
 
 
@@ -221,12 +217,13 @@ class _Study:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        self.constants = uncertain_constants(comparison.scenario.system)
+        whole = comparison.evaluation
+        every = Ranked(plans=whole.plans, scenario=comparison.scenario)
+        self.constants = every.uncertain()
         # The front of two rates has no single winner; its fast end is the plan of least latency.
         self.objective: Objective = (
             "latency" if comparison.objective == "pareto" else comparison.objective
         )
-        whole = comparison.evaluation
         eligible = np.flatnonzero(whole.used_bytes <= self._most_usable_bytes())
         self.eligible = len(eligible)
         best = eligible[np.argsort(-self.rates(whole)[eligible], kind="stable")]
@@ -238,7 +235,8 @@ class _Study:
         """Memory of a chip with the smallest plausible reserve."""
         name = "chip.reserved_fraction"
         values = {name: self.constants[name].low} if name in self.constants else {}
-        return usable_bytes(variant(self.comparison.scenario.system, values).chip)
+        whole = Ranked(plans=(), scenario=self.comparison.scenario)
+        return usable_bytes(whole.variant(values).scenario.system.chip)
 
     def rates(self, evaluation: Evaluation) -> Float[np.ndarray, " plans"]:
         """What plans are ranked by."""
@@ -246,9 +244,14 @@ class _Study:
             return np.asarray(evaluation.tokens_per_s_total)
         return np.asarray(evaluation.tokens_per_s_per_user)
 
-    def outcome(self, system: System, nominal: int | None = None) -> _Outcome:
-        """Rank the plans on a machine; `nominal` is left out for the nominal machine itself."""
-        found = evaluate_with_drafts(self.plans, replace(self.comparison.scenario, system=system))
+    @property
+    def ranked(self) -> Ranked:
+        """The plans as they are."""
+        return Ranked(plans=self.plans, scenario=self.comparison.scenario)
+
+    def outcome(self, ranked: Ranked, nominal: int | None = None) -> _Outcome:
+        """Rank a variant of the plans; `nominal` is left out for the plans as they are."""
+        found = evaluate_with_drafts(ranked.plans, ranked.scenario)
         order = rank(found, self.objective)
         own = nominal if nominal is not None else order[0]
         rates = self.rates(found)
@@ -261,9 +264,10 @@ class _Study:
             splits=tuple(splits)[:3],
         )
 
-    def end(self, system: System, value: Any, base: _Outcome) -> End:
-        """Rank the plans with one constant at another value."""
-        found = self.outcome(system, base.winner)
+    def end(self, name: str, value: Any, base: _Outcome) -> End:
+        """Rank the plans with one constant, and those of its reading, at another value."""
+        values = in_one_reading(self.constants, name, value)
+        found = self.outcome(self.ranked.variant(values), base.winner)
         fits = np.isfinite(found.loss)
         return End(
             value=_written(value),
@@ -358,7 +362,8 @@ def sensitivity_text(found: Sensitivity) -> str:
     capped = f" (the best of {s.eligible})" if s.eligible > s.contenders else ""
     lines: list[Any] = [
         f"Sensitivity: {s.n_samples} samples, seed {s.seed}, of {len(s.influences)} uncertain "
-        f"constants; {s.contenders} plans{capped} that fit, or do under the smallest reserve.",
+        f"constants and rules; {s.contenders} plans{capped} that fit, or do under the smallest "
+        "reserve.",
         f"{s.nominal} is first in {s.first_share:.0%} of samples; its split with any number of "
         f"stages is first in {s.split_first_share:.0%}, among the first three in "
         f"{s.split_first_three_share:.0%}; it fits in {s.fits_share:.0%}.",
@@ -372,15 +377,17 @@ def sensitivity_text(found: Sensitivity) -> str:
         )
     one_sided = [influence.name for influence in s.influences if influence.is_one_sided]
     if one_sided:
+        inside = s.latency_s is None or s.latency_s[0] <= s.nominal_latency_s <= s.latency_s[1]
         lines.append(
-            "The nominal time may lie outside these intervals: the values of "
-            f"{', '.join(sorted(one_sided))} are ends of their ranges, and draws lie to one side."
+            f"The nominal time {'may lie' if inside else 'lies'} outside these intervals: the "
+            f"values of {', '.join(sorted(one_sided))} are ends of their ranges, and draws lie to "
+            "one side."
         )
     winners = report.table(("winner", "left"), ("samples", "right"))
     for name, share in list(s.wins.items())[:SHOWN_WINNERS]:
         winners.add_row(name, f"{share:.0%}")
     rows = report.table(
-        ("constant", "left"),
+        ("constant or rule", "left"),
         ("status", "left"),
         ("value", "right"),
         ("alone at", "right"),
@@ -394,10 +401,10 @@ def sensitivity_text(found: Sensitivity) -> str:
             head = ("", "", "") if i else (influence.name, influence.status, influence.value)
             rows.add_row(*head, *_end_cells(end), _correlation(influence) if i == 0 else "")
     legend = (
-        "loss: how much slower the nominal winner is than the winner when this constant alone has "
-        "the value; latency: its change; correlation: Spearman's, of draw and loss over "
-        f"the samples, chance below {s.correlation_noise:.2f}. Constants that move the ranking "
-        "most come first."
+        "loss: how much slower the nominal winner is than the winner when this alone is so "
+        "(constants of one reading together); latency: its change; correlation: Spearman's, of "
+        f"draw and loss over the samples, chance below {s.correlation_noise:.2f}. What moves the "
+        "ranking most comes first."
     )
     return report.render(*lines, winners, rows, legend)
 
@@ -405,7 +412,7 @@ def sensitivity_text(found: Sensitivity) -> str:
 def _times(interval: tuple[float, float] | None) -> str:
     if interval is None:
         return "none"
-    return f"{format_seconds(interval[0])}..{format_seconds(interval[1])}"
+    return report.interval(*interval)
 
 
 def _end_cells(end: End) -> tuple[str, str, str, str]:
