@@ -1,4 +1,4 @@
-"""Figures of served models and of other planners beside ours: to be looked at, not to pass or fail.
+"""Served models and other planners beside ours: to be looked at, not to pass or fail.
 
 Of the services the plan, the batch and what else they do (speculative decoding, for one) are not
 public; the other planners were given GroqChip1's numbers as far as their inputs allow. Not
@@ -9,7 +9,7 @@ AIConfigurator 0.12.0 in mode SOL; GenZ genz-llm 0.0.16; TokenSim, its formula w
 SCALE-Sim 3.0.0. The first two planners and SCALE-Sim were run with a description of GroqChip1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,6 @@ from models.params import n_parameters
 from models.policy import Policy
 from models.zoo import model as named_model
 
-from ..detail.scheduled import schedule_plan
 from ..legal import Search
 from ..plan import AttentionShard, MlpShard, Plan
 from ..predict.evaluate import Evaluation, evaluate
@@ -33,7 +32,8 @@ from ..rank.comparison import Comparison
 from ..report import Watcher
 from ..request import Request
 from ..scenario import Scenario, scenario
-from .figures import Figure
+from .figures import Figure, Group
+from .reading import plan_reading
 
 CONTEXT = 4096
 REQUEST = Request(context=CONTEXT)
@@ -64,20 +64,6 @@ PLANNERS = (
 PEER_PLANS = ((64, 8), (8, 80))
 
 
-def anchors(progress: Watcher = lambda *_: None) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
-    """Read every figure that cannot pass or fail.
-
-    Returns:
-        The figures, and remarks to print below them.
-    """
-    progress(1, 4, "Llama-2-70B on 576 chips")
-    llama = llama_served()
-    kimi = kimi_served(progress)
-    progress(3, 4, "other planners")
-    figures, remarks = peers()
-    return (*llama, kimi, *figures), remarks
-
-
 def llama_served() -> tuple[Figure, ...]:
     """Llama-2-70B in int8 on 576 chips: the service, our best plan, and one chip after another."""
     cfg, machine = named_model("llama-2-70b"), named_system("groq-576")
@@ -91,16 +77,17 @@ def llama_served() -> tuple[Figure, ...]:
         Figure(
             what=f"{what}, best plan",
             source="TNP: about 300 tokens/s",
+            group=Group.MEASURED,
             unit="us/layer",
             published=served_us,
-            ours=best.decode_latency_s * 1e6 / cfg.n_layers,
+            **plan_reading(best.plan, found.scenario, 1e6 / cfg.n_layers, chosen=True),
             note=f"{best.plan.name}, context {CONTEXT}; {best.tokens_per_s_per_user:.0f} tokens/s "
             "without anything that a service adds",
-            assumed=assumed_behind(found, chosen=True),
         ),
         Figure(
             what=f"{what}, serial bound",
             source="TNP: about 300 tokens/s",
+            group=Group.MEASURED,
             unit="us/layer",
             published=served_us,
             ours=serial_s * 1e6 / cfg.n_layers,
@@ -113,51 +100,42 @@ def llama_served() -> tuple[Figure, ...]:
 def kimi_served(progress: Watcher = lambda *_: None) -> Figure:
     """Kimi K2 on the fewest whole racks of GroqChip1 that hold it."""
     cfg = named_model("kimi-k2")
-    racks = fewest_racks(cfg, REQUEST, policy=SERVED_POLICY, progress=progress)
-    asked = _on_racks(racks, cfg, REQUEST, SERVED_POLICY)
-    found = _evaluated(asked)
+    racks = fewest_racks(cfg, groq_racks, REQUEST, policy=SERVED_POLICY, progress=progress)
+    asked = scenario(cfg, groq_racks(racks), REQUEST, policy=SERVED_POLICY)
+    found = evaluated(asked)
     best = rank(found, "latency")[0]
     return Figure(
         what="Kimi K2, GroqChip1, 1 user",
         source="GD: 200 tokens/s, chips not public",
+        group=Group.MEASURED,
         unit="us/token",
         published=1e6 / 200,
-        ours=float(found.latency_s[best]) * 1e6,
+        **plan_reading(found.plans[best], asked, 1e6, chosen=True),
         note=f"{asked.system.n_chips} chips: the fewest racks ({racks}) on which a plan of ours "
         f"with rows split fits; weights {SERVED_POLICY}, context {CONTEXT}; "
         f"{found.plans[best].name}",
-        assumed=_assumed(found.plans[best], asked, chosen=True),
     )
 
 
-def assumed_behind(found: Comparison, *, chosen: bool = False) -> tuple[str, ...]:
-    """Name the assumed constants behind the latency of a comparison's first row.
-
-    Args:
-        found: the comparison.
-        chosen: whether the plan was chosen because it fits, so that what decides this counts too.
-    """
-    return _assumed(found.rows[0].plan, found.scenario, chosen=chosen)
-
-
-def _assumed(plan: Plan, scenario: Scenario, *, chosen: bool) -> tuple[str, ...]:
-    scheduled = schedule_plan(plan, scenario)
-    constants = scheduled.assumed_of_time + (scheduled.assumed_of_fit if chosen else ())
-    return tuple(dict.fromkeys(constant.name for constant in constants))
+def groq_racks(racks: int) -> str:
+    """Name a machine of whole racks of GroqChip1."""
+    return f"groq-{racks * RACK_CHIPS}"
 
 
 def fewest_racks(
     cfg: ModelConfig,
+    named: Callable[[int], str],
     request: Request,
     *,
     policy: str | Policy,
     progress: Watcher = lambda *_: None,
     most: int = MOST_RACKS,
 ) -> int:
-    """Find the fewest whole racks of GroqChip1 on which some plan fits, by bisection.
+    """Find the fewest whole racks on which some plan fits, by bisection.
 
     Args:
         cfg: the model; it fits on `most` racks.
+        named: the name of a machine of so many racks.
         request: batch, tokens and context.
         policy: formats of the weights.
         progress: called with the steps done, the steps in all and what comes next.
@@ -169,23 +147,19 @@ def fewest_racks(
     low, high = 1, most
     while low < high:
         middle = (low + high) // 2
-        asked = _on_racks(middle, cfg, request, policy)
+        asked = scenario(cfg, named(middle), request, policy=policy)
         if asked.system.memory_bytes < n_parameters(cfg) * FEWEST_BITS / 8:
             low = middle + 1
             continue
-        progress(2, 4, f"does {cfg.name} fit on {middle} racks?")
-        if _evaluated(asked).fits.any():
+        progress(2, 5, f"does {cfg.name} fit on {middle} racks?")
+        if evaluated(asked).fits.any():
             high = middle
         else:
             low = middle + 1
     return high
 
 
-def _on_racks(racks: int, cfg: ModelConfig, request: Request, policy: str | Policy) -> Scenario:
-    return scenario(cfg, f"groq-{racks * RACK_CHIPS}", request, policy=policy)
-
-
-def _evaluated(scenario: Scenario) -> Evaluation:
+def evaluated(scenario: Scenario) -> Evaluation:
     """Evaluate all plans that split output projections by rows, which need fewest bytes moved."""
     plans = [
         plan
@@ -201,18 +175,18 @@ def peers() -> tuple[tuple[Figure, ...], tuple[str, ...]]:
     ours_ms, remarks = [], []
     for column, (tensor, stages) in enumerate(PEER_PLANS):
         found = _peer_plan(tensor, stages)
-        row = found.rows[0]
-        ours_ms.append(row.decode_latency_s * 1e3)
-        name, assumed = f"TP{tensor}xPP{stages}", assumed_behind(found)
+        reading = plan_reading(found.rows[0].plan, found.scenario, 1e3)
+        ours_ms.append(reading["ours"])
+        name = f"TP{tensor}xPP{stages}"
         figures += [
             Figure(
                 what=f"Llama-3-70B int8, {name}, {planner.name}",
                 source=f"{planner.name} with GroqChip1's numbers",
+                group=Group.PLANNER,
                 unit="ms/token",
                 published=planner.ms[column],
-                ours=ours_ms[-1],
                 note=planner.note if column == 0 else "",
-                assumed=assumed,
+                **reading,
             )
             for planner in PLANNERS
             if column < len(planner.ms)

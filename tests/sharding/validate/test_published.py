@@ -24,7 +24,7 @@ from sharding.rank.comparison import Comparison
 from sharding.request import Request
 from sharding.scenario import Scenario
 from sharding.validate import anchors, published
-from sharding.validate.figures import Figure, figures_text, within
+from sharding.validate.figures import Figure, Group, figures_text, within
 from sharding.validate.published import Validation
 
 CLOCK_HZ = 0.9e9
@@ -45,8 +45,13 @@ def test_every_check_passes_and_says_where_it_is_from() -> None:
         assert figure.passed is True
         assert figure.tolerance
         assert figure.source
+        assert figure.ours is not None
         assert figure.ratio == figure.ours / figure.published
-    assert not found.beside
+        assert not figure.is_outside
+        if figure.ours_range is not None:
+            low, high = figure.ours_range
+            assert low <= figure.ours <= high
+    assert found.figures == found.checks
     (gpus,) = (figure for figure in found.checks if "H100" in figure.what)
     assert {"memory_efficiency", "link_efficiency", "host_overhead_s"} <= set(gpus.assumed)
     # What decides a fit, or a prompt, is behind no time of a token.
@@ -55,6 +60,7 @@ def test_every_check_passes_and_says_where_it_is_from() -> None:
 
 def _ours(what: str) -> float:
     (figure,) = (f for f in _checks().checks if what in f.what)
+    assert figure.ours is not None
     return figure.ours
 
 
@@ -109,7 +115,7 @@ def test_reach_grows_by_one_step_for_two_racks() -> None:
 def test_a_miss_is_a_miss(published: float, ours: float, tolerance: float, passed: bool) -> None:
     figure = within("a", "b", "us", published, ours, tolerance)
     assert figure.passed is passed
-    found = dataclasses.replace(_checks(), checks=(*_checks().checks, figure))
+    found = dataclasses.replace(_checks(), figures=(*_checks().figures, figure))
     assert found.passed is passed
     assert ("MISS" in found.text()) is not passed
     assert f"{len(found.checks) - (not passed)} of {len(found.checks)} checks pass" in found.text()
@@ -133,7 +139,7 @@ def test_the_command_says_yes_and_no(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missed = dataclasses.replace(
-        _checks(), checks=(within("a", "b", "us", 1.0, 2.0, 0.1), *_checks().checks)
+        _checks(), figures=(within("a", "b", "us", 1.0, 2.0, 0.1), *_checks().figures)
     )
     for found, code in ((_checks(), 0), (missed, 1)):
         monkeypatch.setattr(published, "validate", lambda found=found, **_: found)
@@ -143,7 +149,7 @@ def test_the_command_says_yes_and_no(
         data = json.loads(capsys.readouterr().out)
         assert data["passed"] is (code == 0)
         assert {"what", "source", "published", "ours", "ratio", "tolerance", "passed"} <= set(
-            data["checks"][0]
+            data["figures"][0]
         )
 
 
@@ -183,6 +189,10 @@ def test_llama_per_layer_by_hand() -> None:
     alone = evaluate([PLAN], Scenario(cfg, machine, Request(context=2), policy=POLICIES["int8"]))
     assert best.ours == pytest.approx(float(alone.latency_s[0]) * 1e6 / 80, rel=1e-12)
     assert best.assumed
+    assert best.ours_range is not None
+    assert best.ours_range[0] < best.ours < best.ours_range[1]
+    assert sum(best.terms.values()) == pytest.approx(best.ours, rel=1e-12)
+    assert best.bound == pytest.approx(float(alone.lower_cycles[0]) / 900 / 80, rel=1e-12)
 
 
 @pytest.mark.parametrize("needed", range(1, 10))
@@ -195,9 +205,9 @@ def test_the_fewest_racks_are_found(needed: int, monkeypatch: pytest.MonkeyPatch
         tried.append(machine.n_chips // 72)
         return SimpleNamespace(fits=np.array([False, machine.n_chips >= 72 * needed]))
 
-    monkeypatch.setattr(anchors, "_evaluated", evaluated)
+    monkeypatch.setattr(anchors, "evaluated", evaluated)
     cfg = model("llama-2-70b")
-    found = anchors.fewest_racks(cfg, Request(), policy="int8", most=9)
+    found = anchors.fewest_racks(cfg, anchors.groq_racks, Request(), policy="int8", most=9)
     # 69e9 weights of four bits are 34.5 GB, more than the 33.2 GB of two racks.
     assert found == max(needed, 3)
     assert min(tried, default=3) >= 3
@@ -220,7 +230,7 @@ def test_other_planners_stand_beside_ours() -> None:
 
 
 def test_notes_stand_below_the_table() -> None:
-    plain = Figure(what="w", source="s", unit="us", published=2.0, ours=1.0)
+    plain = Figure(what="w", source="s", group=Group.MEASURED, unit="us", published=2.0, ours=1.0)
     text = figures_text("T", [plain, dataclasses.replace(plain, what="v", note="why")])
     assert "0.500" in text
     assert text.splitlines()[-1].strip() == "v: why"
