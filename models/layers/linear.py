@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
+from lpu_jax.arguments import may_equal
 from lpu_jax.datapath import c2c, mem, mxm, vxm
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.scaled import fp8_product, int8_product
@@ -133,8 +134,14 @@ def product(
 
 
 def _in_blocks(x: Float[Array, "..."], w: QuantizedArray) -> bool:
-    """Whether rows and weights are both of 8 bits, and their blocks fill an 8-bit array best."""
-    return w.scheme.multiplies_in_blocks and x.dtype.itemsize == 1
+    """Whether rows and weights are both of 8 bits, and their blocks fill an 8-bit array best.
+
+    Blocks that end with a head narrower than they are long do not follow each other.
+    """
+    if not w.scheme.multiplies_in_blocks or x.dtype.itemsize != 1:
+        return False
+    n_blocks = -(-w.codes.shape[-2] // w.scheme.row_granule)
+    return may_equal(w.scales.shape[-2], n_blocks)
 
 
 def _scaled(

@@ -90,6 +90,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "quantized.partition": {"spec": PartitionSpec("x")},
     "quantized.quantize": {"scheme": "mxfp4"},
     "rounding.to_signed": {"fmt": INT8},
+    "scaled.fp8_product": {
+        "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
+        "w": quantize(jnp.ones((4, 3), jnp.float32), "fp8"),
+    },
     "scaled.int8_product": {"w": quantize(jnp.ones((4, 3), jnp.float32), "int8")},
     "schemes.block_floating_point": {"block_rows": 16, "mantissa_bits": 3},
     "schemes.scheme_named": {"name": "mxfp4"},
