@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Num
 
-from ..arguments import checked, described
+from ..arguments import checked, described, may_equal
 from ..errors import LpuError
 from ..numerics import quantized
 from ..numerics.accumulate import Carry
@@ -66,7 +66,7 @@ def fp8_product(
         fidelity: as for `mxm.matmul`.
 
     Raises:
-        LpuError: weights of another scheme, or a store without addresses.
+        LpuError: weights of another scheme, a store without addresses, or shapes that do not fit.
 
     Fidelity:
         Order-dependent, the order is fixed: the sum of a block is that of `mxm.matmul`, exact and
@@ -86,6 +86,13 @@ def fp8_product(
         raise LpuError(
             f"scaled.fp8_product: w of shape {w.codes.shape} was given with rows "
             f"{described(rows)}; a store [e, k, n] needs addresses, one matrix has none."
+        )
+    if x.ndim not in ((2,) if rows is None else (2, 3)) or not may_equal(
+        x.shape[-1], w.codes.shape[-2]
+    ):
+        raise LpuError(
+            f"scaled.fp8_product: x {described(x)} was given for w of shape {w.codes.shape}; it "
+            "must be [m, k], or [g, m, k] for g addresses, with as many columns as w has rows."
         )
     size = w.scheme.row_granule
     tiles = matrix_blocks.row_blocks(w.codes, size)  # [(g,) blocks, size, n]
