@@ -122,8 +122,9 @@ def unchanged():
         # How far the chunks of a prompt go is not read by a decoded token (test_serving).
         # No layer takes a logarithm (test_time_report).
         # Arrays load as slowly as widened weights stream: where it counts, see test_rules.
+        # Branching is about the slots of mixtures (slots/test_sizes).
         if constant.unit != "mode"
-        and not constant.name.startswith(("c2c_", "prefill_", "log_", "widening"))
+        and not constant.name.startswith(("branching", "c2c_", "prefill_", "log_", "widening"))
     ],
     ids=lambda constant: constant.name,
 )
