@@ -65,6 +65,7 @@ ROW_TYPES = {
     "decode_latency_lower_s": float,
     "decode_latency_upper_s": float,
     "decode_latency_range_s": list,
+    "slots": (dict, type(None)),
     "tokens_per_s_per_user": float,
     "tokens_per_s_total": float,
     "tokens_per_step": float,
