@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .datapath.dot_general import MxmDotGeneral
     from .errors import LpuError
     from .machine.catalogue import named_systems, system
-    from .machine.chip import GROQ3_LPU, GROQCHIP1, ChipSpec
+    from .machine.chip import ChipSpec
+    from .machine.lpu_chips import GROQ3_LPU, GROQCHIP1
     from .machine.system import System
     from .numerics.formats import FORMATS, Format
     from .numerics.quantized import QuantizedArray
@@ -52,8 +53,8 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "FORMATS": "numerics.formats",
-        "GROQ3_LPU": "machine.chip",
-        "GROQCHIP1": "machine.chip",
+        "GROQ3_LPU": "machine.lpu_chips",
+        "GROQCHIP1": "machine.lpu_chips",
         "SCHEMES": "numerics.schemes",
         "ChipSpec": "machine.chip",
         "Format": "numerics.formats",

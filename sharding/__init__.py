@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from models.layers.linear import Split
 
     from .detail.explain import explain
-    from .plan import AttentionShard, MlpShard, MoeShard, Plan, read_plan
+    from .plan import AttentionShard, MlpShard, MoeShard, Plan
+    from .plan_file import read_plan
     from .rank.compare import compare
     from .rank.curve import curve
     from .rank.sensitivity import sensitivity
@@ -69,7 +70,7 @@ __getattr__, __dir__ = exports(
         "explain": "detail.explain",
         "forward": "run.forward",
         "generate": "run.generate",
-        "read_plan": "plan",
+        "read_plan": "plan_file",
         "sensitivity": "rank.sensitivity",
     },
 )

@@ -2,8 +2,8 @@
 
 from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
-from lpu_jax.machine.chip import GROQCHIP1
 from lpu_jax.machine.custom_topology import CustomTopology
+from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.machine.system import System
 
 #: Eight chips in one node: they are summed one after another.

@@ -6,7 +6,8 @@ from types import MappingProxyType
 from ..errors import unknown
 from ..provenance import Constant, vary
 from .built_topologies import GroqTopology, LpxTopology
-from .chip import GROQ3_LPU, GROQCHIP1, ChipSpec
+from .chip import ChipSpec
+from .lpu_chips import GROQ3_LPU, GROQCHIP1
 from .series import Series
 from .topology import Topology
 

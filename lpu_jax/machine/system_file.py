@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, constants_of, vary
 from ..quantities import format_given, parse_quantity
-from .chip import GROQCHIP1, ChipSpec
+from .chip import ChipSpec
 from .custom_topology import MOST_CHIPS, WIRINGS, LevelSpec, custom_topology
+from .lpu_chips import GROQCHIP1
 from .lpu_systems import TOPOLOGIES, chip
 from .topology import Topology
 

@@ -121,7 +121,7 @@ def draw(spec: SpecT, rng: np.random.Generator) -> SpecT:
         A variant with the same constants, each within its range; the others as they were.
 
     Example:
-        >>> from lpu_jax.machine.chip import GROQCHIP1
+        >>> from lpu_jax.machine.lpu_chips import GROQCHIP1
         >>> 20 <= draw(GROQCHIP1, np.random.default_rng(0)).mxm_latency_cycles <= 160
         True
     """

@@ -14,7 +14,8 @@ from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
 from models.policy import Policy, policy_named
 
-from ..plan import Plan, read_plan
+from ..plan import Plan
+from ..plan_file import read_plan
 from ..rank.choose import default_plans, fastest_plan
 from ..verify import one_chip_bits
 from .check_text import check_text

@@ -27,7 +27,7 @@ from models.policy import POLICIES, RELEASED
 from models.zoo import model
 
 from ..files import write_file
-from ..plan import read_plan
+from ..plan_file import read_plan
 from ..rank.compare import compare
 from ..rank.comparison import Comparison
 from ..report import Watcher

@@ -10,7 +10,7 @@ from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system as named_system
 from models.policy import policy_named
 
-from ..plan import read_plan
+from ..plan_file import read_plan
 from ..rank.choose import text_plan
 from ..request import Request
 from .common import NO, Json, PolicyName, SystemName, emit, watched

@@ -23,7 +23,8 @@ from models.blocks import Block
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..plan import Plan, plan_from_dict
+from ..plan import Plan
+from ..plan_file import plan_from_dict
 from ..report import versions
 from ..request import Request
 from .execute import check_execution

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lpu_jax.machine.catalogue import system as named_system
-from lpu_jax.machine.chip import GROQCHIP1
+from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.quantities import format_bytes
 from models.config import ModelConfig
 from models.layers.linear import Split

@@ -27,7 +27,7 @@ from lpu_jax.cost.time_report import Report
 from lpu_jax.cost.time_report import time as time_of
 from lpu_jax.datapath import mxm
 from lpu_jax.machine.catalogue import system as named_system
-from lpu_jax.machine.chip import GROQCHIP1
+from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.machine.system import System
 from lpu_jax.machine.time_range import time_range
 from lpu_jax.mesh import ChipMesh

@@ -14,7 +14,7 @@ from lpu_jax.machine.system import System
 from models.policy import policy_named
 from models.zoo import model as named_model
 from sharding.legal import check_plan
-from sharding.plan import plan_from_dict
+from sharding.plan_file import plan_from_dict
 from sharding.predict.evaluate import evaluate
 from sharding.request import Request
 from sharding.scenario import Scenario

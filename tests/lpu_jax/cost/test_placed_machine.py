@@ -9,7 +9,7 @@ from lpu_jax.cost.placed_machine import Groups, PlacedMachine, one_group
 from lpu_jax.errors import CostError, LpuError
 from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
-from lpu_jax.machine.chip import GROQ3_LPU
+from lpu_jax.machine.lpu_chips import GROQ3_LPU
 from lpu_jax.machine.system import System
 
 LPX = LpxTopology(n_chips=256)

@@ -12,7 +12,7 @@ from lpu_jax.cost.schedule import Timing, schedule
 from lpu_jax.datapath import mxm, vxm
 from lpu_jax.datapath.mxm import rounds_cost
 from lpu_jax.machine.catalogue import system
-from lpu_jax.machine.chip import GROQCHIP1
+from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.machine.uncertainty import variant
 
 TRANSIT, MXM_LATENCY = 22, 64

@@ -17,7 +17,7 @@ from lpu_jax.datapath import c2c, mxm, vxm
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.errors import CostError, MeshError, PlanError, UnknownNameError
 from lpu_jax.machine.catalogue import system
-from lpu_jax.machine.chip import GROQCHIP1
+from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.mesh import ChipMesh
 from models import zoo
 from models.layers.linear import Split

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lpu_jax.datapath.alu import ALU, Path, plain, through
-from lpu_jax.machine.chip import GROQCHIP1
+from lpu_jax.machine.lpu_chips import GROQCHIP1
 
 
 class Counter:

@@ -9,7 +9,8 @@ import pytest
 
 from lpu_jax.errors import LpuError, UnknownNameError, unknown
 from lpu_jax.machine.catalogue import named_systems, system
-from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1, MxmMode
+from lpu_jax.machine.chip import MxmMode
+from lpu_jax.machine.lpu_chips import GROQ3_LPU, GROQCHIP1
 from lpu_jax.machine.lpu_systems import chip
 from lpu_jax.provenance import Constant, const, constants_of, vary, weakest
 from lpu_jax.quantities import format_bytes, format_count, format_given, format_seconds

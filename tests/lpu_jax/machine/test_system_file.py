@@ -12,9 +12,9 @@ from lpu_jax.cost.collectives.links import schedule
 from lpu_jax.errors import ConfigError, PlanError
 from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import system
-from lpu_jax.machine.chip import GROQCHIP1
 from lpu_jax.machine.describe import describe, describe_text
 from lpu_jax.machine.levels import levels_of
+from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.provenance import constants_of
 from sharding.rank.compare import compare
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.machine.catalogue import named_systems, system
-from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1, ChipSpec
+from lpu_jax.machine.chip import ChipSpec
+from lpu_jax.machine.lpu_chips import GROQ3_LPU, GROQCHIP1
 from lpu_jax.machine.uncertainty import (
     draw,
     extremes,

@@ -10,7 +10,8 @@ import pytest
 from lpu_jax.errors import PlanError, UnknownNameError
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, plan_from_dict, read_plan
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.plan_file import plan_from_dict, read_plan
 
 PLAN = Plan(
     stages=61,

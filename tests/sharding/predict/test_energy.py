@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lpu_jax.errors import ConfigError
 from lpu_jax.machine.catalogue import system
-from lpu_jax.machine.chip import GROQ3_LPU
+from lpu_jax.machine.lpu_chips import GROQ3_LPU
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import constants_of
 from models.blocks import block_chain

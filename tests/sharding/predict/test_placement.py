@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.machine.catalogue import system
-from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1
+from lpu_jax.machine.lpu_chips import GROQ3_LPU, GROQCHIP1
 from models.blocks import Kind, block_arguments, block_chain, is_leaf
 from models.config import ModelConfig
 from models.layers.linear import Split

@@ -13,7 +13,8 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.legal import check_plan
-from sharding.plan import AttentionShard, MlpShard, MoeShard, plan_from_dict
+from sharding.plan import AttentionShard, MlpShard, MoeShard
+from sharding.plan_file import plan_from_dict
 from sharding.rank.choose import default_plans, promises_one_chip_bits, split_by
 from sharding.request import Request
 from sharding.scenario import Scenario

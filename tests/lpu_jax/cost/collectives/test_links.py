@@ -18,7 +18,7 @@ from lpu_jax.cost.placed_machine import Groups, PlacedMachine
 from lpu_jax.datapath.axis import PIPELINED, steps_of
 from lpu_jax.errors import CostError, UnknownNameError
 from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
-from lpu_jax.machine.chip import GROQ3_LPU, GROQCHIP1
+from lpu_jax.machine.lpu_chips import GROQ3_LPU, GROQCHIP1
 from lpu_jax.machine.spans import stack_spans
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import constants_of
