@@ -17,9 +17,8 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
 from .axes import axis_lengths, granules
-from .plan import MOST_OVERFLOW, AttentionShard, MlpShard, MoeShard, Plan, PlanAxis, Shard
+from .plan import AttentionShard, MlpShard, MoeShard, Plan, PlanAxis, Shard
 from .scenario import Scenario
-from .slots.sizes import asked_overflow
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def _experts_reason(cfg: ModelConfig, expert: int) -> Reason | None:
 
 
 def _moe_reasons(shard: MoeShard, scenario: Scenario) -> Iterator[Reason | None]:
-    """Why a MoE block cannot exchange rows, have so few slots, or so many rows in each."""
+    """Why a MoE block cannot exchange rows, or have such slots."""
     if shard.dispatch is Dispatch.ALL_TO_ALL and shard.split is Split.COLUMN:
         yield Reason(
             "moe: all-to-all dispatch with a column split",
@@ -193,12 +192,10 @@ def _moe_reasons(shard: MoeShard, scenario: Scenario) -> Iterator[Reason | None]
             "moe: more capacity than rows",
             f"moe: capacity {shard.capacity} is more than the {rows} rows of a step.",
         )
-    overflow, worst = asked_overflow(shard, scenario)
-    if overflow > MOST_OVERFLOW:
+    if not scenario.system.lpus and (shard.slots, shard.capacity) != (None, None):
         yield Reason(
-            "moe: too few slots",
-            f"moe: slots {shard.slots} overflow in {overflow:.0%} of steps; they may in at most "
-            f"{MOST_OVERFLOW:.0%}, and the worst case is {worst} slots.",
+            "moe: slots on GPUs",
+            "moe: slots or a capacity were given; GPUs have none, they work on the rows that come.",
         )
 
 

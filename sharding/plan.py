@@ -232,10 +232,10 @@ class MoeShard(Shard):
     Experts over `expert`, their columns over `tensor`, copies over `replica`.
 
     A chip has `slots`, each of which multiplies `capacity` rows by one expert; an expert takes as
-    many slots as its rows fill. None: as many slots as `slot_rule` says, with as many rows as cost
-    least; slots alone have room for all rows. A step overflows with a probability below
-    `overflow`, and then runs the rest of the worst case too: no row is ever left out, and no bit
-    depends on slots or capacity. `dispatch` says whether every chip has every row, or rows travel
+    many slots as its rows fill. None: as many slots as `slot_rule` says, with the number of rows
+    that is fastest; slots alone have room for all rows. A step overflows with a probability below
+    `overflow`, or as often as the number of slots makes it, and then runs the rest of the worst
+    case too: no row is ever left out, and no bit depends on slots or capacity. `dispatch` says whether every chip has every row, or rows travel
     to their experts. Whatever is given, one chip that holds the whole block has all columns, and
     rows do not travel where there is one way over experts.
     """
@@ -405,6 +405,13 @@ class Plan:
         rest += [self.collective] if self.collective != "auto" else []
         names = (part.name for part in parts)
         return " ".join([f"{self.stages}x{self.group_chips}", *names, *split, *rest])
+
+    @property
+    def with_ruled_slots(self) -> "Plan":
+        """This plan without numbers of slots and rows: those of one step do not suit another."""
+        if self.moe is None or (self.moe.slots is None and self.moe.capacity is None):
+            return self
+        return replace(self, moe=replace(self.moe, slots=None, capacity=None))
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""

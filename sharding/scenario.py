@@ -62,6 +62,11 @@ class Scenario:
         check_fields(self)
         if self.expert_shares is not None:
             _check_shares(self.expert_shares, self.model)
+            if self.system.lpus is None:
+                raise LpuError(
+                    f"expert_shares were given for {self.system.name}; rows of GPUs choose experts "
+                    "at random, all alike."
+                )
 
     @property
     def draft_step(self) -> "Scenario":
@@ -200,11 +205,17 @@ def _histogram(given: object) -> tuple[float, ...]:
         LpuError: it is not a list of numbers.
     """
     values = given.tolist() if isinstance(given, np.ndarray) else given
-    if not isinstance(values, list | tuple) or not all(map(is_number, values)):
+    if not isinstance(values, list | tuple) or not all(map(_is_plain, values)):
         raise LpuError(
             f"expert_shares is {described(given)}; it must be a list of numbers, one per expert."
         )
     return tuple(map(float, values))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a number that a float holds."""
+    is_huge = isinstance(value, int) and abs(value) >= 2**1023
+    return not is_huge and is_number(value)
 
 
 def _check_shares(shares: tuple[float, ...], cfg: ModelConfig) -> None:
@@ -219,7 +230,9 @@ def _check_shares(shares: tuple[float, ...], cfg: ModelConfig) -> None:
     if len(shares) != n:
         raise LpuError(f"expert_shares has {len(shares)} numbers; {cfg.name} has {n} experts.")
     if not all(0 <= share < math.inf for share in shares) or not 0 < total < math.inf:
-        raise LpuError("expert_shares must be numbers of at least 0, not all of them 0.")
+        raise LpuError(
+            "expert_shares must be numbers of at least 0 with a finite sum, not all of them 0."
+        )
     most = max(shares)
     if cfg.moe.top_k * most > total * (1 + 1e-9):
         raise LpuError(

@@ -363,7 +363,8 @@ def _value(table: _Table, key: str, before: Constant) -> int | float | str:
         return _number(table, key, before)
     given = table.values[key]
     if given not in before.options:
-        raise table.error(key, f"must be {' or '.join(map(repr, before.options))}", given)
+        allowed = before.options or (before.value,)
+        raise table.error(key, f"must be {' or '.join(map(repr, allowed))}", given)
     return str(given)
 
 

@@ -20,7 +20,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lpu_jax.arguments import is_number
 from lpu_jax.errors import LpuError
 from models.config import LatentForm, ModelConfig
 from models.policy import POLICIES, RELEASED
@@ -90,23 +89,25 @@ def model_in_form(name: str, mla: LatentForm | None) -> ModelConfig:
     return found if mla is None else found.with_latent_form(mla)
 
 
-def read_shares(path: Path | None) -> list[float] | None:
+def read_shares(path: Path | None) -> list[Any] | None:
     """Read a histogram of routing.
 
     Raises:
-        LpuError: the file cannot be read, or is no JSON list of numbers.
+        LpuError: the file cannot be read, or is no JSON list.
     """
     if path is None:
         return None
+    if path.exists() and not path.is_file():
+        raise LpuError(f"{path} must be a regular file: a JSON list with a number per expert.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LpuError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, list) or not all(map(is_number, found)):
+    if not isinstance(found, list):
         raise LpuError(f"{path} must be a JSON list of numbers, one for each expert.")
-    return [float(share) for share in found]
+    return found
 
 
 def compare_one(

@@ -163,7 +163,7 @@ def _slot_use(scheduled: ScheduledPlan, kind: KindSchedule) -> SlotUse | None:
     plan, asked = scheduled.plan, scheduled.scenario
     if kind.kind != "moe" or plan.moe is None or asked.system.lpus is None:
         return None
-    (reading,) = slot_readings([plan], asked)
+    (reading,) = slot_readings([plan], scheduled.evaluation.slots, asked)
     assert reading is not None
     return SlotUse(
         reading=reading,

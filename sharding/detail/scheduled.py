@@ -32,8 +32,8 @@ from ..predict.evaluate import (
     evaluate,
     hand_over_steps,
     hidden_bytes,
-    main_step,
     schedule_block,
+    step_lengths,
 )
 from ..scenario import Scenario, check_policy
 
@@ -195,7 +195,7 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
             ways,
             machine,
             scenario,
-            slots=main_step(plan, kind, scenario),
+            slots=step_lengths(evaluation.slots[0] if kind == "moe" else None),
             split=axes.split_of(plan, kind),
             collective=plan.collective,
             dispatch=axes.dispatch_of(plan, kind),

@@ -60,6 +60,11 @@ def search_with_drafts(scenario: Scenario) -> tuple[Evaluation, Mapping[str, int
     found: dict[Plan, None] = {}
     refused: Counter[str] = Counter()
     for share in _shares(drafts, n_chips):
+        if share >= n_chips:
+            raise PlanError(
+                f"the draft model's plan takes all {n_chips} chips of {scenario.system.name}; it "
+                "must leave some to the model."
+            )
         search = Search(replace(scenario, system=replace(scenario.system, n_chips=n_chips - share)))
         found |= dict.fromkeys(search.plans())
         refused |= search.refused  # of the shares that which refuses most

@@ -28,7 +28,7 @@ from .. import axes
 from ..axes import MESH_AXES, dispatch_of, split_of
 from ..plan import Plan
 from ..scenario import Scenario
-from ..slots.sizes import SlotPlan, slot_plan
+from ..slots.sizes import SlotPlan, slot_plans
 from .block_report import BlockReport, mean_over_steps, merge, take
 from .placement import Cuts, block_bytes, cut_stages, usable_bytes
 from .symbolic import symbol_values, trace_block
@@ -90,6 +90,7 @@ class Evaluation:
     scenario: Scenario
     clock_hz: float
     blocks: Mapping[Kind, BlockReport]
+    slots: tuple[SlotPlan, ...]  #: of mixtures, one per plan; empty for models without experts
     latency_cycles: Numbers
     worst_latency_cycles: Numbers  #: of a step whose mixtures need all slots they ever can
     lower_cycles: Numbers
@@ -188,10 +189,14 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
     """
     cfg, system, request = scenario.model, scenario.system, scenario.request
     groups, group_of_plan = _groups(plans, system)
-    blocks = {
-        kind: _evaluate_kind(kind, plans, groups, group_of_plan, scenario)
-        for kind in block_kinds(cfg)
-    }
+    slots: tuple[SlotPlan, ...] = ()
+    blocks: dict[Kind, BlockReport] = {}
+    for kind in block_kinds(cfg):
+        if kind == "moe":
+            blocks[kind], slots = _evaluate_mixture(plans, groups, group_of_plan, scenario)
+        else:
+            none = [None] * len(plans)
+            blocks[kind] = _evaluate_kind(kind, plans, groups, group_of_plan, scenario, none)
     chain = [blocks[block.kind] for block in block_chain(cfg)]
     clock = float(system.chip.clock_hz)
     payload = hidden_bytes(scenario)
@@ -236,6 +241,7 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
         scenario=scenario,
         clock_hz=clock,
         blocks=blocks,
+        slots=slots,
         latency_cycles=total["cycles"] + hops[:, 0] + host,
         worst_latency_cycles=worst + hops[:, 0] + host,
         lower_cycles=total["lower_cycles"] + hops[:, 0] + host,
@@ -308,11 +314,14 @@ def _evaluate_kind(
     groups: tuple[Groups, ...],
     group_of_plan: Int[np.ndarray, " plans"],
     scenario: Scenario,
+    sized: Sequence[SlotPlan | None],
 ) -> BlockReport:
-    """Evaluate a kind of block for each distinct row of degrees, per split rule and collective."""
+    """Evaluate a kind of block for each distinct row of degrees, per split rule and collective.
+
+    `sized` are the slots of each plan; None for blocks without experts.
+    """
     names = MESH_AXES[kind]
     degrees = [axes.degrees(plan, kind, scenario.model) for plan in plans]
-    sized = [_slots(plan, kind, scenario) for plan in plans]
     number: dict[SlotPlan | None, int] = {}
     rows = np.array(
         [
@@ -356,21 +365,39 @@ def _evaluate_kind(
     return parts[0][1] if len(parts) == 1 else merge(parts, len(plans))
 
 
-def _slots(plan: Plan, kind: Kind, scenario: Scenario) -> SlotPlan | None:
-    """Size the slots of a plan; None for blocks without experts."""
-    if kind != "moe":
-        return None
-    assert plan.moe is not None
-    return slot_plan(plan.moe, scenario)
+def _evaluate_mixture(
+    plans: Sequence[Plan],
+    groups: tuple[Groups, ...],
+    group_of_plan: Int[np.ndarray, " plans"],
+    scenario: Scenario,
+) -> tuple[BlockReport, tuple[SlotPlan, ...]]:
+    """Evaluate mixtures with each number of rows that slots may have; keep the fastest of a plan.
+
+    Of equals the fewest rows.
+    """
+    options = [slot_plans(plan.moe, scenario) for plan in plans if plan.moe is not None]
+    plan_of_option = np.repeat(np.arange(len(plans)), [len(option) for option in options])
+    sized = [slots for option in options for slots in option]
+    report = _evaluate_kind(
+        "moe",
+        [plans[i] for i in plan_of_option.tolist()],
+        groups,
+        group_of_plan[plan_of_option],
+        scenario,
+        sized,
+    )
+    cycles = np.broadcast_to(np.asarray(report.timing.cycles), plan_of_option.shape)
+    order = np.lexsort((np.arange(len(sized)), cycles, plan_of_option))
+    best = order[np.searchsorted(plan_of_option, np.arange(len(plans)))]
+    return take(report, best, len(sized)), tuple(sized[i] for i in best)
 
 
-def main_step(plan: Plan, kind: Kind, scenario: Scenario) -> dict[str, int]:
-    """Lengths of the step that a plan's slots are sized for; empty without experts."""
-    sized = _slots(plan, kind, scenario)
-    if sized is None:
+def step_lengths(slots: SlotPlan | None) -> dict[str, int]:
+    """Lengths of the step that slots are planned for; empty without experts."""
+    if slots is None:
         return {}
-    step = sized.main
-    return {"slots": step.slots, "sent": step.sent, "capacity": sized.capacity or 0}
+    step = slots.main
+    return {"slots": step.slots, "sent": step.sent, "capacity": slots.capacity or 0}
 
 
 def _steps(

@@ -83,10 +83,14 @@ def prefill(
 
 
 def _step(plans: Sequence[Plan], scenario: Scenario, tokens: int) -> Evaluation:
-    """Evaluate a step of so many tokens; rings of sliding layers hold the longest chunk."""
+    """Evaluate a step of so many tokens; rings of sliding layers hold the longest chunk.
+
+    Slots that a plan gives a number for are those of its decode step.
+    """
     longest = max(chunk_lengths(scenario)[-1], scenario.request.longest_step)
     asked = replace(scenario.request, tokens=tokens, most_tokens=longest, acceptance=None)
-    return evaluate(plans, replace(scenario, request=asked))
+    ruled = [plan.with_ruled_slots for plan in plans]
+    return evaluate(ruled, replace(scenario, request=asked))
 
 
 def _prompt_cycles(steps: Mapping[int, Evaluation], prompt_tokens: int, chunk: int) -> Numbers:

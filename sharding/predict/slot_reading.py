@@ -11,7 +11,7 @@ from lpu_jax.quantities import format_seconds
 from .. import report
 from ..plan import Plan, SlotRule
 from ..scenario import Scenario
-from ..slots.sizes import slot_plan
+from ..slots.sizes import SlotPlan
 from .evaluate import evaluate
 
 
@@ -36,11 +36,14 @@ class SlotReading:
         return dict(vars(self))
 
 
-def slot_readings(plans: Sequence[Plan], scenario: Scenario) -> list[SlotReading | None]:
+def slot_readings(
+    plans: Sequence[Plan], sized: Sequence[SlotPlan], scenario: Scenario
+) -> list[SlotReading | None]:
     """Read the slots of plans; None for models without experts, and on GPUs, which have none.
 
     Args:
         plans: legal plans.
+        sized: their slots, as `evaluate` chose them.
         scenario: the model, the machine, the request and the formats.
     """
     if scenario.model.moe is None or scenario.system.lpus is None:
@@ -53,16 +56,14 @@ def slot_readings(plans: Sequence[Plan], scenario: Scenario) -> list[SlotReading
     ]
     latencies = evaluate(ruled, scenario).latency_s.reshape(len(plans), len(SlotRule)).tolist()
     found: list[SlotReading | None] = []
-    for plan, by_rule in zip(plans, latencies, strict=True):
-        assert plan.moe is not None
-        sized = slot_plan(plan.moe, scenario)
+    for slots, by_rule in zip(sized, latencies, strict=True):
         found.append(
             SlotReading(
-                slots=sized.main.slots,
-                capacity=sized.capacity,
-                sent=sized.main.sent,
-                worst_slots=sized.worst.slots,
-                overflow=sized.overflow,
+                slots=slots.main.slots,
+                capacity=slots.capacity,
+                sent=slots.main.sent,
+                worst_slots=slots.worst.slots,
+                overflow=slots.overflow,
                 latency_s_by_rule=dict(zip(map(str, SlotRule), by_rule, strict=True)),
             )
         )

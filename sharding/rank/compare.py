@@ -216,7 +216,8 @@ def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> 
     memory = evaluation.scenario.system.chip.memory_name
     taken_in = prefill(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
     joules = energy(evaluation)
-    slots = slot_readings(plans, evaluation.scenario)
+    sized = [evaluation.slots[i] for i in chosen] if evaluation.slots else []
+    slots = slot_readings(plans, sized, evaluation.scenario)
     ranges_s = latency_ranges_s(plans, evaluation.scenario) if plans else np.empty((0, 2))
     return [
         Row(

@@ -42,7 +42,7 @@ from ..axes import (
 from ..plan import Plan
 from ..request import Request
 from ..scenario import Scenario
-from ..slots.sizes import slot_plan
+from ..slots.sizes import slots_of_values
 from .placed_state import empty_state
 
 
@@ -346,7 +346,7 @@ def _expert_sizes(
     if plan.moe is None or stored.kind != "moe":
         return None
     scenario = Scenario(stored.cfg, system, request, policy=stored.policy)
-    sized = slot_plan(plan.moe, scenario)
+    sized = slots_of_values(plan.moe, scenario)
     assert stored.cfg.moe is not None
     return ExpertSizes(
         n_local=-(-stored.cfg.moe.n_experts // plan.moe.expert),

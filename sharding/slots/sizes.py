@@ -1,26 +1,23 @@
 """The slots of a plan: how many, with how many rows, and with which probability they are enough.
 
 A step that needs more runs the rest of the worst case too. On a chip with bounded branching a block
-is compiled for a few numbers of slots, and a step takes the smallest that is enough. Rows that a
-slot multiplies while the next weights are installed are free: that decides its capacity, unless
-the plan says otherwise.
+is compiled for a few numbers of slots, and a step takes the smallest that is enough. How many rows
+a slot has is tried where the plan leaves it open: the evaluation takes what is fastest.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, expm1, log1p
 
 import numpy as np
 from jaxtyping import Float
 
-from lpu_jax.machine.chip import ChipSpec
 from lpu_jax.machine.gpu import GpuSpec
 from models.config import MoeConfig
 from models.layers.dispatch import Dispatch
-from models.policy import Policy
 
-from ..plan import MOST_OVERFLOW, MoeShard, SlotRule
+from ..plan import MoeShard, SlotRule
 from ..request import Request
 from ..scenario import Scenario
 from .statistics import (
@@ -85,7 +82,7 @@ def routing_of(moe: MoeConfig, request: Request, shares: tuple[float, ...] | Non
     )
 
 
-def slot_plan(shard: MoeShard, scenario: Scenario) -> SlotPlan:
+def slot_plans(shard: MoeShard, scenario: Scenario) -> tuple[SlotPlan, ...]:
     """Size the slots of a plan for a step of a scenario's request.
 
     Args:
@@ -93,46 +90,29 @@ def slot_plan(shard: MoeShard, scenario: Scenario) -> SlotPlan:
         scenario: the model, the machine, the request and the formats.
 
     Returns:
-        What every chip of the group runs.
+        What every chip of the group may run: one entry for each number of rows that a slot may
+        have, fewest first.
     """
     cfg, chip = scenario.model, scenario.system.chip
     assert cfg.moe is not None
     routing = routing_of(cfg.moe, scenario.request, scenario.expert_shares)
     if isinstance(chip, GpuSpec):
-        return _sized_for_gpu(shard, routing, cfg.n_moe_layers)
-    return _sized(
-        shard,
-        routing,
-        cfg.n_moe_layers,
-        _rows_while_installing(chip, scenario.policy),
-        chip.branching == "bounded",
-    )
+        return (_sized_for_gpu(shard, routing, cfg.n_moe_layers),)
+    return _sized(shard, routing, cfg.n_moe_layers, chip.branching == "bounded")
 
 
-def asked_overflow(shard: MoeShard, scenario: Scenario) -> tuple[float, int]:
-    """Find how often a step overflows the slots that a plan gives a number for, and the worst case.
+def slots_of_values(shard: MoeShard, scenario: Scenario) -> SlotPlan:
+    """Size the slots for a run of values, whose bits no size moves.
 
-    Returns:
-        Probability, and slots that are enough for every routing; 0 where the plan gives none.
+    What the plan leaves open is chosen for the fewest rows in memory.
     """
-    cfg = scenario.model
-    assert cfg.moe is not None
-    if shard.slots is None:
-        return 0.0, 0
-    routing = routing_of(cfg.moe, scenario.request, scenario.expert_shares)
-    sizing = _Sizing(shard, routing, cfg.n_moe_layers, False)
-    asked = sizing.with_capacity(min(shard.capacity or routing.rows, routing.rows))
-    return asked.overflow, asked.worst.slots
 
+    def rows(plan: SlotPlan) -> int:
+        step = plan.worst
+        arrived = shard.expert * step.sent
+        return step.slots * (arrived if plan.capacity is None else plan.capacity)
 
-def _rows_while_installing(chip: ChipSpec, policy: Policy) -> int:
-    """Rows that multiply while the next round of weights is installed."""
-    mode = chip.mxm_mode("fp16")
-    scheme = policy.weights.get("expert")
-    bits = scheme.bits_per_value if scheme is not None else policy.base_bits
-    round_bytes = mode.arrays * mode.k_tile * mode.columns * bits / 8
-    streamed = round_bytes / chip.weight_stream_bytes_per_cycle
-    return max(1, ceil(max(streamed, mode.k_tile / chip.array_load_rows_per_cycle)))
+    return min(slot_plans(shard, scenario), key=rows)
 
 
 def _sized_for_gpu(shard: MoeShard, routing: Routing, layers: int) -> SlotPlan:
@@ -148,22 +128,10 @@ def _sized_for_gpu(shard: MoeShard, routing: Routing, layers: int) -> SlotPlan:
 
 @lru_cache(maxsize=65536)
 def _sized(
-    shard: MoeShard, routing: Routing, layers: int, free_rows: int, is_bounded: bool
-) -> SlotPlan:
-    """Choose the capacity with the least rounds of rows; of equals the smallest.
-
-    Slots that most steps overflow were meant for another step, as those of decoding are for
-    prefill: the plan's rule takes their place.
-    """
+    shard: MoeShard, routing: Routing, layers: int, is_bounded: bool
+) -> tuple[SlotPlan, ...]:
     sizing = _Sizing(shard, routing, layers, is_bounded)
-    if shard.slots is not None:
-        asked = sizing.with_capacity(min(shard.capacity or routing.rows, routing.rows))
-        if asked.overflow <= MOST_OVERFLOW:
-            return asked
-        ruled = replace(shard, slots=None, capacity=None)
-        sizing = _Sizing(ruled, routing, layers, is_bounded)
-    found = [sizing.with_capacity(capacity) for capacity in sizing.capacities(free_rows)]
-    return min(found, key=lambda plan: sizing.rounds(plan, free_rows))
+    return tuple(sizing.with_capacity(capacity) for capacity in sizing.capacities())
 
 
 @dataclass(frozen=True)
@@ -196,26 +164,17 @@ class _Sizing:
         of_layer = -expm1(log1p(-self.shard.overflow) / self.layers)
         return of_layer / 2 if self.exchanges else of_layer
 
-    def capacities(self, free_rows: int) -> Iterator[int]:
-        """Rows of a slot to try: what is free, doubled again and again, and all rows."""
+    def capacities(self) -> Iterator[int]:
+        """Rows of a slot to try: powers of two, and all rows."""
         rows = self.routing.rows
-        if self.shard.capacity is not None:
-            yield min(self.shard.capacity, rows)
+        if self.shard.capacity is not None or self.shard.slots is not None:
+            yield min(self.shard.capacity or rows, rows)
             return
-        capacity = free_rows
+        capacity = 1
         while capacity < rows:
             yield capacity
             capacity *= 2
         yield rows
-
-    def rounds(self, plan: SlotPlan, free_rows: int) -> float:
-        """Cycles of the matrix unit in a mean step, in rounds of one row."""
-        total = 0.0
-        for step in plan.steps:
-            arrived = self.shard.expert * step.sent if self.exchanges else self.routing.rows
-            rows = arrived if plan.capacity is None else plan.capacity
-            total += step.probability * step.slots * max(rows, free_rows)
-        return total
 
     def with_capacity(self, capacity: int) -> SlotPlan:
         """Size slots and lists for a number of rows of a slot."""
@@ -224,18 +183,17 @@ class _Sizing:
         planned = self._planned(tail, worst)
         sent, too_long = self._lists()
         numbers = {planned}
-        rule = self.shard.slot_rule
-        if self.is_bounded and rule is not SlotRule.EXPECTED:
+        if self.is_bounded and not self.is_optimistic:
             numbers |= {max(1, least_beyond(tail, chance)) for chance in BRANCHES}
         steps, left = [], 1.0
         for slots in sorted(n for n in numbers if n <= planned):
             enough = 1 - float(tail[slots]) if slots < tail.size else 1.0
-            beyond = 0.0 if rule is SlotRule.EXPECTED else 1 - enough * (1 - too_long)
+            beyond = 0.0 if self.is_optimistic else 1 - enough * (1 - too_long)
             steps.append(Step(slots=slots, sent=sent, probability=left - beyond))
             left = beyond
         last = len(steps) - 1
         if planned < worst or sent < self.n_own:
-            steps.append(Step(slots=max(planned, worst), sent=self.n_own, probability=left))
+            steps.append(Step(slots=worst, sent=self.n_own, probability=left))
         return SlotPlan(
             capacity=None if capacity >= self.routing.rows else capacity,
             steps=tuple(steps),
@@ -243,24 +201,30 @@ class _Sizing:
             layers=self.layers,
         )
 
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether an overflow has no price: under that rule, unless the plan gives a number."""
+        return self.shard.slot_rule is SlotRule.EXPECTED and self.shard.slots is None
+
     def _planned(self, tail: Tail, worst: int) -> int:
-        """Slots that the plan asks for, or its rule."""
+        """Slots that the plan asks for, or its rule: never more than any routing needs."""
         if self.shard.slots is not None:
-            return self.shard.slots
+            return min(self.shard.slots, worst)
+        enough = max(1, least_beyond(tail, self.probability))
         match self.shard.slot_rule:
             case SlotRule.WORST:
                 return worst
             case SlotRule.CAPACITY:
-                return max(1, least_beyond(tail, self.probability))
+                return min(enough, worst)
             case SlotRule.EXPECTED:
-                return max(1, ceil(mean_of(tail)))
+                return min(max(1, ceil(mean_of(tail))), enough, worst)
 
     def _lists(self) -> tuple[int, float]:
         """Places of each list from chip to chip, and how probable it is that one is too short."""
         if not self.exchanges or self.shard.slot_rule is SlotRule.WORST:
             return self.n_own, 0.0
         tail = longest_list_tail(self.routing, self.shard.expert, self.n_local, self.n_own)
-        if self.shard.slot_rule is SlotRule.EXPECTED:
-            return max(1, ceil(mean_of(tail))), 0.0
         sent = max(1, least_beyond(tail, self.probability))
+        if self.is_optimistic:
+            return min(sent, max(1, ceil(mean_of(tail)))), 0.0
         return sent, float(tail[sent]) if sent < tail.size else 0.0

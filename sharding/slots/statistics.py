@@ -1,10 +1,11 @@
 """How full the chips of a mixture get: probabilities over the routing of a step.
 
 Rows choose experts independently of each other; how many rows choose an expert is binomial. The
-experts of a row are taken as independent too: a row that has chosen one expert is a little less
-likely to choose another, so that sums over the experts of a chip spread less than is said here.
-Chips are taken as independent. Not modelled: rows of a sequence that choose alike; a histogram of
-the user's says which experts are chosen more often.
+experts of a row, and the chips, are taken as independent too, though a row chooses a fixed number
+of them: where few chips hold many experts, an overflow is said to be several times as probable as
+it is, and the mean of the busiest chip is a little off. One row is counted exactly. Not modelled:
+rows of a sequence that choose alike; a histogram of the user's says which experts are chosen more
+often.
 """
 
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ def busiest_tail(routing: Routing, n_local: int, capacity: int) -> Float[np.ndar
         It falls from the first entry to the last; beyond it the probability is 0.
     """
     worst = worst_slots(routing, n_local, capacity)
-    if routing.rows == 1 and n_local >= routing.n_experts:  # all that the row chooses, no others
-        return np.append(np.ones(worst), 0.0)
+    if routing.rows == 1 and routing.shares is None:
+        return _tail_of_one_row(routing, n_local, worst)
     chances = routing.probabilities
     if routing.shares is None:
         one = _slots_of_expert(routing.rows, float(chances[0]), capacity)
@@ -126,6 +127,22 @@ def _counts(rows: int, chance: float) -> Float[np.ndarray, " counts"]:
     logs = np.concatenate(([0.0], np.cumsum(steps)))
     found = np.exp(logs - logs.max())
     return np.asarray(found / found.sum())
+
+
+def _tail_of_one_row(routing: Routing, n_local: int, worst: int) -> Float[np.ndarray, " slots"]:
+    """Count the choices of one row, all alike, that take more than 0, 1, ... experts of a chip."""
+    whole, rest = divmod(routing.n_experts, n_local)
+    held = [n_local] * whole + [rest] * (rest > 0)
+    everything, tail = comb(routing.n_experts, routing.top_k), []
+    for most in range(worst + 1):
+        ways = [1] + [0] * routing.top_k  # to choose 0, 1, ... experts, at most so many of a chip
+        for n in held:
+            ways = [
+                sum(comb(n, taken) * ways[k - taken] for taken in range(min(most, k) + 1))
+                for k in range(routing.top_k + 1)
+            ]
+        tail.append(1 - ways[-1] / everything)
+    return np.asarray(tail)
 
 
 def _slots_of_expert(rows: int, chance: float, capacity: int) -> Float[np.ndarray, " slots"]:

@@ -214,16 +214,16 @@ def test_gpus_are_called_a_roofline() -> None:
     assert "GPU roofline" in ours.text()
 
 
-def test_slots_beyond_the_worst_case_are_in_the_parts_too() -> None:
-    """Slots of a plan beyond the 8 of one token: the parts still add up to the total."""
+def test_slots_that_overflow_are_in_the_parts_too() -> None:
+    """Fewer slots than the 8 of one token: the parts still add up to the total."""
     name, machine, weights, plan, request = CASES["kimi"]
     assert plan.moe is not None
-    asked = replace(plan, moe=replace(plan.moe, slots=24))
+    asked = replace(plan, moe=replace(plan.moe, slots=6))
     cfg = model(name)
     ours = explain(cfg, system(machine), asked, request, policy=policy_named(weights, cfg))
     parts = sum(block.count * block.cycles for block in ours.blocks) + ours.hand_over_cycles
     assert parts + ours.host_cycles == pytest.approx(ours.latency_cycles, rel=1e-12)
-    assert ours.latency_cycles > explained("kimi").latency_cycles
+    assert ours.latency_cycles != explained("kimi").latency_cycles
 
 
 def test_assumed_constants_are_those_that_this_plan_reads() -> None:

@@ -19,7 +19,7 @@ from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan, SlotRule
 from sharding.predict.evaluate import evaluate
 from sharding.request import Request
 from sharding.scenario import Scenario, scenario
-from sharding.slots.sizes import SlotPlan, slot_plan
+from sharding.slots.sizes import SlotPlan, slot_plans
 
 KIMI, LPX = model("kimi-k2"), system("lpx-9")
 PLAN = Plan(
@@ -36,8 +36,9 @@ def asked(batch: int, machine: System = LPX) -> Scenario:
 
 
 def sized(batch: int, machine: System = LPX, **choices: object) -> SlotPlan:
+    """The slots with the fewest rows of those that a plan leaves open."""
     assert PLAN.moe is not None
-    return slot_plan(replace(PLAN.moe, **choices), asked(batch, machine))
+    return slot_plans(replace(PLAN.moe, **choices), asked(batch, machine))[0]
 
 
 def latency_s(plan: Plan, batch: int, machine: System = LPX) -> float:
@@ -72,10 +73,21 @@ def test_steps_cover_every_routing(
     assert by_rule == sorted(by_rule, reverse=True)
 
 
-@pytest.mark.parametrize("batch", [1, 4, 16, 64])
-def test_the_three_readings_are_in_order(batch: int) -> None:
-    worst, planned, expected = (latency_s(with_moe(slot_rule=rule), batch) for rule in SlotRule)
+@pytest.mark.parametrize("batch", [1, 4, 7, 16, 64])
+@pytest.mark.parametrize(("expert", "tensor"), [(2, 16), (32, 1), (4, 8)])
+@pytest.mark.parametrize("dispatch", Dispatch)
+def test_the_readings_are_in_order(
+    batch: int, expert: int, tensor: int, dispatch: Dispatch
+) -> None:
+    split = {"expert": expert, "tensor": tensor, "dispatch": dispatch}
+    plans = [with_moe(slot_rule=rule, **split) for rule in SlotRule]
+    if batch % 32:
+        copies = AttentionShard(tensor=32)
+        plans = [replace(plan, attention=copies) for plan in plans]
+    worst, planned, expected = evaluate(plans, asked(batch)).latency_cycles
+    bounded = evaluate(plans[1:2], asked(batch, branching())).latency_cycles[0]
     assert expected <= planned <= worst
+    assert bounded <= planned
 
 
 def test_64_rows_take_what_an_independent_calculation_says() -> None:
@@ -102,10 +114,15 @@ def test_an_overflow_costs_its_probability() -> None:
     assert found.worst_latency_cycles[0] == pytest.approx(found.latency_cycles[1], rel=1e-12)
 
 
-def test_bounded_branching_takes_the_slots_that_a_step_needs() -> None:
+def branching() -> System:
+    """The machine with blocks that data chooses among."""
     constants = {c.name: c for c in LPX.constants()}
-    bounded = replace(LPX, chip=vary(LPX.chip, replace(constants["branching"], value="bounded")))
-    steps = sized(64, bounded).steps
+    return replace(LPX, chip=vary(LPX.chip, replace(constants["branching"], value="bounded")))
+
+
+def test_bounded_branching_takes_the_slots_that_a_step_needs() -> None:
+    bounded = branching()
+    steps = sized(64, bounded, capacity=4).steps
     assert [step.slots for step in steps] == sorted({step.slots for step in steps})
     assert len(steps) == 4
     assert latency_s(PLAN, 64, bounded) < latency_s(PLAN, 64)
@@ -145,6 +162,27 @@ def test_impossible_slots_are_refused(
         with_moe(**choices)
 
 
+def test_numbers_of_slots_overflow_under_every_rule() -> None:
+    few = [sized(64, slots=20, capacity=1, slot_rule=rule) for rule in SlotRule]
+    assert few[0] == few[1] == few[2]
+    assert few[0].overflow > 0.99
+    assert sized(64, slots=10**9, capacity=1).main == sized(64, slots=512, capacity=1).main
+
+
+def test_a_gpu_has_no_slots_and_no_histogram() -> None:
+    gpus = system("gb200x32")
+    plan = Plan(
+        group_chips=32,
+        attention=AttentionShard(tensor=32),
+        mlp=MlpShard(tensor=32),
+        moe=MoeShard(expert=32, slots=3),
+    )
+    with pytest.raises(PlanError, match="slots or a capacity were given; GPUs have none"):
+        check_plan(plan, scenario(KIMI, gpus, Request(batch=32), policy="fp8"))
+    with pytest.raises(LpuError, match="rows of GPUs choose experts at random"):
+        scenario(KIMI, gpus, policy="fp8", expert_shares=[1.0] * 384)
+
+
 def test_more_rows_of_a_slot_than_of_a_step_are_refused() -> None:
     with pytest.raises(PlanError, match="moe: capacity 65 is more than the 64 rows of a step"):
         check_plan(with_moe(capacity=65), asked(64))
@@ -154,7 +192,7 @@ def test_more_rows_of_a_slot_than_of_a_step_are_refused() -> None:
     ("shares", "sentence"),
     [
         ([1.0] * 383, "expert_shares has 383 numbers; kimi-k2 has 384 experts"),
-        ([0.0] * 384, "numbers of at least 0, not all of them 0"),
+        ([0.0] * 384, "finite sum, not all of them 0"),
         ([-1.0] + [1.0] * 383, "numbers of at least 0"),
         ([float("nan")] * 384, "must be a list of numbers"),
         ([1.0] + [0.0] * 383, "expert 0 a share of 1 of all choices; a row chooses 8 experts"),
@@ -180,4 +218,4 @@ def test_a_histogram_of_equal_shares_is_none() -> None:
         scenario(KIMI, LPX, Request(batch=16, context=64), policy="int4", expert_shares=shares)
         for shares in (None, np.full(384, 3))
     )
-    assert slot_plan(MoeShard(expert=32), equal) == slot_plan(MoeShard(expert=32), plain)
+    assert slot_plans(MoeShard(expert=32), equal) == slot_plans(MoeShard(expert=32), plain)

@@ -77,6 +77,17 @@ def test_the_tail_is_the_sum_over_all_counts(
     assert tail[worst] == 0
 
 
+@pytest.mark.parametrize(("top_k", "n_experts", "n_local"), [(2, 5, 2), (3, 6, 3), (4, 9, 4)])
+def test_one_row_is_counted_exactly(top_k: int, n_experts: int, n_local: int) -> None:
+    tail = busiest_tail(Routing(rows=1, top_k=top_k, n_experts=n_experts), n_local, 1)
+    busiest = [
+        max(Counter(expert // n_local for expert in chosen).values())
+        for chosen in combinations(range(n_experts), top_k)
+    ]
+    for slots, chance in enumerate(tail.tolist()):
+        assert chance == pytest.approx(np.mean([n > slots for n in busiest]), abs=1e-15)
+
+
 def drawn(rows: int, n_local: int, capacity: int, n_draws: int = 2000) -> np.ndarray:
     """Slots of the busiest chip where each row chooses 8 of 384 experts, none of them twice."""
     rng, found = np.random.default_rng(0), []
