@@ -235,9 +235,11 @@ class MoeShard(Shard):
     many slots as its rows fill. None: as many slots as `slot_rule` says, with the number of rows
     that is fastest; slots alone have room for all rows. A step overflows with a probability below
     `overflow`, or as often as the number of slots makes it, and then runs the rest of the worst
-    case too: no row is ever left out, and no bit depends on slots or capacity. `dispatch` says whether every chip has every row, or rows travel
-    to their experts. Whatever is given, one chip that holds the whole block has all columns, and
-    rows do not travel where there is one way over experts.
+    case too: no row is ever left out, and no bit depends on slots or capacity.
+
+    `dispatch` says whether every chip has every row, or rows travel to their experts. Whatever is
+    given, one chip that holds the whole block has all columns, and rows do not travel where there
+    is one way over experts.
     """
 
     part, letter, title = "moe", "m", "experts"
