@@ -53,29 +53,38 @@ def _at_the_ends(
 ) -> Times:
     """Find the extreme times with all ranges at their ends, over the alternatives of the rest."""
     better, best_of = (np.less, np.fmin) if what == "shortest" else (np.greater, np.fmax)
-    ends = {name: _end(c, what) for name, c in constants.items() if not c.options}
-    lists = {name: c for name, c in constants.items() if c.options}
+    ends = {name: _end(c, what) for name, c in constants.items() if _is_ordered(c)}
+    # A range of which it is not known at which end times are shorter is tried at both.
+    lists = {
+        name: c.options or (c.low, c.value, c.high)
+        for name, c in constants.items()
+        if not _is_ordered(c)
+    }
     start = times_of(variant(system, ends))
     best = start
     # The number of each entry's best alternative in every list.
     chosen = np.empty((len(start), len(lists)), np.int64)
-    for column, (name, constant) in enumerate(lists.items()):
-        chosen[:, column] = constant.options.index(constant.value)
+    for column, (name, values) in enumerate(lists.items()):
+        chosen[:, column] = values.index(constants[name].value)
         best_alone = start
-        for value in extremes(constant):
+        for value in extremes(constants[name]):
             times = times_of(variant(system, ends | {name: value}))
-            chosen[better(times, best_alone), column] = constant.options.index(value)
+            chosen[better(times, best_alone), column] = values.index(value)
             best_alone = best_of(best_alone, times)
         best = best_of(best, best_alone)
     for row in np.unique(chosen, axis=0):
-        values = {name: lists[name].options[i] for name, i in zip(lists, row, strict=True)}
-        times = times_of(variant(system, ends | values))
+        together = {name: lists[name][i] for name, i in zip(lists, row, strict=True)}
+        times = times_of(variant(system, ends | together))
         best = np.where(np.all(chosen == row, axis=1), best_of(best, times), best)
     return np.asarray(best)
 
 
+def _is_ordered(constant: Constant) -> bool:
+    """Whether a constant has a range, and says at which end no time is longer."""
+    return not constant.options and bool(constant.faster_at)
+
+
 def _end(constant: Constant, what: Literal["shortest", "longest"]) -> Any:
     """The end of a range at which times are shortest, or longest."""
-    assert constant.faster_at, f"{constant.name} does not say at which end times are shorter"
     at_low = (constant.faster_at == "low") == (what == "shortest")
     return constant.low if at_low else constant.high
