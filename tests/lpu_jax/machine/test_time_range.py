@@ -1,5 +1,7 @@
 """The range of a time over uncertain constants: ends and alternatives worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from lpu_jax.machine.catalogue import named_systems, system
 from lpu_jax.machine.system import System
 from lpu_jax.machine.time_range import time_range
 from lpu_jax.machine.uncertainty import uncertain_constants
+from lpu_jax.provenance import Constant, vary
 
 
 @pytest.mark.parametrize("machine", named_systems(), ids=lambda machine: machine.name)
@@ -60,3 +63,23 @@ def test_a_machine_without_uncertain_constants_has_one_time() -> None:
         certain(machine), chip=certain(machine.chip), topology=certain(machine.topology)
     )
     assert time_range(machine, lambda one: np.array([7.0])) == (np.array([7.0]), np.array([7.0]))
+
+
+def test_a_range_of_a_users_own_is_tried_at_both_ends() -> None:
+    """Nothing says whether more memory is faster: a file's range of it has two ends all the same."""
+    node = system("groq-node")
+    memory = Constant(
+        name="sram_bytes",
+        value=node.chip.sram_bytes,
+        unit="B",
+        status="assumed",
+        source="a file of the user's",
+        low=node.chip.sram_bytes // 2,
+        high=node.chip.sram_bytes * 2,
+    )
+    roomy = replace(node, chip=vary(node.chip, memory))
+
+    def times(machine: System) -> np.ndarray:
+        return np.array([machine.chip.sram_bytes / node.chip.sram_bytes])
+
+    assert time_range(roomy, times) == (np.array([0.5]), np.array([2.0]))
