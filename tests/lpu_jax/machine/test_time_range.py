@@ -66,7 +66,7 @@ def test_a_machine_without_uncertain_constants_has_one_time() -> None:
 
 
 def test_a_range_of_a_users_own_is_tried_at_both_ends() -> None:
-    """Nothing says whether more memory is faster: a file's range of it has two ends all the same."""
+    """Nothing says whether more memory is faster: a range of it has two ends all the same."""
     node = system("groq-node")
     memory = Constant(
         name="sram_bytes",
