@@ -65,7 +65,7 @@ def test_slots_and_capacity_move_no_bit(sizes: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "sizes"), [("kimi", sizes) for sizes in SIZES] + [("gpt-oss", SIZES[2])]
+    ("model", "sizes"), [("kimi", SIZES[0]), ("kimi", SIZES[2]), ("gpt-oss", SIZES[2])]
 )
 @pytest.mark.parametrize(("expert", "tensor", "split"), [(5, 1, Split.ROW), (2, 3, Split.COLUMN)])
 def test_slots_move_no_bit_of_any_split(
@@ -76,7 +76,7 @@ def test_slots_move_no_bit_of_any_split(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SIZES[:3:2])
 @pytest.mark.parametrize("dispatch", Dispatch)
 def test_no_row_is_lost_where_all_choose_the_experts_of_one_chip(
     sizes: dict[str, Any], dispatch: Dispatch
@@ -87,8 +87,9 @@ def test_no_row_is_lost_where_all_choose_the_experts_of_one_chip(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["devices", "nested"])
-@pytest.mark.parametrize("dispatch", Dispatch)
+@pytest.mark.parametrize(
+    ("way", "dispatch"), [("devices", Dispatch.ALL_TO_ALL), ("nested", Dispatch.REPLICATED)]
+)
 def test_gathered_rows_give_the_same_bits_on_devices(way: str, dispatch: Dispatch) -> None:
     choices: dict[str, Any] = {"dispatch": dispatch, "capacity": 2}
     np.testing.assert_array_equal(
