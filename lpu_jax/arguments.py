@@ -8,19 +8,16 @@ is traced, since there are none.
 """
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, wraps
-from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
     Literal,
     ParamSpec,
-    TypeGuard,
     TypeVar,
     Union,
     get_args,
@@ -35,6 +32,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import AbstractArray, Bool, Key, Num, Shaped
 
 from .errors import LpuError
+from .predicates import is_concrete, may_equal, narrows
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -388,22 +386,6 @@ def _arrays(annotation: Any) -> _Arrays:
     )
 
 
-def narrows(dtype: np.dtype[Any]) -> bool:
-    """Whether JAX would keep a NumPy type in fewer bits."""
-    is_wide = dtype.name in ("int64", "uint64", "float64", "complex128")
-    return is_wide and not jax.config.jax_enable_x64  # type: ignore[attr-defined]
-
-
-def is_whole(number: object) -> TypeGuard[int]:
-    """Whether this is a whole number, of Python or of NumPy; a truth value is none."""
-    return isinstance(number, Integral) and not isinstance(number, bool)
-
-
-def is_number(number: object) -> TypeGuard[float]:
-    """Whether this is a finite number, of Python or of NumPy; a truth value is none."""
-    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
-
-
 # --- what annotations do not say ------------------------------------------------------------------
 
 
@@ -451,32 +433,6 @@ def check_spread(caller: str, shapes: list[tuple[Any, ...]]) -> None:
             f"{caller}: shapes {', '.join(map(str, shapes))} were given; they must have the same "
             "rank, with lengths that are equal or 1."
         )
-
-
-def is_concrete(values: Any) -> bool:
-    """Whether an array has values: it is neither traced nor a mere shape."""
-    if isinstance(values, jax.core.Tracer):
-        return False
-    return isinstance(values, jax.Array | np.ndarray)
-
-
-def may_equal(a: Any, b: Any) -> bool:
-    """Whether two lengths are equal, as far as they are known; tuples of them, one by one."""
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(may_equal, a, b))
-    return not (isinstance(a, int) and isinstance(b, int)) or a == b
-
-
-def exceeds(a: Any, b: Any) -> bool:
-    """Whether a length is known to be larger than another."""
-    return isinstance(a, int) and isinstance(b, int) and a > b
-
-
-def divides(part: Any, whole: Any) -> bool:
-    """Whether a length is a whole number of parts, as far as both are known."""
-    if not (isinstance(part, int) and isinstance(whole, int)):
-        return True
-    return part != 0 and whole % part == 0
 
 
 def check_within(

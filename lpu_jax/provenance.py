@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from .arguments import described, is_number, is_whole
+from .arguments import described
 from .errors import ConfigError
+from .predicates import is_number, is_whole
 
 STATUSES = ("published", "derived", "assumed")
 #: Sources of numbers that a person gave: they need no range, the person answers for them.

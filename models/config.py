@@ -9,8 +9,9 @@ import dataclasses
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from lpu_jax.arguments import described, is_number, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
+from lpu_jax.predicates import is_number, is_whole
 
 from .hf_families import TENSOR_NAMES, Scoring
 from .rope import RopeConfig

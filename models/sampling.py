@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
-from lpu_jax.arguments import described, is_number, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
+from lpu_jax.predicates import is_number, is_whole
 
 #: A draw keeps the upper 53 bits of a raw word: as many as a float64 below 1 holds.
 _SPARE_BITS = 11

@@ -30,6 +30,33 @@ def reading(what: str) -> Iterator[None]:
         raise LpuError(f"{what}: cannot be read: {problem.strerror}.") from problem
 
 
+def read_text(path: Path, what: str) -> str:
+    """Read a text file whole.
+
+    Args:
+        path: of the file.
+        what: what is read, with its path: the beginning of a sentence.
+
+    Raises:
+        LpuError: it is absent, no regular file, cannot be read, is not UTF-8 or is empty.
+    """
+    with reading(what):
+        if not path.exists():
+            raise LpuError(f"{what}: there is no such file.")
+        if not path.is_file():
+            raise LpuError(f"{what}: it must be a regular file.")
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise LpuError(
+            f"{what}: it must be UTF-8; byte {problem.start} is not part of it."
+        ) from problem
+    if not text:
+        raise LpuError(f"{what}: it is empty.")
+    return text
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a whole file or none of it; text is written as UTF-8.
 

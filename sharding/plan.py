@@ -12,10 +12,11 @@ from numbers import Integral
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
-from lpu_jax.arguments import described, is_number
+from lpu_jax.arguments import described
 from lpu_jax.datapath.axis import check_algorithm
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError, unknown
+from lpu_jax.predicates import is_number
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 

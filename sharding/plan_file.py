@@ -1,6 +1,7 @@
 """Plans in TOML or JSON files, and as plain values: each mistake is one sentence with its place."""
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -98,6 +99,8 @@ def read_plan(path: str | Path) -> Plan:
     if not isinstance(path, str | Path):
         raise PlanError(f"read_plan: path is {described(path)}; it must be the path of a file.")
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113: of any name
+        raise PlanError(f"plan file {path} cannot be read: it is not a regular file.")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -7,8 +7,9 @@ between positions or texts; one probability, independent for each draft, is the 
 
 from dataclasses import dataclass
 
-from lpu_jax.arguments import described, is_number, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
+from lpu_jax.predicates import is_number, is_whole
 from models.config import ModelConfig
 
 

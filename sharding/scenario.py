@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Num
 
-from lpu_jax.arguments import check_fields, described, is_number
+from lpu_jax.arguments import check_fields, described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_number
 from models.blocks import block_kinds
 from models.config import ModelConfig
 from models.params import block_params
@@ -205,17 +206,11 @@ def _histogram(given: object) -> tuple[float, ...]:
         LpuError: it is not a list of numbers.
     """
     values = given.tolist() if isinstance(given, np.ndarray) else given
-    if not isinstance(values, list | tuple) or not all(map(_is_plain, values)):
+    if not isinstance(values, list | tuple) or not all(map(is_number, values)):
         raise LpuError(
             f"expert_shares is {described(given)}; it must be a list of numbers, one per expert."
         )
     return tuple(map(float, values))
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is a number that a float holds."""
-    is_huge = isinstance(value, int) and abs(value) >= 2**1023
-    return not is_huge and is_number(value)
 
 
 def _check_shares(shares: tuple[float, ...], cfg: ModelConfig) -> None:

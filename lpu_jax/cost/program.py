@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from ..datapath.alu import AluChain, Path, through
 from ..datapath.primitive import DEFINITIONS, CostRule, free
-from ..datapath.work import Call, Hardware, Length, Operand, Quantity, Unit, Work, largest
+from ..datapath.work import Call, Hardware, Length, Operand, Quantity, Unit, Work, largest, smallest
 from ..errors import CostError
 from . import ordinary
 
@@ -59,7 +59,7 @@ _FUNCTIONS: Mapping[str, Any] = {
     "floordiv": operator.floordiv,
     "mod": operator.mod,
     "max": largest,
-    "min": lambda *values: -largest(*(-value for value in values)),
+    "min": smallest,
     "__builtins__": {},
 }
 _ARITHMETIC = (

@@ -14,16 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..datapath.work import Length, Quantity, choose, largest
+from ..datapath.work import Length, Quantity, choose, largest, smallest
 from .program import Operation, Program, Shape
 
 #: Which route: `worst` for the GPU that gets all rows, `spread` for the busiest of rows that choose
 #: at random, `even` for a GPU that gets its share.
 Load = Literal["worst", "spread", "even"]
-
-
-def _smaller(a: Quantity, b: Quantity) -> Quantity:
-    return -largest(-a, -b)
 
 
 def _busiest(share: Quantity, variance: Quantity, n_gpus: Quantity, load: Load) -> Quantity:
@@ -45,21 +41,21 @@ class Choices:
     def share(self, symbols: Mapping[str, Length], load: Load) -> Quantity:
         """Share of all pairs of slot and row that are chosen."""
         slots, rows = self.slots.bind(symbols).shape[:2]
-        return _smaller(self._chosen(symbols, load) / (slots * rows), 1.0)
+        return smallest(self._chosen(symbols, load) / (slots * rows), 1.0)
 
     def matrices(self, symbols: Mapping[str, Length], load: Load) -> Quantity:
         """Experts whose weights are read: all slots at worst."""
         slots = self.slots.bind(symbols).shape[0]
         if load == "worst":
             return slots
-        chosen = _smaller(self._chosen(symbols, load), slots)
+        chosen = smallest(self._chosen(symbols, load), slots)
         if load == "even":
             return chosen
         held, experts = self._held(symbols)
         rows, top_k = self.choices.bind(symbols).shape
         used = 1 - (1 - top_k / experts) ** rows  # that some row chooses an expert
         most = _busiest(held * used, held * used * (1 - used), experts / held, load)
-        return _smaller(_smaller(largest(most, 1.0), held), chosen)
+        return smallest(largest(most, 1.0), held, chosen)
 
     def _chosen(self, symbols: Mapping[str, Length], load: Load) -> Quantity:
         chosen = self.choices.bind(symbols).size
@@ -68,7 +64,7 @@ class Choices:
         held, experts = self._held(symbols)
         part = held / experts
         most = _busiest(chosen * part, chosen * part * (1 - part), 1 / part, load)
-        return _smaller(largest(most, 1.0), chosen)
+        return smallest(largest(most, 1.0), chosen)
 
     def _held(self, symbols: Mapping[str, Length]) -> tuple[Quantity, Quantity]:
         return self.held.bind(symbols).shape[0], self.experts.bind(symbols).size
@@ -90,7 +86,7 @@ class Lists:
         used = 1 - (1 - 1 / gpus) ** top_k
         places = gpus * rows * 1.0
         most = _busiest(places * used, places * used * (1 - used), gpus, load)
-        filled = _smaller(most / places, 1.0)
+        filled = smallest(most / places, 1.0)
         return choose(gpus == 1, 1.0, filled)
 
 

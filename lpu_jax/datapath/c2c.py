@@ -20,10 +20,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float16, Float32
 
-from ..arguments import Count, check_not_empty, checked, divides, exceeds
+from ..arguments import Count, check_not_empty, checked
 from ..errors import CostError, LpuError, MeshError
 from ..machine.chip import ChipSpec
 from ..numerics import elementary, rounding
+from ..predicates import divides, exceeds
 from .axis import Axis, steps_of
 from .primitive import primitive
 from .work import Call, Hardware, Operand, Quantity, Work

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
-from ..arguments import Count, Positive, checked, divides, may_equal
+from ..arguments import Count, Positive, checked
 from ..errors import LpuError
+from ..predicates import divides, may_equal
 from .alu import plain
 from .primitive import primitive
 

@@ -14,17 +14,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int32, Num
 
-from ..arguments import (
-    Count,
-    Positive,
-    check_not_empty,
-    check_within,
-    checked,
-    described,
-    exceeds,
-    may_equal,
-)
+from ..arguments import Count, Positive, check_not_empty, check_within, checked, described
 from ..errors import LpuError
+from ..predicates import exceeds, may_equal
 from .primitive import free, primitive
 from .work import Call, Hardware, Operand, Quantity, Unit, Work, ceil_div, product
 
@@ -79,14 +71,17 @@ _lookup = primitive(
 
 @checked
 def lookup(
-    table: Num[Array, "n d"], ids: Int32[Array, "..."], first: Int32[Array, ""], missing: int = 0
+    table: Num[Array, "n d"],
+    ids: Int32[Array, "..."],
+    first: Int32[Array, ""] | None = None,
+    missing: int = 0,
 ) -> Num[Array, "... d"]:
     """Read rows of a chip's share of a table; rows that it lacks come filled with one number.
 
     Args:
         table: rows `first .. first + n`.
         ids: global row numbers.
-        first: global number of the share's first row.
+        first: global number of the share's first row; None: the chip holds the whole table.
         missing: that number; in a table of floats 0 means -0, which changes no sum over chips.
 
     Raises:
@@ -100,6 +95,7 @@ def lookup(
             f"mem.lookup: missing={described(missing)} was given for a table of "
             f"{table.dtype.name}; it must be a number of that type."
         )
+    first = jnp.zeros((), jnp.int32) if first is None else first
     return _lookup(table, ids, first, missing=missing)  # type: ignore[no-any-return]
 
 

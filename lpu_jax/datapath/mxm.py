@@ -25,7 +25,7 @@ from ..numerics.quantized import QuantizedArray, widen
 from ..numerics.repair import SumRounding
 from ..numerics.schemes import Scheme
 from .primitive import free, primitive
-from .work import Call, Hardware, Length, Quantity, Unit, Work, ceil, ceil_div, largest
+from .work import Call, Hardware, Length, Quantity, Unit, Work, ceil, ceil_div, largest, smallest
 
 #: "faithful" has the unit's own roundings; "fast" is an fp32 product of the same operands.
 Fidelity = Literal["faithful", "fast"]
@@ -244,7 +244,7 @@ def rounds_cost(
         weight_bits = max(weight_bits, OPERAND_BITS[kind])
     rounds = ceil(groups * ceil_div(k, mode.k_tile) * ceil_div(n, mode.columns) / mode.arrays)
     stored_bytes = groups * (chip.stored_rows(k) * chip.stored_columns(n)) * weight_bits / 8
-    tile_rows = -largest(-1.0 * chip.stored_rows(k), -float(mode.k_tile))
+    tile_rows = smallest(1.0 * chip.stored_rows(k), float(mode.k_tile))
     per_round = {
         "rows": m * 1.0,
         "weight stream": stored_bytes / rounds / chip.weight_stream_bytes_per_cycle,

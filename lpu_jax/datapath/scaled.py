@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Num
 
-from ..arguments import checked, described, may_equal
+from ..arguments import checked, described
 from ..errors import LpuError
 from ..numerics import quantized
 from ..numerics.accumulate import Carry
 from ..numerics.quantized import QuantizedArray, output_scale
+from ..predicates import may_equal
 from . import matrix_blocks, mem, mxm, vxm
 from .mxm import Fidelity
 
@@ -108,6 +109,6 @@ def fp8_product(
     if x.ndim == 2:
         runs = jnp.broadcast_to(runs[:, None], (n_blocks, groups, m, size))
     y = mxm.matmul(runs.reshape(-1, m, size), store, rows=addresses, carry=carry, fidelity=fidelity)
-    scale = mem.lookup(w.scales.reshape(-1, n), addresses, jnp.zeros((), jnp.int32))
+    scale = mem.lookup(w.scales.reshape(-1, n), addresses)
     scale = scale.reshape(n_blocks, groups, 1, n)
     return vxm.weighted_sum(y.reshape(n_blocks, groups, m, n), scale)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32
 
-from ..arguments import Positive, check_not_empty, check_within, checked, divides, exceeds
+from ..arguments import Positive, check_not_empty, check_within, checked
 from ..errors import LpuError
+from ..predicates import divides, exceeds
 from .primitive import primitive
 from .vxm import reduction_cost
 from .work import Call, Hardware, Unit, Work, ceil_div, largest, product, vectors

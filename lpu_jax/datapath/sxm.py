@@ -16,17 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
-from ..arguments import (
-    Count,
-    Counts,
-    check_not_empty,
-    checked,
-    described,
-    divides,
-    exceeds,
-    may_equal,
-)
+from ..arguments import Count, Counts, check_not_empty, checked, described
 from ..errors import LpuError
+from ..predicates import divides, exceeds, may_equal
 from .primitive import free, primitive
 from .work import Call, Hardware, Operand, Quantity, Unit, Work, choose
 

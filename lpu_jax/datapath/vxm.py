@@ -15,12 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float8e4m3fn, Float16, Float32, Int8, Int32
 
-from ..arguments import check_spread, checked, described, may_equal
+from ..arguments import check_spread, checked, described
 from ..errors import LpuError
 from ..numerics import elementary, fused, rounding
+from ..predicates import may_equal
 from .alu import ALU
 from .primitive import primitive
-from .work import Call, Hardware, Quantity, Unit, Work, ceil, ceil_div, largest, product, vectors
+from .work import (
+    Call,
+    Hardware,
+    Quantity,
+    Unit,
+    Work,
+    ceil,
+    ceil_div,
+    largest,
+    product,
+    smallest,
+    vectors,
+)
 
 Scalar = float | int | np.number
 #: An operand of an operation that takes numbers too.
@@ -293,7 +306,7 @@ def _lane_fold_cycles(machine: Hardware, rows: Quantity) -> Quantity:
     transpose = rows * 4 / chip.sxm_vectors_per_cycle + chip.sxm_transpose_cycles
     additions = (chip.lanes - 1) * ceil_div(rows, chip.lanes) / chip.vxm_alus_per_lane
     across = transpose + additions + chip.vxm_entry_cycles + chip.alu_cycles * steps
-    return -largest(-rotations, -across)
+    return smallest(rotations, across)
 
 
 def reduction_cost(machine: Hardware, call: Call) -> Work:

@@ -202,6 +202,11 @@ def largest(*values: Quantity) -> Quantity:
     return result
 
 
+def smallest(*values: Quantity) -> Quantity:
+    """Take the smallest of numbers or of arrays with one number per plan."""
+    return -largest(*(-value for value in values))
+
+
 def choose(condition: Any, yes: Quantity, no: Quantity) -> Quantity:
     """Take `yes` where a condition holds, for one plan or for each of many."""
     if isinstance(condition, np.ndarray):

@@ -7,8 +7,9 @@ chips.
 from dataclasses import dataclass
 from typing import final
 
-from ..arguments import described, is_whole
+from ..arguments import described
 from ..errors import ConfigError, LpuError, PlanError
+from ..predicates import is_whole
 from ..provenance import Constant, check_constants, const, constants_of
 from .chip import ChipSpec
 from .gpu import Accelerator, GpuSpec, NvlinkDomain

@@ -10,11 +10,11 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
-from ..arguments import is_whole
 from ..datapath.axis import Axis, check_algorithm
 from ..errors import MeshError, unknown
 from ..machine.gpu import NvlinkDomain
 from ..machine.topology import Topology
+from ..predicates import is_whole
 
 
 class Axes(dict[str, Axis]):

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from ..arguments import described, narrows
+from ..arguments import described
 from ..errors import MeshError
+from ..predicates import narrows
 from .chips import ChipMesh
 
 Specs = Any  #: a PartitionSpec, or a tree of them that is a prefix of what they split

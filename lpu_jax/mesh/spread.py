@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from ..arguments import described, is_whole
+from ..arguments import described
 from ..errors import MeshError
+from ..predicates import is_whole
 from .chips import ChipMesh, check_mesh
 from .specs import check_name, names_of, renamed, virtual_name
 

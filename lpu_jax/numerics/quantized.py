@@ -26,8 +26,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float16, Float32, PRNGKeyArray, Shaped, UInt
 
-from ..arguments import check_within, checked, described, is_concrete, may_equal
+from ..arguments import check_within, checked, described
 from ..errors import LpuError
+from ..predicates import is_concrete, may_equal
 from .blocks import (
     block_maxima,
     check_axis,

@@ -22,8 +22,9 @@ from jaxtyping import (
     UInt32,
 )
 
-from ..arguments import check_spread, check_within, checked, is_concrete
+from ..arguments import check_spread, check_within, checked
 from ..errors import LpuError
+from ..predicates import is_concrete
 from .formats import E4M3FN, FP16, FP32, Format, Overflow, Rounding, check_random
 
 _INF_BITS = 0x7F800000

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Num
 
 from lpu_jax.datapath import c2c, expert_slots, mem, vxm
@@ -126,7 +125,7 @@ def exchanged_mixture(
     )
     summed = sum_of_experts(parts, arrived[1], placement["first_expert"].reshape(()), sizes)
     results = c2c.all_reduce(narrowed(summed, policy), axes["tensor"])
-    returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places, _first())
+    returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places)
     total = vxm.sum_leading(vxm.to_fp32(returned))
     if gate_up is not None:
         total = vxm.add(total, shared_out)
@@ -138,10 +137,5 @@ def _exchanged(
     values: Num[Array, "m d"], sent: Int32[Array, "chips places"], among: Axis, missing: int = 0
 ) -> Num[Array, "n d"]:
     """Send every chip the rows on its list, and lay what arrives end to end by ascending chip."""
-    packed = mem.lookup(values, sent, _first(), missing)
+    packed = mem.lookup(values, sent, missing=missing)
     return c2c.all_to_all(packed.reshape(-1, values.shape[-1]), among, dim=-2)
-
-
-def _first() -> Int32[Array, ""]:
-    """The first row of a table that a chip holds whole."""
-    return jnp.zeros((), jnp.int32)

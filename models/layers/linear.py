@@ -9,15 +9,14 @@ from enum import StrEnum
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from lpu_jax.arguments import may_equal
 from lpu_jax.datapath import c2c, mem, mxm, vxm
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.scaled import fp8_product, int8_product
 from lpu_jax.numerics.quantized import QuantizedArray, output_scale
+from lpu_jax.predicates import may_equal
 
 from ..params import Role
 from ..policy import Policy
@@ -152,7 +151,7 @@ def _scaled(
     if scale is None:
         return y
     if slots is not None:
-        scale = mem.lookup(scale.reshape(-1, 1), slots, jnp.zeros((), jnp.int32))
+        scale = mem.lookup(scale.reshape(-1, 1), slots)
         scale = scale.reshape(-1, 1, 1)
     return vxm.mul(y, scale)
 

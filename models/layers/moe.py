@@ -101,7 +101,7 @@ def _biased(
     n_slots, _, width = out.shape
     held, n_rows, n_columns = store.shape
     table = sxm.keep_columns(store.reshape(held, n_rows * n_columns), width)
-    bias = mem.lookup(table, rows, _zero())
+    bias = mem.lookup(table, rows)
     return vxm.add(out, bias.reshape(n_slots, 1, width))
 
 
@@ -143,8 +143,8 @@ def local_experts(
         slots, rows, pairs = expert_slots.fill_slots(
             ids, first, n_local=sizes.n_local, n_slots=sizes.slots, capacity=sizes.capacity
         )
-        y = mem.lookup(y, rows, _zero())
-        gates = mem.lookup(gate_weights.reshape(-1, 1), pairs, _zero())
+        y = mem.lookup(y, rows)
+        gates = mem.lookup(gate_weights.reshape(-1, 1), pairs)
         gates = gates.reshape(*pairs.shape)
     addresses = mem.select_expert(placement["address"].reshape(moe.n_experts), slots)
     return experts(y, weights, addresses, gates, moe=moe, policy=policy, split=split, axes=axes)
@@ -178,13 +178,8 @@ def sum_of_experts(
         n_slots=sizes.slots,
         capacity=sizes.capacity,
     )
-    found = mem.lookup(parts.reshape(-1, parts.shape[-1]), places, _zero())
+    found = mem.lookup(parts.reshape(-1, parts.shape[-1]), places)
     return vxm.sum_leading(vxm.to_fp32(found))
-
-
-def _zero() -> Int32[Array, ""]:
-    """The first row of a table that a chip holds whole."""
-    return jnp.zeros((), jnp.int32)
 
 
 def mixture(
@@ -256,7 +251,9 @@ def mixture(
     )
     if split is Split.COLUMN:
         parts = _gathered(parts, axes, everywhere, d, policy)
-        out = sum_of_experts(parts, ids, _zero(), sizes, n_chips=axes["expert"].size)
+        out = sum_of_experts(
+            parts, ids, jnp.zeros((), jnp.int32), sizes, n_chips=axes["expert"].size
+        )
     else:
         out = sum_of_experts(parts, ids, placement["first_expert"].reshape(()), sizes)
     if shared_out is not None:

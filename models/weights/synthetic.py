@@ -13,8 +13,9 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import WeightsError
+from lpu_jax.predicates import is_whole
 
 from ..config import ModelConfig
 from ..params import ParamSpec, block_params, expert_params

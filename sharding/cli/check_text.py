@@ -11,6 +11,7 @@ from lpu_jax.machine.catalogue import system as named_system
 from models.config import LatentForm
 from models.policy import policy_named
 
+from ..files import read_text
 from ..plan import Plan
 from ..request import Request
 from .common import NO, emit, watched
@@ -42,7 +43,7 @@ def check_text(
     from ..verify import text as texts
     from ..verify.named_inputs import SYNTHETIC, open_model
 
-    content = texts.read_text(text)
+    content = read_text(text, f"text {text}")
     machine = named_system(_SYSTEM if system is None else system)
     opened = open_model(model, weights, mla=mla)
     cfg = opened.config

@@ -25,7 +25,7 @@ from models.config import LatentForm, ModelConfig
 from models.policy import POLICIES, RELEASED
 from models.zoo import model
 
-from ..files import write_file
+from ..files import read_text, write_file
 from ..plan_file import read_plan
 from ..rank.compare import compare
 from ..rank.comparison import Comparison
@@ -97,12 +97,9 @@ def read_shares(path: Path | None) -> list[Any] | None:
     """
     if path is None:
         return None
-    if path.exists() and not path.is_file():
-        raise LpuError(f"{path} must be a regular file: a JSON list with a number per expert.")
+    text = read_text(path, f"expert shares {path}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LpuError(f"{path} cannot be read: {error.strerror}.") from None
+        found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list):

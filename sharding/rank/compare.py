@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Num
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError, unknown
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_whole
 from lpu_jax.provenance import assumed
 from models.config import ModelConfig
 from models.policy import Policy

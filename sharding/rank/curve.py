@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_whole
 from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_seconds
 from models.config import ModelConfig

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.uncertainty import extremes, in_one_reading
+from lpu_jax.predicates import is_whole
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_seconds
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_whole
 from models.blocks import CACHING_KINDS, Block, block_chain
 from models.config import ModelConfig
 from models.policy import Policy

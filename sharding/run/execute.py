@@ -128,8 +128,7 @@ def program_key(cfg: ModelConfig, kind: Kind, plan: Plan) -> tuple[Any, ...]:
     """Name the program that a plan needs for a kind of block, on a given system."""
     slots = None
     if kind == "moe" and plan.moe is not None:
-        moe = plan.moe
-        slots = moe.slots, moe.capacity, moe.slot_rule, moe.overflow
+        slots = plan.moe.capacity, plan.moe.slots is None  # what decides the rows of a slot
     ways = tuple(degrees(plan, kind, cfg).items())
     split, dispatch = split_of(plan, kind), dispatch_of(plan, kind)
     return kind, ways, split, plan.collective, slots, dispatch

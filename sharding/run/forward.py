@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_whole
 from models.blocks import CACHING_KINDS, block_chain
 from models.config import ModelConfig
 from models.params import Kind

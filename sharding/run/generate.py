@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError, WeightsError
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_whole
 from models.policy import Policy
 from models.reference import stream
 from models.sampling import Draws, Sampling, draw

@@ -71,7 +71,7 @@ class SlotPlan:
         return max(0.0, -expm1(self.layers * log1p(-beyond))) if beyond < 1 else 1.0
 
 
-def routing_of(moe: MoeConfig, request: Request, shares: tuple[float, ...] | None) -> Routing:
+def _routing_of(moe: MoeConfig, request: Request, shares: tuple[float, ...] | None) -> Routing:
     """Describe the rows of a step: new tokens of all sequences."""
     return Routing(
         rows=request.batch * request.tokens,
@@ -95,7 +95,7 @@ def slot_plans(shard: MoeShard, scenario: Scenario) -> tuple[SlotPlan, ...]:
     """
     cfg, chip = scenario.model, scenario.system.chip
     assert cfg.moe is not None
-    routing = routing_of(cfg.moe, scenario.request, scenario.expert_shares)
+    routing = _routing_of(cfg.moe, scenario.request, scenario.expert_shares)
     if isinstance(chip, GpuSpec):
         return (_sized_for_gpu(shard, routing, cfg.n_moe_layers),)
     return _sized(shard, routing, cfg.n_moe_layers, chip.branching == "bounded")

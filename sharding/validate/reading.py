@@ -8,11 +8,9 @@ which term another schedule would save; a term that runs beside a longer one add
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from lpu_jax.datapath.work import Unit, Work
 
-from ..detail.scheduled import ScheduledPlan, schedule_plan
+from ..detail.scheduled import ScheduledPlan, first_of, schedule_plan
 from ..plan import Plan
 from ..predict.latency_range import latency_ranges_s
 from ..scenario import Scenario
@@ -75,7 +73,7 @@ def terms(scheduled: ScheduledPlan) -> Mapping[str, float]:
         # A block ends with a whole cycle; of a mixture the mean over the routings of a step counts.
         ends = sum(row.adds_cycles for row in kind.rows)
         add(WAITING, count * (float(timing.cycles) - ends))
-        mean = float(np.ravel(scheduled.evaluation.blocks[kind.kind].timing.cycles)[0])
+        mean = first_of(scheduled.evaluation.blocks[kind.kind].timing.cycles)
         add(ROUTINGS, count * (mean - float(timing.cycles)))
     add(HAND_OVERS, float(scheduled.evaluation.hand_over_cycles[0]))
     add(HOST, scheduled.evaluation.host_cycles)

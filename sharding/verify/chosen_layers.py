@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_whole
 from models.blocks import BLOCK_KINDS, Block, block_chain
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int
 
-from lpu_jax.errors import LpuError, PlanError
+from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
 from models.params import ParamSpec, block_params
@@ -26,7 +26,6 @@ from models.weights.stored import one_of_batch
 
 from .. import report
 from ..axes import allocated_positions
-from ..files import reading
 from ..legal import check_plan
 from ..plan import Plan
 from ..report import Watcher, check_watcher, versions
@@ -76,29 +75,6 @@ class TextCheck:
             "scored": self.n_scored,
             **numbers,
         }
-
-
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        LpuError: it is absent, no regular file, cannot be read, is not UTF-8 or is empty.
-    """
-    with reading(f"text {path}"):
-        if not path.exists():
-            raise LpuError(f"text {path}: there is no such file.")
-        if not path.is_file():
-            raise LpuError(f"text {path}: it must be a regular file.")
-        content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise LpuError(
-            f"text {path}: it must be UTF-8; byte {problem.start} is not part of it."
-        ) from problem
-    if not text:
-        raise LpuError(f"text {path}: it is empty.")
-    return text
 
 
 def compare_text(

@@ -16,9 +16,10 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float32
 
-from lpu_jax.arguments import described, is_whole
+from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError, PlanError, unknown
 from lpu_jax.machine.system import System
+from lpu_jax.predicates import is_whole
 from models.config import ModelConfig
 from models.policy import Policy
 from models.weights.source import WeightSource

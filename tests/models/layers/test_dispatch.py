@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from placed_blocks import TINY_KIMI, hidden, place, plan, runner
+from placed_blocks import TINY_KIMI, TINY_OSS, hidden, place, plan, runner
 from small_machines import tiered
 
 from lpu_jax.datapath import expert_slots, mem
@@ -19,25 +19,8 @@ from models.policy import POLICIES
 from sharding.plan import MoeShard
 from sharding.request import Request
 
-assert TINY_KIMI.moe is not None
 #: Experts of everything there is: groups and a shared expert, or neither but biases and a clamp.
-MODELS = {
-    "kimi": TINY_KIMI,
-    "gpt-oss": replace(
-        TINY_KIMI,
-        moe=replace(
-            TINY_KIMI.moe,
-            n_groups=1,
-            topk_groups=1,
-            n_shared=0,
-            scoring="softmax_after_top_k",
-            correction_bias=False,
-            router_offset=True,
-            expert_bias=True,
-            swiglu_limit=0.5,
-        ),
-    ),
-}
+MODELS = {"kimi": TINY_KIMI, "gpt-oss": TINY_OSS}
 #: fp32: two units in the last place of values up to 16. fp16: each dispatch rounds partial sums,
 #: their sum and the hidden state in its own places, half a unit in the last place of 2^-7 each.
 BOUNDS = {"float32": 2e-6, "fp16": 2 * 2.0**-7}

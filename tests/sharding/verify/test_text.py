@@ -23,9 +23,10 @@ from models.reference import Transformer
 from models.weights.fetch import GGUF_NAME
 from models.weights.synthetic import SyntheticWeights
 from sharding.cli.main import main
+from sharding.files import read_text
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.run.measures import compare_predictions
-from sharding.verify.text import compare_text, read_text, text_dict, text_report
+from sharding.verify.text import compare_text, text_dict, text_report
 
 ROOT = Path(__file__).parents[3]
 REAL = Path(os.environ.get("LPU_JAX_WEIGHTS", ROOT / "weights")) / GGUF_NAME
@@ -209,8 +210,8 @@ def test_text_files_that_are_none_are_one_sentence(tmp_path):
         ("latin", "it must be UTF-8; byte 3 is not part of it"),
     ):
         with pytest.raises(LpuError, match=message):
-            read_text(tmp_path / name)
-    assert read_text(tmp_path / "marked") == "yes"  # without its byte order mark
+            read_text(tmp_path / name, f"text {name}")
+    assert read_text(tmp_path / "marked", "text marked") == "yes"  # without its byte order mark
 
 
 @pytest.mark.parametrize(
