@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from priced_and_listed import CLOCK_HZ, closed, explicit
 from small_machines import ring
 
 from lpu_jax.cost.collectives.algorithms.table import ALGORITHMS, AUTO
 from lpu_jax.cost.collectives.kinds import PRICED_KINDS
-from lpu_jax.cost.collectives.link_check import check
 from lpu_jax.cost.collectives.link_schedule import link_schedule
 from lpu_jax.cost.collectives.links import hand_overs, schedule
 from lpu_jax.cost.placed_machine import Groups, PlacedMachine
@@ -23,7 +23,6 @@ from lpu_jax.machine.spans import stack_spans
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import constants_of
 
-CLOCK_HZ = 1e9
 EVERY = [(kind, algorithm) for algorithm, row in ALGORITHMS.items() for kind in row.kinds]
 LPX = LpxTopology(n_chips=256)
 # Links per pair of nodes: 32, 16, 10, 8, 6, 4 (racks up to 9 nodes), 3, 2, 1; beyond 33 nodes 2.
@@ -46,18 +45,6 @@ def machine_of(topology, group, first=0, stages=1):
     named = System(name="test", chip=spec, topology=topology, n_chips=topology.n_chips)
     bases = first + group * np.arange(stages)
     return PlacedMachine(system=named, groups=(Groups(group, bases),))
-
-
-def closed(topology, kind, algorithm, n, *, first=0, stride=1):
-    """The closed form over one run, or over the interleaved runs of one block."""
-    span = dataclasses.replace(topology.span([first], n * stride), n_chips=n)
-    return schedule(topology, CLOCK_HZ, kind, algorithm, span, stride)
-
-
-def explicit(topology, kind, algorithm, n, payload_bytes, *, first=0, stride=1):
-    """The same, written out link by link."""
-    runs = np.add.outer(first + np.arange(stride), stride * np.arange(n))
-    return link_schedule(topology, CLOCK_HZ, kind, algorithm, runs, payload_bytes)
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -265,80 +252,6 @@ def test_gateways_of_runs_over_every_second_node_are_the_same_chip():
     last = float(priced.steps[-1].share) * 4800
     assert last == pytest.approx(3 * 4800 / 4 / 4)
     assert found.busiest_vectors[-1] == last
-
-
-@pytest.mark.parametrize("kind", PRICED_KINDS)
-def test_a_line_of_racks_is_passed_rack_by_rack(kind):
-    topology = LpxTopology(n_chips=768)
-    chips, n_vectors = 272, 272 * 32
-    priced = closed(topology, kind, "flat3", chips, first=248)
-    found = explicit(topology, kind, "flat3", chips, n_vectors * 320, first=248)
-    across = [step for step in priced.steps if step.name == "exchange between racks"]
-    assert [float(step.times) for step in across] == [2.0]
-    assert found.cycles <= priced.cycles(n_vectors * 320) + 1e-6
-    assert found.hops <= priced.hops
-    if kind == "all_reduce":
-        whole = closed(topology, kind, "flat3", 512)
-        assert whole.exact
-        listed = explicit(topology, kind, "flat3", 512, n_vectors * 320)
-        assert whole.cycles(n_vectors * 320) == pytest.approx(listed.cycles)
-
-
-@pytest.mark.parametrize(("n_racks", "passes"), [(2, 1), (3, 1), (4, 2), (5, 2), (8, 4)])
-def test_a_ring_is_passed_both_ways(n_racks, passes):
-    topology, payload = ring(n_racks), 16 * n_racks * 4 * 320
-    for kind in PRICED_KINDS:
-        priced = closed(topology, kind, "flat3", topology.n_chips)
-        (across,) = [step for step in priced.steps if step.name == "exchange between racks"]
-        assert across.times == (min(2, passes) if kind == "send" else passes)
-        found = explicit(topology, kind, "flat3", topology.n_chips, payload)
-        check(found, topology)
-        assert found.cycles <= priced.cycles(payload) + 1e-6
-        assert found.hops <= priced.hops
-        if kind == "all_reduce":
-            assert found.cycles == pytest.approx(priced.cycles(payload))
-
-
-def test_a_ring_is_closed_for_all_of_its_racks_only():
-    topology = ring(5)
-    priced = closed(topology, "all_reduce", "flat3", 64)
-    line = closed(dataclasses.replace(topology, rack_chain="line"), "all_reduce", "flat3", 64)
-    assert priced.cycles(320) == line.cycles(320)
-    assert [s.times for s in priced.steps if s.name == "exchange between racks"] == [3]
-
-
-@pytest.mark.parametrize(
-    ("group", "bases"), [(32, (0, 48)), (32, (48, 0)), (16, (0, 64)), (24, (4, 52))]
-)
-def test_a_hand_over_round_a_ring_costs_at_least_what_its_links_take(group, bases):
-    """Groups of two racks are farther apart than their outer ends, which are neighbours."""
-    topology, payload = ring(5), group * 24 * 320
-    priced = hand_overs(topology, CLOCK_HZ, group, np.array(bases))
-    runs = np.concatenate([base + np.arange(group) for base in bases])[None]
-    listed = link_schedule(topology, CLOCK_HZ, "hand_over", "flat3", runs, payload)
-    check(listed, topology)
-    assert listed.cycles <= float(priced.cycles(payload)[0]) + 1e-6
-
-
-def test_a_run_that_misses_a_rack_is_priced_as_on_a_line():
-    """Every run of a block of five racks has chips in four of them."""
-    topology, payload = ring(5), 4 * 64 * 320
-    priced = closed(topology, "all_reduce", "flat3", 4, stride=20)
-    found = explicit(topology, "all_reduce", "flat3", 4, payload, stride=20)
-    assert found.cycles <= priced.cycles(payload) + 1e-6
-
-
-def test_the_way_back_is_short_round_a_ring():
-    """From the last rack to the first: one hop, where a line has four."""
-    costs = [
-        float(
-            hand_overs(
-                dataclasses.replace(ring(5), rack_chain=chain), CLOCK_HZ, 16, np.array([64, 0])
-            ).cycles(320)[0]
-        )
-        for chain in ("ring", "line")
-    ]
-    assert costs[1] - costs[0] == pytest.approx(3 * 450)
 
 
 def test_what_each_chip_has_is_whole_vectors():
