@@ -34,7 +34,7 @@ from models.params import n_parameters
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.legal import Search
-from sharding.plan import AttentionShard, MlpShard, Plan
+from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.symbolic import trace_block
 from sharding.rank.compare import compare
@@ -42,7 +42,7 @@ from sharding.request import Request
 from sharding.scenario import Scenario
 
 H100X8 = system("h100x8")
-LLAMA = model("llama-3.1-70b")
+LLAMA, KIMI = model("llama-3.1-70b"), model("kimi-k2")
 TP8 = Plan(stages=1, group_chips=8, attention=AttentionShard(tensor=8), mlp=MlpShard(tensor=8))
 #: What a kernel reaches of the stated rates, in bytes and operations per second.
 BYTES_PER_S = 3.35e12 * 0.825
@@ -401,6 +401,7 @@ def test_the_search_ranks_plans_of_one_domain() -> None:
 
 
 def test_what_does_not_fit_says_so() -> None:
-    found = compare(KIMI, "h100x8", Request(context=64), policy="int4", plans=[EP8])
+    spread = dataclasses.replace(TP8, moe=MoeShard(expert=8))
+    found = compare(KIMI, "h100x8", Request(context=64), policy="int4", plans=[spread])
     assert found.fitting == 0
     assert found.rows[0].reason == "does not fit: weights alone exceed a chip's HBM"

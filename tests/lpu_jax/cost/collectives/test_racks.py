@@ -1,4 +1,4 @@
-"""Collectives and hand-overs over racks in a line and in a ring, against links listed one by one."""
+"""Collectives and hand-overs over racks in a line and in a ring, against links listed singly."""
 
 import dataclasses
 
