@@ -6,7 +6,7 @@ Holds no values and knows no plan.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -78,6 +78,8 @@ class Sizes:
     ways: Mapping[str, Any]
     #: chips share out the positions of the cache, so that programs merge their results
     splits_context: bool = False
+    #: lengths that a local one is a multiple of, whatever the plan; 1 where it is not named
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     def share(self, axis: str | None, length: int) -> Dimension:
         """This chip's share of a dimension of `length`."""
@@ -264,7 +266,7 @@ class BlockKind:
     title: str  #: what a list of blocks calls it
     result: str  #: what a report calls its result
     #: the part of a plan that says how it is split; the vocabulary is split over the whole group
-    part: Literal["group", "attention", "mlp", "moe"]
+    part: Literal["vocab", "attention", "mlp", "moe"]
     program: Callable[[_Variant], Callable[..., Any]]
     arguments: Callable[[_Variant, Sizes], tuple[Any, ...]]  #: of the program, without its weights
     #: numbers of the arguments that change from call to call; the rest is placed with the weights
@@ -279,7 +281,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
         "embed": BlockKind(
             title="embedding",
             result="hidden state",
-            part="group",
+            part="vocab",
             program=lambda _: embed,
             arguments=_embed_arguments,
         ),
@@ -319,7 +321,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
         "head": BlockKind(
             title="head",
             result="logits",
-            part="group",
+            part="vocab",
             program=lambda variant: partial(head, cfg=variant.cfg, policy=variant.policy),
             arguments=_head_arguments,
             inputs=(0, 2),  # hidden state, rows
@@ -357,18 +359,12 @@ def _state(dtype: Any, *lengths: Any) -> Leaf:
 
 
 def _weight(spec: ParamSpec, policy: Policy, split: Split, sizes: Sizes) -> Any:
-    """Describe a weight; one with an output axis is split along its rows or along its columns."""
-    is_by_column = split is Split.COLUMN and not OUTPUT_AXES.isdisjoint(spec.axes)
-    gathered = sizes.ways.keys() - {"experts", *OUTPUT_AXES}
-    dimensions = []
-    for axis, length in zip(spec.axes, spec.shape, strict=True):
-        if axis in OUTPUT_AXES and not is_by_column:
-            share: Dimension = (length, None)
-        elif is_by_column and axis is not None and axis in gathered:
-            share = sizes.gathered(axis)
-        else:
-            share = sizes.share(axis, length)
-        dimensions.append(share)
+    """Describe a weight; one with an output axis is split as the plan says."""
+    is_output = not OUTPUT_AXES.isdisjoint(spec.axes)
+    dimensions = [
+        _output_share(axis, length, spec, split, sizes) if is_output else sizes.share(axis, length)
+        for axis, length in zip(spec.axes, spec.shape, strict=True)
+    ]
     scheme = policy.scheme(spec)
     leaf = partial(Leaf, kind="weights", batch=spec.batch, rows=spec.rows)
     if scheme is None:
@@ -376,6 +372,28 @@ def _weight(spec: ParamSpec, policy: Policy, split: Split, sizes: Sizes) -> Any:
     if scheme == FP16_PLAIN:
         return leaf(dimensions=tuple(dimensions), dtype=jnp.float16, bits=16)
     return _quantized(tuple(dimensions), spec, scheme)
+
+
+def _output_share(
+    axis: str | None, length: int, spec: ParamSpec, split: Split, sizes: Sizes
+) -> Dimension:
+    """Say what a chip holds of a dimension of an output projection, or of its bias.
+
+    By columns it holds all rows; else its rows, and all columns. A bias is added to the whole sum,
+    on every chip, but that of experts under `WIDE`, which is part of the sum. Under `TREE` the
+    results of experts are whole on shares of their columns.
+    """
+    if axis in OUTPUT_AXES:
+        if split is Split.COLUMN:
+            return sizes.share(axis, length)
+        if split is Split.TREE and spec.role in ("expert", "shared"):
+            return sizes.gathered("d_out") if spec.rows else sizes.share("d_out", length)
+        return (length, None)
+    if axis == "once" and (split is Split.TREE or (split is Split.WIDE and spec.role != "expert")):
+        return (length, None)
+    if split is Split.COLUMN and axis is not None and axis in sizes.ways.keys() - {"experts"}:
+        return sizes.gathered(axis)
+    return sizes.share(axis, length)
 
 
 def _quantized(dimensions: tuple[Dimension, ...], spec: ParamSpec, scheme: Scheme) -> Any:

@@ -11,6 +11,7 @@ fp16.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -114,6 +115,11 @@ class Policy:
         """Hash the fields: traces of layers are kept by policy."""
         formats = frozenset(self.weights.items()), frozenset(self.rows.items())
         return hash((self.name, *formats, self.carry, self.base, self.fidelity))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the formats as dicts: a mapping that cannot change has no pickled form."""
+        formats = {"weights": dict(self.weights), "rows": dict(self.rows)}
+        return partial(Policy, **vars(self) | formats), ()
 
     @property
     def dtype(self) -> Any:

@@ -5,17 +5,17 @@ Not modelled: two collectives at once; programs are in order, so there is one at
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ..datapath.axis import PIPELINED, steps_of
 from ..datapath.work import Length, Passage, Quantity
 from ..errors import CostError
 from ..machine.chip import ChipSpec
-from ..machine.spans import Span, stack_spans
+from ..machine.spans import Span
 from ..machine.system import System
 from ..machine.topology import Topology
 from .collectives.algorithms.table import ALGORITHMS, AUTO, EVERYWHERE
@@ -38,7 +38,7 @@ class Groups:
         Raises:
             PlanError: if the system has fewer.
         """
-        return Groups(n_chips, system.topology.stage_bases(1, n_chips))
+        return Groups(n_chips, system.stage_bases(1, n_chips))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,6 @@ class PlacedMachine:
     groups: tuple[Groups, ...]
     #: which of `groups` each plan uses; None for a single plan
     group_of_plan: Int[np.ndarray, " plans"] | None = None
-    _spans: dict[tuple[int, int, int], Span] = field(default_factory=dict, repr=False)
     _settings: dict[tuple[Any, ...], Setting] = field(default_factory=dict, repr=False)
 
     @property
@@ -207,25 +206,118 @@ class PlacedMachine:
         return self._settings[key]
 
     def _span(self, n_chips: Any, stride: Any) -> Span:
-        if self.group_of_plan is None:
-            return self._one_span(0, int(n_chips), int(stride))
-        n, gap = (np.broadcast_to(x, self.group_of_plan.shape) for x in (n_chips, stride))
-        keys = np.stack([self.group_of_plan, n, gap], axis=1)
-        distinct, back = np.unique(keys, axis=0, return_inverse=True)
-        spans = stack_spans([self._one_span(*(int(x) for x in key)) for key in distinct])
-        return Span(
-            **{name: np.asarray(value)[back.reshape(-1)] for name, value in vars(spans).items()}
+        """What runs touch; those whose chips are apart touch what the chips between them do."""
+        bases = [placed.bases for placed in self.groups]
+        chips = np.array([placed.chips for placed in self.groups])
+        of_plan = np.int64(0) if self.group_of_plan is None else self.group_of_plan
+        # One number for each placement, chips and stride: sorting numbers is quick.
+        base = int(chips.max()) + 1
+        keys = (of_plan * base + np.minimum(n_chips, base - 1)) * base + np.minimum(
+            stride, base - 1
         )
+        distinct, back = np.unique(keys, return_inverse=True)
+        placement, rest = np.divmod(distinct, base * base)
+        n, gap = np.divmod(rest, base)
+        back = back.reshape(np.shape(keys))
+        whole = self.topology.spans(
+            bases, placement, chips[placement], np.minimum(n * gap, chips[placement])
+        )
+        touched = vars(whole) | {"n_chips": n}
+        return Span(**{name: np.asarray(value)[back] for name, value in touched.items()})
 
-    def _one_span(self, group: int, n_chips: int, stride: int) -> Span:
-        """Span of a run; one whose chips are apart touches what the chips between them do."""
-        key = (group, n_chips, stride)
-        if key not in self._spans:
-            placed = self.groups[group]
-            block = min(n_chips * stride, placed.chips)
-            whole = self.topology.span(placed.bases, block, placed.chips)
-            self._spans[key] = replace(whole, n_chips=n_chips)
-        return self._spans[key]
+
+@dataclass(frozen=True, kw_only=True)
+class BestPlaced:
+    """The machine as no plan can see it better: each collective over the best-placed run there is.
+
+    A run of n chips begins at the first chip and is alone in its group; of its strides, up to a
+    node's chips, and of its algorithms whatever is best counts, for each number of a `Passage` by
+    itself: what is last first may be first last. Two laws make this a lower bound for every order
+    of axes and every place of a group, and tests hold them up to machines: no place is better than
+    the first chip, and no run gains from chips farther apart than a node each. The bound of an
+    all_to_all over racks may be below its price in one, so it is priced across an edge of a rack
+    too.
+    """
+
+    system: System
+    _prices: dict[tuple[str, str], "_Prices"] = field(default_factory=dict, repr=False)
+
+    @property
+    def chip(self) -> ChipSpec:
+        """The chip that runs the program."""
+        return one_group(self.system, 1).chip
+
+    def collective_cycles(
+        self,
+        kind: str,
+        algorithm: str,
+        n_chips: Length,
+        stride: Length,
+        payload_bytes: Quantity,
+    ) -> Passage:
+        """Price a collective as `PlacedMachine` does, over the stride that is best."""
+        # A link carries whole frames: payloads of as many frames have one price.
+        frame_bytes = one_group(self.system, 1).topology.frame_payload_bytes
+        frames = np.ceil(np.asarray(payload_bytes) / frame_bytes).astype(np.int64)
+        key = np.int64(frames) * (self.system.n_chips + 1) + n_chips
+        known = self._prices.setdefault((kind, algorithm), _Prices())
+        missing = np.setdiff1d(key, known.keys)
+        if len(missing):
+            of_frames, n = np.divmod(missing, self.system.n_chips + 1)
+            known.add(missing, self._priced(kind, algorithm, n, of_frames * float(frame_bytes)))
+        found = known.cycles[:, np.searchsorted(known.keys, key)]
+        return Passage(**dict(zip(_OF_PASSAGE, found, strict=True)))
+
+    def _priced(
+        self,
+        kind: str,
+        algorithm: str,
+        n: Int[np.ndarray, " runs"],
+        payload_bytes: Float[np.ndarray, " runs"],
+    ) -> Float[np.ndarray, "5 runs"]:
+        """Price runs of so many chips with payloads, each over every stride up to a node."""
+        topology = one_group(self.system, 1).topology
+        n_strides = np.minimum(self.system.n_chips // n, topology.node_chips)
+        start = np.cumsum(n_strides) - n_strides
+        run = np.repeat(np.arange(len(n)), n_strides)
+        stride = np.arange(len(run)) - start[run] + 1
+        sizes, group = np.unique(n[run] * stride, return_inverse=True)
+        firsts = [np.zeros_like(sizes)]
+        if kind == "all_to_all" and topology.n_racks > 1:
+            firsts.append(np.maximum(topology.rack_chips - (sizes + 1) // 2, 0))
+        least = np.full((len(_OF_PASSAGE), len(run)), np.inf)
+        for first in firsts:
+            groups = zip(sizes.tolist(), first.reshape(-1, 1), strict=True)
+            placed = PlacedMachine(
+                system=self.system,
+                groups=tuple(Groups(size, bases) for size, bases in groups),
+                group_of_plan=group.reshape(-1),
+            )
+            for steps in placed._schedules(kind, algorithm, n[run], stride):
+                found = vars(steps.passage(payload_bytes[run]))
+                every = np.stack([np.broadcast_to(found[name], run.shape) for name in _OF_PASSAGE])
+                least = np.minimum(least, np.where(steps.legal, every, np.inf))
+        return np.minimum.reduceat(least, start, axis=1)
+
+
+_OF_PASSAGE = tuple(one.name for one in fields(Passage))
+
+
+@dataclass
+class _Prices:
+    """Passages of one kind of collective, by a number for chips and frames, ascending."""
+
+    keys: Int[np.ndarray, " known"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    cycles: Float[np.ndarray, "5 known"] = field(
+        default_factory=lambda: np.zeros((len(_OF_PASSAGE), 0))
+    )
+
+    def add(self, keys: Int[np.ndarray, " new"], cycles: Float[np.ndarray, "5 new"]) -> None:
+        """Remember more."""
+        every = np.concatenate([self.keys, keys])
+        order = np.argsort(every)
+        self.keys = every[order]
+        self.cycles = np.concatenate([self.cycles, cycles], axis=1)[:, order]
 
 
 def _is_asked_for(algorithm: str, kind: str) -> bool:

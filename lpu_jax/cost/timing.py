@@ -13,8 +13,8 @@ from ..datapath.work import Length
 from ..machine.system import System
 from ..provenance import Constant
 from . import roofline, sources
-from .collectives.links import hand_overs
-from .placed_machine import Groups, PlacedMachine
+from .collectives.links import hand_overs_between
+from .placed_machine import BestPlaced, Groups, PlacedMachine
 from .program import Program
 from .roofline import GpuMachine
 from .schedule import Timing, schedule
@@ -40,8 +40,20 @@ def placed(
     return PlacedMachine(system=system, groups=groups, group_of_plan=group_of_plan)
 
 
+def best_placed(system: System, n_plans: int) -> Placed | BestPlaced:
+    """View a system as no plan sees it better: every collective over the best run there is.
+
+    Args:
+        system: LPUs or GPUs.
+        n_plans: rows of what is timed on it.
+    """
+    if system.gpus is not None:  # behind one switch all places are alike
+        return placed(system, (Groups.first(system, 1),), np.zeros(n_plans, np.int64))
+    return BestPlaced(system=system)
+
+
 def timing(
-    program: Program, machine: Placed, symbols: Mapping[str, Length] | None = None
+    program: Program, machine: Placed | BestPlaced, symbols: Mapping[str, Length] | None = None
 ) -> Timing:
     """Time a program on one chip of a group.
 
@@ -68,21 +80,26 @@ def constants_read(
 
 
 def hand_over_cycles(
-    system: System, group_chips: int, bases: Int[np.ndarray, " groups"], payload_bytes: float | int
-) -> Float[np.ndarray, " steps"]:
-    """Cycles of the hand-over of a vector from each group of chips to the next.
+    system: System,
+    group_chips: int | Int[np.ndarray, " pairs"],
+    givers: Int[np.ndarray, " pairs"],
+    takers: Int[np.ndarray, " pairs"],
+    payload_bytes: float | int,
+) -> Float[np.ndarray, " pairs"]:
+    """Cycles of the hand-over of a vector from one group of chips to another.
 
     Args:
         system: LPUs or GPUs.
-        group_chips: chips of each group.
-        bases: first chip of each group, in the order of the data.
+        group_chips: chips of each group: a number, or one per pair.
+        givers: first chip of each group that sends.
+        takers: first chip of the group that receives.
         payload_bytes: the vector, which every chip of the sending group holds.
     """
     if system.lpus is None:
-        return np.full(len(bases) - 1, roofline.transfer_ns(system, payload_bytes))
+        return np.full(len(givers), roofline.transfer_ns(system, payload_bytes))
     chip, topology = system.lpus
-    steps = hand_overs(topology, float(chip.clock_hz), group_chips, bases).cycles(payload_bytes)
-    return np.asarray(steps, np.float64)
+    steps = hand_overs_between(topology, float(chip.clock_hz), group_chips, givers, takers)
+    return np.asarray(steps.cycles(payload_bytes), np.float64)
 
 
 def spread_cycles(

@@ -2,30 +2,30 @@
 
 What it computes: values cross chips in the type of the operand (the wire format); sums are made in
 fp32 in ascending chip order, inside each node first where the run of chips is longer than a node,
-and rounded to the wire format per level. A few algorithms have orders of their own. What it
-costs: the link schedule of the algorithm over the run of chips (`lpu_jax.cost.collectives`); one
-choice of algorithm fixes both. Not modelled: runs that begin in the middle of a node are summed as
+and rounded to the wire format per level. A few algorithms have orders of their own. Sums by a tree,
+and of whole and wide numbers, have the same bits whatever the algorithm. What it costs: the link
+schedule of the algorithm over the run of chips (`lpu_jax.cost.collectives`); one choice of
+algorithm fixes both. Not modelled: runs that begin in the middle of a node are summed as
 if they began at its first chip.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, BFloat16, Float16, Float32
+from jaxtyping import Array, BFloat16, Float16, Float32, Int32
 
 from ..arguments import Count, check_not_empty, checked
 from ..errors import CostError, LpuError, MeshError
 from ..machine.chip import ChipSpec
-from ..numerics import elementary, rounding
 from ..predicates import divides, exceeds
 from .axis import Axis, steps_of
+from .chip_sums import OWN_ORDERS as OWN_ORDERS
+from .chip_sums import Sums, cut, laid_out, share_totals, total
 from .primitive import primitive
 from .work import Call, Hardware, Operand, Quantity, Work
 
@@ -110,7 +110,46 @@ def all_reduce(x: Addends, axis: Axis) -> Addends:
         CostError: the algorithm has an order of its own and the run is longer than a node.
     """
     _check_order(axis, "c2c.all_reduce")
-    return _bind(_all_reduce, "c2c.all_reduce", x, axis)
+    return _bind(_all_reduce, "c2c.all_reduce", x, axis, sums="chips")
+
+
+@checked
+def tree_all_reduce(x: Float32[Array, "..."], axis: Axis) -> Float32[Array, "..."]:
+    """Add the partial sums of all chips of `axis` by a binary tree; every chip gets the sum.
+
+    They cross the links in fp32, in the steps of an all-reduce. A `ring`, which has an order of its
+    own, leaves it to `auto`.
+
+    Fidelity:
+        Order-dependent, the order is fixed: fp32 additions of chips 2 i and 2 i + 1, then of their
+        sums, and so on, whatever nodes they are in: that of `tree_sums.sum_tree` over what is one
+        chip's. One chip returns its operand.
+
+    Raises:
+        MeshError: the number of chips is no power of two.
+    """
+    _check_tree(axis, "c2c.tree_all_reduce")
+    return _bind(_all_reduce, "c2c.tree_all_reduce", x, _in_tree(axis), sums="tree")
+
+
+@checked
+def whole_all_reduce(x: Int32[Array, "..."], axis: Axis) -> Int32[Array, "..."]:
+    """Add whole numbers of all chips of `axis`; every chip gets the sum.
+
+    Fidelity: exact, in any order, where the sum is a number of int32.
+    """
+    return _bind(_all_reduce, "c2c.whole_all_reduce", x, axis, sums="whole")
+
+
+@checked
+def wide_all_reduce(x: Int32[Array, "*rows 4 n"], axis: Axis) -> Int32[Array, "*rows 4 n"]:
+    """Add wide numbers (`numerics.wide`) of all chips of `axis`; every chip gets the sum.
+
+    They cross the links in 16 bytes each, in the steps of an all-reduce.
+
+    Fidelity: exact, in any order.
+    """
+    return _bind(_all_reduce, "c2c.wide_all_reduce", x, axis, sums="wide")
 
 
 @checked
@@ -140,7 +179,22 @@ def reduce_scatter(x: Addends, axis: Axis, *, dim: int) -> Addends:
     """
     _check_order(axis, "c2c.reduce_scatter")
     dim = _shared("c2c.reduce_scatter", x, axis, dim)
-    return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=dim)
+    return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=dim, sums="chips")
+
+
+@checked
+def tree_reduce_scatter(x: Float32[Array, "..."], axis: Axis, *, dim: int) -> Float32[Array, "..."]:
+    """Add partial sums as `tree_all_reduce` does; leave each chip its share along `dim` (negative).
+
+    Fidelity: order-dependent, the order is fixed, as for `tree_all_reduce`.
+
+    Raises:
+        MeshError: the number of chips is no power of two.
+    """
+    _check_tree(axis, "c2c.tree_reduce_scatter")
+    dim = _shared("c2c.tree_reduce_scatter", x, axis, dim)
+    axis = _in_tree(axis)
+    return _bind(_reduce_scatter, "c2c.tree_reduce_scatter", x, axis, dim=dim, sums="tree")
 
 
 @checked
@@ -165,6 +219,20 @@ def _check_order(axis: Axis, caller: str) -> None:
                 f"{axis.tiers[0]} chips, at most {most} of them {axis.stride} apart; the run has "
                 f"{axis.size}."
             )
+
+
+def _check_tree(axis: Axis, caller: str) -> None:
+    """Refuse a number of chips whose sums are not those of a binary tree."""
+    if isinstance(axis.size, int) and axis.size & axis.size - 1:
+        raise MeshError(
+            f"{caller}: axis {axis.shown} has {axis.size} chips; a binary tree needs a power of "
+            "two."
+        )
+
+
+def _in_tree(axis: Axis) -> Axis:
+    """Leave to `auto` what an algorithm with an order of its own cannot do."""
+    return replace(axis, algorithm="auto") if steps_of(axis.algorithm) in OWN_ORDERS else axis
 
 
 def _negative(caller: str, x: Array, dim: int) -> int:
@@ -208,110 +276,31 @@ def _parts(x: Array, names: tuple[str, ...], stacked: tuple[int, ...], size: int
     return x
 
 
-def _round_to_wire(x: Array, dtype: Any) -> Array:
-    return rounding.to_fp16(x) if dtype == jnp.float16 else x.astype(dtype)
-
-
-def _ordered_sum(parts: Array, dtype: Any, axis: int = 0) -> Array:
-    """Add parts in ascending order in fp32."""
-    parts = jnp.moveaxis(parts, axis, 0).astype(jnp.float32)
-    return _round_to_wire(elementary.sum_chips(parts), dtype)
-
-
-def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
-    n_chips, dtype = parts.shape[0], parts.dtype
-    if n_chips == 1:
-        return parts[0]
-    if not tiers or n_chips <= tiers[0]:
-        return _ordered_sum(parts, dtype)
-    # All whole runs in one scan: a scan for each run would take long to compile.
-    n_whole = n_chips // tiers[0]
-    whole = parts[: n_whole * tiers[0]].reshape(n_whole, tiers[0], *parts.shape[1:])
-    runs = _ordered_sum(whole, dtype, axis=1)
-    if n_chips % tiers[0]:
-        rest = _tiered_sum(parts[n_whole * tiers[0] :], ())
-        runs = jnp.concatenate([runs, rest[None]])
-    return _tiered_sum(runs, tuple(level // tiers[0] for level in tiers[1:]))
-
-
-def _ring_sums(parts: Array, dim: int) -> Array:
-    """Sum share i of `dim` (negative) from chip i + 1 all the way round: `[n, ..., c, ...]`."""
-    n_chips, dtype = parts.shape[0], parts.dtype
-    shares = _cut(parts, n_chips, dim)  # [share, chip, ...]
-    share, hop_number = np.meshgrid(np.arange(n_chips), np.arange(n_chips))
-    hops = shares[share, (share + 1 + hop_number) % n_chips]  # [hop, share, ...]
-
-    def hop(total: Array, own: Array) -> tuple[Array, None]:
-        return _ordered_sum(jnp.stack([total, own]), dtype), None
-
-    total: Array = lax.scan(hop, hops[0], hops[1:])[0]
-    return total
-
-
-def _ring_sum(parts: Array) -> Array:
-    """Sum as a ring does: the last dimension is cut into one share per chip.
-
-    Share i starts at chip i + 1 and travels round to chip i; each chip on the way adds its own in
-    fp32 and rounds to the operand's type. The last shares may be shorter.
-    """
-    if parts.ndim == 1:
-        return _ring_sum(parts[:, None])[0]
-    length = parts.shape[-1]
-    padding = [(0, 0)] * (parts.ndim - 1) + [(0, -length % parts.shape[0])]
-    return _laid_out(_ring_sums(jnp.pad(parts, padding), -1), -1)[..., :length]
-
-
-@dataclass(frozen=True)
-class SumOrder:
-    """An order of summation among the chips of a node, as functions of what all chips hold.
-
-    `whole` sums `[n, ...]`; `shares` sums share i of a dimension for chip i, `[n, ..., c, ...]`.
-    """
-
-    whole: Callable[[Array], Array]
-    shares: Callable[[Array, int], Array]
-
-
-#: By algorithm: those that do not add chip by chip within each level, as all others do.
-OWN_ORDERS: Mapping[str, SumOrder] = MappingProxyType(
-    {"ring": SumOrder(whole=_ring_sum, shares=_ring_sums)}
-)
-
-
 def _own_share(shares: Array, names: tuple[str, ...], stacked: tuple[int, ...]) -> Array:
     """Take from the results of all chips `[n, ...]` those of this device: `[*stacked, ...]`."""
     shares = shares.reshape(-1, *stacked, *shares.shape[1:])
     return lax.dynamic_index_in_dim(shares, lax.axis_index(names), 0, False) if names else shares[0]
 
 
-def _cut(x: Array, n_shares: int, dim: int) -> Array:
-    """Cut `dim` (negative) into shares, put in front: `[..., n c, ...] -> [n, ..., c, ...]`."""
-    at = x.ndim + dim
-    x = x.reshape(*x.shape[:at], n_shares, -1, *x.shape[at + 1 :])
-    return jnp.moveaxis(x, at, 0)
-
-
-def _laid_out(parts: Array, dim: int) -> Array:
-    """Undo `_cut`: `[n, ..., c, ...] -> [..., n c, ...]`."""
-    at = parts.ndim - 1 + dim
-    x = jnp.moveaxis(parts, 0, at)
-    return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
-
-
 def _all_reduce_meaning(
-    x: Array, *, names: Any, stacked: Any, size: int, tiers: Any, algorithm: str, **_: Any
+    x: Array,
+    *,
+    names: Any,
+    stacked: Any,
+    size: int,
+    tiers: Any,
+    algorithm: str,
+    sums: Sums,
+    **_: Any,
 ) -> Array:
     parts = _parts(x, names, stacked, size)
-    own_order = OWN_ORDERS.get(steps_of(algorithm))
-    if own_order is not None and parts.shape[0] > 1:
-        return own_order.whole(parts)
-    return _tiered_sum(parts, tiers)
+    return total(parts, sums=sums, tiers=tiers, algorithm=algorithm)
 
 
 def _all_gather_meaning(
     x: Array, *, names: Any, stacked: Any, size: int, dim: int, keep: int | None, **_: Any
 ) -> Array:
-    out = _laid_out(_parts(x, names, stacked, size), dim)
+    out = laid_out(_parts(x, names, stacked, size), dim)
     return out if keep is None else lax.slice_in_dim(out, 0, keep, axis=out.ndim + dim)
 
 
@@ -324,21 +313,19 @@ def _reduce_scatter_meaning(
     tiers: Any,
     dim: int,
     algorithm: str,
+    sums: Sums,
     **_: Any,
 ) -> Array:
     parts = _parts(x, names, stacked, size)
-    own_order = OWN_ORDERS.get(steps_of(algorithm))
-    if own_order is not None and size > 1:
-        return _own_share(own_order.shares(parts, dim), names, stacked)
-    total = _tiered_sum(parts, tiers)
-    return _own_share(_cut(total, size, dim), names, stacked)
+    shares = share_totals(parts, sums=sums, tiers=tiers, algorithm=algorithm, dim=dim)
+    return _own_share(shares, names, stacked)
 
 
 def _all_to_all_meaning(
     x: Array, *, names: Any, stacked: Any, size: int, dim: int, **_: Any
 ) -> Array:
-    sent = _cut(_parts(x, names, stacked, size), size, dim)  # [to, from, ...]
-    received = jax.vmap(lambda parts: _laid_out(parts, dim))(sent)
+    sent = cut(_parts(x, names, stacked, size), size, dim)  # [to, from, ...]
+    received = jax.vmap(lambda parts: laid_out(parts, dim))(sent)
     return _own_share(received, names, stacked)
 
 

@@ -5,7 +5,7 @@ Layout that the compiler decides: no value changes, and nothing is moved.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32, Num
+from jaxtyping import Array, Float32, Int32, Num
 
 from ..arguments import Count, Positive, checked
 from .primitive import free, primitive
@@ -82,3 +82,20 @@ def block_addresses(rows: Int32[Array, " n"], n_blocks: Count) -> Int32[Array, "
     Free: the compiler adds the distance of a block to an address. Fidelity: exact.
     """
     return _block_addresses(rows, n_blocks=n_blocks)  # type: ignore[no-any-return]
+
+
+_stacked_rows = primitive(
+    "mem_stacked_rows",
+    abstract=lambda x, y: jax.ShapeDtypeStruct((x.shape[0] + y.shape[0], x.shape[1]), x.dtype),
+    meaning=lambda x, y: jnp.concatenate([x, y]),
+    cost=free,
+)
+
+
+@checked
+def stacked_rows(x: Float32[Array, "m n"], y: Float32[Array, "k n"]) -> Float32[Array, "rows n"]:
+    """Read two matrices as one, the rows of the second behind those of the first.
+
+    Free: rows are read from where they lie. Fidelity: exact.
+    """
+    return _stacked_rows(x, y)  # type: ignore[no-any-return]

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float16, Float32, Int32, Num
 
-from ..arguments import check_within, checked
+from ..arguments import check_within, checked, described
 from ..errors import LpuError
-from ..numerics import accumulate, quantized
+from ..numerics import accumulate, quantized, wide
 from ..numerics.accumulate import Carry
 from ..numerics.quantized import QuantizedArray, widen
 from ..numerics.repair import SumRounding
@@ -81,12 +81,66 @@ def matmul(
     Source:
         Abts et al., ISCA 2022, section 5.2 (sub-operations); one rounding per tile is assumed.
     """
+    how = {"rounding": rounding, "carry": carry, "is_wide": False}
+    out: Array = _multiplied("mxm.matmul", x, w, rows, fidelity=fidelity, **how)
+    return out
+
+
+@checked
+def wide_matmul(
+    x: Num[Array, "..."],
+    w: Num[Array, "..."] | QuantizedArray,
+    *,
+    rows: Int32[Array, " g"] | None = None,
+    fidelity: Fidelity = "faithful",
+) -> Int32[Array, "..."]:
+    """Multiply as `matmul` does and give all bits of the sums, as wide numbers (`numerics.wide`).
+
+    Args:
+        x: activations, as for `matmul`.
+        w: weights, likewise; int8 weights multiply float16 activations.
+        rows: addresses of matrices in `w`.
+        fidelity: "faithful", or "fast": plain fp32 products, made wide.
+
+    Returns:
+        Four words for each value of a row: `[..., m, 4, n]`.
+
+    Raises:
+        LpuError: as for `matmul`; int8 activations, whose sums are int32 already.
+
+    Fidelity:
+        Exact: nothing is rounded. "fast": as for `matmul`.
+
+    Source:
+        That the sums can leave the unit before they are rounded, in the time of rounded ones, is
+        assumed; its accumulators are said to have 100 bits.
+    """
+    if x.dtype == jnp.int8:
+        raise LpuError(
+            f"mxm.wide_matmul: x {described(x)} was given; sums of int8 are whole numbers, which "
+            "mxm.matmul gives."
+        )
+    how = {"rounding": "rne", "carry": "exact", "is_wide": True}
+    out: Array = _multiplied("mxm.wide_matmul", x, w, rows, fidelity=fidelity, **how)
+    return out
+
+
+def _multiplied(
+    caller: str,
+    x: Array,
+    w: Array | QuantizedArray,
+    rows: Array | None,
+    *,
+    fidelity: Fidelity,
+    **how: Any,
+) -> Array:
+    """Check the operands of a product and bind it."""
     weight_bits = None
     if isinstance(w, QuantizedArray):
         quantized.check_operand(w)
         if w.axis != -2:
             raise LpuError(
-                f"mxm.matmul: weights with blocks along axis {w.axis} were given; they must run "
+                f"{caller}: weights with blocks along axis {w.axis} were given; they must run "
                 "along axis -2, the contraction."
             )
         weight_bits = w.bits_per_value
@@ -96,25 +150,25 @@ def matmul(
         accumulate.product_kind(x.dtype, w.dtype)
     if w.ndim not in (2, 3) or x.ndim not in (2, 3) or (x.ndim == 3 and w.ndim == 2):
         raise LpuError(
-            f"mxm.matmul: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], "
+            f"{caller}: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], "
             "[m, k] @ [g, k, n] and [g, m, k] @ [g, k, n]."
         )
     if x.shape[-1] != w.shape[-2]:
         raise LpuError(
-            f"mxm.matmul: x has {x.shape[-1]} columns but w has {w.shape[-2]} rows; they must be "
+            f"{caller}: x has {x.shape[-1]} columns but w has {w.shape[-2]} rows; they must be "
             "equal."
         )
     if rows is not None and w.ndim != 3:
         raise LpuError(
-            f"mxm.matmul: rows were given with w of shape {w.shape}; it must be a store [e, k, n]."
+            f"{caller}: rows were given with w of shape {w.shape}; it must be a store [e, k, n]."
         )
     matrices = w.shape[0] if rows is None else rows.shape[0]
     if x.ndim == 3 and x.shape[0] != matrices:
         raise LpuError(
-            f"mxm.matmul: x has {x.shape[0]} matrices but w has {matrices}; they must be equal."
+            f"{caller}: x has {x.shape[0]} matrices but w has {matrices}; they must be equal."
         )
     if rows is not None:
-        check_within("mxm.matmul", "rows", rows, None, w.shape[0] - 1, "the store w")
+        check_within(caller, "rows", rows, None, w.shape[0] - 1, "the store w")
     operands = (x, w) if rows is None else (x, w, rows)
     out: Array = _matmul(
         *operands,
@@ -122,9 +176,8 @@ def matmul(
         grouped=w.ndim == 3,
         addressed=rows is not None,
         weight_bits=float(weight_bits if weight_bits is not None else 8 * w.dtype.itemsize),
-        rounding=rounding,
-        carry=carry,
         fidelity=fidelity,
+        **how,
     )
     return out
 
@@ -143,8 +196,13 @@ def widened(w: QuantizedArray) -> Float16[Array, "..."]:
     return out
 
 
-def _abstract(x: Any, w: Any, *rows: Any, grouped: bool, addressed: bool, **_: Any) -> Any:
+def _abstract(
+    x: Any, w: Any, *rows: Any, grouped: bool, addressed: bool, is_wide: bool, **_: Any
+) -> Any:
     lead = (rows[0].shape[0],) if addressed else (w.shape[0],) if grouped else ()
+    if is_wide:
+        shape = (*lead, x.shape[-2], wide.WORDS, w.shape[-1])
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
     dtype = jnp.int32 if x.dtype == w.dtype == jnp.int8 else jnp.float32
     return jax.ShapeDtypeStruct((*lead, x.shape[-2], w.shape[-1]), dtype)
 
@@ -160,12 +218,16 @@ def _meaning(
     rounding: SumRounding,
     carry: Carry,
     fidelity: Fidelity,
+    is_wide: bool,
 ) -> Array:
     del weight_bits, grouped
     is_plain = fidelity == "fast" and not x.dtype == w.dtype == jnp.int8
-    multiply = (
-        _plain_product if is_plain else partial(accumulate.matmul, rounding=rounding, carry=carry)
-    )
+    if is_wide:
+        multiply = _plain_wide_product if is_plain else wide.matmul
+    elif is_plain:
+        multiply = _plain_product
+    else:
+        multiply = partial(accumulate.matmul, rounding=rounding, carry=carry)
     if not addressed:
         return multiply(x, w)
     result = jax.eval_shape(multiply, x if shared_x else x[0], w[0])
@@ -194,6 +256,10 @@ def _plain_product(x: Array, w: Array) -> Array:
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
+
+
+def _plain_wide_product(x: Array, w: Array) -> Array:
+    return wide.from_fp32(_plain_product(x, w))
 
 
 #: Bits of an operand that the matrix unit multiplies, by its mode.
@@ -305,14 +371,14 @@ def _batching_rule(
         return out[0]
 
     if not w_new and not any(rows_new):  # the same matrices: the new axis is more rows
+        m = x.shape[-2]
         if shared_x:
             y = bind(x.reshape(-1, x.shape[-1]), w, rows, True, grouped)
-            y = y.reshape(*y.shape[:-2], size, -1, y.shape[-1])
-            return [y], [y.ndim - 3]
-        # [c, g, m, k] -> [g, c m, k]
-        y = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])
-        y = bind(y, w, rows, False, grouped)
-        return [y.reshape(y.shape[0], size, -1, y.shape[-1])], [1]
+        else:  # [c, g, m, k] -> [g, c m, k]
+            y = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])
+            y = bind(y, w, rows, False, grouped)
+        at = int(grouped)  # of the rows; behind them a value, or the words of one
+        return [y.reshape(*y.shape[:at], size, m, *y.shape[at + 1 :])], [at]
     if not grouped:  # one matrix per entry of the new axis
         return [bind(x, w, rows, not x_new, True)], [0]
     # Matrices of all entries become one list of matrices.

@@ -240,12 +240,22 @@ class NvlinkDomain:
         """Name what runs of GPUs cross: the one switch, or nothing."""
         return "NVLink" if span.n_chips > 1 else "chip"
 
-    def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
+    def copies(
+        self, ends: Int[np.ndarray, " plans"], within: int | None = None
+    ) -> Int[np.ndarray, " plans"]:
+        """Count how often what lies on the first GPUs fits on the machine, side by side."""
+        n_chips = self.n_chips if within is None else within
+        return np.asarray(n_chips // np.asarray(ends, np.int64))
+
+    def stage_bases(
+        self, n_groups: int, group_chips: int, within: int | None = None
+    ) -> Int[np.ndarray, " groups"]:
         """Place consecutive groups of GPUs one after another.
 
         Args:
             n_groups: groups, in the order in which data passes through them.
             group_chips: GPUs of each group.
+            within: how many of the first GPUs they may lie on; None: all.
 
         Returns:
             First GPU of each group, ascending.
@@ -253,11 +263,25 @@ class NvlinkDomain:
         Raises:
             PlanError: if the groups need more GPUs than there are.
         """
-        if min(n_groups, group_chips) < 1 or n_groups * group_chips > self.n_chips:
+        n_chips = self.n_chips if within is None else within
+        if min(n_groups, group_chips) < 1 or n_groups * group_chips > n_chips:
             raise PlanError(
-                f"{n_groups} groups of {group_chips} GPUs do not fit into {self.n_chips} GPUs"
+                f"{n_groups} groups of {group_chips} GPUs do not fit into {n_chips} GPUs"
             )
         return np.arange(n_groups, dtype=np.int64) * group_chips
+
+    def group_bases(
+        self, group_chips: Int[np.ndarray, " groups"], within: int | None = None
+    ) -> Int[np.ndarray, " groups"]:
+        """Place groups of different sizes one after another; see `Topology.group_bases`.
+
+        Raises:
+            PlanError: if the groups need more GPUs than there are.
+        """
+        n_chips, needed = self.n_chips if within is None else within, int(group_chips.sum())
+        if needed > n_chips:
+            raise PlanError(f"groups of {needed} GPUs together do not fit into {n_chips} GPUs")
+        return np.asarray(np.cumsum(group_chips) - group_chips)
 
 
 def _published(name: str, value: int | float, unit: str, source: str) -> Constant:

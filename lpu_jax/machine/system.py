@@ -7,6 +7,9 @@ chips.
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+from jaxtyping import Int
+
 from ..arguments import described
 from ..errors import ConfigError, LpuError, PlanError
 from ..predicates import is_whole
@@ -100,6 +103,18 @@ class System:
         if isinstance(self.chip, GpuSpec) and isinstance(self.topology, NvlinkDomain):
             return self.chip, self.topology
         return None
+
+    def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
+        """Place groups on the chips that plans may use; see `Topology.stage_bases`."""
+        return self.topology.stage_bases(n_groups, group_chips, self.n_chips)
+
+    def group_bases(self, group_chips: Int[np.ndarray, " groups"]) -> Int[np.ndarray, " groups"]:
+        """Place groups of several sizes on the same chips; see `Topology.group_bases`."""
+        return self.topology.group_bases(group_chips, self.n_chips)
+
+    def copies(self, ends: Int[np.ndarray, " plans"]) -> Int[np.ndarray, " plans"]:
+        """Count copies side by side on the chips that plans may use; see `Topology.copies`."""
+        return self.topology.copies(ends, self.n_chips)
 
     @property
     def memory_bytes(self) -> int:

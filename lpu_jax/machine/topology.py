@@ -13,7 +13,8 @@ them: their other chips forward but hold nothing.
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..errors import PlanError
 from ..provenance import Constant, check_constants, const
 from .graph import LinkGraph, link_graph, repeated
 from .ports import Link, Numbers, PortMap
-from .spans import Span, Units, placed, worst_span
+from .spans import Span, Units, copies, period, placed, placed_mixed, worst_span, worst_spans
 
 #: How racks are linked, see `Topology.rack_wiring`.
 RackWiring = Literal["line", "ring", "node", "rack"]
@@ -423,7 +424,9 @@ class Topology(ABC):
             return links
         return repeated(links, np.arange(self.nodes_per_rack) * self.node_chips)
 
-    def stage_bases(self, n_groups: int, group_chips: int) -> Int[np.ndarray, " groups"]:
+    def stage_bases(
+        self, n_groups: int, group_chips: int, within: int | None = None
+    ) -> Int[np.ndarray, " groups"]:
         """Place consecutive groups of contiguous chips so that they straddle as little as possible.
 
         First choice: no group straddles a node, half rack or rack more than its size demands, with
@@ -433,6 +436,7 @@ class Topology(ABC):
         Args:
             n_groups: groups, in the order in which data passes through them.
             group_chips: chips of each group.
+            within: how many of the first chips they may lie on; None: all.
 
         Returns:
             First chip of each group, ascending.
@@ -440,7 +444,24 @@ class Topology(ABC):
         Raises:
             PlanError: if the groups need more chips than there are.
         """
-        return placed(n_groups, group_chips, self._units)
+        return placed(n_groups, group_chips, self._units_within(within))
+
+    def group_bases(
+        self, group_chips: Int[np.ndarray, " groups"], within: int | None = None
+    ) -> Int[np.ndarray, " groups"]:
+        """Place consecutive groups of different sizes, as `stage_bases` does those of one.
+
+        Args:
+            group_chips: chips of each group, in the order in which they lie.
+            within: how many of the first chips they may lie on; None: all.
+
+        Returns:
+            First chip of each group, ascending.
+
+        Raises:
+            PlanError: if the groups need more chips than there are.
+        """
+        return placed_mixed(group_chips, self._units_within(within))
 
     def span(
         self,
@@ -469,6 +490,58 @@ class Topology(ABC):
         first = np.add.outer(first, np.arange(0, group_chips, n)).reshape(-1)
         # Groups are stages: they work one after another.
         return worst_span(first, n, self._units, alone=group_chips == n)
+
+    def copies(
+        self, ends: Int[np.ndarray, " plans"], within: int | None = None
+    ) -> Int[np.ndarray, " plans"]:
+        """Count how often what lies on the first chips fits on the machine, side by side.
+
+        A copy lies as the first one does: inside a node, inside a half rack from the edge of a
+        node on, inside a rack from there, else from the edge of a rack on.
+
+        Args:
+            ends: how many of the first chips it takes, gaps included.
+            within: how many of the first chips copies may lie on; None: all.
+
+        Returns:
+            At least 1 each.
+        """
+        return copies(np.asarray(ends, np.int64), self._units_within(within))
+
+    def spans(
+        self,
+        bases: Sequence[Int[np.ndarray, " _groups"]],
+        placement: Int[np.ndarray, " runs"],
+        group_chips: Int[np.ndarray, " runs"],
+        n_chips_in_run: Int[np.ndarray, " runs"],
+    ) -> Span:
+        """Find the same for many kinds of runs, each of which cuts its groups evenly.
+
+        Args:
+            bases: first chips of groups: one array for each placement.
+            placement: the placement of each kind of run.
+            group_chips: chips of its groups.
+            n_chips_in_run: chips of the run.
+
+        Returns:
+            Integer arrays, an entry per kind of run.
+
+        Raises:
+            PlanError: if a group cannot be cut evenly.
+        """
+        if np.any(uneven := group_chips % n_chips_in_run != 0):
+            chips, n = (int(x[uneven][0]) for x in (group_chips, n_chips_in_run))
+            raise PlanError(f"a group of {chips} chips is not cut evenly into runs of {n}")
+        return worst_spans(bases, placement, group_chips, n_chips_in_run, self._units)
+
+    @property
+    def period_chips(self) -> int:
+        """Chips after which the units repeat: what a run touches depends on where in them it is."""
+        return period(self._units)
+
+    def _units_within(self, n_chips: int | None) -> Units:
+        """The units of the machine, of whose chips only the first may be used."""
+        return self._units if n_chips is None else replace(self._units, machine=n_chips)
 
     @property
     def _units(self) -> Units:

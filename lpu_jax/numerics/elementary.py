@@ -272,6 +272,27 @@ def sum_chips(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
 
 
 @checked
+def sum_tree(x: Float32[Array, "n ..."]) -> Float32[Array, "..."]:
+    """Sum the leading axis by a binary tree: neighbours first, then their sums, and so on.
+
+    An operand that is -0 counts as +0, so that the tree of a part is the part of the tree: zeros
+    beside it change no bit.
+
+    Raises:
+        LpuError: the axis is no power of two long.
+
+    Fidelity:
+        Order-dependent: the order above, one rounding (RNE) per addition.
+    """
+    n = x.shape[0]
+    if not n or n & n - 1:
+        raise LpuError(
+            f"elementary.sum_tree: an axis of {n} was given; its length must be a power of two."
+        )
+    return algorithms.sum_tree(x)
+
+
+@checked
 def max_lanes(x: Float32[Array, "..."], axis: int = -1) -> Float32[Array, "..."]:
     """Return the maximum along an axis, and drop the axis.
 

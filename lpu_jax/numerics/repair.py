@@ -120,20 +120,46 @@ def round_limbs(
 
     The result is a normal fp32 number or zero: it is a multiple of 2**-48 below 2**62.
     """
-    middle = middle + (low >> _HALF_BITS)
-    high = high + (middle >> _HALF_BITS)
-    tail = (middle & _HALF_MASK) << _HALF_BITS | (low & _HALF_MASK)
+    high, tail = joined_halves(high, middle, low)
     # Sign and magnitude of the number `high * 2**40 + tail`, 0 <= tail < 2**40.
     negative = high < 0
     high = jnp.where(negative, ~high + (tail == 0).astype(jnp.int64), high)
     tail = jnp.where(negative, -tail & (1 << 2 * _HALF_BITS) - 1, tail)
     leading, exponent, lost = _leading_bits(high.astype(jnp.uint64), tail.astype(jnp.uint64))
+    return round_leading(leading, exponent + _UNIT_EXPONENT, lost, negative, rounding)
+
+
+def joined_halves(
+    high: Int64[Array, "..."], middle: Int64[Array, "..."], low: Int64[Array, "..."]
+) -> tuple[Int64[Array, "..."], Int64[Array, "..."]]:
+    """Return `high * 2**40 + middle * 2**20 + low` as `high * 2**40 + tail`, 0 <= tail < 2**40."""
+    middle = middle + (low >> _HALF_BITS)
+    high = high + (middle >> _HALF_BITS)
+    return high, (middle & _HALF_MASK) << _HALF_BITS | (low & _HALF_MASK)
+
+
+def round_leading(
+    leading: UInt64[Array, "..."],
+    exponent: Int64[Array, "..."],
+    lost: UInt64[Array, "..."],
+    negative: Bool[Array, "..."],
+    rounding: SumRounding,
+) -> Float32[Array, "..."]:
+    """Round numbers to fp32 once; an exact zero is +0.
+
+    Args:
+        leading: 64 bits from the leading one down; 0 for zero.
+        exponent: of the leading one; that of a normal fp32 number.
+        lost: 1 where bits below are set.
+        negative: where the number is below zero.
+        rounding: "rne" or "rz".
+    """
     kept, rest = leading >> 40, leading & jnp.uint64((1 << 40) - 1) | lost
     half = jnp.uint64(1 << 39)
     up = (rest > half) | ((rest == half) & (kept & 1 == 1))  # RNE
     code = kept if rounding == "rz" else kept + up.astype(jnp.uint64)
     # The leading one of `kept` adds 1 to the exponent field, and so does a carry out of it.
-    field = (exponent + (_UNIT_EXPONENT + 127 - 1)) << 23
+    field = (exponent + (127 - 1)) << 23
     bits = jnp.where(leading == 0, jnp.int64(0), field + code.astype(jnp.int64))
     bits = jnp.where(negative, bits | 1 << 31, bits)
     return lax.bitcast_convert_type(bits.astype(jnp.uint32), jnp.float32)

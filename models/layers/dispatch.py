@@ -16,9 +16,9 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
+from .experts import ExpertSizes, in_slots, local_experts, sum_of_experts
 from .linear import Split, linear, narrowed, operand_rows
 from .mlp import swiglu
-from .moe import ExpertSizes, local_experts, sum_of_experts
 from .norm import rms_norm
 from .router import route, router_logits
 
@@ -113,16 +113,8 @@ def exchanged_mixture(
         else:
             own_sums = c2c.reduce_scatter(whole_shares(partial_sums), among, dim=-2)
         shared_out = vxm.to_fp32(c2c.all_reduce(own_sums, axes["tensor"]))
-    parts = local_experts(
-        *arrived,
-        weights,
-        placement,
-        moe=moe,
-        policy=policy,
-        split=split,
-        sizes=sizes,
-        axes=axes,
-    )
+    held = in_slots(*arrived, placement, moe=moe, sizes=sizes)
+    parts = local_experts(held, weights, moe=moe, policy=policy, split=split, axes=axes)
     summed = sum_of_experts(parts, arrived[1], placement["first_expert"].reshape(()), sizes)
     results = c2c.all_reduce(narrowed(summed, policy), axes["tensor"])
     returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places)

@@ -18,6 +18,7 @@ from lpu_jax.datapath import c2c, mem, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..config import MlaConfig, ModelConfig
+from ..leaves import rows_of_leaf
 from ..policy import Policy
 from .linear import Split, add_residual, linear, narrowed, operand_rows, product, project_out
 from .norm import rms_norm
@@ -114,6 +115,7 @@ def latent_attention(
         split=split,
         axis=c2c.joined(axes["tensor"], axes["query"]),
         d_model=d,
+        leaf=rows_of_leaf(cfg, "attention", policy, "o"),
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
     return add_residual(x, out, policy), cache

@@ -9,12 +9,13 @@ from enum import StrEnum
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from lpu_jax.datapath import c2c, mem, mxm, vxm
+from lpu_jax.datapath import c2c, matrix_blocks, mem, mxm, tree_sums, vxm, wide_sums
 from lpu_jax.datapath.axis import Axis
-from lpu_jax.datapath.scaled import fp8_product, int8_product
+from lpu_jax.datapath.scaled import fp8_product, int8_product, wide_fp8_product
 from lpu_jax.numerics.quantized import QuantizedArray, output_scale
 from lpu_jax.predicates import may_equal
 
@@ -31,6 +32,17 @@ class Split(StrEnum):
     ROW = "row"
     #: each chip holds columns; inputs and outputs are gathered: no rounding moves
     COLUMN = "column"
+    #: each chip holds rows; partial sums are added in fp32 by a binary tree whose leaves no plan
+    #: moves (`models.leaves`): the same bits for every power of two of chips
+    TREE = "tree"
+    #: each chip holds rows; partial sums cross chips without rounding (`numerics.wide`): the same
+    #: bits for any number of chips
+    WIDE = "wide"
+
+    @property
+    def rules_one_chip(self) -> bool:
+        """Whether it is a rule of how sums are made on one chip too, where nothing is split."""
+        return self in (Split.TREE, Split.WIDE)
 
 
 def as_matrix(w: Weight, *, rows: int, batch: int = 0) -> Weight:
@@ -156,6 +168,116 @@ def _scaled(
     return vxm.mul(y, scale)
 
 
+def leaf_products(
+    x: Float[Array, "*n m k"],
+    w: Weight,
+    *,
+    policy: Policy,
+    leaf: int,
+    slots: Int32[Array, " n"] | None = None,
+) -> Float32[Array, "leaves *n m d_out"]:
+    """Multiply by a stored matrix, or by those in slots, leaf by leaf of the contraction.
+
+    Args:
+        x: rows `[m, k]`, or those of each slot.
+        w: a matrix `[k, d]`, or a store of them `[e, k, d]`.
+        policy: how products are made.
+        leaf: rows of a leaf, of which there are whole ones.
+        slots: which matrices of a store.
+
+    Fidelity: that of `linear`, or of `product`, for each leaf by itself.
+    """
+    n_slots = () if slots is None else (slots.shape[0],)
+    runs = matrix_blocks.column_blocks(x, leaf)  # [leaves, (slots,) m, leaf]
+    store = _in_leaves(w, leaf)
+    n_leaves, m = runs.shape[0], runs.shape[-2]
+    runs = runs.reshape(-1, m, leaf)
+    if slots is None and isinstance(store, QuantizedArray) and store.scheme.multiplies_bare:
+        return int8_product(vxm.to_fp32(runs), store)
+    addresses = None
+    if slots is not None or (isinstance(store, QuantizedArray) and _in_blocks(runs, store)):
+        # Leaves are matrices of a store, at addresses of their own.
+        first = jnp.zeros(1, jnp.int32) if slots is None else slots
+        addresses = matrix_blocks.block_addresses(first, n_leaves).reshape(-1)
+    y = product(runs, store, policy=policy, slots=addresses)
+    return y.reshape(n_leaves, *n_slots, m, y.shape[-1])
+
+
+def _in_leaves(w: Weight, leaf: int) -> Weight:
+    """Cut the rows of matrices into leaves: `[(e,) k, d] -> [(e) leaves, leaf, d]`."""
+    if not isinstance(w, QuantizedArray):
+        return _leaves_in_front(matrix_blocks.row_blocks(w, leaf))
+    codes = matrix_blocks.row_blocks(w.codes, leaf)
+    n_leaves = codes.shape[-3]
+
+    def cut(scales: Array | None, *, of_all_rows: bool) -> Array | None:
+        if scales is None:
+            return None
+        if of_all_rows:
+            shape = (*scales.shape[:-2], n_leaves, *scales.shape[-2:])
+            return _leaves_in_front(jnp.broadcast_to(jnp.expand_dims(scales, -3), shape))
+        return _leaves_in_front(matrix_blocks.row_blocks(scales, scales.shape[-2] // n_leaves))
+
+    return QuantizedArray(
+        codes=_leaves_in_front(codes),
+        scales=cut(w.scales, of_all_rows=w.scheme.block_rows is None),
+        tensor_scale=cut(w.tensor_scale, of_all_rows=True),
+        scheme=w.scheme,
+        axis=w.axis,
+    )
+
+
+def _leaves_in_front(blocks: Array) -> Array:
+    return blocks.reshape(-1, *blocks.shape[-2:])
+
+
+def wide_product(
+    x: Float[Array, "*n m k"],
+    w: Weight,
+    *,
+    policy: Policy,
+    slots: Int32[Array, " n"] | None = None,
+) -> Int32[Array, "*n m 4 d_out"]:
+    """Multiply by a stored matrix, or by those in slots, without rounding the sums.
+
+    Args:
+        x: rows `[m, k]`, or those of each slot.
+        w: a matrix `[k, d]`, or a store of them `[e, k, d]`; its scale of a whole matrix is not
+            applied.
+        policy: how products are made.
+        slots: which matrices of a store.
+
+    Fidelity:
+        Exact for rows that multiply weights widened to float16; see `scaled.wide_fp8_product`.
+    """
+    if isinstance(w, QuantizedArray) and _in_blocks(x, w):
+        return wide_fp8_product(x, w, rows=slots, fidelity=policy.fidelity)
+    return mxm.wide_matmul(x, w, rows=slots, fidelity=policy.fidelity)
+
+
+def tree_sum(
+    x: Float[Array, "m k"], w: Weight, *, policy: Policy, leaf: int, rows: int = 1
+) -> Float32[Array, "m d_out"]:
+    """Multiply by what a chip holds of a matrix, and add its leaves by the tree: a part of it."""
+    parts = leaf_products(x, as_matrix(w, rows=rows), policy=policy, leaf=leaf)
+    return tree_sums.sum_tree(parts)
+
+
+def wide_total(
+    x: Float[Array, "m k"], w: Weight, *, policy: Policy, axis: Axis, rows: int = 1
+) -> Float32[Array, "m d_out"]:
+    """Multiply by a matrix whose rows chips share out; the sum of all of them is rounded once.
+
+    Fidelity:
+        As one chip: exact sums, one rounding, then the scales that follow products.
+    """
+    matrix = as_matrix(w, rows=rows)
+    if isinstance(matrix, QuantizedArray) and matrix.scheme.multiplies_bare:
+        return int8_product(vxm.to_fp32(x), matrix, over=axis)
+    total = c2c.wide_all_reduce(wide_product(x, matrix, policy=policy), axis)
+    return _scaled(wide_sums.to_fp32(total), matrix, None)
+
+
 def project_out(
     x: Float[Array, "m k"],
     w: Weight,
@@ -165,34 +287,48 @@ def project_out(
     split: Split,
     axis: Axis,
     d_model: int,
+    leaf: int = 0,
     bias: Float32[Array, "n d_out"] | None = None,
 ) -> Float[Array, "m d"]:
     """Multiply what the chips of an axis hold by the output projection; the result is on all.
 
     Args:
         x: a chip's share of the columns.
-        w: its share of the matrix: of rows for `Split.ROW`, of columns for `Split.COLUMN`.
+        w: its share of the matrix: of columns for `Split.COLUMN`, else of rows.
         rows: leading dimensions of `w` that form its rows.
         policy: how products are made.
         split: how the matrix is split.
         axis: the chips.
         d_model: columns of the whole result.
-        bias: added before the result is rounded. `ROW`: this chip's one row, zeros but on the first
-            chip; `COLUMN`: the rows of all chips, of which the first is not zeros.
+        leaf: rows of a leaf of the matrix, which `Split.TREE` needs.
+        bias: added before the result is rounded, its first row. `ROW`: zeros but on the first chip;
+            `COLUMN`: the rows of all chips, of which the first is not zeros.
 
     Fidelity:
         `COLUMN`: the same bits for any number of chips. `ROW`: order-dependent, partial sums are
-        rounded to the base format for the wire and added in chip order.
+        rounded to the base format for the wire and added in chip order. `TREE`: order-dependent,
+        leaves are added in fp32 by a binary tree on chips and across them; the same bits for every
+        power of two of chips. `WIDE`: exact sums; the same bits for any number of chips. Both
+        round once to the base format, after the bias.
     """
     if split is Split.COLUMN:
         x = c2c.all_gather(x, axis, dim=-1)
-    y = linear(x, w, policy=policy, rows=rows)
+    if split is Split.TREE:
+        part = tree_sum(x, w, policy=policy, leaf=leaf, rows=rows)
+        y = c2c.tree_all_reduce(part, axis)
+    elif split is Split.WIDE:
+        y = wide_total(x, w, policy=policy, axis=axis, rows=rows)
+    else:
+        y = linear(x, w, policy=policy, rows=rows)
     if bias is not None:
         y = vxm.add(y, lax.slice_in_dim(bias, 0, 1))
     y = narrowed(y, policy)
-    if split is Split.ROW:
-        return c2c.all_reduce(y, axis)
-    return c2c.all_gather(y, axis, dim=-1, keep=d_model)
+    match split:
+        case Split.ROW:
+            return c2c.all_reduce(y, axis)
+        case Split.COLUMN:
+            return c2c.all_gather(y, axis, dim=-1, keep=d_model)
+    return y
 
 
 def add_residual(

@@ -9,6 +9,7 @@ from lpu_jax.datapath import sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
+from ..leaves import rows_of_leaf
 from ..policy import Policy
 from .linear import Split, add_residual, linear, operand_rows, project_out
 from .norm import rms_norm
@@ -71,6 +72,13 @@ def dense_mlp(
     y = linear(operand_rows(y, policy, "dense"), weights["gate_up"], policy=policy)
     h = operand_rows(swiglu(y, weights["gate_up"].shape[2]), policy, "dense")
     out = project_out(
-        h, weights["down"], rows=1, policy=policy, split=split, axis=axes["tensor"], d_model=d
+        h,
+        weights["down"],
+        rows=1,
+        policy=policy,
+        split=split,
+        axis=axes["tensor"],
+        d_model=d,
+        leaf=rows_of_leaf(cfg, "dense", policy, "down"),
     )
     return add_residual(x, out.reshape(b, t, d), policy)

@@ -1,6 +1,7 @@
 """Precision policies: what each role is stored in, against the published forms of checkpoints."""
 
 import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -154,3 +155,12 @@ def check_fields(**fields: Any) -> None:
 def test_the_embedding_is_looked_up_not_multiplied() -> None:
     table = block_params(LLAMA, "embed")["table"]
     assert BF16.scheme(table) == FP16.scheme(table)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
+def test_policies_travel_to_other_processes(policy: Policy) -> None:
+    found = pickle.loads(pickle.dumps(policy))
+    assert found == policy
+    assert hash(found) == hash(policy)  # traces of layers are kept by policy
+    with pytest.raises(TypeError):
+        found.weights["dense"] = MXFP4

@@ -157,6 +157,29 @@ def hand_overs(
 ) -> Schedule:
     """Schedule the hand-over of a vector from each group of chips to the next.
 
+    Args:
+        topology: the machine's links.
+        clock_hz: clock in which cycles are counted.
+        group_chips: chips of each group.
+        bases: first chip of each group, in the order of the data.
+
+    Returns:
+        A schedule with one entry per pair of consecutive groups; none for a single group. See
+        `hand_overs_between`.
+    """
+    first = np.asarray(bases, np.int64)
+    return hand_overs_between(topology, clock_hz, group_chips, first[:-1], first[1:])
+
+
+def hand_overs_between(
+    topology: Topology,
+    clock_hz: int | float,
+    group_chips: int | Int[np.ndarray, " pairs"],
+    givers: Int[np.ndarray, " pairs"],
+    takers: Int[np.ndarray, " pairs"],
+) -> Schedule:
+    """Schedule the hand-over of a vector from one group of chips to another of as many.
+
     Every chip of the sending group holds the whole vector, and so will every chip of the receiving
     group. Inside a node each chip sends a distinct share, which the receivers gather. Between nodes
     the links of all sending nodes carry distinct shares to every receiving node, which gathers;
@@ -167,17 +190,18 @@ def hand_overs(
     Args:
         topology: the machine's links.
         clock_hz: clock in which cycles are counted.
-        group_chips: chips of each group.
-        bases: first chip of each group, in the order of the data.
+        group_chips: chips of each group: a number, or one per pair.
+        givers: first chip of each group that sends.
+        takers: first chip of the group that receives.
 
     Returns:
-        A schedule with one entry per pair of consecutive groups; none for a single group.
+        A schedule with one entry per pair of groups.
 
     Fidelity:
         An upper bound where groups share nodes or cross racks.
     """
-    first = np.asarray(bases, np.int64)
-    src, dst, group = first[:-1], first[1:], group_chips
+    src, dst = np.asarray(givers, np.int64), np.asarray(takers, np.int64)
+    group = np.broadcast_to(np.asarray(group_chips, np.int64), src.shape)
     size, rack_chips = topology.node_chips, topology.rack_chips
     low, high = np.minimum(src, dst), np.maximum(src, dst) + group - 1
     half = size * topology.nodes_per_half_rack

@@ -112,7 +112,8 @@ def test_a_collective_starts_with_the_first_columns_and_its_steps_overlap() -> N
         def summed(x: jax.Array, w: jax.Array, axis: Axis = axis) -> jax.Array:
             return c2c.all_reduce(vxm.to_fp16(mxm.matmul(x, w)), axis)
 
-        out = timing(summed, shape(4, 1024), shape(1024, 8192))
+        traced = program(summed, shape(4, 1024), shape(1024, 8192))
+        out = schedule(traced, one_group(system("groq-node"), 8))
         matmul, chain, collective = out.slots
         assert chain.start == matmul.first + TRANSIT
         assert collective.start == chain.first + TRANSIT < matmul.last

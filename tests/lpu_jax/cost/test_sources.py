@@ -23,7 +23,7 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.axes import MESH_AXES
-from sharding.predict.evaluate import schedule_block
+from sharding.predict.kinds import schedule_block
 from sharding.request import Request
 from sharding.scenario import Scenario
 

@@ -36,9 +36,18 @@ from lpu_jax.numerics.quantized import QuantizedArray, quantize
 from lpu_jax.numerics.schemes import MXFP4, NVFP4, Scheme
 
 #: Parts of lowerings: they take what other functions of the package have made or checked.
-INNER = {"algorithms", "arithmetic", "certificate", "portable", "repair", "residues", "tiles"}
+INNER = {
+    "algorithms",
+    "arithmetic",
+    "certificate",
+    "portable",
+    "repair",
+    "residues",
+    "tiles",
+    "wide",
+}
 #: What makes operations and prices them: for those who extend the package.
-INNER |= {"primitive", "work", "alu"}
+INNER |= {"primitive", "work", "alu", "chip_sums"}
 
 N_CHIPS = 2
 
@@ -78,6 +87,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "c2c.all_gather": {"dim": 0},
     "c2c.all_to_all": {"dim": 0},
     "c2c.reduce_scatter": {"dim": 0},
+    "c2c.tree_reduce_scatter": {"dim": 0},
     "formats.floating": {"exponent_bits": 4, "mantissa_bits": 3},
     "formats.integer": {"bits": 8},
     "mem.append": {"axis": 1, "positions": jnp.zeros(4, jnp.int32)},
@@ -86,11 +96,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mem.ring_view": {"axis": 1},
     "mem.pad_rows": {"n": 6},
     "mxm.matmul": {"x": jnp.ones((2, 4), jnp.int8), "w": jnp.ones((4, 3), jnp.int8)},
+    "mxm.wide_matmul": {
+        "x": jnp.ones((2, 4), jnp.float16),
+        "w": jnp.ones((4, 3), jnp.int8),
+    },
     "mxm.widened": {},
     "quantized.partition": {"spec": PartitionSpec("x")},
     "quantized.quantize": {"scheme": "mxfp4"},
     "rounding.to_signed": {"fmt": INT8},
     "scaled.fp8_product": {
+        "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
+        "w": quantize(jnp.ones((4, 3), jnp.float32), "fp8"),
+    },
+    "scaled.wide_fp8_product": {
         "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
         "w": quantize(jnp.ones((4, 3), jnp.float32), "fp8"),
     },

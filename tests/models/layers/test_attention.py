@@ -72,7 +72,7 @@ def test_decode_on_eight_chips_with_a_longer_cache_equals_prefill_on_one(
 def test_the_order_of_axes_moves_no_bit_of_a_column_split(grouped_prefill: np.ndarray) -> None:
     block = split_block(TINY_LLAMA, Split.COLUMN, 64, order=("tensor", "data", "replica"))
     names = [name for name, _ in block.mesh.axes]
-    assert names == ["context", "tensor", "query", "data", "replica"]
+    assert names == ["replica", "context", "tensor", "query", "data"]
     np.testing.assert_array_equal(decode(block, TINY_LLAMA, "virtual"), grouped_prefill)
 
 

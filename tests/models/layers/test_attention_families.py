@@ -279,5 +279,5 @@ def test_a_sequence_does_not_depend_on_the_batch(cfg: ModelConfig, kind: Kind) -
 
 
 def test_an_order_without_context_has_it_outside_tensor() -> None:
-    shard = AttentionShard(tensor=2, context=2, order=("tensor", "replica", "data"))
-    assert shard.order == ("context", "tensor", "replica", "data")
+    shard = AttentionShard(tensor=2, context=2, replica=2, order=("tensor", "replica", "data"))
+    assert shard.order == ("data", "context", "tensor", "replica")

@@ -72,6 +72,8 @@ STEPS = {"prefill": None, "decode": 1}
 DECODED = ("one chip", "columns", "positions")
 #: Most of what families and plans have in one case; the rest is slow.
 QUICK = {("gpt_oss", "positions", "prefill")}
+#: Of these, every plan decodes among the slow tests; of other families one chip does.
+DECODING = ("llama", "gpt_oss", "deepseek_v3")
 
 
 def cases() -> list[object]:
@@ -86,9 +88,17 @@ def cases() -> list[object]:
         for plan in plans:
             for phase in STEPS:
                 if phase == "prefill" or plan in DECODED:
-                    marks = () if (name, plan, phase) in QUICK else pytest.mark.slow
-                    chosen.append(pytest.param(name, plan, phase, marks=marks))
+                    chosen.append(
+                        pytest.param(name, plan, phase, marks=marks_of(name, plan, phase))
+                    )
     return chosen
+
+
+def marks_of(name: str, plan: str, phase: str) -> object:
+    if (name, plan, phase) in QUICK:
+        return ()
+    is_long = phase == "decode" and plan != "one chip" and name not in DECODING
+    return pytest.mark.long if is_long else pytest.mark.slow
 
 
 def logits(weights: WeightSource, name: str, plan: str, phase: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from lpu_jax.datapath.axis import PIPELINED, steps_of
 from lpu_jax.errors import CostError, UnknownNameError
 from lpu_jax.machine.built_topologies import GroqTopology, LpxTopology
 from lpu_jax.machine.lpu_chips import GROQ3_LPU, GROQCHIP1
-from lpu_jax.machine.spans import stack_spans
+from lpu_jax.machine.spans import Span
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import constants_of
 
@@ -344,7 +344,8 @@ def test_twice_the_clock_and_rates_and_half_the_latencies_halve_the_time(
 def test_legality_and_one_chip_for_many_plans_at_once(kind, algorithm):
     topology = LpxTopology(n_chips=768)
     lengths = (1, 2, 5, 13, 32, 48, 40, 250, 600)
-    spans = stack_spans([topology.span([0], n) for n in lengths])
+    alone = [vars(topology.span([0], n)) for n in lengths]
+    spans = Span(**{name: np.array([one[name] for one in alone]) for name in alone[0]})
     result = schedule(topology, CLOCK_HZ, kind, algorithm, spans)
     fills = np.isin(lengths, (1, 32, 48))
     legal = {"flat3": np.full(9, True), "hier4": fills, "hier5": fills, "two_step": fills}

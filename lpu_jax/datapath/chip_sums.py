@@ -1,0 +1,134 @@
+"""The orders in which chips add, as functions of what all of them hold: the sums of `c2c`.
+
+Chip by chip within each level, round a ring, by a binary tree, or without any rounding. Not
+modelled: which chip adds what; a link schedule says what travels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from ..numerics import elementary, rounding, wide
+from .axis import steps_of
+
+#: How partial sums of chips are added. `chips`: in fp32 by ascending number within each level, or
+#: in the order that the algorithm has of its own; `tree`: in fp32, neighbours first; `whole`:
+#: whole numbers; `wide`: wide numbers.
+Sums = Literal["chips", "tree", "whole", "wide"]
+
+
+def total(parts: Array, *, sums: Sums, tiers: tuple[int, ...], algorithm: str) -> Array:
+    """Add what all chips hold, `[n, ...]`, for every chip."""
+    if parts.shape[0] == 1:
+        return parts[0]
+    match sums:
+        case "tree":
+            return elementary.sum_tree(parts)
+        case "whole":
+            added: Array = parts.sum(0, dtype=parts.dtype)
+            return added
+        case "wide":
+            return wide.sum_leading(parts)
+    own_order = OWN_ORDERS.get(steps_of(algorithm))
+    return _tiered_sum(parts, tiers) if own_order is None else own_order.whole(parts)
+
+
+def share_totals(
+    parts: Array, *, sums: Sums, tiers: tuple[int, ...], algorithm: str, dim: int
+) -> Array:
+    """Add what all chips hold: share i of `dim` (negative) for chip i, `[n, ..., c, ...]`."""
+    own_order = OWN_ORDERS.get(steps_of(algorithm))
+    n_chips = parts.shape[0]
+    if own_order is not None and sums == "chips" and n_chips > 1:
+        return own_order.shares(parts, dim)
+    return cut(total(parts, sums=sums, tiers=tiers, algorithm=algorithm), n_chips, dim)
+
+
+def _round_to_wire(x: Array, dtype: Any) -> Array:
+    return rounding.to_fp16(x) if dtype == jnp.float16 else x.astype(dtype)
+
+
+def _ordered_sum(parts: Array, dtype: Any, axis: int = 0) -> Array:
+    """Add parts in ascending order in fp32."""
+    parts = jnp.moveaxis(parts, axis, 0).astype(jnp.float32)
+    return _round_to_wire(elementary.sum_chips(parts), dtype)
+
+
+def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
+    n_chips, dtype = parts.shape[0], parts.dtype
+    if n_chips == 1:
+        return parts[0]
+    if not tiers or n_chips <= tiers[0]:
+        return _ordered_sum(parts, dtype)
+    # All whole runs in one scan: a scan for each run would take long to compile.
+    n_whole = n_chips // tiers[0]
+    whole = parts[: n_whole * tiers[0]].reshape(n_whole, tiers[0], *parts.shape[1:])
+    runs = _ordered_sum(whole, dtype, axis=1)
+    if n_chips % tiers[0]:
+        rest = _tiered_sum(parts[n_whole * tiers[0] :], ())
+        runs = jnp.concatenate([runs, rest[None]])
+    return _tiered_sum(runs, tuple(level // tiers[0] for level in tiers[1:]))
+
+
+def _ring_sums(parts: Array, dim: int) -> Array:
+    """Sum share i of `dim` (negative) from chip i + 1 all the way round: `[n, ..., c, ...]`."""
+    n_chips, dtype = parts.shape[0], parts.dtype
+    shares = cut(parts, n_chips, dim)  # [share, chip, ...]
+    share, hop_number = np.meshgrid(np.arange(n_chips), np.arange(n_chips))
+    hops = shares[share, (share + 1 + hop_number) % n_chips]  # [hop, share, ...]
+
+    def hop(total: Array, own: Array) -> tuple[Array, None]:
+        return _ordered_sum(jnp.stack([total, own]), dtype), None
+
+    total: Array = lax.scan(hop, hops[0], hops[1:])[0]
+    return total
+
+
+def _ring_sum(parts: Array) -> Array:
+    """Sum as a ring does: the last dimension is cut into one share per chip.
+
+    Share i starts at chip i + 1 and travels round to chip i; each chip on the way adds its own in
+    fp32 and rounds to the operand's type. The last shares may be shorter.
+    """
+    if parts.ndim == 1:
+        return _ring_sum(parts[:, None])[0]
+    length = parts.shape[-1]
+    padding = [(0, 0)] * (parts.ndim - 1) + [(0, -length % parts.shape[0])]
+    return laid_out(_ring_sums(jnp.pad(parts, padding), -1), -1)[..., :length]
+
+
+@dataclass(frozen=True)
+class SumOrder:
+    """An order of summation among the chips of a node, as functions of what all chips hold.
+
+    `whole` sums `[n, ...]`; `shares` sums share i of a dimension for chip i, `[n, ..., c, ...]`.
+    """
+
+    whole: Callable[[Array], Array]
+    shares: Callable[[Array, int], Array]
+
+
+#: By algorithm: those that do not add chip by chip within each level, as all others do.
+OWN_ORDERS: Mapping[str, SumOrder] = MappingProxyType(
+    {"ring": SumOrder(whole=_ring_sum, shares=_ring_sums)}
+)
+
+
+def cut(x: Array, n_shares: int, dim: int) -> Array:
+    """Cut `dim` (negative) into shares, put in front: `[..., n c, ...] -> [n, ..., c, ...]`."""
+    at = x.ndim + dim
+    x = x.reshape(*x.shape[:at], n_shares, -1, *x.shape[at + 1 :])
+    return jnp.moveaxis(x, at, 0)
+
+
+def laid_out(parts: Array, dim: int) -> Array:
+    """Undo `cut`: `[n, ..., c, ...] -> [..., n c, ...]`."""
+    at = parts.ndim - 1 + dim
+    x = jnp.moveaxis(parts, 0, at)
+    return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
