@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from models.layers.linear import Split
 
     from .detail.explain import explain
-    from .plan import AttentionShard, MlpShard, MoeShard, Plan
+    from .partition import mesh_axes, partition_specs
+    from .plan import AttentionShard, MlpShard, MoeShard, Plan, Pool
     from .plan_file import read_plan
     from .rank.compare import compare
     from .rank.curve import curve
     from .rank.sensitivity import sensitivity
+    from .rank.sweep import sweep
+    from .rank.sweep_result import SweepInterrupted
     from .request import Request, decode_request
     from .run.forward import forward
     from .run.generate import generate
@@ -36,9 +39,11 @@ __all__ = [
     "MlpShard",
     "MoeShard",
     "Plan",
+    "Pool",
     "Request",
     "Scenario",
     "Split",
+    "SweepInterrupted",
     "check",
     "check_whole",
     "compare",
@@ -47,8 +52,11 @@ __all__ = [
     "explain",
     "forward",
     "generate",
+    "mesh_axes",
+    "partition_specs",
     "read_plan",
     "sensitivity",
+    "sweep",
 ]
 
 __getattr__, __dir__ = exports(
@@ -58,10 +66,12 @@ __getattr__, __dir__ = exports(
         "Dispatch": "plan",
         "MlpShard": "plan",
         "MoeShard": "plan",
+        "Pool": "plan",
         "Plan": "plan",
         "Request": "request",
         "Scenario": "scenario",
         "Split": "plan",
+        "SweepInterrupted": "rank.sweep_result",
         "check": "verify.chosen_layers",
         "check_whole": "verify.whole_model",
         "compare": "rank.compare",
@@ -70,7 +80,10 @@ __getattr__, __dir__ = exports(
         "explain": "detail.explain",
         "forward": "run.forward",
         "generate": "run.generate",
+        "mesh_axes": "partition",
+        "partition_specs": "partition",
         "read_plan": "plan_file",
         "sensitivity": "rank.sensitivity",
+        "sweep": "rank.sweep",
     },
 )

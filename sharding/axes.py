@@ -22,10 +22,12 @@ from models.blocks import BLOCK_KINDS, Kind, Leaf, Sizes, is_leaf
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.params import block_params
+from models.leaves import axis_lengths as axis_lengths
+from models.leaves import granules as granules
+from models.leaves import leaves
 from models.policy import Policy
 
-from .plan import AXES, GROUP_AXES, PARTS, Plan, PlanAxis, Shard
+from .plan import AXES, PARTS, Plan, PlanAxis, Shard, VocabShard
 from .request import Request
 
 
@@ -37,9 +39,7 @@ def _ordered(part: str, order: tuple[str, ...]) -> tuple[PlanAxis, ...]:
 
 def _axes_of_kind(kind: Kind) -> tuple[PlanAxis, ...]:
     """Axes over which a kind of block lies on its group, in the default order, outermost first."""
-    part = PARTS.get(BLOCK_KINDS[kind].part)
-    if part is None:
-        return GROUP_AXES
+    part = PARTS[BLOCK_KINDS[kind].part]
     axes = _ordered(part.part, part.order)
     return tuple(one for axis in axes for one in (axis, axis.inner) if one is not None)
 
@@ -76,9 +76,12 @@ def allocated_positions(plan: Plan, n_positions: int = 1) -> int:
     return max(-(-n_positions // POSITIONS_STEP), plan.attention.context) * POSITIONS_STEP
 
 
-def shard_of(plan: Plan, kind: Kind) -> Shard | None:
-    """The part of a plan that splits a kind of block; None for blocks over the whole group."""
-    shard: Shard | None = getattr(plan, BLOCK_KINDS[kind].part, None)
+def shard_of(plan: Plan, kind: Kind) -> Shard:
+    """The part of a plan that splits a kind of block, which the plan's model has."""
+    shard: Shard | None = getattr(plan, BLOCK_KINDS[kind].part)
+    if shard is None:
+        assert BLOCK_KINDS[kind].part == VocabShard.part
+        return VocabShard(tensor=plan.group_chips)
     return shard
 
 
@@ -88,9 +91,8 @@ def dispatch_of(plan: Plan, kind: Kind) -> Dispatch:
 
 
 def split_of(plan: Plan, kind: Kind) -> Split:
-    """How a kind of block splits its output projection; by rows where it has none."""
-    shard = shard_of(plan, kind)
-    return Split.ROW if shard is None else shard.split
+    """How a kind of block splits its output projection; by columns where it has none."""
+    return shard_of(plan, kind).split
 
 
 def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
@@ -99,14 +101,26 @@ def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
     An inner axis lies just inside its own: `query` inside `tensor`.
     """
     shard = shard_of(plan, kind)
-    if shard is None:
-        return {axis.name: plan.group_chips for axis in GROUP_AXES}
     ways: dict[str, int] = {}
     for axis in _ordered(shard.part, shard.order):
         ways[axis.name] = getattr(shard, axis.name)
         if axis.inner is not None:
             ways[axis.name], ways[axis.inner.name] = split_heads(cfg, ways[axis.name])
     return ways
+
+
+def strides(ways_by_axis: Mapping[str, Any]) -> dict[str, Any]:
+    """Chips from one chip of each mesh axis to the next.
+
+    Args:
+        ways_by_axis: chips along each axis, outermost first: numbers, or arrays of them.
+    """
+    found: dict[str, Any] = {}
+    inside: Any = 1
+    for axis in reversed(list(ways_by_axis)):
+        found[axis] = inside
+        inside = inside * ways_by_axis[axis]
+    return found
 
 
 def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
@@ -116,33 +130,13 @@ def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
     return tensor, 1
 
 
-def axis_lengths(cfg: ModelConfig, kind: Kind) -> dict[str, int]:
-    """Whole lengths of the logical axes of a kind of block."""
-    lengths: dict[str, int] = {}
-    for spec in block_params(cfg, kind).values():
-        for axis, length in zip(spec.axes, spec.shape, strict=True):
-            if axis is not None:
-                lengths[axis] = length
-    return lengths
-
-
-def granules(cfg: ModelConfig, kind: Kind, policy: Policy) -> dict[str, int]:
-    """Smallest pieces of the logical axes: rows that share a scale stay on one chip."""
-    pieces: dict[str, int] = {}
-    for spec in block_params(cfg, kind).values():
-        scheme = policy.scheme(spec)
-        last_row = spec.axes[spec.batch + spec.rows - 1] if spec.rows else None
-        if scheme is not None and scheme.row_granule > 1 and last_row is not None:
-            pieces[last_row] = scheme.row_granule
-    return pieces
-
-
 def sizes(
     cfg: ModelConfig,
     kind: Kind,
     policy: Policy,
     ways_by_axis: Mapping[str, Any],
     request: Request,
+    split: Split = Split.ROW,
 ) -> Sizes:
     """Lengths on one chip: shares are rounded up to whole pieces, as on the fullest chip.
 
@@ -152,6 +146,7 @@ def sizes(
         policy: formats of the weights.
         ways_by_axis: chips along each mesh axis: numbers, or arrays with one entry per plan.
         request: batch, tokens and context.
+        split: of the output projection; a tree takes whole leaves.
     """
     ways = logical_ways(kind, ways_by_axis)
     pieces = granules(cfg, kind, policy)
@@ -160,6 +155,8 @@ def sizes(
         for axis, length in axis_lengths(cfg, kind).items()
         if axis in ways
     }
+    cut = leaves(cfg, kind, policy) if split is Split.TREE else {}
+    local |= {axis: leaf.of_chip(ways[axis]) for axis, leaf in cut.items() if axis in ways}
     local |= {"batch": request.batch, "tokens": request.tokens, "context": request.context}
     splits_context = bool(np.max(ways.get("kv_length", 1)) > 1)
     if BLOCK_KINDS[kind].has_cache:
@@ -171,7 +168,12 @@ def sizes(
     if kind == "sliding" and isinstance(cfg.attention, GqaConfig):
         assert cfg.attention.window is not None
         local["window"] = ring_length(cfg.attention.window, request.longest_step, request.context)
-    return Sizes(local=local, ways=ways, splits_context=splits_context)
+    return Sizes(
+        local=local,
+        ways=ways,
+        splits_context=splits_context,
+        steps={axis: leaf.length for axis, leaf in cut.items()},
+    )
 
 
 def logical_ways(kind: Kind, ways_by_axis: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 Not decided here: what is in them.
 """
 
+import errno
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,13 +60,42 @@ def read_text(path: Path, what: str) -> str:
     return text
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a path that cannot be written to, before the work that is to be written there.
+
+    Raises:
+        LpuError: a folder, or inside none, a name that is too long, or a place without permission.
+    """
+    try:
+        problem = _refusal(path)
+    except OSError as error:
+        problem = error.errno or errno.EIO
+    if problem:
+        raise LpuError(f"{path} cannot be written: {os.strerror(problem)}.")
+
+
+def _refusal(path: Path) -> int:
+    """The number of the error with which a file at this path would be refused, or 0."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        path.parent.stat()
+        mode = stat.S_IFREG  # what it will be
+    if stat.S_ISDIR(mode):
+        return errno.EISDIR
+    # A regular file is replaced by its neighbour; anything else is written to.
+    changed = path.parent if stat.S_ISREG(mode) else path
+    return 0 if os.access(changed, os.W_OK) else errno.EACCES
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a whole file or none of it; text is written as UTF-8.
 
     Raises:
         LpuError: it cannot be written.
     """
-    beside = f".{path.name[:_KEPT_CHARACTERS]}.{os.getpid()}.tmp"
+    # Processes of several machines may share a folder, and have one number.
+    beside = f".{path.name[:_KEPT_CHARACTERS]}.{secrets.token_hex(8)}.tmp"
     replaces, target = False, path
     try:
         # A device or a pipe is written to, not replaced; a directory is refused by `open`.
@@ -81,3 +113,5 @@ def write_file(path: Path, content: str | bytes) -> None:
             with suppress(OSError):  # it was never made
                 target.unlink()
         raise LpuError(f"{path} cannot be written: {error.strerror}.") from None
+    except ValueError as error:  # no name of a file, such as one with a null character
+        raise LpuError(f"{str(path)!r} cannot be written: {error}.") from None

@@ -4,10 +4,8 @@ Legality is about shapes only: whether a legal plan fits is `placement`'s questi
 `evaluate`'s.
 """
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError
@@ -15,9 +13,10 @@ from models.blocks import BLOCK_KINDS, block_chain, block_kinds
 from models.config import GqaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
+from models.policy import Policy
 
-from .axes import axis_lengths, granules
-from .plan import AttentionShard, MlpShard, MoeShard, Plan, PlanAxis, Shard
+from .axes import axis_lengths, granules, shard_of
+from .plan import MoeShard, Plan, PlanAxis, Shard
 from .scenario import Scenario
 
 
@@ -36,21 +35,25 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
         PlanError: which part, what was given and what is allowed.
     """
     cfg, system = scenario.model, scenario.system
-    n_blocks = len(block_chain(cfg))
-    if plan.stages > n_blocks:
-        raise PlanError(f"{plan.stages} stages were asked for; {cfg.name} has {n_blocks} blocks.")
+    served = [plan.pool_of(BLOCK_KINDS[block.kind].part) for block in block_chain(cfg)]
+    for number, pool in enumerate(plan.pools):
+        if pool.stages > served.count(number):
+            whose = cfg.name if plan.ffn is None else f"pool {number + 1} of {cfg.name}"
+            raise PlanError(
+                f"{pool.stages} stages were asked for; {whose} has {served.count(number)} blocks."
+            )
     if plan.n_chips > system.n_chips:
+        asked = " + ".join(
+            f"stages {pool.stages} x group {pool.group_chips}" for pool in plan.pools
+        )
         raise PlanError(
-            f"stages {plan.stages} x group {plan.group_chips} = {plan.n_chips} chips were asked "
-            f"for; {system.name} has {system.n_chips}."
+            f"{asked} = {plan.n_chips} chips were asked for; {system.name} has {system.n_chips}."
         )
     if plan.moe is not None and cfg.moe is None:
         raise PlanError(f"{cfg.name} has no MoE blocks; the plan must not have a part 'moe'.")
     check_parts(plan, cfg)
-    for reason in (
-        columns_reason("vocabulary", "tensor", plan.group_chips, cfg.vocab_size, 1),
-        *(why for shard in plan.parts.values() for why in reasons(shard, scenario)),
-    ):
+    shards = dict.fromkeys(shard_of(plan, kind) for kind in block_kinds(cfg))
+    for reason in (why for shard in shards for why in reasons(shard, scenario)):
         if reason is not None:
             raise PlanError(reason.sentence)
 
@@ -64,12 +67,13 @@ def check_parts(plan: Plan, cfg: ModelConfig) -> None:
     if plan.moe is None and cfg.moe is not None:
         raise PlanError(f"{cfg.name} has MoE blocks; the plan must have a part 'moe'.")
     for name, shard in plan.parts.items():
-        if shard.n_chips != plan.group_chips:
+        group_chips = plan.pools[plan.pool_of(name)].group_chips
+        if shard.n_chips != group_chips:
             ways = shard.degrees
             parts = " x ".join(f"{axis} {ways[axis]}" for axis in ways if axis in shard.named_axes)
             raise PlanError(
                 f"{name}: {parts} = {shard.n_chips} chips, but a group has "
-                f"{plan.group_chips}; off by {abs(shard.n_chips - plan.group_chips)}."
+                f"{group_chips}; off by {abs(shard.n_chips - group_chips)}."
             )
 
 
@@ -77,6 +81,10 @@ def reasons(shard: Shard, scenario: Scenario) -> Iterator[Reason | None]:
     """Why a part of a plan is illegal; None for each rule it obeys."""
     for axis in shard.axes:
         yield axis_reason(shard.part, axis, getattr(shard, axis.name), scenario)
+        if shard.split is Split.TREE:
+            yield tree_reason(shard.part, axis, getattr(shard, axis.name))
+    if shard.split is Split.WIDE:
+        yield wide_reason(shard.part, scenario.policy)
     if isinstance(shard, MoeShard):
         yield from _moe_reasons(shard, scenario)
 
@@ -107,6 +115,42 @@ def axis_reason(
             piece = granules(cfg, kind, scenario.policy).get(axis.splits[0], 1)
             return columns_reason(part, axis.name, ways, length, piece)
     return None
+
+
+def most_ways(part: str, axis: PlanAxis, scenario: Scenario) -> int:
+    """Return the largest degree that an axis of a part of a plan can have, or a larger number."""
+    cfg, request = scenario.model, scenario.request
+    match part, axis.name:
+        case "attention", "tensor":
+            return cfg.attention.n_heads
+        case "attention", "data":
+            return request.batch
+        case "attention", "context":
+            return most_context(request.context)
+    kinds = [kind for kind in block_kinds(cfg) if BLOCK_KINDS[kind].part == part]
+    return max(axis_lengths(cfg, kind)[axis.splits[0]] for kind in kinds)
+
+
+def tree_reason(part: str, axis: PlanAxis, ways: int) -> Reason | None:
+    """Why sums over an axis are not those of a binary tree; None if they are, or none are made."""
+    if not axis.sums or not ways & ways - 1:
+        return None
+    return Reason(
+        "tree: no power of two",
+        f"{part}: split tree needs a power of two of chips along {axis.name}, which has {ways}.",
+    )
+
+
+def wide_reason(part: str, policy: Policy) -> Reason | None:
+    """Why sums of a part cannot be added in wide numbers; None if they can."""
+    scheme = policy.weights.get("expert")
+    if part != "moe" or scheme is None or not scheme.is_two_level:
+        return None
+    return Reason(
+        "moe: wide sums of experts with a scale of a matrix",
+        f"moe: split wide adds experts before they are scaled; weights format {scheme.name} "
+        "has a scale of each whole matrix, so another split is needed.",
+    )
 
 
 def attention_reason(cfg: ModelConfig, tensor: int) -> Reason | None:
@@ -180,11 +224,22 @@ def _experts_reason(cfg: ModelConfig, expert: int) -> Reason | None:
 
 def _moe_reasons(shard: MoeShard, scenario: Scenario) -> Iterator[Reason | None]:
     """Why a MoE block cannot exchange rows, or have such slots."""
-    if shard.dispatch is Dispatch.ALL_TO_ALL and shard.split is Split.COLUMN:
+    if shard.dispatch is Dispatch.ALL_TO_ALL and shard.split is not Split.ROW:
+        why = {
+            Split.COLUMN: "a column split gathers the results of all experts on all chips",
+            Split.TREE: "rows that travel are added by their owners, in no tree",
+            Split.WIDE: "rows that travel come back rounded",
+        }
         yield Reason(
-            "moe: all-to-all dispatch with a column split",
-            "moe: dispatch all_to_all needs split row; a column split gathers the results of all "
-            "experts on all chips.",
+            f"moe: all-to-all dispatch with a {shard.split} split",
+            f"moe: dispatch all_to_all needs split row; {why[shard.split]}.",
+        )
+    expert, tensor = shard.order.index("expert"), shard.order.index("tensor")
+    if shard.split is Split.TREE and expert > tensor and min(shard.expert, shard.tensor) > 1:
+        yield Reason(
+            "moe: tree with tensor outside expert",
+            f"moe: split tree needs expert outside tensor, but the order of axes is "
+            f"{', '.join(shard.order)}.",
         )
     rows = scenario.request.batch * scenario.request.tokens
     if shard.capacity is not None and shard.capacity > rows:
@@ -197,154 +252,3 @@ def _moe_reasons(shard: MoeShard, scenario: Scenario) -> Iterator[Reason | None]
             "moe: slots on GPUs",
             "moe: slots or a capacity were given; GPUs have none, they work on the rows that come.",
         )
-
-
-def divisors(number: int) -> list[int]:
-    """Divisors, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]
-
-
-@dataclass
-class Search:
-    """Legal plans of a model on a machine, and how many ways were refused for which reason."""
-
-    scenario: Scenario
-    most_stages: int | None = None  #: None: as many as the model has blocks
-    most_group_chips: int | None = None  #: None: as many as the machine has
-    refused: Counter[str] = field(default_factory=Counter)
-
-    def groups(self) -> list[tuple[int, int]]:
-        """Stages and chips of a group: per number of stages, all chips, whole nodes, or 2^n.
-
-        Where there is memory to spare also every smaller power of two.
-        """
-        n_blocks = len(block_chain(self.scenario.model))
-        node = self.scenario.system.topology.node_chips
-        found = set()
-        most_stages = n_blocks if self.most_stages is None else self.most_stages
-        n_chips = self.scenario.system.n_chips
-        most_chips = n_chips if self.most_group_chips is None else self.most_group_chips
-        for stages in range(1, min(most_stages, n_blocks, n_chips) + 1):
-            # More chips than columns of the output matrix cannot form a group.
-            most = min(n_chips // stages, self.scenario.model.vocab_size, most_chips)
-            found |= {
-                (stages, chips)
-                for chips in (most, most // node * node, 1 << (most.bit_length() - 1))
-            }
-            if self.scenario.system.chip.has_memory_to_spare:  # fewer chips may be faster
-                found |= {(stages, 1 << power) for power in range(most.bit_length())}
-        return sorted((stages, chips) for stages, chips in found if chips >= 1)
-
-    def plans(self) -> Iterator[Plan]:
-        """All legal plans with one split rule for attention and dense MLPs, and one for experts.
-
-        Raises:
-            PlanError: there is none.
-        """
-        found = False
-        for plan in self._legal():
-            found = True
-            yield plan
-        if not found:
-            reasons = "; ".join(self.refused)
-            raise PlanError(
-                f"{self.scenario.system.name} has no legal plan for {self.scenario.model.name} "
-                f"({reasons}); give --plan or another system."
-            )
-
-    def _legal(self) -> Iterator[Plan]:
-        for stages, chips in self.groups():
-            attention = {split: self._attention(chips, split) for split in Split}
-            mlp = {split: self._mlp(chips, split) for split in Split}
-            moe = {split: self._moe(chips, split) for split in Split}
-            found = dict.fromkeys(  # what is not split is the same for both splits
-                shards
-                for split, moe_split in product(Split, Split)
-                for shards in product(attention[split], mlp[split], moe[moe_split])
-            )
-            for shards in found:
-                yield Plan(
-                    stages=stages,
-                    group_chips=chips,
-                    attention=shards[0],
-                    mlp=shards[1],
-                    moe=shards[2],
-                )
-
-    def within_reach(self) -> "Search":
-        """Return this search or, if it finds nothing, one over groups that the model can fill.
-
-        A model that is too small to be split over the groups of a machine leaves most chips idle:
-        groups then have as many chips as possible, a power of two.
-        """
-        search = replace(self, refused=Counter())
-        while next(replace(search, refused=Counter())._legal(), None) is None:
-            most = search.most_group_chips or self.scenario.system.n_chips
-            assert most > 1  # one chip need not split anything
-            search = replace(search, most_group_chips=1 << ((most - 1).bit_length() - 1))
-        return search
-
-    def _keep(self, reason: Reason | None) -> bool:
-        if reason is not None:
-            self.refused[reason.rule] += 1
-        return reason is None
-
-    def _is_kept(self, shard: Shard) -> bool:
-        return all(map(self._keep, reasons(shard, self.scenario)))
-
-    def _attention(self, chips: int, split: Split) -> list[AttentionShard]:
-        found = []
-        for tensor in divisors(chips):
-            if not self._keep(attention_reason(self.scenario.model, tensor)):
-                continue
-            # Sequences are split as far as the batch allows: a replica would hold its weights and
-            # cache again.
-            data = max(d for d in divisors(chips // tensor) if self.scenario.request.batch % d == 0)
-            left = chips // tensor // data
-            # What is left holds copies, or shares out the positions as far as they go.
-            most = max(
-                n for n in divisors(left) if n <= most_context(self.scenario.request.context)
-            )
-            for context in sorted({1, most}):
-                shard = AttentionShard(
-                    tensor=tensor,
-                    data=data,
-                    context=context,
-                    replica=left // context,
-                    split=split,
-                )
-                found.append(shard)
-        return found
-
-    def _mlp(self, chips: int, split: Split) -> list[MlpShard]:
-        if self.scenario.model.n_moe_layers == self.scenario.model.n_layers:
-            return [MlpShard(replica=chips, split=split)]
-        for tensor in reversed(divisors(chips)):
-            shard = MlpShard(tensor=tensor, replica=chips // tensor, split=split)
-            if self._is_kept(shard):
-                return [shard]
-        raise AssertionError("one way always exists")
-
-    def _moe(self, chips: int, split: Split) -> list[MoeShard | None]:
-        if self.scenario.model.moe is None:
-            return [None]
-        found: list[MoeShard | None] = []
-        rows = self.scenario.request.batch * self.scenario.request.tokens
-        for expert in divisors(chips):
-            shard = MoeShard(expert=expert, tensor=chips // expert, split=split)
-            if not self._is_kept(shard):
-                continue
-            found.append(shard)
-            # Rows travel where there is one for every chip; partial sums come back to them.
-            if split is Split.ROW and 1 < expert <= rows:
-                found.append(replace(shard, dispatch=Dispatch.ALL_TO_ALL))
-        return found
-
-
-def one_stage_plans(scenario: Scenario) -> list[Plan]:
-    """All legal plans of one stage on as many chips as possible, heads split as far as possible."""
-    found = list(Search(scenario, most_stages=1).within_reach().plans())
-    n_chips = max((plan.group_chips for plan in found), default=1)
-    plans = [plan for plan in found if plan.group_chips == n_chips]
-    most = max((plan.attention.tensor for plan in plans), default=1)
-    return [plan for plan in plans if plan.attention.tensor == most]

@@ -41,8 +41,8 @@ def picture_format(path: str | Path) -> str:
     return found
 
 
-def drawn(figure: "Figure", picture: str) -> bytes:
-    """Draw a figure in one of `FORMATS`."""
+def drawn(figure: "Figure", picture: str, dots_per_inch: int = _DOTS_PER_INCH) -> bytes:
+    """Draw a figure in one of `FORMATS`; a PNG has so many dots per inch."""
     file = io.BytesIO()
-    figure.savefig(file, format=picture, dpi=_DOTS_PER_INCH, metadata=_LEFT_OUT[picture])
+    figure.savefig(file, format=picture, dpi=dots_per_inch, metadata=_LEFT_OUT[picture])
     return file.getvalue()

@@ -1,12 +1,13 @@
 """A plan is a value: stages, chips in each, and how each kind of block splits them.
 
-Files of plans are read in `plan_file`. Whether a plan is legal for a model and a machine is
-`legal`'s question.
+Names of plans are written and read in `plan_name`, files in `plan_file`. Whether a plan is legal
+for a model and a machine is `legal`'s question.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
+from hashlib import sha256
 from math import prod
 from numbers import Integral
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from lpu_jax.errors import PlanError, unknown
 from lpu_jax.predicates import is_number
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
+
+from .plan_name import name_of, plan_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +108,24 @@ class Shard:
     part: ClassVar[str]  #: its name in a plan
     letter: ClassVar[str]  #: its name in a plan's name
     title: ClassVar[str]
-    order: tuple[str, ...]  #: mesh axes, outermost first
+    #: mesh axes, outermost first; the default, if only axes of one chip stand elsewhere
+    order: tuple[str, ...]
     split: Split  #: of the output projection
 
     def __post_init__(self) -> None:
         _take_degrees(self.part, self, *self.degrees)
         self._take_order()
         self._take_word("split", Split)
-        if self.output_ways == 1:
+        if not self.has_output or (self.output_ways == 1 and not self.split.rules_one_chip):
             # The chip holds all columns. Plans that differ only in the split of what is not split
             # are one plan, with one program, one time and the same bits.
             object.__setattr__(self, "split", Split.COLUMN)
 
     def _take_order(self) -> None:
-        """Refuse an order that is none of the axes; add those that it may leave out."""
+        """Refuse an order that is none of the axes; those of one chip may be left out."""
         default = type(self).order
+        if self.order == default:
+            return
         if not (
             isinstance(self.order, list | tuple)
             and all(isinstance(name, str) for name in self.order)
@@ -128,17 +134,23 @@ class Shard:
                 f"{self.part} order is {described(self.order)}; it must be a tuple of axes, such "
                 f"as {default}."
             )
-        object.__setattr__(self, "order", tuple(self.order))
+        order = list(self.order)
         for axis in self.axes:
-            if axis.name not in self.order and axis.outside in self.order:
-                at = self.order.index(axis.outside)
-                order = (*self.order[:at], axis.name, *self.order[at:])
-                object.__setattr__(self, "order", order)
-        if sorted(self.order) != sorted(default):
+            if axis.name not in order and axis.outside in order:
+                order.insert(order.index(axis.outside), axis.name)
+        busy = {name for name, degree in self.degrees.items() if degree > 1}
+        if len(set(order)) < len(order) or not busy <= set(order) <= set(default):
             raise PlanError(
-                f"{self.part} order is {', '.join(self.order) or 'empty'}; it must name each of "
-                f"{', '.join(default)} once, outermost first."
+                f"{self.part} order is {', '.join(order) or 'empty'}; it must name each of "
+                f"{', '.join(default)} once, outermost first; those of one chip may be left out."
             )
+        # Plans that differ only in where axes of one chip stand are one plan.
+        order = [name for name in order if name in busy]
+        if order == [name for name in default if name in busy]:
+            object.__setattr__(self, "order", default)
+        else:
+            idle = (name for name in default if name not in busy)
+            object.__setattr__(self, "order", (*idle, *order))
 
     def _take_word(self, name: str, words: type[StrEnum]) -> None:
         """Take a choice given as a plain word for the word of its enumeration."""
@@ -163,15 +175,14 @@ class Shard:
         return prod(self.degrees.values())
 
     @property
+    def has_output(self) -> bool:
+        """Whether it has an output projection."""
+        return any(axis.sums for axis in self.axes)
+
+    @property
     def output_ways(self) -> int:
         """Chips that share out the output projection: their results are added, or gathered."""
         return prod(getattr(self, axis.name) for axis in self.axes if axis.sums)
-
-    @property
-    def name(self) -> str:
-        """A short name: its letter, then degrees above one."""
-        ways = ((getattr(self, axis.name), axis.letter) for axis in self.axes)
-        return f"{self.letter}:" + ("·".join(f"{n}{letter}" for n, letter in ways if n > 1) or "1")
 
     @property
     def moving_axes(self) -> tuple[PlanAxis, ...]:
@@ -191,7 +202,7 @@ class AttentionShard(Shard):
     """How an attention block splits its group.
 
     Heads over `tensor`, positions of the cache over `context`, sequences over `data`, copies over
-    `replica`. Whatever `split` is given, one chip that holds all heads has all columns: `column`.
+    `replica`. One chip that holds all heads has all columns: `row` becomes `column`.
     Chips along the last axis of `order` are neighbours; an order without `context` has
     it just outside `tensor`. Sliding layers have short caches: `context` copies them.
     """
@@ -279,25 +290,25 @@ class MoeShard(Shard):
         if self.expert == 1:  # all experts are where the rows are
             object.__setattr__(self, "dispatch", Dispatch.REPLICATED)
 
-    @property
-    def slots_in_words(self) -> list[str]:
-        """What it says of slots, where that is not the default."""
-        words = []
-        if self.slots is not None:
-            words.append(f"slots {self.slots}")
-        elif self.slot_rule is not SlotRule.CAPACITY:
-            words.append(f"{self.slot_rule} slots")
-        if self.capacity is not None:
-            words.append(f"capacity {self.capacity}")
-        if self.overflow != type(self).overflow:
-            words.append(f"overflow {self.overflow:g}")
-        return words
+
+@dataclass(frozen=True, kw_only=True)
+class VocabShard(Shard):
+    """How embedding and head split their group: words over `tensor`, copies over `replica`."""
+
+    part, letter, title = "vocab", "v", "embedding and head"
+
+    tensor: int = _axis("t", "vocab", pieces="words")
+    replica: int = _axis("r")
+    split: Split = Split.COLUMN
+    order: tuple[str, ...] = ("replica", "tensor")
 
 
 #: The parts of a plan, in the order of its name.
 PARTS: Mapping[str, type[Shard]] = MappingProxyType(
-    {shard.part: shard for shard in (AttentionShard, MlpShard, MoeShard)}
+    {shard.part: shard for shard in (AttentionShard, MlpShard, MoeShard, VocabShard)}
 )
+#: Parts that a plan may leave out.
+OPTIONAL_PARTS = frozenset({"moe", "vocab"})
 #: The axes of each part, in the order of its name: the degrees of its class, each with its name.
 AXES: Mapping[str, tuple[PlanAxis, ...]] = MappingProxyType(
     {
@@ -317,7 +328,7 @@ def check_are_plans(caller: str, plans: Any) -> None:
     Raises:
         PlanError: says what was given.
     """
-    if not isinstance(plans, list | tuple):
+    if not isinstance(plans, Sequence) or isinstance(plans, str | bytes):
         raise PlanError(f"{caller}: plans is {described(plans)}; it must be a list of Plan.")
     if not plans:
         raise PlanError(f"{caller}: no plan was given; at least one is needed.")
@@ -346,17 +357,40 @@ def legend() -> str:
     return f"stages x chips of a stage, then ways of {parts} over {ways}"
 
 
-#: The vocabulary of embedding and head is split over the whole group.
-GROUP_AXES = (PlanAxis(name="tensor", letter="t", splits=("vocab",)),)
+#: Parts whose blocks may lie in a pool of their own.
+FFN_PARTS = ("mlp", "moe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Stages of so many chips each that serve some of the kinds of blocks."""
+
+    stages: int = 1
+    group_chips: int
+
+    def __post_init__(self) -> None:
+        _take_degrees("pool", self, "stages", "group_chips")
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of all its stages."""
+        return self.stages * self.group_chips
+
+
+#: Hexadecimal digits of a plan's digest.
+_DIGEST_DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Stages of `group_chips` chips each, and the split of every kind of block.
 
-    The embedding and the head split the vocabulary over the whole group. `collective` is the
-    algorithm of every collective, such as `direct` or `direct+pipelined`; `auto` takes the fastest
-    legal one.
+    Without a part `vocab` the embedding and the head split the vocabulary over the whole group.
+    `collective` is the algorithm of every collective, such as `direct` or `direct+pipelined`;
+    `auto` takes the fastest legal one, and is what a group of one chip has.
+
+    With `ffn`, dense MLPs and experts lie in a pool of their own: its stages hold no other blocks,
+    and a token crosses between the pools before and after each of them. Micro-batches alternate.
     """
 
     stages: int = 1
@@ -364,50 +398,82 @@ class Plan:
     attention: AttentionShard
     mlp: MlpShard
     moe: MoeShard | None = None
+    vocab: VocabShard | None = None
+    ffn: Pool | None = None
     collective: str = "auto"
 
     def __post_init__(self) -> None:
         _take_degrees("plan", self, "stages", "group_chips")
+        if self.ffn is not None and not isinstance(self.ffn, Pool):
+            raise PlanError(
+                f"plan ffn is {described(self.ffn)}; it must be of type Pool, such as "
+                "Pool(stages=2, group_chips=4)."
+            )
         for name, part in PARTS.items():
             given = getattr(self, name)
-            if not isinstance(given, part) and not (given is None and name == "moe"):
+            if not isinstance(given, part) and not (given is None and name in OPTIONAL_PARTS):
                 raise PlanError(
                     f"plan {name} is {described(given)}; it must be of type {part.__name__}, such "
                     f"as {part.__name__}(tensor=2)."
                 )
         check_algorithm(self.collective)
+        if self.vocab == VocabShard(tensor=self.group_chips):  # the whole group is the default
+            object.__setattr__(self, "vocab", None)
+        if all(pool.group_chips == 1 for pool in self.pools):  # there is nothing to join
+            object.__setattr__(self, "collective", type(self).collective)
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """Its pools: one that serves all blocks, or that of attention and then that of FFNs."""
+        first = Pool(stages=self.stages, group_chips=self.group_chips)
+        return (first,) if self.ffn is None else (first, self.ffn)
+
+    def pool_of(self, part: str) -> int:
+        """Return the number of the pool that serves a part."""
+        return int(self.ffn is not None and part in FFN_PARTS)
+
+    @property
+    def n_stages(self) -> int:
+        """Stages of all pools."""
+        return sum(pool.stages for pool in self.pools)
 
     @property
     def n_chips(self) -> int:
         """Chips of all stages."""
-        return self.stages * self.group_chips
+        return sum(pool.n_chips for pool in self.pools)
 
     @property
     def parts(self) -> dict[str, Shard]:
-        """Its parts by name; a plan for dense models has no `moe`."""
+        """The parts that it has, by name; a plan for dense models has no `moe`."""
         given = {name: getattr(self, name) for name in PARTS}
         return {name: part for name, part in given.items() if part is not None}
 
     @property
     def name(self) -> str:
-        """A short name: stages x chips, then degrees above one; `a` attention, `f` MLP, `m` MoE.
+        """What it is called: stages x chips, degrees above one of every part, then the rest.
 
-        Then the split of output projections, or one for each part if they differ; parts that no
-        chips split have none. Last the slots, the dispatch, the orders of axes and the collective
-        if they are not the default.
+        Equal plans have one name, different plans different names: `docs/notation.md`.
         """
-        parts = self.parts.values()
-        splits = [part.split for part in parts if part.output_ways > 1]
-        split = splits[:1] if len(set(splits)) == 1 else ["/".join(splits)] * bool(splits)
-        rest = self.moe.slots_in_words if self.moe else []
-        if self.moe and self.moe.dispatch is not Dispatch.REPLICATED:
-            rest.append(self.moe.dispatch)
-        for part in parts:
-            if part.order != type(part).order:
-                rest.append(">".join(axis for axis in part.order if axis in part.named_axes))
-        rest += [self.collective] if self.collective != "auto" else []
-        names = (part.name for part in parts)
-        return " ".join([f"{self.stages}x{self.group_chips}", *names, *split, *rest])
+        return name_of(self)
+
+    @classmethod
+    def parse(cls, name: str) -> "Plan":
+        """Return the plan of a name.
+
+        Raises:
+            PlanError: says which word of the name is not understood, and what is allowed.
+
+        Example:
+            >>> Plan.parse("8x64 a:16t.4r f:64t row").attention.replica
+            4
+        """
+        plan: Plan = plan_named(name, cls, PARTS, Pool)
+        return plan
+
+    @property
+    def digest(self) -> str:
+        """A short hash of its name: stable across processes, and versions with the same names."""
+        return sha256(self.name.encode()).hexdigest()[:_DIGEST_DIGITS]
 
     @property
     def with_ruled_slots(self) -> "Plan":

@@ -15,7 +15,8 @@ from lpu_jax.errors import PlanError, unknown
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
-from .plan import PARTS, Plan, SlotRule
+from .plan import OPTIONAL_PARTS, PARTS, Plan, Pool, SlotRule
+from .plan_name import begins_as_name
 
 
 def plan_from_dict(data: Any, where: str = "plan") -> Plan:
@@ -37,8 +38,10 @@ def plan_from_dict(data: Any, where: str = "plan") -> Plan:
             _whole_number(where, name, values.get(name))
     for name, part in PARTS.items():
         given = values.get(name)
-        if given is not None or name != "moe":
+        if given is not None or name not in OPTIONAL_PARTS:
             values[name] = _read_part(where, name, given, part)
+    if values.get("ffn") is not None:
+        values["ffn"] = _read_pool(where, values["ffn"])
     if not isinstance(values.get("collective", "auto"), str):
         raise PlanError(f"{where}: key 'collective' must be a name, got {values['collective']!r}.")
     return Plan(**values)
@@ -48,6 +51,16 @@ def plan_from_dict(data: Any, where: str = "plan") -> Plan:
 _WORDS: Mapping[str, type[StrEnum]] = MappingProxyType(
     {"split": Split, "dispatch": Dispatch, "slot_rule": SlotRule}
 )
+
+
+def _read_pool(where: str, given: Any) -> Pool:
+    if not isinstance(given, dict):
+        raise PlanError(f"{where}: key 'ffn' must be a table of stages and chips, got {given!r}.")
+    _known_keys(f"{where}, ffn", given, Pool)
+    for name in ("group_chips", "stages"):
+        if name in given or name == "group_chips":
+            _whole_number(where, f"ffn.{name}", given.get(name))
+    return Pool(**given)
 
 
 def _read_part(where: str, name: str, given: Any, part: Any) -> Any:
@@ -89,6 +102,17 @@ def _known_keys(where: str, data: dict[str, Any], owner: Any) -> None:
             raise unknown(f"key in {where}", key, known)
 
 
+def plan_of(text: str) -> Plan:
+    """Return the plan of a name, or of a file; what could be both is the file, if it exists.
+
+    Raises:
+        PlanError: as `Plan.parse`, or as `read_plan`.
+    """
+    if begins_as_name(text) and not os.path.exists(text):
+        return Plan.parse(text)
+    return read_plan(text)
+
+
 def read_plan(path: str | Path) -> Plan:
     """Read a plan from a TOML or JSON file.
 
@@ -99,7 +123,8 @@ def read_plan(path: str | Path) -> Plan:
     if not isinstance(path, str | Path):
         raise PlanError(f"read_plan: path is {described(path)}; it must be the path of a file.")
     path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113: of any name
+    # Not by methods of Path, which refuse some names.
+    if os.path.exists(path) and not os.path.isfile(path):
         raise PlanError(f"plan file {path} cannot be read: it is not a regular file.")
     try:
         text = path.read_text(encoding="utf-8")

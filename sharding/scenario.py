@@ -103,7 +103,7 @@ def scenario(
         LpuError: an unknown name, an impossible number, a histogram that does not fit the model,
             or a value of another type: one sentence.
     """
-    cfg = model if isinstance(model, ModelConfig) else named_model(_name("model", model))
+    cfg = model_of(model)
     machine = system_of(system)
     if not isinstance(request, Request):
         raise LpuError(
@@ -160,6 +160,15 @@ def _check_draft(draft: Draft, asked: Scenario) -> None:
     if asked.system.n_chips < 2:
         raise LpuError(f"{asked.system.name} has one chip; draft model {name} needs its own.")
     check_request(asked.draft_step.request, draft.model)
+
+
+def model_of(given: str | Path | ModelConfig) -> ModelConfig:
+    """Return a model, found if it is named.
+
+    Raises:
+        LpuError: an unknown name, a file that cannot be read, or something that is no model.
+    """
+    return given if isinstance(given, ModelConfig) else named_model(_name("model", given))
 
 
 def system_of(given: str | Path | System) -> System:

@@ -15,11 +15,11 @@ from lpu_jax.machine.system import System
 from models.policy import Policy, policy_named
 
 from ..plan import Plan
-from ..plan_file import read_plan
+from ..plan_file import plan_of
 from ..rank.choose import default_plans, fastest_plan
 from ..verify import one_chip_bits
 from .check_text import check_text
-from .common import NO, Json, Mla, PolicyNames, emit, watched
+from .common import A_PLAN, NO, Json, Mla, PolicyNames, emit, watched
 
 if TYPE_CHECKING:
     from models.weights.source import WeightSource
@@ -39,11 +39,11 @@ def check(
         ),
     ] = None,
     plan: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--plan",
-            help="Plan as TOML or JSON; repeat to compare. Default: three plans, and with "
-            "--layers the fastest that fits.",
+            help=f"{A_PLAN}; repeat to compare. Default: three plans, and with --layers the "
+            "fastest that fits.",
         ),
     ] = None,
     policy: PolicyNames = None,
@@ -113,7 +113,7 @@ def check(
             model,
             weights,
             system=system,
-            plans=[read_plan(path) for path in plan or ()],
+            plans=[plan_of(one) for one in plan or ()],
             policies=policies,
             fidelity=fidelity,
             n_tokens=tokens,
@@ -128,7 +128,7 @@ def check(
     formats = policy_named(policies[0], cfg)
     if fidelity is not None:
         formats = replace(formats, fidelity=fidelity)  # type: ignore[arg-type]  # checked there
-    plans = [read_plan(path) for path in plan or ()]
+    plans = [plan_of(one) for one in plan or ()]
     if layers is None:
         if token_ids is not None or resume is not None or routing != "forced":
             raise LpuError("--token-ids, --resume and --routing free need --layers.")

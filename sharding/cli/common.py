@@ -1,11 +1,17 @@
 """What all commands of `lpu` share: option types, exit codes, and how results leave it.
 
-Exit codes: 0 ok; 1 the answer is no; 2 bad input, with one sentence on standard error. Nothing is
-decided here or in the commands: they parse arguments, call the library and print.
+Exit codes: 0 ok; 1 the answer is no; 2 bad input, with one sentence on standard error; 130 stopped
+by Ctrl-C. Nothing is decided here or in the commands: they parse arguments, call the library and
+print.
 """
 
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,14 +31,17 @@ from models.config import LatentForm, ModelConfig
 from models.policy import POLICIES, RELEASED
 from models.zoo import model
 
-from ..files import read_text, write_file
-from ..plan_file import read_plan
+from ..files import check_writable, read_text, write_file
+from ..pictures import picture_format
+from ..plan_file import plan_of
 from ..rank.compare import compare
 from ..rank.comparison import Comparison
+from ..rank.sensitivity import Sensitivity
+from ..rank.sweep_result import Sweep
 from ..report import Watcher
 from ..request import Request
 
-NO, BAD_INPUT = 1, 2
+NO, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Result = TypeVar("Result")
 
 ModelName = Annotated[str, typer.Argument(help="Zoo name, or path of a config.json.")]
@@ -40,9 +49,9 @@ SystemName = Annotated[str, typer.Option("--system", help="System name, or path 
 Json = Annotated[
     str | None, typer.Option("--json", help="Write JSON to FILE; - for standard output alone.")
 ]
-PlanFile = Annotated[
-    Path | None,
-    typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest that fits."),
+A_PLAN = "Name of a plan, such as '1x8 a:2t.4r f:8t row', or a TOML or JSON file"
+PlanText = Annotated[
+    str | None, typer.Option("--plan", help=f"{A_PLAN}. Default: the fastest that fits.")
 ]
 _POLICY = typer.Option(
     "--policy",
@@ -110,37 +119,119 @@ def read_shares(path: Path | None) -> list[Any] | None:
 def compare_one(
     model: str,
     system: str,
-    plan: Path | None,
+    plan: str | None,
     request: Request,
     *,
     policy: str,
     mla: LatentForm | None,
     draft_model: str | None = None,
-    draft_plan: Path | None = None,
+    draft_plan: str | None = None,
     expert_shares: Path | None = None,
 ) -> Comparison:
-    """Compare a single plan: that of a file, or the fastest that fits (else the nearest)."""
+    """Compare a single plan: the one given, or the fastest that fits (else the nearest)."""
     return compare(
         model_in_form(model, mla),
         system,
         request,
         policy=policy,
         draft_model=draft_model,
-        draft_plan=None if draft_plan is None else read_plan(draft_plan),
-        plans=None if plan is None else [read_plan(plan)],
+        draft_plan=None if draft_plan is None else plan_of(draft_plan),
+        plans=None if plan is None else [plan_of(plan)],
         top=1,
         expert_shares=read_shares(expert_shares),
     )
 
 
-def check_apart(as_json: str | None, other: Path | None, option: str) -> None:
-    """Refuse to write two results into one file.
+def check_outputs(**outputs: str | Path | None) -> None:
+    """Refuse files that cannot be written, before the work that makes them.
+
+    Args:
+        outputs: the value of each option, by its name; `-` is standard output.
 
     Raises:
-        LpuError: `--json` and the other option name the same file.
+        LpuError: two options name one file, or one names what cannot be written.
     """
-    if as_json not in (None, "-") and other is not None and Path(str(as_json)) == other:
-        raise LpuError(f"--json and {option} both name {other}; they must be two files.")
+    given = {f"--{name}": str(value) for name, value in outputs.items() if value is not None}
+    for (one, name), (other, same) in combinations(given.items(), 2):
+        if os.path.realpath(name) == os.path.realpath(same):
+            allowed = "standard output takes one" if name == "-" else "they must be two files"
+            raise LpuError(f"{one} and {other} both name {name}; {allowed}.")
+    for name in given.values():
+        if name != "-":
+            check_writable(Path(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where rows go: files are checked before the work that fills them."""
+
+    as_json: str | None
+    csv: str | None
+    plot: Path | None
+
+    def __post_init__(self) -> None:
+        """Refuse files that cannot be written.
+
+        Raises:
+            LpuError: says which.
+        """
+        check_outputs(json=self.as_json, csv=self.csv, plot=self.plot)
+        if self.plot is not None:
+            picture_format(self.plot)
+
+    def check_outside(self, shards: Path | None) -> None:
+        """Refuse files in the folder of a sweep's answers, which holds nothing else.
+
+        Raises:
+            LpuError: says which.
+        """
+        for name, path in (("json", self.as_json), ("csv", self.csv), ("plot", self.plot)):
+            if shards is None or path is None or path == "-":
+                continue
+            if Path(path).resolve().parent == shards.resolve():
+                raise LpuError(
+                    f"--{name} {path} lies in the folder of --shards, which holds a sweep's "
+                    "answers alone; give another."
+                )
+
+    def give(
+        self, found: Comparison | Sweep, moved: Sensitivity | None = None, *, fits: bool
+    ) -> None:
+        """Write, draw and print rows, and how their ranking moves."""
+        if self.csv is not None and self.csv != "-":
+            found.to_csv(self.csv)
+        draw(self.plot, found.plot, fits=fits)
+        emit(
+            self.as_json,
+            lambda: found.as_dict() | ({"sensitivity": moved.as_dict()} if moved else {}),
+            lambda: (
+                found.to_csv().rstrip("\n")
+                if self.csv == "-"
+                else "\n\n".join([found.table(), *([moved.text()] if moved else [])])
+            ),
+        )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End a command at Ctrl-C with one sentence.
+
+    Raises:
+        typer.Exit: at Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("lpu: stopped before anything was found.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def draw(plot: Path | None, drawing: Callable[[Path], None], *, fits: bool) -> None:
+    """Draw a result, or say on standard error that nothing fits and there is nothing to draw."""
+    if plot is not None and fits:
+        drawing(plot)
+    elif plot is not None:
+        print(f"lpu: {plot} was not drawn: no plan fits.", file=sys.stderr)
 
 
 def emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) -> None:

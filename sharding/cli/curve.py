@@ -18,7 +18,8 @@ from .common import (
     Json,
     ModelName,
     PolicyName,
-    check_apart,
+    check_outputs,
+    draw,
     emit,
 )
 
@@ -43,7 +44,7 @@ def curve(
     as_json: Json = None,
 ) -> None:
     """Best plans over batch sizes: tokens/s of one user, of the system, and per chip."""
-    check_apart(as_json, plot, "--plot")
+    check_outputs(json=as_json, plot=plot)
     if plot is not None:
         picture_format(plot)
     found = curves.curve(
@@ -53,8 +54,7 @@ def curve(
         policy=policy,
         batches=None if batches is None else _whole_numbers(batches),
     )
-    if plot is not None and found.points:
-        found.plot(plot)
+    draw(plot, found.plot, fits=bool(found.points))
     emit(as_json, found.as_dict, found.table)
     if not found.points:
         raise typer.Exit(NO)

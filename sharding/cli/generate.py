@@ -10,10 +10,10 @@ from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system as named_system
 from models.policy import policy_named
 
-from ..plan_file import read_plan
+from ..plan_file import plan_of
 from ..rank.choose import text_plan
 from ..request import Request
-from .common import NO, Json, PolicyName, SystemName, emit, watched
+from .common import A_PLAN, NO, Json, PolicyName, SystemName, emit, watched
 
 
 def generate(
@@ -25,8 +25,8 @@ def generate(
     ],
     system: SystemName = "groq-node",
     plan: Annotated[
-        Path | None,
-        typer.Option("--plan", help="Plan as TOML or JSON. Default: the fastest of one stage."),
+        str | None,
+        typer.Option("--plan", help=f"{A_PLAN}. Default: the fastest of one stage."),
     ] = None,
     policy: PolicyName = "fp16",
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 8,
@@ -60,7 +60,7 @@ def generate(
     if system_prompt is not None and not chat:
         raise LpuError("--system-prompt is part of a chat; give --chat too.")
     machine = named_system(system)
-    chosen = None if plan is None else read_plan(plan)
+    chosen = None if plan is None else plan_of(plan)
     checkpoint = open_checkpoint(weights)
     cfg, tokenizer = checkpoint.config, read_tokenizer(checkpoint)
     formats = policy_named(policy, cfg)

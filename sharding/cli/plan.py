@@ -23,10 +23,10 @@ from .common import (
     Json,
     Mla,
     ModelName,
-    PlanFile,
+    PlanText,
     PolicyName,
     SystemName,
-    check_apart,
+    check_outputs,
     compare_one,
     emit,
 )
@@ -37,7 +37,7 @@ _OPERATIONS_OF_DRAFTS = "The operations below are those of the step that judges 
 def plan(
     model: ModelName,
     system: SystemName,
-    plan: PlanFile = None,
+    plan: PlanText = None,
     policy: PolicyName = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
@@ -45,8 +45,10 @@ def plan(
     acceptance: Acceptance = None,
     draft_model: DraftModel = None,
     draft_plan: Annotated[
-        Path | None,
-        typer.Option(help="Plan of the draft model. Default: the fastest that fits beside."),
+        str | None,
+        typer.Option(
+            help="Plan of the draft model: name or file. Default: the fastest that fits beside."
+        ),
     ] = None,
     expert_shares: ExpertShares = None,
     mla: Mla = None,
@@ -57,7 +59,7 @@ def plan(
     as_json: Json = None,
 ) -> None:
     """Show one plan: its row, what the fullest chip holds, and what every operation takes."""
-    check_apart(as_json, plot, "--plot")
+    check_outputs(json=as_json, plot=plot)
     picture = None if plot is None else picture_format(plot)
     request = decode_request(
         batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance

@@ -19,10 +19,10 @@ from .common import (
     Json,
     Mla,
     ModelName,
-    PlanFile,
+    PlanText,
     PolicyName,
     SystemName,
-    check_apart,
+    check_outputs,
     compare_one,
     emit,
 )
@@ -32,7 +32,7 @@ def trace(
     model: ModelName,
     system: SystemName,
     out: Annotated[Path, typer.Option("--out", help="File to write; open it in ui.perfetto.dev.")],
-    plan: PlanFile = None,
+    plan: PlanText = None,
     policy: PolicyName = "fp16",
     batch: Batch = 1,
     context: Context = 4096,
@@ -44,7 +44,7 @@ def trace(
     """Write one step through a plan as a trace: stages, units, links and memory over time."""
     from ..detail.timeline import plan_trace
 
-    check_apart(as_json, out, "--out")
+    check_outputs(json=as_json, out=out)
     request = decode_request(
         batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )

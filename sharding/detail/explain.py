@@ -6,12 +6,12 @@ Its totals are those of `evaluate`; its result is in `explanation`. Not modelled
 
 from pathlib import Path
 
-import numpy as np
-
 from lpu_jax.cost.memory import allocate, peak_bytes
 from lpu_jax.cost.placed_machine import PlacedMachine
 from lpu_jax.datapath.work import Unit
+from lpu_jax.machine.gpu import NvlinkDomain
 from lpu_jax.machine.system import System
+from lpu_jax.machine.topology import Topology
 from models.config import ModelConfig
 from models.policy import Policy
 
@@ -92,7 +92,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
                 first_chip=stage.first_chip,
                 last_chip=stage.first_chip + stage.n_chips - 1,
                 blocks=tuple(block_name(block) for block in stage.blocks),
-                cycles=stage.end_cycle - stage.start_cycle,
+                cycles=stage.cycles,
             )
             for stage in scheduled.stages
         ),
@@ -105,6 +105,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
                 level=hand_over_level(scheduled, step.source, step.target),
                 cycles=step.cycles,
                 payload_bytes=step.payload_bytes,
+                is_back=step.is_back,
             )
             for step in scheduled.hand_overs
         ),
@@ -116,6 +117,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
 
 def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
     timing, latency = kind.block.timing, scheduled.latency_cycles
+    topology = scheduled.scenario.system.topology
     planned, mean = float(timing.cycles), scheduled.evaluation.blocks[kind.kind].timing
     cycles = first_of(mean.cycles)
     count = sum(block.kind == kind.kind for stage in scheduled.stages for block in stage.blocks)
@@ -135,7 +137,7 @@ def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
                 axis=axis,
                 chips=chips,
                 stride=kind.strides[axis],
-                level=run_level(scheduled, chips, kind.strides[axis]),
+                level=run_level(kind, topology, chips, kind.strides[axis]),
             )
             for axis, chips in kind.ways.items()
         ),
@@ -174,7 +176,7 @@ def _slot_use(scheduled: ScheduledPlan, kind: KindSchedule) -> SlotUse | None:
 
 def collectives(scheduled: ScheduledPlan, kind: KindSchedule) -> tuple[CollectiveUse, ...]:
     """Describe the collectives of a kind of block that span more than one chip."""
-    block, found = kind.block, []
+    block, topology, found = kind.block, scheduled.scenario.system.topology, []
     if not isinstance(block.machine, PlacedMachine):  # a roofline has no link schedules
         return ()
     working = [slot for slot in block.timing.slots if slot.work.unit is not Unit.FREE]
@@ -195,7 +197,7 @@ def collectives(scheduled: ScheduledPlan, kind: KindSchedule) -> tuple[Collectiv
                 axes=tuple(axis for axis in kind.ways if axis in named and kind.ways[axis] > 1),
                 chips=chips,
                 stride=stride,
-                level=run_level(scheduled, chips, stride),
+                level=run_level(kind, topology, chips, stride),
                 hops=int(links.hops),
                 exact=bool(links.exact),
                 cycles=float(slot.work.busy_cycles) + float(slot.work.latency_cycles),
@@ -208,18 +210,20 @@ def collectives(scheduled: ScheduledPlan, kind: KindSchedule) -> tuple[Collectiv
     return tuple(found)
 
 
-def run_level(scheduled: ScheduledPlan, chips: int, stride: int) -> str:
+def run_level(
+    kind: KindSchedule, topology: Topology | NvlinkDomain, chips: int, stride: int
+) -> str:
     """The outermost level that runs of chips cross in any stage; `chip` for runs of one."""
     if chips == 1:
         return "chip"
-    group, topology = scheduled.group, scheduled.scenario.system.topology
-    reach = min(chips * stride, group.chips)
-    return topology.level_of(topology.span(group.bases, reach, group.chips))
+    reach = min(chips * stride, kind.group.chips)
+    return topology.level_of(topology.span(kind.group.bases, reach, kind.group.chips))
 
 
 def hand_over_level(scheduled: ScheduledPlan, source: int, target: int) -> str:
     """The outermost level that lies between two stages."""
-    bases, topology = scheduled.group.bases, scheduled.scenario.system.topology
-    first = int(np.minimum(bases[source], bases[target]))
-    last = int(np.maximum(bases[source], bases[target])) + scheduled.group.chips
+    topology = scheduled.scenario.system.topology
+    ends = [scheduled.stages[number] for number in (source, target)]
+    first = min(stage.first_chip for stage in ends)
+    last = max(stage.first_chip + stage.n_chips for stage in ends)
     return topology.level_of(topology.span([first], last - first))

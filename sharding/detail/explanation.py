@@ -111,7 +111,7 @@ class StageUse:
 
 @dataclass(frozen=True, kw_only=True)
 class HandOverUse:
-    """A hand-over between stages; the last one takes token ids back to the first stage."""
+    """A hand-over between stages."""
 
     name: str
     source: int
@@ -119,6 +119,7 @@ class HandOverUse:
     level: str
     cycles: float
     payload_bytes: float
+    is_back: bool  #: token ids to the first stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,14 +333,16 @@ def _collectives(explanation: Explanation) -> Table:
 def _hand_over_line(explanation: Explanation) -> str:
     if not explanation.hand_overs:
         return "hand-overs: none, one stage."
-    *forward, back = explanation.hand_overs
-    alike = Counter((step.level, _us(explanation, step.cycles)) for step in forward)
+    steps = explanation.hand_overs
+    alike = Counter((s.level, _us(explanation, s.cycles)) for s in steps if not s.is_back)
+    back = [
+        f"; token ids back {_us(explanation, s.cycles)} us ({s.level})" for s in steps if s.is_back
+    ]
     share = explanation.hand_over_cycles / explanation.latency_cycles
     groups = [f"{count} of {time} us ({level})" for (level, time), count in alike.items()]
     return (
         f"hand-overs: {_us(explanation, explanation.hand_over_cycles)} us, {share:.1%} of the "
-        f"token: {', '.join(groups)}; token ids back {_us(explanation, back.cycles)} us "
-        f"({back.level})."
+        f"token: {', '.join(groups)}{''.join(back)}."
     )
 
 

@@ -202,7 +202,7 @@ def _reasons(axes: "Axes", explained: Explanation) -> None:
 
 def _link_map(figure: "Figure", axes: "Axes", bar: "Axes", scheduled: ScheduledPlan) -> None:
     """Draw how long the busiest link between each two chips, or nodes, is busy in a stage."""
-    stage = max(scheduled.stages, key=lambda stage: stage.end_cycle - stage.start_cycle)
+    stage = max(scheduled.stages, key=lambda stage: stage.cycles)
     src, dst, busy_us = stage_link_load(scheduled, stage)
     if not src.size:
         axes.set_axis_off()

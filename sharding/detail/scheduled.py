@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from lpu_jax.cost.memory import LiveRange, live_ranges
-from lpu_jax.cost.placed_machine import Groups
+from lpu_jax.cost.placed_machine import BestPlaced, Groups
 from lpu_jax.cost.program import Operation
 from lpu_jax.cost.time_report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed
@@ -25,16 +25,10 @@ from models.blocks import BLOCK_KINDS, Block, Kind, block_chain, block_kinds, is
 from .. import axes
 from ..legal import check_plan
 from ..plan import Plan
-from ..predict.evaluate import (
-    TOKEN_BYTES,
-    Evaluation,
-    ScheduledBlock,
-    evaluate,
-    hand_over_steps,
-    hidden_bytes,
-    schedule_block,
-    step_lengths,
-)
+from ..predict.evaluate import Evaluation, evaluate
+from ..predict.hand_overs import TOKEN_BYTES, hidden_bytes
+from ..predict.kinds import ScheduledBlock, schedule_block, step_lengths
+from ..predict.pools import hand_overs, lay_out, places_of
 from ..scenario import Scenario, check_policy
 
 _LONGEST_NAME = 34
@@ -48,14 +42,15 @@ _LISTED_BLOCKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of a plan, with the time of a token at which its first block starts."""
+    """One stage of a plan, with the time of a token at which each of its blocks starts."""
 
     number: int
+    number_in_pool: int
     first_chip: int
     n_chips: int
     blocks: tuple[Block, ...]
-    start_cycle: float
-    end_cycle: float
+    start_cycles: tuple[float, ...]  #: of each block
+    cycles: float  #: of all blocks
 
     @property
     def name(self) -> str:
@@ -72,11 +67,12 @@ class HandOver:
     start_cycle: float
     cycles: float
     payload_bytes: float
+    is_back: bool  #: token ids
 
     @property
     def name(self) -> str:
         """What it is, in words."""
-        what = "hidden state" if self.target > self.source else "token ids back"
+        what = "token ids back" if self.is_back else "hidden state"
         return f"{what} to stage {self.target}"
 
 
@@ -86,12 +82,14 @@ class KindSchedule:
 
     kind: Kind
     ways: Mapping[str, int]  #: chips along each mesh axis, outermost first
+    group: Groups  #: where the stages that hold it lie
     block: ScheduledBlock
 
     @cached_property
     def rows(self) -> tuple[OperationRow, ...]:
         """The operations that take a unit, in program order."""
         block = self.block
+        assert not isinstance(block.machine, BestPlaced)  # it lies somewhere
         read = constants_read(block.program, block.machine, block.symbols)
         return operation_rows(block.timing, read)
 
@@ -138,7 +136,6 @@ class ScheduledPlan:
     plan: Plan
     scenario: Scenario
     evaluation: Evaluation
-    group: Groups
     kinds: Mapping[Kind, KindSchedule]
     stages: tuple[Stage, ...]
     hand_overs: tuple[HandOver, ...]  #: the last one is the way back
@@ -184,77 +181,78 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
     check_policy(scenario.policy, cfg, system)
     check_plan(plan, scenario)
     evaluation = evaluate([plan], scenario)
-    bases = system.topology.stage_bases(plan.stages, plan.group_chips)
-    group = Groups(plan.group_chips, bases)
-    machine = placed(system, (group,))
+    groups = lay_out(plan.pools, system)
+    machines = [placed(system, (group,)) for group in groups]
     kinds: dict[Kind, KindSchedule] = {}
     for kind in block_kinds(cfg):
-        ways = axes.degrees(plan, kind, cfg)
+        ways, pool = axes.degrees(plan, kind, cfg), plan.pool_of(BLOCK_KINDS[kind].part)
         block = schedule_block(
             kind,
             ways,
-            machine,
+            machines[pool],
             scenario,
             slots=step_lengths(evaluation.slots[0] if kind == "moe" else None),
             split=axes.split_of(plan, kind),
             collective=plan.collective,
             dispatch=axes.dispatch_of(plan, kind),
         )
-        kinds[kind] = KindSchedule(kind=kind, ways=ways, block=block)
-    stages, hand_overs = _timeline(plan, evaluation, group, kinds)
+        kinds[kind] = KindSchedule(kind=kind, ways=ways, group=groups[pool], block=block)
+    stages, steps = _timeline(evaluation, groups)
     return ScheduledPlan(
         plan=plan,
         scenario=scenario,
         evaluation=evaluation,
-        group=group,
         kinds=kinds,
         stages=stages,
-        hand_overs=hand_overs,
+        hand_overs=steps,
     )
 
 
 def _timeline(
-    plan: Plan,
-    evaluation: Evaluation,
-    group: Groups,
-    kinds: Mapping[Kind, KindSchedule],
+    evaluation: Evaluation, groups: Sequence[Groups]
 ) -> tuple[tuple[Stage, ...], tuple[HandOver, ...]]:
-    """Put stages and hand-overs of one token one after another."""
-    cfg, request = evaluation.scenario.model, evaluation.scenario.request
-    payload = hidden_bytes(evaluation.scenario)
-    sampled = request.batch * request.sampled_tokens
-    steps, back = hand_over_steps(group, evaluation.scenario.system, payload, sampled)
+    """Put blocks and hand-overs of one token one after another."""
+    asked = evaluation.scenario
     stage_of_block = evaluation.cuts.stage_of_block[:, 0]
-    chain, now = block_chain(cfg), 0.0
-    stages, hand_overs = [], []
-    for number in range(plan.stages):
-        blocks = tuple(b for b, place in zip(chain, stage_of_block, strict=True) if place == number)
-        start = now
-        now += sum(first_of(evaluation.blocks[block.kind].timing.cycles) for block in blocks)
-        stages.append(
-            Stage(
-                number=number,
-                first_chip=int(group.bases[number]),
-                n_chips=group.chips,
-                blocks=blocks,
-                start_cycle=start,
-                end_cycle=now,
-            )
-        )
-        if plan.stages > 1:
-            last = number == plan.stages - 1
-            cycles = back if last else float(steps[number])
-            hand_overs.append(
+    places = places_of(groups)
+    steps = hand_overs(stage_of_block, places, asked)
+    after = dict(zip(steps.block.tolist(), range(len(steps.block)), strict=True))
+    ids = TOKEN_BYTES * asked.request.batch * asked.request.sampled_tokens
+    chain, now = block_chain(asked.model), 0.0
+    starts, handed = [], []
+    for number, block in enumerate(chain):
+        starts.append(now)
+        now += first_of(evaluation.blocks[block.kind].timing.cycles)
+        if number in after:
+            step = after[number]
+            is_back = number == len(chain) - 1
+            handed.append(
                 HandOver(
-                    source=number,
-                    target=0 if last else number + 1,
+                    source=int(steps.giver[step]),
+                    target=int(steps.taker[step]),
                     start_cycle=now,
-                    cycles=cycles,
-                    payload_bytes=float(TOKEN_BYTES * sampled) if last else payload,
+                    cycles=float(steps.cycles[step]),
+                    payload_bytes=float(ids) if is_back else hidden_bytes(asked),
+                    is_back=is_back,
                 )
             )
-            now += cycles
-    return tuple(stages), tuple(hand_overs)
+            now += float(steps.cycles[step])
+    within = [number for group in groups for number in range(len(group.bases))]
+    stages = []
+    for stage, (first_chip, n_chips) in enumerate(zip(*places, strict=True)):
+        own = np.flatnonzero(stage_of_block == stage).tolist()
+        stages.append(
+            Stage(
+                number=stage,
+                number_in_pool=within[stage],
+                first_chip=int(first_chip),
+                n_chips=int(n_chips),
+                blocks=tuple(chain[i] for i in own),
+                start_cycles=tuple(starts[i] for i in own),
+                cycles=sum(first_of(evaluation.blocks[chain[i].kind].timing.cycles) for i in own),
+            )
+        )
+    return tuple(stages), tuple(handed)
 
 
 def first_of(numbers: Any) -> float:
@@ -265,7 +263,7 @@ def first_of(numbers: Any) -> float:
 def block_name(block: Block) -> str:
     """What to call a block."""
     title = BLOCK_KINDS[block.kind].title
-    return title if BLOCK_KINDS[block.kind].part == "group" else f"layer {block.layer} {title}"
+    return title if BLOCK_KINDS[block.kind].part == "vocab" else f"layer {block.layer} {title}"
 
 
 def block_list(names: Sequence[str]) -> str:

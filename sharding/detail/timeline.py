@@ -49,10 +49,9 @@ def plan_trace(scheduled: ScheduledPlan) -> Trace:
     processes = [trace.process(stage.name) for stage in scheduled.stages]
     for pid, stage in zip(processes, scheduled.stages, strict=True):
         _tracks(trace, pid, [slice_ for block in stage.blocks for slice_ in units[block.kind]])
-        now = stage.start_cycle
         links: dict[Kind, tuple[Slice, ...]] = {}
-        trace.count(pid, held, now, _held_bytes(scheduled, stage))
-        for block in stage.blocks:
+        trace.count(pid, held, stage.start_cycles[0], _held_bytes(scheduled, stage))
+        for block, now in zip(stage.blocks, stage.start_cycles, strict=True):
             kind = scheduled.kinds[block.kind]
             if block.kind not in links:
                 links[block.kind] = tuple(_link_slices(kind, stage, uses[block.kind]))
@@ -61,8 +60,7 @@ def plan_trace(scheduled: ScheduledPlan) -> Trace:
             trace.count(pid, live, now, 0.0)
             for cycle, live_bytes in profile(kind.ranges):
                 trace.count(pid, live, now + cycle, live_bytes)
-            now += float(kind.block.timing.cycles)
-            trace.count(pid, live, now, 0.0)
+            trace.count(pid, live, now + float(kind.block.timing.cycles), 0.0)
     for step in scheduled.hand_overs:
         _hand_over(trace, scheduled, step, processes[step.source], processes[step.target])
     _host(trace, scheduled)
@@ -92,12 +90,12 @@ def _hand_over(
     args = {"cycles": step.cycles, "bytes": step.payload_bytes}
     whole = Slice(track=BLOCKS, name=step.name, start_cycle=0.0, end_cycle=step.cycles, args=args)
     trace.add(source, [whole], step.start_cycle)
-    if scheduled.scenario.system.lpus is None:  # a transfer of GPUs only has a price
-        return
+    ends = [scheduled.stages[number] for number in (step.source, step.target)]
+    if scheduled.scenario.system.lpus is None or ends[0].n_chips < ends[1].n_chips:
+        return  # a transfer of GPUs only has a price, and one that is handed on has several steps
     _, topology = scheduled.scenario.system.lpus
-    stages = scheduled.stages
-    chips = [stages[number].first_chip for number in (step.source, step.target)]
-    runs = np.concatenate([first + np.arange(scheduled.group.chips) for first in chips])
+    chips = [stage.first_chip for stage in ends]
+    runs = np.concatenate([first + np.arange(ends[1].n_chips) for first in chips])
     clock_hz, payload = scheduled.evaluation.clock_hz, ceil(step.payload_bytes)
     links = link_schedule(topology, clock_hz, "hand_over", EVERYWHERE.name, runs[None], payload)
     for pid, chip in zip((source, target), chips, strict=True):
@@ -173,7 +171,7 @@ def links_of_stage(kind: KindSchedule, stage: Stage, use: CollectiveUse) -> Link
         machine.chip.clock_hz,
         use.kind,
         use.algorithm,
-        machine.runs(use.chips, use.stride, stage.number),
+        machine.runs(use.chips, use.stride, stage.number_in_pool),
         n_vectors * vector_bytes,
     )
     # Nothing is shown that two transfers could not do; delivery of every byte is proven in tests.

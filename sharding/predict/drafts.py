@@ -8,8 +8,7 @@ chips, where it would lie across an edge of a rack; a draft model's prefill, whi
 model's; and the row that its cache lacks after a step of which every draft was kept.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,101 +18,72 @@ from lpu_jax.cost.timing import spread_cycles
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 
-from ..legal import Search, check_plan
 from ..plan import Plan
 from ..scenario import Scenario
-from .evaluate import TOKEN_BYTES, Drafting, Evaluation, evaluate, without_idle_stages
+from .evaluate import Drafting, Evaluation, Numbers, evaluate, latencies_cycles
+from .hand_overs import TOKEN_BYTES
+from .pools import last_chip
 
-#: Why a plan is refused that leaves the draft model no chips.
-NO_ROOM = "does not fit: too few chips are left for the draft model"
 
-
-def evaluate_with_drafts(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
+def evaluate_with_drafts(
+    plans: Sequence[Plan], scenario: Scenario, drafts: Sequence[Plan] = ()
+) -> Evaluation:
     """Evaluate legal plans, each with the best plan of the draft model, if there is one.
 
     Args:
         plans: as for `evaluate`.
         scenario: the same; its draft model drafts.
+        drafts: plans that the draft model may get, of which each plan takes the best that fits on
+            the chips it leaves; none without a draft model.
 
     Raises:
-        PlanError: a plan leaves the draft model too few chips, or its own plan does not exist.
+        PlanError: a plan leaves the draft model too few chips.
 
     Fidelity: approximate.
     """
     found = evaluate(plans, scenario)
-    return found if scenario.draft is None else _with(draft_candidates(scenario), found)
+    if scenario.draft is None:
+        return found
+    return _with(evaluate(drafts, scenario.draft_step), found)
 
 
-def search_with_drafts(scenario: Scenario) -> tuple[Evaluation, Mapping[str, int]]:
-    """Evaluate legal plans that leave the draft model chips, each with its best plan there.
+def latencies_s(plans: Sequence[Plan], scenario: Scenario, beside: Sequence[Plan] = ()) -> Numbers:
+    """Evaluate the latency of plans alone, with the draft model's plans beside them.
 
-    The draft model gets 1, 2, 4 and so on of the chips, at most half of them, from as many as it
-    fits on to as many as make it fastest; a plan of the model is one for the chips that remain.
-
-    Returns:
-        The plans, and how many ways to split were refused, by reason.
-
-    Raises:
-        PlanError: there is none, or the draft model's own plan does not exist.
+    Args:
+        plans: legal plans.
+        scenario: the model, the machine, the request and the formats.
+        beside: the draft model's plan of each; none without a draft model.
     """
-    drafts, n_chips = draft_candidates(scenario), scenario.system.n_chips
-    found: dict[Plan, None] = {}
-    refused: Counter[str] = Counter()
-    for share in _shares(drafts, n_chips):
-        if share >= n_chips:
-            raise PlanError(
-                f"the draft model's plan takes all {n_chips} chips of {scenario.system.name}; it "
-                "must leave some to the model."
-            )
-        search = Search(replace(scenario, system=replace(scenario.system, n_chips=n_chips - share)))
-        found |= dict.fromkeys(search.plans())
-        refused |= search.refused  # of the shares that which refuses most
-    whole = without_idle_stages(evaluate(list(found), scenario))
-    least = _ends(drafts.plans, scenario.system).min()
-    has_room = _room(_ends(whole.plans, scenario.system), scenario.system) >= least
-    if not has_room.any():
-        raise PlanError(f"{scenario.system.name} has no plan that leaves a draft model chips.")
-    refused[NO_ROOM] += int(np.sum(~has_room))
-    plans = [plan for plan, kept in zip(whole.plans, has_room, strict=True) if kept]
-    return _with(drafts, evaluate(plans, scenario)), +refused
+    clock_hz, own = float(scenario.system.chip.clock_hz), latencies_cycles(plans, scenario)
+    if not beside:
+        return np.asarray(own / clock_hz)
+    drafts, system = latencies_cycles(beside, scenario.draft_step), scenario.system
+    ends, chips = _ends(plans, system), _ends(beside, system)
+    also = _exchange_cycles(_first_chip(ends, chips, system) + chips, scenario)
+    return np.asarray((own + (scenario.request.tokens - 1) * drafts + also) / clock_hz)
 
 
-def draft_candidates(scenario: Scenario) -> Evaluation:
-    """Evaluate one draft under every plan that the draft model may get.
-
-    Returns:
-        The plan that was given, or those for 1, 2, 4 and so on chips, at most half of the machine.
-
-    Raises:
-        PlanError: the plan that was given does not exist.
-    """
-    assert scenario.draft is not None
-    step, plan = scenario.draft_step, scenario.draft.plan
-    if plan is not None:
-        check_plan(plan, step)
-        return evaluate([plan], step)
-    found: dict[Plan, None] = {}
-    for share in _powers(scenario.system.n_chips):
-        part = replace(step, system=replace(step.system, n_chips=share))
-        found |= dict.fromkeys(Search(part).within_reach().plans())
-    return without_idle_stages(evaluate(list(found), step))
+def _exchanged_bytes(scenario: Scenario) -> list[int]:
+    """Bytes of the drafts on their way to the model, and of the tokens kept on their way back."""
+    request = scenario.request
+    return [TOKEN_BYTES * request.batch * n for n in (request.tokens - 1, request.tokens)]
 
 
-def _powers(n_chips: int) -> list[int]:
-    """Powers of two up to half of the chips."""
-    return [1 << i for i in range((n_chips // 2).bit_length())]
+def _exchange_cycles(n_chips: Int[np.ndarray, " plans"], scenario: Scenario) -> Numbers:
+    """Cycles in which drafts, and the tokens kept, are on so many of the first chips."""
+    sent = (spread_cycles(scenario.system, n_chips, n) for n in _exchanged_bytes(scenario))
+    return sum(sent, np.zeros(len(n_chips)))
 
 
-def _shares(drafts: Evaluation, n_chips: int) -> list[int]:
-    """How many chips to leave the draft model: those that make a difference."""
-    chips = _ends(drafts.plans, drafts.scenario.system)
-    if len(chips) == 1:
-        return [int(chips[0])]
-    fits, powers = drafts.fits, _powers(n_chips)
-    if not fits.any():
-        return powers[-1:]
-    most = chips[fits][np.argmin(drafts.latency_cycles[fits])]
-    return [n for n in powers if chips[fits].min() <= n < 2 * most] or powers[-1:]
+def chips_beside(share: int, system: System) -> int:
+    """Count the first chips on which every plan leaves a draft model so many in one piece."""
+    return int((_room(np.arange(1, system.n_chips + 1), system) >= share).sum())
+
+
+def draft_s(drafts: Evaluation, share: int) -> float:
+    """Return the time of one draft by the plan that a draft model gets on so many chips."""
+    return float(drafts.latency_s[_best_within(drafts, np.array([share]))[0]])
 
 
 def _with(drafts: Evaluation, found: Evaluation) -> Evaluation:
@@ -133,15 +103,15 @@ def _with(drafts: Evaluation, found: Evaluation) -> Evaluation:
             f"plan {name} leaves too few of the {system.n_chips} chips of {system.name} for draft "
             f"model {drafts.scenario.model.name}, which needs at least {least} in one piece."
         )
-    beside = evaluate([drafts.plans[i] for i in best], drafts.scenario)
-    n_drafts, batch = asked.request.tokens - 1, asked.request.batch
+    beside = evaluate(drafts.plans.take(best), drafts.scenario)
+    n_drafts = asked.request.tokens - 1
     chips = _ends(beside.plans, system)
     both = _first_chip(ends, chips, system) + chips
-    ids = [TOKEN_BYTES * batch * n for n in (n_drafts, n_drafts + 1)]
+    ids = _exchanged_bytes(asked)
     drafting = Drafting(
         evaluation=beside,
         n_drafts=n_drafts,
-        hand_over_cycles=sum((spread_cycles(system, both, n) for n in ids), np.zeros(len(best))),
+        hand_over_cycles=_exchange_cycles(both, asked),
         verification_cycles=found.latency_cycles,
     )
     also = drafting.hand_over_cycles
@@ -155,22 +125,20 @@ def _with(drafts: Evaluation, found: Evaluation) -> Evaluation:
         + also,
         lower_cycles=found.lower_cycles + n_drafts * beside.lower_cycles + also,
         upper_cycles=found.upper_cycles + n_drafts * beside.upper_cycles + also,
+        copies=system.copies(both),
         # The draft model serves one micro-batch at a time, like one more stage.
         slowest_stage_cycles=np.maximum(found.slowest_stage_cycles, drafting.cycles),
         wire_bytes=found.wire_bytes + n_drafts * beside.wire_bytes + sum(ids),
         cached_batches=caches,
-        in_flight=np.minimum(caches, found.cuts.busy_stages + 1).astype(np.int64),
+        in_flight=np.minimum(caches, found.plans.n_stages + 1).astype(np.int64),
     )
 
 
 def _ends(plans: Sequence[Plan], system: System) -> Int[np.ndarray, " plans"]:
     """The chip after the last one of each plan, if it begins at the machine's first."""
-    ends: dict[tuple[int, int], int] = {}
-    for plan in plans:
-        key = plan.stages, plan.group_chips
-        if key not in ends:
-            ends[key] = int(system.topology.stage_bases(*key)[-1]) + plan.group_chips
-    return np.array([ends[plan.stages, plan.group_chips] for plan in plans])
+    pools = [plan.pools for plan in plans]
+    ends = {own: last_chip(own, system) for own in dict.fromkeys(pools)}
+    return np.array([ends[own] for own in pools])
 
 
 def _room(ends: Int[np.ndarray, " plans"], system: System) -> Int[np.ndarray, " plans"]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lpu_jax.machine.gpu import Accelerator
-from models.blocks import block_chain
+from models.blocks import BLOCK_KINDS, Kind, block_chain
 
+from ..plan import FFN_PARTS
 from .evaluate import Evaluation, Numbers
 
 #: What the bounds mean, for reports.
@@ -65,8 +66,14 @@ def energy(evaluation: Evaluation) -> Energy:
 
 def _busy_chip_s(evaluation: Evaluation) -> Numbers:
     """Seconds in which chips work, summed over the chips of a step."""
-    group_chips = np.array([plan.group_chips for plan in evaluation.plans])
-    return np.asarray(group_chips * busy_cycles(evaluation) / evaluation.clock_hz)
+    table = evaluation.plans
+    ffn = np.where(table.ffn_stages > 0, table.ffn_chips, table.group_chips)
+    # One after another: numpy's own order of a sum differs between one plan and many.
+    chip_cycles = sum(
+        cycles * (ffn if BLOCK_KINDS[kind].part in FFN_PARTS else table.group_chips)
+        for kind, cycles in _busiest(evaluation)
+    )
+    return np.asarray(chip_cycles / evaluation.clock_hz)
 
 
 def busy_cycles(evaluation: Evaluation) -> Numbers:
@@ -75,6 +82,12 @@ def busy_cycles(evaluation: Evaluation) -> Numbers:
     Blocks follow one another without overlap, and all chips of a group run the same program, so
     that each chip of a stage is busy at least as long in the blocks of its stage.
     """
+    # One after another, as above.
+    return np.asarray(sum(cycles for _, cycles in _busiest(evaluation)))
+
+
+def _busiest(evaluation: Evaluation) -> list[tuple[Kind, Numbers]]:
+    """List, block by block, the cycles in which the busiest unit of a chip works."""
     busiest = {
         kind: np.max(
             [np.broadcast_to(b, len(evaluation.plans)) for b in block.timing.busy_cycles.values()],
@@ -82,8 +95,8 @@ def busy_cycles(evaluation: Evaluation) -> Numbers:
         )
         for kind, block in evaluation.blocks.items()
     }
-    # One after another: numpy's own order of a sum differs between one plan and many.
-    return np.asarray(sum(busiest[block.kind] for block in block_chain(evaluation.scenario.model)))
+    chain = block_chain(evaluation.scenario.model)
+    return [(block.kind, busiest[block.kind]) for block in chain]
 
 
 def one(bounds: Numbers | None, i: int) -> float | None:

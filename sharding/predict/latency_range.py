@@ -17,15 +17,18 @@ from lpu_jax.machine.time_range import Times, time_range
 
 from ..plan import Plan
 from ..scenario import Scenario
-from .drafts import evaluate_with_drafts
+from .drafts import latencies_s
 
 
-def latency_ranges_s(plans: Sequence[Plan], scenario: Scenario) -> Float[np.ndarray, "plans 2"]:
+def latency_ranges_s(
+    plans: Sequence[Plan], scenario: Scenario, beside: Sequence[Plan] = ()
+) -> Float[np.ndarray, "plans 2"]:
     """Find the shortest and the longest latency of each plan over the uncertain constants.
 
     Args:
         plans: at least one, each legal on the machine of the scenario, whether it fits or not.
         scenario: the model, the machine, the request and the formats.
+        beside: the draft model's plan of each; none without a draft model.
 
     Returns:
         Shortest and longest latency of each plan, in s; its latency lies between.
@@ -34,16 +37,19 @@ def latency_ranges_s(plans: Sequence[Plan], scenario: Scenario) -> Float[np.ndar
     """
 
     def latency_s(system: System) -> Times:
-        return _latency_s(plans, replace(scenario, system=system))
+        return _latency_s(plans, replace(scenario, system=system), beside)
 
     return np.stack(time_range(scenario.system, latency_s), axis=1)
 
 
-def _latency_s(plans: Sequence[Plan], scenario: Scenario) -> Times:
+def _latency_s(plans: Sequence[Plan], scenario: Scenario, beside: Sequence[Plan]) -> Times:
     """Evaluate plans; one that names a collective which its links do not have is not a number."""
     try:
-        return evaluate_with_drafts(plans, scenario).latency_s
+        return latencies_s(plans, scenario, beside)
     except CostError:
         if len(plans) == 1:
             return np.array([np.nan])
-        return np.concatenate([_latency_s([plan], scenario) for plan in plans])
+        alone = [beside[i : i + 1] for i in range(len(plans))]
+        return np.concatenate(
+            [_latency_s([plan], scenario, own) for plan, own in zip(plans, alone, strict=True)]
+        )

@@ -20,6 +20,7 @@ from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.layers.moe import ExpertSizes
+from models.leaves import leaves
 from models.policy import Policy
 
 from ..axes import LOGICAL, MESH_AXES, MOVING, axis_lengths, logical_ways
@@ -58,7 +59,8 @@ def trace_block(
         policy: formats of the weights.
         split: how output projections are split.
         collective: algorithm of its collectives.
-        order: mesh axes, outermost first; None for `MESH_AXES`.
+        order: mesh axes, outermost first, as far as the program asks: a mixture adds over two of
+            them, the inner one last; None for `MESH_AXES`.
         dispatch: how rows reach the chips of their experts.
         moving: the axes with chips among those that round whatever the split; without chips,
             there is no such axis.
@@ -68,10 +70,10 @@ def trace_block(
         CostError: the block holds something other than datapath operations and free layout.
     """
     lengths = [*_COMMON, *(_OF_SLOTS if kind == "moe" else ())]
-    names = [*axis_lengths(cfg, kind), *lengths, *(f"n_{axis}" for axis in MESH_AXES[kind])]
+    names = [*axis_lengths(cfg, kind), *lengths, *_of_axes(kind)]
     symbol: dict[str, Any] = dict(zip(names, symbolic_shape(",".join(names)), strict=True))
     absent = set(MOVING[kind]).difference(moving)
-    ways = {axis: 1 if axis in absent else symbol[f"n_{axis}"] for axis in MESH_AXES[kind]}
+    ways = {axis: 1 if axis in absent else symbol[_ways_of(axis)] for axis in MESH_AXES[kind]}
     splits_context = not absent.issuperset(LOGICAL[kind].get("kv_length", ()))
     n_data = ways.get("data", 1)
     local = {name: symbol[name] for name in axis_lengths(cfg, kind)}
@@ -81,6 +83,9 @@ def trace_block(
     }
     if "once" in local:
         local["once"] = 1
+    cut = leaves(cfg, kind, policy) if split is Split.TREE else {}
+    steps = {axis: leaf.length for axis, leaf in cut.items()}
+    local |= {name: steps[name] * length for name, length in local.items() if name in steps}
     local |= {
         "batch": symbol["batch_local"] * n_data,
         "batch_local": symbol["batch_local"],
@@ -89,7 +94,9 @@ def trace_block(
         "kv_length": symbol["kv_length" if splits_context else "context"],
         "window": symbol["window"],
     }
-    sizes = Sizes(local=local, ways=logical_ways(kind, ways), splits_context=splits_context)
+    sizes = Sizes(
+        local=local, ways=logical_ways(kind, ways), splits_context=splits_context, steps=steps
+    )
     arguments = block_arguments(cfg, kind, policy, split, sizes, dispatch)
     experts = None
     if kind == "moe":
@@ -100,22 +107,45 @@ def trace_block(
             sent=symbol["sent"],
         )
     program = block_program(cfg, kind, policy, split, experts=experts, dispatch=dispatch)
-    stride: Any = 1
-    inside_out: dict[str, Axis] = {}
-    for axis in reversed(order or MESH_AXES[kind]):
-        inside_out[axis] = Axis(
-            names=(), size=ways[axis], tiers=(), algorithm=collective, stride=stride
+    axes_of_chip = {
+        axis: Axis(
+            names=(), size=n, tiers=(), algorithm=collective, stride=symbol[_stride_of(axis)]
         )
-        stride = stride * ways[axis]
-    axes_of_chip = dict(reversed(inside_out.items()))
+        for axis, n in ((axis, ways[axis]) for axis in order or MESH_AXES[kind])
+    }
     jaxpr = jax.make_jaxpr(lambda *args: program(*args, axes=axes_of_chip))(*shapes(arguments))
     return BlockTrace(kind=kind, program=read(jaxpr, strict=True))
 
 
+def _of_axes(kind: Kind) -> list[str]:
+    """Symbols of the chips along each mesh axis, and from one of them to the next."""
+    return [name(axis) for axis in MESH_AXES[kind] for name in (_ways_of, _stride_of)]
+
+
+def _ways_of(axis: str) -> str:
+    return f"n_{axis}"
+
+
+def _stride_of(axis: str) -> str:
+    return f"s_{axis}"
+
+
 def symbol_values(
-    sizes: Sizes, ways_by_axis: Mapping[str, Length], slots: Mapping[str, Length]
+    sizes: Sizes,
+    ways_by_axis: Mapping[str, Length],
+    strides: Mapping[str, Length],
+    slots: Mapping[str, Length],
 ) -> dict[str, Length]:
     """Numbers for the symbols of a block's trace; `slots` are those of a mixture."""
-    values = {name: value for name, value in sizes.local.items() if name != "batch"}
+    values = {
+        name: value // sizes.steps.get(name, 1)
+        for name, value in sizes.local.items()
+        if name != "batch"
+    }
     values.setdefault("batch_local", sizes.local["batch"])
-    return values | {f"n_{axis}": n for axis, n in ways_by_axis.items()} | dict(slots)
+    return {
+        **values,
+        **{_ways_of(axis): n for axis, n in ways_by_axis.items()},
+        **{_stride_of(axis): n for axis, n in strides.items()},
+        **slots,
+    }

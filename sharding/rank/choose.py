@@ -1,12 +1,12 @@
 """The plan that is taken if none is given, and what a plan promises of its bits.
 
-For running a whole model on text, all chips form one group: stages change no value. The fastest
-plan is then that for a single short sequence, so that a text's bits do not depend on what else is
-asked for, as long as it fits.
+For running a whole model on text, chips form one group: stages change no value. The fastest plan is
+then that for a single short sequence, so that a text's bits do not depend on what else is asked
+for, as long as it fits.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError
@@ -18,23 +18,24 @@ from models.layers.linear import Split
 from models.policy import Policy
 
 from ..axes import allocated_positions, shard_of
-from ..legal import Search, one_stage_plans
 from ..plan import Plan
-from ..predict.evaluate import evaluate
 from ..request import NEXT_TOKEN, Request
 from ..scenario import Scenario, check_policy
+from ..search.find import INVARIANT, find_plans
+from ..search.nearest import nearest_plans
+from ..space.cores import Choices
 from .compare import compare
 from .comparison import Comparison
+
+#: Plans split by columns among which two with different degrees are looked for.
+_CANDIDATES = 32
 
 
 def fastest_plan(cfg: ModelConfig, system: System, *, policy: Policy) -> tuple[Plan, str]:
     """Choose the fastest plan that fits, or else the one that lacks the least memory.
 
-    A model that is too small for the groups of the machine is split over fewer chips.
-
     Returns:
-        The plan, and a sentence if it does not fit, or leaves chips idle with nothing left to
-        split; else an empty one.
+        The plan, and a sentence if it does not fit; else an empty one.
 
     Raises:
         LpuError: as `compare`.
@@ -42,18 +43,9 @@ def fastest_plan(cfg: ModelConfig, system: System, *, policy: Policy) -> tuple[P
     held = policy.on_chip
     check_policy(held, cfg, system)
     request = Request(context=min(POSITIONS_STEP, cfg.max_position))
-    search = Search(Scenario(cfg, system, request, policy=held)).within_reach()
-    plans = None if search.most_group_chips is None else list(search.plans())
-    row = compare(cfg, system, request, policy=held, plans=plans, top=1).rows[0]
-    notes = []
-    if plans is not None:
-        notes.append(
-            f"{cfg.name} is too small to be split over the {system.n_chips} chips of "
-            f"{system.name}; a plan in groups of at most {search.most_group_chips} is run."
-        )
-    if not row.fits:
-        notes.append(f"No plan fits; the nearest is run: it {row.reason}.")
-    return row.plan, " ".join(notes)
+    row = compare(cfg, system, request, policy=held, top=1).rows[0]
+    note = "" if row.fits else f"No plan fits; the nearest is run: it {row.reason}."
+    return row.plan, note
 
 
 def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[Plan]:
@@ -77,15 +69,10 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
     check_policy(policy, cfg, system)
     request = Request(context=min(cfg.max_position, NEXT_TOKEN.context))
     scenario = Scenario(cfg, system, request, policy=policy)
-    plans = list(Search(scenario).within_reach().plans())
-    evaluation = evaluate(plans, scenario)
-    order = sorted(
-        range(len(plans)),
-        key=lambda i: (max(evaluation.short_bytes[i], 0.0), evaluation.latency_cycles[i]),
-    )
-    by_column = [
-        plans[i] for i in order if promises_one_chip_bits(plans[i]) and _splits_all(plans[i], cfg)
-    ]
+    choices = replace(INVARIANT["certified"], splits_all=True, pools=False)
+    found, _ = find_plans(scenario, top=_CANDIDATES, choices=choices)
+    plans = list(nearest_plans(scenario, _CANDIDATES, choices) if found is None else found)
+    by_column = [plan for plan in plans if _splits_all(plan, cfg)]
     if not by_column:
         raise PlanError(
             f"{system.name} has no plan that splits every block of {cfg.name}; give --plan."
@@ -103,22 +90,45 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
 
 
 def promises_one_chip_bits(plan: Plan) -> bool:
-    """Whether a plan gives the bits of one chip, for every model that it can run.
+    """Whether a plan gives the bits of one chip that splits nothing, for every model it can run.
 
     It does if every output projection is split by columns; one that is not split at all counts
-    too. A split by rows rounds partial sums, an exchange of rows adds the shared expert's
-    result in another place, and some axes, such as a context that chips share out, round whatever
-    the split.
+    too, unless it adds by a rule of its own. A split by rows rounds partial sums, trees and wide
+    sums round elsewhere, an exchange of rows adds the shared expert's result in another place, and
+    some axes, such as a context that chips share out, round whatever the split.
+    """
+    by_columns = all(shard.split is Split.COLUMN for shard in plan.parts.values())
+    return by_columns and promises_its_rule(plan)
+
+
+def promises_its_rule(plan: Plan) -> bool:
+    """Whether a plan gives the bits of one chip that adds by the plan's own rules.
+
+    That is `on_one_chip`; for plans split by columns it is one chip that splits nothing. Trees give
+    them for every number of chips that is legal, wide sums and columns for any. Splits by rows do
+    not, nor an exchange of rows, nor axes that round whatever the split.
     """
     if plan.moe is not None and plan.moe.dispatch is Dispatch.ALL_TO_ALL:
         return False
     return not any(shard.moving_axes or shard.split is Split.ROW for shard in plan.parts.values())
 
 
+def on_one_chip(plan: Plan) -> Plan:
+    """One chip that adds by the rules of a plan: what its bits are compared with."""
+    parts: dict[str, Any] = dict(plan.parts)
+    alone = {name: replace(part, **dict.fromkeys(part.degrees, 1)) for name, part in parts.items()}
+    return replace(plan, stages=1, group_chips=1, ffn=None, collective="auto", **alone)
+
+
+def rules_of(plan: Plan) -> tuple[Split, ...]:
+    """The rules by which a plan's parts add: plans that promise these have the same bits."""
+    return tuple(shard.split for shard in plan.parts.values())
+
+
 def _splits_all(plan: Plan, cfg: ModelConfig) -> bool:
     """Whether a plan splits every kind of block that the model has."""
-    shards = (shard_of(plan, kind) for kind in block_kinds(cfg))
-    return all(shard.output_ways > 1 for shard in shards if shard is not None)
+    shards = [shard_of(plan, kind) for kind in block_kinds(cfg)]
+    return all(s.output_ways > 1 for s in shards if any(axis.sums for axis in s.axes))
 
 
 def split_by(plan: Plan, split: Split) -> Plan:
@@ -157,18 +167,21 @@ def text_plan(
     """
     system.require_lpu(command)
     held = policy.on_chip
-
-    def fastest(plans: Sequence[Plan], request: Request) -> Comparison:
-        return compare(cfg, system, request, policy=held, plans=plans, top=1)
+    if plan is not None:
+        shares = plan.attention.data
+        positions = min(allocated_positions(plan, request.context), cfg.max_position)
+        filled = Request(
+            batch=-(-request.batch // shares) * shares, context=max(request.context, positions)
+        )
+        return compare(cfg, system, filled, policy=held, plans=[plan], top=1)
 
     def one_stage(request: Request) -> Comparison:
         scenario = Scenario(cfg, system, request, policy=held)
-        return fastest(one_stage_plans(scenario), request)
+        choices = Choices(most_stages=1, pools=False)
+        found, _ = find_plans(scenario, choices=choices)
+        plans = nearest_plans(scenario, 1, choices) if found is None else found
+        return compare(cfg, system, request, policy=held, plans=list(plans), top=1)
 
-    if plan is None:
-        alone = Request(context=min(POSITIONS_STEP, cfg.max_position))
-        found = fastest([one_stage(alone).rows[0].plan], request)
-        return found if found.rows[0].fits else one_stage(request)
-    shares = plan.attention.data
-    filled = max(request.context, min(allocated_positions(plan, request.context), cfg.max_position))
-    return fastest([plan], Request(batch=-(-request.batch // shares) * shares, context=filled))
+    alone = one_stage(Request(context=min(POSITIONS_STEP, cfg.max_position)))
+    found = compare(cfg, system, request, policy=held, plans=[alone.rows[0].plan], top=1)
+    return found if found.rows[0].fits else one_stage(request)

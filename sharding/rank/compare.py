@@ -8,29 +8,31 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Num
 
-from lpu_jax.arguments import described
-from lpu_jax.errors import LpuError, unknown
 from lpu_jax.machine.system import System
-from lpu_jax.predicates import is_whole
 from lpu_jax.provenance import assumed
 from models.config import ModelConfig
 from models.policy import Policy
 
-from ..legal import Search, check_plan
+from ..legal import check_plan
 from ..plan import Plan, check_are_plans
-from ..predict.drafts import evaluate_with_drafts, search_with_drafts
-from ..predict.energy import energy, one
-from ..predict.evaluate import Evaluation, evaluate, without_idle_stages
-from ..predict.latency_range import latency_ranges_s
+from ..predict.drafts import evaluate_with_drafts
+from ..predict.energy import energy
+from ..predict.evaluate import Evaluation
 from ..predict.serving import prefill
-from ..predict.slot_reading import slot_readings
 from ..request import NEXT_TOKEN, Request, check_prompt
-from ..scenario import Scenario, check_formats, check_policy, scenario
-from .comparison import Comparison, Objective, Row
-from .draft_row import draft_row
-from .front import on_front
-
-OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "pareto", "first-token")
+from ..scenario import Scenario, scenario
+from ..search.drafts import draft_plans, find_with_drafts
+from ..search.find import INVARIANT, Searched, find_plans
+from ..search.first_token import find_first_tokens
+from ..search.goals import FRONTS
+from ..search.nearest import nearest_plans
+from ..space.plan_table import PlanTable
+from .chip_figures import NO_FIGURES, ChipFigures
+from .comparison import Comparison
+from .limits import Limits
+from .ranking import Objective, Rates, best_first
+from .row import reason_of, rows_of, with_figures
+from .wanted import Wanted, check_asked
 
 
 def compare(
@@ -46,6 +48,11 @@ def compare(
     prompt: int | None = None,
     top: int = 10,
     expert_shares: Sequence[float] | Num[np.ndarray, " experts"] | None = None,
+    invariant: str = "off",
+    min_rate: float | None = None,
+    max_first_token_s: float | None = None,
+    chip_watts: float | None = None,
+    chip_hour_cost: float | None = None,
 ) -> Comparison:
     """Rank plans; nothing of the model is allocated.
 
@@ -57,20 +64,28 @@ def compare(
         draft_model: the model that makes the drafts, as `model`, on chips that a plan leaves free;
             None: they cost nothing.
         draft_plan: its plan; None: for each plan the fastest that fits on the chips left.
-        plans: the plans to rank; None: all legal ones are searched.
-        objective: `latency` of a token, `throughput` of all in flight, the `pareto` front of both
-            rates, or the `first-token` of a prompt.
+        plans: the plans to rank; None: the best of all legal ones are searched.
+        objective: `latency` of a token; `throughput` of all in flight, copies of a plan side by
+            side included; the same `per-chip`; fewest `chips`; least `energy` of a token; earliest
+            `first-token` of a prompt; or a front of two: `latency,throughput` (also `pareto`),
+            `latency,per-chip` or `latency,chips`.
         prompt: tokens of a prompt, for the time to the first token; None: the whole context.
         top: how many rows to keep.
         expert_shares: how often each expert is chosen; None: all alike.
+        invariant: `off`; `certified`: only plans that give the bits of one chip; `tree` or `wide`:
+            only plans that give those of one chip that adds so, whatever their number of chips.
+        min_rate: tokens/s of one user, at least.
+        max_first_token_s: time to the first token of the prompt, at most.
+        chip_watts: of a chip, for tokens/s per MW.
+        chip_hour_cost: of a chip, in any currency, for the cost of a million tokens.
 
     Returns:
-        The ranked rows, the number of plans searched and fitting, and the reasons of the others.
+        The ranked rows, and what was searched.
 
     Raises:
         LpuError: an unknown name, an impossible number or an illegal plan: one sentence.
 
-    Fidelity: approximate (docs/timing.md).
+    Fidelity: approximate (docs/timing.md); no plan of the space is better than the first row.
     """
     asked = scenario(
         model,
@@ -81,51 +96,157 @@ def compare(
         draft_plan=draft_plan,
         expert_shares=expert_shares,
     )
-    prompt_tokens = check_prompt(prompt, request)
-    _check_words(objective, top)
-    check_policy(asked.policy, asked.model, asked.system)
-    if asked.draft is not None:
-        check_formats(asked.draft.policy, asked.draft.model, asked.system)
-    refused: Mapping[str, int] = {}
+    limits = Limits(
+        min_rate=min_rate,
+        max_first_token_s=max_first_token_s,
+        prompt=check_prompt(prompt, request),
+    )
+    wanted = Wanted(objective=objective, top=top, invariant=invariant, limits=limits)
+    figures = ChipFigures(chip_watts=chip_watts, chip_hour_cost=chip_hour_cost)
+    return compare_in(asked, wanted, plans, figures)
+
+
+def compare_in(
+    asked: Scenario,
+    wanted: Wanted,
+    plans: Sequence[Plan] | None = None,
+    figures: ChipFigures = NO_FIGURES,
+) -> Comparison:
+    """Rank plans of a scenario.
+
+    Args:
+        asked: the model, the machine, the request, the formats and who drafts.
+        wanted: which plans are wanted.
+        plans: as for `compare`.
+        figures: of a chip, as they were given.
+
+    Raises:
+        LpuError: as `compare`.
+    """
+    check_asked(asked, wanted)
+    drafts = draft_plans(asked)
+    searched, binding = None, wanted.limits
     if plans is None:
-        evaluation, refused = search_plans(asked)
+        evaluation, searched, binding = _found(asked, drafts, wanted)
     else:
         check_plans(plans, asked)
-        evaluation = evaluate_with_drafts(plans, asked)
-    if objective == "first-token":
-        order = rank_by_first_token(evaluation, prompt_tokens)
-    else:
-        order = rank(evaluation, objective)
-    best, nearest = _best_of_each_shape(evaluation, order), _nearest(evaluation)
+        evaluation = evaluate_with_drafts(plans, asked, drafts)
+    return _comparison(evaluation, searched, drafts, wanted, binding, figures)
+
+
+def _found(
+    asked: Scenario, drafts: Sequence[Plan], wanted: Wanted
+) -> tuple[Evaluation, Searched, Limits]:
+    """Search for the best plans that keep to limits; without any, for those that come nearest.
+
+    Returns:
+        The plans, what was searched, and the limits that bind: of two only one, if no plan keeps
+        to that one.
+    """
+    objective, top, limits = wanted.objective, wanted.top, wanted.limits
+    choices = INVARIANT[wanted.invariant]
+
+    def found_on(
+        part: Scenario, objective: str, n_forms: int, most_s: float
+    ) -> tuple[PlanTable | None, Searched]:
+        if objective == "first-token":
+            tokens = find_first_tokens(part, limits.prompt, n_forms, choices=choices)
+            if tokens is not None:
+                return tokens.plans, tokens.searched
+            objective = "latency"
+        goal = _GOALS.get(objective, objective)
+        return find_plans(part, goal, n_forms, choices=choices, most_latency_s=most_s)
+
+    def search(
+        objective: str, n_forms: int, most_s: float
+    ) -> tuple[Sequence[Plan] | None, Searched]:
+        if asked.draft is None:
+            return found_on(asked, objective, n_forms, most_s)
+        return find_with_drafts(
+            asked, drafts, lambda part, own_s: found_on(part, objective, n_forms, own_s), most_s
+        )
+
+    def nearest(searched: Searched) -> Sequence[Plan]:
+        if asked.draft is None:
+            return nearest_plans(asked, _NEAREST, choices)
+        found, _ = find_with_drafts(
+            asked, drafts, lambda part, _: (nearest_plans(part, _NEAREST, choices), searched)
+        )
+        return found or ()
+
+    for best_by, alone in limits.alone.items():
+        plans, searched = search(best_by, 1, np.inf)
+        if plans is None:
+            continue
+        best = evaluate_with_drafts(plans, asked, drafts)
+        if best.fits.any() and not (alone.kept(best) & best.fits).any():
+            return best, searched, alone
+    most_s, n_forms = limits.most_latency_s(asked.request), top
+    while True:
+        plans, searched = search(objective, n_forms, most_s)
+        if plans is None:
+            return evaluate_with_drafts(nearest(searched), asked, drafts), searched, limits
+        found = evaluate_with_drafts(plans, asked, drafts)
+        # What keeps to a limit that the search does not know may come after much that does not.
+        is_front = objective in FRONTS
+        if limits.kept(found).any():
+            return found, searched, limits
+        if n_forms >= _MOST_WANTED or len(plans) < n_forms or is_front:
+            others = [search(best_by, _NEAREST, most_s)[0] or () for best_by in limits.alone]
+            every = list(dict.fromkeys(plan for some in others for plan in some))
+            return evaluate_with_drafts(every, asked, drafts), searched, limits
+        n_forms *= 4
+
+
+#: Objectives that order plans as another one does: energy is power, and time, of all chips.
+_GOALS: Mapping[str, str] = {"energy": "per-chip"}
+#: Forms of plans that are searched for at most, to find one with an early first token.
+_MOST_WANTED = 200
+#: Plans of which the one that lacks least is taken, where none fits.
+_NEAREST = 64
+
+
+def _comparison(
+    evaluation: Evaluation,
+    searched: Searched | None,
+    drafts: Sequence[Plan],
+    wanted: Wanted,
+    limits: Limits,
+    figures: ChipFigures,
+) -> Comparison:
+    """Rank what was evaluated, by the limits that bind."""
+    objective, top = wanted.objective, wanted.top
+    asked = evaluation.scenario
+    order = rank(evaluation, objective, limits.prompt)
+    kept = limits.kept(evaluation)
+    excluded = limits.excluded(evaluation, order) if order and not kept[order].any() else None
+    best = [i for i in order if kept[i]]
+    if objective not in FRONTS:  # a front has plans that differ in their stages alone
+        best = _best_of_each_shape(evaluation, best)
     fits, memory = evaluation.fits, asked.system.chip.memory_name
-    unfit = Counter(_reason(evaluation, int(i), memory) for i in np.flatnonzero(~fits))
-    kept = best[:top] if fits.any() else nearest[:top]
-    chosen = [*kept, *nearest[:1]]
-    rows = _rows(evaluation, chosen, prompt_tokens)
+    nearest = _nearest(evaluation) if searched is None or not fits.any() else []
+    unfit = Counter(reason_of(evaluation, int(i), memory) for i in np.flatnonzero(~fits))
+    shown = best[:top] if fits.any() else nearest[:top]
+    chosen = [*shown, *nearest[:1]]
+    rows = [with_figures(row, figures) for row in rows_of(evaluation, chosen, limits.prompt)]
     return Comparison(
         scenario=asked,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=limits.prompt,
         objective=objective,
-        rows=tuple(rows[: len(kept)]),
+        invariant=wanted.invariant,
+        limits=wanted.limits,
+        rows=tuple(rows[: len(shown)]),
         legal=len(evaluation.plans),
-        fitting=int(fits.sum()),
-        rejected={**unfit, **refused},
+        fitting=len(best) if searched is not None else int(fits.sum()),
+        rejected=dict(unfit) if searched is None else dict(searched.refused),
         nearest=rows[-1] if nearest else None,
+        searched=searched,
+        excluded=excluded,
+        drafts=tuple(drafts),
+        figures=figures,
         assumed=assumed(asked.system.constants()),
         evaluation=evaluation,
     )
-
-
-def _check_words(objective: object, top: object) -> None:
-    """Refuse an objective that does not exist, or a number of rows that cannot be kept.
-
-    Raises:
-        LpuError: says which.
-    """
-    if objective not in OBJECTIVES:
-        raise unknown("objective", str(objective), OBJECTIVES)
-    if not is_whole(top) or top < 1:
-        raise LpuError(f"top is {described(top)}; it must be a whole number of at least 1.")
 
 
 def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:
@@ -139,46 +260,48 @@ def check_plans(plans: Sequence[Plan], scenario: Scenario) -> None:
         check_plan(plan, scenario)
 
 
-def search_plans(scenario: Scenario) -> tuple[Evaluation, Mapping[str, int]]:
-    """Evaluate all legal plans, each without stages that hold no block, and with its drafts.
+def rank(
+    evaluation: Evaluation, objective: Objective, prompt_tokens: int | None = None
+) -> list[int]:
+    """Order the plans that fit by an objective, best first; equal ones keep their order.
+
+    Args:
+        evaluation: of the plans.
+        objective: if it is a front, other plans are left out.
+        prompt_tokens: of the prompt whose first token plans are ordered by; None: the context.
 
     Returns:
-        The plans, and how many ways to split were refused, by reason.
+        The numbers of the plans.
     """
-    if scenario.draft is not None:
-        return search_with_drafts(scenario)
-    search = Search(scenario)
-    return without_idle_stages(evaluate(list(search.plans()), scenario)), search.refused
-
-
-def rank(evaluation: Evaluation, objective: Objective) -> list[int]:
-    """Order the plans that fit by a rate, best first; equal plans keep the order of the search."""
     fitting = np.flatnonzero(evaluation.fits)
-    per_user, total = evaluation.tokens_per_s_per_user, evaluation.tokens_per_s_total
-    first, second = (total, per_user) if objective == "throughput" else (per_user, total)
-    order = fitting[np.lexsort((-second[fitting], -first[fitting]))]
-    if objective != "pareto":
-        return [int(i) for i in order]
-    is_best = on_front(per_user[order], total[order])
-    return [int(i) for i in order[is_best]]
-
-
-def rank_by_first_token(evaluation: Evaluation, prompt_tokens: int) -> list[int]:
-    """Order the plans that fit by the first token of a prompt, then by the rate of one user."""
-    fitting = np.flatnonzero(evaluation.fits)
-    if not len(fitting):
-        return []
-    plans = [evaluation.plans[int(i)] for i in fitting]
-    found = prefill(plans, evaluation.fits[fitting], evaluation.scenario, prompt_tokens)
-    rates = evaluation.tokens_per_s_per_user[fitting]
-    return [int(i) for i in fitting[np.lexsort((-rates, found.time_to_first_token_s))]]
+    unknown_numbers = np.full(len(evaluation.plans), np.nan)
+    first_token_s, energy_j = unknown_numbers.copy(), unknown_numbers
+    if objective == "first-token" and len(fitting):
+        plans, fits = [evaluation.plans[int(i)] for i in fitting], evaluation.fits[fitting]
+        prompt = prompt_tokens or evaluation.scenario.request.context
+        found = prefill(plans, fits, evaluation.scenario, prompt)
+        first_token_s[fitting] = found.time_to_first_token_s
+    if objective == "energy":
+        joules = energy(evaluation).upper_j_per_token
+        energy_j = unknown_numbers if joules is None else joules
+    rates = Rates(
+        per_user=evaluation.tokens_per_s_per_user[fitting],
+        total=evaluation.tokens_per_s_total[fitting],
+        per_chip=(evaluation.tokens_per_s_of_copy / evaluation.n_chips)[fitting],
+        chips=evaluation.n_chips[fitting],
+        first_token_s=first_token_s[fitting],
+        energy_j=energy_j[fitting],
+    )
+    return [int(i) for i in fitting[best_first(rates, objective)]]
 
 
 def _best_of_each_shape(evaluation: Evaluation, order: Sequence[int]) -> list[int]:
     """Keep the best number of stages of plans that split their groups alike."""
     seen: dict[Plan, int] = {}
     for i in order:
-        seen.setdefault(replace(evaluation.plans[i], stages=1), i)
+        plan = evaluation.plans[i]
+        ffn = plan.ffn and replace(plan.ffn, stages=1)
+        seen.setdefault(replace(plan, stages=1, ffn=ffn), i)
     return list(seen.values())
 
 
@@ -189,72 +312,3 @@ def _nearest(evaluation: Evaluation) -> list[int]:
         np.lexsort((evaluation.latency_cycles[missing], evaluation.short_bytes[missing]))
     ]
     return _best_of_each_shape(evaluation, [int(i) for i in order])
-
-
-def _reason(evaluation: Evaluation, i: int, memory: str) -> str:
-    """Which part of the memory is too much."""
-    usable = evaluation.sram_bytes - evaluation.reserved_bytes
-    if evaluation.own_short_bytes[i] <= 0:
-        return f"does not fit: the draft model exceeds the {memory} of the chips left for it"
-    if evaluation.weight_bytes[i] > usable:
-        return f"does not fit: weights alone exceed a chip's {memory}"
-    if evaluation.weight_bytes[i] + evaluation.cache_bytes[i] > usable:
-        return f"does not fit: weights and cache exceed a chip's {memory}"
-    return f"does not fit: weights, cache and activations exceed a chip's {memory}"
-
-
-def _total_bound_by(evaluation: Evaluation, i: int) -> str:
-    """What bounds the rate of all sequences of a plan."""
-    if not evaluation.is_stage_bound[i]:
-        return "users in flight"
-    drafting, slowest = evaluation.drafting, evaluation.slowest_stage_cycles[i]
-    return "draft model" if drafting and drafting.cycles[i] == slowest else "slowest stage"
-
-
-def _rows(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -> list[Row]:
-    plans = [evaluation.plans[i] for i in chosen]
-    request = evaluation.scenario.request
-    memory = evaluation.scenario.system.chip.memory_name
-    taken_in = prefill(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
-    joules = energy(evaluation)
-    sized = [evaluation.slots[i] for i in chosen] if evaluation.slots else []
-    slots = slot_readings(plans, sized, evaluation.scenario)
-    ranges_s = latency_ranges_s(plans, evaluation.scenario) if plans else np.empty((0, 2))
-    return [
-        Row(
-            plan=plan,
-            fits=bool(evaluation.fits[i]),
-            reason=None if evaluation.fits[i] else _reason(evaluation, i, memory),
-            short_bytes=float(evaluation.short_bytes[i]),
-            sram_used_fraction=float(
-                (evaluation.used_bytes[i] + evaluation.reserved_bytes) / evaluation.sram_bytes
-            ),
-            decode_latency_s=float(evaluation.latency_s[i]),
-            decode_latency_lower_s=float(evaluation.lower_cycles[i] / evaluation.clock_hz),
-            decode_latency_upper_s=float(evaluation.upper_cycles[i] / evaluation.clock_hz),
-            decode_latency_range_s=(float(ranges_s[row, 0]), float(ranges_s[row, 1])),
-            tokens_per_s_per_user=float(evaluation.tokens_per_s_per_user[i]),
-            tokens_per_s_total=float(evaluation.tokens_per_s_total[i]),
-            tokens_per_step=request.kept_tokens,
-            in_flight=int(evaluation.in_flight[i]),
-            users_in_flight=int(evaluation.in_flight[i]) * request.batch,
-            total_bound_by=_total_bound_by(evaluation, i),
-            reserve_limit_fraction=float(evaluation.largest_reserve_fraction[i]),
-            hand_over_s=float(evaluation.hand_over_cycles[i] / evaluation.clock_hz),
-            host_s=float(evaluation.host_cycles / evaluation.clock_hz),
-            prefill_latency_s=float(taken_in.latency_s[row]),
-            prefill_chunk_tokens=int(taken_in.chunk_tokens[row]),
-            prefill_chunk_bound_by="memory" if taken_in.is_memory_bound[row] else "time",
-            time_to_first_token_s=float(taken_in.time_to_first_token_s[row]),
-            wire_bytes_per_token=float(
-                evaluation.wire_bytes[i] / (request.batch * request.kept_tokens)
-            ),
-            energy_j_per_token_lower=one(joules.lower_j_per_token, i),
-            energy_j_per_token_upper=one(joules.upper_j_per_token, i),
-            energy_j_per_token_upper_alone=one(joules.upper_alone_j_per_token, i),
-            memory_bytes=evaluation.memory_bytes(i),
-            slots=slots[row],
-            draft=None if evaluation.drafting is None else draft_row(evaluation.drafting, i),
-        )
-        for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))
-    ]

@@ -1,10 +1,10 @@
 """The result of a comparison: ranked rows, as plain values and as text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, overload
 
 from rich.table import Table
 
@@ -21,66 +21,22 @@ from ..plan import legend as letters
 from ..predict.energy import MEANING, knows_energy, unknown_reason
 from ..predict.evaluate import Evaluation
 from ..predict.serving import chunk_lengths
-from ..predict.slot_reading import SlotReading, slot_table
+from ..predict.slot_reading import slot_table
 from ..report import versions
 from ..request import Request
 from ..scenario import Scenario
+from ..search.find import Searched
+from ..search.goals import FRONTS
+from . import exports
+from .chip_figures import ChipFigures
 from .draft_row import DraftRow, draft_note, draft_table
-from .rates_plot import Mark, Panel, Series, draw
+from .limits import Limits
+from .ranking import Objective
+from .row import Row
+from .rows_plot import draw_rows, series_name
 
 #: Reasons that begin so refuse a plan for its memory; all others refuse a split for its shapes.
 DOES_NOT_FIT = "does not fit"
-
-Objective = Literal["latency", "throughput", "pareto", "first-token"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One plan of a comparison."""
-
-    plan: Plan
-    fits: bool
-    reason: str | None  #: why it does not fit
-    short_bytes: float  #: what the fullest chip lacks, negative where there is room
-    sram_used_fraction: float
-    decode_latency_s: float
-    decode_latency_lower_s: float
-    decode_latency_upper_s: float
-    #: with all uncertain constants at their favourable ends, and at their unfavourable ends
-    decode_latency_range_s: tuple[float, float]
-    tokens_per_s_per_user: float
-    tokens_per_s_total: float
-    tokens_per_step: float  #: that a step adds to a sequence, on average
-    in_flight: int  #: micro-batches
-    users_in_flight: int
-    total_bound_by: str  #: `slowest stage`, `draft model` or `users in flight`
-    reserve_limit_fraction: float  #: part of the memory that may be reserved until it fits no more
-    hand_over_s: float
-    host_s: float  #: host and sampling, part of the latency
-    prefill_latency_s: float  #: of the prompt of every sequence of the batch
-    prefill_chunk_tokens: int  #: new tokens per sequence of a step: the fastest that fit
-    prefill_chunk_bound_by: str  #: `memory` if a longer one would be faster, else `time`
-    time_to_first_token_s: float  #: prefill, and the host's part
-    wire_bytes_per_token: float  #: payload of all collectives and hand-overs, each once
-    energy_j_per_token_lower: float | None  #: None: the power of the chip is not public
-    energy_j_per_token_upper: float | None
-    energy_j_per_token_upper_alone: float | None  #: one micro-batch in flight
-    memory_bytes: Mapping[str, float]  #: of the fullest chip
-    slots: SlotReading | None = None  #: of a mixture on LPUs
-    draft: DraftRow | None = None  #: the draft model, whose time and fit the row includes
-    numerics: Mapping[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row as plain values; scripts parse these names."""
-        return {
-            **{name: value for name, value in vars(self).items() if name != "plan"},
-            "plan": self.plan.as_dict(),
-            "name": self.plan.name,
-            "chips": self.plan.n_chips,
-            "stages": self.plan.stages,
-            "slots": None if self.slots is None else self.slots.as_dict(),
-            "draft": None if self.draft is None else self.draft.as_dict(),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +46,17 @@ class Comparison:
     scenario: Scenario
     prompt_tokens: int
     objective: Objective
+    invariant: str  #: which bits plans must give
+    limits: Limits  #: as they were asked for
     rows: tuple[Row, ...]  #: the best that fit; if none fits, those that lack least
-    legal: int
-    fitting: int
-    rejected: Mapping[str, int]  #: plans and ways refused, by reason
-    nearest: Row | None  #: the plan that does not fit and lacks least
+    legal: int  #: plans that were evaluated in full
+    fitting: int  #: of them, those that fit and keep to the limits
+    rejected: Mapping[str, int]  #: plans and degrees refused, by reason
+    nearest: Row | None  #: the plan that does not fit and lacks least, where none fits
+    searched: Searched | None  #: what was searched; None: plans were given
+    excluded: str | None  #: which limit leaves no plan, though some fit
+    drafts: tuple[Plan, ...]  #: plans that the draft model could get
+    figures: ChipFigures  #: of a chip, as they were given
     assumed: tuple[Constant, ...] = field(repr=False)
     evaluation: Evaluation = field(repr=False, compare=False)  #: all plans that were ranked
 
@@ -118,11 +80,16 @@ class Comparison:
             "draft_model": None if self.scenario.draft is None else self.scenario.draft.model.name,
             "energy": {"meaning": MEANING, "reason": unknown_reason(self.scenario.system.chip)},
             "objective": self.objective,
+            "invariant": self.invariant,
+            "limits": self.limits.as_dict(),
+            **self.figures.as_dict(),
             "rows": [row.as_dict() for row in self.rows],
             "searched": {
                 "legal": self.legal,
                 "fitting": self.fitting,
                 "rejected": dict(self.rejected),
+                "space": None if self.searched is None else self.searched.as_dict(),
+                "excluded_by": self.excluded,
                 "nearest_that_does_not_fit": self.nearest.as_dict() if self.nearest else None,
             },
             "versions": versions(),
@@ -137,45 +104,69 @@ class Comparison:
         """The comparison as text for a terminal."""
         return comparison_text(self)
 
-    def to_pandas(self) -> Any:
+    def to_dataframe(self) -> Any:
         """The rows as a `pandas.DataFrame`, a plan a row, best first.
 
-        Nested values of `as_dict` become columns such as `memory_bytes.weights`.
+        Each row has its number and what was asked. A value inside another has a column such as
+        `memory_bytes.weights`, the ends of a range `.low` and `.high`.
 
         Raises:
             LpuError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            raise LpuError("pandas is not installed; `pip install pandas` installs it.") from None
-        return pandas.json_normalize([row.as_dict() for row in self.rows], max_level=1)
+        return exports.dataframe(exports.asked_rows(self.as_dict()))
+
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
+
+    @overload
+    def to_csv(self, path: str | Path) -> None: ...
+
+    def to_csv(self, path: str | Path | None = None) -> str | None:
+        """The rows as CSV, with the columns of `to_dataframe`; None is an empty cell.
+
+        Text that a spreadsheet would run as a formula, such as a model's name `=1+1`, has an
+        apostrophe before it.
+
+        Args:
+            path: of a file, which is written whole or not at all; None: return the text.
+
+        Returns:
+            The text if there is no path.
+
+        Raises:
+            LpuError: what is no path, or the file cannot be written.
+        """
+        return exports.csv_to(path, exports.asked_rows(self.as_dict()))
+
+    def _repr_html_(self) -> str:
+        """The rows as a table in a notebook."""
+        return exports.html_table(self.as_dict())
 
     def plot(self, path: str | Path) -> None:
         """Draw the rows into a PNG, SVG or PDF file: one user's rate against that of all users.
 
-        A bar spans the rates of one user at the upper and the lower bound of the time.
+        A front has its own second axis: that rate, the rate per chip, or chips.
+
+        A column of a paper wide. Bars span the rates of one user at the bounds of the schedule's
+        time and, lighter, over the assumed constants; a front is a line.
 
         Raises:
             LpuError: another suffix, there is nothing to draw, or the file cannot be
                 written.
         """
         picture_format(path)
-        if not self.fitting:
-            raise LpuError(f"{path} was not drawn: no plan of {self.scenario.model.name} fits.")
-        request = self.scenario.request
-        marks = [_mark(number, row) for number, row in enumerate(self.rows, 1)]
-        series = Series(
-            name=series_name(self.scenario.system),
-            marks=tuple(sorted(marks, key=lambda mark: -mark.tokens_per_s_per_user)),
-            is_front=self.objective == "pareto",
-        )
-        draw(
+        fitting = [(number, row) for number, row in enumerate(self.rows, 1) if row.fits]
+        asked, request = self.scenario, self.scenario.request
+        if not fitting:
+            raise LpuError(f"{path} was not drawn: no plan of {asked.model.name} fits.")
+        which = "plans of the front" if self.objective in FRONTS else "plans"
+        draw_rows(
             Path(path),
-            [Panel(title="whole system", rate="tokens/s of the system", series=(series,))],
-            title=f"{self.scenario.model.name}, weights {self.scenario.policy.name}, "
-            f"batch {request.batch}, context {request.context}",
-            legend="numbers beside points are rows of the table; bars: bounds of the time",
+            {f"{which}, by row": fitting},
+            self.objective,
+            title=f"{asked.model.name} on {series_name(asked.system)}",
+            subtitle=f"weights {asked.policy.name}, batch {request.batch}, "
+            f"context {request.context}",
         )
 
 
@@ -212,12 +203,14 @@ def comparison_text(comparison: Comparison) -> str:
     lines = [
         head,
         *([system.note] if system.note else []),
-        rows,
+        *filter(None, [c.limits.in_words(c.invariant)]),
+        *([rows] if c.rows else []),
         *([draft_table(drafts, memory)] if drafts else []),
         *([slot_table(slots)] if slots else []),
-        serving_table(c.rows, c.prompt_tokens),
+        *([serving_table(c.rows, c.prompt_tokens)] if c.rows else []),
         _first_token_note(c),
         legend(memory),
+        *([c.figures.in_words] if c.figures.in_words else []),
         *serving_notes(request, system, None if asked.draft is None else asked.draft.model.name),
         f"{len(c.assumed)} of the {len(system.constants())} numbers and rules of {system.name} are "
         "assumed: --json lists them, --sensitivity N draws them from their ranges. Over constants: "
@@ -225,25 +218,11 @@ def comparison_text(comparison: Comparison) -> str:
         f"weights {asked.policy.name}: {asked.policy.source}.",
         _searched(c),
     ]
-    if not c.fitting and c.nearest is not None:
+    if c.excluded is not None:
+        lines.append(f"No row: {c.excluded}")
+    elif not c.fitting and c.nearest is not None:
         lines += ["No plan fits.", *memory_maps(c.nearest, memory)]
     return report.render(*lines)
-
-
-def _mark(number: int, row: Row) -> Mark:
-    kept = row.tokens_per_step
-    return Mark(
-        tokens_per_s_per_user=row.tokens_per_s_per_user,
-        tokens_per_s=row.tokens_per_s_total,
-        label=str(number),
-        user_range=(kept / row.decode_latency_upper_s, kept / row.decode_latency_lower_s),
-    )
-
-
-def series_name(system: System) -> str:
-    """What a legend calls a system, and whether it is not scheduled like an LPU."""
-    roofline = ", roofline" if system.note else ""
-    return f"{system.name} ({system.n_chips} x {system.chip.title}{roofline})"
 
 
 def _chips(count: int) -> str:
@@ -253,7 +232,7 @@ def _chips(count: int) -> str:
 def legend(memory: str = "SRAM") -> str:
     """What a plan's name means."""
     return (
-        f"plan: {letters()}; row or column: split of output "
+        f"plan: {letters()}; row, column, tree or wide: split of output "
         f"projections (a/f/m if they differ). {memory}: fullest chip, reserve included."
     )
 
@@ -261,23 +240,29 @@ def legend(memory: str = "SRAM") -> str:
 def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
     """What plans serve: who is in flight, the first token of a prompt, and energy where known."""
     has_energy = any(row.energy_j_per_token_upper is not None for row in rows)
+    headings = _figure_headings(rows)
     made = report.table(
         ("#", "right"),
+        ("copies", "right"),
         ("micro-batches", "right"),
         ("users", "right"),
+        ("tok/s chip", "right"),
         ("total bound by", "left"),
         ("first token", "right"),
         ("chunk", "right"),
         ("chunk bound by", "left"),
         ("fits to a reserve of", "right"),
         *([("J/token", "right"), ("alone", "right")] if has_energy else []),
+        *headings,
         title=f"In flight, and the first token of a prompt of {prompt_tokens}",
     )
     for number, row in enumerate(rows, 1):
         cells = [
             str(number),
+            str(row.copies),
             str(row.in_flight),
             str(row.users_in_flight),
+            report.rate(row.tokens_per_s_per_chip),
             row.total_bound_by,
             format_seconds(row.time_to_first_token_s),
             str(row.prefill_chunk_tokens),
@@ -289,18 +274,43 @@ def serving_table(rows: Sequence[Row], prompt_tokens: int) -> Table:
                 format_energy(row.energy_j_per_token_lower, row.energy_j_per_token_upper),
                 format_energy(None, row.energy_j_per_token_upper_alone),
             ]
+        cells += _figure_cells(row, headings)
         made.add_row(*cells)
     return made
+
+
+#: Columns of what follows of figures that were given: the value of a row, and how it is written.
+_FIGURE_COLUMNS: Mapping[str, tuple[Callable[[Row], float | None], Callable[[float], str]]] = {
+    "tok/s MW": (lambda row: row.tokens_per_s_per_mw, format_count),
+    "cost/Mtok": (lambda row: row.cost_per_million_tokens, "{:.4g}".format),
+}
+
+
+def _figure_headings(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Columns of what follows of figures that were given for some row."""
+    return [
+        (heading, "right")
+        for heading, (value, _) in _FIGURE_COLUMNS.items()
+        if any(value(row) is not None for row in rows)
+    ]
+
+
+def _figure_cells(row: Row, headings: Sequence[tuple[str, str]]) -> list[str]:
+    """What a row has in these columns."""
+    columns = [_FIGURE_COLUMNS[heading] for heading, _ in headings]
+    found = [(value(row), written) for value, written in columns]
+    return ["-" if value is None else written(value) for value, written in found]
 
 
 def _first_token_note(comparison: Comparison) -> str:
     """What the first token rests on: the chunks, what they attend to, how plans were chosen."""
     asked = comparison.scenario
     longest = chunk_lengths(asked)[-1]
+    ranked_by = "the rate of one user" if comparison.objective == "pareto" else comparison.objective
     chosen = (
         "plans are ranked by it."
         if comparison.objective == "first-token"
-        else f"plans are ranked by {comparison.objective}, not by it (--objective first-token)."
+        else f"plans are ranked by {ranked_by}, not by it (--objective first-token)."
     )
     return (
         f"first token: the fastest chunk that fits, of 1, 2, 4, ... and {longest} tokens; "
@@ -359,9 +369,18 @@ def _decibels(sqnr_db: float | None) -> str:
 
 
 def _searched(comparison: Comparison) -> str:
-    lines = [f"{comparison.legal} legal plans, {comparison.fitting} fit."]
+    """What was searched, and what was refused and why."""
+    space = comparison.searched
+    if space is None:
+        n, fitting = comparison.legal, comparison.fitting
+        fits = "it fits" if fitting else "it does not fit"
+        lines = [
+            f"1 plan was given; {fits}." if n == 1 else f"{n} plans were given, {fitting} fit."
+        ]
+    else:
+        lines = [*space.in_words]
     for reason, count in sorted(comparison.rejected.items(), key=lambda item: -item[1])[:6]:
-        what = "refused" if reason.startswith(DOES_NOT_FIT) else "ways to split refused"
+        what = "refused" if reason.startswith(DOES_NOT_FIT) else "degrees refused"
         lines.append(f"  {count:>7} {what}: {reason}")
     nearest = comparison.nearest
     if nearest is not None:

@@ -2,8 +2,8 @@
 
 Each point is a plan at a batch size, with as many micro-batches in flight as fit. A point is on the
 front of a system if no other is at least as fast for one user and for all users together; on the
-front per chip if the same holds for the rate of all divided by the chips of the plan. Not modelled:
-several copies of a plan side by side on the chips it leaves free, and requests that come and go.
+front per chip if the same holds for the rate of a plan divided by its chips. Not modelled: requests
+that come and go.
 """
 
 from collections.abc import Sequence
@@ -26,15 +26,19 @@ from .. import report
 from ..pictures import picture_format
 from ..plan import Plan
 from ..predict.energy import MEANING, energy, one, unknown_reason
-from ..predict.evaluate import Evaluation
+from ..predict.evaluate import Evaluation, evaluate
 from ..report import versions
 from ..request import NEXT_TOKEN, Request, check_request
 from ..scenario import Scenario, check_policy, scenario
-from .compare import search_plans
-from .comparison import format_energy, series_name, serving_notes
+from ..search.find import fits_somehow, found_by, plan_table
+from ..search.goals import GOALS, per_sequence
+from ..search.records import Front
+from ..space.cores import Choices
+from .comparison import format_energy, serving_notes
 from .comparison import legend as plan_legend
 from .front import on_front
 from .rates_plot import Mark, Panel, Series, draw
+from .rows_plot import series_name
 
 #: Batch sizes are doubled until nothing fits, but not beyond this one.
 LARGEST_BATCH = 1 << 12
@@ -48,19 +52,16 @@ class Point:
     system: str
     plan: Plan
     batch: int
-    users_in_flight: int
+    copies: int  #: of the plan, side by side
+    users_in_flight: int  #: of all copies
     step_s: float
     tokens_per_s_per_user: float
     tokens_per_s_total: float
+    tokens_per_s_per_chip: float  #: of a copy's rate, and its chips
     energy_j_per_token_lower: float | None
     energy_j_per_token_upper: float | None
     on_front: bool = False  #: no other point is as good for one user and for the system
     on_front_per_chip: bool = False  #: no other point is as good for one user and per chip
-
-    @property
-    def tokens_per_s_per_chip(self) -> float:
-        """Rate of all users over the chips of the plan."""
-        return self.tokens_per_s_total / self.plan.n_chips
 
     def as_dict(self) -> dict[str, Any]:
         """The point as plain values; scripts parse these names."""
@@ -69,7 +70,6 @@ class Point:
             "plan": self.plan.as_dict(),
             "name": self.plan.name,
             "chips": self.plan.n_chips,
-            "tokens_per_s_per_chip": self.tokens_per_s_per_chip,
         }
 
 
@@ -143,23 +143,23 @@ class Curve:
         draw(
             Path(path),
             [self._panel(per_chip=False), self._panel(per_chip=True)],
-            title=f"{self.model.name}, weights {self.policy.name}, "
-            f"context {self.request.context}{drafts}",
-            legend="numbers beside points are batch sizes",
+            title=self.model.name,
+            subtitle=f"weights {self.policy.name}, context {self.request.context}{drafts}",
+            note="Numbers beside points are batch sizes; modelled, with assumed constants.",
         )
 
     def _panel(self, *, per_chip: bool) -> Panel:
         """The fronts of one rate, a series a system."""
         return Panel(
-            title="per chip" if per_chip else "whole system",
-            rate="tokens/s per chip of the plan" if per_chip else "tokens/s of the system",
+            title="per chip of the plan" if per_chip else "whole system",
+            second="tokens/s per chip" if per_chip else "tokens/s of the system",
             series=tuple(
                 Series(
                     name=series_name(system),
                     marks=tuple(
                         Mark(
                             tokens_per_s_per_user=point.tokens_per_s_per_user,
-                            tokens_per_s=point.tokens_per_s_per_chip
+                            second=point.tokens_per_s_per_chip
                             if per_chip
                             else point.tokens_per_s_total,
                             label=str(point.batch),
@@ -240,16 +240,26 @@ def curve(
 def _fronts(
     scenario: Scenario, requests: Sequence[Request], *, until_none_fits: bool
 ) -> tuple[tuple[int, ...], list[Point]]:
-    """Batch sizes at which something fits, and the points on either front."""
+    """Batch sizes at which something fits, and the points on either front.
+
+    The fronts of all batch sizes so far bound the search of the next.
+    """
     batches, points = [], []
+    fronts: dict[str, Front] = {}
     for request in requests:
-        evaluation, _ = search_plans(replace(scenario, request=request))
-        if evaluation.fits.any():
-            batches.append(request.batch)
-            # What is on no front of its batch size is on none of all.
-            points += _points_on_fronts(_points(evaluation))
-        elif until_none_fits:
-            break  # a larger batch needs more memory still
+        asked = replace(scenario, request=request)
+        if not fits_somehow(asked, Choices(pools=False)):
+            if until_none_fits:
+                break  # a larger batch needs more memory still
+            continue
+        batches.append(request.batch)
+        for goal in ("throughput", "per-chip"):
+            known = fronts.get(goal)
+            front = Front(per_sequence(GOALS[goal], request.batch), known)
+            found_by(front, asked)
+            fronts[goal] = front
+            if new := front.new_plans():
+                points += _points(evaluate(plan_table(new), asked))
     return tuple(batches), _points_on_fronts(points)
 
 
@@ -261,10 +271,12 @@ def _points(evaluation: Evaluation) -> list[Point]:
             system=evaluation.scenario.system.name,
             plan=evaluation.plans[i],
             batch=batch,
-            users_in_flight=int(evaluation.in_flight[i]) * batch,
+            copies=int(evaluation.copies[i]),
+            users_in_flight=int(evaluation.copies[i] * evaluation.in_flight[i]) * batch,
             step_s=float(evaluation.latency_s[i]),
             tokens_per_s_per_user=float(evaluation.tokens_per_s_per_user[i]),
             tokens_per_s_total=float(evaluation.tokens_per_s_total[i]),
+            tokens_per_s_per_chip=float(evaluation.tokens_per_s_of_copy[i] / evaluation.n_chips[i]),
             energy_j_per_token_lower=one(joules.lower_j_per_token, i),
             energy_j_per_token_upper=one(joules.upper_j_per_token, i),
         )
@@ -312,7 +324,7 @@ def curve_text(found: Curve) -> str:
             format_seconds(point.step_s),
             f"{point.tokens_per_s_per_user:.0f}",
             f"{point.tokens_per_s_total:.0f}",
-            f"{point.tokens_per_s_per_chip:.4g}",
+            report.rate(point.tokens_per_s_per_chip),
             ", ".join(name for name, on in best.items() if on),
         ]
         if knows:
@@ -329,11 +341,14 @@ def curve_text(found: Curve) -> str:
         f"{len(system.constants())} numbers are assumed."
         for system, batches in zip(found.systems, found.batches, strict=True)
     ]
+    pools = (
+        "Plans are those of one pool; `lpu compare --objective throughput` has those of two too."
+    )
     notes = dict.fromkeys(
         note for system in found.systems for note in serving_notes(found.request, system)
     )
     also = [f"{system.name}: {system.note}" for system in found.systems if system.note]
-    return report.render(head, *also, rows, plan_legend(), *fits, *notes)
+    return report.render(head, *also, rows, plan_legend(), *fits, pools, *notes)
 
 
 def _sizes(batches: tuple[int, ...]) -> str:

@@ -1,7 +1,7 @@
 """The draft model beside a plan of a comparison: as plain values, and as text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +10,7 @@ from lpu_jax.quantities import format_seconds
 
 from .. import report
 from ..plan import Plan
+from ..plan_file import plan_from_dict
 from ..predict.evaluate import Drafting
 from ..request import Request
 
@@ -37,8 +38,14 @@ class DraftRow:
             "plan": self.plan.as_dict(),
             "name": self.plan.name,
             "chips": self.plan.n_chips,
-            "stages": self.plan.stages,
+            "stages": self.plan.n_stages,
         }
+
+
+def draft_row_from_dict(data: Mapping[str, Any]) -> DraftRow:
+    """Read a row from what `DraftRow.as_dict` makes, once more from JSON."""
+    values = {one.name: data[one.name] for one in fields(DraftRow)}
+    return DraftRow(**values | {"plan": plan_from_dict(data["plan"])})
 
 
 def draft_row(drafting: Drafting, i: int) -> DraftRow:

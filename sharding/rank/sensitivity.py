@@ -27,13 +27,20 @@ from ..predict.drafts import evaluate_with_drafts
 from ..predict.evaluate import Evaluation
 from ..predict.placement import usable_bytes
 from ..report import Watcher, check_watcher
+from ..scenario import Scenario
+from ..search.drafts import find_with_drafts
+from ..search.find import INVARIANT, Searched, find_plans
+from ..search.goals import FRONTS
 from .assumptions import Ranked
 from .compare import rank
-from .comparison import Comparison, Objective
+from .comparison import Comparison
 from .correlation import chance_level, spearman
+from .ranking import Objective
 
 #: Plans that are evaluated again: the best of those that fit under the smallest reserve.
 MOST_CONTENDERS = 1000
+#: Forms of plans that are searched for, where plans were.
+SEARCHED_CONTENDERS = 100
 #: Winners and constants that are printed; the JSON has every constant.
 SHOWN_WINNERS, SHOWN_CONSTANTS = 5, 10
 #: The interval of what samples give.
@@ -121,8 +128,9 @@ def sensitivity(
 ) -> Sensitivity:
     """Evaluate a comparison's plans again with other values of the uncertain constants.
 
-    The plans are those that fit at the nominal constants or would with the smallest reserve, the
-    best 1000 of them by the comparison's objective (`pareto`: by latency). A sample is won by the
+    The plans are those of the comparison; if it searched, the best 100 forms by its objective
+    (a front: by latency) of those that fit at the nominal constants or would with the smallest
+    reserve. A sample is won by the
     best of those that fit in it.
 
     Args:
@@ -187,10 +195,10 @@ def _check(comparison: Comparison, n_samples: int, seed: int) -> None:
                 f"sensitivity: {name} is {described(number)}; it must be a whole number of at "
                 f"least {least}."
             )
-    if comparison.objective == "first-token":
+    if comparison.objective in ("first-token", "chips"):
         raise LpuError(
-            "sensitivity: the objective is first-token; samples are ranked by latency, throughput "
-            "or pareto."
+            f"sensitivity: the objective is {comparison.objective}; samples are ranked by latency, "
+            "throughput, per-chip, energy or a front."
         )
     if not comparison.fitting:
         raise LpuError("sensitivity: no plan fits, so there is no ranking to examine.")
@@ -218,31 +226,59 @@ class _Study:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        whole = comparison.evaluation
-        every = Ranked(plans=whole.plans, scenario=comparison.scenario)
-        self.constants = every.uncertain()
-        # The front of two rates has no single winner; its fast end is the plan of least latency.
+        # A front has no single winner; its fast end is the plan of least latency.
         self.objective: Objective = (
-            "latency" if comparison.objective == "pareto" else comparison.objective
+            "latency" if comparison.objective in FRONTS else comparison.objective
         )
-        eligible = np.flatnonzero(whole.used_bytes <= self._most_usable_bytes())
+        every = Ranked(plans=comparison.evaluation.plans, scenario=comparison.scenario)
+        self.constants = every.uncertain()
+        whole = comparison.evaluation if comparison.searched is None else self._searched()
+        keeps = comparison.limits.kept(whole)
+        eligible = np.flatnonzero((whole.used_bytes <= self._most_usable_bytes()) & keeps)
         self.eligible = len(eligible)
         best = eligible[np.argsort(-self.rates(whole)[eligible], kind="stable")]
         # Faster plans that only fit under the smallest reserve may be many: the winner is kept.
-        kept = dict.fromkeys([rank(whole, self.objective)[0], *best.tolist()])
+        first = next(i for i in rank(whole, self.objective) if keeps[i])
+        kept = dict.fromkeys([first, *best.tolist()])
         self.plans = [whole.plans[i] for i in sorted(list(kept)[:MOST_CONTENDERS])]
 
-    def _most_usable_bytes(self) -> float:
-        """Memory of a chip with the smallest plausible reserve."""
+    def _searched(self) -> Evaluation:
+        """Search for more plans than were shown, also among those that fit no other reserve."""
+        comparison = self.comparison
+        goal = {"energy": "per-chip"}.get(self.objective, str(self.objective))
+        roomy = self._with_least_reserve()
+        choices = INVARIANT[comparison.invariant]
+
+        def find(part: Scenario, most_s: float) -> tuple[Sequence[Plan] | None, Searched]:
+            return find_plans(
+                part, goal, SEARCHED_CONTENDERS, choices=choices, most_latency_s=most_s
+            )
+
+        most_s = comparison.limits.most_latency_s(roomy.request)
+        if roomy.draft is None:
+            plans, _ = find(roomy, most_s)
+        else:
+            plans, _ = find_with_drafts(roomy, comparison.drafts, find, most_s)
+        every = list(dict.fromkeys([*comparison.evaluation.plans, *(plans or ())]))
+        return evaluate_with_drafts(every, comparison.scenario, comparison.drafts)
+
+    def _with_least_reserve(self) -> Scenario:
+        """The scenario on a machine with the smallest plausible reserve."""
         name = "chip.reserved_fraction"
         values = {name: self.constants[name].low} if name in self.constants else {}
         whole = Ranked(plans=(), scenario=self.comparison.scenario)
-        return usable_bytes(whole.variant(values).scenario.system.chip)
+        return whole.variant(values).scenario
+
+    def _most_usable_bytes(self) -> float:
+        """Memory of a chip with the smallest plausible reserve."""
+        return usable_bytes(self._with_least_reserve().system.chip)
 
     def rates(self, evaluation: Evaluation) -> Float[np.ndarray, " plans"]:
         """What plans are ranked by."""
         if self.objective == "throughput":
             return np.asarray(evaluation.tokens_per_s_total)
+        if self.objective in ("per-chip", "energy"):
+            return np.asarray(evaluation.tokens_per_s_of_copy / evaluation.n_chips)
         return np.asarray(evaluation.tokens_per_s_per_user)
 
     @property
@@ -252,7 +288,7 @@ class _Study:
 
     def outcome(self, ranked: Ranked, nominal: int | None = None) -> _Outcome:
         """Rank a variant of the plans; `nominal` is left out for the plans as they are."""
-        found = evaluate_with_drafts(ranked.plans, ranked.scenario)
+        found = evaluate_with_drafts(ranked.plans, ranked.scenario, self.comparison.drafts)
         order = rank(found, self.objective)
         own = nominal if nominal is not None else order[0]
         rates = self.rates(found)

@@ -316,8 +316,9 @@ def generation_text(prompts: Sequence[str], made: Generation, plan: Plan, system
     for prompt, one in zip(prompts, made.continuations, strict=True):
         lines += [f"{prompt}{one.text}", ""]
     counts = " + ".join(str(len(one.tokens)) for one in made.continuations)
+    chips = " and ".join(str(pool.group_chips) for pool in plan.pools)
     lines.append(
-        f"{counts} tokens, {made.sampling}, on {plan.group_chips} virtual chips of {system.name}, "
+        f"{counts} tokens, {made.sampling}, on {chips} virtual chips of {system.name}, "
         f"plan {plan.name}; weights {made.policy.name}, {made.policy.fidelity} numerics"
     )
     sqnrs = [one.sqnr_db for one in made.continuations if one.sqnr_db is not None]

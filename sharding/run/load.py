@@ -19,7 +19,7 @@ from lpu_jax.machine.system import System
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.numerics.quantized import QuantizedArray, dequantize, quantize, widen
 from lpu_jax.numerics.schemes import FP16_PLAIN
-from models.blocks import Kind, Leaf, block_arguments, is_leaf
+from models.blocks import Kind, Leaf, Sizes, block_arguments, is_leaf
 from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
@@ -293,7 +293,7 @@ def place_block(
     ways = degrees(plan, kind, cfg)
     data = ways.get("data", 1)
     request = replace(request, batch=-(-request.batch // data) * data)
-    local = sizes(cfg, kind, policy, ways, request)
+    local = sizes(cfg, kind, policy, ways, request, split)
     dispatch = dispatch_of(plan, kind)
     hidden, leaf_weights, *rest = block_arguments(cfg, kind, policy, split, local, dispatch)
     weights, specs = dict(stored.weights), block_params(cfg, kind)
@@ -317,7 +317,7 @@ def place_block(
         mesh=chip_mesh(ways, system, plan.collective),
         request=request,
         dispatch=dispatch,
-        experts=_expert_sizes(stored, plan, system, request),
+        experts=_expert_sizes(stored, plan, system, request, local),
     )
 
 
@@ -337,7 +337,7 @@ def _described(leaf: Any, weight: Any, stored: StoredBlock, name: str) -> Any:
 
 
 def _expert_sizes(
-    stored: StoredBlock, plan: Plan, system: System, request: Request
+    stored: StoredBlock, plan: Plan, system: System, request: Request, local: Sizes
 ) -> ExpertSizes | None:
     """Size a mixture's program: what the plan asks for and the rest of the worst case.
 
@@ -347,9 +347,8 @@ def _expert_sizes(
         return None
     scenario = Scenario(stored.cfg, system, request, policy=stored.policy)
     sized = slots_of_values(plan.moe, scenario)
-    assert stored.cfg.moe is not None
     return ExpertSizes(
-        n_local=-(-stored.cfg.moe.n_experts // plan.moe.expert),
+        n_local=local.local["experts"],
         slots=sized.worst.slots,
         capacity=sized.capacity,
         sent=sized.worst.sent,

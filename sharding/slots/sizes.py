@@ -16,6 +16,8 @@ from jaxtyping import Float
 from lpu_jax.machine.gpu import GpuSpec
 from models.config import MoeConfig
 from models.layers.dispatch import Dispatch
+from models.layers.linear import Split
+from models.leaves import experts_of_chip
 
 from ..plan import MoeShard, SlotRule
 from ..request import Request
@@ -115,9 +117,15 @@ def slots_of_values(shard: MoeShard, scenario: Scenario) -> SlotPlan:
     return min(slot_plans(shard, scenario), key=rows)
 
 
+def _held(shard: MoeShard, routing: Routing) -> int:
+    """Experts of a chip, padding included."""
+    in_tree = shard.split is Split.TREE
+    return experts_of_chip(routing.n_experts, shard.expert, in_tree=in_tree)
+
+
 def _sized_for_gpu(shard: MoeShard, routing: Routing, layers: int) -> SlotPlan:
     """A GPU has no slots: a program that is enough for every routing; the roofline counts rows."""
-    n_local = -(-routing.n_experts // shard.expert)
+    n_local = _held(shard, routing)
     step = Step(
         slots=worst_slots(routing, n_local, routing.rows),
         sent=-(-routing.rows // shard.expert),
@@ -146,7 +154,7 @@ class _Sizing:
     @property
     def n_local(self) -> int:
         """Experts of a chip, padding included."""
-        return -(-self.routing.n_experts // self.shard.expert)
+        return _held(self.shard, self.routing)
 
     @property
     def n_own(self) -> int:

@@ -18,11 +18,10 @@ from lpu_jax.machine.catalogue import system as named_system
 from models.config import GqaConfig, ModelConfig
 from models.zoo import model as named_model
 
-from ..rank.compare import rank
 from ..report import Watcher
 from ..request import Request
 from ..scenario import scenario
-from .anchors import evaluated, fewest_racks
+from .anchors import fastest, fewest_racks
 from .figures import Figure, Group
 from .reading import plan_reading
 
@@ -105,11 +104,9 @@ def _lpx(racks: int) -> str:
 
 def _projected(way: str, rate: int, machine: str, note: str) -> Figure:
     asked = scenario(proxy(), machine, PROXY_REQUEST, policy=PROXY_POLICY)
-    found = evaluated(asked)
-    order = rank(found, "latency")
-    if not order:
+    best = fastest(asked)
+    if best is None:
         return Figure(**_what(way, rate), note=f"no reading: no plan of ours fits on {machine}")
-    best = found.plans[order[0]]
     return Figure(
         **_what(way, rate),
         note=f"{note}; {best.name}, context {PROXY_REQUEST.context}, weights {PROXY_POLICY}; the "

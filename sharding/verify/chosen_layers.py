@@ -31,7 +31,7 @@ from models.policy import FP16, Policy
 from models.weights.source import WeightSource
 from models.weights.synthetic import SyntheticWeights
 
-from ..axes import allocated_positions, dispatch_of, shard_of, split_of
+from ..axes import allocated_positions, dispatch_of, shard_of
 from ..legal import check_plan
 from ..plan import Plan, check_are_plans
 from ..predict.evaluate import evaluate
@@ -265,8 +265,6 @@ def rounding_moved(
     sentences = []
     for kind in dict.fromkeys(kinds):
         shard = shard_of(plan, kind)
-        if shard is None:
-            continue
         if dispatch_of(plan, kind) is Dispatch.ALL_TO_ALL:
             sentences.append(_exchanged(shard.degrees["expert"], policy))
             continue
@@ -275,8 +273,14 @@ def rounding_moved(
             for axis in shard.moving_axes
             if axis.moves and not BLOCK_KINDS[kind].whole.issuperset(axis.splits)
         ]
-        n_chips = shard.output_ways
-        if split_of(plan, kind) is Split.COLUMN:
+        n_chips, split = shard.output_ways, shard.split
+        if split is Split.COLUMN:
+            continue
+        if split in _OWN_RULES:
+            sentences.append(
+                f"{BLOCK_KINDS[kind].result}: {_OWN_RULES[split]}, on one chip as on "
+                f"{'any number' if n_chips == 1 else n_chips} ({split} split)"
+            )
             continue
         order = "added in chip order"
         if n_chips > node_chips:
@@ -288,6 +292,13 @@ def rounding_moved(
             f"{policy.base} and {order} (row split)"
         )
     return tuple(sentences)
+
+
+#: What splits do that have the same bits for other numbers of chips, but not those of columns.
+_OWN_RULES = {
+    Split.TREE: "leaves are added in fp32 by a binary tree",
+    Split.WIDE: "sums are exact and rounded once",
+}
 
 
 def _exchanged(n_chips: int, policy: Policy) -> str:

@@ -70,7 +70,6 @@ def embed_tokens(
     ids = np.asarray(token_ids, np.int64)
     used, position = np.unique(ids, return_inverse=True)
     stored = _stored_tokens(source, "embed", used, policy)
-    n_chips = plan.group_chips
     ways = degrees(plan, "embed", cfg)
     share = sizes(cfg, "embed", policy, ways, Request(context=1)).local["vocab"]
     chip = used // share
@@ -78,7 +77,7 @@ def embed_tokens(
     rows = int(np.bincount(chip).max())
     number = chip * rows + _count_within(chip)
     table = stored.weights["table"]
-    compact = np.zeros((n_chips * rows, cfg.d_model), table.dtype)
+    compact = np.zeros((ways["tensor"] * rows, cfg.d_model), table.dtype)
     compact[number] = table
     small = replace(stored, cfg=replace(cfg, vocab_size=len(compact)), weights={"table": compact})
     block = place_block(small, system, plan, Request(tokens=len(ids), context=len(ids)))

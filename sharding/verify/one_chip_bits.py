@@ -1,7 +1,7 @@
 """Three plans that show what a split does to the bits, and the report of their check.
 
-Plans that split by columns and by experts promise the bits of one chip; plans that split rows do
-not.
+Plans that split by columns and by experts promise the bits of one chip; plans that add by a tree or
+in wide numbers those of one chip that adds so; plans that split rows promise none.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lpu_jax.machine.system import System
 from models.config import ModelConfig
+from models.layers.linear import Split
 from models.policy import Policy
 
 from .. import report
 from ..plan import Plan
-from ..rank.choose import promises_one_chip_bits
+from ..rank.choose import promises_its_rule, promises_one_chip_bits, rules_of
 from ..report import versions
 
 if TYPE_CHECKING:
@@ -38,16 +39,19 @@ class Checked(Protocol):
 
 
 def as_promised(results: Sequence[Checked]) -> bool:
-    """Whether all plans that promise the bits of one chip have the same bits.
+    """Whether all plans that promise the bits of one chip under the same rules have the same bits.
 
     Fast products promise no bits: whatever the backend adds first differs with the shapes.
     """
-    hashes = {
-        r.output_hash
-        for r in results
-        if r.fidelity == "faithful" and promises_one_chip_bits(r.plan)
+    promising = [r for r in results if r.fidelity == "faithful" and promises_its_rule(r.plan)]
+    return all(len(_hashes_under(rules_of(r.plan), promising)) == 1 for r in promising)
+
+
+def _hashes_under(rules: tuple[Split, ...], results: Sequence[Checked]) -> set[str]:
+    """The bits of the plans that promise them under the same rules."""
+    return {
+        r.output_hash for r in results if promises_its_rule(r.plan) and rules_of(r.plan) == rules
     }
-    return len(hashes) <= 1
 
 
 def check_text(
@@ -92,12 +96,13 @@ def check_text(
 
 def _label(result: "CheckResult", results: Sequence["CheckResult"]) -> str:
     """Certified: a plan with other degrees that promises the same was run and has the same bits."""
-    if result.fidelity != "faithful" or not promises_one_chip_bits(result.plan):
+    if result.fidelity != "faithful" or not promises_its_rule(result.plan):
         return "no"
-    others = {
-        r.output_hash for r in results if promises_one_chip_bits(r.plan) and r.plan != result.plan
-    }
-    return "certified" if others == {result.output_hash} else "promised"
+    rules = rules_of(result.plan)
+    others = _hashes_under(rules, [r for r in results if r.plan != result.plan])
+    word = "certified" if others == {result.output_hash} else "promised"
+    own = [rule for rule in dict.fromkeys(rules) if rule is not Split.COLUMN]
+    return f"{word} ({'/'.join(own)})" if own else word
 
 
 def check_dict(
@@ -117,6 +122,7 @@ def check_dict(
                 "plan": result.plan.as_dict(),
                 "name": result.plan.name,
                 "promises_one_chip_bits": promises_one_chip_bits(result.plan),
+                "promises_its_rule": promises_its_rule(result.plan),
                 **result.as_dict(),
             }
             for result in results

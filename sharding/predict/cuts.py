@@ -1,0 +1,284 @@
+"""A chain of blocks cut into stages: between any two blocks, so that the rate of all is highest.
+
+The period between two micro-batches is that of the slowest stage and its hand-over, or the way of a
+token shared among the micro-batches in flight, whichever is longer. More in flight need room for
+more caches, which moves the cuts away from those of equal time; a period therefore decides how many
+are in flight, and whether a cut for it exists. Of cuts for the shortest period the one whose
+fullest stage holds least is taken. Stages are filled in order: no other filling needs fewer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, reduce
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lpu_jax.datapath.work import Quantity
+
+Blocks = Float[np.ndarray, "blocks plans"]
+Numbers = Float[np.ndarray, " plans"]
+Stages = Int[np.ndarray, "blocks plans"]
+
+#: Searches for a number end at one part in so many.
+_PRECISION = 1e-9
+#: What rounding may add to a sum.
+_SLACK = 1 + 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuts:
+    """A chain of blocks cut into stages; one entry per plan."""
+
+    stage_of_block: Stages
+    fullest_bytes: Numbers  #: weights, and the cache of one micro-batch, of the fullest stage
+    fullest_stage_cache_bytes: Numbers  #: the cache part of these
+    least_bytes: Numbers  #: what the fullest stage holds if stages are cut by bytes alone
+    slowest_cycles: Numbers
+    cached_batches: Numbers  #: micro-batches whose caches fit
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What the blocks of plans take, in order, and what is to be made of them."""
+
+    cycles: Blocks
+    held_bytes: Blocks  #: weights, and the cache of one micro-batch
+    cache_bytes: Blocks
+    n_stages: Int[np.ndarray, " plans"]
+    room_bytes: Numbers  #: what a chip has for weights and caches
+    latency_cycles: Numbers  #: of a token through all stages
+    hop_cycles: Numbers  #: of the slowest hand-over between stages
+    most_in_flight: Int[np.ndarray, " plans"]  #: micro-batches that find something to do
+
+    @staticmethod
+    def of(
+        weights: Sequence[Quantity],
+        cache: Sequence[Quantity],
+        cycles: Sequence[Quantity],
+        n_stages: Int[np.ndarray, " plans"],
+        *,
+        room_bytes: Numbers | float,
+        latency_cycles: Numbers,
+        hop_cycles: Numbers,
+        most_in_flight: Int[np.ndarray, " plans"] | None = None,
+    ) -> "Chain":
+        """Take what each block holds and takes, a number or one per plan; fields as named.
+
+        As many micro-batches as there are stages find something to do, unless it is said.
+        """
+        plans = n_stages.shape
+
+        def columns(part: Sequence[Quantity]) -> Blocks:
+            return np.stack([np.broadcast_to(x, plans).astype(np.float64) for x in part])
+
+        kept = columns(cache)
+        return Chain(
+            columns(cycles),
+            columns(weights) + kept,
+            kept,
+            n_stages,
+            np.broadcast_to(np.asarray(room_bytes, np.float64), plans),
+            latency_cycles,
+            np.broadcast_to(np.asarray(hop_cycles, np.float64), plans),
+            n_stages if most_in_flight is None else most_in_flight,
+        )
+
+    def take(self, rows: Bool[np.ndarray, " plans"] | Int[np.ndarray, " plans"]) -> "Chain":
+        """Keep some plans."""
+        return Chain(*(getattr(self, one.name)[..., rows] for one in fields(self)))
+
+    @cached_property
+    def fits(self) -> Bool[np.ndarray, " plans"]:
+        """Whether it can be cut so that each stage's chips have room."""
+        return self._enough(self._by_bytes(self.room_bytes))
+
+    @cached_property
+    def least_period(self) -> Numbers:
+        """Bound the period: the longest block, equal stages, as many in flight as have room."""
+        held, kept = self.held_bytes.sum(0), self.cache_bytes.sum(0)
+        spare = self.n_stages * self.room_bytes - held
+        more = np.where(kept > 0, np.floor(spare / np.maximum(kept, 1)), np.inf)
+        flying = np.clip(1 + more, 1, self.most_in_flight)
+        slowest = np.maximum(self.cycles.max(0), self.cycles.sum(0) / self.n_stages)
+        return np.asarray(np.maximum(slowest + self.hop_cycles, self.latency_cycles / flying))
+
+    def allows(self, period: Numbers) -> Bool[np.ndarray, " plans"]:
+        """Say whether a cut of a plan that fits has a period no longer than this."""
+        return np.asarray((period >= self.least_period) & self._enough(self._by_time(period)))
+
+    @cached_property
+    def shortest_period(self) -> Numbers:
+        """The shortest period of plans that fit, to one part in 10^9."""
+        longest = self.longest_period
+        return self._smallest(self._by_time, np.minimum(self.least_period, longest), longest)
+
+    @cached_property
+    def _balanced(self) -> Stages:
+        """The cut with the least in the fullest stage."""
+        held = self.held_bytes
+        low = np.maximum(held.max(0), held.sum(0) / self.n_stages)
+        return self._by_bytes(self._smallest(self._by_bytes, low, held.sum(0))).stage
+
+    @cached_property
+    def least_bytes(self) -> Numbers:
+        """What the fullest stage holds if stages are cut by bytes alone."""
+        return np.asarray(stage_sums(self.held_bytes, self._balanced).max(0))
+
+    @property
+    def longest_period(self) -> Numbers:
+        """Bound the shortest period of plans that fit from above."""
+        return np.asarray(np.maximum(self.latency_cycles, self.hop_cycles + self.cycles.sum(0)))
+
+    def cut(self, at_least: Numbers | float = 0.0) -> Cuts:
+        """Cut for the shortest period and then the shortest slowest stage.
+
+        What does not fit is cut with the least in the fullest stage.
+
+        Args:
+            at_least: a period that something else does not let plans fall below.
+        """
+        held, cycles, balanced = self.held_bytes, self.cycles, self._balanced
+        least_bytes = self.least_bytes
+        fits = least_bytes <= self.room_bytes
+        stage = balanced
+        if fits.any():
+            stage = balanced.copy()
+            longest = np.broadcast_to(at_least, fits.shape)[fits]
+            stage[:, fits] = self.take(fits)._least_full(least_bytes[fits], longest)
+        stage = np.maximum(stage, self._latest)
+        by_stage, cache_by_stage = stage_sums(held, stage), stage_sums(self.cache_bytes, stage)
+        fullest = by_stage.argmax(0), np.arange(len(fits))
+        spare = self.room_bytes - by_stage
+        more = np.where(cache_by_stage > 0, spare / np.maximum(cache_by_stage, 1), np.inf).min(0)
+        return Cuts(
+            stage_of_block=stage,
+            fullest_bytes=by_stage[fullest],
+            fullest_stage_cache_bytes=cache_by_stage[fullest],
+            least_bytes=least_bytes,
+            slowest_cycles=stage_sums(cycles, stage).max(0),
+            cached_batches=1 + np.where(fits, np.minimum(np.floor(more), 1 << 30), 0.0),
+        )
+
+    def _least_full(self, least_bytes: Numbers, at_least: Numbers) -> Stages:
+        """Of the cuts with the shortest period of plans that fit, choose one.
+
+        A period may be long for want of micro-batches in flight; a prompt's chunks wait for the
+        slowest stage alone, so that it is made as short as so many in flight allow. Of these cuts
+        the least full is taken.
+        """
+        period = np.maximum(self.shortest_period, at_least)
+        by_time, in_flight = self._limits(period)
+
+        def filled(most: Numbers) -> "_Filling":
+            return _fill([(self.cycles, most), in_flight])
+
+        shortest = np.maximum(self.cycles.max(0), self.cycles.sum(0) / self.n_stages)
+        slowest = self._smallest(filled, np.minimum(shortest, by_time[1]), by_time[1])
+
+        def held(most: Numbers) -> "_Filling":
+            return _fill([(self.held_bytes, most), (self.cycles, slowest), in_flight])
+
+        most = stage_sums(self.held_bytes, filled(slowest).stage).max(0)
+        return held(self._smallest(held, np.minimum(least_bytes, most), most)).stage
+
+    @property
+    def _latest(self) -> Stages:
+        """The stages of a chain whose last blocks have one each, as many as there are."""
+        before_last = np.arange(len(self.cycles))[:, None] - len(self.cycles)
+        return np.asarray(self.n_stages + before_last)
+
+    def _by_bytes(self, most: Numbers) -> "_Filling":
+        return _fill([(self.held_bytes, most)])
+
+    def _by_time(self, period: Numbers) -> "_Filling":
+        """Fill stages for a period, with as many micro-batches in flight as that takes."""
+        found, flying = _fill(self._limits(period)), self._flying(period)
+        fewer = np.divide(
+            self.latency_cycles * (1 - _PRECISION),
+            flying - 1,
+            out=np.full(len(flying), np.inf),
+            where=flying > 1,
+        )
+        return _Filling(
+            found.stage,
+            np.maximum(found.least + self.hop_cycles, self.latency_cycles / flying),
+            np.minimum(found.beyond + self.hop_cycles, fewer),
+        )
+
+    def _flying(self, period: Numbers) -> Numbers:
+        """Micro-batches in flight that a period takes."""
+        flying = np.ceil(self.latency_cycles / period * (1 - _PRECISION))
+        return np.asarray(np.clip(flying, 1, self.most_in_flight))
+
+    def _limits(self, period: Numbers) -> list[tuple[Blocks, Numbers]]:
+        """What a stage may take for a period: cycles, and bytes of all that are in flight."""
+        held = self.held_bytes + (self._flying(period) - 1) * self.cache_bytes
+        return [(self.cycles, period - self.hop_cycles), (held, self.room_bytes)]
+
+    def _enough(self, filling: "_Filling") -> Bool[np.ndarray, " plans"]:
+        return np.asarray(filling.stage[-1] < self.n_stages)
+
+    def _smallest(
+        self, fill: Callable[[Numbers], "_Filling"], low: Numbers, high: Numbers
+    ) -> Numbers:
+        """Find the smallest limit for which a filling needs no more stages than there are.
+
+        A plan gets the same limit alone as among others.
+
+        Args:
+            fill: puts blocks into stages under a limit; larger limits never need more stages.
+            low: no smaller limit will do.
+            high: this one does.
+        """
+        filling = fill(low)
+        high = np.where(self._enough(filling), low, high)
+        low = np.minimum(np.maximum(low, filling.beyond), high)
+        while np.any(is_open := high - low > _PRECISION * high):
+            middle = (low + high) / 2
+            filling = fill(middle)
+            enough = self._enough(filling)
+            high = np.where(is_open & enough, np.minimum(middle, filling.least), high)
+            beyond = np.minimum(np.maximum(middle, filling.beyond), high)
+            low = np.where(is_open & ~enough, beyond, low)
+        return high
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """Blocks in stages under limits, and between which values of the first limit they lie so."""
+
+    stage: Stages
+    least: Numbers  #: no smaller one fills stages so
+    beyond: Numbers  #: no smaller one fills them with more
+
+
+def _fill(limits: Sequence[tuple[Blocks, Numbers]]) -> _Filling:
+    """Put blocks into the current stage while none of its sums exceeds its limit.
+
+    A block that exceeds a limit alone takes more stages than there are.
+    """
+    blocks = [values for values, _ in limits]
+    slack = [most * _SLACK for _, most in limits]
+    n_blocks, n_plans = blocks[0].shape
+    filled = [values[0] for values in blocks]
+    least, beyond = filled[0], np.full(n_plans, np.inf)
+    stage = np.empty((n_blocks, n_plans), np.int64)
+    alone = reduce(np.logical_or, (v.max(0) > most for v, most in zip(blocks, slack, strict=True)))
+    stage[0] = current = n_blocks * alone
+    for i in range(1, n_blocks):
+        sums = [total + values[i] for total, values in zip(filled, blocks, strict=True)]
+        over = reduce(np.logical_or, map(np.greater, sums, slack))
+        beyond = np.minimum(beyond, np.where(over, sums[0], np.inf))
+        filled = [np.where(over, v[i], total) for v, total in zip(blocks, sums, strict=True)]
+        least = np.maximum(least, filled[0])
+        stage[i] = current = current + over
+    return _Filling(stage, least, beyond)
+
+
+def stage_sums(values: Blocks, stage: Stages) -> Float[np.ndarray, "stages plans"]:
+    """Add up the blocks of each stage."""
+    n_stages, n_plans = int(stage.max()) + 1, stage.shape[1]
+    flat = stage * n_plans + np.arange(n_plans)
+    total = np.bincount(flat.reshape(-1), weights=values.reshape(-1), minlength=n_stages * n_plans)
+    return total.reshape(n_stages, n_plans)

@@ -1,0 +1,207 @@
+"""Plans of two pools: attention on some chips of a machine, dense MLPs and experts on others.
+
+A token crosses between the pools before and after each FFN: the hidden state goes over the
+machine's own links, in the format of its hand-overs between stages. A stage is busy with its blocks
+and with what it hands over; micro-batches alternate, as many as there are stages of both pools and
+caches have room for. Each pool is cut by its own blocks, for the period of the slower one.
+
+Not modelled: overlap of a hand-over with the blocks of the same micro-batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lpu_jax.cost.placed_machine import Groups
+from lpu_jax.machine.system import System
+from models.blocks import BLOCK_KINDS, Kind, block_chain
+from models.config import ModelConfig
+
+from ..plan import FFN_PARTS, Pool
+from ..scenario import Scenario
+from ..space.plan_table import PlanTable
+from .cuts import Chain, Cuts, stage_sums
+from .hand_overs import TOKEN_BYTES, cycles_between, hidden_bytes
+
+Numbers = Float[np.ndarray, " plans"]
+#: First chip and chips of every stage, those of the first pool before those of the second.
+Places = tuple[Int[np.ndarray, " stages"], Int[np.ndarray, " stages"]]
+
+
+def lay_out(pools: Sequence[Pool], system: System) -> tuple[Groups, ...]:
+    """Place the stages of pools, those of one spread evenly among those of the other.
+
+    Args:
+        pools: of one plan.
+        system: the machine, with chips enough.
+    """
+    if len(pools) == 1:
+        (pool,) = pools
+        return (Groups(pool.group_chips, system.stage_bases(pool.stages, pool.group_chips)),)
+    number = np.concatenate([np.full(pool.stages, i) for i, pool in enumerate(pools)])
+    share = np.concatenate([np.arange(pool.stages) / pool.stages for pool in pools])
+    order = np.lexsort((number, share))
+    chips = np.array([pool.group_chips for pool in pools])
+    bases = np.empty(len(order), np.int64)
+    bases[order] = system.group_bases(chips[number][order])
+    return tuple(Groups(pool.group_chips, bases[number == i]) for i, pool in enumerate(pools))
+
+
+def last_chip(pools: Sequence[Pool], system: System) -> int:
+    """Return the chip after the last one of a plan."""
+    return max(int(group.bases.max()) + group.chips for group in lay_out(pools, system))
+
+
+def pool_of_block(cfg: ModelConfig) -> Int[np.ndarray, " blocks"]:
+    """Return the pool that serves each block of the chain."""
+    return np.array([int(BLOCK_KINDS[b.kind].part in FFN_PARTS) for b in block_chain(cfg)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandOvers:
+    """Hand-overs of a token through a plan, in order.
+
+    What follows the last block of the chain is the way of the token ids back.
+    """
+
+    block: Int[np.ndarray, " steps"]  #: after which block of the chain
+    giver: Int[np.ndarray, " steps"]  #: number of the stage
+    taker: Int[np.ndarray, " steps"]
+    cycles: Float[np.ndarray, " steps"]
+
+
+def hand_overs(
+    stage_of_block: Int[np.ndarray, " blocks"], places: Places, scenario: Scenario
+) -> HandOvers:
+    """List and price what a plan's stages hand over; nothing where one stage holds all.
+
+    Args:
+        stage_of_block: the stage of each block of the chain.
+        places: where the stages lie.
+        scenario: the model, the machine, the request and the formats.
+    """
+    request, after = scenario.request, np.roll(stage_of_block, -1)
+    block = np.flatnonzero(stage_of_block != after)
+    giver, taker = stage_of_block[block], after[block]
+    bases, chips = places
+    ends = (bases[giver], chips[giver]), (bases[taker], chips[taker])
+    cycles = cycles_between(scenario.system, *ends, hidden_bytes(scenario))
+    if len(block) and block[-1] == len(stage_of_block) - 1:
+        ids = TOKEN_BYTES * request.batch * request.sampled_tokens
+        last = [(first[-1:], n[-1:]) for first, n in ends]
+        cycles[-1:] = cycles_between(scenario.system, last[0], last[1], ids)
+    return HandOvers(block=block, giver=giver, taker=taker, cycles=cycles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutPools:
+    """Plans of two pools, cut: an entry per plan."""
+
+    cuts: Cuts  #: of the fullest chip of both pools
+    hand_over_cycles: Numbers
+    slowest_stage_cycles: Numbers
+    live_bytes: Numbers  #: of the pool with the fullest chip
+    crossings: Numbers  #: hand-overs of the hidden state
+
+
+def cut_pools(
+    table: PlanTable,
+    laid_out: Sequence[tuple[Groups, ...]],
+    costs: Mapping[str, Mapping[Kind, Numbers]],
+    live_bytes: Sequence[Numbers],
+    scenario: Scenario,
+    *,
+    usable_bytes: float,
+    host_cycles: float,
+) -> CutPools:
+    """Cut both pools of plans into their stages.
+
+    Args:
+        table: the plans.
+        laid_out: where the pools of each plan lie.
+        costs: `cycles`, `weights` and `cache` of each kind of block.
+        live_bytes: of live values and tables in each pool.
+        scenario: the model, the machine, the request and the formats.
+        usable_bytes: memory of a chip without the reserve.
+        host_cycles: host and sampling, part of the latency.
+    """
+    kinds = [block.kind for block in block_chain(scenario.model)]
+    pool = pool_of_block(scenario.model)
+    places = [places_of(groups) for groups in laid_out]
+    typical = np.array([_typical_hop(groups, scenario) for groups in laid_out])
+    cycles = np.stack([costs["cycles"][kind] for kind in kinds])
+    latency = cycles.sum(0) + len(kinds) * typical + host_cycles
+    chains = []
+    for number, stages in enumerate((table.stages, table.ffn_stages)):
+        own = [kind for kind, its in zip(kinds, pool, strict=True) if its == number]
+        chains.append(
+            Chain.of(
+                [costs["weights"][kind] for kind in own],
+                [costs["cache"][kind] for kind in own],
+                [costs["cycles"][kind] + typical for kind in own],
+                stages,
+                room_bytes=usable_bytes - live_bytes[number],
+                latency_cycles=latency,
+                hop_cycles=np.zeros(len(table)),
+                most_in_flight=table.n_stages,
+            )
+        )
+    period = np.max([chain.shortest_period for chain in chains], axis=0)
+    cuts = [chain.cut(period) for chain in chains]
+    stage_of_block = np.empty((len(kinds), len(table)), np.int64)
+    stage_of_block[pool == 0] = cuts[0].stage_of_block
+    stage_of_block[pool == 1] = cuts[1].stage_of_block + table.stages
+    steps = [hand_overs(stage_of_block[:, i], places[i], scenario) for i in range(len(table))]
+    busy = [_busy(cycles[:, i], stage_of_block[:, i], steps[i]) for i in range(len(table))]
+    full = np.argmax([own.fullest_bytes + live_bytes[i] for i, own in enumerate(cuts)], axis=0)
+    least = np.max([own.least_bytes + live_bytes[i] for i, own in enumerate(cuts)], axis=0)
+    live = np.choose(full, list(live_bytes))
+    return CutPools(
+        cuts=Cuts(
+            stage_of_block=stage_of_block,
+            fullest_bytes=np.choose(full, [own.fullest_bytes for own in cuts]),
+            fullest_stage_cache_bytes=np.choose(
+                full, [own.fullest_stage_cache_bytes for own in cuts]
+            ),
+            least_bytes=least - live,
+            slowest_cycles=stage_sums(cycles, stage_of_block).max(0),
+            cached_batches=np.min([own.cached_batches for own in cuts], axis=0),
+        ),
+        hand_over_cycles=np.array([float(step.cycles.sum()) for step in steps]),
+        slowest_stage_cycles=np.array(busy),
+        live_bytes=live,
+        crossings=np.array([float(np.sum(step.block < len(kinds) - 1)) for step in steps]),
+    )
+
+
+def places_of(groups: Sequence[Groups]) -> Places:
+    """Put the stages of all pools of a plan one after another."""
+    return (
+        np.concatenate([group.bases for group in groups]),
+        np.concatenate([np.full(len(group.bases), group.chips) for group in groups]),
+    )
+
+
+def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
+    """Cycles of the slower way between stages of two pools that lie side by side."""
+    first, second = groups
+    n_first, n_second = len(first.bases), len(second.bases)
+    n = max(n_first, n_second)
+    ends = [
+        (group.bases[np.arange(n) * own // n], np.full(n, group.chips))
+        for group, own in ((first, n_first), (second, n_second))
+    ]
+    there = cycles_between(scenario.system, ends[0], ends[1], hidden_bytes(scenario))
+    back = cycles_between(scenario.system, ends[1], ends[0], hidden_bytes(scenario))
+    return float(max(np.median(there), np.median(back)))
+
+
+def _busy(
+    cycles: Float[np.ndarray, " blocks"], stage_of_block: Int[np.ndarray, " blocks"], own: HandOvers
+) -> float:
+    """Cycles in which the slowest stage works on a token, what it hands over included."""
+    busy = np.bincount(stage_of_block, weights=cycles)
+    busy += np.bincount(own.giver, weights=own.cycles, minlength=len(busy))
+    return float(busy.max())

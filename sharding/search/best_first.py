@@ -1,0 +1,131 @@
+"""Branch and bound: branches in the order of what they cost at least, until none can be wanted.
+
+A branch is looked at up to some latency first and comes again while more of it may be wanted: the
+search ends when what is left cannot be.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from .goals import Shape
+from .records import Record
+
+#: Branches that are looked at together: first few, so that a good plan is soon known, then more.
+_FIRST, _MOST = 16, 256
+#: A branch is looked at up to so much more than its bound before it has to wait its turn again.
+_STRETCH = 1.08
+#: The same once as many plans are known as are wanted, unless it is said.
+_LONG_STRETCH = 1.3
+#: What rounding may take from a quotient.
+_LESS = 1 - 1e-9
+
+Numbers = Float[np.ndarray, " branches"]
+Whole = Int[np.ndarray, " branches"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """Plans of one shape each that may hold the model, with the least that they cost."""
+
+    shape: Shape
+    latency: Numbers
+    period: Numbers
+    most_in_flight: Whole  #: micro-batches whose caches may have room, at most
+
+
+def shapes(n_chips: int, most_stages: int) -> tuple[Whole, Whole]:
+    """List numbers of stages and of chips of a group, of which no more than a machine's are needed.
+
+    Args:
+        n_chips: of the machine.
+        most_stages: of a plan.
+    """
+    numbers = range(1, min(most_stages, n_chips) + 1)
+    stages = np.concatenate([np.full(n_chips // s, s) for s in numbers])
+    return stages, np.concatenate([np.arange(1, n_chips // s + 1) for s in numbers])
+
+
+#: Keeps the best plans of some branches up to latencies; returns up to which they were seen.
+LookAt = Callable[[Whole, Numbers], Numbers]
+
+
+def look_at_best_first(
+    branches: Branches,
+    record: Record,
+    most_cycles: float,
+    look_at: LookAt,
+    known_stretch: float = _LONG_STRETCH,
+) -> int:
+    """Look at branches until what is left cannot be wanted.
+
+    Args:
+        branches: with their bounds.
+        record: which plans are wanted.
+        most_cycles: latency of a token, at most.
+        look_at: keeps the best plans of branches.
+        known_stretch: up to which multiple of its bound a branch is looked at, once as many plans
+            are known as are wanted.
+
+    Returns:
+        How many branches were left, at some latency, because nothing of them could be wanted.
+    """
+    order = record.order(branches.latency, branches.period, branches.shape)
+    queue = [(float(order[i]), i, float(branches.latency[i])) for i in np.argsort(order).tolist()]
+    at_once, beyond = _FIRST, 0
+    while queue:
+        taken = [heapq.heappop(queue) for _ in range(min(at_once, len(queue)))]
+        at_once = min(2 * at_once, _MOST)
+        rows, seen = np.array([i for _, i, _ in taken]), np.array([s for *_, s in taken])
+        wanted = _may_be_wanted(branches, record, rows, seen) & (seen <= most_cycles)
+        beyond += int(np.sum(~wanted))
+        rows, seen = rows[wanted], seen[wanted]
+        if not len(rows):
+            continue
+        limit = _latency_limit(branches, record, rows, most_cycles)
+        stretch = _STRETCH if np.any(np.isinf(limit)) else known_stretch
+        seen = look_at(rows, np.minimum(stretch * seen, limit))
+        left = seen < limit
+        again = _order_beyond(branches, record, rows, seen)
+        for i, first, done in zip(rows[left], again[left], seen[left], strict=True):
+            heapq.heappush(queue, (float(first), int(i), float(done)))
+    return beyond
+
+
+def least_in_flight(record: Record, latency: Numbers, shape: Shape) -> Numbers:
+    """Count the micro-batches that wanted plans have in flight at least."""
+    if not record.goal.flies:
+        return np.ones(len(latency))
+    needed = latency / record.period_limit(latency, shape) * _LESS
+    return np.asarray(np.maximum(np.ceil(needed), 1))
+
+
+def _may_be_wanted(
+    branches: Branches, record: Record, rows: Whole, latency: Numbers
+) -> Bool[np.ndarray, " branches"]:
+    """Say which branches may have wanted plans that take longer than some latency."""
+    shape = branches.shape.take(rows)
+    period = np.maximum(branches.period[rows], latency / shape.stages)
+    return record.wants(latency, period, shape)
+
+
+def _order_beyond(branches: Branches, record: Record, rows: Whole, latency: Numbers) -> Numbers:
+    """When to look at the plans of branches that take longer than some latency."""
+    shape = branches.shape.take(rows)
+    period = np.maximum(branches.period[rows], latency / shape.stages)
+    return record.order(latency, period, shape)
+
+
+def _latency_limit(branches: Branches, record: Record, rows: Whole, most_cycles: float) -> Numbers:
+    """Bound the latency of plans of branches that may be wanted."""
+    shape = branches.shape.take(rows)
+    limit = np.asarray(np.minimum(record.latency_limit(shape), most_cycles))
+    if not record.goal.needs_period or not record.goal.flies:
+        return limit
+    # No plan has a longer period than one at the least latency may have.
+    period = record.period_limit(np.zeros(len(limit)), shape)
+    flying = np.minimum(branches.most_in_flight[rows], shape.stages)
+    return np.asarray(np.minimum(limit, np.where(np.isinf(period), np.inf, flying * period)))

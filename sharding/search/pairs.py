@@ -1,0 +1,217 @@
+"""Pairs of branches, one of each of two pools, with what their plans take at least.
+
+A branch of a pool is a number of its stages and of the chips of one; a pair of branches is the
+shape of a plan of two pools. Its bound adds those of its pools, and a hand-over wherever a token
+crosses between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from models.blocks import Kind, block_chain
+
+from ..plan import FFN_PARTS
+from ..predict.placement import usable_bytes
+from ..predict.pools import pool_of_block
+from ..scenario import Scenario
+from .best_first import Branches, shapes
+from .bounds import Bounds, LeastCosts, bounds, least_crossing_cycles, least_hand_over_cycles
+from .goals import Shape
+from .held import HeldCores
+from .records import Record
+
+Numbers = Float[np.ndarray, " pairs"]
+Whole = Int[np.ndarray, " pairs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolBranches:
+    """Branches of one pool that may hold what it serves, and what they take at least."""
+
+    bound: Bounds
+    kinds: tuple[Kind, ...]  #: of the blocks that it serves, in order
+    gives: Bool[np.ndarray, " blocks"]  #: after which of them a token crosses to the other pool
+    stages: Whole
+    group_chips: Whole
+    cycles: Float[np.ndarray, "flights pairs"]  #: of the pool's blocks of a token
+    period: Numbers
+    giver_cycles: Numbers  #: of a block after which a token crosses
+
+    @property
+    def chips(self) -> Whole:
+        """Of all stages."""
+        return np.asarray(self.stages * self.group_chips)
+
+    @property
+    def crossings(self) -> int:
+        """How often a token crosses to the other pool."""
+        return int(self.gives.sum())
+
+    def giver_period(self, branch: Whole | int, crossing_cycles: Numbers) -> Numbers:
+        """Bound the period by the stage that gives most often, once for each such block."""
+        most = np.ceil(self.crossings / self.stages[branch])
+        return np.asarray(most * (self.giver_cycles[branch] + crossing_cycles))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Pairs that may be wanted, with their bounds: an entry per pair."""
+
+    n_all: int  #: pairs for which there are chips enough
+    bounds: Branches
+    branch: tuple[Whole, Whole]  #: of attention's pool, and of that of FFNs
+    crossings: tuple[Numbers, Numbers]  #: cycles of each from the first pool, and of each back
+    rest_cycles: Numbers  #: of a token, beside its blocks
+
+
+class Pairing:
+    """Pairs the branches of two pools."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        record: Record,
+        space: Sequence[HeldCores],
+        least: LeastCosts,
+        most_cycles: float,
+    ) -> None:
+        """List the branches of both pools.
+
+        Args:
+            scenario: the model, the machine, the request and the formats.
+            record: which plans are wanted.
+            space: the legal cores of every part.
+            least: what these take where nothing can be better.
+            most_cycles: latency of a token, at most.
+        """
+        self.scenario, self.record, self.most_cycles = scenario, record, most_cycles
+        self.n_chips, self.n_blocks = scenario.system.n_chips, len(block_chain(scenario.model))
+        self.least_hand_over = least_hand_over_cycles(scenario, self.n_chips // 2)
+        self.host_cycles = float(scenario.system.host_overhead_s * scenario.system.chip.clock_hz)
+        parts = [[own for own in space if (own.part in FFN_PARTS) == ffn] for ffn in (False, True)]
+        self.pools = self._branches(0, parts[0], least), self._branches(1, parts[1], least)
+
+    def pairs(self) -> Pairs:
+        """Pair branches that leave each other enough chips; keep what may be wanted."""
+        first, second = self.pools
+        order = np.argsort(first.cycles[0], kind="stable")
+        most_chips = self.n_chips - second.chips.min(initial=self.n_chips)
+        order = order[first.chips[order] <= most_chips]
+        found = [self._paired(i) for i in order.tolist()]
+        own = np.repeat(order, [len(rows) for _, rows, *_ in found])
+        other = np.concatenate([*(rows for _, rows, *_ in found), np.zeros(0, np.int64)])
+        latency = np.concatenate([*(least for *_, least, _ in found), np.zeros(0)])
+        period = np.concatenate([*(least for *_, least in found), np.zeros(0)])
+        # As many in flight as are told apart, less one: those have the bound of the fewer.
+        have_room = np.isfinite(first.cycles).sum(0)[own]
+        crossings = self._crossings(first.group_chips[own], second.group_chips[other])
+        return Pairs(
+            n_all=sum(n for n, *_ in found),
+            bounds=Branches(
+                shape=self._shape(own, other),
+                latency=latency,
+                period=period,
+                most_in_flight=self._most_in_flight[have_room - 1],
+            ),
+            branch=(own, other),
+            crossings=crossings,
+            rest_cycles=self._rest(crossings),
+        )
+
+    def _branches(self, number: int, space: Sequence[HeldCores], least: LeastCosts) -> PoolBranches:
+        """List the branches of a pool, and bound them."""
+        goal, room = self.record.goal, usable_bytes(self.scenario.system.chip)
+        pool = pool_of_block(self.scenario.model)
+        served = np.flatnonzero(pool == number)
+        gives = np.append(pool[:-1] != pool[1:], False)[served]
+        chain = block_chain(self.scenario.model)
+        kinds = tuple(chain[i].kind for i in served)
+        # The chips of FFNs hold no caches.
+        many = goal.needs_period and goal.flies and number == 0
+        bound = bounds(self.scenario, space, least, many_in_flight=many)
+        stages, chips = shapes(self.n_chips - 1, len(served))
+        holds = bound.holds(stages, chips, room)
+        stages, chips = stages[holds], chips[holds]
+        cycles = np.stack(
+            [bound.blocks_cycles(f, stages, chips, room) for f in range(len(bound.flights))]
+        )
+        hop = float(self.least_hand_over.min())
+        leanest = bound.chain(
+            kinds,
+            stages,
+            chips,
+            room=room,
+            after_cycles=np.where(gives, hop, 0.0).tolist(),
+            latency_cycles=cycles[0] if goal.flies else None,
+            most_in_flight=self.n_blocks,
+        )
+        rows = np.flatnonzero(leanest.fits)
+        stages, chips = stages[rows], chips[rows]
+        givers = {kind for kind, after in zip(kinds, gives, strict=True) if after}
+        return PoolBranches(
+            bound=bound,
+            kinds=kinds,
+            gives=gives,
+            stages=stages,
+            group_chips=chips,
+            cycles=cycles[:, rows],
+            period=leanest.take(rows).shortest_period if len(rows) else np.zeros(0),
+            giver_cycles=np.min([bound.kind_cycles[kind][chips] for kind in givers], axis=0),
+        )
+
+    @property
+    def _most_in_flight(self) -> Whole:
+        """Micro-batches in flight for which each of the bounds' flights holds."""
+        return np.append(self.pools[0].bound.flights[1:] - 1, self.n_blocks)
+
+    def _paired(self, i: int) -> tuple[int, Whole, Numbers, Numbers]:
+        """Pair one branch of attention's pool with those of the other.
+
+        Returns:
+            How many others leave it chips enough; those that may be wanted; latency and period.
+        """
+        first, second = self.pools
+        rows = np.flatnonzero(second.chips <= self.n_chips - first.chips[i])
+        n_all = len(rows)
+        chips = second.group_chips[rows]
+        there, back = self._crossings(np.full_like(chips, first.group_chips[i]), chips)
+        rest = second.cycles[0, rows] + self._rest((there, back))
+        period = np.maximum(first.giver_period(i, there), second.giver_period(rows, back))
+        period = np.maximum(period, np.maximum(first.period[i], second.period[rows]))
+        latency = first.cycles[0, i] + rest
+        flies, most = self.record.goal.flies, self._most_in_flight
+        # First as if all could be in flight, then by what has room.
+        for flights, flying in ((first.cycles[:1, i], most[-1:]), (first.cycles[:, i], most)):
+            shape = self._shape(np.full_like(rows, i), rows)
+            if flies:
+                shared = (flights[:, None] + rest) / np.minimum(flying[:, None], shape.stages)
+                period = np.maximum(period, shared.min(0))
+            kept = self.record.wants(latency, period, shape) & (latency <= self.most_cycles)
+            rows, rest, latency, period = rows[kept], rest[kept], latency[kept], period[kept]
+        return n_all, rows, latency, period
+
+    def _crossings(self, first: Whole, second: Whole) -> tuple[Numbers, Numbers]:
+        """Bound a hand-over between pools with so many chips to a stage, there and back."""
+        return (
+            least_crossing_cycles(self.least_hand_over, first, second),
+            least_crossing_cycles(self.least_hand_over, second, first),
+        )
+
+    def _rest(self, crossings: tuple[Numbers, Numbers]) -> Numbers:
+        """Bound the cycles of a token beside its blocks: crossings, host and sampling."""
+        first, second = self.pools
+        there, back = crossings
+        return np.asarray(first.crossings * there + second.crossings * back + self.host_cycles)
+
+    def _shape(self, own: Whole, other: Whole) -> Shape:
+        """The shape of pairs."""
+        first, second = self.pools
+        chips = first.chips[own] + second.chips[other]
+        return Shape(
+            stages=first.stages[own] + second.stages[other],
+            chips=chips,
+            copies=self.n_chips // chips,
+        )
