@@ -10,12 +10,14 @@ import gc
 import os
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 N_CPU_DEVICES = 8
+_HERE = Path(__file__).parent
 
 _JAX_ENVIRONMENT = {
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
@@ -48,6 +50,34 @@ def _forget_compiled_programs() -> Generator[None]:
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unchecked_planner(request: pytest.FixtureRequest) -> Generator[None]:
+    """Leave the checks of shapes, most of the time of a search, to the files that are marked so.
+
+    Tests of the planner make thousands of arrays in a second; `tests/sharding/test_shapes.py` takes
+    the main ways through it with the checks.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        is_planner = (_HERE / "sharding") in request.path.parents
+        if is_planner and not request.node.get_closest_marker("shapes"):
+            _leave_shapes_unchecked(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _unchecked_slow_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the checks of shapes to the fast tests."""
+    marks = {mark.name for mark in request.node.iter_markers()}
+    if marks & {"slow", "long"} and "shapes" not in marks:
+        _leave_shapes_unchecked(monkeypatch)
+
+
+def _leave_shapes_unchecked(patch: pytest.MonkeyPatch) -> None:
+    from jaxtyping import config
+
+    patch.setattr(config, "jaxtyping_disable", True)
 
 
 @pytest.hookimpl(wrapper=True)

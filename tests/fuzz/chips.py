@@ -133,7 +133,9 @@ def _met(meeting: _Meeting) -> Iterator[None]:
         yield
 
 
-def _all_reduce(parts: list[np.ndarray], own: int, axis: Axis, dim: int = -1) -> np.ndarray:
+def _all_reduce(
+    parts: list[np.ndarray], own: int, axis: Axis, dim: int = -1, sums: str = "chips"
+) -> np.ndarray:
     if len(parts) == 1:
         return parts[own]
     if axis.algorithm == "ring":
@@ -182,7 +184,9 @@ def _all_gather(
     return whole if keep is None else np.take(whole, range(keep), axis=dim)
 
 
-def _reduce_scatter(parts: list[np.ndarray], own: int, axis: Axis, dim: int) -> np.ndarray:
+def _reduce_scatter(
+    parts: list[np.ndarray], own: int, axis: Axis, dim: int, sums: str
+) -> np.ndarray:
     return np.split(_all_reduce(parts, own, axis, dim), len(parts), axis=dim)[own]
 
 
@@ -190,8 +194,46 @@ def _all_to_all(parts: list[np.ndarray], own: int, axis: Axis, dim: int) -> np.n
     return np.concatenate([np.split(part, len(parts), axis=dim)[own] for part in parts], axis=dim)
 
 
+def _tree_all_reduce(parts: list[np.ndarray], own: int, axis: Axis, sums: str = "") -> np.ndarray:
+    """Add pairs of neighbours, then pairs of these; a zero is positive."""
+    if len(parts) == 1:
+        return parts[own]
+    level = [part + np.float32(0) for part in parts]
+    with np.errstate(over="ignore", invalid="ignore"):
+        while len(level) > 1:
+            level = [a + b for a, b in zip(level[::2], level[1::2], strict=True)]
+    return level[0]
+
+
+def _tree_reduce_scatter(
+    parts: list[np.ndarray], own: int, axis: Axis, dim: int, sums: str
+) -> np.ndarray:
+    return np.split(_tree_all_reduce(parts, own, axis), len(parts), axis=dim)[own]
+
+
+def _whole_all_reduce(parts: list[np.ndarray], own: int, axis: Axis, sums: str) -> np.ndarray:
+    return np.sum(parts, axis=0, dtype=np.int64).astype(np.int32)
+
+
+def _wide_all_reduce(parts: list[np.ndarray], own: int, axis: Axis, sums: str) -> np.ndarray:
+    """Add numbers of 125 bits as Python integers; the three bits above stay set."""
+    if len(parts) == 1:
+        return parts[own]
+    bits = np.stack(parts).view(np.uint32)
+    flags = np.bitwise_or.reduce(bits[..., 3, :] >> 29 << 29)
+    words = bits.astype(object)
+    total = sum(words[..., i, :] * 2 ** (32 * i) for i in range(4)).sum(0) % 2**125
+    split = [(total // 2 ** (32 * i) % 2**32).astype(np.uint32) for i in range(4)]
+    split[3] |= flags
+    return np.stack(split, axis=-2).view(np.int32)
+
+
 _MEANINGS: dict[str, Callable[..., np.ndarray]] = {
     "c2c.all_reduce": _all_reduce,
+    "c2c.tree_all_reduce": _tree_all_reduce,
+    "c2c.tree_reduce_scatter": _tree_reduce_scatter,
+    "c2c.whole_all_reduce": _whole_all_reduce,
+    "c2c.wide_all_reduce": _wide_all_reduce,
     "c2c.all_gather": _all_gather,
     "c2c.reduce_scatter": _reduce_scatter,
     "c2c.all_to_all": _all_to_all,

@@ -4,7 +4,7 @@ Lengths come from short lists, so that triples share the shapes for which operat
 degrees and everything that is not a length are free.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
@@ -76,14 +76,23 @@ class Triple:
         )
 
 
-def triple(seed: int) -> Triple:
-    """Draw a triple; the same for the same seed."""
-    rng = np.random.default_rng(seed)
+def triple(seed: int, rule: Split | None = None) -> Triple:
+    """Draw a triple; the same for the same seed.
+
+    Args:
+        seed: of all that is random.
+        rule: every part of the plan is split so, on several chips, and the policy is one of a few;
+            None: all is free.
+    """
+    rng = np.random.default_rng(seed if rule is None else [seed, list(Split).index(rule)])
     node = SYSTEMS[0]
     # Drawn in turn, so that a few dozen triples have all of them.
     name = MODELS[seed % len(MODELS)]
-    cfg, policy = _legal(lambda: _model_and_policy(rng, name, node))
-    plan = _legal(lambda: _plan(rng, cfg, policy, node))
+    policies = [p for p in POLICIES.values() if p.base == "fp16"]
+    if rule is not None:
+        policies = [POLICIES[name] for name in ("fp16", "int8", "fp8", "int4")]
+    cfg, policy = _legal(lambda: _model_and_policy(rng, name, node, policies))
+    plan = _legal(lambda: _plan(rng, cfg, policy, node, rule))
     return Triple(
         seed=seed,
         cfg=cfg,
@@ -108,9 +117,9 @@ def _one(rng: np.random.Generator, *choices: Any) -> Any:
 
 
 def _model_and_policy(
-    rng: np.random.Generator, name: str, node: System
+    rng: np.random.Generator, name: str, node: System, policies: Sequence[Policy]
 ) -> tuple[ModelConfig, Policy]:
-    policy = _one(rng, *(p for p in POLICIES.values() if p.base == "fp16"))
+    policy = _one(rng, *policies)
     cfg = _model(rng, name, policy)
     check_policy(policy, cfg, node)
     return cfg, policy
@@ -201,15 +210,24 @@ def _order(rng: np.random.Generator, default: tuple[str, ...]) -> tuple[str, ...
     return default if rng.integers(2) else _one(rng, *orders)
 
 
-def _plan(rng: np.random.Generator, cfg: ModelConfig, policy: Policy, node: System) -> Plan:
+def _plan(
+    rng: np.random.Generator,
+    cfg: ModelConfig,
+    policy: Policy,
+    node: System,
+    rule: Split | None = None,
+) -> Plan:
     n = int(_one(rng, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, 7, 8, 8, 8))
-    by_columns = rng.integers(3) == 0  # as whole plans they promise most
+    if rule is None:  # As whole plans of one rule they promise most.
+        rule = _one(rng, None, None, Split.COLUMN, _one(rng, Split.TREE, Split.WIDE))
+    elif n == 1:
+        n = 8
 
     def split() -> Split:
-        return Split.COLUMN if by_columns else _one(rng, *Split)
+        return _one(rng, *Split) if rule is None else rule
 
     attention = _degrees(rng, n, "tensor", "data", "context", "replica")
-    if by_columns:
+    if rule is not None:
         attention |= {"context": 1, "replica": attention["replica"] * attention["context"]}
     plan = Plan(
         group_chips=n,
@@ -226,7 +244,7 @@ def _plan(rng: np.random.Generator, cfg: ModelConfig, policy: Policy, node: Syst
         else MoeShard(
             **_degrees(rng, n, "expert", "tensor", "replica"),
             split=split(),
-            dispatch=Dispatch.REPLICATED if by_columns else _one(rng, *Dispatch),
+            dispatch=Dispatch.REPLICATED if rule is not None else _one(rng, *Dispatch),
             slots=_one(rng, None, None, 8, 24),
             order=_order(rng, MoeShard.order),
         ),

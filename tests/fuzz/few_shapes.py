@@ -92,7 +92,8 @@ def _by_columns(
 def _product(run: Implementation, operands: list[np.ndarray], params: dict[str, Any]) -> list[Any]:
     x, w, *rows = operands
     alone = params | {"shared_x": True, "grouped": False, "addressed": False, "weight_bits": 16.0}
-    dtype = np.int32 if x.dtype == w.dtype == np.int8 else np.float32
+    is_whole = params["is_wide"] or x.dtype == w.dtype == np.int8
+    words = (4,) if params["is_wide"] else ()
 
     def one(x: np.ndarray, w: np.ndarray) -> np.ndarray:
         (m, k), n = x.shape, w.shape[-1]
@@ -100,7 +101,7 @@ def _product(run: Implementation, operands: list[np.ndarray], params: dict[str, 
         columns = next((c for c in _COLUMNS if n <= c), _up(n, _VECTOR))
         shape = _up(m, _ROWS), _up(k, k_step)
         (y,) = run(_padded(x, shape), _padded(w, (shape[1], columns)), **alone)
-        return np.asarray(y)[:m, :n]
+        return np.asarray(y)[:m, ..., :n]
 
     if not params["grouped"]:
         return [one(x, w)]
@@ -108,7 +109,7 @@ def _product(run: Implementation, operands: list[np.ndarray], params: dict[str, 
     made = [
         one(x if params["shared_x"] else x[i], w[row])
         if row >= 0
-        else np.zeros((x.shape[-2], w.shape[-1]), dtype)
+        else np.zeros((x.shape[-2], *words, w.shape[-1]), np.int32 if is_whole else np.float32)
         for i, row in enumerate(chosen)
     ]
     return [np.stack(made)]

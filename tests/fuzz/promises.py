@@ -13,7 +13,7 @@ import argparse
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import jax
@@ -23,7 +23,12 @@ from models.blocks import CACHING_KINDS, block_kinds
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
-from sharding.rank.choose import promises_one_chip_bits
+from sharding.rank.choose import (
+    on_one_chip,
+    promises_its_rule,
+    promises_one_chip_bits,
+    split_by,
+)
 
 from .blocks import Results, Subject, replaced, subjects
 from .draw import BATCH, MOST_CHIPS, Triple, triple
@@ -53,6 +58,53 @@ def check(one: Triple, counts: Counter[str]) -> None:
             different = _difference(expected, found)
             if different:
                 raise BrokenPromiseError(f"{one} | {subject.kind}: {promise} | {different}")
+
+
+#: Blocks with an output projection.
+SPLIT_KINDS = ("attention", "sliding", "dense", "moe")
+
+
+def check_rule(
+    one: Triple, counts: Counter[str], chosen: Sequence[Subject], *, ways: bool = True
+) -> None:
+    """Hold blocks against one chip under the rules of their plan, for one batch or another.
+
+    Args:
+        one: the triple.
+        counts: of the checks, and of blocks that a split by rows would have changed.
+        chosen: blocks of it that are split.
+        ways: run those of the first triples in every way of `lpu_jax.mesh` too, and of some as a
+            split by rows.
+
+    Raises:
+        BrokenPromiseError: a bit differs.
+    """
+    rows = slice(0, 1 + one.seed % BATCH)
+    alone = on_one_chip(one.plan)
+
+    def same(promise: str, expected: Results, found: Results) -> None:
+        counts[promise] += 1
+        different = _difference(expected, found)
+        if different:
+            raise BrokenPromiseError(f"{one} | {subject.kind}: {promise} | {different}")
+
+    for subject in chosen:
+        whole = subject.run(rows=rows)
+        same("one chip's bits under its rules", subject.run(alone, rows=rows), whole)
+        if not ways:
+            continue
+        if one.seed % COMPILED_EVERY < len(_WAYS) and subject.kind != "sliding":
+            way = _WAYS[one.seed % COMPILED_EVERY]
+            same(f"{way} = chips one by one", whole, subject.run(rows=rows, way=way))
+        if one.seed % VIRTUAL_EVERY == 0:
+            plain = subject.run(split_by(alone, Split.COLUMN), rows=rows)
+            by_rows = subject.run(split_by(one.plan, Split.ROW), rows=rows)
+            counts["compared with a split by rows"] += 1
+            counts["of these, changed by it"] += bool(_difference(plain, by_rows))
+
+
+#: Ways of `lpu_jax.mesh` in which blocks of the first triples are run too.
+_WAYS = ("virtual", "compiled", "devices", "nested")
 
 
 def _difference(expected: Results, found: Results) -> str:
@@ -126,6 +178,8 @@ def _plans(subject: Subject, whole: Results) -> Checks:
             moe=None if plan.moe is None else MoeShard(),
         )
         yield "one chip's bits", subject.run(alone), whole
+    elif promises_its_rule(plan):
+        yield "one chip's bits under its rules", subject.run(on_one_chip(plan)), whole
     if subject.kind in CACHING_KINDS and one.system.topology.node_chips >= MOST_CHIPS:
         yield "order of chips", subject.run(replaced(plan, "attention", order=_TURNED)), whole
     if (
@@ -193,8 +247,13 @@ def _ways(subject: Subject, whole: Results) -> Checks:
 _FORGET_EVERY = 20
 
 
-def run(seeds: Iterator[int], *, every: int) -> int:
+def run(seeds: Iterator[int], *, every: int, rule: Split | None = None) -> int:
     """Check triples until one breaks a promise; print a line for some of them, and the failure.
+
+    Args:
+        seeds: of the triples.
+        every: a line for so many triples.
+        rule: hold splits of this kind against one chip under the same rule, and nothing else.
 
     Returns:
         The exit code.
@@ -203,11 +262,15 @@ def run(seeds: Iterator[int], *, every: int) -> int:
     begin = time.perf_counter(), time.process_time()
     n_done = 0
     for n_done, seed in enumerate(seeds, 1):
-        one = triple(seed)
+        one = triple(seed, rule)
         try:
-            check(one, counts)
+            if rule is None:
+                check(one, counts)
+            else:
+                check_rule(one, counts, [s for s in subjects(one) if s.kind in SPLIT_KINDS])
         except BrokenPromiseError as broken:
-            again = f'make fuzz FUZZ_ARGS="--first {seed} --triples 1"'
+            which = "" if rule is None else f" --rule {rule}"
+            again = f'make fuzz FUZZ_ARGS="--first {seed} --triples 1{which}"'
             print(f"BROKEN {broken} | again: {again}", flush=True)
             return 1
         if n_done % every == 0:
@@ -238,6 +301,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first", type=int, default=0, help="seed of the first triple")
     parser.add_argument("--triples", type=int, help="how many; without end if it is not given")
     parser.add_argument("--every", type=int, default=10, help="print a line for so many triples")
+    parser.add_argument(
+        "--rule", type=Split, choices=[Split.TREE, Split.WIDE], help="hold only this split"
+    )
     given = parser.parse_args(arguments)
-    seeds = itertools.count(given.first)
-    return run(itertools.islice(seeds, given.triples), every=given.every)
+    seeds = itertools.islice(itertools.count(given.first), given.triples)
+    return run(seeds, every=given.every, rule=given.rule)

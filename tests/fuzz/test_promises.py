@@ -1,6 +1,7 @@
 """A fixed slice of the fuzz, and that it sees what it should: `make fuzz` goes on without end."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ from fuzz.draw import BATCH, MODELS, triple
 from jax.sharding import PartitionSpec as P
 from small_machines import NODE, tiered
 
-from lpu_jax.datapath import c2c
+from lpu_jax.datapath import c2c, vxm, wide_sums
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.mesh import ChipMesh, run_virtual
 from models import zoo
@@ -31,6 +32,8 @@ from sharding.plan import AttentionShard, MlpShard
 TESTS = Path(__file__).parents[1]
 #: Triples of the slice: one of each model.
 N_TRIPLES = len(MODELS)
+#: Triples whose every block is held against one chip, for each of the splits that promise it.
+N_SPLITS = 200
 
 COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
     "all_reduce": (c2c.all_reduce, P()),
@@ -40,6 +43,24 @@ COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
         P(None, ("a", "b")),
     ),
     "all_to_all": (lambda x, axis: c2c.all_to_all(x, axis, dim=-1), P(None, ("a", "b"))),
+}
+#: Sums that have the same bits in any order, or only for powers of two of chips.
+FIXED: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
+    "tree_all_reduce": (lambda x, axis: c2c.tree_all_reduce(vxm.to_fp32(x), axis), P()),
+    "tree_reduce_scatter": (
+        lambda x, axis: c2c.tree_reduce_scatter(vxm.to_fp32(x), axis, dim=-1),
+        P(None, ("a", "b")),
+    ),
+    "whole_all_reduce": (
+        lambda x, axis: c2c.whole_all_reduce((jnp.asarray(x) * 100).astype(jnp.int32), axis),
+        P(),
+    ),
+    "wide_all_reduce": (
+        lambda x, axis: c2c.wide_all_reduce(
+            wide_sums.sum_terms(vxm.to_fp32(x).reshape(1, *x.shape)), axis
+        ),
+        P(),
+    ),
 }
 
 
@@ -90,6 +111,24 @@ def test_chips_one_by_one_send_what_virtual_chips_send(kind: str, algorithm: str
     assert got.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("kind", FIXED)
+def test_sums_that_no_split_moves_are_those_of_virtual_chips(kind: str) -> None:
+    collective, spec = FIXED[kind]
+    mesh = ChipMesh(axes=(("a", 2), ("b", 4)), topology=tiered(4).topology)
+    x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float16)
+    if kind == "wide_all_reduce":
+        x[0, :6] = [np.inf, -np.inf, np.nan, 60000, -60000, 1e-7]
+
+    def program(x: jax.Array, *, axes: dict[str, Axis]) -> Any:
+        return collective(x, c2c.joined(axes["a"], axes["b"]))
+
+    got, expected = (
+        np.asarray(run(program, mesh, (P(None, ("a", "b")),), spec)(jnp.asarray(x)))
+        for run in (run_one_by_one, run_virtual)
+    )
+    assert got.tobytes() == expected.tobytes()
+
+
 def test_a_chip_that_goes_its_own_way_is_seen() -> None:
     mesh = ChipMesh(axes=(("a", 2),), topology=NODE.topology)
     x = jnp.arange(4.0)
@@ -115,15 +154,30 @@ def test_a_broken_promise_is_seen_and_told_in_one_line(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rule", [Split.TREE, Split.WIDE])
+def test_splits_have_the_bits_of_one_chip_under_their_rule(rule: Split) -> None:
+    out = _fuzzed("--rule", rule, "--triples", str(N_SPLITS))
+    counts = {words: int(n) for n, words in re.findall(r"^ *(\d+)  (.*)$", out, re.MULTILINE)}
+    assert counts["one chip's bits under its rules"] >= N_SPLITS
+    # The comparison sees what it should: a split by rows changes some of the same blocks.
+    assert 0 < counts["of these, changed by it"] <= counts["compared with a split by rows"]
+
+
+@pytest.mark.slow
 def test_no_promise_is_broken_by_a_triple_of_each_model() -> None:
+    _fuzzed("--triples", str(N_TRIPLES))
+
+
+def _fuzzed(*arguments: str) -> str:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "fuzz", "--triples", str(N_TRIPLES)],
+        [sys.executable, "-m", "fuzz", *arguments],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout

@@ -198,7 +198,7 @@ def test_an_unknown_objective_lists_the_known(run: Run) -> None:
     result = run(*SMALL, "--objective", "speed")
     assert result.code == 2
     assert result.out == ""
-    assert "'latency', 'throughput', 'pareto'" in result.err
+    assert "'latency', 'throughput', 'per-chip'" in result.err
     assert "Traceback" not in result.err
 
 
@@ -304,3 +304,10 @@ def test_the_command_as_a_process() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "lpu: batch is 0; it must be at least 1.\n"
+
+
+def test_what_fits_on_no_number_of_chips_is_shown_on_all_of_them(run: Run) -> None:
+    found = run("compare", "llama-2-70b", "--system", "groq-2", "--context", "2", "--min-chips")
+    assert found.code == 1
+    assert "No plan fits." in found.out
+    assert "groq-2: 2 chips" in found.out

@@ -38,6 +38,55 @@ def test_a_plan_is_explained(plan: str, capsys: pytest.CaptureFixture[str]) -> N
         assert part in out
 
 
+def test_a_plan_is_given_by_name(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("plan", *REQUEST, "--plan", plan) == 0
+    from_file = capsys.readouterr().out
+    assert run("plan", *REQUEST, "--plan", " 1x8  a:8r f:8t") == 0
+    assert capsys.readouterr().out == from_file
+    # What could be a name is a file, if there is one.
+    monkeypatch.chdir(tmp_path)
+    Path("1x8 a:1 f:1").write_text(PLAN)
+    assert run("plan", *REQUEST, "--plan", "1x8 a:1 f:1") == 0
+    assert capsys.readouterr().out == from_file
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("1x8 a:8r f:8q", "'8q' of 'f:' is not understood; it must be a number and one of t tens"),
+        ("1x8 a:8r", "plan '1x8 a:8r': mlp is missing; it must have a part such as f:8t, or f:1"),
+        ("1x8 a:8r f:8t rows", "unknown word 'rows'; nearest: row"),
+        ("1x8", "plan '1x8': attention is missing"),
+        ("1x8 a:8r f:7t", "mlp: tensor 7 x replica 1 = 7 chips, but a group has 8; off by 1."),
+        ("1x8 a:8r f:8t m:8e", "smollm2-135m has no MoE blocks; the plan must not have a part"),
+        ("2x8 a:8r f:8t", "stages 2 x group 8 = 16 chips were asked for; groq-node has 8."),
+        ("1x8.toml", "plan file 1x8.toml cannot be read: No such file or directory."),
+        ("a:8r f:8t", "plan file a:8r f:8t cannot be read: No such file or directory."),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "check"])
+def test_what_is_wrong_with_a_name_is_said_in_a_sentence(
+    command: str, name: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = REQUEST if command == "plan" else REQUEST[:3]
+    assert run(command, *request, "--plan", name) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["plan", "trace", "check", "generate"])
+def test_help_says_both_ways_to_give_a_plan(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--help") == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Name of a plan, such as '1x8 a:2t.4r f:8t row', or a TOML or JSON file" in words
+
+
 def test_its_json_holds_the_explanation(plan: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", *REQUEST, "--plan", plan, "--json", "-") == 0
     data = json.loads(capsys.readouterr().out)
@@ -54,7 +103,8 @@ def test_a_plan_with_a_draft_model_has_both(
     path = tmp_path / "half.toml"
     path.write_text(PLAN.replace("8", "4"))
     drafts = ("--draft-tokens", "3", "--acceptance", "0.5", "--draft-model", "smollm2-135m")
-    both = ("--plan", str(path), "--draft-plan", str(path), "--json", str(tmp_path / "out.json"))
+    plans = ("--plan", "1x4 a:4r f:4t row", "--draft-plan", str(path))
+    both = (*plans, "--json", str(tmp_path / "out.json"))
     assert run("plan", *REQUEST, *drafts, *both) == 0
     out = capsys.readouterr().out
     assert "Memory map of smollm2-135m, 1x4" in out

@@ -46,12 +46,12 @@ PLAN = Plan(
 
 def test_the_axes_of_every_kind() -> None:
     assert MESH_AXES == {
-        "embed": ("tensor",),
+        "embed": ("replica", "tensor"),
         "attention": ATTENTION,
         "sliding": ATTENTION,
         "dense": ("replica", "tensor"),
         "moe": ("replica", "expert", "tensor"),
-        "head": ("tensor",),
+        "head": ("replica", "tensor"),
     }
 
 
@@ -103,19 +103,24 @@ def test_the_inputs_of_a_kind_are_what_comes_and_goes(name: str) -> None:
 
 
 def test_degrees_are_those_of_the_part_in_its_order() -> None:
-    assert degrees(PLAN, "embed", KIMI) == {"tensor": 12}
+    assert degrees(PLAN, "embed", KIMI) == {"replica": 1, "tensor": 12}
     assert list(degrees(PLAN, "moe", KIMI).items()) == [
         *(("replica", 1), ("expert", 6), ("tensor", 2))
     ]
     wide = replace(PLAN, attention=AttentionShard(tensor=16, order=("tensor", "data", "replica")))
     assert list(degrees(wide, "attention", LLAMA).items()) == [  # 8 key/value heads
-        *(("context", 1), ("tensor", 8), ("query", 2), ("data", 1), ("replica", 1))
+        *(("replica", 1), ("data", 1), ("context", 1), ("tensor", 8), ("query", 2))
+    ]
+    turned = AttentionShard(tensor=16, data=2, order=("tensor", "data", "replica"))
+    assert list(degrees(replace(PLAN, attention=turned), "attention", LLAMA).items()) == [
+        *(("replica", 1), ("context", 1), ("tensor", 8), ("query", 2), ("data", 2))
     ]
 
 
 def test_splits_of_the_kinds() -> None:
     assert [split_of(PLAN, kind) for kind in BLOCK_KINDS] == [
-        *(Split.ROW, Split.ROW, Split.ROW, Split.COLUMN, Split.ROW, Split.ROW)
+        # embedding and head have no output projection
+        *(Split.COLUMN, Split.ROW, Split.ROW, Split.COLUMN, Split.ROW, Split.COLUMN)
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.plan_file import plan_from_dict, read_plan
+from sharding.rank.choose import split_by
 
 PLAN = Plan(
     stages=61,
@@ -56,12 +58,13 @@ def test_the_context_is_read_named_and_ordered(tmp_path: Path) -> None:
     assert read.attention == AttentionShard(tensor=16, context=2)
     assert read.n_chips == PLAN.n_chips
     assert read.name == "61x32 a:16t·2c f:32t m:2e·16t row slots 8"
-    outside = replace(read.attention, order=("context", "replica", "data", "tensor"))
-    named = replace(read, attention=outside).name
-    assert named.endswith("row slots 8 context>replica>data>tensor")
+    inside = replace(read.attention, order=("replica", "data", "tensor", "context"))
+    assert replace(read, attention=inside).name.startswith("61x32 a:16t>2c f:32t")
     # Plans from before there was a context axis have orders without it.
-    completed = AttentionShard(order=("tensor", "data", "replica")).order
-    assert completed == ("context", "tensor", "data", "replica")
+    completed = AttentionShard(tensor=2, context=2, order=("tensor", "data", "replica")).order
+    assert completed == ("replica", "data", "context", "tensor")
+    completed = AttentionShard(tensor=2, context=2, data=2, order=("tensor", "data")).order
+    assert completed == ("replica", "context", "tensor", "data")
     with pytest.raises(PlanError, match="attention context is 0"):
         AttentionShard(context=0)
 
@@ -71,8 +74,13 @@ def test_name_and_chips() -> None:
     assert PLAN.name == "61x32 a:16t·2r f:32t m:2e·16t row slots 8"
     mixed = replace(PLAN, mlp=replace(PLAN.mlp, split=Split.COLUMN))
     assert mixed.name.endswith("m:2e·16t row/column/row slots 8")
+    # A tree and wide sums are rules of one chip too: where one is named, all parts are.
+    alone = Plan(group_chips=1, attention=AttentionShard(split=Split.TREE), mlp=MlpShard())
+    assert alone.name == "1x1 a:1 f:1 tree/column"
+    assert replace(alone, mlp=MlpShard(split=Split.TREE)).name == "1x1 a:1 f:1 tree"
+    assert split_by(PLAN, Split.WIDE).name == "61x32 a:16t·2r f:32t m:2e·16t wide slots 8"
     swapped = replace(PLAN, attention=replace(PLAN.attention, order=("tensor", "data", "replica")))
-    assert swapped.name.endswith("row slots 8 tensor>data>replica")
+    assert swapped.name == "61x32 a:16t>2r f:32t m:2e·16t row slots 8"
 
 
 def test_the_dispatch_is_part_of_a_plan(tmp_path: Path) -> None:
@@ -104,7 +112,8 @@ def test_the_order_of_axes_is_part_of_a_plan(tmp_path: Path) -> None:
             '["tensor", "tensor", "expert"]',
             "moe order is tensor, tensor, expert; it must name each",
         ),
-        ('["expert", "replica", "tensor"]', "replica must be its first or last axis"),
+        ('["tensor", "copies", "expert"]', "moe order is tensor, copies, expert; it must name"),
+        ('["replica", "expert"]', "moe order is replica, expert; it must name each"),
         ("[]", "moe order is empty; it must name each of replica, expert, tensor once"),
         ('"tensor"', "key 'moe.order' must be a list of axes, got 'tensor'"),
         ("[1, 2, 3]", r"key 'moe.order' must be a list of axes, got \[1, 2, 3\]"),
@@ -112,6 +121,27 @@ def test_the_order_of_axes_is_part_of_a_plan(tmp_path: Path) -> None:
         file.write_text(TOML + f"order = {order}\n")
         with pytest.raises(PlanError, match=said):
             read_plan(file)
+    with pytest.raises(PlanError, match="replica must be its first or last axis"):
+        MoeShard(expert=2, replica=2, tensor=2, order=("expert", "replica", "tensor"))
+
+
+def test_where_an_axis_of_one_chip_stands_is_nothing() -> None:
+    for order in permutations(("replica", "expert", "tensor")):
+        turned = order.index("tensor") < order.index("expert")
+        found = MoeShard(expert=2, tensor=2, order=order)
+        assert (found == MoeShard(expert=2, tensor=2)) is not turned
+        assert MoeShard(expert=2, order=order) == MoeShard(expert=2)
+    short = MoeShard(expert=2, tensor=2, order=("tensor", "expert"))
+    assert short == MoeShard(expert=2, tensor=2, order=("tensor", "replica", "expert"))
+    assert short.order == ("replica", "tensor", "expert")
+
+
+def test_one_chip_has_no_collectives() -> None:
+    one = Plan(group_chips=1, attention=AttentionShard(), mlp=MlpShard(), collective="ring")
+    assert one == replace(one, collective="direct+pipelined")
+    assert one.collective == "auto"
+    with pytest.raises(UnknownNameError, match="unknown collective 'rings'"):
+        replace(one, collective="rings")
 
 
 def test_degrees_below_one_are_refused_in_python() -> None:
@@ -152,7 +182,11 @@ MALFORMED = [
     (_changed(moe=3), PlanError, "'moe' must be a table of degrees, got 3"),
     (_changed(stagez=2), UnknownNameError, "unknown key in .* 'stagez'; nearest: stages"),
     (_changed(attention={"tenser": 2}), UnknownNameError, "attention 'tenser'; nearest: tensor"),
-    (_changed(mlp={"split": "rows"}), PlanError, "'mlp.split' must be one of row, column, got 'ro"),
+    (
+        _changed(mlp={"split": "rows"}),
+        PlanError,
+        "'mlp.split' must be one of row, column, tree, wide, got 'ro",
+    ),
     (_changed(mlp={"split": ["row"]}), PlanError, "'mlp.split' must be one of row, column"),
     (_changed(mlp={"tensor": None}), PlanError, "'mlp.tensor' must be a whole number"),
     (_changed(collective="rings"), UnknownNameError, "unknown collective 'rings'; nearest: ring"),

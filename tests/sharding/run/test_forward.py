@@ -45,6 +45,18 @@ class Watched:
 
 
 @pytest.mark.slow
+def test_pools_have_the_bits_of_one_chip():
+    """Attention on groups of two, MLPs on groups of three: what crosses is what chips hold."""
+    weights, (tokens, _) = checkpoint("llama").weights, oracle("llama")
+    alone, apart, by_rows = (
+        forward(weights, NODE, Plan.parse(name), tokens, policy=FP16).view(np.uint32)
+        for name in ("1x1 a:1 f:1", "1x2 a:2t + 2x3 f:3t column", "1x2 a:2t + 2x3 f:3t row")
+    )
+    assert np.array_equal(apart, alone)
+    assert not np.array_equal(by_rows, alone)
+
+
+@pytest.mark.slow
 def test_one_block_is_in_memory_at_a_time():
     source, told = Watched("llama"), []
     tokens, _ = oracle("llama")
