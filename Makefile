@@ -16,7 +16,7 @@ DEMO := $(BIN)/lpu compare kimi-k2 --system lpx-9 --batch 1 --context 8192
 # Very quiet: the first run installs some 80 packages, and their names are not the result.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test test-slow fuzz oracle weights lint clean
+.PHONY: demo test test-slow test-long fuzz oracle weights lint clean
 # One process a core; files stay whole, because their tests share what they compile.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 .DEFAULT_GOAL := test
@@ -27,11 +27,15 @@ demo: $(VENV)/.installed
 	$(DEMO) --policy fp8 --top 3 || [ $$? -eq 1 ]
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not long" $(PYTEST_ARGS)
 
-# Tests that take long, and those that need what `make weights` fetches.
+# Tests that take seconds each, and those that need what `make weights` fetches.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+# What some of the slow tests claim, in many more random cases.
+test-long: $(VENV)/.installed-dev
+	$(PYTEST) -m long $(PYTEST_ARGS)
 
 # Fresh random models of every family against Hugging Face transformers. torch is a large download;
 # the much smaller build for CPUs is taken where pip's own settings lead to it.

@@ -31,7 +31,7 @@ shards = {"norm": P(), "gate_up": P(None, None, "tensor")}
 
 
 def program(split: Split) -> tuple:
-    down = P("tensor", None) if split is Split.ROW else P(None, "tensor")
+    down = P(None, "tensor") if split is Split.COLUMN else P("tensor", None)
     return partial(dense_mlp, cfg=cfg, policy=FP16, split=split), (P(), shards | {"down": down})
 
 
