@@ -30,9 +30,9 @@ from ..predict.evaluate import Evaluation, evaluate
 from ..report import versions
 from ..request import NEXT_TOKEN, Request, check_request
 from ..scenario import Scenario, check_policy, scenario
-from ..search.find import fits_somehow, found_by, plan_table
+from ..search.find import fits_somehow, found_by
 from ..search.goals import GOALS, per_sequence
-from ..search.records import Front
+from ..search.records import Front, table_of
 from ..space.cores import Choices
 from .comparison import format_energy, serving_notes
 from .comparison import legend as plan_legend
@@ -259,7 +259,7 @@ def _fronts(
             found_by(front, asked)
             fronts[goal] = front
             if new := front.new_plans():
-                points += _points(evaluate(plan_table(new), asked))
+                points += _points(evaluate(table_of([plan.spec for plan in new]), asked))
     return tuple(batches), _points_on_fronts(points)
 
 

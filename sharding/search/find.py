@@ -1,6 +1,6 @@
 """The best plans of a scenario's space, with the space described and what was left out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from .goals import FRONTS, GOALS
 from .held import held_cores, space_size
 from .one_pool import Counts, OnePool
 from .records import Any as AnyPlan
-from .records import Best, Found, Front, Record, table_of
+from .records import Best, Front, Record, table_of
+from .sought import Sought
 from .two_pools import PairCounts, TwoPools
 
 #: Axes along which plans are not told apart, and why that loses none that is better.
@@ -122,12 +123,20 @@ def found_by(
         choices = replace(choices, pools=False)
     clock_hz = float(scenario.system.chip.clock_hz)
     most_cycles = most_latency_s * clock_hz
-    space, least = held_cores(scenario, choices), LeastCosts(scenario)
-    search = OnePool(scenario, record, space, least, choices=choices, most_cycles=most_cycles)
+    space = held_cores(scenario, choices)
+    sought = Sought(
+        scenario=scenario,
+        record=record,
+        space=space,
+        least=LeastCosts(scenario),
+        choices=choices,
+        most_cycles=most_cycles,
+    )
+    search = OnePool(sought)
     found, pairs = search.run(), PairCounts()
     if choices.pools and scenario.system.n_chips > 1:
         first = record.of_first(_ROWS_WITH_POOLS) if isinstance(record, Best) else record
-        pooled = TwoPools(scenario, first, space, least, most_cycles=most_cycles)
+        pooled = TwoPools(replace(sought, record=first))
         for plan in pooled.run():
             record.add(plan)
         found, pairs = record.plans(), pooled.counts
@@ -143,18 +152,13 @@ def found_by(
         refused=refused,
         not_searched=(*NOT_SEARCHED, *(_OF_POOLS if choices.pools else _NO_POOLS)),
     )
-    return (plan_table(found) if found else None), searched
+    return (table_of([plan.spec for plan in found]) if found else None), searched
 
 
 def fits_somehow(scenario: Scenario, choices: Choices = EVERYTHING) -> bool:
     """Whether any plan fits."""
     plans, _ = found_by(AnyPlan(), scenario, choices)
     return plans is not None
-
-
-def plan_table(found: Sequence[Found]) -> PlanTable:
-    """Hold plans that were found as a table."""
-    return table_of([plan.spec for plan in found])
 
 
 #: What plans may be, by what they promise: the bits of one chip (`certified`), or those of one chip

@@ -14,17 +14,14 @@ from lpu_jax.cost.placed_machine import Groups
 from models.blocks import Kind, block_chain
 
 from ..predict.hand_overs import hand_over_times
-from ..predict.placement import usable_bytes
 from ..predict.placements import Placements
-from ..scenario import Scenario
-from ..space.cores import EVERYTHING, Choices
 from .best_first import Branches, least_in_flight, look_at_best_first, shapes
-from .bounds import Bounds, LeastCosts, bounds, least_hop_cycles
+from .bounds import Bounds, bounds, least_hop_cycles
 from .candidates import Candidates
 from .goals import Shape
-from .held import HeldCores
 from .options import Combinations, Item, Options, Timer, combined, told_apart
-from .records import Found, Record, Spec
+from .records import Found, Spec
+from .sought import Sought
 
 #: Plans whose stages are cut at once.
 _CUT_AT_ONCE = 256
@@ -61,43 +58,22 @@ class _Place:
 
 
 class OnePool:
-    """The search of the plans of one pool for those that a record wants."""
+    """The search of the plans of one pool for those that are wanted."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        record: Record,
-        space: Sequence[HeldCores],
-        least: LeastCosts,
-        *,
-        choices: Choices = EVERYTHING,
-        most_cycles: float = np.inf,
-    ) -> None:
-        """Prepare a search.
-
-        Args:
-            scenario: the model, the machine, the request and the formats.
-            record: which plans are wanted.
-            space: the legal cores of every part.
-            least: what these take where nothing can be better.
-            choices: what plans may be.
-            most_cycles: latency of a token, at most.
-        """
-        self.scenario, self.record, self.most_cycles = scenario, record, most_cycles
-        self.choices = choices
+    def __init__(self, sought: Sought) -> None:
+        self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
+        self.room, self.host_cycles = sought.room, sought.host_cycles
         self.bound: Bounds = bounds(
-            scenario,
-            space,
-            least,
-            many_in_flight=record.goal.needs_period and record.goal.flies,
+            sought.scenario,
+            sought.space,
+            sought.least,
+            many_in_flight=self.record.goal.needs_period and self.record.goal.flies,
         )
-        self.room = usable_bytes(scenario.system.chip)
-        self.placements = Placements(scenario.system)
+        self.placements = Placements(sought.scenario.system)
         self.timer = Timer(self.bound, self.room, self.placements)
         self.counts = Counts()
         self.apart = told_apart(self.bound)
-        self.chain: tuple[Kind, ...] = tuple(b.kind for b in block_chain(scenario.model))
-        self.host_cycles = float(scenario.system.host_overhead_s * scenario.system.chip.clock_hz)
+        self.chain: tuple[Kind, ...] = tuple(b.kind for b in block_chain(sought.scenario.model))
         self._places: dict[tuple[int, int], _Place] = {}
 
     def run(self) -> list[Found]:
@@ -112,14 +88,16 @@ class OnePool:
             periods = self.record.period_limit(least, shape)
             return self._look_at(shape, latency, periods, flights)
 
-        self.counts.beyond = look_at_best_first(branches, self.record, self.most_cycles, look_at)
+        self.counts.beyond = look_at_best_first(
+            branches, self.record, self.sought.most_cycles, look_at
+        )
         self.counts.timed = self.timer.n_timed
         return self.record.plans()
 
     def _branches(self) -> Branches:
         """List the branches that may hold the model."""
-        n_chips, goal = self.scenario.system.n_chips, self.record.goal
-        most_stages = self.choices.most_stages or len(self.chain)
+        n_chips, goal = self.sought.n_chips, self.record.goal
+        most_stages = self.sought.choices.most_stages or len(self.chain)
         stages, chips = shapes(n_chips, min(most_stages, len(self.chain)))
         self.counts.branches = len(stages)
         holds = self.bound.holds(stages, chips, self.room)
@@ -242,7 +220,7 @@ class OnePool:
         least = candidates.latency / candidates.shape.stages
         candidates = candidates.take(
             record.wants(candidates.latency, least, candidates.shape)
-            & (candidates.latency <= self.most_cycles)
+            & (candidates.latency <= self.sought.most_cycles)
         )
         if not len(candidates):
             return

@@ -5,7 +5,6 @@ shape of a plan of two pools. Its bound adds those of its pools, and a hand-over
 crosses between them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +13,11 @@ from jaxtyping import Bool, Float, Int
 from models.blocks import Kind, block_chain
 
 from ..plan import FFN_PARTS
-from ..predict.placement import usable_bytes
 from ..predict.pools import pool_of_block
-from ..scenario import Scenario
 from .best_first import Branches, shapes
-from .bounds import Bounds, LeastCosts, bounds, least_crossing_cycles, least_hand_over_cycles
+from .bounds import Bounds, bounds, least_crossing_cycles, least_hand_over_cycles
 from .goals import Shape
-from .held import HeldCores
-from .records import Record
+from .sought import Sought
 
 Numbers = Float[np.ndarray, " pairs"]
 Whole = Int[np.ndarray, " pairs"]
@@ -70,29 +66,12 @@ class Pairs:
 class Pairing:
     """Pairs the branches of two pools."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        record: Record,
-        space: Sequence[HeldCores],
-        least: LeastCosts,
-        most_cycles: float,
-    ) -> None:
-        """List the branches of both pools.
-
-        Args:
-            scenario: the model, the machine, the request and the formats.
-            record: which plans are wanted.
-            space: the legal cores of every part.
-            least: what these take where nothing can be better.
-            most_cycles: latency of a token, at most.
-        """
-        self.scenario, self.record, self.most_cycles = scenario, record, most_cycles
-        self.n_chips, self.n_blocks = scenario.system.n_chips, len(block_chain(scenario.model))
-        self.least_hand_over = least_hand_over_cycles(scenario, self.n_chips // 2)
-        self.host_cycles = float(scenario.system.host_overhead_s * scenario.system.chip.clock_hz)
-        parts = [[own for own in space if (own.part in FFN_PARTS) == ffn] for ffn in (False, True)]
-        self.pools = self._branches(0, parts[0], least), self._branches(1, parts[1], least)
+    def __init__(self, sought: Sought) -> None:
+        """List the branches of both pools."""
+        self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
+        self.n_chips, self.n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
+        self.least_hand_over = least_hand_over_cycles(sought.scenario, self.n_chips // 2)
+        self.pools = self._branches(0), self._branches(1)
 
     def pairs(self) -> Pairs:
         """Pair branches that leave each other enough chips; keep what may be wanted."""
@@ -121,9 +100,9 @@ class Pairing:
             rest_cycles=self._rest(crossings),
         )
 
-    def _branches(self, number: int, space: Sequence[HeldCores], least: LeastCosts) -> PoolBranches:
+    def _branches(self, number: int) -> PoolBranches:
         """List the branches of a pool, and bound them."""
-        goal, room = self.record.goal, usable_bytes(self.scenario.system.chip)
+        goal, room = self.record.goal, self.sought.room
         pool = pool_of_block(self.scenario.model)
         served = np.flatnonzero(pool == number)
         gives = np.append(pool[:-1] != pool[1:], False)[served]
@@ -131,7 +110,8 @@ class Pairing:
         kinds = tuple(chain[i].kind for i in served)
         # The chips of FFNs hold no caches.
         many = goal.needs_period and goal.flies and number == 0
-        bound = bounds(self.scenario, space, least, many_in_flight=many)
+        space = [own for own in self.sought.space if int(own.part in FFN_PARTS) == number]
+        bound = bounds(self.scenario, space, self.sought.least, many_in_flight=many)
         stages, chips = shapes(self.n_chips - 1, len(served))
         holds = bound.holds(stages, chips, room)
         stages, chips = stages[holds], chips[holds]
@@ -189,7 +169,7 @@ class Pairing:
             if flies:
                 shared = (flights[:, None] + rest) / np.minimum(flying[:, None], shape.stages)
                 period = np.maximum(period, shared.min(0))
-            kept = self.record.wants(latency, period, shape) & (latency <= self.most_cycles)
+            kept = self.record.wants(latency, period, shape) & (latency <= self.sought.most_cycles)
             rows, rest, latency, period = rows[kept], rest[kept], latency[kept], period[kept]
         return n_all, rows, latency, period
 
@@ -204,7 +184,8 @@ class Pairing:
         """Bound the cycles of a token beside its blocks: crossings, host and sampling."""
         first, second = self.pools
         there, back = crossings
-        return np.asarray(first.crossings * there + second.crossings * back + self.host_cycles)
+        crossing = first.crossings * there + second.crossings * back
+        return np.asarray(crossing + self.sought.host_cycles)
 
     def _shape(self, own: Whole, other: Whole) -> Shape:
         """The shape of pairs."""

@@ -15,18 +15,15 @@ from lpu_jax.cost.placed_machine import Groups
 
 from ..plan import Pool
 from ..predict.evaluate import evaluate
-from ..predict.placement import usable_bytes
 from ..predict.placements import Placements
 from ..predict.pools import lay_out
-from ..scenario import Scenario
 from .best_first import least_in_flight, look_at_best_first
-from .bounds import LeastCosts
 from .candidates import Candidates
 from .goals import Shape
-from .held import HeldCores
 from .options import Combinations, Item, Options, Timer, combined, told_apart
 from .pairs import Pairing, Pairs
-from .records import Found, Record, Spec, table_of
+from .records import Found, Spec, table_of
+from .sought import Sought
 
 #: Plans that are evaluated at once.
 _AT_ONCE = 64
@@ -112,31 +109,14 @@ class _Plans:
 
 
 class TwoPools:
-    """The search of the plans of two pools for those that a record wants."""
+    """The search of the plans of two pools for those that are wanted."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        record: Record,
-        space: Sequence[HeldCores],
-        least: LeastCosts,
-        *,
-        most_cycles: float = np.inf,
-    ) -> None:
-        """Prepare a search.
-
-        Args:
-            scenario: the model, the machine, the request and the formats.
-            record: which plans are wanted, beside those that it has.
-            space: the legal cores of every part.
-            least: what these take where nothing can be better.
-            most_cycles: latency of a token, at most.
-        """
-        self.scenario, self.record, self.most_cycles = scenario, record, most_cycles
+    def __init__(self, sought: Sought) -> None:
+        self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
+        self.room = sought.room
         self.counts = PairCounts()
-        self.room = usable_bytes(scenario.system.chip)
-        self.placements = Placements(scenario.system)
-        self.pairing = Pairing(scenario, record, space, least, most_cycles)
+        self.placements = Placements(sought.scenario.system)
+        self.pairing = Pairing(sought)
         self.pools = self.pairing.pools
         self.timers = [Timer(pool.bound, self.room, self.placements) for pool in self.pools]
         self.apart = tuple(part for pool in self.pools for part in told_apart(pool.bound))
@@ -148,7 +128,7 @@ class TwoPools:
         left = look_at_best_first(
             pairs.bounds,
             self.record,
-            self.most_cycles,
+            self.sought.most_cycles,
             lambda rows, latency: self._look_at(pairs, rows, latency),
             known_stretch=np.inf,
         )
@@ -366,7 +346,7 @@ class TwoPools:
         shape = Shape.joined([one.shape for one, _ in found]).take(plans.pair)
         cost = record.goal.cost(got.latency_cycles, period, shape)
         wanted = record.wants(got.latency_cycles, period, shape) & got.fits
-        wanted &= got.latency_cycles <= self.most_cycles
+        wanted &= got.latency_cycles <= self.sought.most_cycles
         for i in np.flatnonzero(wanted).tolist():
             spec = specs[i]
             cores = (int(spec.options[p].core[spec.rows[p]]) for p in self.apart)

@@ -33,6 +33,7 @@ from sharding.search.goals import GOALS
 from sharding.search.held import held_cores
 from sharding.search.pairs import Pairing
 from sharding.search.records import Best
+from sharding.search.sought import Sought
 from sharding.space.cores import EVERYTHING
 
 #: Sums of the same terms in other orders.
@@ -137,8 +138,14 @@ def _check_pairs(scenario: Scenario) -> int:
     plans = [plan for plan in EveryPlan(scenario).plans if plan.ffn is not None]
     if not plans:
         return 0
-    record, space = Best(GOALS["throughput"], top=1), held_cores(scenario, EVERYTHING)
-    pairing = Pairing(scenario, record, space, LeastCosts(scenario), np.inf)
+    pairing = Pairing(
+        Sought(
+            scenario=scenario,
+            record=Best(GOALS["throughput"], top=1),
+            space=held_cores(scenario, EVERYTHING),
+            least=LeastCosts(scenario),
+        )
+    )
     pairs, (first, second) = pairing.pairs(), pairing.pools
     own, other = pairs.branch
     columns = first.stages[own], first.group_chips[own], second.stages[other]
