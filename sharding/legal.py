@@ -34,7 +34,8 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
     Raises:
         PlanError: which part, what was given and what is allowed.
     """
-    cfg, system = scenario.model, scenario.system
+    cfg = scenario.model
+    _check_machines(plan, scenario)
     served = [plan.pool_of(BLOCK_KINDS[block.kind].part) for block in block_chain(cfg)]
     for number, pool in enumerate(plan.pools):
         if pool.stages > served.count(number):
@@ -42,20 +43,38 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
             raise PlanError(
                 f"{pool.stages} stages were asked for; {whose} has {served.count(number)} blocks."
             )
-    if plan.n_chips > system.n_chips:
-        asked = " + ".join(
-            f"stages {pool.stages} x group {pool.group_chips}" for pool in plan.pools
-        )
-        raise PlanError(
-            f"{asked} = {plan.n_chips} chips were asked for; {system.name} has {system.n_chips}."
-        )
     if plan.moe is not None and cfg.moe is None:
         raise PlanError(f"{cfg.name} has no MoE blocks; the plan must not have a part 'moe'.")
     check_parts(plan, cfg)
     shards = dict.fromkeys(shard_of(plan, kind) for kind in block_kinds(cfg))
-    for reason in (why for shard in shards for why in reasons(shard, scenario)):
+    on = [(shard, scenario.pools[plan.pool_of(shard.part)]) for shard in shards]
+    for reason in (why for shard, own in on for why in reasons(shard, own)):
         if reason is not None:
             raise PlanError(reason.sentence)
+
+
+def _check_machines(plan: Plan, scenario: Scenario) -> None:
+    """Refuse a plan whose pools are not those of the machines, or have too few chips there.
+
+    Raises:
+        PlanError: what was given and what is allowed.
+    """
+    together = [(plan.pools, scenario.system)]
+    if scenario.mixed is not None:
+        if plan.ffn is None:
+            raise PlanError(
+                f"the plan has one pool; on {scenario.mixed.name} it must have two: attention on "
+                "the GPUs, dense MLPs and experts on the LPUs."
+            )
+        machines = [own.system for own in scenario.pools]
+        together = [((pool,), own) for pool, own in zip(plan.pools, machines, strict=True)]
+    for pools, system in together:
+        n_chips = sum(pool.n_chips for pool in pools)
+        if n_chips > system.n_chips:
+            asked = " + ".join(f"stages {own.stages} x group {own.group_chips}" for own in pools)
+            raise PlanError(
+                f"{asked} = {n_chips} chips were asked for; {system.name} has {system.n_chips}."
+            )
 
 
 def check_parts(plan: Plan, cfg: ModelConfig) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from jaxtyping import Num
 from lpu_jax.arguments import check_fields, described
 from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system as named_system
+from lpu_jax.machine.gpu import GpuSpec
+from lpu_jax.machine.mixed import MixedSystem
 from lpu_jax.machine.system import System
 from lpu_jax.predicates import is_number
 from models.blocks import block_kinds
@@ -53,6 +56,8 @@ class Scenario:
     expert_shares: tuple[float, ...] | None = field(default=None, kw_only=True)
     #: who drafts; None: drafts, if any, cost nothing
     draft: Draft | None = field(default=None, kw_only=True)
+    #: GPUs beside the system, on which attention, embedding and head are; None: all on the system
+    mixed: MixedSystem | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse fields of other types.
@@ -61,6 +66,10 @@ class Scenario:
             LpuError: says which; `scenario` finds what is named.
         """
         check_fields(self)
+        if self.mixed is not None and self.mixed.lpus != self.system:
+            raise LpuError(
+                f"the system is {self.system.name}; it must be the LPUs of {self.mixed.name}."
+            )
         if self.expert_shares is not None:
             _check_shares(self.expert_shares, self.model)
             if self.system.lpus is None:
@@ -68,6 +77,26 @@ class Scenario:
                     f"expert_shares were given for {self.system.name}; rows of GPUs choose experts "
                     "at random, all alike."
                 )
+
+    @cached_property
+    def pools(self) -> "tuple[Scenario, Scenario]":
+        """What each pool of a plan of two is judged on: attention's, and that of FFNs.
+
+        They are on one machine, or attention's on GPUs whose cycles are those of the LPUs beside.
+        """
+        if self.mixed is None:
+            return self, self
+        gpus, clock_hz = self.mixed.gpus, float(self.system.chip.clock_hz)
+        assert isinstance(gpus.chip, GpuSpec)  # a mixed system has GPUs there
+        gpus = replace(gpus, chip=replace(gpus.chip, clock_hz=clock_hz))
+        alone = replace(self, mixed=None, draft=None)
+        return replace(alone, system=gpus, expert_shares=None), alone
+
+    @property
+    def host_cycles(self) -> float:
+        """Host and sampling in every latency: of the machine of the head."""
+        system = self.pools[0].system
+        return float(system.host_overhead_s * float(system.chip.clock_hz))
 
     @property
     def draft_step(self) -> "Scenario":

@@ -62,10 +62,10 @@ def roofline(
         symbols: a number, or an array with one number per plan, for each symbol of the program.
 
     Returns:
-        Nanoseconds, in the form of a schedule with one slot per kernel. `lower` is the speed of
-        light: whole rates at the high end of their ranges, no gaps, no latencies, even routes.
-        `upper` has the low end of every rate, the longest gaps, the worst routes, and no overlap
-        within a kernel.
+        Cycles of the GPU's `clock_hz`, in the form of a schedule with one slot per kernel. `lower`
+        is the speed of light: whole rates at the high end of their ranges, no gaps, no latencies,
+        even routes. `upper` has the low end of every rate, the longest gaps, the worst routes, and
+        no overlap within a kernel.
 
     Raises:
         CostError: a collective is to run by a named algorithm.
@@ -101,8 +101,8 @@ def roofline(
     )
 
 
-def transfer_ns(system: System, payload_bytes: float | int) -> float:
-    """Time in which every GPU of a group sends a payload to its counterpart in another group."""
+def transfer_cycles(system: System, payload_bytes: float | int) -> float:
+    """Cycles in which every GPU of a group sends a payload to its counterpart in another group."""
     stated = _rates(system, "stated")
     return stated.latency + payload_bytes * stated.per_link_byte
 
@@ -217,7 +217,7 @@ def _collective(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rates:
-    """Nanoseconds per unit of demand."""
+    """Cycles per unit of demand."""
 
     per_flop: Mapping[str, float]  #: by operand kind
     per_byte: float
@@ -264,7 +264,7 @@ def _rates(system: System, end: End) -> _Rates:
 
 
 def _limits(demand: _Demand, rates: _Rates) -> dict[str, Quantity]:
-    """Nanoseconds that each part of a kernel would take alone."""
+    """Cycles that each part of a kernel would take alone."""
     arithmetic = (flops * rates.per_flop[operand] for operand, flops in demand.flops.items())
     return {
         MEMORY: demand.memory_bytes * rates.per_byte,

@@ -4,6 +4,7 @@ What differs between them is decided here and nowhere else: callers give a progr
 Knows no rule of either.
 """
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -63,7 +64,7 @@ def timing(
         symbols: a number, or an array with one number per plan, for each symbol of the program.
 
     Returns:
-        Cycles of the chip's clock, with bounds; on GPUs cycles are nanoseconds.
+        Cycles of the chip's clock, with bounds; those of a GPU are nanoseconds, or as it says.
     """
     if isinstance(machine, GpuMachine):
         return roofline.roofline(program, machine, symbols)
@@ -96,10 +97,37 @@ def hand_over_cycles(
         payload_bytes: the vector, which every chip of the sending group holds.
     """
     if system.lpus is None:
-        return np.full(len(givers), roofline.transfer_ns(system, payload_bytes))
+        return np.full(len(givers), roofline.transfer_cycles(system, payload_bytes))
     chip, topology = system.lpus
     steps = hand_overs_between(topology, float(chip.clock_hz), group_chips, givers, takers)
     return np.asarray(steps.cycles(payload_bytes), np.float64)
+
+
+def gather_cycles(system: System, groups: Groups, payload_bytes: float | int) -> float:
+    """Cycles in which a vector, of which each chip of a group has a part, is whole at all of them.
+
+    Args:
+        system: LPUs or GPUs.
+        groups: of one size; the slowest is priced.
+        payload_bytes: the whole vector.
+    """
+    if groups.chips == 1:
+        return 0.0
+    if system.lpus is None:
+        return roofline.transfer_cycles(system, payload_bytes)
+    # What differs by whole periods of the machine is alike.
+    bases = np.unique(groups.bases % system.lpus[1].period_chips)
+    return _lpu_gather_cycles(system, groups.chips, tuple(bases.tolist()), payload_bytes)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _lpu_gather_cycles(
+    system: System, n_chips: int, bases: tuple[int, ...], payload_bytes: float | int
+) -> float:
+    groups = Groups(n_chips, np.array(bases))
+    machine = PlacedMachine(system=system, groups=(groups,))
+    found = machine.collective_cycles("all_gather", "auto", n_chips, 1, payload_bytes)
+    return float(found.last)
 
 
 def spread_cycles(
@@ -115,7 +143,7 @@ def spread_cycles(
         payload_bytes: the vector.
     """
     if system.lpus is None:
-        return np.full(len(n_chips), roofline.transfer_ns(system, payload_bytes))
+        return np.full(len(n_chips), roofline.transfer_cycles(system, payload_bytes))
     distinct, back = np.unique(n_chips, return_inverse=True)
     groups = tuple(Groups.first(system, int(n)) for n in distinct)
     machine = PlacedMachine(system=system, groups=groups, group_of_plan=back.reshape(-1))

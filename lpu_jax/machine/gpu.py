@@ -96,6 +96,8 @@ class GpuSpec:
         moves_plans=False,
     )  # fmt: skip
 
+    #: What cycles count: nanoseconds, as a roofline has no clock, or the clock of LPUs beside.
+    clock_hz: float = _NANOSECONDS
     #: Constants that differ from the class's own (`provenance.vary`).
     replaced: tuple[Constant, ...] = ()
 
@@ -112,8 +114,6 @@ class GpuSpec:
     transit_cycles: ClassVar[float] = 0.0
     #: Not public for any GPU.
     power_average_w: ClassVar[None] = None
-    #: Cycles of a GPU are nanoseconds: a roofline has no clock.
-    clock_hz: ClassVar[float] = _NANOSECONDS
     #: Memory is not padded to vectors.
     vector_bytes: ClassVar[int] = 1
     #: Bits on a link of a 16-bit value.

@@ -214,8 +214,7 @@ def _timeline(
     """Put blocks and hand-overs of one token one after another."""
     asked = evaluation.scenario
     stage_of_block = evaluation.cuts.stage_of_block[:, 0]
-    places = places_of(groups)
-    steps = hand_overs(stage_of_block, places, asked)
+    steps = hand_overs(stage_of_block, groups, asked)
     after = dict(zip(steps.block.tolist(), range(len(steps.block)), strict=True))
     ids = TOKEN_BYTES * asked.request.batch * asked.request.sampled_tokens
     chain, now = block_chain(asked.model), 0.0
@@ -239,7 +238,7 @@ def _timeline(
             now += float(steps.cycles[step])
     within = [number for group in groups for number in range(len(group.bases))]
     stages = []
-    for stage, (first_chip, n_chips) in enumerate(zip(*places, strict=True)):
+    for stage, (first_chip, n_chips) in enumerate(zip(*places_of(groups), strict=True)):
         own = np.flatnonzero(stage_of_block == stage).tolist()
         stages.append(
             Stage(

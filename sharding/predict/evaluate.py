@@ -28,7 +28,7 @@ from .hand_overs import hand_over_times, hidden_bytes
 from .kinds import evaluate_kind
 from .placement import usable_bytes
 from .placements import Placements
-from .pools import CutPools, cut_pools, lay_out
+from .pools import CutPools, copies_of, cut_pools, lay_out, most_in_flight
 
 Numbers = Float[np.ndarray, " plans"]
 
@@ -70,8 +70,8 @@ class Evaluation:
     activation_bytes: Numbers  #: live values and tables
     #: of the fullest chip if stages are cut by bytes alone: it decides the fit
     least_bytes: Numbers
-    reserved_bytes: float
-    sram_bytes: float  #: of a chip; of a GPU, its HBM
+    reserved_bytes: Numbers  #: of the fullest chip
+    sram_bytes: Numbers  #: of that chip; of a GPU, its HBM
     cached_batches: Numbers  #: micro-batches whose caches fit
     in_flight: Int[np.ndarray, " plans"]
     copies: Int[np.ndarray, " plans"]  #: of the plan, side by side on the machine
@@ -95,8 +95,8 @@ class Evaluation:
             "weights": float(self.weight_bytes[plan]),
             "cache": float(self.cache_bytes[plan]),
             "activations": float(self.activation_bytes[plan]),
-            "reserved": self.reserved_bytes,
-            "sram": self.sram_bytes,
+            "reserved": float(self.reserved_bytes[plan]),
+            "sram": float(self.sram_bytes[plan]),
         }
 
     @property
@@ -109,7 +109,7 @@ class Evaluation:
     @property
     def own_short_bytes(self) -> Numbers:
         """The same without a draft model's chips."""
-        return self.least_bytes + self.reserved_bytes - self.sram_bytes
+        return np.asarray(self.least_bytes + self.reserved_bytes - self.sram_bytes)
 
     @property
     def fits(self) -> Bool[np.ndarray, " plans"]:
@@ -173,13 +173,13 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
         return _joined(table, kinds, [evaluate(table.take(rows), scenario) for rows in kinds])
     lie, of_plan = _lie(table, scenario)
     blocks, slots = _blocks(table, lie, of_plan, scenario, measure_live=True)
-    ends = np.array([max(int(g.bases.max()) + g.chips for g in own) for own in lie.groups])
+    copies = copies_of(lie.groups, scenario)
     if table.ffn_stages.any():
         cut = _cut_pools(table, blocks, [lie.groups[i] for i in of_plan], scenario)
     else:
         hops = hand_over_times([groups[0] for groups in lie.groups], scenario)[of_plan]
         cut = _cut_stages(table, blocks, hops, scenario)
-    return _evaluation_of(table, blocks, cut, ends[of_plan], slots, scenario)
+    return _evaluation_of(table, blocks, cut, copies[of_plan], slots, scenario)
 
 
 def latencies_cycles(plans: Sequence[Plan], scenario: Scenario) -> Numbers:
@@ -199,20 +199,31 @@ class _Lie:
 
     groups: Sequence[tuple[Groups, ...]]  #: of each pool
     numbers: Int[np.ndarray, "pools lies"]  #: of their placements
-    placements: Placements
+    placements: tuple[Placements, Placements]  #: on the machine of each pool
 
 
 def _lie(table: PlanTable, scenario: Scenario) -> tuple[_Lie, Int[np.ndarray, " plans"]]:
     """Place plans, and say which of the places each has."""
-    placements = Placements(scenario.system)
+    machines = [own.system for own in scenario.pools]
+    first = Placements(machines[0])
+    placements = first, (first if scenario.mixed is None else Placements(machines[1]))
     columns = (table.stages, table.group_chips, table.ffn_stages, table.ffn_chips)
     distinct, of_plan = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     groups = [
-        lay_out([Pool(stages=n, group_chips=m) for n, m in pools if n], scenario.system)
+        lay_out(
+            [Pool(stages=n, group_chips=m) for n, m in pools if n],
+            *(machines if scenario.mixed is not None else machines[:1]),
+        )
         for pools in distinct.reshape(-1, 2, 2).tolist()
     ]
     numbers = np.array(
-        [[placements.number(group.chips, group.bases) for group in own] for own in groups]
+        [
+            [
+                known.number(group.chips, group.bases)
+                for known, group in zip(placements, own, strict=False)
+            ]
+            for own in groups
+        ]
     ).T
     return _Lie(groups=groups, numbers=numbers, placements=placements), of_plan.reshape(-1)
 
@@ -234,9 +245,9 @@ def _blocks(
             kind,
             table.shards[part],
             table.rows[part],
-            lie.numbers[-1 if part in FFN_PARTS else 0][of_plan],
-            lie.placements,
-            scenario,
+            lie.numbers[-1 if (is_ffn := part in FFN_PARTS) else 0][of_plan],
+            lie.placements[is_ffn],
+            scenario.pools[is_ffn],
             table.collective,
             table.collectives,
             measure_live=measure_live,
@@ -258,8 +269,8 @@ def _latency(
     blocks: Mapping[Kind, BlockReport], hand_over_cycles: Numbers, scenario: Scenario
 ) -> Numbers:
     """Cycles of a token: its blocks, the hand-overs, and the host."""
-    host = scenario.system.host_overhead_s * float(scenario.system.chip.clock_hz)
-    return np.asarray(_total(blocks, scenario, lambda b: b.timing.cycles) + hand_over_cycles + host)
+    cycles = _total(blocks, scenario, lambda b: b.timing.cycles)
+    return np.asarray(cycles + hand_over_cycles + scenario.host_cycles)
 
 
 def _cut_stages(
@@ -285,6 +296,7 @@ def _cut_stages(
         hand_over_cycles=hops[:, 0],
         slowest_stage_cycles=cuts.slowest_cycles + hops[:, 1],
         live_bytes=live,
+        fullest_pool=np.zeros(len(table), np.int64),
         crossings=table.stages - 1.0,
     )
 
@@ -296,7 +308,7 @@ def _cut_pools(
     scenario: Scenario,
 ) -> CutPools:
     """Cut plans of two pools."""
-    n, system = len(table), scenario.system
+    n = len(table)
 
     def columns(read: Callable[[BlockReport], Any]) -> dict[Kind, Numbers]:
         return {
@@ -318,8 +330,8 @@ def _cut_pools(
             for of_ffn in (False, True)
         ],
         scenario,
-        usable_bytes=usable_bytes(system.chip),
-        host_cycles=system.host_overhead_s * float(system.chip.clock_hz),
+        usable_bytes=[usable_bytes(own.system.chip) for own in scenario.pools],
+        host_cycles=scenario.host_cycles,
     )
 
 
@@ -327,7 +339,7 @@ def _evaluation_of(
     table: PlanTable,
     blocks: Mapping[Kind, BlockReport],
     cut: CutPools,
-    ends: Int[np.ndarray, " plans"],
+    copies: Int[np.ndarray, " plans"],
     slots: tuple[SlotPlan, ...],
     scenario: Scenario,
 ) -> Evaluation:
@@ -337,13 +349,14 @@ def _evaluation_of(
         table: the plans.
         blocks: each kind of block in every plan.
         cut: how they are cut.
-        ends: the chip after the last one of each plan.
+        copies: of each plan, side by side.
         slots: of mixtures, one per plan.
         scenario: the model, the machine, the request and the formats.
     """
-    system, cuts, hops = scenario.system, cut.cuts, cut.hand_over_cycles
-    clock = float(system.chip.clock_hz)
-    host = system.host_overhead_s * clock
+    cuts, hops, host = cut.cuts, cut.hand_over_cycles, scenario.host_cycles
+    chips = [own.system.chip for own in scenario.pools]
+    memory = np.array([float(chip.memory_bytes) for chip in chips])
+    usable = np.array([usable_bytes(chip) for chip in chips])
 
     def total(read: Callable[[BlockReport], Any]) -> Numbers:
         return _total(blocks, scenario, read)
@@ -351,7 +364,7 @@ def _evaluation_of(
     return Evaluation(
         plans=table,
         scenario=scenario,
-        clock_hz=clock,
+        clock_hz=float(scenario.system.chip.clock_hz),
         blocks=blocks,
         slots=slots,
         latency_cycles=_latency(blocks, hops, scenario),
@@ -366,11 +379,13 @@ def _evaluation_of(
         cache_bytes=cuts.fullest_stage_cache_bytes,
         activation_bytes=cut.live_bytes,
         least_bytes=cuts.least_bytes + cut.live_bytes,
-        reserved_bytes=system.chip.memory_bytes - usable_bytes(system.chip),
-        sram_bytes=float(system.chip.memory_bytes),
+        reserved_bytes=(memory - usable)[cut.fullest_pool],
+        sram_bytes=memory[cut.fullest_pool],
         cached_batches=cuts.cached_batches,
-        in_flight=np.minimum(cuts.cached_batches, table.n_stages).astype(np.int64),
-        copies=system.copies(ends),
+        in_flight=np.minimum(cuts.cached_batches, most_in_flight(table.n_stages, scenario)).astype(
+            np.int64
+        ),
+        copies=copies,
         cuts=cuts,
     )
 

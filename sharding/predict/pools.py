@@ -5,6 +5,10 @@ machine's own links, in the format of its hand-overs between stages. A stage is 
 and with what it hands over; micro-batches alternate, as many as there are stages of both pools and
 caches have room for. Each pool is cut by its own blocks, for the period of the slower one.
 
+Attention's pool may be GPUs beside the machine. Then the network between them (`crossings`) is a
+third resource: stages are not busy while bytes are on their way, and two more micro-batches find
+something to do, one on the way there and one on the way back.
+
 Not modelled: overlap of a hand-over with the blocks of the same micro-batch.
 """
 
@@ -12,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lpu_jax.cost.placed_machine import Groups
+from lpu_jax.cost.timing import gather_cycles
 from lpu_jax.machine.system import System
 from models.blocks import BLOCK_KINDS, Kind, block_chain
 from models.config import ModelConfig
@@ -22,6 +27,7 @@ from models.config import ModelConfig
 from ..plan import FFN_PARTS, Pool
 from ..scenario import Scenario
 from ..space.plan_table import PlanTable
+from .crossings import crossing_bytes, crossings
 from .cuts import Chain, Cuts, stage_sums
 from .hand_overs import TOKEN_BYTES, cycles_between, hidden_bytes
 
@@ -30,13 +36,20 @@ Numbers = Float[np.ndarray, " plans"]
 Places = tuple[Int[np.ndarray, " stages"], Int[np.ndarray, " stages"]]
 
 
-def lay_out(pools: Sequence[Pool], system: System) -> tuple[Groups, ...]:
+def lay_out(pools: Sequence[Pool], *systems: System) -> tuple[Groups, ...]:
     """Place the stages of pools, those of one spread evenly among those of the other.
 
     Args:
         pools: of one plan.
-        system: the machine, with chips enough.
+        systems: the machine, with chips enough, or the machine of each pool.
     """
+    if len(systems) > 1:
+        return tuple(
+            group
+            for pool, system in zip(pools, systems, strict=True)
+            for group in lay_out([pool], system)
+        )
+    (system,) = systems
     if len(pools) == 1:
         (pool,) = pools
         return (Groups(pool.group_chips, system.stage_bases(pool.stages, pool.group_chips)),)
@@ -47,6 +60,21 @@ def lay_out(pools: Sequence[Pool], system: System) -> tuple[Groups, ...]:
     bases = np.empty(len(order), np.int64)
     bases[order] = system.group_bases(chips[number][order])
     return tuple(Groups(pool.group_chips, bases[number == i]) for i, pool in enumerate(pools))
+
+
+def copies_of(
+    laid_out: Sequence[tuple[Groups, ...]], scenario: Scenario
+) -> Int[np.ndarray, " plans"]:
+    """Count how often plans have room side by side, by where their pools lie."""
+    if not laid_out:
+        return np.zeros(0, np.int64)
+    ends = np.array(
+        [[int(own.bases.max()) + own.chips for own in groups] for groups in laid_out], np.int64
+    )
+    if scenario.mixed is None:
+        return scenario.system.copies(ends.max(1))
+    counts = [own.system.copies(ends[:, i]) for i, own in enumerate(scenario.pools)]
+    return np.asarray(np.min(counts, axis=0))
 
 
 def last_chip(pools: Sequence[Pool], system: System) -> int:
@@ -70,29 +98,76 @@ class HandOvers:
     giver: Int[np.ndarray, " steps"]  #: number of the stage
     taker: Int[np.ndarray, " steps"]
     cycles: Float[np.ndarray, " steps"]
+    giver_cycles: Float[np.ndarray, " steps"]  #: in which the stage that gives is busy
+    #: in which lanes into the network are busy, of the stage that gives and of the one that takes
+    lane_cycles: Float[np.ndarray, "2 steps"]
 
 
 def hand_overs(
-    stage_of_block: Int[np.ndarray, " blocks"], places: Places, scenario: Scenario
+    stage_of_block: Int[np.ndarray, " blocks"], groups: Sequence[Groups], scenario: Scenario
 ) -> HandOvers:
     """List and price what a plan's stages hand over; nothing where one stage holds all.
 
     Args:
         stage_of_block: the stage of each block of the chain.
-        places: where the stages lie.
+        groups: where the stages of each pool lie.
         scenario: the model, the machine, the request and the formats.
     """
     request, after = scenario.request, np.roll(stage_of_block, -1)
     block = np.flatnonzero(stage_of_block != after)
     giver, taker = stage_of_block[block], after[block]
-    bases, chips = places
+    bases, chips = places_of(groups)
     ends = (bases[giver], chips[giver]), (bases[taker], chips[taker])
-    cycles = cycles_between(scenario.system, *ends, hidden_bytes(scenario))
+    # The last block is the head, and the first the embedding: both of attention's pool.
+    system, payload = scenario.pools[0].system, hidden_bytes(scenario)
+    lanes, crosses = np.zeros((2, len(block))), np.zeros(len(block), bool)
+    if scenario.mixed is None:
+        cycles = cycles_between(system, *ends, payload)
+    else:
+        crosses, cycles, lanes = _across(giver, taker, groups, scenario)
+        own = np.flatnonzero(~crosses)
+        inside = [(first[own], n[own]) for first, n in ends]
+        cycles[own] = cycles_between(system, inside[0], inside[1], payload)
     if len(block) and block[-1] == len(stage_of_block) - 1:
         ids = TOKEN_BYTES * request.batch * request.sampled_tokens
         last = [(first[-1:], n[-1:]) for first, n in ends]
-        cycles[-1:] = cycles_between(scenario.system, last[0], last[1], ids)
-    return HandOvers(block=block, giver=giver, taker=taker, cycles=cycles)
+        cycles[-1:] = cycles_between(system, last[0], last[1], ids)
+    return HandOvers(
+        block=block,
+        giver=giver,
+        taker=taker,
+        cycles=cycles,
+        giver_cycles=np.where(crosses, 0.0, cycles),
+        lane_cycles=lanes,
+    )
+
+
+def _across(
+    giver: Int[np.ndarray, " steps"],
+    taker: Int[np.ndarray, " steps"],
+    groups: Sequence[Groups],
+    scenario: Scenario,
+) -> tuple[Bool[np.ndarray, " steps"], Float[np.ndarray, " steps"], Float[np.ndarray, "2 steps"]]:
+    """Say which steps cross between machines; their cycles, and those of either end's lanes."""
+    assert scenario.mixed is not None
+    gpus, lpus = groups
+    to_lpus = taker >= len(gpus.bases)
+    crosses = (giver >= len(gpus.bases)) != to_lpus
+    n_bytes = crossing_bytes(scenario)
+    gather = [gather_cycles(scenario.pools[i].system, own, n_bytes) for i, own in enumerate(groups)]
+    one = np.ones(len(giver), np.int64)
+    found = crossings(
+        gpus.chips * one,
+        lpus.chips * one,
+        to_lpus,
+        n_bytes,
+        scenario,
+        np.where(to_lpus, *gather[::-1]),
+    )
+    lanes = np.where(
+        to_lpus, [found.gpu_ports, found.lpu_lanes], [found.lpu_lanes, found.gpu_ports]
+    )
+    return crosses, found.cycles.copy(), crosses * lanes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +178,7 @@ class CutPools:
     hand_over_cycles: Numbers
     slowest_stage_cycles: Numbers
     live_bytes: Numbers  #: of the pool with the fullest chip
+    fullest_pool: Int[np.ndarray, " plans"]  #: which that is
     crossings: Numbers  #: hand-overs of the hidden state
 
 
@@ -113,7 +189,7 @@ def cut_pools(
     live_bytes: Sequence[Numbers],
     scenario: Scenario,
     *,
-    usable_bytes: float,
+    usable_bytes: Sequence[float],
     host_cycles: float,
 ) -> CutPools:
     """Cut both pools of plans into their stages.
@@ -124,15 +200,16 @@ def cut_pools(
         costs: `cycles`, `weights` and `cache` of each kind of block.
         live_bytes: of live values and tables in each pool.
         scenario: the model, the machine, the request and the formats.
-        usable_bytes: memory of a chip without the reserve.
+        usable_bytes: memory of a chip of each pool without the reserve.
         host_cycles: host and sampling, part of the latency.
     """
     kinds = [block.kind for block in block_chain(scenario.model)]
     pool = pool_of_block(scenario.model)
-    places = [places_of(groups) for groups in laid_out]
     typical = np.array([_typical_hop(groups, scenario) for groups in laid_out])
     cycles = np.stack([costs["cycles"][kind] for kind in kinds])
     latency = cycles.sum(0) + len(kinds) * typical + host_cycles
+    if scenario.mixed is not None:
+        typical = 0 * typical  # no stage is busy while bytes are on their way
     chains = []
     for number, stages in enumerate((table.stages, table.ffn_stages)):
         own = [kind for kind, its in zip(kinds, pool, strict=True) if its == number]
@@ -142,10 +219,10 @@ def cut_pools(
                 [costs["cache"][kind] for kind in own],
                 [costs["cycles"][kind] + typical for kind in own],
                 stages,
-                room_bytes=usable_bytes - live_bytes[number],
+                room_bytes=usable_bytes[number] - live_bytes[number],
                 latency_cycles=latency,
                 hop_cycles=np.zeros(len(table)),
-                most_in_flight=table.n_stages,
+                most_in_flight=most_in_flight(table.n_stages, scenario),
             )
         )
     period = np.max([chain.shortest_period for chain in chains], axis=0)
@@ -153,10 +230,19 @@ def cut_pools(
     stage_of_block = np.empty((len(kinds), len(table)), np.int64)
     stage_of_block[pool == 0] = cuts[0].stage_of_block
     stage_of_block[pool == 1] = cuts[1].stage_of_block + table.stages
-    steps = [hand_overs(stage_of_block[:, i], places[i], scenario) for i in range(len(table))]
+    steps = [hand_overs(stage_of_block[:, i], laid_out[i], scenario) for i in range(len(table))]
     busy = [_busy(cycles[:, i], stage_of_block[:, i], steps[i]) for i in range(len(table))]
-    full = np.argmax([own.fullest_bytes + live_bytes[i] for i, own in enumerate(cuts)], axis=0)
-    least = np.max([own.least_bytes + live_bytes[i] for i, own in enumerate(cuts)], axis=0)
+    share = [
+        (own.fullest_bytes + live) / room
+        for own, live, room in zip(cuts, live_bytes, usable_bytes, strict=True)
+    ]
+    full = np.argmax(share, axis=0)
+    # As much more than the fullest chip has as any chip lacks.
+    short = [
+        own.least_bytes + live - room
+        for own, live, room in zip(cuts, live_bytes, usable_bytes, strict=True)
+    ]
+    least = np.choose(full, list(usable_bytes)) + np.max(short, axis=0)
     live = np.choose(full, list(live_bytes))
     return CutPools(
         cuts=Cuts(
@@ -172,8 +258,16 @@ def cut_pools(
         hand_over_cycles=np.array([float(step.cycles.sum()) for step in steps]),
         slowest_stage_cycles=np.array(busy),
         live_bytes=live,
+        fullest_pool=full,
         crossings=np.array([float(np.sum(step.block < len(kinds) - 1)) for step in steps]),
     )
+
+
+def most_in_flight(
+    n_stages: Int[np.ndarray, " plans"], scenario: Scenario
+) -> Int[np.ndarray, " plans"]:
+    """Count the micro-batches that find something to do: one a stage, and one each way across."""
+    return n_stages if scenario.mixed is None else n_stages + 2
 
 
 def places_of(groups: Sequence[Groups]) -> Places:
@@ -186,6 +280,9 @@ def places_of(groups: Sequence[Groups]) -> Places:
 
 def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     """Cycles of the slower way between stages of two pools that lie side by side."""
+    if scenario.mixed is not None:
+        steps = hand_overs(np.array([0, len(groups[0].bases), 0]), groups, scenario)
+        return float(steps.cycles.max())
     first, second = groups
     n_first, n_second = len(first.bases), len(second.bases)
     n = max(n_first, n_second)
@@ -201,7 +298,13 @@ def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
 def _busy(
     cycles: Float[np.ndarray, " blocks"], stage_of_block: Int[np.ndarray, " blocks"], own: HandOvers
 ) -> float:
-    """Cycles in which the slowest stage works on a token, what it hands over included."""
+    """Cycles in which the slowest stage works on a token, or its lanes one way.
+
+    A stage also works on what it hands over, but not while that crosses to another machine.
+    """
     busy = np.bincount(stage_of_block, weights=cycles)
-    busy += np.bincount(own.giver, weights=own.cycles, minlength=len(busy))
-    return float(busy.max())
+    n = len(busy)
+    out = np.bincount(own.giver, weights=own.lane_cycles[0], minlength=n)
+    into = np.bincount(own.taker, weights=own.lane_cycles[1], minlength=n)
+    busy += np.bincount(own.giver, weights=own.giver_cycles, minlength=n)
+    return float(max(busy.max(), out.max(), into.max()))

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from lpu_jax.cost.timing import hand_over_cycles
 from models.blocks import Kind, block_chain
 
+from ..plan import FFN_PARTS
 from ..predict.block_report import BlockReport
 from ..predict.cuts import Chain
 from ..predict.hand_overs import TOKEN_BYTES, hidden_bytes
@@ -265,7 +266,7 @@ class LeastCosts:
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
-        self._placements = BestPlacements(scenario.system)
+        self._placements = [BestPlacements(own.system) for own in scenario.pools]
         self._known: dict[str, tuple[Column, PartCosts]] = {}
 
     def of(self, part: HeldCores, rows: Column) -> PartCosts:
@@ -280,9 +281,9 @@ class LeastCosts:
         new = np.setdiff1d(rows, known)
         if len(new):
             table, nowhere = part.cores.take(new), np.zeros(len(new), np.int64)
-            more = part_costs(
-                part.part, table, nowhere, self._placements, self._scenario, measure_live=False
-            )
+            pool = int(part.part in FFN_PARTS)
+            own, placements = self._scenario.pools[pool], self._placements[pool]
+            more = part_costs(part.part, table, nowhere, placements, own, measure_live=False)
             every = np.concatenate([known, new])
             order = np.argsort(every)
             known, costs = every[order], costs.and_then(more).take(order)

@@ -132,14 +132,17 @@ def found_by(
         choices=choices,
         most_cycles=most_cycles,
     )
-    search = OnePool(sought)
-    found, pairs = search.run(), PairCounts()
-    if choices.pools and scenario.system.n_chips > 1:
+    one_pool, pairs = Counts(), PairCounts()
+    if scenario.mixed is None:
+        search = OnePool(sought)
+        search.run()
+        one_pool = search.counts
+    if choices.pools and (scenario.mixed is not None or scenario.system.n_chips > 1):
         first = record.of_first(_ROWS_WITH_POOLS) if isinstance(record, Best) else record
         pooled = TwoPools(replace(sought, record=first))
         for plan in pooled.run():
             record.add(plan)
-        found, pairs = record.plans(), pooled.counts
+        pairs = pooled.counts
     refused: dict[str, int] = {}
     for part in space:
         refused |= part.refused
@@ -147,12 +150,13 @@ def found_by(
     searched = Searched(
         plans=size.one_pool,
         plans_of_two_pools=size.two_pools,
-        counts=search.counts,
+        counts=one_pool,
         pairs=pairs,
         refused=refused,
         not_searched=(*NOT_SEARCHED, *(_OF_POOLS if choices.pools else _NO_POOLS)),
     )
-    return (table_of([plan.spec for plan in found]) if found else None), searched
+    found = [plan.spec for plan in record.plans()]
+    return (table_of(found) if found else None), searched
 
 
 def fits_somehow(scenario: Scenario, choices: Choices = EVERYTHING) -> bool:

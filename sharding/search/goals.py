@@ -18,7 +18,7 @@ Whole = Int[np.ndarray, " plans"]
 class Shape:
     """Stages, chips and copies of plans."""
 
-    stages: Whole  #: of all pools
+    stages: Whole  #: of all pools; beside a network, and of what is on its way
     chips: Whole  #: of one copy
     copies: Whole  #: side by side; of bounds, at most
 

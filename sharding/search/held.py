@@ -39,7 +39,7 @@ def held_cores(scenario: Scenario, choices: Choices) -> list[HeldCores]:
         scenario: the model, the machine, the request and the formats.
         choices: what plans may be.
     """
-    return [_held(part, scenario, choices) for part in parts_of(scenario)]
+    return [_held(part, scenario.pools[part in FFN_PARTS], choices) for part in parts_of(scenario)]
 
 
 def _held(part: str, scenario: Scenario, choices: Choices) -> HeldCores:
@@ -122,20 +122,23 @@ def space_size(parts: Sequence[HeldCores], scenario: Scenario, choices: Choices)
         choices: what plans may be.
     """
     n_chips, n_blocks = scenario.system.n_chips, len(block_chain(scenario.model))
-    alone = _plans_by_chips(parts, n_chips, min(choices.most_stages or n_blocks, n_blocks))
-    pairs = 0.0
+    alone, pairs = np.zeros(1), 0.0
+    if scenario.mixed is None:
+        alone = _plans_by_chips(parts, n_chips, min(choices.most_stages or n_blocks, n_blocks))
     if choices.pools:
         pool = pool_of_block(scenario.model)
         first, second = (
             _plans_by_chips(
                 [part for part in parts if (part.part in FFN_PARTS) == number],
-                n_chips,
+                scenario.pools[number].system.n_chips,
                 int(np.sum(pool == number)),
             )
             for number in (0, 1)
         )
-        # Of all chips, what the first pool leaves is enough for the second.
-        pairs = float(np.sum(first[1:n_chips] * np.cumsum(second)[n_chips - 1 : 0 : -1]))
+        if scenario.mixed is not None:
+            pairs = float(first.sum() * second.sum())
+        else:  # of all chips, what the first pool leaves is enough for the second
+            pairs = float(np.sum(first[1:n_chips] * np.cumsum(second)[n_chips - 1 : 0 : -1]))
     return SpaceSize(one_pool=float(alone.sum()), two_pools=pairs)
 
 

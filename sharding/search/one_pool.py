@@ -62,7 +62,7 @@ class OnePool:
 
     def __init__(self, sought: Sought) -> None:
         self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
-        self.room, self.host_cycles = sought.room, sought.host_cycles
+        self.room, self.host_cycles = sought.room[0], sought.scenario.host_cycles
         self.bound: Bounds = bounds(
             sought.scenario,
             sought.space,

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from models.blocks import Kind, block_chain
 
 from ..plan import FFN_PARTS
-from ..predict.pools import pool_of_block
+from ..predict.crossings import crossing_bytes, least_crossings
+from ..predict.pools import most_in_flight, pool_of_block
 from .best_first import Branches, shapes
 from .bounds import Bounds, bounds, least_crossing_cycles, least_hand_over_cycles
 from .goals import Shape
@@ -69,16 +70,23 @@ class Pairing:
     def __init__(self, sought: Sought) -> None:
         """List the branches of both pools."""
         self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
-        self.n_chips, self.n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
-        self.least_hand_over = least_hand_over_cycles(sought.scenario, self.n_chips // 2)
+        self.is_mixed = sought.scenario.mixed is not None
+        n_chips, n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
+        #: Micro-batches that find something to do, at most.
+        self.most_flying = int(most_in_flight(np.array(n_blocks), sought.scenario))
+        self.least_hand_over = (
+            np.zeros(1) if self.is_mixed else least_hand_over_cycles(sought.scenario, n_chips // 2)
+        )
         self.pools = self._branches(0), self._branches(1)
 
     def pairs(self) -> Pairs:
         """Pair branches that leave each other enough chips; keep what may be wanted."""
         first, second = self.pools
         order = np.argsort(first.cycles[0], kind="stable")
-        most_chips = self.n_chips - second.chips.min(initial=self.n_chips)
-        order = order[first.chips[order] <= most_chips]
+        if not self.is_mixed:
+            n_chips = self.sought.n_chips
+            most_chips = n_chips - second.chips.min(initial=n_chips)
+            order = order[first.chips[order] <= most_chips]
         found = [self._paired(i) for i in order.tolist()]
         own = np.repeat(order, [len(rows) for _, rows, *_ in found])
         other = np.concatenate([*(rows for _, rows, *_ in found), np.zeros(0, np.int64)])
@@ -102,23 +110,24 @@ class Pairing:
 
     def _branches(self, number: int) -> PoolBranches:
         """List the branches of a pool, and bound them."""
-        goal, room = self.record.goal, self.sought.room
-        pool = pool_of_block(self.scenario.model)
+        goal, room, scenario = self.record.goal, self.sought.room[number], self.scenario
+        pool = pool_of_block(scenario.model)
         served = np.flatnonzero(pool == number)
         gives = np.append(pool[:-1] != pool[1:], False)[served]
-        chain = block_chain(self.scenario.model)
+        chain = block_chain(scenario.model)
         kinds = tuple(chain[i].kind for i in served)
         # The chips of FFNs hold no caches.
         many = goal.needs_period and goal.flies and number == 0
         space = [own for own in self.sought.space if int(own.part in FFN_PARTS) == number]
-        bound = bounds(self.scenario, space, self.sought.least, many_in_flight=many)
-        stages, chips = shapes(self.n_chips - 1, len(served))
+        own = scenario.pools[number]
+        bound = bounds(own, space, self.sought.least, many_in_flight=many)
+        stages, chips = shapes(own.system.n_chips - (not self.is_mixed), len(served))
         holds = bound.holds(stages, chips, room)
         stages, chips = stages[holds], chips[holds]
         cycles = np.stack(
             [bound.blocks_cycles(f, stages, chips, room) for f in range(len(bound.flights))]
         )
-        hop = float(self.least_hand_over.min())
+        hop = float(self.busy(self.least_hand_over.min()))
         leanest = bound.chain(
             kinds,
             stages,
@@ -126,7 +135,7 @@ class Pairing:
             room=room,
             after_cycles=np.where(gives, hop, 0.0).tolist(),
             latency_cycles=cycles[0] if goal.flies else None,
-            most_in_flight=self.n_blocks,
+            most_in_flight=self.most_flying,
         )
         rows = np.flatnonzero(leanest.fits)
         stages, chips = stages[rows], chips[rows]
@@ -145,7 +154,7 @@ class Pairing:
     @property
     def _most_in_flight(self) -> Whole:
         """Micro-batches in flight for which each of the bounds' flights holds."""
-        return np.append(self.pools[0].bound.flights[1:] - 1, self.n_blocks)
+        return np.append(self.pools[0].bound.flights[1:] - 1, self.most_flying)
 
     def _paired(self, i: int) -> tuple[int, Whole, Numbers, Numbers]:
         """Pair one branch of attention's pool with those of the other.
@@ -154,12 +163,15 @@ class Pairing:
             How many others leave it chips enough; those that may be wanted; latency and period.
         """
         first, second = self.pools
-        rows = np.flatnonzero(second.chips <= self.n_chips - first.chips[i])
+        left = self.sought.n_chips - (0 if self.is_mixed else first.chips[i])
+        rows = np.flatnonzero(second.chips <= left)
         n_all = len(rows)
         chips = second.group_chips[rows]
         there, back = self._crossings(np.full_like(chips, first.group_chips[i]), chips)
         rest = second.cycles[0, rows] + self._rest((there, back))
-        period = np.maximum(first.giver_period(i, there), second.giver_period(rows, back))
+        period = np.maximum(
+            first.giver_period(i, self.busy(there)), second.giver_period(rows, self.busy(back))
+        )
         period = np.maximum(period, np.maximum(first.period[i], second.period[rows]))
         latency = first.cycles[0, i] + rest
         flies, most = self.record.goal.flies, self._most_in_flight
@@ -175,24 +187,38 @@ class Pairing:
 
     def _crossings(self, first: Whole, second: Whole) -> tuple[Numbers, Numbers]:
         """Bound a hand-over between pools with so many chips to a stage, there and back."""
+        if self.is_mixed:
+            n_bytes = crossing_bytes(self.scenario)
+            there, back = (
+                least_crossings(first, second, to_lpus, n_bytes, self.scenario)
+                for to_lpus in (True, False)
+            )
+            return there, back
         return (
             least_crossing_cycles(self.least_hand_over, first, second),
             least_crossing_cycles(self.least_hand_over, second, first),
         )
+
+    def busy(self, crossing_cycles: Numbers | float) -> Numbers:
+        """Cycles of a crossing in which the stage that gives is busy: none between machines."""
+        return np.asarray(crossing_cycles) * (not self.is_mixed)
 
     def _rest(self, crossings: tuple[Numbers, Numbers]) -> Numbers:
         """Bound the cycles of a token beside its blocks: crossings, host and sampling."""
         first, second = self.pools
         there, back = crossings
         crossing = first.crossings * there + second.crossings * back
-        return np.asarray(crossing + self.sought.host_cycles)
+        return np.asarray(crossing + self.scenario.host_cycles)
 
     def _shape(self, own: Whole, other: Whole) -> Shape:
-        """The shape of pairs."""
+        """The shape of pairs; as stages count all micro-batches that find something to do."""
         first, second = self.pools
         chips = first.chips[own] + second.chips[other]
-        return Shape(
-            stages=first.stages[own] + second.stages[other],
-            chips=chips,
-            copies=self.n_chips // chips,
-        )
+        copies = self.sought.n_chips // chips
+        if self.is_mixed:
+            pools = (first.chips[own], second.chips[other]), self.scenario.pools
+            copies = np.min(
+                [part.system.n_chips // n for n, part in zip(*pools, strict=True)], axis=0
+            )
+        stages = first.stages[own] + second.stages[other]
+        return Shape(stages=most_in_flight(stages, self.scenario), chips=chips, copies=copies)

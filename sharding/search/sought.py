@@ -35,16 +35,11 @@ class Sought:
 
     @property
     def n_chips(self) -> int:
-        """Chips that plans may use."""
+        """Chips that plans may use, of the machine of FFNs."""
         return self.scenario.system.n_chips
 
     @property
-    def room(self) -> float:
-        """Memory of a chip without the reserve, in bytes."""
-        return usable_bytes(self.scenario.system.chip)
-
-    @property
-    def host_cycles(self) -> float:
-        """Host and sampling, part of a latency."""
-        system = self.scenario.system
-        return float(system.host_overhead_s * system.chip.clock_hz)
+    def room(self) -> tuple[float, float]:
+        """Memory of a chip of each pool without the reserve, in bytes."""
+        first, second = (usable_bytes(own.system.chip) for own in self.scenario.pools)
+        return first, second

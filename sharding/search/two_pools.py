@@ -16,7 +16,7 @@ from lpu_jax.cost.placed_machine import Groups
 from ..plan import Pool
 from ..predict.evaluate import evaluate
 from ..predict.placements import Placements
-from ..predict.pools import lay_out
+from ..predict.pools import copies_of, lay_out
 from .best_first import least_in_flight, look_at_best_first
 from .candidates import Candidates
 from .goals import Shape
@@ -113,12 +113,14 @@ class TwoPools:
 
     def __init__(self, sought: Sought) -> None:
         self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
-        self.room = sought.room
         self.counts = PairCounts()
-        self.placements = Placements(sought.scenario.system)
+        self.placements = [Placements(own.system) for own in sought.scenario.pools]
         self.pairing = Pairing(sought)
         self.pools = self.pairing.pools
-        self.timers = [Timer(pool.bound, self.room, self.placements) for pool in self.pools]
+        self.timers = [
+            Timer(pool.bound, room, placements)
+            for pool, room, placements in zip(self.pools, sought.room, self.placements, strict=True)
+        ]
         self.apart = tuple(part for pool in self.pools for part in told_apart(pool.bound))
         self._places: dict[int, tuple[tuple[Groups, Groups], int]] = {}
 
@@ -185,19 +187,21 @@ class TwoPools:
 
     def _place(self, pairs: Pairs, rows: Whole) -> list[tuple[tuple[Groups, Groups], int]]:
         """Find where pairs lie, each once, and how many copies have room."""
-        system, new = self.scenario.system, [i for i in rows.tolist() if i not in self._places]
+        new = [i for i in rows.tolist() if i not in self._places]
+        machines = [own.system for own in self.scenario.pools]
+        if self.scenario.mixed is None:
+            machines = machines[:1]
         groups = [
             lay_out(
                 [
                     Pool(stages=int(pool.stages[b[i]]), group_chips=int(pool.group_chips[b[i]]))
                     for pool, b in zip(self.pools, pairs.branch, strict=True)
                 ],
-                system,
+                *machines,
             )
             for i in new
         ]
-        ends = [max(int(own.bases.max()) + own.chips for own in pair) for pair in groups]
-        copies = system.copies(np.array(ends, np.int64)).tolist()
+        copies = copies_of(groups, self.scenario).tolist()
         for i, (first, second), n in zip(new, groups, copies, strict=True):
             self._places[i] = (first, second), n
         return [self._places[i] for i in rows.tolist()]
@@ -208,7 +212,7 @@ class TwoPools:
         return Item(
             stages=len(groups.bases),
             group_chips=groups.chips,
-            placement=self.placements.number(groups.chips, groups.bases),
+            placement=self.placements[number].number(groups.chips, groups.bases),
             most_cycles=one.most_cycles - one.rest_cycles - one.least_cycles[1 - number],
             most_period=one.most_period,
             flight=int(np.searchsorted(pool.bound.flights, one.n_flying, side="right") - 1),
@@ -224,16 +228,16 @@ class TwoPools:
             if own is None:
                 continue
             one, n_flying = looked_at[i], int(pool.bound.flights[items[i].flight])
-            found = combined(own, items[i], n_flying, self.room)
+            found = combined(own, items[i], n_flying, self.sought.room[number])
             rest = one.rest_cycles + one.least_cycles[1 - number]
             rows.append(i)
-            branches.append((own, found, (rest, one.crossings[number])))
+            branches.append((own, found, (rest, float(self.pairing.busy(one.crossings[number])))))
         if not rows:
             return ways
         shapes = Shape.joined([looked_at[i].shape for i in rows])
         stages = np.array([items[i].stages for i in rows])
         candidates = Candidates.of(
-            pool.kinds, branches, replace(shapes, stages=stages), 0.0, self.room
+            pool.kinds, branches, replace(shapes, stages=stages), 0.0, self.sought.room[number]
         )
         kept, period = self._kept(number, candidates, shapes)
         ends = np.searchsorted(candidates.branch[kept], np.arange(len(rows) + 1))
