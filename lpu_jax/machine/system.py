@@ -1,11 +1,13 @@
 """A system: which chip, linked how, how many of them.
 
-Names are in `catalogue`. Not modelled: host memory and host links; machines that mix kinds of
-chips.
+Names are in `catalogue`; machines of two kinds of chips in `mixed`. Not modelled: host memory and
+host links.
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Int
@@ -138,10 +140,21 @@ class System:
                 "computes the arithmetic of an LPU; give an LPU system, such as groq-node."
             )
 
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """What has its constants, by name: chip, topology, and the system for those of the host."""
+        return {"chip": self.chip, "topology": self.topology, "system": self}
+
+    def with_parts(self, change: Callable[[str, Any], Any]) -> "System":
+        """Replace each part by what `change` makes of its name and of it, the system last."""
+        chip, topology = change("chip", self.chip), change("topology", self.topology)
+        changed: System = change("system", dataclasses.replace(self, chip=chip, topology=topology))
+        return changed
+
     def constants(self) -> tuple[Constant, ...]:
         """List every number of chip, topology and host with its provenance.
 
         Returns:
             The constants of the chip, then those of the topology, then those of the host.
         """
-        return constants_of(self.chip) + constants_of(self.topology) + constants_of(self)
+        return sum(map(constants_of, self.parts.values()), ())
