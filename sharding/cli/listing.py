@@ -34,7 +34,7 @@ def systems(
         one = any_system(system)
         emit(as_json, lambda: describe(one), lambda: describe_text(one))
         return
-    found = (*named_systems(), *named_mixed_systems())
+    found: tuple[Machine, ...] = (*named_systems(), *named_mixed_systems())
     also = ", ".join(f"{series.numbered} (N {series.unit})" for series in (*SERIES, *MIXED_SERIES))
 
     def text() -> str:
@@ -57,13 +57,17 @@ def systems(
 
 
 def _row(machine: Machine) -> tuple[str, ...]:
-    """Cells of the listing; of a mixed system those of both its systems, joined."""
-    pools = machine.pools.values() if isinstance(machine, MixedSystem) else (machine,)
+    """Cells of the listing; a mixed system has those of its two, by their names."""
+    if isinstance(machine, MixedSystem):
+        pools = tuple(machine.pools.values())
+        chips = " + ".join(one.name for one in pools)
+    else:
+        pools, chips = (machine,), machine.chip.title
     constants = machine.constants()
     return (
         machine.name,
         " + ".join(str(one.n_chips) for one in pools),
-        " + ".join(one.chip.title for one in pools),
+        chips,
         " + ".join(f"{format_bytes(one.memory_bytes)} {one.chip.memory_name}" for one in pools),
         f"{len(assumed(constants))} of {len(constants)} numbers",
     )
