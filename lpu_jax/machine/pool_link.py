@@ -199,7 +199,7 @@ class PoolLink:
 
     def dram_bytes_of(self, lpus: Chips) -> Counts:
         """Count the bytes of DRAM beside LPUs: all those of every FPGA that serves one of them."""
-        return self.fpgas(lpus) * self.dram_bytes
+        return np.asarray(self.fpgas(lpus) * self.dram_bytes)
 
     def fpgas(self, lpus: Chips) -> Counts:
         """Count the FPGAs that serve so many LPUs side by side."""
