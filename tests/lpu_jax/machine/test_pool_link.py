@@ -37,6 +37,8 @@ def test_one_lane_takes_a_hidden_state_as_100_gigabits_do() -> None:
 def test_bytes_are_spread_over_lanes_and_ports_and_the_slower_end_counts() -> None:
     """256 lanes of 100 Gb/s are 3.2 TB/s; 8 ports of 400 Gb/s are 0.4, 72 of 1.6 Tb/s 14.4."""
     assert link().lpus_bytes_per_s(256) == pytest.approx(3.2e12, rel=CLOSE)
+    assert LINKS["h100"].gpus_bytes_per_s(8) == pytest.approx(0.95 * 4e11, rel=CLOSE)
+    assert LINKS["h100"].lpus_bytes_per_s(256) == pytest.approx(0.95 * 3.2e12, rel=CLOSE)
     beside_h100 = dataclasses.replace(LINKS["h100"], efficiency=1.0, latency_s=1e-30)
     assert beside_h100.transfer_s(4e11, 256, 8) == pytest.approx(1.0, rel=CLOSE)
     assert link().gpus_bytes_per_s(72) == pytest.approx(14.4e12, rel=CLOSE)
