@@ -1,4 +1,4 @@
-"""Machines by name, or from a TOML file: LPUs and GPUs alike."""
+"""Machines by name, or from a TOML file: LPUs, GPUs, and both side by side."""
 
 import functools
 from pathlib import Path
@@ -6,13 +6,19 @@ from pathlib import Path
 from ..arguments import described
 from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, vary
-from . import gpu_systems, lpu_systems
+from . import gpu_systems, lpu_systems, mixed_systems
 from .gpu import Accelerator
+from .mixed import Machine, MixedSystem
+from .mixed_file import is_mixed, read_mixed_file
+from .pool_link import LINKS
 from .system import Fabric, System
 from .system_file import read_system_file
+from .toml_table import Table, load
 
 #: Every series of systems, LPUs first.
 SERIES = (*lpu_systems.SERIES, *gpu_systems.SERIES)
+#: Every series of mixed systems.
+MIXED_SERIES = mixed_systems.SERIES
 
 
 def system(name_or_path: str | Path) -> System:
@@ -28,20 +34,28 @@ def system(name_or_path: str | Path) -> System:
         The system.
 
     Raises:
-        UnknownNameError: if the name is not one of ours, or N is out of range.
+        UnknownNameError: if the name is not one of ours or is one of a mixed system, or N is out of
+            range.
         ConfigError: if the file cannot be read as a system.
 
     Example:
         >>> system("lpx-9").n_chips
         2304
     """
-    if not isinstance(name_or_path, str | Path):
+    table, text = _file_or_name(name_or_path)
+    if table is not None:
+        if is_mixed(table):
+            raise ConfigError(
+                f"{table.path} describes a mixed system; where one machine is needed, give one of "
+                "its pools."
+            )
+        return _read(table)
+    pools = mixed_systems.pools_in(text)
+    if pools is not None:
         raise UnknownNameError(
-            f"system is {described(name_or_path)}; it must be a name or the path of a TOML file."
+            f"{text} is a mixed system, {pools[0]} beside {pools[1]}; where one machine is needed, "
+            "give one of the two."
         )
-    if str(name_or_path).endswith(".toml"):
-        return _read(Path(name_or_path))
-    text = str(name_or_path).lower()
     for series in SERIES:
         try:
             links = series.links(text)
@@ -50,7 +64,34 @@ def system(name_or_path: str | Path) -> System:
         if links is not None:
             return _build(text, series.chip, links)
     names = [name for series in SERIES for name in series.named]
-    raise unknown("system", str(name_or_path), [*names, *(series.numbered for series in SERIES)])
+    names += [series.numbered for series in (*SERIES, *MIXED_SERIES)]
+    raise unknown("system", str(name_or_path), names)
+
+
+def any_system(name_or_path: str | Path) -> Machine:
+    """Find a system or a mixed system by name, or read it from a TOML file.
+
+    Args:
+        name_or_path: what `system` takes; or a mixed system, `"vr-lpx-N"` (Vera Rubin NVL72 beside
+            N racks of the Groq 3 LPX) or `"h100-lpx-N"` (eight H100), in any case; or the path of
+            its file.
+
+    Returns:
+        The system, or the mixed system.
+
+    Raises:
+        UnknownNameError: if the name is not one of ours, or N is out of range.
+        ConfigError: if the file cannot be read as a system.
+
+    Example:
+        >>> any_system("vr-lpx-1").n_chips
+        328
+    """
+    table, text = _file_or_name(name_or_path)
+    if table is not None:
+        return read_mixed_file(table, system) if is_mixed(table) else _read(table)
+    pools = mixed_systems.pools_in(text)
+    return system(name_or_path) if pools is None else _mixed(text, *pools)
 
 
 @functools.cache
@@ -67,13 +108,39 @@ def named_systems() -> tuple[System, ...]:
     )
 
 
-def _read(path: Path) -> System:
+@functools.cache
+def named_mixed_systems() -> tuple[MixedSystem, ...]:
+    """List the named mixed systems.
+
+    Returns:
+        One for each name of the listing; others exist as well (`MixedSeries.numbered`).
+    """
+    found = (any_system(name) for series in MIXED_SERIES for name in series.names)
+    return tuple(one for one in found if isinstance(one, MixedSystem))
+
+
+def _file_or_name(given: str | Path) -> tuple[Table | None, str]:
+    """Load what is the path of a TOML file; anything else is a name, in lower case."""
+    if not isinstance(given, str | Path):
+        raise UnknownNameError(
+            f"system is {described(given)}; it must be a name or the path of a TOML file."
+        )
+    text = str(given)
+    return (load(Path(given)), "") if text.endswith(".toml") else (None, text.lower())
+
+
+def _mixed(name: str, gpus: str, lpus: str) -> MixedSystem:
+    beside = system(gpus)
+    return MixedSystem(name=name, gpus=beside, lpus=system(lpus), link=LINKS[beside.chip.name])
+
+
+def _read(table: Table) -> System:
     """Read a system from a TOML file."""
-    machine = read_system_file(path)
+    machine = read_system_file(table)
     try:
         found = _build(machine.name, machine.chip, machine.topology)
     except PlanError as error:
-        raise ConfigError(f"{path}: keys 'topology' and 'chip': {error}") from None
+        raise ConfigError(f"{table.path}: keys 'topology' and 'chip': {error}") from None
     if machine.host_overhead_s is None:
         return found
     changed: System = vary(

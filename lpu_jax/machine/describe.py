@@ -1,29 +1,72 @@
 """Say what a system is made of: its chip, its levels of links, and what is assumed about them.
 
+A mixed system is its two systems, and the network between them.
+
 Not described: what plans do with it.
 """
 
 from typing import Any
 
-from ..provenance import Constant
+from ..provenance import Constant, assumed, constants_of
 from ..quantities import format_bytes, format_quantity
 from .chip import ChipSpec
 from .levels import Level, levels_of, table
+from .mixed import Machine
 from .system import System
 from .topology import Topology
 from .uncertainty import uncertain
 
 
-def describe(system: System) -> dict[str, Any]:
+def describe(machine: Machine) -> dict[str, Any]:
     """Describe a system as plain values.
 
     Args:
-        system: the system.
+        machine: the system.
 
     Returns:
         Name, chip, counts, memory, lanes, the levels of its links (none for GPUs), and every
-        constant with its source.
+        constant with its source. Of a mixed one: name, counts, the same of each of its two systems,
+        and the constants of the network.
     """
+    if isinstance(machine, System):
+        return _describe_one(machine)
+    return {
+        "name": machine.name,
+        "chips": machine.n_chips,
+        "pools": {pool: _describe_one(system) for pool, system in machine.pools.items()},
+        "dram_bytes": machine.dram_bytes,
+        "note": machine.note,
+        "link": [constant.as_dict() for constant in constants_of(machine.link)],
+    }
+
+
+def describe_text(machine: Machine) -> str:
+    """Describe a system as text for a terminal.
+
+    Args:
+        machine: the system.
+
+    Returns:
+        A line on the chips, the table of levels, and what sources leave open; of a mixed system
+        that of both, and every number of the network with its source.
+    """
+    if isinstance(machine, System):
+        return _one_text(machine)
+    constants = machine.constants()
+    return "\n\n".join(
+        (
+            f"{machine.name}: {machine.gpus.name} beside {machine.lpus.name}, with "
+            f"{format_bytes(machine.dram_bytes)} DRAM beside the LPUs",
+            *map(_one_text, machine.pools.values()),
+            "\n".join(
+                ("The network between them, one way:", *map(_number, constants_of(machine.link)))
+            ),
+            f"{len(assumed(constants))} of all {len(constants)} numbers are assumed.",
+        )
+    )
+
+
+def _describe_one(system: System) -> dict[str, Any]:
     links: dict[str, Any] = {}
     levels: tuple[Level, ...] = ()
     if system.lpus is not None:
@@ -49,15 +92,7 @@ def describe(system: System) -> dict[str, Any]:
     }
 
 
-def describe_text(system: System) -> str:
-    """Describe a system as text for a terminal.
-
-    Args:
-        system: the system.
-
-    Returns:
-        A line on the chips, the table of levels, and what sources leave open.
-    """
+def _one_text(system: System) -> str:
     lines = [
         f"{system.name}: {system.n_chips} x {system.chip.title}, "
         f"{format_bytes(system.memory_bytes)} {system.chip.memory_name}"
@@ -67,25 +102,26 @@ def describe_text(system: System) -> str:
     if system.lpus is not None:
         lines += _links(*system.lpus)
     constants = system.constants()
-    assumed = sum(constant.is_assumed for constant in constants)
-    lines += ["", f"{assumed} of {len(constants)} numbers are assumed."]
+    lines += ["", f"{len(assumed(constants))} of {len(constants)} numbers are assumed."]
     unsure = uncertain(system.topology)
     if unsure:
-        lines += ["Of the links, sources leave open:", *map(_open_number, unsure)]
+        lines += ["Of the links, sources leave open:", *map(_number, unsure)]
     return "\n".join(lines)
 
 
-def _open_number(constant: Constant) -> str:
+def _number(constant: Constant) -> str:
+    """Write a constant with what else it could be, its status and its source."""
+
     def written(value: Any) -> str:
         return value if isinstance(value, str) else format_quantity(value, constant.unit)
 
-    others = (
-        " or ".join(map(written, constant.options))
-        if constant.options
-        else f"{written(constant.low)} to {written(constant.high)}"
-    )
+    others = ""
+    if constant.options:
+        others = f" ({' or '.join(map(written, constant.options))})"
+    elif constant.is_uncertain:
+        others = f" ({written(constant.low)} to {written(constant.high)})"
     return (
-        f"  {constant.name} = {written(constant.value)} ({others}), {constant.status}: "
+        f"  {constant.name} = {written(constant.value)}{others}, {constant.status}: "
         f"{constant.source}"
     )
 

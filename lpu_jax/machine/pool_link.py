@@ -102,7 +102,7 @@ class PoolLink:
         256_000_000_000,
         "B",
         "published",
-        "NVB: up to 256 GB for 8 LPUs; SA26: up to 256 GB DDR5 per FPGA",
+        "SA26: up to 256 GB DDR5 per FPGA; NVB: the same for 8 LPUs, and in a rack all of it",
         faster_at="high",
     )
     #: Of the DRAM of one FPGA, all its LPUs together.
@@ -199,7 +199,7 @@ class PoolLink:
 
     def dram_bytes_of(self, lpus: Chips) -> Counts:
         """Count the bytes of DRAM beside LPUs: all those of every FPGA that serves one of them."""
-        return self.fpgas(lpus) * self.dram_bytes
+        return np.asarray(self.fpgas(lpus) * self.dram_bytes)
 
     def fpgas(self, lpus: Chips) -> Counts:
         """Count the FPGAs that serve so many LPUs side by side."""
@@ -209,25 +209,20 @@ class PoolLink:
         return np.asarray(self.lpu_lanes * self.lane_bytes_per_s * lpus)
 
 
-def _beside(bytes_per_s: float, source: str) -> PoolLink:
-    link: PoolLink = vary(
-        PoolLink(),
-        Constant(
-            name="gpu_port_bytes_per_s",
-            value=bytes_per_s,
-            unit="B/s",
-            status="published",
-            source=source,
-        ),
+def _beside(status: str, source: str) -> PoolLink:
+    """Join the same racks with GPUs that have one port of 400 Gb/s each."""
+    port = Constant(
+        name="gpu_port_bytes_per_s", value=50e9, unit="B/s", status=status, source=source
     )
+    link: PoolLink = vary(PoolLink(), port)
     return link
 
 
 #: The network of racks of the Groq 3 LPX beside each GPU, by name of the GPU.
 LINKS: Mapping[str, PoolLink] = MappingProxyType(
     {
-        "h100": _beside(50e9, "DGXUG, CX7: one ConnectX-7 of 400 Gb/s for each GPU"),
-        "gb200": _beside(50e9, "MLP61, CX7: four ConnectX-7 of 400 Gb/s for four GPUs"),
+        "h100": _beside("published", "DGXUG, CX7: one ConnectX-7 of 400 Gb/s for each GPU"),
+        "gb200": _beside("derived", "MLP61, CX7: four ConnectX-7 of 400 Gb/s for four GPUs"),
         "rubin": PoolLink(),
     }
 )

@@ -1,7 +1,7 @@
 """A series of systems: one chip, in machines of stated names or of any size.
 
 A new chip, or a new machine of it, is a series in `lpu_systems` or `gpu_systems`: names, listings
-and users' files then know it. Not modelled: machines that mix chips.
+and users' files then know it. Machines of two kinds of chips are in `mixed_systems`.
 """
 
 import re
@@ -44,6 +44,16 @@ class Series:
         """
         if name in self.named:
             return self.named[name]
-        stem = re.escape(self.numbered.removesuffix("N"))
-        match = re.fullmatch(rf"{stem}([1-9][0-9]{{0,8}})", name)
-        return None if match is None else self.of_size(int(match[1]))
+        size = number_in(name, self.numbered)
+        return None if size is None else self.of_size(size)
+
+
+def number_in(name: str, numbered: str) -> int | None:
+    """Read N from a name such as `"groq-N"`; None if the name is not of this form.
+
+    Example:
+        >>> number_in("lpx-9", "lpx-N"), number_in("lpx-rack", "lpx-N")
+        (9, None)
+    """
+    match = re.fullmatch(rf"{re.escape(numbered.removesuffix('N'))}([1-9][0-9]{{0,8}})", name)
+    return None if match is None else int(match[1])

@@ -13,15 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from ..provenance import Constant
-from .system import System
-from .uncertainty import extremes, uncertain_constants, variant
+from .uncertainty import MachineT, extremes, uncertain_constants, variant
 
 Times = Float[np.ndarray, " n"]
 #: Times of one or more things on a machine; not a number where a thing is not possible there.
-TimesOf = Callable[[System], Times]
+TimesOf = Callable[[MachineT], Times]
 
 
-def time_range(system: System, times_of: TimesOf) -> tuple[Times, Times]:
+def time_range(system: MachineT, times_of: TimesOf[MachineT]) -> tuple[Times, Times]:
     """Find the shortest and the longest times that uncertain constants leave possible.
 
     Args:
@@ -39,16 +38,15 @@ def time_range(system: System, times_of: TimesOf) -> tuple[Times, Times]:
     nominal = times_of(system)
     if not constants:
         return nominal, nominal
-    shortest, longest = (
-        _at_the_ends(system, constants, times_of, what) for what in ("shortest", "longest")
-    )
+    shortest = _at_the_ends(system, constants, times_of, "shortest")
+    longest = _at_the_ends(system, constants, times_of, "longest")
     return np.fmin(nominal, shortest), np.fmax(nominal, longest)
 
 
 def _at_the_ends(
-    system: System,
+    system: MachineT,
     constants: Mapping[str, Constant],
-    times_of: TimesOf,
+    times_of: TimesOf[MachineT],
     what: Literal["shortest", "longest"],
 ) -> Times:
     """Find the extreme times with all ranges at their ends, over the alternatives of the rest."""

@@ -9,22 +9,21 @@ value of a range is taken to be as plausible as the rule says.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..provenance import Constant, constants_of, vary
+from .mixed import Machine, MixedSystem
 from .system import System
 
 #: Ranges of positive numbers that span more than this factor are drawn by their logarithm: a range
 #: such as 20 to 160 says "a factor", not "give or take".
 LOGARITHMIC_FROM = 2.0
 
-#: Parts of a system that have constants; those of the system itself come last.
-PARTS = ("chip", "topology", "system")
-
 SpecT = TypeVar("SpecT", bound=Any)
+MachineT = TypeVar("MachineT", System, MixedSystem)
 
 
 def uncertain(spec: Any) -> tuple[Constant, ...]:
@@ -156,55 +155,48 @@ def in_one_reading(constants: Mapping[str, Constant], name: str, value: Any) -> 
     if not constant.reading or constant.options:
         return {name: value}
     end = "low" if value == constant.low else "high"
-    part = name.partition(".")[0]
+    part = name.rpartition(".")[0]
     return {
         other: getattr(c, end)
         for other, c in constants.items()
-        if c.reading == constant.reading and other.partition(".")[0] == part
+        if c.reading == constant.reading and other.rpartition(".")[0] == part
     }
 
 
-def uncertain_constants(system: System) -> dict[str, Constant]:
-    """List a system's uncertain constants that plans can depend on.
+def uncertain_constants(machine: Machine) -> dict[str, Constant]:
+    """List a machine's uncertain constants that plans can depend on.
 
     Returns:
-        By full name, such as `chip.transit_cycles`.
+        By full name, such as `chip.transit_cycles`, or `lpus.chip.transit_cycles` of a mixed one.
     """
     return {
         f"{part}.{constant.name}": constant
-        for part in PARTS
-        for constant in uncertain(part_of(system, part))
+        for part, spec in machine.parts.items()
+        for constant in uncertain(spec)
         if constant.moves_plans
     }
 
 
-def part_of(system: System, part: str) -> Any:
-    """Find the specification that has a part's constants; `system` is the system itself."""
-    return system if part == "system" else getattr(system, part)
+def value_of(machine: Machine, name: str) -> Any:
+    """Return the value of a machine's constant by its full name."""
+    part, _, field = name.rpartition(".")
+    return getattr(machine.parts[part], field)
 
 
-def _changed(system: System, change: Callable[[str, Any], Any]) -> System:
-    """Replace chip and topology by what `change` makes of them, then the system's own numbers."""
-    parts = {part: change(part, getattr(system, part)) for part in PARTS if part != "system"}
-    changed: System = change("system", dataclasses.replace(system, **parts))
-    return changed
-
-
-def variant(system: System, values: Mapping[str, Any]) -> System:
-    """Give some constants of a system, by full name, other values.
+def variant(machine: MachineT, values: Mapping[str, Any]) -> MachineT:
+    """Give some constants of a machine, by full name, other values.
 
     Args:
-        system: the machine.
+        machine: the machine.
         values: new values, such as `{"chip.transit_cycles": 30}`.
     """
+    of_part: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        part, _, field = name.rpartition(".")
+        of_part.setdefault(part, {})[field] = value
+    return machine.with_parts(lambda part, spec: with_values(spec, of_part.get(part, {})))
 
-    def own(part: str) -> dict[str, Any]:
-        split = {tuple(name.split(".", 1)): value for name, value in values.items()}
-        return {name: value for (owner, name), value in split.items() if owner == part}
 
-    return _changed(system, lambda part, spec: with_values(spec, own(part)))
-
-
-def draw_system(system: System, rng: np.random.Generator) -> System:
-    """Draw every uncertain constant of a system: the chip's, the topology's, then its own."""
-    return _changed(system, lambda _, spec: draw(spec, rng))
+def draw_system(machine: MachineT, rng: np.random.Generator) -> MachineT:
+    """Draw every uncertain constant of a machine, part by part, in the order of its parts."""
+    return machine.with_parts(lambda _, spec: draw(spec, rng))

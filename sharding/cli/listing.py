@@ -4,9 +4,16 @@ from typing import Annotated, Any
 
 import typer
 
-from lpu_jax.machine.catalogue import SERIES, named_systems
-from lpu_jax.machine.catalogue import system as named_system
+from lpu_jax.machine.catalogue import (
+    MIXED_SERIES,
+    SERIES,
+    any_system,
+    named_mixed_systems,
+    named_systems,
+)
 from lpu_jax.machine.describe import describe, describe_text
+from lpu_jax.machine.mixed import Machine, MixedSystem
+from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_bytes, format_count
 from models.params import n_active, n_parameters
 from models.released import released_bytes
@@ -24,11 +31,11 @@ def systems(
 ) -> None:
     """List the named systems, or describe one: its levels of links and its numbers."""
     if system is not None:
-        one = named_system(system)
+        one = any_system(system)
         emit(as_json, lambda: describe(one), lambda: describe_text(one))
         return
-    found = named_systems()
-    also = ", ".join(f"{series.numbered} (N {series.unit})" for series in SERIES)
+    found: tuple[Machine, ...] = (*named_systems(), *named_mixed_systems())
+    also = ", ".join(f"{series.numbered} (N {series.unit})" for series in (*SERIES, *MIXED_SERIES))
 
     def text() -> str:
         made = report.table(
@@ -39,15 +46,7 @@ def systems(
             ("assumed", "right"),
         )
         for machine in found:
-            constants = machine.constants()
-            assumed = sum(constant.is_assumed for constant in constants)
-            made.add_row(
-                machine.name,
-                str(machine.n_chips),
-                machine.chip.title,
-                f"{format_bytes(machine.memory_bytes)} {machine.chip.memory_name}",
-                f"{assumed} of {len(constants)} numbers",
-            )
+            made.add_row(*_row(machine))
         return report.render(
             made,
             f"Also {also}. `lpu systems NAME` describes one.",
@@ -55,6 +54,23 @@ def systems(
         )
 
     emit(as_json, lambda: [describe(machine) for machine in found], text)
+
+
+def _row(machine: Machine) -> tuple[str, ...]:
+    """Cells of the listing; a mixed system has those of its two, by their names."""
+    if isinstance(machine, MixedSystem):
+        pools = tuple(machine.pools.values())
+        chips = " + ".join(one.name for one in pools)
+    else:
+        pools, chips = (machine,), machine.chip.title
+    constants = machine.constants()
+    return (
+        machine.name,
+        " + ".join(str(one.n_chips) for one in pools),
+        chips,
+        " + ".join(f"{format_bytes(one.memory_bytes)} {one.chip.memory_name}" for one in pools),
+        f"{len(assumed(constants))} of {len(constants)} numbers",
+    )
 
 
 def models(as_json: Json = None) -> None:

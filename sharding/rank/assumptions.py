@@ -13,9 +13,9 @@ import numpy as np
 
 from lpu_jax.machine.uncertainty import (
     draw_system,
-    part_of,
     plausible,
     uncertain_constants,
+    value_of,
     variant,
 )
 from lpu_jax.provenance import Constant
@@ -83,8 +83,7 @@ class Ranked:
         if name in PLAN_RULES:
             values = (PLAN_RULES[name].value_of(plan, self.scenario) for plan in self.plans)
             return next(value for value in values if value is not None)
-        part, field = name.split(".", 1)
-        return getattr(part_of(self.scenario.system, part), field)
+        return value_of(self.scenario.system, name)
 
     def variant(self, values: Mapping[str, Any]) -> "Ranked":
         """Give some constants and rules, by full name, other values."""

@@ -15,6 +15,8 @@ from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.describe import describe, describe_text
 from lpu_jax.machine.levels import levels_of
 from lpu_jax.machine.lpu_chips import GROQCHIP1
+from lpu_jax.machine.mixed_file import is_mixed
+from lpu_jax.machine.toml_table import load
 from lpu_jax.provenance import constants_of
 from sharding.rank.compare import compare
 
@@ -144,7 +146,9 @@ def test_some_chips_of_a_users_machine(tmp_path):
         system(write(tmp_path, "chips = 13" + OWN + SHELF))
 
 
-EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "systems").glob("*.toml"))
+FOLDER = Path(__file__).parents[3] / "examples" / "systems"
+#: Mixed systems are in `test_mixed`.
+EXAMPLES = [path for path in sorted(FOLDER.glob("*.toml")) if not is_mixed(load(path))]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -295,6 +295,18 @@ def test_lists(run: Run, command: str) -> None:
     assert all(row["name"] for row in data)
 
 
+def test_a_mixed_system_is_listed_and_described_and_not_one_machine(run: Run) -> None:
+    assert "vr-lpx-N (N racks)" in run("systems").out
+    text = run("systems", "vr-lpx-9").out
+    for words in ("vr-nvl72: 72 x", "lpx-9: 2304 x", "latency_s = 3 us (1.5 us to 10 us), assumed"):
+        assert words in text
+    data = json.loads(run("systems", "vr-lpx-9", "--json", "-").out)
+    assert data["pools"]["lpus"]["chips"] == 2304
+    refused = run("compare", "smollm2-135m", "--system", "vr-lpx-9")
+    _is_one_sentence(refused)
+    assert "where one machine is needed, give one of the two" in refused.err
+
+
 def test_the_command_as_a_process() -> None:
     code = "from sharding.cli.main import main; main()"
     command = [sys.executable, "-c", code, *SMALL, "--batch", "0"]
