@@ -4,7 +4,6 @@ What differs between them is decided here and nowhere else: callers give a progr
 Knows no rule of either.
 """
 
-import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -115,19 +114,30 @@ def gather_cycles(system: System, groups: Groups, payload_bytes: float | int) ->
         return 0.0
     if system.lpus is None:
         return roofline.transfer_cycles(system, payload_bytes)
-    # What differs by whole periods of the machine is alike.
-    bases = np.unique(groups.bases % system.lpus[1].period_chips)
-    return _lpu_gather_cycles(system, groups.chips, tuple(bases.tolist()), payload_bytes)
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _lpu_gather_cycles(
-    system: System, n_chips: int, bases: tuple[int, ...], payload_bytes: float | int
-) -> float:
-    groups = Groups(n_chips, np.array(bases))
     machine = PlacedMachine(system=system, groups=(groups,))
-    found = machine.collective_cycles("all_gather", "auto", n_chips, 1, payload_bytes)
+    found = machine.collective_cycles("all_gather", "auto", groups.chips, 1, payload_bytes)
     return float(found.last)
+
+
+def least_gather_cycles(
+    system: System, n_chips: Int[np.ndarray, " groups"], payload_bytes: float | int
+) -> Float[np.ndarray, " groups"]:
+    """Bound the same in groups of so many chips, wherever they lie.
+
+    Args:
+        system: LPUs or GPUs.
+        n_chips: of each group.
+        payload_bytes: the whole vector.
+    """
+    if system.lpus is None:
+        found = np.full(len(n_chips), roofline.transfer_cycles(system, payload_bytes))
+    else:
+        machine = BestPlaced(system=system)
+        passage = machine.collective_cycles(
+            "all_gather", "auto", n_chips, np.ones_like(n_chips), payload_bytes
+        )
+        found = np.asarray(passage.last, np.float64)
+    return np.where(n_chips > 1, found, 0.0)
 
 
 def spread_cycles(

@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lpu_jax.cost.placed_machine import Groups
-from lpu_jax.cost.timing import gather_cycles
 from lpu_jax.machine.system import System
 from models.blocks import BLOCK_KINDS, Kind, block_chain
 from models.config import ModelConfig
@@ -27,7 +26,7 @@ from models.config import ModelConfig
 from ..plan import FFN_PARTS, Pool
 from ..scenario import Scenario
 from ..space.plan_table import PlanTable
-from .crossings import crossing_bytes, crossings
+from .crossings import crossings_of
 from .cuts import Chain, Cuts, stage_sums
 from .hand_overs import TOKEN_BYTES, cycles_between, hidden_bytes
 
@@ -149,25 +148,13 @@ def _across(
     scenario: Scenario,
 ) -> tuple[Bool[np.ndarray, " steps"], Float[np.ndarray, " steps"], Float[np.ndarray, "2 steps"]]:
     """Say which steps cross between machines; their cycles, and those of either end's lanes."""
-    assert scenario.mixed is not None
-    gpus, lpus = groups
-    to_lpus = taker >= len(gpus.bases)
-    crosses = (giver >= len(gpus.bases)) != to_lpus
-    n_bytes = crossing_bytes(scenario)
-    gather = [gather_cycles(scenario.pools[i].system, own, n_bytes) for i, own in enumerate(groups)]
-    one = np.ones(len(giver), np.int64)
-    found = crossings(
-        gpus.chips * one,
-        lpus.chips * one,
-        to_lpus,
-        n_bytes,
-        scenario,
-        np.where(to_lpus, *gather[::-1]),
-    )
-    lanes = np.where(
-        to_lpus, [found.gpu_ports, found.lpu_lanes], [found.lpu_lanes, found.gpu_ports]
-    )
-    return crosses, found.cycles.copy(), crosses * lanes
+    n_first = len(groups[0].bases)
+    crosses, to_lpus = (giver >= n_first) != (taker >= n_first), taker >= n_first
+    found = crossings_of(groups, scenario)
+    way = to_lpus.astype(np.int64)
+    ends = np.where(to_lpus, found.gpu_ports[way], found.lpu_lanes[way])
+    others = np.where(to_lpus, found.lpu_lanes[way], found.gpu_ports[way])
+    return crosses, found.cycles[way].copy(), crosses * np.stack([ends, others])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,8 +268,7 @@ def places_of(groups: Sequence[Groups]) -> Places:
 def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     """Cycles of the slower way between stages of two pools that lie side by side."""
     if scenario.mixed is not None:
-        steps = hand_overs(np.array([0, len(groups[0].bases), 0]), groups, scenario)
-        return float(steps.cycles.max())
+        return float(crossings_of(groups, scenario).cycles.max())
     first, second = groups
     n_first, n_second = len(first.bases), len(second.bases)
     n = max(n_first, n_second)

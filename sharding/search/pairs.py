@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from models.blocks import Kind, block_chain
 
 from ..plan import FFN_PARTS
-from ..predict.crossings import crossing_bytes, least_crossings
+from ..predict.crossings import least_crossing_cycles as network_crossing_cycles
+from ..predict.crossings import least_gathers
 from ..predict.pools import most_in_flight, pool_of_block
 from .best_first import Branches, shapes
 from .bounds import Bounds, bounds, least_crossing_cycles, least_hand_over_cycles
@@ -61,7 +62,6 @@ class Pairs:
     bounds: Branches
     branch: tuple[Whole, Whole]  #: of attention's pool, and of that of FFNs
     crossings: tuple[Numbers, Numbers]  #: cycles of each from the first pool, and of each back
-    rest_cycles: Numbers  #: of a token, beside its blocks
 
 
 class Pairing:
@@ -74,9 +74,11 @@ class Pairing:
         n_chips, n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
         #: Micro-batches that find something to do, at most.
         self.most_flying = int(most_in_flight(np.array(n_blocks), sought.scenario))
-        self.least_hand_over = (
-            np.zeros(1) if self.is_mixed else least_hand_over_cycles(sought.scenario, n_chips // 2)
-        )
+        if self.is_mixed:
+            self.least_hand_over = np.zeros(1)
+            self.least_gather = least_gathers(sought.scenario)
+        else:
+            self.least_hand_over = least_hand_over_cycles(sought.scenario, n_chips // 2)
         self.pools = self._branches(0), self._branches(1)
 
     def pairs(self) -> Pairs:
@@ -105,7 +107,6 @@ class Pairing:
             ),
             branch=(own, other),
             crossings=crossings,
-            rest_cycles=self._rest(crossings),
         )
 
     def _branches(self, number: int) -> PoolBranches:
@@ -168,7 +169,7 @@ class Pairing:
         n_all = len(rows)
         chips = second.group_chips[rows]
         there, back = self._crossings(np.full_like(chips, first.group_chips[i]), chips)
-        rest = second.cycles[0, rows] + self._rest((there, back))
+        rest = second.cycles[0, rows] + self.rest((there, back))
         period = np.maximum(
             first.giver_period(i, self.busy(there)), second.giver_period(rows, self.busy(back))
         )
@@ -188,12 +189,7 @@ class Pairing:
     def _crossings(self, first: Whole, second: Whole) -> tuple[Numbers, Numbers]:
         """Bound a hand-over between pools with so many chips to a stage, there and back."""
         if self.is_mixed:
-            n_bytes = crossing_bytes(self.scenario)
-            there, back = (
-                least_crossings(first, second, to_lpus, n_bytes, self.scenario)
-                for to_lpus in (True, False)
-            )
-            return there, back
+            return network_crossing_cycles(first, second, self.least_gather, self.scenario)
         return (
             least_crossing_cycles(self.least_hand_over, first, second),
             least_crossing_cycles(self.least_hand_over, second, first),
@@ -203,7 +199,7 @@ class Pairing:
         """Cycles of a crossing in which the stage that gives is busy: none between machines."""
         return np.asarray(crossing_cycles) * (not self.is_mixed)
 
-    def _rest(self, crossings: tuple[Numbers, Numbers]) -> Numbers:
+    def rest(self, crossings: tuple[Numbers, Numbers]) -> Numbers:
         """Bound the cycles of a token beside its blocks: crossings, host and sampling."""
         first, second = self.pools
         there, back = crossings

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from lpu_jax.cost.placed_machine import Groups
 
 from ..plan import Pool
+from ..predict.crossings import crossings_of
 from ..predict.evaluate import evaluate
 from ..predict.placements import Placements
 from ..predict.pools import copies_of, lay_out
@@ -135,7 +136,7 @@ class TwoPools:
             known_stretch=np.inf,
         )
         self.counts.pairs = pairs.n_all
-        self.counts.beyond = pairs.n_all - len(pairs.rest_cycles) + left
+        self.counts.beyond = pairs.n_all - len(pairs.bounds.latency) + left
         return self.record.plans()
 
     def _look_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
@@ -170,6 +171,10 @@ class TwoPools:
         first, second = self.pools
         own, other = (branch[rows] for branch in pairs.branch)
         there, back = (cycles[rows] for cycles in pairs.crossings)
+        if self.scenario.mixed is not None:  # known, now that it is known where pools lie
+            ways = [crossings_of(groups, self.scenario).cycles for groups, _ in places]
+            back, there = np.array(ways).T
+        rest = self.pairing.rest((there, back))
         least, least_other = first.cycles[0, own], second.cycles[0, other]
         return [
             _Looked(
@@ -177,7 +182,7 @@ class TwoPools:
                 groups=places[i][0],
                 crossings=(float(there[i]), float(back[i])),
                 least_cycles=(float(least[i]), float(least_other[i])),
-                rest_cycles=float(pairs.rest_cycles[rows[i]]),
+                rest_cycles=float(rest[i]),
                 most_cycles=float(latency[i]),
                 most_period=float(periods[i]),
                 n_flying=int(flying[i]),
