@@ -6,8 +6,9 @@ and with what it hands over; micro-batches alternate, as many as there are stage
 caches have room for. Each pool is cut by its own blocks, for the period of the slower one.
 
 Attention's pool may be GPUs beside the machine. Then the network between them (`crossings`) is a
-third resource: stages are not busy while bytes are on their way, and two more micro-batches find
-something to do, one on the way there and one on the way back.
+third resource: stages are not busy while bytes are on their way, here or between GPUs (assumed:
+copies run beside kernels), and two more micro-batches find something to do, one on the way there
+and one on the way back.
 
 Not modelled: overlap of a hand-over with the blocks of the same micro-batch.
 """
@@ -136,7 +137,7 @@ def hand_overs(
         giver=giver,
         taker=taker,
         cycles=cycles,
-        giver_cycles=np.where(crosses, 0.0, cycles),
+        giver_cycles=cycles if scenario.mixed is None else 0 * cycles,
         lane_cycles=lanes,
     )
 
@@ -286,7 +287,7 @@ def _busy(
 ) -> float:
     """Cycles in which the slowest stage works on a token, or its lanes one way.
 
-    A stage also works on what it hands over, but not while that crosses to another machine.
+    A stage also works on what it hands over, but not beside another machine.
     """
     busy = np.bincount(stage_of_block, weights=cycles)
     n = len(busy)
