@@ -1,5 +1,6 @@
-"""Many random cases as several tests: the first few are slow ones, the others long ones."""
+"""Many cases as several tests, of which a few are slow ones and the others long ones."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,4 +18,21 @@ def slow_then_long(seeds: range, short: int) -> list[Any]:
     return [
         pytest.param(part, marks=mark, id=f"{part.start}-{part.stop - 1}")
         for part, mark in zip(parts, marks, strict=True)
+    ]
+
+
+def some_slow(cases: Sequence[Any], count: int) -> list[Any]:
+    """Keep cases spread evenly among the slow tests; the others are long ones.
+
+    Args:
+        cases: values of one parameter, or tuples of values of several.
+        count: how many are slow; the first one is among them.
+    """
+    kept = {i * len(cases) // count for i in range(count)}
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=pytest.mark.slow if i in kept else pytest.mark.long,
+        )
+        for i, case in enumerate(cases)
     ]

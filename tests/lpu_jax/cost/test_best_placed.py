@@ -21,6 +21,7 @@ from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.machine.system import System
 from lpu_jax.machine.topology import Topology
+from tests.slices import some_slow
 
 #: Less than a frame, frames that do not divide evenly, and the rows of large models.
 PAYLOADS = (1, 320, 321, 1_000, 12_345, 229_376)
@@ -108,9 +109,10 @@ def test_no_run_is_better_placed_where_outer_links_are_the_faster_ones() -> None
         assert priced_below_the_bound(machine, most=400) == [], machine.topology
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "machine", [*WIRED, *PARTS, system("groq-300"), system("lpx-2"), _lpus(ring(3))], ids=_name
+    "machine",
+    some_slow([*PARTS, *WIRED, system("groq-300"), system("lpx-2"), _lpus(ring(3))], count=3),
+    ids=_name,
 )
 def test_no_run_at_all_is_better_placed(machine: System) -> None:
     assert priced_below_the_bound(machine) == []

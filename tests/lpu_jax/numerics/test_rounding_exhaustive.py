@@ -9,6 +9,7 @@ import pytest
 
 from lpu_jax.numerics import rounding, scalar
 from lpu_jax.numerics.formats import E4M3FN, E8M0, FORMATS
+from tests.slices import some_slow
 
 INF_BITS = 0x7F800000
 N_PER_STEP = 1 << 24
@@ -55,10 +56,13 @@ def negated(codes, fmt):
     return codes | np.uint8(1 << (fmt.bits - 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fmt", "mode"),
-    [(fmt, "rne") for fmt in NARROW_FORMATS] + [(f, m) for f in WIDER_TRIED for m in ("rz", "rna")],
+    some_slow(
+        [(fmt, "rne") for fmt in NARROW_FORMATS]
+        + [(f, m) for f in WIDER_TRIED for m in ("rz", "rna")],
+        count=4,
+    ),
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_every_fp32_number_rounds_right(fmt, mode):

@@ -20,6 +20,7 @@ from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, Plan
 from sharding.request import Request
 from sharding.run.load import LoadedBlock
+from tests.slices import some_slow
 
 SLOW = pytest.mark.slow  # the numerics of the chip take long to compile
 BATCH = 2
@@ -132,8 +133,9 @@ def test_a_split_of_heads_holds_every_bias_once(split: Split) -> None:
     np.testing.assert_allclose(sharded, expected(FULL), atol=FP32, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("cfg", "kind"), [(FULL, "attention"), (SLIDING, "sliding")])
+@pytest.mark.parametrize(
+    ("cfg", "kind"), some_slow([(FULL, "attention"), (SLIDING, "sliding")], count=1)
+)
 def test_a_column_split_decodes_as_one_chip_prefills(cfg: ModelConfig, kind: Kind) -> None:
     whole = run(cfg, policy="fp16", kind=kind, tokens=4)
     split = plan("attention", Split.COLUMN, data=2, tensor=4)
@@ -170,7 +172,7 @@ CONTEXT_MANY = plan("attention", Split.ROW, data=2, context=3, tensor=2)
     ("cfg", "the_plan"),
     [
         pytest.param(FULL, plan("attention", context=3), id="grouped, sinks"),
-        pytest.param(FULL, CONTEXT_MANY, id="grouped, beside other axes", marks=SLOW),
+        pytest.param(FULL, CONTEXT_MANY, id="grouped, beside other axes", marks=pytest.mark.long),
         pytest.param(TINY_KIMI, CONTEXT_MANY, id="latent", marks=SLOW),
         pytest.param(EXPANDED, CONTEXT_MANY, id="expanded latent", marks=SLOW),
         pytest.param(
@@ -182,7 +184,7 @@ CONTEXT_MANY = plan("attention", Split.ROW, data=2, context=3, tensor=2)
                 ),
             ),
             id="context outermost",
-            marks=SLOW,
+            marks=pytest.mark.long,
         ),
     ],
 )
@@ -235,8 +237,7 @@ def test_expanded_is_absorbed_with_other_roundings() -> None:
     np.testing.assert_allclose(run(TINY_KIMI), x + absorbed, atol=FP32, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("split", Split)
+@pytest.mark.parametrize("split", some_slow(list(Split), count=1))
 def test_an_expanded_cache_is_split_over_heads(split: Split) -> None:
     one = run(EXPANDED, policy="fp16", tokens=4)
     sharded = plan("attention", split, data=2, tensor=4)
@@ -250,14 +251,19 @@ def test_an_expanded_cache_is_split_over_heads(split: Split) -> None:
     assert cache["keys"].shape == (BATCH, 4, 48, 384)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cfg", "kind", "the_plan"),
-    [
-        (FULL, "attention", plan("attention", Split.ROW, context=2, tensor=4)),
-        (TINY_KIMI, "attention", plan("attention", Split.ROW, context=2, tensor=4)),
-        (SLIDING, "sliding", plan("attention", Split.ROW, context=2, tensor=4)),
-    ],
+    some_slow(
+        [
+            (cfg, kind, plan("attention", Split.ROW, context=2, tensor=4))
+            for cfg, kind in (
+                (TINY_KIMI, "attention"),
+                (FULL, "attention"),
+                (SLIDING, "sliding"),
+            )
+        ],
+        count=1,
+    ),
 )
 def test_devices_give_the_bits_of_virtual_chips(
     cfg: ModelConfig, kind: Kind, the_plan: Plan
@@ -269,8 +275,9 @@ def test_devices_give_the_bits_of_virtual_chips(
     np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("cfg", "kind"), [(FULL, "attention"), (SLIDING, "sliding")])
+@pytest.mark.parametrize(
+    ("cfg", "kind"), some_slow([(SLIDING, "sliding"), (FULL, "attention")], count=1)
+)
 def test_a_sequence_does_not_depend_on_the_batch(cfg: ModelConfig, kind: Kind) -> None:
     many = run(cfg, policy="fp16", kind=kind, batch=64, tokens=2)
     first = np.asarray(hidden(64, 2, cfg.d_model))[:1]

@@ -13,6 +13,7 @@ from models.policy import POLICIES
 from models.reference import reference_block
 from models.weights.synthetic import SyntheticWeights
 from sharding.request import Request
+from tests.slices import some_slow
 
 BATCH = 3
 #: Measured 58.2, 34.3, 26.1 and 14.9 dB for the block's change of the hidden state against weights
@@ -52,8 +53,7 @@ def test_a_column_split_moves_no_rounding_and_a_row_split_does(n: int) -> None:
     assert np.any(np.asarray(run(Split.ROW, n, policy="int8")) != np.asarray(alone))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", some_slow(list(POLICIES), count=3))
 def test_columns_over_chips_equal_one_chip_in_every_policy(policy: str) -> None:
     alone = run(Split.COLUMN, 1, policy=policy)
     np.testing.assert_array_equal(run(Split.COLUMN, 4, policy=policy), alone)

@@ -18,6 +18,7 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from sharding.plan import MoeShard
 from sharding.request import Request
+from tests.slices import some_slow
 
 #: Experts of everything there is: groups and a shared expert, or neither but biases and a clamp.
 MODELS = {"kimi": TINY_KIMI, "gpt-oss": TINY_OSS}
@@ -70,11 +71,17 @@ def test_rows_that_no_chips_share_evenly() -> None:
     compare(3, 2, 7)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("policy", BOUNDS)
 @pytest.mark.parametrize(
-    ("expert", "tensor", "batch"), [(4, 2, 5), (5, 1, 1), (1, 3, 4), (3, 2, 64), (12, 1, 3)]
+    ("expert", "tensor", "batch", "policy", "model"),
+    some_slow(
+        [
+            (*sizes, policy, model)
+            for model in MODELS
+            for policy in BOUNDS
+            for sizes in [(4, 2, 5), (5, 1, 1), (1, 3, 4), (3, 2, 64), (12, 1, 3)]
+        ],
+        count=4,
+    ),
 )
 def test_exchanged_rows_give_the_values_of_replicated_rows(
     expert: int, tensor: int, batch: int, policy: str, model: str
@@ -82,8 +89,7 @@ def test_exchanged_rows_give_the_values_of_replicated_rows(
     compare(expert, tensor, batch, policy=policy, model=model)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", BOUNDS)
+@pytest.mark.parametrize("policy", some_slow(list(BOUNDS), count=1))
 def test_all_rows_may_use_experts_of_one_chip(policy: str) -> None:
     compare(4, 1, 8, policy=policy, forced=(7,))
 
@@ -94,10 +100,16 @@ def test_empty_places_take_no_slot_of_an_expert() -> None:
     compare(2, 1, 1, forced=(3, 4, 5))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["devices", "nested"])
 @pytest.mark.parametrize(
-    "order", [("replica", "expert", "tensor"), ("replica", "tensor", "expert")]
+    ("way", "order"),
+    some_slow(
+        [
+            (way, order)
+            for way in ("devices", "nested")
+            for order in (("replica", "expert", "tensor"), ("replica", "tensor", "expert"))
+        ],
+        count=1,
+    ),
 )
 def test_devices_give_the_bits_of_virtual_chips(way: str, order: tuple[str, ...]) -> None:
     choices: dict[str, Any] = {"policy": "fp16", "order": order}
@@ -107,8 +119,7 @@ def test_devices_give_the_bits_of_virtual_chips(way: str, order: tuple[str, ...]
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("collective", ["auto", "ring"])
+@pytest.mark.parametrize("collective", some_slow(["auto", "ring"], count=1))
 def test_a_row_does_not_depend_on_the_rows_beside_it(collective: str) -> None:
     few, many = (
         run(Dispatch.ALL_TO_ALL, 4, 1, batch, policy="fp16", collective=collective)

@@ -14,6 +14,7 @@ from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import MoeShard
 from sharding.request import Request
+from tests.slices import some_slow
 
 BATCH = 5
 #: The block's change of the hidden state against float32 weights that are not rounded. Measured
@@ -57,8 +58,7 @@ def test_the_order_of_axes_moves_no_bit_of_a_column_split(order: tuple[str, ...]
     np.testing.assert_array_equal(run(Split.COLUMN, 3, 2, order=order), alone)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["devices", "nested"])
+@pytest.mark.parametrize("way", some_slow(["devices", "nested"], count=1))
 def test_devices_and_virtual_chips_order_axes_alike(way: str) -> None:
     order = ("replica", "tensor", "expert")
     rows = run(Split.ROW, 2, 4, order=order)
@@ -85,14 +85,12 @@ def test_the_block_is_close_to_float32(policy: str) -> None:
     assert sqnr_db(expected, got) > SQNR_DB[policy]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["devices", "nested"])
+@pytest.mark.parametrize("way", some_slow(["nested", "devices"], count=1))
 def test_devices_give_the_bits_of_virtual_chips(way: str) -> None:
     np.testing.assert_array_equal(run(Split.ROW, 8, 1), run(Split.ROW, 8, 1, way))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", ["groq-truepoint", "nvfp4", "mxfp4"])
+@pytest.mark.parametrize("policy", some_slow(["nvfp4", "groq-truepoint", "mxfp4"], count=1))
 def test_narrow_experts_over_chips_equal_one_chip(policy: str) -> None:
     alone = run(Split.COLUMN, 1, 1, policy=policy)
     np.testing.assert_array_equal(run(Split.COLUMN, 2, 2, policy=policy), alone)
@@ -104,8 +102,10 @@ def test_a_row_split_moves_roundings() -> None:
     assert np.any(np.asarray(run(Split.ROW, 8, 1)) != np.asarray(run(Split.COLUMN, 1, 1)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("expert", "tensor"), [(5, 1), (1, 3), (2, 4)])  # 5 and 3 pad
+@pytest.mark.parametrize(
+    ("expert", "tensor"),
+    some_slow([(5, 1), (1, 3), (2, 4)], count=1),  # 5 and 3 pad
+)
 def test_padded_splits_equal_one_chip(expert: int, tensor: int) -> None:
     np.testing.assert_array_equal(run(Split.COLUMN, expert, tensor), run(Split.COLUMN, 1, 1))
 

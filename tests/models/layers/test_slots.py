@@ -17,6 +17,7 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from sharding.plan import SlotRule
 from sharding.request import Request
+from tests.slices import some_slow
 
 BATCH = 9
 MODELS = {"kimi": TINY_KIMI, "gpt-oss": TINY_OSS}
@@ -63,11 +64,17 @@ def test_slots_and_capacity_move_no_bit(sizes: dict[str, Any]) -> None:
     np.testing.assert_array_equal(run("kimi", Split.COLUMN, 2, 2, **sizes), alone)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "sizes"), [("kimi", SIZES[0]), ("kimi", SIZES[2]), ("gpt-oss", SIZES[2])]
+    ("model", "sizes", "expert", "tensor", "split"),
+    some_slow(
+        [
+            (*model, *way)
+            for way in ((5, 1, Split.ROW), (2, 3, Split.COLUMN))
+            for model in (("gpt-oss", SIZES[2]), ("kimi", SIZES[0]), ("kimi", SIZES[2]))
+        ],
+        count=2,
+    ),
 )
-@pytest.mark.parametrize(("expert", "tensor", "split"), [(5, 1, Split.ROW), (2, 3, Split.COLUMN)])
 def test_slots_move_no_bit_of_any_split(
     model: str, sizes: dict[str, Any], expert: int, tensor: int, split: Split
 ) -> None:

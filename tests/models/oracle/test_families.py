@@ -19,6 +19,7 @@ from models.policy import FLOAT32
 from models.weights.source import WeightSource
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.run.forward import forward
+from tests.slices import some_slow
 
 #: Room for the prompt in caches that two chips share out: neither is empty.
 CONTEXT = 24
@@ -72,8 +73,8 @@ STEPS = {"prefill": None, "decode": 1}
 DECODED = ("one chip", "columns", "positions")
 #: Most of what families and plans have in one case; the rest is slow.
 QUICK = {("gpt_oss", "positions", "prefill")}
-#: Of these, every plan decodes among the slow tests; of other families one chip does.
-DECODING = ("llama", "gpt_oss", "deepseek_v3")
+#: Of these, every plan is among the slow tests; of other families `rows` and one chip's decoding.
+WHOLE = ("llama", "gpt_oss", "deepseek_v3")
 
 
 def cases() -> list[object]:
@@ -97,8 +98,8 @@ def cases() -> list[object]:
 def marks_of(name: str, plan: str, phase: str) -> object:
     if (name, plan, phase) in QUICK:
         return ()
-    is_long = phase == "decode" and plan != "one chip" and name not in DECODING
-    return pytest.mark.long if is_long else pytest.mark.slow
+    is_short = name in WHOLE or (plan, phase) in (("rows", "prefill"), ("one chip", "decode"))
+    return pytest.mark.slow if is_short else pytest.mark.long
 
 
 def logits(weights: WeightSource, name: str, plan: str, phase: str) -> np.ndarray:
@@ -113,9 +114,13 @@ def test_a_family_under_a_plan_equals_transformers(name, plan, phase):
     assert difference(logits(checkpoint(name).weights, name, plan, phase), name) < HF_BOUND
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("phase", STEPS)
-@pytest.mark.parametrize("plan", ["one chip", "rows", "columns", "positions"])
+@pytest.mark.parametrize(
+    ("plan", "phase"),
+    some_slow(
+        [(plan, phase) for plan in ("rows", "columns", "positions", "one chip") for phase in STEPS],
+        count=2,
+    ),
+)
 def test_expanded_latent_attention_equals_transformers(plan, phase):
     absorbed = checkpoint("deepseek_v3")
     attention = dataclasses.replace(absorbed.config.attention, form="expanded")

@@ -18,6 +18,7 @@ from models.reference import stream
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.run.execute import _compiled
 from sharding.run.forward import forward
+from tests.slices import some_slow
 
 #: Every mistake moves a logit by at least so many bounds.
 FACTOR = 50
@@ -100,8 +101,9 @@ def test_a_mistake_in_the_reference_is_seen(what, monkeypatch):
     assert moved == pytest.approx(EXPECTED[what], rel=0.02)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", [what for what in MISTAKES if MISTAKES[what].is_in_layers])
+@pytest.mark.parametrize(
+    "what", some_slow([what for what in MISTAKES if MISTAKES[what].is_in_layers], count=6)
+)
 def test_a_mistake_in_the_layers_is_seen_and_is_the_same(what, monkeypatch):
     mistake = MISTAKES[what]
     tokens, _ = oracle(mistake.model)
