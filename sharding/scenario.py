@@ -11,9 +11,10 @@ from jaxtyping import Num
 
 from lpu_jax.arguments import check_fields, described
 from lpu_jax.errors import LpuError
+from lpu_jax.machine.catalogue import any_system
 from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.gpu import GpuSpec
-from lpu_jax.machine.mixed import MixedSystem
+from lpu_jax.machine.mixed import Machine, MixedSystem
 from lpu_jax.machine.system import System
 from lpu_jax.predicates import is_number
 from models.blocks import block_kinds
@@ -93,6 +94,29 @@ class Scenario:
         return replace(alone, system=gpus, expert_shares=None), alone
 
     @property
+    def machine(self) -> Machine:
+        """All that plans may use: the system, or the mixed system that it is a part of."""
+        return self.system if self.mixed is None else self.mixed
+
+    def on(self, machine: Machine) -> "Scenario":
+        """Ask the same of another machine."""
+        if isinstance(machine, MixedSystem):
+            return replace(self, system=machine.lpus, mixed=machine)
+        return replace(self, system=machine, mixed=None)
+
+    def require_one_machine(self, caller: str) -> None:
+        """Raise unless there is one machine; `caller` goes into the message.
+
+        Raises:
+            LpuError: it is a mixed system.
+        """
+        if self.mixed is not None:
+            raise LpuError(
+                f"{caller}: {self.mixed.name} is a mixed system; give one of its machines, "
+                f"{self.mixed.gpus.name} or {self.system.name}."
+            )
+
+    @property
     def host_cycles(self) -> float:
         """Host and sampling in every latency: of the machine of the head."""
         system = self.pools[0].system
@@ -108,7 +132,7 @@ class Scenario:
 
 def scenario(
     model: str | Path | ModelConfig,
-    system: str | Path | System,
+    system: str | Path | Machine,
     request: Request = NEXT_TOKEN,
     *,
     policy: str | Policy = "fp16",
@@ -120,7 +144,8 @@ def scenario(
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
-        system: a system's name, the path of a TOML file, or a system.
+        system: a system's name, the path of a TOML file, or a system; a mixed one has the model's
+            attention on its GPUs.
         request: what the model is asked to do at once.
         policy: name of a precision policy, or a policy.
         expert_shares: how often each expert of a mixture is chosen, in any unit: a histogram of
@@ -133,7 +158,7 @@ def scenario(
             or a value of another type: one sentence.
     """
     cfg = model_of(model)
-    machine = system_of(system)
+    machine = machine_of(system)
     if not isinstance(request, Request):
         raise LpuError(
             f"request is {described(request)}; it must be a Request, such as Request(batch=1, "
@@ -142,7 +167,8 @@ def scenario(
     formats = policy_of(policy, cfg)
     check_request(request, cfg)
     shares = None if expert_shares is None else _histogram(expert_shares)
-    asked = Scenario(cfg, machine, request, policy=formats, expert_shares=shares)
+    lpus = machine.lpus if isinstance(machine, MixedSystem) else machine
+    asked = Scenario(cfg, lpus, request, policy=formats, expert_shares=shares).on(machine)
     if draft_model is not None:
         return _with_draft(asked, draft_model, policy, draft_plan)
     if draft_plan is not None:
@@ -158,6 +184,7 @@ def _with_draft(
     Raises:
         LpuError: an unknown name, something that is no plan, or as `_check_draft`.
     """
+    asked.require_one_machine("draft model")
     cfg = model if isinstance(model, ModelConfig) else named_model(_name("draft model", model))
     if plan is not None:
         check_is_plan("draft plan", plan)
@@ -198,6 +225,15 @@ def model_of(given: str | Path | ModelConfig) -> ModelConfig:
         LpuError: an unknown name, a file that cannot be read, or something that is no model.
     """
     return given if isinstance(given, ModelConfig) else named_model(_name("model", given))
+
+
+def machine_of(given: str | Path | Machine) -> Machine:
+    """Return a system or a mixed system, found if it is named.
+
+    Raises:
+        LpuError: an unknown name, or something that is no system.
+    """
+    return given if isinstance(given, Machine) else any_system(_name("system", given))
 
 
 def system_of(given: str | Path | System) -> System:

@@ -134,7 +134,7 @@ def least_gather_cycles(
     else:
         machine = BestPlaced(system=system)
         passage = machine.collective_cycles(
-            "all_gather", "auto", n_chips, np.ones_like(n_chips), payload_bytes
+            "all_gather", "auto", np.maximum(n_chips, 1), np.ones_like(n_chips), payload_bytes
         )
         found = np.asarray(passage.last, np.float64)
     return np.where(n_chips > 1, found, 0.0)

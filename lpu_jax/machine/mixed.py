@@ -79,6 +79,21 @@ class MixedSystem:
         return self.gpus.n_chips + self.lpus.n_chips
 
     @property
+    def memory_bytes(self) -> int:
+        """Memory of all chips together, without the DRAM beside the LPUs."""
+        return self.gpus.memory_bytes + self.lpus.memory_bytes
+
+    @property
+    def memory_name(self) -> str:
+        """What their memory is called."""
+        return f"{self.gpus.memory_name} and {self.lpus.memory_name}"
+
+    @property
+    def title(self) -> str:
+        """How many of which chips."""
+        return f"{self.gpus.title} and {self.lpus.title}"
+
+    @property
     def dram_bytes(self) -> int:
         """DRAM beside the LPUs, all together."""
         return int(self.link.dram_bytes_of(self.lpus.n_chips))

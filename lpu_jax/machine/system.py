@@ -124,6 +124,16 @@ class System:
         return self.chip.memory_bytes * self.n_chips
 
     @property
+    def memory_name(self) -> str:
+        """What its memory is called."""
+        return self.chip.memory_name
+
+    @property
+    def title(self) -> str:
+        """How many of which chip."""
+        return f"{self.n_chips} x {self.chip.title}"
+
+    @property
     def note(self) -> str:
         """What its numbers are, where they are not a schedule of an LPU."""
         return self.chip.note

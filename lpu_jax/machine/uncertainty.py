@@ -23,7 +23,7 @@ from .system import System
 LOGARITHMIC_FROM = 2.0
 
 SpecT = TypeVar("SpecT", bound=Any)
-MachineT = TypeVar("MachineT", System, MixedSystem)
+MachineT = TypeVar("MachineT", System, MixedSystem, Machine)
 
 
 def uncertain(spec: Any) -> tuple[Constant, ...]:

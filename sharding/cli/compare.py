@@ -14,7 +14,7 @@ from ..rank.chip_figures import figures_by_system
 from ..rank.comparison import Comparison
 from ..rank.fewest import smallest_part
 from ..request import decode_request
-from ..scenario import check_policy, scenario, system_of
+from ..scenario import check_policy, machine_of, scenario
 from ..search.find import INVARIANT
 from .common import (
     NO,
@@ -208,7 +208,7 @@ def _compare_one(cases: Cases, options: Mapping[str, Any], *, min_chips: bool) -
     """Compare plans of the only scenario."""
     (system,), (policy,), (batch,) = cases.systems, cases.policies, cases.batches
     request = replace(cases.request, batch=batch)
-    machine = system_of(system)
+    machine = machine_of(system)
     given = (options["chip_watts"], options["chip_hour_cost"])
     figures = figures_by_system([machine.name], *given)[machine.name]
     if min_chips:

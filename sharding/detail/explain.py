@@ -64,7 +64,9 @@ def explain(
         Totals are exactly those of `compare`, which are approximate (docs/timing.md).
     """
     check_is_plan("explain", plan)
-    return explanation(schedule_plan(plan, scenario(model, system, request, policy=policy)))
+    asked = scenario(model, system, request, policy=policy)
+    asked.require_one_machine("explain")
+    return explanation(schedule_plan(plan, asked))
 
 
 def explanation(scheduled: ScheduledPlan) -> Explanation:

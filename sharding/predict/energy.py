@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpu_jax.machine.gpu import Accelerator
+from lpu_jax.machine.mixed import Machine, MixedSystem
 from models.blocks import BLOCK_KINDS, Kind, block_chain
 
 from ..plan import FFN_PARTS
@@ -43,8 +43,11 @@ def energy(evaluation: Evaluation) -> Energy:
 
     Fidelity: approximate.
     """
-    chip, request = evaluation.scenario.system.chip, evaluation.scenario.request
+    scenario, request = evaluation.scenario, evaluation.scenario.request
+    chip = scenario.system.chip
     most_w, average_w = chip.power_max_w, chip.power_average_w
+    if scenario.mixed is not None:
+        most_w, average_w = None, None
     kept = request.batch * request.kept_tokens
     all_chips = np.array([plan.n_chips for plan in evaluation.plans])
     busy_chip_s = _busy_chip_s(evaluation)
@@ -104,15 +107,20 @@ def one(bounds: Numbers | None, i: int) -> float | None:
     return None if bounds is None else float(bounds[i])
 
 
-def unknown_reason(chip: Accelerator) -> str | None:
+def unknown_reason(machine: Machine) -> str | None:
     """Say in one sentence why a bound is missing; None if both are known."""
-    if chip.power_max_w is None:
-        return f"No energy: the power of {chip.title} is not public."
-    if chip.power_average_w is None:
-        return f"No lower bound of energy: the average power of {chip.title} is not public."
+    if isinstance(machine, MixedSystem):
+        return f"No energy: that of two machines is not added up, which {machine.name} is."
+    if machine.chip.power_max_w is None:
+        return f"No energy: the power of {machine.chip.title} is not public."
+    if machine.chip.power_average_w is None:
+        return f"No lower bound of energy: the average power of {machine.chip.title} is not public."
     return None
 
 
-def knows_energy(chip: Accelerator) -> bool:
+def knows_energy(machine: Machine) -> bool:
     """Whether at least one bound is known."""
-    return (chip.power_max_w, chip.power_average_w) != (None, None)
+    return not isinstance(machine, MixedSystem) and (
+        machine.chip.power_max_w,
+        machine.chip.power_average_w,
+    ) != (None, None)

@@ -6,13 +6,12 @@ A measured time outside it is a finding. Not modelled: as in `lpu_jax.machine.ti
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
 from lpu_jax.errors import CostError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.machine.time_range import Times, time_range
 
 from ..plan import Plan
@@ -36,10 +35,10 @@ def latency_ranges_s(
     Fidelity: as `machine.time_range.time_range`.
     """
 
-    def latency_s(system: System) -> Times:
-        return _latency_s(plans, replace(scenario, system=system), beside)
+    def latency_s(machine: Machine) -> Times:
+        return _latency_s(plans, scenario.on(machine), beside)
 
-    return np.stack(time_range(scenario.system, latency_s), axis=1)
+    return np.stack(time_range(scenario.machine, latency_s), axis=1)
 
 
 def _latency_s(plans: Sequence[Plan], scenario: Scenario, beside: Sequence[Plan]) -> Times:

@@ -76,14 +76,14 @@ class Ranked:
             values = {rule.value_of(plan, self.scenario) for plan in self.plans} - {None}
             if values == {rule.constant.value}:
                 rules[name] = rule.constant
-        return uncertain_constants(self.scenario.system) | rules
+        return uncertain_constants(self.scenario.machine) | rules
 
     def value_of(self, name: str) -> Any:
         """Return the value of a constant or rule by its full name."""
         if name in PLAN_RULES:
             values = (PLAN_RULES[name].value_of(plan, self.scenario) for plan in self.plans)
             return next(value for value in values if value is not None)
-        return value_of(self.scenario.system, name)
+        return value_of(self.scenario.machine, name)
 
     def variant(self, values: Mapping[str, Any]) -> "Ranked":
         """Give some constants and rules, by full name, other values."""
@@ -91,13 +91,13 @@ class Ranked:
         plans = self.plans
         for name in values.keys() & PLAN_RULES.keys():
             plans = [PLAN_RULES[name].given(plan, values[name]) for plan in plans]
-        system = variant(self.scenario.system, of_system)
-        return Ranked(plans=plans, scenario=replace(self.scenario, system=system))
+        system = variant(self.scenario.machine, of_system)
+        return Ranked(plans=plans, scenario=self.scenario.on(system))
 
     def drawn(self, rng: np.random.Generator) -> "Ranked":
         """Draw everything that is uncertain: the machine first, then the rules of plans."""
         rules = {name: c for name, c in self.uncertain().items() if name in PLAN_RULES}
-        system = draw_system(self.scenario.system, rng)
+        system = draw_system(self.scenario.machine, rng)
         values = {name: plausible(constant, rng.random()) for name, constant in rules.items()}
-        on_drawn = Ranked(plans=self.plans, scenario=replace(self.scenario, system=system))
+        on_drawn = Ranked(plans=self.plans, scenario=self.scenario.on(system))
         return on_drawn.variant(values)

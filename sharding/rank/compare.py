@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Num
 
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.provenance import assumed
 from models.config import ModelConfig
 from models.policy import Policy
@@ -37,7 +37,7 @@ from .wanted import Wanted, check_asked
 
 def compare(
     model: str | Path | ModelConfig,
-    system: str | Path | System,
+    system: str | Path | Machine,
     request: Request = NEXT_TOKEN,
     *,
     policy: str | Policy = "fp16",
@@ -58,7 +58,8 @@ def compare(
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
-        system: a system's name, the path of a TOML file, or a system.
+        system: a system's name, the path of a TOML file, or a system; a mixed one has the model's
+            attention on its GPUs.
         request: what a step does: sequences, new tokens, allocated positions, drafts.
         policy: name of a precision policy, or a policy.
         draft_model: the model that makes the drafts, as `model`, on chips that a plan leaves free;
@@ -223,7 +224,7 @@ def _comparison(
     best = [i for i in order if kept[i]]
     if objective not in FRONTS:  # a front has plans that differ in their stages alone
         best = _best_of_each_shape(evaluation, best)
-    fits, memory = evaluation.fits, asked.system.chip.memory_name
+    fits, memory = evaluation.fits, asked.machine.memory_name
     nearest = _nearest(evaluation) if searched is None or not fits.any() else []
     unfit = Counter(reason_of(evaluation, int(i), memory) for i in np.flatnonzero(~fits))
     shown = best[:top] if fits.any() else nearest[:top]
@@ -244,7 +245,7 @@ def _comparison(
         excluded=excluded,
         drafts=tuple(drafts),
         figures=figures,
-        assumed=assumed(asked.system.constants()),
+        assumed=assumed(asked.machine.constants()),
         evaluation=evaluation,
     )
 

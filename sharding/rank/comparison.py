@@ -9,7 +9,7 @@ from typing import Any, overload
 from rich.table import Table
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_bytes, format_count, format_seconds
 from models.params import n_parameters
@@ -70,15 +70,15 @@ class Comparison:
                 "policy_source": self.scenario.policy.source,
             },
             "system": {
-                "name": self.scenario.system.name,
-                "chips": self.scenario.system.n_chips,
-                "sram_bytes": self.scenario.system.memory_bytes,
-                "memory": self.scenario.system.chip.memory_name,
-                "note": self.scenario.system.note,
+                "name": self.scenario.machine.name,
+                "chips": self.scenario.machine.n_chips,
+                "sram_bytes": self.scenario.machine.memory_bytes,
+                "memory": self.scenario.machine.memory_name,
+                "note": self.scenario.machine.note,
             },
             "request": vars(self.scenario.request) | {"prompt": self.prompt_tokens},
             "draft_model": None if self.scenario.draft is None else self.scenario.draft.model.name,
-            "energy": {"meaning": MEANING, "reason": unknown_reason(self.scenario.system.chip)},
+            "energy": {"meaning": MEANING, "reason": unknown_reason(self.scenario.machine)},
             "objective": self.objective,
             "invariant": self.invariant,
             "limits": self.limits.as_dict(),
@@ -164,7 +164,7 @@ class Comparison:
             Path(path),
             {f"{which}, by row": fitting},
             self.objective,
-            title=f"{asked.model.name} on {series_name(asked.system)}",
+            title=f"{asked.model.name} on {series_name(asked.machine)}",
             subtitle=f"weights {asked.policy.name}, batch {request.batch}, "
             f"context {request.context}",
         )
@@ -173,12 +173,12 @@ class Comparison:
 def comparison_text(comparison: Comparison) -> str:
     """The table of a comparison with what was asked, what was searched and what was refused."""
     c, asked = comparison, comparison.scenario
-    system, request = asked.system, asked.request
-    memory = system.chip.memory_name
+    system, request = asked.machine, asked.request
+    memory = system.memory_name
     head = (
         f"{asked.model.name}: {format_count(n_parameters(asked.model), digits=4)} parameters, "
         f"weights {asked.policy.name}; "
-        f"{system.name}: {_chips(system.n_chips)} of {system.chip.title}, "
+        f"{system.name}: {system.title}, "
         f"{format_bytes(system.memory_bytes, digits=4)} {memory}; batch {request.batch}, "
         f"context {request.context}"
     )
@@ -223,10 +223,6 @@ def comparison_text(comparison: Comparison) -> str:
     elif not c.fitting and c.nearest is not None:
         lines += ["No plan fits.", *memory_maps(c.nearest, memory)]
     return report.render(*lines)
-
-
-def _chips(count: int) -> str:
-    return "1 chip" if count == 1 else f"{count} chips"
 
 
 def legend(memory: str = "SRAM") -> str:
@@ -325,9 +321,10 @@ def format_energy(lower_j: float | None, upper_j: float | None) -> str:
     return f"up to {upper_j:.3g}" if lower_j is None else f"{lower_j:.3g}..{upper_j:.3g}"
 
 
-def serving_notes(request: Request, system: System, draft_model: str | None = None) -> list[str]:
+def serving_notes(request: Request, system: Machine, draft_model: str | None = None) -> list[str]:
     """What the serving figures rest on, one sentence a line; `draft_model` is who drafts."""
-    (host,) = (c for c in system.constants() if c.name == "host_overhead_s")
+    # Of a mixed system that of its GPUs, which have the head.
+    host = next(c for c in system.constants() if c.name.endswith("host_overhead_s"))
     spread = (
         ""
         if host.low is None or host.high is None
@@ -339,9 +336,9 @@ def serving_notes(request: Request, system: System, draft_model: str | None = No
     ]
     if request.acceptance is not None:
         notes.append(draft_note(request, draft_model))
-    reason = unknown_reason(system.chip)
+    reason = unknown_reason(system)
     notes += [reason] if reason else []
-    if knows_energy(system.chip):
+    if knows_energy(system):
         notes.append(f"energy: {MEANING}")
     return notes
 

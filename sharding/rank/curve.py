@@ -112,7 +112,7 @@ class Curve:
                     "chips": system.n_chips,
                     "note": system.note,
                     "batches": list(batches),
-                    "energy": {"meaning": MEANING, "reason": unknown_reason(system.chip)},
+                    "energy": {"meaning": MEANING, "reason": unknown_reason(system)},
                     "assumed": [constant.name for constant in assumed(system.constants())],
                 }
                 for system, batches in zip(self.systems, self.batches, strict=True)
@@ -208,6 +208,8 @@ def curve(
     if not given:
         raise LpuError("no system was given; at least one is needed.")
     asked = [scenario(model, one_of, request, policy=policy) for one_of in given]
+    for each in asked:
+        each.require_one_machine("curve")
     names = [each.system.name for each in asked]
     if len(set(names)) < len(names):
         raise LpuError(f"systems are {', '.join(names)}; each may be given once.")

@@ -52,14 +52,14 @@ def draft_row(drafting: Drafting, i: int) -> DraftRow:
     """What drafts for one plan, by its number."""
     found = drafting.evaluation
     asked, clock = found.scenario, found.clock_hz
-    used = found.used_bytes[i] + found.reserved_bytes
+    used = found.used_bytes[i] + found.reserved_bytes[i]
     return DraftRow(
         model=asked.model.name,
         policy=asked.policy.name,
         plan=found.plans[i],
         fits=bool(found.fits[i]),
         short_bytes=float(found.short_bytes[i]),
-        sram_used_fraction=float(used / found.sram_bytes),
+        sram_used_fraction=float(used / found.sram_bytes[i]),
         drafts=drafting.n_drafts,
         draft_latency_s=float(found.latency_s[i]),
         drafting_s=float(drafting.cycles[i] / clock),

@@ -83,6 +83,7 @@ def smallest_part(asked: Scenario, choices: Choices) -> System | None:
     Returns:
         The machine's first chips, as few as are enough; None: not even all of them are.
     """
+    asked.require_one_machine("fewest chips")
     n_chips = fewest_chips(asked, choices)
     if n_chips is None:
         return None

@@ -108,7 +108,7 @@ def with_figures(row: Row, figures: ChipFigures) -> Row:
 
 def reason_of(evaluation: Evaluation, i: int, memory: str) -> str:
     """Say which part of the memory is too much for a plan, by its number."""
-    usable = evaluation.sram_bytes - evaluation.reserved_bytes
+    usable = (evaluation.sram_bytes - evaluation.reserved_bytes)[i]
     if evaluation.own_short_bytes[i] <= 0:
         return f"does not fit: the draft model exceeds the {memory} of the chips left for it"
     if evaluation.weight_bytes[i] > usable:
@@ -132,7 +132,7 @@ def rows_of(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -
         return []
     plans = [evaluation.plans[i] for i in chosen]
     request = evaluation.scenario.request
-    memory = evaluation.scenario.system.chip.memory_name
+    memory = evaluation.scenario.machine.memory_name
     taken_in = prefill(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
     joules = energy(evaluation)
     sized = [evaluation.slots[i] for i in chosen] if evaluation.slots else []
@@ -147,7 +147,7 @@ def rows_of(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -
             reason=None if evaluation.fits[i] else reason_of(evaluation, i, memory),
             short_bytes=float(evaluation.short_bytes[i]),
             sram_used_fraction=float(
-                (evaluation.used_bytes[i] + evaluation.reserved_bytes) / evaluation.sram_bytes
+                (evaluation.used_bytes[i] + evaluation.reserved_bytes[i]) / evaluation.sram_bytes[i]
             ),
             decode_latency_s=float(evaluation.latency_s[i]),
             decode_latency_lower_s=float(evaluation.lower_cycles[i] / evaluation.clock_hz),

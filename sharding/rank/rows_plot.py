@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 
 from ..search.goals import FRONTS
 from .ranking import Objective
@@ -69,7 +69,7 @@ def _mark(number: int, row: Row, second: float) -> Mark:
     )
 
 
-def series_name(system: System) -> str:
+def series_name(system: Machine) -> str:
     """What a legend calls a system, and whether it is not scheduled like an LPU."""
     roofline = ", roofline" if system.note else ""
-    return f"{system.name} ({system.n_chips} x {system.chip.title}{roofline})"
+    return f"{system.name} ({system.title}{roofline})"

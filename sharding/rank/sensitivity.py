@@ -150,7 +150,7 @@ def sensitivity(
     _check(comparison, n_samples, seed)
     study = _Study(comparison)
     if not study.constants:
-        name = comparison.scenario.system.name
+        name = comparison.scenario.machine.name
         raise LpuError(f"sensitivity: no constant of {name} has a range to draw from.")
     base = study.outcome(study.ranked)
     assert base.winner is not None

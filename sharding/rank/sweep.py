@@ -18,7 +18,7 @@ from jaxtyping import Num
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.predicates import is_whole
 from models.config import ModelConfig
 from models.policy import Policy
@@ -26,7 +26,7 @@ from models.policy import Policy
 from ..plan import Plan
 from ..report import Watcher, check_watcher, versions
 from ..request import NEXT_TOKEN, Request, check_prompt, check_request
-from ..scenario import model_of, policy_of, scenario, system_of
+from ..scenario import machine_of, model_of, policy_of, scenario
 from ..search.goals import FRONTS
 from .chip_figures import Figure, figures_by_system
 from .contents import code_digest, digest_of, plain
@@ -46,7 +46,7 @@ _SHORT = 12
 
 def sweep(
     model: str | Path | ModelConfig,
-    systems: str | Path | System | Sequence[str | Path | System],
+    systems: str | Path | Machine | Sequence[str | Path | Machine],
     request: Request = NEXT_TOKEN,
     *,
     policies: str | Policy | Sequence[str | Policy] = "fp16",
@@ -110,7 +110,7 @@ def sweep(
         the first row.
     """
     cfg = model_of(model)
-    machines = [system_of(one) for one in _listed("systems", systems)]
+    machines = [machine_of(one) for one in _listed("systems", systems)]
     named = _listed("policies", policies)
     held = [policy_of(one, cfg) for one in named]
     sizes = _batches(batches, request, cfg)
@@ -133,7 +133,7 @@ def sweep(
     wanted = Wanted(objective=objective, top=most, invariant=invariant, limits=limits)
     figures = figures_by_system([one.name for one in machines], chip_watts, chip_hour_cost)
 
-    def asking(system: System, policy: str | Policy, batch: int) -> Task:
+    def asking(system: Machine, policy: str | Policy, batch: int) -> Task:
         asked = scenario(
             cfg,
             system,
@@ -165,8 +165,8 @@ def sweep(
 
 
 def _cases(
-    combinations: Iterable[tuple[System, tuple[Policy, str | Policy], int]],
-    asking: Callable[[System, str | Policy, int], Task],
+    combinations: Iterable[tuple[Machine, tuple[Policy, str | Policy], int]],
+    asking: Callable[[Machine, str | Policy, int], Task],
 ) -> tuple[list[Case], dict[int, Task]]:
     """List the cases, and the tasks of those that can be asked by their numbers.
 
@@ -258,7 +258,7 @@ def _identity(result: Sweep, tasks: Mapping[int, Task]) -> dict[str, Any]:
     }
 
 
-def _told(thing: ModelConfig | System | Policy) -> str:
+def _told(thing: ModelConfig | Machine | Policy) -> str:
     """A name, and a hash: there may be two of one name."""
     return f"{thing.name} {digest_of(plain(thing))[:_SHORT]}"
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_bytes, format_count, format_seconds
 from models.config import ModelConfig
@@ -41,7 +41,7 @@ _MOST_NAMED = 4
 class Case:
     """One combination of a sweep, and what became of it."""
 
-    system: System
+    system: Machine
     policy: Policy
     batch: int
     answer: Answer | None = None  #: None: it was not compared yet
@@ -136,7 +136,7 @@ class Sweep:
         )
 
     @property
-    def systems(self) -> tuple[System, ...]:
+    def systems(self) -> tuple[Machine, ...]:
         """The machines."""
         return tuple({case.system.name: case.system for case in self.cases}.values())
 
@@ -160,9 +160,9 @@ class Sweep:
                     "name": system.name,
                     "chips": system.n_chips,
                     "sram_bytes": system.memory_bytes,
-                    "memory": system.chip.memory_name,
+                    "memory": system.memory_name,
                     "note": system.note,
-                    "energy": {"meaning": MEANING, "reason": unknown_reason(system.chip)},
+                    "energy": {"meaning": MEANING, "reason": unknown_reason(system)},
                     "assumed": [constant.as_dict() for constant in assumed(system.constants())],
                     **self.figures[system.name].as_dict(),
                 }
@@ -332,7 +332,7 @@ def _differing(found: Sweep) -> dict[str, bool]:
 
 
 def _memory(found: Sweep) -> str:
-    names = {system.chip.memory_name for system in found.systems}
+    names = {system.memory_name for system in found.systems}
     return names.pop() if len(names) == 1 else "memory"
 
 

@@ -75,7 +75,7 @@ def answer(task: Task) -> str:
     except LpuError as why:  # such as a draft model that leaves no chips
         refused = str(why)
     about = {
-        "system": asked.system.name,
+        "system": asked.machine.name,
         "policy": asked.policy.name,
         "batch": asked.request.batch,
         "refused": refused,

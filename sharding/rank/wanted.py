@@ -53,8 +53,10 @@ def check_asked(asked: Scenario, wanted: Wanted) -> None:
         LpuError: formats that the model or the chip cannot take, or energy where no power is
             public.
     """
-    if wanted.objective == "energy" and asked.system.chip.power_max_w is None:
-        raise LpuError(f"objective energy: {unknown_reason(asked.system.chip)}")
+    if wanted.objective == "energy" and (
+        asked.mixed is not None or asked.system.chip.power_max_w is None
+    ):
+        raise LpuError(f"objective energy: {unknown_reason(asked.machine)}")
     if wanted.invariant == "wide" and asked.model.moe is not None:
         reason = wide_reason("moe", asked.policy)
         if reason is not None:

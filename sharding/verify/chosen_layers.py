@@ -125,6 +125,7 @@ def check(
         order-dependent.
     """
     asked = scenario(model, system, Request(context=1), policy=policy)
+    asked.require_one_machine("check")
     cfg, machine, formats = asked.model, asked.system, asked.policy
     machine.require_lpu("check")
     plans = default_plans(cfg, machine, policy=formats) if plans is None else plans
