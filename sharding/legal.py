@@ -60,10 +60,10 @@ def _check_machines(plan: Plan, scenario: Scenario) -> None:
         PlanError: what was given and what is allowed.
     """
     together = [(plan.pools, scenario.system)]
-    if scenario.mixed is not None:
+    if scenario.crosses:
         if plan.ffn is None:
             raise PlanError(
-                f"the plan has one pool; on {scenario.mixed.name} it must have two: attention on "
+                f"the plan has one pool; on {scenario.machine.name} it must have two: attention on "
                 "the GPUs, dense MLPs and experts on the LPUs."
             )
         machines = [own.system for own in scenario.pools]

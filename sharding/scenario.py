@@ -14,7 +14,7 @@ from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import any_system
 from lpu_jax.machine.catalogue import system as named_system
 from lpu_jax.machine.gpu import GpuSpec
-from lpu_jax.machine.mixed import Machine, MixedSystem
+from lpu_jax.machine.mixed import Machine, MixedSystem, Split
 from lpu_jax.machine.system import System
 from lpu_jax.predicates import is_number
 from models.blocks import block_kinds
@@ -57,7 +57,7 @@ class Scenario:
     expert_shares: tuple[float, ...] | None = field(default=None, kw_only=True)
     #: who drafts; None: drafts, if any, cost nothing
     draft: Draft | None = field(default=None, kw_only=True)
-    #: GPUs beside the system, on which attention, embedding and head are; None: all on the system
+    #: what the system is a part of; None: all on the system
     mixed: MixedSystem | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -67,9 +67,10 @@ class Scenario:
             LpuError: says which; `scenario` finds what is named.
         """
         check_fields(self)
-        if self.mixed is not None and self.mixed.lpus != self.system:
+        if self.mixed is not None and _main_machine(self.mixed) != self.system:
             raise LpuError(
-                f"the system is {self.system.name}; it must be the LPUs of {self.mixed.name}."
+                f"the system is {self.system.name}; of {self.mixed.name} it must be "
+                f"{_main_machine(self.mixed).name}."
             )
         if self.expert_shares is not None:
             _check_shares(self.expert_shares, self.model)
@@ -79,13 +80,18 @@ class Scenario:
                     "at random, all alike."
                 )
 
+    @property
+    def crosses(self) -> bool:
+        """Whether the hidden state crosses between two machines, before and after each FFN."""
+        return self.mixed is not None and self.mixed.split is Split.ATTENTION_FFN
+
     @cached_property
     def pools(self) -> "tuple[Scenario, Scenario]":
         """What each pool of a plan of two is judged on: attention's, and that of FFNs.
 
         They are on one machine, or attention's on GPUs whose cycles are those of the LPUs beside.
         """
-        if self.mixed is None:
+        if not self.crosses or self.mixed is None:
             return self, self
         gpus, clock_hz = self.mixed.gpus, float(self.system.chip.clock_hz)
         assert isinstance(gpus.chip, GpuSpec)  # a mixed system has GPUs there
@@ -101,7 +107,7 @@ class Scenario:
     def on(self, machine: Machine) -> "Scenario":
         """Ask the same of another machine."""
         if isinstance(machine, MixedSystem):
-            return replace(self, system=machine.lpus, mixed=machine)
+            return replace(self, system=_main_machine(machine), mixed=machine)
         return replace(self, system=machine, mixed=None)
 
     def require_one_machine(self, caller: str) -> None:
@@ -127,7 +133,12 @@ class Scenario:
         """What the draft model is asked to do for one draft: the next token of every sequence."""
         assert self.draft is not None  # asked for where there is one
         request = replace(self.request, tokens=1, acceptance=None)
-        return Scenario(self.draft.model, self.system, request, policy=self.draft.policy)
+        return Scenario(self.draft.model, self.draft_system, request, policy=self.draft.policy)
+
+    @property
+    def draft_system(self) -> System:
+        """Where the draft model is: beside the model, or on the LPUs beside the model's GPUs."""
+        return self.system if self.mixed is None else self.mixed.lpus
 
 
 def scenario(
@@ -167,8 +178,8 @@ def scenario(
     formats = policy_of(policy, cfg)
     check_request(request, cfg)
     shares = None if expert_shares is None else _histogram(expert_shares)
-    lpus = machine.lpus if isinstance(machine, MixedSystem) else machine
-    asked = Scenario(cfg, lpus, request, policy=formats, expert_shares=shares).on(machine)
+    main = _main_machine(machine) if isinstance(machine, MixedSystem) else machine
+    asked = Scenario(cfg, main, request, policy=formats, expert_shares=shares).on(machine)
     if draft_model is not None:
         return _with_draft(asked, draft_model, policy, draft_plan)
     if draft_plan is not None:
@@ -184,7 +195,11 @@ def _with_draft(
     Raises:
         LpuError: an unknown name, something that is no plan, or as `_check_draft`.
     """
-    asked.require_one_machine("draft model")
+    if asked.mixed is not None and asked.mixed.split is not Split.DRAFT_VERIFY:
+        raise LpuError(
+            f"a draft model was given for {asked.mixed.name}; it drafts in the split "
+            f"{Split.DRAFT_VERIFY}."
+        )
     cfg = model if isinstance(model, ModelConfig) else named_model(_name("draft model", model))
     if plan is not None:
         check_is_plan("draft plan", plan)
@@ -213,9 +228,14 @@ def _check_draft(draft: Draft, asked: Scenario) -> None:
             f"draft model {name} has a vocabulary of {draft.model.vocab_size} tokens, {cfg.name} "
             f"one of {cfg.vocab_size}; drafts must be tokens of the model."
         )
-    if asked.system.n_chips < 2:
+    if asked.mixed is None and asked.system.n_chips < 2:
         raise LpuError(f"{asked.system.name} has one chip; draft model {name} needs its own.")
     check_request(asked.draft_step.request, draft.model)
+
+
+def _main_machine(mixed: MixedSystem) -> System:
+    """The machine of the plan: of the LPUs, but for drafts, which the GPUs verify."""
+    return mixed.gpus if mixed.split is Split.DRAFT_VERIFY else mixed.lpus
 
 
 def model_of(given: str | Path | ModelConfig) -> ModelConfig:
@@ -234,6 +254,23 @@ def machine_of(given: str | Path | Machine) -> Machine:
         LpuError: an unknown name, or something that is no system.
     """
     return given if isinstance(given, Machine) else any_system(_name("system", given))
+
+
+def splits_of(machines: Sequence[Machine], *, drafts: bool) -> list[Machine]:
+    """Take a mixed system in each of its splits, and every other system as it is.
+
+    Args:
+        machines: systems; mixed ones whose split was chosen keep it.
+        drafts: whether there is a draft model, which drafts on the LPUs.
+    """
+    found: list[Machine] = []
+    for machine in machines:
+        if isinstance(machine, MixedSystem) and not machine.is_chosen:
+            splits = [Split.DRAFT_VERIFY] if drafts else [Split.ATTENTION_FFN, Split.PREFILL_DECODE]
+            found += [machine.split_as(split) for split in splits]
+        else:
+            found.append(machine)
+    return found
 
 
 def system_of(given: str | Path | System) -> System:

@@ -8,7 +8,7 @@ from ..errors import ConfigError, PlanError, UnknownNameError, unknown
 from ..provenance import USER_FILE, Constant, vary
 from . import gpu_systems, lpu_systems, mixed_systems
 from .gpu import Accelerator
-from .mixed import Machine, MixedSystem
+from .mixed import Machine, MixedSystem, Split
 from .mixed_file import is_mixed, read_mixed_file
 from .pool_link import LINKS
 from .system import Fabric, System
@@ -74,7 +74,7 @@ def any_system(name_or_path: str | Path) -> Machine:
     Args:
         name_or_path: what `system` takes; or a mixed system, `"vr-lpx-N"` (Vera Rubin NVL72 beside
             N racks of the Groq 3 LPX) or `"h100-lpx-N"` (eight H100), in any case; or the path of
-            its file.
+            its file. Either may choose a split, such as `"vr-lpx-9:prefill-decode"`.
 
     Returns:
         The system, or the mixed system.
@@ -87,6 +87,15 @@ def any_system(name_or_path: str | Path) -> Machine:
         >>> any_system("vr-lpx-1").n_chips
         328
     """
+    name, _, split = str(name_or_path).rpartition(":")
+    if name and split.lower() in tuple(Split):
+        found = any_system(name)
+        if isinstance(found, MixedSystem):
+            return found.split_as(Split(split.lower()))
+        raise UnknownNameError(
+            f"{name_or_path} asks for a split of {found.name}, which is one machine; only a mixed "
+            "system has splits."
+        )
     table, text = _file_or_name(name_or_path)
     if table is not None:
         return read_mixed_file(table, system) if is_mixed(table) else _read(table)

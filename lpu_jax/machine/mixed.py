@@ -1,4 +1,4 @@
-"""A mixed system: one machine of GPUs, one of LPUs, and the network between them.
+"""A mixed system: one machine of GPUs, one of LPUs, the network between them, and who does what.
 
 Each stays a `System` of its own, with chips, links and numbers; names are in `mixed_systems`, files
 in `mixed_file`. Not modelled: more than two machines, and two of one kind.
@@ -7,6 +7,7 @@ in `mixed_file`. Not modelled: more than two machines, and two of one kind.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar, final
 
 from ..arguments import described
@@ -14,6 +15,17 @@ from ..errors import ConfigError, PlanError
 from ..provenance import Constant, constants_of
 from .pool_link import PoolLink
 from .system import System
+
+
+class Split(StrEnum):
+    """Who does what for a model on a mixed system."""
+
+    #: embedding, attention with its cache and head on the GPUs; dense MLPs and experts on the LPUs
+    ATTENTION_FFN = "attention-ffn"
+    #: prompts are taken in on the GPUs, which hand the cache over; the LPUs decode
+    PREFILL_DECODE = "prefill-decode"
+    #: a draft model on the LPUs; the model itself on the GPUs
+    DRAFT_VERIFY = "draft-verify"
 
 
 @final
@@ -26,6 +38,7 @@ class MixedSystem:
         gpus: the machine of GPUs.
         lpus: the machine of LPUs.
         link: the network between them.
+        split: what each of them does.
     """
 
     #: The two pools, in the order in which they are listed and drawn.
@@ -35,6 +48,7 @@ class MixedSystem:
     gpus: System
     lpus: System
     link: PoolLink
+    split: Split = Split.ATTENTION_FFN
 
     def __post_init__(self) -> None:
         """Refuse what is not one machine of each kind, and LPUs without a lane for the network.
@@ -43,7 +57,12 @@ class MixedSystem:
             ConfigError: a field of another type, or a machine of the other kind.
             PlanError: the lanes of an LPU do not suffice.
         """
-        kinds = {"name": (str, "a string"), "link": (PoolLink, "a PoolLink")}
+        splits = f"a Split: {', '.join(Split)}"
+        kinds = {
+            "name": (str, "a string"),
+            "link": (PoolLink, "a PoolLink"),
+            "split": (Split, splits),
+        }
         for pool in self.POOLS:
             kinds[pool] = (System, f"a System of {pool.upper()[:-1]}s")
         for name, (kind, allowed) in kinds.items():
@@ -67,6 +86,16 @@ class MixedSystem:
                 f"the links need {links.lanes_per_chip} lanes of a chip ({links.lanes_in_words}) "
                 f"and the network {self.link.lpu_lanes}; {chip.name} has {chip.c2c_lanes}"
             )
+
+    def split_as(self, split: Split) -> "MixedSystem":
+        """Take the same machines for a split, whose name is added: `vr-lpx-9:prefill-decode`."""
+        name = self.name.removesuffix(f":{self.split}")
+        return dataclasses.replace(self, split=split, name=f"{name}:{split}")
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether its split was chosen (`split_as`)."""
+        return self.name.endswith(f":{self.split}")
 
     @property
     def pools(self) -> Mapping[str, System]:

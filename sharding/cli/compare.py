@@ -33,7 +33,15 @@ from .common import (
     read_shares,
     watched,
 )
-from .several import Cases, batch_sizes, compare_several, figure, refuse_for_several, share_of
+from .several import (
+    Cases,
+    batch_sizes,
+    compare_several,
+    figure,
+    refuse_for_several,
+    share_of,
+    split_names,
+)
 
 #: Rows that are printed for one scenario.
 _TOP = 10
@@ -176,7 +184,7 @@ def compare(
     out = Outputs(as_json=as_json, csv=csv, plot=plot)
     cases = Cases(
         model=model_in_form(model, mla),
-        systems=system,
+        systems=split_names(system, drafts=draft_model is not None),
         policies=policy or ["fp16"],
         batches=batch_sizes(batch or ["1"]),
         request=decode_request(context=context, draft_tokens=draft_tokens, acceptance=acceptance),

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from lpu_jax.errors import LpuError
+from lpu_jax.machine.mixed import MixedSystem
 from models.config import ModelConfig
 
 from ..rank import sweep as sweeping
@@ -17,6 +18,7 @@ from ..rank.chip_figures import Figure
 from ..rank.sweep_result import Sweep, SweepInterrupted
 from ..rank.workers import processes
 from ..request import Request
+from ..scenario import machine_of, splits_of
 from .common import INTERRUPTED, NO, Outputs, watched
 
 
@@ -83,6 +85,24 @@ def compare_several(
     out.give(found, fits=bool(found.rows))
     if not found.rows:
         raise typer.Exit(NO)
+
+
+def split_names(systems: list[str], *, drafts: bool) -> list[str]:
+    """Name each split of a mixed system where none was chosen; other systems as they are.
+
+    Args:
+        systems: names, or paths of files.
+        drafts: whether there is a draft model.
+    """
+    names: list[str] = []
+    for name in systems:
+        machine = machine_of(name)
+        if isinstance(machine, MixedSystem) and not machine.is_chosen:
+            each = splits_of([machine], drafts=drafts)
+            names += [f"{name}:{own.split}" for own in each if isinstance(own, MixedSystem)]
+        else:
+            names.append(name)
+    return names
 
 
 def refuse_for_several(cases: Cases, **options: int) -> None:

@@ -6,6 +6,9 @@ another, the hand-over of k token ids, the model's own step that judges them, an
 what it keeps. Not modelled: other links of the draft model's groups than at the machine's first
 chips, where it would lie across an edge of a rack; a draft model's prefill, which runs beside the
 model's; and the row that its cache lacks after a step of which every draft was kept.
+
+Of a mixed system the draft model has the LPUs for itself, and the model all GPUs: token ids cross
+the network between them.
 """
 
 from collections.abc import Sequence
@@ -58,10 +61,14 @@ def latencies_s(plans: Sequence[Plan], scenario: Scenario, beside: Sequence[Plan
     clock_hz, own = float(scenario.system.chip.clock_hz), latencies_cycles(plans, scenario)
     if not beside:
         return np.asarray(own / clock_hz)
-    drafts, system = latencies_cycles(beside, scenario.draft_step), scenario.system
-    ends, chips = _ends(plans, system), _ends(beside, system)
-    also = _exchange_cycles(_first_chip(ends, chips, system) + chips, scenario)
-    return np.asarray((own + (scenario.request.tokens - 1) * drafts + also) / clock_hz)
+    step, system = scenario.draft_step, scenario.system
+    drafts_s = latencies_cycles(beside, step) / float(step.system.chip.clock_hz)
+    if scenario.mixed is None:
+        ends, chips = _ends(plans, system), _ends(beside, system)
+        also = _exchange_cycles(_first_chip(ends, chips, system) + chips, scenario)
+    else:
+        also = _network_cycles(plans, beside, scenario)
+    return np.asarray((own + also) / clock_hz + (scenario.request.tokens - 1) * drafts_s)
 
 
 def _exchanged_bytes(scenario: Scenario) -> list[int]:
@@ -74,6 +81,16 @@ def _exchange_cycles(n_chips: Int[np.ndarray, " plans"], scenario: Scenario) -> 
     """Cycles in which drafts, and the tokens kept, are on so many of the first chips."""
     sent = (spread_cycles(scenario.system, n_chips, n) for n in _exchanged_bytes(scenario))
     return sum(sent, np.zeros(len(n_chips)))
+
+
+def _network_cycles(plans: Sequence[Plan], beside: Sequence[Plan], scenario: Scenario) -> Numbers:
+    """Cycles of the drafts on their way from LPUs to GPUs, and of the tokens kept back."""
+    assert scenario.mixed is not None
+    gpus = np.array([plan.n_chips for plan in plans])
+    lpus = np.array([plan.n_chips for plan in beside])
+    clock_hz = float(scenario.system.chip.clock_hz)
+    sent = (scenario.mixed.link.transfer_s(n, lpus, gpus) for n in _exchanged_bytes(scenario))
+    return np.asarray(sum(sent, np.zeros(len(gpus))) * clock_hz)
 
 
 def chips_beside(share: int, system: System) -> int:
@@ -94,6 +111,8 @@ def _with(drafts: Evaluation, found: Evaluation) -> Evaluation:
         found: the model's own steps.
     """
     asked, system = found.scenario, found.scenario.system
+    if asked.mixed is not None:
+        return _with_elsewhere(drafts, found)
     ends = _ends(found.plans, system)
     best = _best_within(drafts, _room(ends, system))
     if (best < 0).any():
@@ -104,28 +123,52 @@ def _with(drafts: Evaluation, found: Evaluation) -> Evaluation:
             f"model {drafts.scenario.model.name}, which needs at least {least} in one piece."
         )
     beside = evaluate(drafts.plans.take(best), drafts.scenario)
-    n_drafts = asked.request.tokens - 1
     chips = _ends(beside.plans, system)
     both = _first_chip(ends, chips, system) + chips
-    ids = _exchanged_bytes(asked)
+    return _added(found, beside, _exchange_cycles(both, asked), system.copies(both))
+
+
+def _with_elsewhere(drafts: Evaluation, found: Evaluation) -> Evaluation:
+    """Let the fastest plan of the draft model, on LPUs of their own, draft for every plan."""
+    asked, n = found.scenario, len(found.plans)
+    order = np.lexsort((drafts.latency_cycles, np.maximum(drafts.short_bytes, 0.0)))
+    beside = evaluate(drafts.plans.take(np.full(n, order[0])), drafts.scenario)
+    also = _network_cycles(list(found.plans), list(beside.plans), asked)
+    return _added(found, beside, also, np.minimum(found.copies, beside.copies))
+
+
+def _added(
+    found: Evaluation, beside: Evaluation, also: Numbers, copies: Int[np.ndarray, " plans"]
+) -> Evaluation:
+    """Add drafts to steps.
+
+    Args:
+        found: the model's own steps.
+        beside: one draft for each.
+        also: cycles of token ids there and back.
+        copies: of both side by side.
+    """
+    asked = found.scenario
+    n_drafts, ids = asked.request.tokens - 1, _exchanged_bytes(asked)
     drafting = Drafting(
         evaluation=beside,
         n_drafts=n_drafts,
-        hand_over_cycles=_exchange_cycles(both, asked),
+        hand_over_cycles=also,
         verification_cycles=found.latency_cycles,
+        clock_ratio=found.clock_hz / beside.clock_hz,
     )
-    also = drafting.hand_over_cycles
+    ratio = n_drafts * drafting.clock_ratio
     caches = np.minimum(found.cached_batches, beside.cached_batches)
     return replace(
         found,
         drafting=drafting,
         latency_cycles=found.latency_cycles + drafting.cycles + also,
         worst_latency_cycles=found.worst_latency_cycles
-        + n_drafts * beside.worst_latency_cycles
+        + ratio * beside.worst_latency_cycles
         + also,
-        lower_cycles=found.lower_cycles + n_drafts * beside.lower_cycles + also,
-        upper_cycles=found.upper_cycles + n_drafts * beside.upper_cycles + also,
-        copies=system.copies(both),
+        lower_cycles=found.lower_cycles + ratio * beside.lower_cycles + also,
+        upper_cycles=found.upper_cycles + ratio * beside.upper_cycles + also,
+        copies=copies,
         # The draft model serves one micro-batch at a time, like one more stage.
         slowest_stage_cycles=np.maximum(found.slowest_stage_cycles, drafting.cycles),
         wire_bytes=found.wire_bytes + n_drafts * beside.wire_bytes + sum(ids),

@@ -41,11 +41,12 @@ class Drafting:
     n_drafts: int
     hand_over_cycles: Numbers  #: of the drafts to the model, and of the tokens kept back
     verification_cycles: Numbers  #: the model's own step
+    clock_ratio: float = 1.0  #: cycles of the model's machine in one of the draft model's
 
     @property
     def cycles(self) -> Numbers:
         """Cycles of all drafts of a step, one after another."""
-        return np.asarray(self.n_drafts * self.evaluation.latency_cycles)
+        return np.asarray(self.n_drafts * self.clock_ratio * self.evaluation.latency_cycles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +207,13 @@ def _lie(table: PlanTable, scenario: Scenario) -> tuple[_Lie, Int[np.ndarray, " 
     """Place plans, and say which of the places each has."""
     machines = [own.system for own in scenario.pools]
     first = Placements(machines[0])
-    placements = first, (first if scenario.mixed is None else Placements(machines[1]))
+    placements = first, (first if not scenario.crosses else Placements(machines[1]))
     columns = (table.stages, table.group_chips, table.ffn_stages, table.ffn_chips)
     distinct, of_plan = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     groups = [
         lay_out(
             [Pool(stages=n, group_chips=m) for n, m in pools if n],
-            *(machines if scenario.mixed is not None else machines[:1]),
+            *(machines if scenario.crosses else machines[:1]),
         )
         for pools in distinct.reshape(-1, 2, 2).tolist()
     ]

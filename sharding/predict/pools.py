@@ -71,7 +71,7 @@ def copies_of(
     ends = np.array(
         [[int(own.bases.max()) + own.chips for own in groups] for groups in laid_out], np.int64
     )
-    if scenario.mixed is None:
+    if not scenario.crosses:
         return scenario.system.copies(ends.max(1))
     counts = [own.system.copies(ends[:, i]) for i, own in enumerate(scenario.pools)]
     return np.asarray(np.min(counts, axis=0))
@@ -121,7 +121,7 @@ def hand_overs(
     # The last block is the head, and the first the embedding: both of attention's pool.
     system, payload = scenario.pools[0].system, hidden_bytes(scenario)
     lanes, crosses = np.zeros((2, len(block))), np.zeros(len(block), bool)
-    if scenario.mixed is None:
+    if not scenario.crosses:
         cycles = cycles_between(system, *ends, payload)
     else:
         crosses, cycles, lanes = _across(giver, taker, groups, scenario)
@@ -137,7 +137,7 @@ def hand_overs(
         giver=giver,
         taker=taker,
         cycles=cycles,
-        giver_cycles=cycles if scenario.mixed is None else 0 * cycles,
+        giver_cycles=cycles if not scenario.crosses else 0 * cycles,
         lane_cycles=lanes,
     )
 
@@ -196,7 +196,7 @@ def cut_pools(
     typical = np.array([_typical_hop(groups, scenario) for groups in laid_out])
     cycles = np.stack([costs["cycles"][kind] for kind in kinds])
     latency = cycles.sum(0) + len(kinds) * typical + host_cycles
-    if scenario.mixed is not None:
+    if scenario.crosses:
         typical = 0 * typical  # no stage is busy while bytes are on their way
     chains = []
     for number, stages in enumerate((table.stages, table.ffn_stages)):
@@ -255,7 +255,7 @@ def most_in_flight(
     n_stages: Int[np.ndarray, " plans"], scenario: Scenario
 ) -> Int[np.ndarray, " plans"]:
     """Count the micro-batches that find something to do: one a stage, and one each way across."""
-    return n_stages if scenario.mixed is None else n_stages + 2
+    return n_stages if not scenario.crosses else n_stages + 2
 
 
 def places_of(groups: Sequence[Groups]) -> Places:
@@ -268,7 +268,7 @@ def places_of(groups: Sequence[Groups]) -> Places:
 
 def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     """Cycles of the slower way between stages of two pools that lie side by side."""
-    if scenario.mixed is not None:
+    if scenario.crosses:
         return float(crossings_of(groups, scenario).cycles.max())
     first, second = groups
     n_first, n_second = len(first.bases), len(second.bases)

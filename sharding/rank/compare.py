@@ -18,7 +18,6 @@ from ..plan import Plan, check_are_plans
 from ..predict.drafts import evaluate_with_drafts
 from ..predict.energy import energy
 from ..predict.evaluate import Evaluation
-from ..predict.serving import prefill
 from ..request import NEXT_TOKEN, Request, check_prompt
 from ..scenario import Scenario, scenario
 from ..search.drafts import draft_plans, find_with_drafts
@@ -29,6 +28,7 @@ from ..search.nearest import nearest_plans
 from ..space.plan_table import PlanTable
 from .chip_figures import NO_FIGURES, ChipFigures
 from .comparison import Comparison
+from .first_token import first_tokens
 from .limits import Limits
 from .ranking import Objective, Rates, best_first
 from .row import reason_of, rows_of, with_figures
@@ -280,7 +280,7 @@ def rank(
     if objective == "first-token" and len(fitting):
         plans, fits = [evaluation.plans[int(i)] for i in fitting], evaluation.fits[fitting]
         prompt = prompt_tokens or evaluation.scenario.request.context
-        found = prefill(plans, fits, evaluation.scenario, prompt)
+        found = first_tokens(plans, fits, evaluation.scenario, prompt)
         first_token_s[fitting] = found.time_to_first_token_s
     if objective == "energy":
         joules = energy(evaluation).upper_j_per_token

@@ -51,7 +51,7 @@ def draft_row_from_dict(data: Mapping[str, Any]) -> DraftRow:
 def draft_row(drafting: Drafting, i: int) -> DraftRow:
     """What drafts for one plan, by its number."""
     found = drafting.evaluation
-    asked, clock = found.scenario, found.clock_hz
+    asked, clock = found.scenario, found.clock_hz * drafting.clock_ratio
     used = found.used_bytes[i] + found.reserved_bytes[i]
     return DraftRow(
         model=asked.model.name,

@@ -11,8 +11,8 @@ from lpu_jax.predicates import is_number
 from lpu_jax.quantities import format_seconds
 
 from ..predict.evaluate import Evaluation
-from ..predict.serving import prefill
 from ..request import Request
+from .first_token import first_tokens
 
 _LIMITS = ("min_rate", "max_first_token_s")
 
@@ -104,5 +104,5 @@ class Limits:
         return 0.0 if self.min_rate is None else self.min_rate * (1 - 1e-9)
 
     def _first_token_s(self, evaluation: Evaluation) -> Float[np.ndarray, " plans"]:
-        found = prefill(evaluation.plans, evaluation.fits, evaluation.scenario, self.prompt)
+        found = first_tokens(evaluation.plans, evaluation.fits, evaluation.scenario, self.prompt)
         return found.time_to_first_token_s

@@ -9,10 +9,10 @@ from ..plan_file import plan_from_dict
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation
 from ..predict.latency_range import latency_ranges_s
-from ..predict.serving import prefill
 from ..predict.slot_reading import SlotReading, slot_readings
 from .chip_figures import ChipFigures
 from .draft_row import DraftRow, draft_row, draft_row_from_dict
+from .first_token import first_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def rows_of(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -
     plans = [evaluation.plans[i] for i in chosen]
     request = evaluation.scenario.request
     memory = evaluation.scenario.machine.memory_name
-    taken_in = prefill(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
+    taken_in = first_tokens(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
     joules = energy(evaluation)
     sized = [evaluation.slots[i] for i in chosen] if evaluation.slots else []
     slots = slot_readings(plans, sized, evaluation.scenario)

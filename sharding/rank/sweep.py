@@ -26,7 +26,7 @@ from models.policy import Policy
 from ..plan import Plan
 from ..report import Watcher, check_watcher, versions
 from ..request import NEXT_TOKEN, Request, check_prompt, check_request
-from ..scenario import machine_of, model_of, policy_of, scenario
+from ..scenario import machine_of, model_of, policy_of, scenario, splits_of
 from ..search.goals import FRONTS
 from .chip_figures import Figure, figures_by_system
 from .contents import code_digest, digest_of, plain
@@ -110,7 +110,9 @@ def sweep(
         the first row.
     """
     cfg = model_of(model)
-    machines = [machine_of(one) for one in _listed("systems", systems)]
+    machines = splits_of(
+        [machine_of(one) for one in _listed("systems", systems)], drafts=draft_model is not None
+    )
     named = _listed("policies", policies)
     held = [policy_of(one, cfg) for one in named]
     sizes = _batches(batches, request, cfg)

@@ -38,6 +38,9 @@ def draft_plans(scenario: Scenario) -> list[Plan]:
     if plan is not None:
         check_plan(plan, step)
         return [plan]
+    if scenario.mixed is not None:  # which has chips of its own for it
+        plans, _ = find_plans(step)
+        return [(nearest_plans(step, 1) if plans is None else plans)[0]]
     found: dict[Plan, None] = {}
     for share in _powers(scenario.system):
         part = replace(step, system=replace(step.system, n_chips=share))
@@ -69,6 +72,10 @@ def find_with_drafts(
         PlanError: no chip is left for the model.
     """
     system, beside = scenario.system, evaluate(drafts, scenario.draft_step)
+    n_drafts = scenario.request.tokens - 1
+    if scenario.mixed is not None:
+        plans, covered = find(scenario, most_latency_s - n_drafts * float(beside.latency_s[0]))
+        return (None if plans is None else list(plans)), covered
     found: dict[Plan, None] = {}
     searched: Searched | None = None
     for share in _shares(beside):
@@ -79,7 +86,7 @@ def find_with_drafts(
                 "must leave some to the model."
             )
         part = replace(scenario, system=replace(system, n_chips=n_chips))
-        drafting_s = (scenario.request.tokens - 1) * draft_s(beside, share)
+        drafting_s = n_drafts * draft_s(beside, share)
         plans, covered = find(part, most_latency_s - drafting_s)
         found |= dict.fromkeys(plans or ())
         searched = searched or covered

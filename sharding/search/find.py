@@ -133,11 +133,11 @@ def found_by(
         most_cycles=most_cycles,
     )
     one_pool, pairs = Counts(), PairCounts()
-    if scenario.mixed is None:
+    if not scenario.crosses:
         search = OnePool(sought)
         search.run()
         one_pool = search.counts
-    if choices.pools and (scenario.mixed is not None or scenario.system.n_chips > 1):
+    if choices.pools and (scenario.crosses or scenario.system.n_chips > 1):
         first = record.of_first(_ROWS_WITH_POOLS) if isinstance(record, Best) else record
         pooled = TwoPools(replace(sought, record=first))
         for plan in pooled.run():

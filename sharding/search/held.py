@@ -123,7 +123,7 @@ def space_size(parts: Sequence[HeldCores], scenario: Scenario, choices: Choices)
     """
     n_chips, n_blocks = scenario.system.n_chips, len(block_chain(scenario.model))
     alone, pairs = np.zeros(1), 0.0
-    if scenario.mixed is None:
+    if not scenario.crosses:
         alone = _plans_by_chips(parts, n_chips, min(choices.most_stages or n_blocks, n_blocks))
     if choices.pools:
         pool = pool_of_block(scenario.model)
@@ -135,7 +135,7 @@ def space_size(parts: Sequence[HeldCores], scenario: Scenario, choices: Choices)
             )
             for number in (0, 1)
         )
-        if scenario.mixed is not None:
+        if scenario.crosses:
             pairs = float(first.sum() * second.sum())
         else:  # of all chips, what the first pool leaves is enough for the second
             pairs = float(np.sum(first[1:n_chips] * np.cumsum(second)[n_chips - 1 : 0 : -1]))

@@ -70,7 +70,7 @@ class Pairing:
     def __init__(self, sought: Sought) -> None:
         """List the branches of both pools."""
         self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
-        self.is_mixed = sought.scenario.mixed is not None
+        self.is_mixed = sought.scenario.crosses
         n_chips, n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
         #: Micro-batches that find something to do, at most.
         self.most_flying = int(most_in_flight(np.array(n_blocks), sought.scenario))

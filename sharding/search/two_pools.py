@@ -171,7 +171,7 @@ class TwoPools:
         first, second = self.pools
         own, other = (branch[rows] for branch in pairs.branch)
         there, back = (cycles[rows] for cycles in pairs.crossings)
-        if self.scenario.mixed is not None:  # known, now that it is known where pools lie
+        if self.scenario.crosses:  # known, now that it is known where pools lie
             ways = [crossings_of(groups, self.scenario).cycles for groups, _ in places]
             back, there = np.array(ways).T
         rest = self.pairing.rest((there, back))
@@ -194,7 +194,7 @@ class TwoPools:
         """Find where pairs lie, each once, and how many copies have room."""
         new = [i for i in rows.tolist() if i not in self._places]
         machines = [own.system for own in self.scenario.pools]
-        if self.scenario.mixed is None:
+        if not self.scenario.crosses:
             machines = machines[:1]
         groups = [
             lay_out(
