@@ -211,6 +211,9 @@ def comparison_text(comparison: Comparison) -> str:
         _first_token_note(c),
         legend(memory),
         *([c.figures.in_words] if c.figures.in_words else []),
+        *dict.fromkeys(
+            row.prefill_elsewhere.in_words for row in c.rows if row.prefill_elsewhere is not None
+        ),
         *serving_notes(request, system, None if asked.draft is None else asked.draft.model.name),
         f"{len(c.assumed)} of the {len(system.constants())} numbers and rules of {system.name} are "
         "assumed: --json lists them, --sensitivity N draws them from their ranges. Over constants: "

@@ -7,20 +7,23 @@ is still busy with after the first token delays the second one.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool
 
 from lpu_jax.machine import mixed
+from lpu_jax.quantities import format_bytes, format_seconds
 from models.blocks import BLOCK_KINDS, block_arguments, block_chain, is_leaf
 from models.layers.linear import Split
 
 from .. import axes
 from ..plan import Plan
+from ..plan_file import plan_from_dict
 from ..predict.serving import Prefill, prefill
 from ..scenario import Scenario
 from ..search.first_token import find_first_tokens
@@ -31,11 +34,29 @@ from ..search.nearest import nearest_plans
 class PrefillElsewhere:
     """How the GPUs of a mixed system take a prompt in, and hand its cache over."""
 
+    system: str  #: the GPUs
     plan: Plan
-    found: Prefill  #: of one plan
+    chunk_tokens: int
+    is_memory_bound: bool
+    latency_s: float
+    time_to_first_token_s: float
     cache_bytes: float  #: of the prompt of every sequence of a micro-batch
     hand_over_s: float  #: of the whole cache, if nothing else is done
     delay_s: float  #: from the first token until the cache is there
+
+    @property
+    def in_words(self) -> str:
+        """Where prompts are taken in, in a sentence."""
+        return (
+            f"prompts are taken in on {self.system} by {self.plan.name}; a cache of "
+            f"{format_bytes(self.cache_bytes)} is handed over layer by layer in "
+            f"{format_seconds(self.hand_over_s)}, and is there {format_seconds(self.delay_s)} "
+            "after the first token; chips are those that decode."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return vars(self) | {"plan": self.plan.as_dict(), "name": self.plan.name}
 
 
 def first_tokens(
@@ -44,9 +65,13 @@ def first_tokens(
     """Time the first token of plans; see `serving.prefill`."""
     if not prefills_elsewhere(scenario):
         return prefill(plans, fits, scenario, prompt_tokens)
-    found = prefill_elsewhere(scenario, prompt_tokens).found
-    columns = {name: np.repeat(values, len(plans)) for name, values in vars(found).items()}
-    return Prefill(**columns)
+    found, n = prefill_elsewhere(scenario, prompt_tokens), len(plans)
+    return Prefill(
+        chunk_tokens=np.full(n, found.chunk_tokens),
+        is_memory_bound=np.full(n, found.is_memory_bound),
+        latency_s=np.full(n, found.latency_s),
+        time_to_first_token_s=np.full(n, found.time_to_first_token_s),
+    )
 
 
 def prefills_elsewhere(scenario: Scenario) -> bool:
@@ -77,12 +102,22 @@ def prefill_elsewhere(scenario: Scenario, prompt_tokens: int) -> PrefillElsewher
     hand_over_s = float(link.transfer_s(n_bytes, scenario.system.n_chips, plan.n_chips))
     last_s = float(link.transfer_s(n_bytes / n_layers, scenario.system.n_chips, plan.n_chips))
     return PrefillElsewhere(
+        system=gpus.name,
         plan=plan,
-        found=found,
+        chunk_tokens=int(found.chunk_tokens[0]),
+        is_memory_bound=bool(found.is_memory_bound[0]),
+        latency_s=float(found.latency_s[0]),
+        time_to_first_token_s=float(found.time_to_first_token_s[0]),
         cache_bytes=n_bytes,
         hand_over_s=hand_over_s,
         delay_s=max(last_s, hand_over_s - float(found.latency_s[0])),
     )
+
+
+def prefill_elsewhere_from_dict(data: Mapping[str, Any]) -> PrefillElsewhere:
+    """Read what `PrefillElsewhere.as_dict` makes, once more from JSON."""
+    values = {one.name: data[one.name] for one in fields(PrefillElsewhere)}
+    return PrefillElsewhere(**values | {"plan": plan_from_dict(data["plan"])})
 
 
 def _cache_bytes(scenario: Scenario, prompt_tokens: int) -> float:

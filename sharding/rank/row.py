@@ -12,7 +12,13 @@ from ..predict.latency_range import latency_ranges_s
 from ..predict.slot_reading import SlotReading, slot_readings
 from .chip_figures import ChipFigures
 from .draft_row import DraftRow, draft_row, draft_row_from_dict
-from .first_token import first_tokens
+from .first_token import (
+    PrefillElsewhere,
+    first_tokens,
+    prefill_elsewhere,
+    prefill_elsewhere_from_dict,
+    prefills_elsewhere,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Row:
     slots: SlotReading | None = None  #: of a mixture on LPUs
     draft: DraftRow | None = None  #: the draft model, whose time and fit the row includes
     numerics: Mapping[str, Any] | None = None
+    prefill_elsewhere: PrefillElsewhere | None = None  #: on GPUs beside LPUs that decode
     tokens_per_s_per_mw: float | None = None  #: None: the watts of a chip were not given
     cost_per_million_tokens: float | None = None  #: None: the cost of a chip was not given
 
@@ -71,6 +78,9 @@ class Row:
             "stages": self.plan.n_stages,
             "slots": None if self.slots is None else self.slots.as_dict(),
             "draft": None if self.draft is None else self.draft.as_dict(),
+            "prefill_elsewhere": None
+            if self.prefill_elsewhere is None
+            else self.prefill_elsewhere.as_dict(),
         }
 
     def _is_told(self, name: str) -> bool:
@@ -85,7 +95,7 @@ def row_from_dict(data: Mapping[str, Any]) -> Row:
     """Read a row from what `Row.as_dict` makes, once more from JSON."""
     values = {one.name: data[one.name] for one in fields(Row) if one.name in data}
     shortest_s, longest_s = data["decode_latency_range_s"]
-    slots, draft = data["slots"], data["draft"]
+    slots, draft, beside = data["slots"], data["draft"], data["prefill_elsewhere"]
     return Row(
         **values
         | {
@@ -93,6 +103,7 @@ def row_from_dict(data: Mapping[str, Any]) -> Row:
             "decode_latency_range_s": (shortest_s, longest_s),
             "slots": None if slots is None else SlotReading(**slots),
             "draft": None if draft is None else draft_row_from_dict(draft),
+            "prefill_elsewhere": None if beside is None else prefill_elsewhere_from_dict(beside),
         }
     )
 
@@ -134,6 +145,11 @@ def rows_of(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -
     request = evaluation.scenario.request
     memory = evaluation.scenario.machine.memory_name
     taken_in = first_tokens(plans, evaluation.fits[chosen], evaluation.scenario, prompt_tokens)
+    taken_in_elsewhere = (
+        prefill_elsewhere(evaluation.scenario, prompt_tokens)
+        if prefills_elsewhere(evaluation.scenario)
+        else None
+    )
     joules = energy(evaluation)
     sized = [evaluation.slots[i] for i in chosen] if evaluation.slots else []
     slots = slot_readings(plans, sized, evaluation.scenario)
@@ -177,6 +193,7 @@ def rows_of(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -
             memory_bytes=evaluation.memory_bytes(i),
             slots=slots[row],
             draft=None if evaluation.drafting is None else draft_row(evaluation.drafting, i),
+            prefill_elsewhere=taken_in_elsewhere,
         )
         for row, (i, plan) in enumerate(zip(chosen, plans, strict=True))
     ]

@@ -391,6 +391,9 @@ def _notes(found: Sweep) -> Iterator[str]:
         yield words if is_one else f"{name}: {words}"
     for system in found.systems:
         yield from serving_notes(found.request, system, found.draft_model)
+    for row in found.rows:
+        if row.row.prefill_elsewhere is not None:
+            yield f"{row.system}: {row.row.prefill_elsewhere.in_words}"
     counts = (
         f"{len(assumed(constants))} of the {len(constants)} numbers and rules of {system.name}"
         for system in found.systems

@@ -53,19 +53,25 @@ class Searched:
         """The space, what was looked at and what was left, a sentence a line."""
         found, pairs = self.counts, self.pairs
         pooled = (
-            f"  Of two pools: {self.plans_of_two_pools:.4g} plans; {pairs.pairs} pairs of such "
-            f"numbers may have room for the model, {pairs.looked_at} were looked at and "
+            f"{self.plans_of_two_pools:.4g} plans; {pairs.pairs} pairs of numbers of stages and "
+            f"chips of a group may have room for the model, {pairs.looked_at} were looked at and "
             f"{pairs.evaluated} plans of them evaluated; the rest cannot be better, by their "
             "bounds."
         )
-        return (
+        alone = (
             f"Searched: {self.plans:.4g} plans, of {found.branches} numbers of stages and chips of "
             f"a group; {found.no_room} of these have no room for the model however it is split, "
             f"{found.beyond} have bounds above the rows shown.",
             f"  {found.timed} ways to split a part were timed where they lie, {found.compared} "
             "plans compared; the rest cannot be better, by their bounds.",
-            *([pooled] if self.plans_of_two_pools else []),
-            f"  Not searched: {'; '.join(self.not_searched)}.",
+        )
+        not_searched = f"  Not searched: {'; '.join(self.not_searched)}."
+        if not self.plans:  # on a mixed system each machine has a pool
+            return f"Searched: {pooled}", not_searched
+        return (
+            *alone,
+            *([f"  Of two pools: {pooled}"] if self.plans_of_two_pools else []),
+            not_searched,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -117,9 +123,10 @@ def found_by(
 ) -> tuple[PlanTable | None, Searched]:
     """Search for what a record wants; see `find_plans`.
 
-    A front is searched for among plans of one pool: of two too many pairs may be on it.
+    A front is searched for among plans of one pool: of two too many pairs may be on it. On a mixed
+    system there are no others.
     """
-    if isinstance(record, Front):
+    if isinstance(record, Front) and not scenario.crosses:
         choices = replace(choices, pools=False)
     clock_hz = float(scenario.system.chip.clock_hz)
     most_cycles = most_latency_s * clock_hz
