@@ -58,7 +58,7 @@ CLASSES = (
 def operands(
     case: tuple[str, str, str, str], name: str, m: int, n: int, k: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Make codes `a` `[m, k]` and `b` `[k, n]`, bits `c` `[m, n]`, and scales where there are any."""
+    """Make codes `a` `[m, k]` and `b` `[k, n]`, bits `c` `[m, n]`, and scales if there are any."""
     kind, _, of_a, of_b = case
     a, b = _codes(of_a, name, (m, k), rng), _codes(of_b, name, (n, k), rng)
     if name == "cancelling":

@@ -16,7 +16,7 @@ Zeros appended to K change no bit: a product that is zero is aligned to nothing.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,7 @@ _INFINITE = 1 << 20
 _NOTHING = -(1 << 12)
 #: fp4 values are halves of whole numbers; significands of their block scales are eighths.
 _GROUP_FRACTION_BITS = 2 + 6
+_USED = 0.125
 #: Outputs of one turn of the loop at least, and columns at most that stay in a core's cache.
 _TURN, _COLUMNS = 1 << 13, 128
 
@@ -121,24 +122,8 @@ def matmul(
     """
     rule = rule_of(generation, kind_of(x.dtype, w.dtype))
     start = _start(c, x.shape[0], w.shape[1])
-    formats = _FORMATS[x.dtype.name], _FORMATS[w.dtype.name]
-    codes = _codes(x), _codes(w)
-    is_finite = jnp.isfinite(lax.bitcast_convert_type(start, jnp.float32)).all()
-    for side, fmt in zip(codes, formats, strict=True):
-        is_finite &= ~_is_special(side, fmt).any()
-
-    def sums(has_specials: bool) -> Array:
-        rows = _products(codes[0], formats[0], None, -1, rule)
-
-        def of_columns(first: Any, count: int) -> Any:
-            columns = lax.dynamic_slice_in_dim(codes[1], first, count, axis=1)
-            return _products(columns, formats[1], None, -2, rule)
-
-        step = partial(_product_step, rule=rule, has_specials=has_specials)
-        return _over_columns(start, rows, of_columns, step)
-
-    bits = lax.cond(is_finite, lambda: sums(False), lambda: sums(True))
-    return lax.bitcast_convert_type(bits, jnp.float32)
+    one, two = (_Side(_codes(v), None, _FORMATS[v.dtype.name]) for v in (x, w))
+    return _sums(start, one, two, rule)
 
 
 @checked
@@ -170,25 +155,10 @@ def scaled_matmul(
     Source:
         `tensor_core_rules`.
     """
-    kind = scaled_kind_of(x.scheme, w.scheme)
-    rule = rule_of(generation, kind)
-    is_grouped = rule.group > 1
-    prepare = _groups if is_grouped else _products
-    step = partial(_group_step, rule=rule) if is_grouped else partial(
-        _product_step, rule=rule, has_specials=True
-    )  # fmt: skip
-    w_codes, w_scales = _codes(w.codes), _codes(w.scales)
-    rows = prepare(_codes(x.codes), x.scheme.format, _codes(x.scales), -1, rule)
-
-    def of_columns(first: Any, count: int) -> Any:
-        codes, scales = (
-            lax.dynamic_slice_in_dim(v, first, count, axis=1) for v in (w_codes, w_scales)
-        )
-        return prepare(codes, w.scheme.format, scales, -2, rule)
-
+    rule = rule_of(generation, scaled_kind_of(x.scheme, w.scheme))
     start = _start(c, x.codes.shape[0], w.codes.shape[1])
-    bits = _over_columns(start, rows, of_columns, step)
-    return lax.bitcast_convert_type(bits, jnp.float32)
+    one, two = (_Side(_codes(q.codes), _codes(q.scales), q.scheme.format) for q in (x, w))
+    return _sums(start, one, two, rule)
 
 
 def check_scaled(x: QuantizedArray, w: QuantizedArray) -> None:
@@ -209,11 +179,44 @@ def check_scaled(x: QuantizedArray, w: QuantizedArray) -> None:
 # --- loops ----------------------------------------------------------------------------------------
 
 
+class _Side(NamedTuple):
+    """One operand: bit patterns of its elements and of its block scales, and their format."""
+
+    codes: Array
+    scales: Array | None
+    fmt: Format
+
+    def columns(self, first: Any, count: int) -> "_Side":
+        """Take some columns."""
+        take = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=count, axis=1)
+        scales = None if self.scales is None else take(self.scales)
+        return self._replace(codes=take(self.codes), scales=scales)
+
+
 def _start(c: Array | None, m: int, n: int) -> Int32[Array, "m n"]:
     if c is None:
         return jnp.zeros((m, n), jnp.int32)
     bits = lax.bitcast_convert_type(c, jnp.int32)
     return jnp.where((bits & _MAGNITUDE) > _INF_BITS, _NAN_BITS, bits)
+
+
+def _sums(start: Int32[Array, "m n"], x: _Side, w: _Side, rule: Rule) -> Float32[Array, "m n"]:
+    """Add all steps to the sums that the accumulators begin with."""
+    prepare: Callable[[_Side, int, Rule], Any] = _products if rule.group == 1 else _groups
+    step: Callable[..., Array] = partial(_group_step, rule=rule)
+    if rule.group == 1:
+        is_finite = jnp.all((start & _MAGNITUDE) < _INF_BITS)
+        for side in (x, w):
+            is_finite &= ~_is_special(side.codes, side.fmt).any()
+            if side.scales is not None:
+                is_finite &= jnp.all(side.scales != E8M0.nan_code)
+        step = partial(_product_step, rule=rule, is_finite=is_finite)
+
+    def of_columns(first: Any, count: int) -> Any:
+        return prepare(w.columns(first, count), -2, rule)
+
+    bits = _over_columns(start, prepare(x, -1, rule), of_columns, step)
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _over_columns(
@@ -241,10 +244,11 @@ def _over_columns(
             return step(part, jax.tree.map(at, rows), jax.tree.map(at, columns))
 
         part = lax.dynamic_slice_in_dim(start, first, count, axis=1)
-        part = lax.fori_loop(0, steps, body, part)
+        part = lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, part)
         return lax.dynamic_update_slice_in_dim(sums, part, first, axis=1)
 
-    return lax.fori_loop(0, -(-n // count), block, start)
+    sums: Array = lax.fori_loop(jnp.int32(0), jnp.int32(-(-n // count)), block, start)
+    return sums
 
 
 # --- operands in parts ----------------------------------------------------------------------------
@@ -261,25 +265,28 @@ class _Products(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """Factors of groups: `[steps, groups, m, group]` of rows, `[steps, groups, group, n]`."""
+    """Factors of groups: `[steps, groups, m, ...]` of rows, `[steps, groups, ..., n]`."""
 
-    doubled: Any  #: twice the values, whole numbers in fp32
-    is_used: Any  #: 1 where a value is not zero, fp32
+    #: Twice the values of a group, whole numbers in fp32, and behind them for each an eighth if it
+    #: is not zero: a sum of `group` products of these is below 1/2.
+    values: Any
     scale: Any  #: significand of the block scale in eighths; `[steps, groups, m, 1]`
     exponent: Any  #: of the block scale
-    is_nan: Any  #: of the block scale
+    special: Any  #: NaN where the block scale is, else 0
 
 
 def _codes(x: Array) -> Array:
-    """Return bit patterns as int32."""
+    """Return bit patterns in unsigned integers of their width; they are widened where used."""
     if not jnp.issubdtype(x.dtype, jnp.integer):
         x = lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint8)
-    return x.astype(jnp.int32)
+    return x
 
 
 def _is_special(codes: Array, fmt: Format) -> Bool[Array, "..."]:
     """Whether codes are infinity or NaN: those beyond the largest number."""
-    return (codes & ((1 << (fmt.bits - 1)) - 1)) > fmt.max_code
+    mask, most = (codes.dtype.type(v) for v in ((1 << (fmt.bits - 1)) - 1, fmt.max_code))
+    beyond: Array = (codes & mask) > most
+    return beyond
 
 
 def _special_values(codes: Array, fmt: Format) -> Float32[Array, "..."]:
@@ -311,18 +318,20 @@ def _in_steps(values: Array, axis: int, size: int) -> Array:
     return values.reshape(values.shape[0], -1, size).transpose(1, 0, 2)
 
 
-def _products(codes: Array, fmt: Format, scales: Array | None, axis: int, rule: Rule) -> _Products:
+def _products(side: _Side, axis: int, rule: Rule) -> _Products:
     """Take codes apart into factors of products, block scales (powers of two) included."""
-    codes = _in_steps(codes, axis, rule.step)
+    codes, scales, fmt = side
+    codes = _in_steps(codes.astype(jnp.int32), axis, rule.step)
     whole, exponent = _significand_and_exponent(codes, fmt)
     exponent = jnp.where(whole == 0, _NOTHING, exponent)
     special = _special_values(codes, fmt)
     if scales is not None:  # a step is a block
-        scales = _in_steps(scales, axis, 1)
+        scales = _in_steps(scales.astype(jnp.int32), axis, 1)
         exponent = exponent + (scales - E8M0.bias)
         special = jnp.where(scales == E8M0.nan_code, jnp.float32(jnp.nan), special)
     sign = -(codes >> (fmt.bits - 1) & 1)
-    place = jnp.expand_dims(jnp.arange(rule.step, dtype=jnp.int32), -3 - axis)
+    place = jnp.arange(rule.step, dtype=jnp.int32)
+    place = place[None, :, None] if axis == -2 else place[None, None]
     return _Products(
         significand=whole.astype(jnp.float32) * jnp.float32(2.0**-fmt.mantissa_bits),
         exponent=exponent,
@@ -332,38 +341,38 @@ def _products(codes: Array, fmt: Format, scales: Array | None, axis: int, rule: 
     )
 
 
-def _groups(codes: Array, fmt: Format, scales: Array, axis: int, rule: Rule) -> _Groups:
+def _groups(side: _Side, axis: int, rule: Rule) -> _Groups:
     """Take fp4 codes and their block scales apart into factors of groups."""
+    codes, scales, fmt = side
+    assert scales is not None
     groups = rule.step // rule.group
 
     def in_groups(values: Array, size: int) -> Array:
         # [steps, m, groups size] or [steps, groups size, n] -> [steps, groups, ...]
-        values = _in_steps(values, axis, groups * size)
+        values = _in_steps(values.astype(jnp.int32), axis, groups * size)
         if axis == -2:
             return values.reshape(len(values), groups, size, -1)
         return values.reshape(*values.shape[:2], groups, size).transpose(0, 2, 1, 3)
 
-    whole, exponent = _significand_and_exponent(in_groups(codes, rule.group), fmt)
-    doubled = whole << exponent  # of a whole number of halves; exponents are 0 to 2
-    is_negative = in_groups(codes, rule.group) >> (fmt.bits - 1) & 1 > 0
+    codes = in_groups(codes, rule.group)
+    whole, exponent = _significand_and_exponent(codes, fmt)
+    doubled = (whole << exponent).astype(jnp.float32)  # exponents are 0 to 2
+    doubled = jnp.where(codes >> (fmt.bits - 1) & 1 > 0, -doubled, doubled)
+    is_used = jnp.where(whole > 0, jnp.float32(_USED), jnp.float32(0))
     scales = in_groups(jnp.repeat(scales, rule.block // rule.group, axis=axis), 1)
     if rule.block == 32:
         eighths, scale_exponent = jnp.full_like(scales, 8), scales - E8M0.bias
         is_nan = scales == E8M0.nan_code
     else:
-        scales &= _MAGNITUDE_E4M3
+        scales &= (1 << (E4M3FN.bits - 1)) - 1
         eighths, scale_exponent = _significand_and_exponent(scales, E4M3FN)
         is_nan = scales == E4M3FN.nan_code
     return _Groups(
-        doubled=jnp.where(is_negative, -doubled, doubled).astype(jnp.float32),
-        is_used=(doubled > 0).astype(jnp.float32),
+        values=jnp.concatenate([doubled, is_used], axis=axis),
         scale=eighths,
         exponent=scale_exponent,
-        is_nan=is_nan,
+        special=jnp.where(is_nan, jnp.float32(jnp.nan), jnp.float32(0)),
     )
-
-
-_MAGNITUDE_E4M3 = 0x7F
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -379,14 +388,15 @@ def _decoded(bits: Array, rule: Rule) -> tuple[Array, Array, Array]:
     return (magnitude & 0x7FFFFF) + (jnp.minimum(field, 1) << 23), exponent, bits >> 31
 
 
-def _truncated(magnitude: Array, sign: Array, unit: Array, rule: Rule) -> Array:
-    """Return the fp32 number next to a sum towards zero: `magnitude * 2**unit` with a sign."""
-    width = 8 * magnitude.dtype.itemsize
-    zeros = lax.clz(magnitude)
-    leading = magnitude << jnp.minimum(zeros, width - 1)
-    significand = lax.shift_right_logical(leading, jnp.full_like(leading, width - 24))
-    significand = significand.astype(jnp.int32)
-    exponent = unit + (width - 1) - zeros.astype(jnp.int32)
+def _packed(significand: Array, exponent: Array, sign: Array, rule: Rule) -> Array:
+    """Return the fp32 number `significand * 2**(exponent - 23)`, cut to the bits of the result.
+
+    Args:
+        significand: 24 bits, the first of them 1; or 0.
+        exponent: of the number.
+        sign: 0, or -1 for negative ones.
+        rule: how many bits are kept.
+    """
     below = jnp.clip(-126 - exponent, 0, 31)
     bits = jnp.where(
         exponent < -126,
@@ -395,20 +405,18 @@ def _truncated(magnitude: Array, sign: Array, unit: Array, rule: Rule) -> Array:
     )
     bits &= -1 << 23 - rule.result_bits
     bits = jnp.where(exponent > 127, _INF_BITS, bits)
-    bits = jnp.where(magnitude == 0, 0, bits)
+    bits = jnp.where(significand == 0, 0, bits)
     # A zero is +0, also one that truncation made.
     return bits | jnp.where(bits == 0, 0, sign << 31)
 
 
 def _product_step(
-    bits: Int32[Array, "m n"], x: _Products, w: _Products, *, rule: Rule, has_specials: bool
+    bits: Int32[Array, "m n"], x: _Products, w: _Products, *, rule: Rule, is_finite: Array
 ) -> Int32[Array, "m n"]:
     """Add the products of a step to sums; terms and sums of half a step fit 32 bits."""
     magnitude, exponent, sign = _decoded(bits, rule)
     exponents = [x.exponent[:, k : k + 1] + w.exponent[k : k + 1] for k in range(rule.step)]
-    largest = exponent
-    for one in exponents:
-        largest = jnp.maximum(largest, one)
+    largest = reduce(jnp.maximum, exponents, exponent)
     kept = magnitude << rule.alignment_bits - 23 if rule.alignment_bits >= 23 else magnitude
     below = largest - exponent + max(0, 23 - rule.alignment_bits)
     kept = lax.shift_right_logical(kept, jnp.minimum(below, 31))
@@ -423,11 +431,17 @@ def _product_step(
     one, two = halves
     total = one + two  # may leave 32 bits by one: then both halves have its sign
     sign = ((one & two) | ((one | two) & total)) >> 31
-    after = _truncated((total ^ sign) - sign, sign, largest - rule.alignment_bits, rule)
-    if not has_specials:
-        return after
-    special = product(x.special[None], w.special[None], jnp.float32)[0]
-    return _with_specials(after, bits, special)
+    total = (total ^ sign) - sign
+    zeros = lax.clz(total)
+    leading = lax.shift_right_logical(total << jnp.minimum(zeros, 31), jnp.int32(8))
+    after = _packed(leading, largest + (31 - rule.alignment_bits) - zeros, sign, rule)
+
+    def with_specials() -> Array:
+        special = product(x.special[None], w.special[None], jnp.float32)[0]
+        return _with_specials(after, bits, special)
+
+    result: Array = lax.cond(is_finite, lambda: after, with_specials)
+    return result
 
 
 def _with_specials(after: Array, before: Array, special: Array) -> Array:
@@ -443,24 +457,32 @@ def _with_specials(after: Array, before: Array, special: Array) -> Array:
 def _group_step(
     bits: Int32[Array, "m n"], x: _Groups, w: _Groups, *, rule: Rule
 ) -> Int32[Array, "m n"]:
-    """Add the groups of a step to sums, in 64-bit integers."""
+    """Add the groups of a step to sums: whole numbers below 2**49, in float64."""
     assert jax.config.jax_enable_x64, "fp4 products run inside jax.enable_x64(True)"  # type: ignore[attr-defined]
+    sums = product(x.values, w.values, jnp.float32)  # exact: 12 bits, and 6 behind the point
     magnitude, exponent, sign = _decoded(bits, rule)
-    quarters = product(x.doubled, w.doubled, jnp.float32).astype(jnp.int32)
-    is_used = (product(x.is_used, w.is_used, jnp.float32) > 0) & (x.scale * w.scale > 0)
-    exponents = jnp.where(is_used, x.exponent + w.exponent, _NOTHING)
-    largest = jnp.maximum(exponent, exponents.max(0))
+    largest, terms = exponent, []
+    for group in range(rule.step // rule.group):  # unrolled: XLA would not vectorise a reduction
+        whole = lax.floor(sums[group])
+        scale = x.scale[group] * w.scale[group]
+        is_used = (sums[group] > whole) & (scale > 0)
+        one = jnp.where(is_used, x.exponent[group] + w.exponent[group], _NOTHING)
+        largest = jnp.maximum(largest, one)
+        terms.append((whole * scale.astype(jnp.float32), one))
 
     def aligned(value: Array, fraction_bits: int, exponent: Array) -> Array:
-        raised = jnp.abs(value).astype(jnp.int64) << rule.alignment_bits - fraction_bits
-        return raised >> jnp.minimum(largest - exponent, 63).astype(jnp.int64)
+        power = 127 - jnp.minimum(largest - exponent, 63) << 23
+        scale = lax.bitcast_convert_type(power, jnp.float32).astype(jnp.float64)
+        raised = value.astype(jnp.float64) * (scale * 2.0 ** (rule.alignment_bits - fraction_bits))
+        return lax.floor(jnp.abs(raised))
 
-    total = jnp.where(sign < 0, -1, 1) * aligned(magnitude, 23, exponent)
-    for group in range(exponents.shape[0]):
-        value = quarters[group] * (x.scale[group] * w.scale[group])
-        term = aligned(value, _GROUP_FRACTION_BITS, exponents[group])
+    total = jnp.where(sign < 0, -1.0, 1.0) * aligned(magnitude, 23, exponent)
+    for value, one in terms:
+        term = aligned(value, _GROUP_FRACTION_BITS, one)
         total = total + jnp.where(value < 0, -term, term)
-    sign = (total >> 63).astype(jnp.int32)
-    after = _truncated(jnp.abs(total), sign, largest - rule.alignment_bits, rule)
-    is_nan = (x.is_nan | w.is_nan).any(0)
-    return _with_specials(after, bits, jnp.where(is_nan, jnp.float32(jnp.nan), jnp.float32(0)))
+    total_bits = lax.bitcast_convert_type(jnp.abs(total), jnp.int64)
+    field, fraction = ((total_bits >> place).astype(jnp.int32) for place in (52, 29))
+    significand = (fraction & 0x7FFFFF) | jnp.minimum(field, 1) << 23
+    unit = largest - rule.alignment_bits
+    after = _packed(significand, unit + (field - 1023), -(total < 0).astype(jnp.int32), rule)
+    return _with_specials(after, bits, reduce(jnp.add, x.special + w.special))
