@@ -1,29 +1,19 @@
 """The arithmetic of tensor cores, by the rules of `tensor_core_rules`, bit for bit.
 
-A step of K adds its products and the accumulator as whole numbers: every term is a significand
-shifted to the unit of the largest exponent, and what is shifted out is lost. These are meanings, in
-integers but for two exact uses of fp32:
-
-- A product of two significands lies in [0, 4) and is a multiple of 2**-20. Added to 8 it is a float
-  whose last 23 bits are that product, so that no conversion is needed (XLA clamps conversions).
-- Sums of a group of fp4 products are multiples of 1/4 up to 576: one small matrix product.
-
-Truncation towards zero of negative terms is an arithmetic shift of the one's complement, which is
-one less; the count of negative terms is added back (`_Products.signs`).
-
-Zeros appended to K change no bit: a product that is zero is aligned to nothing. Not modelled: see
-`tensor_core_rules`.
+Whole matrices, in blocks of columns; `tensor_core_steps` is what one step does. These are meanings:
+they run inside `jax.enable_x64(True)` where operands are fp4 with block scales. Zeros appended to K
+change no bit: a product that is zero is aligned to nothing. Not modelled: see `tensor_core_rules`.
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float32, Int32, Num
+from jaxtyping import Array, Float32, Int32, Num
 
 from ..arguments import checked, described
 from ..errors import LpuError
@@ -32,7 +22,18 @@ from .formats import BF16, E2M1, E4M3FN, E5M2, E8M0, FP16, Format
 from .quantized import QuantizedArray
 from .schemes import Scheme
 from .tensor_core_rules import Generation, Kind, Rule, rule_of
-from .tiles import product
+from .tensor_core_steps import (
+    INF_BITS,
+    MAGNITUDE,
+    NAN_BITS,
+    Side,
+    bit_patterns,
+    group_step,
+    groups,
+    is_special,
+    product_step,
+    products,
+)
 
 _FORMATS: dict[str, Format] = {
     "float16": FP16,
@@ -40,14 +41,6 @@ _FORMATS: dict[str, Format] = {
     "float8_e4m3fn": E4M3FN,
     "float8_e5m2": E5M2,
 }
-_INF_BITS, _NAN_BITS, _MAGNITUDE = 0x7F800000, 0x7FFFFFFF, 0x7FFFFFFF
-#: Exponent of an infinite sum: everything added to it vanishes.
-_INFINITE = 1 << 20
-#: Exponent of a zero factor: below all others, so that it is aligned to nothing.
-_NOTHING = -(1 << 12)
-#: fp4 values are halves of whole numbers; significands of their block scales are eighths.
-_GROUP_FRACTION_BITS = 2 + 6
-_USED = 0.125
 #: Outputs of one turn of the loop at least, and columns at most that stay in a core's cache.
 _TURN, _COLUMNS = 1 << 13, 128
 
@@ -122,7 +115,7 @@ def matmul(
     """
     rule = rule_of(generation, kind_of(x.dtype, w.dtype))
     start = _start(c, x.shape[0], w.shape[1])
-    one, two = (_Side(_codes(v), None, _FORMATS[v.dtype.name]) for v in (x, w))
+    one, two = (Side(bit_patterns(v), None, _FORMATS[v.dtype.name]) for v in (x, w))
     return _sums(start, one, two, rule)
 
 
@@ -157,7 +150,9 @@ def scaled_matmul(
     """
     rule = rule_of(generation, scaled_kind_of(x.scheme, w.scheme))
     start = _start(c, x.codes.shape[0], w.codes.shape[1])
-    one, two = (_Side(_codes(q.codes), _codes(q.scales), q.scheme.format) for q in (x, w))
+    one, two = (
+        Side(bit_patterns(q.codes), bit_patterns(q.scales), q.scheme.format) for q in (x, w)
+    )
     return _sums(start, one, two, rule)
 
 
@@ -179,38 +174,24 @@ def check_scaled(x: QuantizedArray, w: QuantizedArray) -> None:
 # --- loops ----------------------------------------------------------------------------------------
 
 
-class _Side(NamedTuple):
-    """One operand: bit patterns of its elements and of its block scales, and their format."""
-
-    codes: Array
-    scales: Array | None
-    fmt: Format
-
-    def columns(self, first: Any, count: int) -> "_Side":
-        """Take some columns."""
-        take = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=count, axis=1)
-        scales = None if self.scales is None else take(self.scales)
-        return self._replace(codes=take(self.codes), scales=scales)
-
-
 def _start(c: Array | None, m: int, n: int) -> Int32[Array, "m n"]:
     if c is None:
         return jnp.zeros((m, n), jnp.int32)
     bits = lax.bitcast_convert_type(c, jnp.int32)
-    return jnp.where((bits & _MAGNITUDE) > _INF_BITS, _NAN_BITS, bits)
+    return jnp.where((bits & MAGNITUDE) > INF_BITS, NAN_BITS, bits)
 
 
-def _sums(start: Int32[Array, "m n"], x: _Side, w: _Side, rule: Rule) -> Float32[Array, "m n"]:
+def _sums(start: Int32[Array, "m n"], x: Side, w: Side, rule: Rule) -> Float32[Array, "m n"]:
     """Add all steps to the sums that the accumulators begin with."""
-    prepare: Callable[[_Side, int, Rule], Any] = _products if rule.group == 1 else _groups
-    step: Callable[..., Array] = partial(_group_step, rule=rule)
+    prepare: Callable[[Side, int, Rule], Any] = products if rule.group == 1 else groups
+    step: Callable[..., Array] = partial(group_step, rule=rule)
     if rule.group == 1:
-        is_finite = jnp.all((start & _MAGNITUDE) < _INF_BITS)
+        is_finite = jnp.all((start & MAGNITUDE) < INF_BITS)
         for side in (x, w):
-            is_finite &= ~_is_special(side.codes, side.fmt).any()
+            is_finite &= ~is_special(side.codes, side.fmt).any()
             if side.scales is not None:
                 is_finite &= jnp.all(side.scales != E8M0.nan_code)
-        step = partial(_product_step, rule=rule, is_finite=is_finite)
+        step = partial(product_step, rule=rule, is_finite=is_finite)
 
     def of_columns(first: Any, count: int) -> Any:
         return prepare(w.columns(first, count), -2, rule)
@@ -249,240 +230,3 @@ def _over_columns(
 
     sums: Array = lax.fori_loop(jnp.int32(0), jnp.int32(-(-n // count)), block, start)
     return sums
-
-
-# --- operands in parts ----------------------------------------------------------------------------
-
-
-class _Products(NamedTuple):
-    """Factors of single products: `[steps, m, step]` of rows, `[steps, step, n]` of columns."""
-
-    significand: Any  #: magnitude in [0, 2), fp32
-    exponent: Any
-    sign: Any  #: 0, or -1 for negative ones
-    signs: Any  #: the signs of a step as bits of one number
-    special: Any  #: infinity, NaN, or the sign of a finite factor
-
-
-class _Groups(NamedTuple):
-    """Factors of groups: `[steps, groups, m, ...]` of rows, `[steps, groups, ..., n]`."""
-
-    #: Twice the values of a group, whole numbers in fp32, and behind them for each an eighth if it
-    #: is not zero: a sum of `group` products of these is below 1/2.
-    values: Any
-    scale: Any  #: significand of the block scale in eighths; `[steps, groups, m, 1]`
-    exponent: Any  #: of the block scale
-    special: Any  #: NaN where the block scale is, else 0
-
-
-def _codes(x: Array) -> Array:
-    """Return bit patterns in unsigned integers of their width; they are widened where used."""
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        x = lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint8)
-    return x
-
-
-def _is_special(codes: Array, fmt: Format) -> Bool[Array, "..."]:
-    """Whether codes are infinity or NaN: those beyond the largest number."""
-    mask, most = (codes.dtype.type(v) for v in ((1 << (fmt.bits - 1)) - 1, fmt.max_code))
-    beyond: Array = (codes & mask) > most
-    return beyond
-
-
-def _special_values(codes: Array, fmt: Format) -> Float32[Array, "..."]:
-    """Return infinities and NaN; finite numbers become 1, 0 or -1."""
-    magnitude = codes & ((1 << (fmt.bits - 1)) - 1)
-    value = jnp.where(magnitude > 0, jnp.float32(1), jnp.float32(0))
-    value = jnp.where(magnitude > fmt.max_code, jnp.float32(jnp.nan), value)
-    if fmt.inf_code is not None:
-        value = jnp.where(magnitude == fmt.inf_code, jnp.float32(jnp.inf), value)
-    return jnp.where(codes >> (fmt.bits - 1) & 1 > 0, -value, value)
-
-
-def _significand_and_exponent(codes: Array, fmt: Format) -> tuple[Array, Array]:
-    """Return significands as whole numbers, and exponents; subnormals have the smallest one."""
-    field = codes >> fmt.mantissa_bits & ((1 << fmt.exponent_bits) - 1)
-    fraction = codes & ((1 << fmt.mantissa_bits) - 1)
-    significand = fraction + (jnp.minimum(field, 1) << fmt.mantissa_bits)
-    return significand, jnp.maximum(field, 1) - fmt.bias
-
-
-def _in_steps(values: Array, axis: int, size: int) -> Array:
-    """Cut the contraction into runs of `size`, which lead; zeros fill the last one."""
-    k = values.shape[axis]
-    pad = [(0, 0), (0, 0)]
-    pad[axis] = (0, -k % size)
-    values = jnp.pad(values, pad)
-    if axis == -2:
-        return values.reshape(-1, size, values.shape[1])
-    return values.reshape(values.shape[0], -1, size).transpose(1, 0, 2)
-
-
-def _products(side: _Side, axis: int, rule: Rule) -> _Products:
-    """Take codes apart into factors of products, block scales (powers of two) included."""
-    codes, scales, fmt = side
-    codes = _in_steps(codes.astype(jnp.int32), axis, rule.step)
-    whole, exponent = _significand_and_exponent(codes, fmt)
-    exponent = jnp.where(whole == 0, _NOTHING, exponent)
-    special = _special_values(codes, fmt)
-    if scales is not None:  # a step is a block
-        scales = _in_steps(scales.astype(jnp.int32), axis, 1)
-        exponent = exponent + (scales - E8M0.bias)
-        special = jnp.where(scales == E8M0.nan_code, jnp.float32(jnp.nan), special)
-    sign = -(codes >> (fmt.bits - 1) & 1)
-    place = jnp.arange(rule.step, dtype=jnp.int32)
-    place = place[None, :, None] if axis == -2 else place[None, None]
-    return _Products(
-        significand=whole.astype(jnp.float32) * jnp.float32(2.0**-fmt.mantissa_bits),
-        exponent=exponent,
-        sign=sign,
-        signs=(-sign << place).sum(axis, keepdims=True, dtype=jnp.int32),
-        special=special,
-    )
-
-
-def _groups(side: _Side, axis: int, rule: Rule) -> _Groups:
-    """Take fp4 codes and their block scales apart into factors of groups."""
-    codes, scales, fmt = side
-    assert scales is not None
-    groups = rule.step // rule.group
-
-    def in_groups(values: Array, size: int) -> Array:
-        # [steps, m, groups size] or [steps, groups size, n] -> [steps, groups, ...]
-        values = _in_steps(values.astype(jnp.int32), axis, groups * size)
-        if axis == -2:
-            return values.reshape(len(values), groups, size, -1)
-        return values.reshape(*values.shape[:2], groups, size).transpose(0, 2, 1, 3)
-
-    codes = in_groups(codes, rule.group)
-    whole, exponent = _significand_and_exponent(codes, fmt)
-    doubled = (whole << exponent).astype(jnp.float32)  # exponents are 0 to 2
-    doubled = jnp.where(codes >> (fmt.bits - 1) & 1 > 0, -doubled, doubled)
-    is_used = jnp.where(whole > 0, jnp.float32(_USED), jnp.float32(0))
-    scales = in_groups(jnp.repeat(scales, rule.block // rule.group, axis=axis), 1)
-    if rule.block == 32:
-        eighths, scale_exponent = jnp.full_like(scales, 8), scales - E8M0.bias
-        is_nan = scales == E8M0.nan_code
-    else:
-        scales &= (1 << (E4M3FN.bits - 1)) - 1
-        eighths, scale_exponent = _significand_and_exponent(scales, E4M3FN)
-        is_nan = scales == E4M3FN.nan_code
-    return _Groups(
-        values=jnp.concatenate([doubled, is_used], axis=axis),
-        scale=eighths,
-        exponent=scale_exponent,
-        special=jnp.where(is_nan, jnp.float32(jnp.nan), jnp.float32(0)),
-    )
-
-
-# --- steps ----------------------------------------------------------------------------------------
-
-
-def _decoded(bits: Array, rule: Rule) -> tuple[Array, Array, Array]:
-    """Take fp32 sums apart: magnitude of the significand, exponent, and 0 or -1 for the sign."""
-    magnitude = bits & _MAGNITUDE
-    field = magnitude >> 23
-    exponent = jnp.maximum(field, 1) - 127
-    exponent = jnp.where(magnitude == 0, rule.zero_exponent, exponent)
-    exponent = jnp.where(field == 255, _INFINITE, exponent)
-    return (magnitude & 0x7FFFFF) + (jnp.minimum(field, 1) << 23), exponent, bits >> 31
-
-
-def _packed(significand: Array, exponent: Array, sign: Array, rule: Rule) -> Array:
-    """Return the fp32 number `significand * 2**(exponent - 23)`, cut to the bits of the result.
-
-    Args:
-        significand: 24 bits, the first of them 1; or 0.
-        exponent: of the number.
-        sign: 0, or -1 for negative ones.
-        rule: how many bits are kept.
-    """
-    below = jnp.clip(-126 - exponent, 0, 31)
-    bits = jnp.where(
-        exponent < -126,
-        lax.shift_right_logical(significand, below),
-        significand + (exponent + 126 << 23),
-    )
-    bits &= -1 << 23 - rule.result_bits
-    bits = jnp.where(exponent > 127, _INF_BITS, bits)
-    bits = jnp.where(significand == 0, 0, bits)
-    # A zero is +0, also one that truncation made.
-    return bits | jnp.where(bits == 0, 0, sign << 31)
-
-
-def _product_step(
-    bits: Int32[Array, "m n"], x: _Products, w: _Products, *, rule: Rule, is_finite: Array
-) -> Int32[Array, "m n"]:
-    """Add the products of a step to sums; terms and sums of half a step fit 32 bits."""
-    magnitude, exponent, sign = _decoded(bits, rule)
-    exponents = [x.exponent[:, k : k + 1] + w.exponent[k : k + 1] for k in range(rule.step)]
-    largest = reduce(jnp.maximum, exponents, exponent)
-    kept = magnitude << rule.alignment_bits - 23 if rule.alignment_bits >= 23 else magnitude
-    below = largest - exponent + max(0, 23 - rule.alignment_bits)
-    kept = lax.shift_right_logical(kept, jnp.minimum(below, 31))
-    negatives = lax.population_count(x.signs ^ w.signs) - sign
-    halves = [(kept ^ sign) + negatives, jnp.zeros_like(bits)]
-    lowest = largest + (29 - rule.alignment_bits)  # a product of 1 is 2**29
-    for k in range(rule.step):
-        raised = x.significand[:, k : k + 1] * w.significand[k : k + 1] + jnp.float32(8)
-        term = lax.bitcast_convert_type(raised, jnp.int32) << 9
-        term = (term ^ w.sign[k : k + 1]) ^ x.sign[:, k : k + 1]
-        halves[2 * k // rule.step] += term >> jnp.minimum(lowest - exponents[k], 31)
-    one, two = halves
-    total = one + two  # may leave 32 bits by one: then both halves have its sign
-    sign = ((one & two) | ((one | two) & total)) >> 31
-    total = (total ^ sign) - sign
-    zeros = lax.clz(total)
-    leading = lax.shift_right_logical(total << jnp.minimum(zeros, 31), jnp.int32(8))
-    after = _packed(leading, largest + (31 - rule.alignment_bits) - zeros, sign, rule)
-
-    def with_specials() -> Array:
-        special = product(x.special[None], w.special[None], jnp.float32)[0]
-        return _with_specials(after, bits, special)
-
-    result: Array = lax.cond(is_finite, lambda: after, with_specials)
-    return result
-
-
-def _with_specials(after: Array, before: Array, special: Array) -> Array:
-    """Let infinities and NaN among the terms, or in the sum before, decide."""
-    is_special = (before & _MAGNITUDE) >= _INF_BITS
-    value = lax.bitcast_convert_type(jnp.where(is_special, before, 0), jnp.float32)
-    special = special + value
-    bits = lax.bitcast_convert_type(special, jnp.int32)
-    bits = jnp.where(jnp.isnan(special), _NAN_BITS, bits)
-    return jnp.where(jnp.isfinite(special), after, bits)
-
-
-def _group_step(
-    bits: Int32[Array, "m n"], x: _Groups, w: _Groups, *, rule: Rule
-) -> Int32[Array, "m n"]:
-    """Add the groups of a step to sums: whole numbers below 2**49, in float64."""
-    assert jax.config.jax_enable_x64, "fp4 products run inside jax.enable_x64(True)"  # type: ignore[attr-defined]
-    sums = product(x.values, w.values, jnp.float32)  # exact: 12 bits, and 6 behind the point
-    magnitude, exponent, sign = _decoded(bits, rule)
-    largest, terms = exponent, []
-    for group in range(rule.step // rule.group):  # unrolled: XLA would not vectorise a reduction
-        whole = lax.floor(sums[group])
-        scale = x.scale[group] * w.scale[group]
-        is_used = (sums[group] > whole) & (scale > 0)
-        one = jnp.where(is_used, x.exponent[group] + w.exponent[group], _NOTHING)
-        largest = jnp.maximum(largest, one)
-        terms.append((whole * scale.astype(jnp.float32), one))
-
-    def aligned(value: Array, fraction_bits: int, exponent: Array) -> Array:
-        power = 127 - jnp.minimum(largest - exponent, 63) << 23
-        scale = lax.bitcast_convert_type(power, jnp.float32).astype(jnp.float64)
-        raised = value.astype(jnp.float64) * (scale * 2.0 ** (rule.alignment_bits - fraction_bits))
-        return lax.floor(jnp.abs(raised))
-
-    total = jnp.where(sign < 0, -1.0, 1.0) * aligned(magnitude, 23, exponent)
-    for value, one in terms:
-        term = aligned(value, _GROUP_FRACTION_BITS, one)
-        total = total + jnp.where(value < 0, -term, term)
-    total_bits = lax.bitcast_convert_type(jnp.abs(total), jnp.int64)
-    field, fraction = ((total_bits >> place).astype(jnp.int32) for place in (52, 29))
-    significand = (fraction & 0x7FFFFF) | jnp.minimum(field, 1) << 23
-    unit = largest - rule.alignment_bits
-    after = _packed(significand, unit + (field - 1023), -(total < 0).astype(jnp.int32), rule)
-    return _with_specials(after, bits, reduce(jnp.add, x.special + w.special))
