@@ -30,7 +30,7 @@ from .tensor_core_steps import (
     bit_patterns,
     group_step,
     groups,
-    is_special,
+    has_specials,
     product_step,
     products,
 )
@@ -115,7 +115,7 @@ def matmul(
     """
     rule = rule_of(generation, kind_of(x.dtype, w.dtype))
     start = _start(c, x.shape[0], w.shape[1])
-    one, two = (Side(bit_patterns(v), None, _FORMATS[v.dtype.name]) for v in (x, w))
+    one, two = (Side(bit_patterns(v), _FORMATS[v.dtype.name]) for v in (x, w))
     return _sums(start, one, two, rule)
 
 
@@ -151,7 +151,13 @@ def scaled_matmul(
     rule = rule_of(generation, scaled_kind_of(x.scheme, w.scheme))
     start = _start(c, x.codes.shape[0], w.codes.shape[1])
     one, two = (
-        Side(bit_patterns(q.codes), bit_patterns(q.scales), q.scheme.format) for q in (x, w)
+        Side(
+            bit_patterns(q.codes),
+            q.scheme.format,
+            bit_patterns(q.scales),
+            q.scheme.scale_format or E8M0,
+        )
+        for q in (x, w)
     )
     return _sums(start, one, two, rule)
 
@@ -184,14 +190,10 @@ def _start(c: Array | None, m: int, n: int) -> Int32[Array, "m n"]:
 def _sums(start: Int32[Array, "m n"], x: Side, w: Side, rule: Rule) -> Float32[Array, "m n"]:
     """Add all steps to the sums that the accumulators begin with."""
     prepare: Callable[[Side, int, Rule], Any] = products if rule.group == 1 else groups
-    step: Callable[..., Array] = partial(group_step, rule=rule)
-    if rule.group == 1:
-        is_finite = jnp.all((start & MAGNITUDE) < INF_BITS)
-        for side in (x, w):
-            is_finite &= ~is_special(side.codes, side.fmt).any()
-            if side.scales is not None:
-                is_finite &= jnp.all(side.scales != E8M0.nan_code)
-        step = partial(product_step, rule=rule, is_finite=is_finite)
+    is_finite = jnp.all((start & MAGNITUDE) < INF_BITS)
+    for side in (x, w):
+        is_finite &= ~has_specials(side)
+    step = partial(product_step if rule.group == 1 else group_step, rule=rule, is_finite=is_finite)
 
     def of_columns(first: Any, count: int) -> Any:
         return prepare(w.columns(first, count), -2, rule)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int32
 
-from .formats import E4M3FN, E8M0, Format
+from .formats import E8M0, Format
 from .tensor_core_rules import Rule
 from .tiles import product
 
@@ -32,14 +32,17 @@ _NOTHING = -(1 << 12)
 #: fp4 values are halves of whole numbers; significands of their block scales are eighths.
 _GROUP_FRACTION_BITS = 2 + 6
 _USED = 0.125
+#: Exponent that marks a block scale that is NaN.
+_NAN = 1 << 12
 
 
 class Side(NamedTuple):
-    """One operand: bit patterns of its elements and of its block scales, and their format."""
+    """One operand: bit patterns of its elements and of its block scales, and their formats."""
 
     codes: Array
-    scales: Array | None
     fmt: Format
+    scales: Array | None = None
+    scale_fmt: Format = E8M0
 
     def columns(self, first: Any, count: int) -> "Side":
         """Take some columns."""
@@ -62,14 +65,15 @@ class Products(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Factors of groups: `[steps, groups, m, ...]` of rows, `[steps, groups, ..., n]`."""
+    """Factors of groups of rows and columns."""
 
     #: Twice the values of a group, whole numbers in fp32, and behind them for each an eighth if it
-    #: is not zero: a sum of `group` products of these is below 1/2.
+    #: is not zero: a sum of `group` products of these is below 1/2. `[steps, groups, m, 2 group]`
+    #: of rows, `[steps, groups, 2 group, n]` of columns.
     values: Any
-    scale: Any  #: significand of the block scale in eighths; `[steps, groups, m, 1]`
-    exponent: Any  #: of the block scale
-    special: Any  #: NaN where the block scale is, else 0
+    #: Significands of the block scales of groups in eighths, and behind them their exponents:
+    #: `[steps, m, 2 groups]`, `[steps, 2 groups, n]`.
+    scales: Any
 
 
 def bit_patterns(x: Array) -> Array:
@@ -79,9 +83,16 @@ def bit_patterns(x: Array) -> Array:
     return x
 
 
-def is_special(codes: Array, fmt: Format) -> Bool[Array, "..."]:
+def has_specials(side: Side) -> Bool[Array, ""]:
+    """Whether any element or block scale is infinity or NaN."""
+    found = _is_special(side.codes, side.fmt).any()
+    return found if side.scales is None else found | _is_special(side.scales, side.scale_fmt).any()
+
+
+def _is_special(codes: Array, fmt: Format) -> Bool[Array, "..."]:
     """Whether codes are infinity or NaN: those beyond the largest number."""
-    mask, most = (codes.dtype.type(v) for v in ((1 << (fmt.bits - 1)) - 1, fmt.max_code))
+    magnitude = (1 << (fmt.bits - fmt.is_signed)) - 1
+    mask, most = (codes.dtype.type(v) for v in (magnitude, fmt.max_code))
     beyond: Array = (codes & mask) > most
     return beyond
 
@@ -117,7 +128,7 @@ def _in_steps(values: Array, axis: int, size: int) -> Array:
 
 def products(side: Side, axis: int, rule: Rule) -> Products:
     """Take codes apart into factors of products, block scales (powers of two) included."""
-    codes, scales, fmt = side
+    codes, fmt, scales, _ = side
     codes = _in_steps(codes.astype(jnp.int32), axis, rule.step)
     whole, exponent = _significand_and_exponent(codes, fmt)
     exponent = jnp.where(whole == 0, _NOTHING, exponent)
@@ -140,7 +151,7 @@ def products(side: Side, axis: int, rule: Rule) -> Products:
 
 def groups(side: Side, axis: int, rule: Rule) -> Groups:
     """Take fp4 codes and their block scales apart into factors of groups."""
-    codes, scales, fmt = side
+    codes, fmt, scales, scale_fmt = side
     assert scales is not None
     n_groups = rule.step // rule.group
 
@@ -156,19 +167,18 @@ def groups(side: Side, axis: int, rule: Rule) -> Groups:
     doubled = (whole << exponent).astype(jnp.float32)  # exponents are 0 to 2
     doubled = jnp.where(codes >> (fmt.bits - 1) & 1 > 0, -doubled, doubled)
     is_used = jnp.where(whole > 0, jnp.float32(_USED), jnp.float32(0))
-    scales = in_groups(jnp.repeat(scales, rule.block // rule.group, axis=axis), 1)
-    if rule.block == 32:
-        eighths, scale_exponent = jnp.full_like(scales, 8), scales - E8M0.bias
-        is_nan = scales == E8M0.nan_code
-    else:
-        scales &= (1 << (E4M3FN.bits - 1)) - 1
-        eighths, scale_exponent = _significand_and_exponent(scales, E4M3FN)
-        is_nan = scales == E4M3FN.nan_code
+    scales = jnp.repeat(scales.astype(jnp.int32), rule.block // rule.group, axis=axis)
+    scales = _in_steps(scales, axis, n_groups)
+    is_nan = _is_special(scales, scale_fmt)
+    if scale_fmt == E8M0:
+        eighths, exponent = jnp.full_like(scales, 8), scales - E8M0.bias
+    else:  # without its sign, which the chip ignores
+        unsigned = scales & ((1 << (scale_fmt.bits - 1)) - 1)
+        eighths, exponent = _significand_and_exponent(unsigned, scale_fmt)
+    exponent = jnp.where(is_nan, _NAN, exponent)
     return Groups(
         values=jnp.concatenate([doubled, is_used], axis=axis),
-        scale=eighths,
-        exponent=scale_exponent,
-        special=jnp.where(is_nan, jnp.float32(jnp.nan), jnp.float32(0)),
+        scales=jnp.concatenate([eighths, exponent], axis=axis),
     )
 
 
@@ -252,18 +262,40 @@ def _with_specials(after: Array, before: Array, special: Array) -> Array:
 
 
 def group_step(
-    bits: Int32[Array, "m n"], x: Groups, w: Groups, *, rule: Rule
+    bits: Int32[Array, "m n"], x: Groups, w: Groups, *, rule: Rule, is_finite: Array
 ) -> Int32[Array, "m n"]:
-    """Add the groups of a step to sums: whole numbers below 2**49, in float64."""
+    """Add the groups of a step to sums."""
     assert jax.config.jax_enable_x64, "fp4 products run inside jax.enable_x64(True)"  # type: ignore[attr-defined]
     sums = product(x.values, w.values, jnp.float32)  # exact: 12 bits, and 6 behind the point
+
+    def finite() -> Array:
+        return _group_sums(bits, sums, x.scales, w.scales, rule)
+
+    def with_specials() -> Array:
+        exponents = slice(rule.step // rule.group, None)
+        marked = jnp.maximum(
+            x.scales[:, exponents].max(1, keepdims=True),
+            w.scales[exponents].max(0, keepdims=True),
+        )
+        special = jnp.where(marked == _NAN, jnp.float32(jnp.nan), jnp.float32(0))
+        return _with_specials(finite(), bits, special)
+
+    # Branches of their own also keep the choice of a step out of the loop over outputs, which XLA
+    # does not vectorise otherwise.
+    result: Array = lax.cond(is_finite, finite, with_specials)
+    return result
+
+
+def _group_sums(bits: Array, sums: Array, x: Array, w: Array, rule: Rule) -> Array:
+    """Align groups by their scales and add them: whole numbers below 2**49, in float64."""
     magnitude, exponent, sign = _decoded(bits, rule)
+    n_groups = rule.step // rule.group
     largest, terms = exponent, []
-    for group in range(rule.step // rule.group):  # unrolled: XLA would not vectorise a reduction
-        whole = lax.floor(sums[group])
-        scale = x.scale[group] * w.scale[group]
-        is_used = (sums[group] > whole) & (scale > 0)
-        one = jnp.where(is_used, x.exponent[group] + w.exponent[group], _NOTHING)
+    for i, j in zip(range(n_groups), range(n_groups, 2 * n_groups), strict=True):
+        whole = lax.floor(sums[i])
+        scale = x[:, i : i + 1] * w[i : i + 1]
+        of_scale = x[:, j : j + 1] + w[j : j + 1]
+        one = jnp.where((sums[i] > whole) & (scale > 0), of_scale, _NOTHING)
         largest = jnp.maximum(largest, one)
         terms.append((whole * scale.astype(jnp.float32), one))
 
@@ -281,5 +313,4 @@ def group_step(
     field, fraction = ((total_bits >> place).astype(jnp.int32) for place in (52, 29))
     significand = (fraction & 0x7FFFFF) | jnp.minimum(field, 1) << 23
     unit = largest - rule.alignment_bits
-    after = _packed(significand, unit + (field - 1023), -(total < 0).astype(jnp.int32), rule)
-    return _with_specials(after, bits, reduce(jnp.add, x.special + w.special))
+    return _packed(significand, unit + (field - 1023), -(total < 0).astype(jnp.int32), rule)
