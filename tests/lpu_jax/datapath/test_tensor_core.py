@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensor_core_blocks import CASES, operands
+from tensor_core_products import product, quantized
 
 from lpu_jax import cost
 from lpu_jax.datapath import mxm, tensor_core
@@ -35,15 +37,22 @@ def test_it_is_the_product_of_the_numerics():
     same(hopper(X, W), matmul(X, W, generation="hopper"))
 
 
-def test_every_form_multiplies_matrix_by_matrix():
-    each = jnp.stack([matmul(X, w, generation="hopper") for w in STORE])
-    same(hopper(X, STORE), each)
-    same(hopper(jnp.broadcast_to(X, (G, M, K)), STORE), each)
+def test_a_store_is_multiplied_at_addresses():
+    each = [hopper(X, w) for w in STORE]
     found = hopper(X, STORE, rows=jnp.asarray([2, -1, 0], jnp.int32))
     same(found, jnp.stack([each[2], jnp.zeros((M, N), jnp.float32), each[0]]))
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+@pytest.mark.slow
+def test_every_form_multiplies_matrix_by_matrix():
+    each = jnp.stack([hopper(X, w) for w in STORE])
+    same(hopper(X, STORE), each)
+    same(hopper(jnp.broadcast_to(X, (G, M, K)), STORE), each)
+
+
+@pytest.mark.parametrize(
+    "axes", [(0, None), *(pytest.param((a, 0), marks=pytest.mark.slow) for a in (None, 0))]
+)
 def test_a_batch_has_the_bits_of_its_entries_and_stays_one_operation(axes):
     xs, ws = jnp.stack([X, -X, X[::-1]]), jnp.stack([W, W * 2, W[::-1]])
     operands = [v if axis == 0 else v[0] for v, axis in zip((xs, ws), axes, strict=True)]
@@ -58,18 +67,29 @@ def test_a_batch_has_the_bits_of_its_entries_and_stays_one_operation(axes):
     assert "while" not in names
 
 
-def test_block_scales_multiply_and_batch():
-    x = quantize(numbers(M, 64, dtype=jnp.float32), NVFP4, -1)
-    w = quantize(numbers(64, N, dtype=jnp.float32), NVFP4, -2)
-    y = tensor_core.matmul(x, w, generation="blackwell")
-    scale = np.asarray(x.tensor_scale * w.tensor_scale)
-    exact = np.asarray(x.dequantize(), np.float64) @ np.asarray(w.dequantize(), np.float64)
-    np.testing.assert_allclose(np.asarray(y) * scale, exact, rtol=1e-5, atol=1e-5)
+def scaled():
+    """Codes with block scales, and the product of the numerics."""
+    made = operands(CASES[-1], "near-one", M, N, 64, np.random.default_rng(1))
+    made["c"] = np.zeros((M, N), np.uint32)
+    x = quantized("nvfp4", made["a"], made["a_scales"], "e2m1", -1)
+    w = quantized("nvfp4", made["b"], made["b_scales"], "e2m1", -2)
+    return x, w, product(CASES[-1], made)
+
+
+def test_block_scales_multiply():
+    x, w, bits = scaled()
+    same(tensor_core.matmul(x, w, generation="blackwell"), bits)
+
+
+@pytest.mark.slow
+def test_a_batch_of_block_scales_has_the_bits_of_its_entries():
+    x, w, bits = scaled()
     stacked = jax.tree.map(lambda v: jnp.stack([v, v]), x)
     mapped = jax.vmap(lambda q: tensor_core.matmul(q, w, generation="rubin"))(stacked)
-    same(mapped, jnp.stack([y, y]))
+    same(mapped, np.stack([bits, bits]))
 
 
+@pytest.mark.slow
 def test_stored_weights_are_widened_for_float16_rows():
     w = quantize(numbers(64, N, dtype=jnp.float32), "int4", -2)
     x = numbers(M, 64)
@@ -119,12 +139,12 @@ def test_it_has_the_price_of_a_product_on_a_gpu():
     assert seconds(hopper, x, w) == seconds(mxm.matmul, x, w)
     ws = jax.ShapeDtypeStruct((4, 4096, 4096), jnp.float16)
     assert seconds(hopper, x, ws) == seconds(mxm.matmul, x, ws)
-    mapped = [jax.vmap(product, in_axes=(None, 0)) for product in (hopper, mxm.matmul)]
+    mapped = [jax.vmap(one, in_axes=(None, 0)) for one in (hopper, mxm.matmul)]
     assert seconds(mapped[0], x, ws) == seconds(mapped[1], x, ws)
 
 
 def test_block_scales_stream_their_stored_bits():
-    def product(x, x_scales, w, w_scales):
+    def multiply(x, x_scales, w, w_scales):
         one = QuantizedArray(codes=x, scales=x_scales, scheme=MXFP4, axis=-1)
         two = QuantizedArray(codes=w, scales=w_scales, scheme=MXFP4, axis=-2)
         return tensor_core.matmul(one, two, generation="blackwell")
@@ -134,7 +154,7 @@ def test_block_scales_stream_their_stored_bits():
         return [jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in pairs]
 
     # Weights of 4 bits and scales of 8 for 32 of them, against 16 bits: 3.76 times fewer bytes.
-    whole = seconds(product, *shapes(8192, 32768)) - seconds(product, *shapes(64, 32768))
+    whole = seconds(multiply, *shapes(8192, 32768)) - seconds(multiply, *shapes(64, 32768))
     k = (jax.ShapeDtypeStruct((1, k), jnp.float16) for k in (8192, 64))
     w = (jax.ShapeDtypeStruct((k, 32768), jnp.float16) for k in (8192, 64))
     fp16 = [seconds(hopper, x, y) for x, y in zip(k, w, strict=True)]

@@ -21,8 +21,8 @@ from lpu_jax.numerics import tensor_core
 from lpu_jax.numerics.schemes import MXFP4
 from lpu_jax.numerics.tensor_core_rules import RULES, Rule, rule_of
 
-#: One case of every rule; the others differ from one of them in nothing but the types.
-FAST = (0, 3, 5, 8, 11, 13, 14)
+#: A case of each way to add: 16 and 32 products, with block scales, and groups.
+FAST = (0, 5, 11, 14)
 ALL = [i if i in FAST else pytest.param(i, marks=pytest.mark.slow) for i in range(len(CASES))]
 
 
@@ -83,7 +83,7 @@ def test_the_rule_in_fractions_gives_the_stored_products(i):
         np.testing.assert_array_equal(found, d[:2, :2], err_msg=name)
 
 
-@pytest.mark.parametrize("i", FAST)
+@pytest.mark.parametrize("i", ALL)
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), name=st.sampled_from(CLASSES))
 def test_random_blocks_follow_the_rule_in_fractions(i, seed, name):
