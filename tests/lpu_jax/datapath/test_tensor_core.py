@@ -11,7 +11,7 @@ from lpu_jax import cost
 from lpu_jax.datapath import mxm, tensor_core
 from lpu_jax.errors import CostError, LpuError
 from lpu_jax.numerics.quantized import QuantizedArray, quantize
-from lpu_jax.numerics.schemes import MXFP4, MXFP8_E4M3, NVFP4
+from lpu_jax.numerics.schemes import MXFP4
 from lpu_jax.numerics.tensor_core import matmul
 
 RNG = np.random.default_rng(0)
@@ -102,8 +102,10 @@ def test_lengths_may_be_symbols():
     assert jax.eval_shape(hopper, *shapes).shape == (b, N)
 
 
-X_NVFP4 = quantize(jnp.ones((M, 64), jnp.float32), NVFP4, -1)
-W_MXFP8 = quantize(jnp.ones((64, N), jnp.float32), MXFP8_E4M3, -2)
+BYTES = np.zeros((64, 64), np.uint8)
+X_NVFP4 = quantized("nvfp4", BYTES[:M], BYTES[:M, :4], "e2m1", -1)
+W_NVFP4 = quantized("nvfp4", BYTES[:, :N], BYTES[:4, :N], "e2m1", -2)
+W_MXFP8 = quantized("mxfp8", BYTES[:, :N], BYTES[:2, :N], "float8_e4m3fn", -2)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +127,8 @@ def test_wrong_arguments_are_refused_in_one_sentence(call, words):
 
 
 def test_hopper_takes_no_block_scales():
-    w = quantize(jnp.ones((64, N), jnp.float32), NVFP4, -2)
     with pytest.raises(LpuError, match="nvfp4 on hopper was given"):
-        hopper(X_NVFP4, w)
+        hopper(X_NVFP4, W_NVFP4)
 
 
 def seconds(function, *shapes):
