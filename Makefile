@@ -3,7 +3,8 @@
 #   make test      the fast tests          make lint      format, lint, types, import arrows
 #   make weights   fetch SmolLM2-135M      make clean     remove what make made
 #   make fuzz      random models, plans and policies against every promise of bits, without end
-#   make oracle    fresh tiny models against Hugging Face transformers (fetches torch)
+#   make oracle    fresh tiny models against Hugging Face transformers, tensor-core sums against mmasim
+#                  (fetches torch)
 # Override the interpreter with `make PYTHON=/path/to/python test`.
 
 usable = $(1) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
@@ -37,10 +38,12 @@ test-slow: $(VENV)/.installed-dev
 test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m long $(PYTEST_ARGS)
 
-# Fresh random models of every family against Hugging Face transformers. torch is a large download;
-# the much smaller build for CPUs is taken where pip's own settings lead to it.
+# Fresh random models of every family against Hugging Face transformers, and a million blocks of every
+# kind of tensor-core sum against mmasim (which compiles a small file: it needs a C++ compiler, and
+# ninja on the path). torch is a large download; the much smaller build for CPUs is taken where pip's own settings lead to it.
 oracle: $(VENV)/.installed-oracle
-	$(PYTEST) -m slow tests/models/oracle/test_live.py $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -m slow tests/models/oracle/test_live.py \
+	  tests/lpu_jax/numerics/oracle $(PYTEST_ARGS)
 
 # A line for ten triples; the first broken promise ends it with a line that runs its triple again.
 fuzz: $(VENV)/.installed-dev
@@ -74,7 +77,7 @@ $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-oracle: $(VENV)/.installed-dev
-	@echo "Installing torch and transformers into $(VENV) (once, some minutes) ..."
+	@echo "Installing torch, transformers and mmasim into $(VENV) (once, some minutes) ..."
 	$(PIP) install -c constraints.txt --group oracle
 	@touch $@
 

@@ -25,7 +25,9 @@ from ..numerics.accumulate import PRODUCT_KINDS
 from .program import IN_PLACE, Operation, Program, Shape, chain_cost
 from .routing import Choices, Load, Routing, choices_of, lists_of
 
-_PRODUCTS = frozenset({"mxm_matmul", "dot_general"})
+#: Products of rows and installed weights, whose parameters say how these are stored.
+_OF_WEIGHTS = frozenset({"mxm_matmul", "tensor_core_matmul", "tensor_core_scaled_matmul"})
+_PRODUCTS = _OF_WEIGHTS | {"dot_general"}
 _COLLECTIVES = frozenset({"all_gather", "reduce_scatter", "all_to_all"})
 _LAYOUT = frozenset({"transpose", "concatenate", "slice", "pad", "rev", "split"})
 #: Writes of new entries into an array that stays where it is.
@@ -61,7 +63,12 @@ class Product:
 
     @property
     def operand(self) -> str:
-        """Operand kind at whose rate it multiplies; types of no kind count as 16-bit."""
+        """Operand kind at whose rate it multiplies; types of no kind count as 16-bit.
+
+        Codes with block scales count as fp8, fp4 too: rates of fp4 are not part of a `GpuSpec`.
+        """
+        if self.operation.name == "tensor_core_scaled_matmul":
+            return "fp8"
         x, w = self.operation.operands[:2]
         return PRODUCT_KINDS.get((x.dtype, w.dtype), "fp16")
 
@@ -85,16 +92,16 @@ class Product:
         operation = self.operation
         x, w = (shape.bind(symbols) for shape in operation.operands[:2])
         params = operation.params
+        copies = product_of(Shape(operation.copies, w.dtype).bind(symbols).shape)
         if operation.name == "dot_general":
             (contract, _), (batch, _) = params["dimension_numbers"]
             matrices = prod(x.shape[i] for i in batch)
             k = prod(x.shape[i] for i in contract)
             m = prod(n for i, n in enumerate(x.shape) if i not in (*contract, *batch))
-            copies = product_of(Shape(operation.copies, w.dtype).bind(symbols).shape)
             n = w.size / max(1, matrices * k)
             return copies * matrices, m, k, n, float(min(w.bits, _WIDEST_OPERAND_BITS))
         matrices = operation.results[0].bind(symbols).shape[0] if params["grouped"] else 1
-        return matrices, x.shape[-2], w.shape[-2], w.shape[-1], params["weight_bits"]
+        return copies * matrices, x.shape[-2], w.shape[-2], w.shape[-1], params["weight_bits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +251,7 @@ class _Fusion:
             return False
         return all(
             other.reads[0] == operation.reads[0]
-            and other.name == operation.name == "mxm_matmul"
+            and other.name == operation.name in _OF_WEIGHTS
             and not (other.params["grouped"] or operation.params["grouped"])
             and other.params["weight_bits"] == operation.params["weight_bits"]
             for other in draft.operations

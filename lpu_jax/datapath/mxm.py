@@ -148,6 +148,26 @@ def _multiplied(
         w = w.codes if w.scheme.multiplies_bare and x.dtype == jnp.int8 else widened(w)
     if not (fidelity == "fast" and x.dtype == w.dtype == jnp.float32):
         accumulate.product_kind(x.dtype, w.dtype)
+    check_operands(caller, x, w, rows)
+    operands = (x, w) if rows is None else (x, w, rows)
+    out: Array = _matmul(
+        *operands,
+        shared_x=x.ndim == 2,
+        grouped=w.ndim == 3,
+        addressed=rows is not None,
+        weight_bits=float(weight_bits if weight_bits is not None else 8 * w.dtype.itemsize),
+        fidelity=fidelity,
+        **how,
+    )
+    return out
+
+
+def check_operands(caller: str, x: Array, w: Array, rows: Array | None) -> None:
+    """Refuse operands of a product whose shapes do not go together, and addresses outside a store.
+
+    Raises:
+        LpuError: with the shapes that were given and those that are allowed.
+    """
     if w.ndim not in (2, 3) or x.ndim not in (2, 3) or (x.ndim == 3 and w.ndim == 2):
         raise LpuError(
             f"{caller}: shapes {x.shape} and {w.shape} were given; allowed are [m, k] @ [k, n], "
@@ -169,17 +189,6 @@ def _multiplied(
         )
     if rows is not None:
         check_within(caller, "rows", rows, None, w.shape[0] - 1, "the store w")
-    operands = (x, w) if rows is None else (x, w, rows)
-    out: Array = _matmul(
-        *operands,
-        shared_x=x.ndim == 2,
-        grouped=w.ndim == 3,
-        addressed=rows is not None,
-        weight_bits=float(weight_bits if weight_bits is not None else 8 * w.dtype.itemsize),
-        fidelity=fidelity,
-        **how,
-    )
-    return out
 
 
 @checked
@@ -338,7 +347,7 @@ def rounds_cost(
     )
 
 
-def _batching_rule(
+def batching_rule(
     prim: Any,
     operands: Sequence[Array],
     dims: Sequence[Any],
@@ -414,7 +423,7 @@ _matmul = primitive(
     abstract=_abstract,
     meaning=_meaning,
     cost=_cost,
-    batching_rule=_batching_rule,
+    batching_rule=batching_rule,
     needs_x64=True,
 )
 
