@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from placed_blocks import TINY_KIMI, TINY_LLAMA, TINY_OSS
+from slices import some_slow
 
 from lpu_jax.machine.catalogue import system
 from models.config import ModelConfig
@@ -38,9 +39,9 @@ def test_shapes_are_checked_here() -> None:
     ("cfg", "machine"),
     [
         pytest.param(TINY_LLAMA, "groq-3", id="grouped"),
-        pytest.param(TINY_LLAMA, "h100x2", id="grouped on GPUs", marks=pytest.mark.slow),
+        pytest.param(TINY_LLAMA, "h100x2", id="grouped on GPUs", marks=pytest.mark.long),
         pytest.param(TINY_OSS, "lpx-1", id="mixture", marks=pytest.mark.slow),
-        pytest.param(TINY_KIMI, "groq-3", id="latent", marks=pytest.mark.slow),
+        pytest.param(TINY_KIMI, "groq-3", id="latent", marks=pytest.mark.long),
     ],
 )
 def test_comparing(cfg: ModelConfig, machine: str) -> None:
@@ -50,19 +51,21 @@ def test_comparing(cfg: ModelConfig, machine: str) -> None:
         assert compare(cfg, part, asked, objective=objective, top=2).rows  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
-    [
-        {"objective": "first-token", "prompt": 32},
-        {"objective": "chips"},
-        {"objective": "energy"},
-        {"invariant": "certified"},
-        {"invariant": "tree"},
-        {"draft_model": TINY_LLAMA},
-        {"min_rate": 1.0, "max_first_token_s": 10.0},
-        {"policy": "int8"},
-    ],
+    some_slow(
+        [
+            {"objective": "first-token", "prompt": 32},
+            {"objective": "chips"},
+            {"objective": "energy"},
+            {"invariant": "certified"},
+            {"draft_model": TINY_LLAMA},
+            {"invariant": "tree"},
+            {"min_rate": 1.0, "max_first_token_s": 10.0},
+            {"policy": "int8"},
+        ],
+        count=2,
+    ),
     ids=lambda asked: "-".join(asked),
 )
 def test_comparing_with_options(asked: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 from random_scenarios import of_lpus, random_topology
-from slices import slow_then_long
+from slices import slow_then_long, some_slow
 from small_machines import ring
 from wired_machines import MACHINES, name_of
 
@@ -21,7 +21,6 @@ from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.lpu_chips import GROQCHIP1
 from lpu_jax.machine.system import System
 from lpu_jax.machine.topology import Topology
-from tests.slices import some_slow
 
 #: Less than a frame, frames that do not divide evenly, and the rows of large models.
 PAYLOADS = (1, 320, 321, 1_000, 12_345, 229_376)

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slices import some_slow
 
 from lpu_jax.datapath import expert_slots, masks, mxm, selection, vxm
 from lpu_jax.numerics import rounding
 from lpu_jax.numerics.formats import FORMATS
 from lpu_jax.numerics.quantized import quantize
 from lpu_jax.numerics.schemes import SCHEMES
-from tests.slices import some_slow
 
 Operation = tuple[Callable[..., Any], tuple[np.ndarray, ...]]
 

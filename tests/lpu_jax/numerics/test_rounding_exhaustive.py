@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slices import some_slow
 
 from lpu_jax.numerics import rounding, scalar
 from lpu_jax.numerics.formats import E4M3FN, E8M0, FORMATS
-from tests.slices import some_slow
 
 INF_BITS = 0x7F800000
 N_PER_STEP = 1 << 24

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from attention_oracle import attention
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner, sqnr_db
+from slices import some_slow
 from small_machines import NODE, tiered
 
 from models.blocks import Kind
@@ -20,7 +21,6 @@ from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, Plan
 from sharding.request import Request
 from sharding.run.load import LoadedBlock
-from tests.slices import some_slow
 
 SLOW = pytest.mark.slow  # the numerics of the chip take long to compile
 BATCH = 2

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from placed_blocks import TINY_LLAMA, hidden, place, plan, runner, sqnr_db
+from slices import some_slow
 from small_machines import tiered
 
 from models.layers.linear import Split
@@ -13,7 +14,6 @@ from models.policy import POLICIES
 from models.reference import reference_block
 from models.weights.synthetic import SyntheticWeights
 from sharding.request import Request
-from tests.slices import some_slow
 
 BATCH = 3
 #: Measured 58.2, 34.3, 26.1 and 14.9 dB for the block's change of the hidden state against weights

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from placed_blocks import TINY_KIMI, TINY_OSS, hidden, place, plan, runner
+from slices import some_slow
 from small_machines import tiered
 
 from lpu_jax.datapath import expert_slots, mem
@@ -18,7 +19,6 @@ from models.layers.linear import Split
 from models.policy import POLICIES
 from sharding.plan import MoeShard
 from sharding.request import Request
-from tests.slices import some_slow
 
 #: Experts of everything there is: groups and a shared expert, or neither but biases and a clamp.
 MODELS = {"kimi": TINY_KIMI, "gpt-oss": TINY_OSS}

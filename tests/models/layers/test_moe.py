@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI, hidden, place, plan, runner, sqnr_db
+from slices import some_slow
 from small_machines import tiered
 
 from models.layers.linear import Split
@@ -14,7 +15,6 @@ from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import MoeShard
 from sharding.request import Request
-from tests.slices import some_slow
 
 BATCH = 5
 #: The block's change of the hidden state against float32 weights that are not rounded. Measured

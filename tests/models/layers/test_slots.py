@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from placed_blocks import TINY_KIMI, TINY_OSS, hidden, place, plan, runner
+from slices import some_slow
 from small_machines import tiered
 
 from lpu_jax.datapath import expert_slots
@@ -17,7 +18,6 @@ from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from sharding.plan import SlotRule
 from sharding.request import Request
-from tests.slices import some_slow
 
 BATCH = 9
 MODELS = {"kimi": TINY_KIMI, "gpt-oss": TINY_OSS}

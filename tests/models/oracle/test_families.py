@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from slices import some_slow
 from small_machines import tiered
 from tiny_models import HF_BOUND, NAMES, checkpoint, difference, oracle
 
@@ -19,7 +20,6 @@ from models.policy import FLOAT32
 from models.weights.source import WeightSource
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.run.forward import forward
-from tests.slices import some_slow
 
 #: Room for the prompt in caches that two chips share out: neither is empty.
 CONTEXT = 24

@@ -9,6 +9,7 @@ from the weakest mistake here by a factor of 50.
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slices import some_slow
 from small_machines import NODE
 from tiny_models import HF_BOUND, checkpoint, difference, oracle
 from wrong_conventions import MISTAKES, Mutant, edit
@@ -18,7 +19,6 @@ from models.reference import stream
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.run.execute import _compiled
 from sharding.run.forward import forward
-from tests.slices import some_slow
 
 #: Every mistake moves a logit by at least so many bounds.
 FACTOR = 50

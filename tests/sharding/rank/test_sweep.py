@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from jaxtyping import config
+from slices import some_slow
 
 from lpu_jax.errors import LpuError, UnknownNameError
 from lpu_jax.machine.catalogue import system
@@ -73,7 +74,7 @@ KEYS: Mapping[Objective, Any] = {
     "objective",
     [
         "latency",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in KEYS if name != "latency"),
+        *some_slow([name for name in KEYS if name != "latency"], count=1),
     ],
 )
 def test_the_best_of_each_case_is_ranked_among_all(objective: Objective) -> None:
@@ -82,14 +83,16 @@ def test_the_best_of_each_case_is_ranked_among_all(objective: Objective) -> None
     assert _rows(_swept(objective=objective)) == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "second"),
-    [
-        ("pareto", lambda row: row.tokens_per_s_total),
-        ("latency,per-chip", lambda row: row.tokens_per_s_per_chip),
-        ("latency,chips", lambda row: -row.plan.n_chips),
-    ],
+    some_slow(
+        [
+            ("pareto", lambda row: row.tokens_per_s_total),
+            ("latency,per-chip", lambda row: row.tokens_per_s_per_chip),
+            ("latency,chips", lambda row: -row.plan.n_chips),
+        ],
+        count=1,
+    ),
 )
 def test_a_front_is_what_no_row_of_any_case_beats(objective: Objective, second: Any) -> None:
     every = _alone(objective, ALL)
