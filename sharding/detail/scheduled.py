@@ -149,22 +149,34 @@ class ScheduledPlan:
     def assumed_of_time(self) -> tuple[Constant, ...]:
         """The assumed constants that its time rests on, in the order of their declaration."""
         names = {*_IN_EVERY_TIME, *(n for kind in self.kinds.values() for n in kind.assumed)}
-        links = {constant.name for constant in constants_of(self.scenario.system.topology)}
+        links = {
+            constant.name
+            for own in self.scenario.pools
+            for constant in constants_of(own.system.topology)
+        }
+        if self.scenario.mixed is not None:
+            names_of_link = {constant.name for constant in constants_of(self.scenario.mixed.link)}
+            links |= {name for name in names_of_link if not name.startswith("dram_")}
         if self.plan.n_chips == 1:  # a chip alone crosses no link
             names -= links
         elif self.hand_overs:
             names |= links
-        return tuple(c for c in self._assumed if c.name in names)
+        return tuple(c for c in self._assumed if _field(c) in names)
 
     @property
     def assumed_of_fit(self) -> tuple[Constant, ...]:
         """The assumed constants that decide whether it fits."""
         tiles = {c.name for c in self.assumed_of_time if c.unit == _TILES}
-        return tuple(c for c in self._assumed if c.name in tiles or c.name in _IN_EVERY_FIT)
+        return tuple(c for c in self._assumed if c.name in tiles or _field(c) in _IN_EVERY_FIT)
 
     @property
     def _assumed(self) -> tuple[Constant, ...]:
-        return tuple(c for c in assumed(self.scenario.system.constants()) if c.moves_plans)
+        return tuple(c for c in assumed(self.scenario.machine.constants()) if c.moves_plans)
+
+
+def _field(constant: Constant) -> str:
+    """The name of a constant in its part: that of a mixed system begins with the part's."""
+    return constant.name.rpartition(".")[2]
 
 
 def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
@@ -177,12 +189,13 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
     Raises:
         LpuError: the plan is not possible: one sentence.
     """
-    cfg, system = scenario.model, scenario.system
-    check_policy(scenario.policy, cfg, system)
+    cfg, systems = scenario.model, [own.system for own in scenario.pools]
+    for system in systems:
+        check_policy(scenario.policy, cfg, system)
     check_plan(plan, scenario)
     evaluation = evaluate([plan], scenario)
-    groups = lay_out(plan.pools, system)
-    machines = [placed(system, (group,)) for group in groups]
+    groups = lay_out(plan.pools, *(systems if scenario.crosses else systems[:1]))
+    machines = [placed(own, (group,)) for own, group in zip(systems, groups, strict=False)]
     kinds: dict[Kind, KindSchedule] = {}
     for kind in block_kinds(cfg):
         ways, pool = axes.degrees(plan, kind, cfg), plan.pool_of(BLOCK_KINDS[kind].part)
@@ -190,7 +203,7 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
             kind,
             ways,
             machines[pool],
-            scenario,
+            scenario.pools[pool],
             slots=step_lengths(evaluation.slots[0] if kind == "moe" else None),
             split=axes.split_of(plan, kind),
             collective=plan.collective,

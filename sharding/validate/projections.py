@@ -1,8 +1,8 @@
 """Figures of the Groq 3 LPX that leave too much open: a preview's rates, a vendor's projections.
 
 They stand beside what we can honestly give and never pass or fail. Not modelled: layers of Gemma 4
-(sliding and global attention with heads of two sizes); two machines that work on one token, so of
-four ways to serve the proxy only those on one machine have a reading.
+(sliding and global attention with heads of two sizes). What drafts for the proxy, and how much of
+it is kept, is not public.
 
 Sources, by key: AA Artificial Analysis, 2026-08: a private preview, one user, median of 50
 sequential requests, whether drafts were used is not public. HC26 notes on the Hot Chips 2026 talk:
@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from lpu_jax.machine.catalogue import system as named_system
+from lpu_jax.machine.mixed import Split
 from models.config import GqaConfig, ModelConfig
 from models.zoo import model as named_model
 
@@ -87,8 +88,16 @@ def proxy_projected(progress: Watcher = lambda *_: None) -> tuple[Figure, ...]:
     )
     return (
         _projected("NVL72 alone", 1500, "vr-nvl72", "a GPU roofline"),
-        _two_machines("LPX drafts, NVL72 verifies", 2100),
-        _two_machines("attention on NVL72, FFN on LPX", 3500),
+        Figure(
+            **_what("LPX drafts, NVL72 verifies", 2100),
+            note="no reading: which model drafts, and how many drafts are accepted, is not public",
+        ),
+        _projected(
+            "attention on NVL72, FFN on LPX",
+            3500,
+            f"vr-lpx-{racks}:{Split.ATTENTION_FFN}",
+            f"the decode step, on {racks} racks beside the GPUs",
+        ),
         _projected(
             "prefill on NVL72, decode on LPX",
             7600,
@@ -112,12 +121,6 @@ def _projected(way: str, rate: int, machine: str, note: str) -> Figure:
         note=f"{note}; {best.name}, context {PROXY_REQUEST.context}, weights {PROXY_POLICY}; the "
         "shape is a community's reconstruction",
         **plan_reading(best, asked, 1e6, chosen=True),
-    )
-
-
-def _two_machines(way: str, rate: int) -> Figure:
-    return Figure(
-        **_what(way, rate), note="no reading: two machines on one token are not modelled yet"
     )
 
 

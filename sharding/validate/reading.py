@@ -45,12 +45,18 @@ def plan_reading(
         "ours": float(found.latency_cycles[0]) * per_cycle,
         "ours_range": (float(shortest_s) * per_s, float(longest_s) * per_s),
         "bound": float(found.lower_cycles[0]) * per_cycle,
-        "bound_of": f"{plan.name} with perfect overlap in every block"
-        if scenario.system.lpus
-        else f"{plan.name} at the GPU's whole rates, without launches and latencies",
+        "bound_of": f"{plan.name} {_bound_in_words(scenario)}",
         "terms": {name: cycles * per_cycle for name, cycles in terms(scheduled).items()},
         "assumed": tuple(dict.fromkeys(constant.name for constant in constants)),
     }
+
+
+def _bound_in_words(scenario: Scenario) -> str:
+    overlap = "with perfect overlap in every block"
+    whole = "at the GPU's whole rates, without launches and latencies"
+    if scenario.crosses:
+        return f"{whole}, and {overlap} of the LPUs"
+    return overlap if scenario.system.lpus else whole
 
 
 def terms(scheduled: ScheduledPlan) -> Mapping[str, float]:
