@@ -135,8 +135,10 @@ def block_program(
         experts: experts of each chip, its slots, and the rows of each (MoE only).
         dispatch: how rows reach the chips of their experts (MoE only).
     """
-    return BLOCK_KINDS[kind].program(
-        _Variant(cfg=cfg, policy=policy, split=split, dispatch=dispatch, experts=experts)
+    row = BLOCK_KINDS[kind]
+    own = policy.of_part(row.part)
+    return row.program(
+        _Variant(cfg=cfg, policy=own, split=split, dispatch=dispatch, experts=experts)
     )
 
 

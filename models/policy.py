@@ -7,13 +7,18 @@ widened to fp16. Scores, exponentials, their sums, norms and logits are fp32 in 
 and biases are vectors, held in fp32. The policy "float32" has fp32 where the others have fp16: no
 chip computes so; it is for checking a model's meaning. Not built: a cache in a narrower format than
 fp16.
+
+A policy may have parts of a model multiplied by the tensor cores of a GPU instead of the matrix
+unit (`fp16@blackwell`, or `fp16@blackwell:attention` for the parts that GPUs beside LPUs have).
+Formats stay the same, and everything else is computed as on an LPU: no GPU's own exponentials and
+sums are modelled.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import jax.numpy as jnp
 
@@ -32,6 +37,7 @@ from lpu_jax.numerics.schemes import (
     NVFP4,
     Scheme,
 )
+from lpu_jax.numerics.tensor_core_rules import Generation
 
 from .config import ModelConfig
 from .params import ParamSpec, Role
@@ -41,6 +47,8 @@ VECTOR_BITS = 32
 #: Roles of matrices that multiply; the embedding is looked up instead, as fp16.
 MATRIX_ROLES: tuple[Role, ...] = ("attention", "dense", "expert", "shared", "router", "head")
 
+#: Parts of a plan (`blocks.BLOCK_KINDS`).
+PlanPart = Literal["attention", "mlp", "moe", "vocab"]
 #: Format of rows that multiply weights; "fp8" is e4m3fn without a scale, saturating.
 RowFormat = Literal["fp16", "fp8"]
 #: Format of everything that a policy does not name: unnamed matrices and rows, the hidden state,
@@ -67,6 +75,10 @@ class Policy:
     base: BaseFormat = "fp16"
     #: How products are computed, see `mxm.matmul`; changes bits, never time.
     fidelity: Fidelity = "faithful"
+    #: Whose tensor cores make the products of a part of a plan; the matrix unit does the others.
+    tensor_cores: Mapping[PlanPart, Generation] = field(default_factory=dict)
+    #: Whose make all products: what a block's own policy says (`of_part`).
+    generation: Generation | None = None
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -84,6 +96,12 @@ class Policy:
                     )
             # Traces of layers are kept by policy, so it must not change.
             object.__setattr__(self, what, MappingProxyType(dict(formats)))
+        object.__setattr__(self, "tensor_cores", MappingProxyType(dict(self.tensor_cores)))
+        if self.tensor_cores and not self._suits_tensor_cores:
+            raise ConfigError(
+                f"policy {self.name}: tensor cores multiply float16 rows by weights widened to "
+                "float16; int8 weights, fp8 rows and a base of fp32 are not built for them."
+            )
         for role, scheme in self.weights.items():
             if not isinstance(scheme, Scheme):
                 raise ConfigError(
@@ -114,11 +132,13 @@ class Policy:
     def __hash__(self) -> int:
         """Hash the fields: traces of layers are kept by policy."""
         formats = frozenset(self.weights.items()), frozenset(self.rows.items())
-        return hash((self.name, *formats, self.carry, self.base, self.fidelity))
+        cores = frozenset(self.tensor_cores.items()), self.generation
+        return hash((self.name, *formats, self.carry, self.base, self.fidelity, *cores))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the formats as dicts: a mapping that cannot change has no pickled form."""
-        formats = {"weights": dict(self.weights), "rows": dict(self.rows)}
+        maps = ("weights", "rows", "tensor_cores")
+        formats = {name: dict(getattr(self, name)) for name in maps}
         return partial(Policy, **vars(self) | formats), ()
 
     @property
@@ -137,8 +157,19 @@ class Policy:
         return {"carry": self.carry, "fidelity": self.fidelity}
 
     @property
+    def _suits_tensor_cores(self) -> bool:
+        bare = any(getattr(own, "multiplies_bare", False) for own in self.weights.values())
+        return self.base == "fp16" and not self.rows and not bare
+
+    def of_part(self, part: str) -> "Policy":
+        """What multiplies in the blocks of a part of a plan."""
+        return replace(self, generation=self.tensor_cores.get(cast(PlanPart, part)))
+
+    @property
     def on_chip(self) -> "Policy":
-        """What a chip holds: itself, or fp16 for a policy that is for checking only."""
+        """What an LPU holds and multiplies: fp16 for a policy that is for checking only."""
+        if self.tensor_cores:
+            return replace(self, tensor_cores={}, generation=None)
         return self if self.base == "fp16" else FP16
 
     def scheme(self, spec: ParamSpec) -> Scheme | None:
@@ -237,7 +268,9 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     """Find a policy.
 
     Args:
-        name: of a policy, or "released" for the format in which the model's weights are published.
+        name: of a policy, or "released" for the format in which the model's weights are published;
+            behind it may stand whose tensor cores multiply, as in `fp16@blackwell`, or what is
+            multiplied there, as in `fp16@blackwell:attention`: attention, embedding and head.
         cfg: the model; "released" needs it.
 
     Raises:
@@ -245,6 +278,9 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
         LpuError: if "released" is asked for without a model.
         ConfigError: if the model is released in a format that no policy holds.
     """
+    base, at, cores = name.partition("@") if isinstance(name, str) else (name, "", "")
+    if at:
+        return _on_tensor_cores(policy_named(base, cfg), cores)
     if name == RELEASED:
         if cfg is None:
             raise LpuError(f"policy {RELEASED} is that of a model; give the model too.")
@@ -259,6 +295,30 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     if not isinstance(name, str) or name not in POLICIES:
         raise unknown("precision policy", str(name), (*POLICIES, RELEASED))
     return POLICIES[name]
+
+
+def _on_tensor_cores(policy: Policy, cores: str) -> Policy:
+    """Have all parts of a model, or those that GPUs beside LPUs have, multiplied by tensor cores.
+
+    Raises:
+        LpuError: an unknown generation or part.
+    """
+    generation, colon, part = cores.partition(":")
+    if generation not in get_args(Generation):
+        raise unknown("generation of tensor cores", generation, get_args(Generation))
+    if colon and part != "attention":
+        raise LpuError(
+            f"policy {policy.name}@{cores} names part {part!r}; it must be 'attention', which is "
+            "what GPUs beside LPUs have, or nothing for all parts."
+        )
+    parts: tuple[PlanPart, ...] = ("attention", "vocab") if colon else get_args(PlanPart)
+    return replace(
+        policy,
+        name=f"{policy.name}@{cores}",
+        tensor_cores=dict.fromkeys(parts, cast(Generation, generation)),
+        source=f"{policy.source}; products of {' and '.join(parts)} by a model of {generation} "
+        "tensor cores, not measured on them",
+    )
 
 
 def _narrowed(released_format: str, roles: tuple[str, ...]) -> Policy:

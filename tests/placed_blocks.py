@@ -15,7 +15,7 @@ from models import zoo
 from models.blocks import Kind, block_program
 from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from models.layers.linear import Split
-from models.policy import POLICIES
+from models.policy import policy_named
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.request import Request
@@ -120,7 +120,7 @@ def place(
     """Load a block of the last layer with random weights of seed 0."""
     source = SyntheticWeights(cfg)
     layer = cfg.n_layers - 1
-    return load_block(source, system, the_plan, kind, layer, request, policy=POLICIES[policy])
+    return load_block(source, system, the_plan, kind, layer, request, policy=policy_named(policy))
 
 
 def runner(

@@ -13,9 +13,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from lpu_jax.datapath import c2c, matrix_blocks, mem, mxm, tree_sums, vxm, wide_sums
+from lpu_jax.datapath import (
+    c2c,
+    matrix_blocks,
+    mem,
+    mxm,
+    tensor_core,
+    tree_sums,
+    vxm,
+    wide_sums,
+)
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.scaled import fp8_product, int8_product, wide_fp8_product
+from lpu_jax.errors import LpuError
 from lpu_jax.numerics.quantized import QuantizedArray, output_scale
 from lpu_jax.predicates import may_equal
 
@@ -92,6 +102,28 @@ def operand_rows(x: Float32[Array, "*rows k"], policy: Policy, *roles: Role) -> 
     return rounded[formats[0]] if len(roles) == 1 else tuple(rounded[name] for name in formats)
 
 
+def multiplied(
+    x: Float[Array, "..."],
+    w: Weight,
+    policy: Policy,
+    rows: Int32[Array, " g"] | None = None,
+) -> Float32[Array, "..."]:
+    """Multiply rows in the unit that a policy names: the matrix unit, or a GPU's tensor cores.
+
+    Args:
+        x: rows; forms are those of `mxm.matmul`.
+        w: weights.
+        policy: how products are made.
+        rows: addresses of matrices in a store.
+
+    Fidelity: that of `mxm.matmul`, or of `tensor_core.matmul`.
+    """
+    if policy.generation is not None:
+        return tensor_core.matmul(x, w, rows=rows, generation=policy.generation)
+    found: Array = mxm.matmul(x, w, rows=rows, **policy.products)
+    return found
+
+
 def linear(
     x: Float[Array, "m k"], w: Weight, *, policy: Policy, rows: int = 1
 ) -> Float32[Array, "m n"]:
@@ -117,7 +149,7 @@ def linear(
         return int8_product(vxm.to_fp32(x), matrix)
     if isinstance(matrix, QuantizedArray) and _in_blocks(x, matrix):
         return fp8_product(x, matrix, **policy.products)
-    return _scaled(mxm.matmul(x, matrix, **policy.products), matrix, None)
+    return _scaled(multiplied(x, matrix, policy), matrix, None)
 
 
 def product(
@@ -141,7 +173,7 @@ def product(
     matrices = as_matrix(store, rows=1, batch=1)
     if slots is not None and isinstance(matrices, QuantizedArray) and _in_blocks(x, matrices):
         return fp8_product(x, matrices, rows=slots, **policy.products)
-    return _scaled(mxm.matmul(x, matrices, rows=slots, **policy.products), matrices, slots)
+    return _scaled(multiplied(x, matrices, policy, slots), matrices, slots)
 
 
 def _in_blocks(x: Float[Array, "..."], w: QuantizedArray) -> bool:
@@ -250,6 +282,11 @@ def wide_product(
     Fidelity:
         Exact for rows that multiply weights widened to float16; see `scaled.wide_fp8_product`.
     """
+    if policy.generation is not None:
+        raise LpuError(
+            f"policy {policy.name}: tensor cores round every sum, so that no split 'wide' adds "
+            "without rounding; use another split."
+        )
     if isinstance(w, QuantizedArray) and _in_blocks(x, w):
         return wide_fp8_product(x, w, rows=slots, fidelity=policy.fidelity)
     return mxm.wide_matmul(x, w, rows=slots, fidelity=policy.fidelity)

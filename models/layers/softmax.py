@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from lpu_jax.datapath import c2c, masks, mem, mxm, sxm, vxm
+from lpu_jax.datapath import c2c, masks, mem, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..policy import Policy
-from .linear import narrowed
+from .linear import multiplied, narrowed
 
 #: Stands for the largest score of a row that sees no key of a chip.
 _LOWEST = float(np.finfo(np.float32).min)
@@ -103,7 +103,7 @@ def attend(
         320 positions. A sink is added last to the sum of the exponentials. A split of the positions
         moves roundings: see `_merged`.
     """
-    scores = mxm.matmul(q, keys, **policy.products)
+    scores = multiplied(q, keys, policy)
     if held.first is None:
         scores = masks.causal_mask(scores, positions, n_new)
     else:
@@ -117,7 +117,7 @@ def attend(
     total = vxm.sum_lanes(weights)
     if sinks is not None:
         total = vxm.add(total, vxm.exp(vxm.sub(sinks, largest)))
-    return vxm.div(mxm.matmul(narrowed(weights, policy), values, **policy.products), total)
+    return vxm.div(multiplied(narrowed(weights, policy), values, policy), total)
 
 
 def _merged(
@@ -142,7 +142,7 @@ def _merged(
     largest = vxm.maximum(vxm.max_lanes(scores), _LOWEST)
     weights = vxm.exp(vxm.sub(scores, largest))
     total = vxm.sum_lanes(weights)
-    mixed = mxm.matmul(narrowed(weights, policy), values, **policy.products)
+    mixed = multiplied(narrowed(weights, policy), values, policy)
     # The largest score alone adds 1, so a sum below 1 is that of no key: nothing else changes.
     mixed = narrowed(vxm.div(mixed, vxm.maximum(total, 1.0)), policy)
 

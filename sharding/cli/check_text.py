@@ -56,7 +56,9 @@ def check_text(
         chosen = [replace(one, fidelity=fidelity) for one in chosen]  # type: ignore[arg-type]  # checked there
     if not plans:
         request = Request(context=max(1, min(len(tokens), cfg.max_position)))
-        found = text_plan(cfg, machine, None, request, policy=chosen[0], command="check --text")
+        found = text_plan(
+            cfg, machine, None, request, policy=chosen[0].on_chip, command="check --text"
+        )
         (row,) = found.rows
         if not row.fits:
             emit(as_json, found.as_dict, found.table)

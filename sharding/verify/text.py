@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
@@ -32,11 +32,27 @@ from ..report import Watcher, check_watcher, versions
 from ..request import Request
 from ..run.forward import forward
 from ..run.load import store_weight, stored_values
-from ..run.measures import _exp, compare_predictions, decibels, finite
+from ..run.measures import _exp, compare_predictions, decibels, finite, log_probabilities
 from ..scenario import Scenario
 
 #: Rows of logits that are compared at once: in float64 they are twice as wide as they came.
 _ROWS = 64
+
+
+#: Log-probabilities that differ by more are counted (`Gap.share`), in nats.
+FAR_NATS = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """How far two rows are apart in the log-probability of each next token: trained, then served.
+
+    In nats, of the absolute difference.
+    """
+
+    mean: float
+    largest: float
+    share: float  #: of predictions that differ by more than `FAR_NATS`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +68,7 @@ class TextCheck:
     kl_nats: float  #: mean over predictions of KL(reference || chips)
     weights_kl_nats: float  #: the same for a float32 model with the weights as they are stored
     top1_agreement: float  #: share of predictions with the same most likely token
+    gap: "Gap | None"  #: to the first row of a check; None: it is the first
     sqnr_db: float  #: of the logits: the reference's power over that of the difference
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,6 +91,7 @@ class TextCheck:
             "tokens": self.n_tokens,
             "scored": self.n_scored,
             **numbers,
+            "gap": None if self.gap is None else vars(self.gap),
         }
 
 
@@ -137,7 +155,7 @@ def compare_text(
                 source, system, row.plan, ids[None], policy=row.policy, execution=execution
             )
             row.add(expected, logits[0, :-1], stored[row.policy.name], ids[1:])
-    return [row.result(len(tokens)) for row in rows]
+    return [row.result(len(tokens), rows[0]) for row in rows]
 
 
 def _windows(
@@ -215,6 +233,8 @@ class _Row:
     policy: Policy
     plan: Plan
     sums: dict[str, float] = field(default_factory=dict)
+    #: of each next token, in float64
+    log_probabilities: list[Float64[np.ndarray, " _t"]] = field(default_factory=list)
 
     def add(
         self,
@@ -230,9 +250,21 @@ class _Row:
             alone = compare_predictions(expected[part], stored[part], following[part])
             sums["weights_kl"] = alone["kl"]
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
+            chosen = log_probabilities(logits[part].astype(np.float64))
+            self.log_probabilities.append(chosen[np.arange(len(chosen)), following[part]])
 
-    def result(self, n_tokens: int) -> TextCheck:
-        """Turn the sums into means."""
+    def gap_to(self, other: "_Row") -> Gap:
+        """Compare the log-probabilities of next tokens with those of another row."""
+        own, others = (np.concatenate(row.log_probabilities) for row in (self, other))
+        apart = np.abs(own - others)
+        return Gap(
+            mean=float(apart.mean()),
+            largest=float(apart.max()),
+            share=float((apart > FAR_NATS).mean()),
+        )
+
+    def result(self, n_tokens: int, first: "_Row") -> TextCheck:
+        """Turn the sums into means; gaps are those to the first row."""
         sums, count = self.sums, self.sums["predictions"]
         return TextCheck(
             policy=self.policy,
@@ -244,6 +276,7 @@ class _Row:
             kl_nats=sums["kl"] / count,
             weights_kl_nats=sums["weights_kl"] / count,
             top1_agreement=sums["agreements"] / count,
+            gap=None if first is self else self.gap_to(first),
             sqnr_db=decibels(sums["power"], sums["noise"]),
         )
 
@@ -272,6 +305,7 @@ def text_report(cfg: ModelConfig, system: System, results: Sequence[TextCheck]) 
         ("weights alone", "right"),
         ("same token", "right"),
         ("SQNR, dB", "right"),
+        *([("gap to the first row, nats", "right")] if len(results) > 1 else []),
     )
     for one in results:
         made.add_row(
@@ -282,6 +316,7 @@ def text_report(cfg: ModelConfig, system: System, results: Sequence[TextCheck]) 
             f"{one.weights_kl_nats:.1e}",
             f"{one.top1_agreement:.1%}",
             f"{one.sqnr_db:.1f}",
+            *([_gap_in_words(one.gap)] if len(results) > 1 else []),
         )
     fidelities = ", ".join(dict.fromkeys(one.policy.fidelity for one in results))
     return report.render(
@@ -291,4 +326,16 @@ def text_report(cfg: ModelConfig, system: System, results: Sequence[TextCheck]) 
         f"float32 reference with the unrounded weights: perplexity "
         f"{first.reference_perplexity:.3f}; KL(reference || chips), and KL(reference || the same "
         "float32 model with the weights as they are stored)",
+        *(
+            [
+                "gap: mean and largest difference of the log-probability of a next token, and the "
+                f"share of predictions where it is above {FAR_NATS:g}"
+            ]
+            if len(results) > 1
+            else []
+        ),
     )
+
+
+def _gap_in_words(gap: Gap | None) -> str:
+    return "-" if gap is None else f"{gap.mean:.1e}, {gap.largest:.1e}, {gap.share:.1%}"
