@@ -27,7 +27,7 @@ from models.config import ModelConfig
 from ..plan import FFN_PARTS, Pool
 from ..scenario import Scenario
 from ..space.plan_table import PlanTable
-from .crossings import crossings_of
+from .crossings import crossing_bytes, crossings_of
 from .cuts import Chain, Cuts, stage_sums
 from .hand_overs import TOKEN_BYTES, cycles_between, hidden_bytes
 
@@ -119,7 +119,7 @@ def hand_overs(
     bases, chips = places_of(groups)
     ends = (bases[giver], chips[giver]), (bases[taker], chips[taker])
     # The last block is the head, and the first the embedding: both of attention's pool.
-    system, payload = scenario.pools[0].system, hidden_bytes(scenario)
+    system, payload = scenario.pools[0].system, hidden_bytes(scenario.pools[0])
     lanes, crosses = np.zeros((2, len(block))), np.zeros(len(block), bool)
     if scenario.mixed is None:
         cycles = cycles_between(system, *ends, payload)
@@ -167,7 +167,7 @@ class CutPools:
     slowest_stage_cycles: Numbers
     live_bytes: Numbers  #: of the pool with the fullest chip
     fullest_pool: Int[np.ndarray, " plans"]  #: which that is
-    crossings: Numbers  #: hand-overs of the hidden state
+    handed_bytes: Numbers  #: of all hand-overs of the hidden state
 
 
 def cut_pools(
@@ -247,8 +247,20 @@ def cut_pools(
         slowest_stage_cycles=np.array(busy),
         live_bytes=live,
         fullest_pool=full,
-        crossings=np.array([float(np.sum(step.block < len(kinds) - 1)) for step in steps]),
+        handed_bytes=np.array([_handed_bytes(step, pool, scenario) for step in steps]),
     )
+
+
+def _handed_bytes(
+    steps: HandOvers, pool_of_block: Int[np.ndarray, " blocks"], scenario: Scenario
+) -> float:
+    """Bytes of the hidden state that is handed over, each time in the format of the way it takes."""
+    last = len(pool_of_block) - 1
+    block = steps.block[steps.block < last]  # what follows the last one are token ids
+    n_across = np.sum(pool_of_block[block] != pool_of_block[block + 1])
+    inside = hidden_bytes(scenario.pools[0])
+    across = inside if scenario.mixed is None else crossing_bytes(scenario)
+    return float(across * n_across + inside * (len(block) - n_across))
 
 
 def most_in_flight(
