@@ -262,7 +262,7 @@ def _with_memories(rng: Random, scenario: Scenario) -> Scenario:
         ]
         whole = sum(float(np.sum(own.weights + own.cache)) for own in held)
         whole += max(float(np.sum(own.activations)) for own in held)
-        share = rng.choice([1.02, 1.1, 1.3, 1.7, 2.5, 5.0, 1.5 * machine.n_chips])
+        share = rng.choice([1.02, 1.3, 1.7, 2.5, 5.0, *3 * [1.5 * machine.n_chips]])
         n_bytes = int(whole / machine.n_chips * share) + 1
         name = "memory_bytes" if isinstance(machine.chip, GpuSpec) else "sram_bytes"
         chip = replace(machine.chip, reserved_fraction=0.05, **{name: n_bytes})

@@ -13,7 +13,7 @@ and one on the way back.
 Not modelled: overlap of a hand-over with the blocks of the same micro-batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,11 +193,14 @@ def cut_pools(
     """
     kinds = [block.kind for block in block_chain(scenario.model)]
     pool = pool_of_block(scenario.model)
-    typical = np.array([_typical_hop(groups, scenario) for groups in laid_out])
     cycles = np.stack([costs["cycles"][kind] for kind in kinds])
-    latency = cycles.sum(0) + len(kinds) * typical + host_cycles
-    if scenario.mixed is not None:
-        typical = 0 * typical  # no stage is busy while bytes are on their way
+    if scenario.mixed is None:
+        typical = _of_each(laid_out, lambda groups: _typical_hop(groups, scenario))
+        between = len(kinds) * typical
+    else:
+        typical = np.zeros(len(table))  # no stage is busy while bytes are on their way
+        between = _of_each(laid_out, lambda groups: _between_machines(groups, scenario))
+    latency = cycles.sum(0) + between + host_cycles
     chains = []
     for number, stages in enumerate((table.stages, table.ffn_stages)):
         own = [kind for kind, its in zip(kinds, pool, strict=True) if its == number]
@@ -254,7 +257,7 @@ def cut_pools(
 def _handed_bytes(
     steps: HandOvers, pool_of_block: Int[np.ndarray, " blocks"], scenario: Scenario
 ) -> float:
-    """Bytes of the hidden state that is handed over, each time in the format of the way it takes."""
+    """Bytes of the hidden state in all its hand-overs, in the format of the way of each."""
     last = len(pool_of_block) - 1
     block = steps.block[steps.block < last]  # what follows the last one are token ids
     n_across = np.sum(pool_of_block[block] != pool_of_block[block + 1])
@@ -278,10 +281,16 @@ def places_of(groups: Sequence[Groups]) -> Places:
     )
 
 
+def _of_each(
+    laid_out: Sequence[tuple[Groups, ...]], of: Callable[[tuple[Groups, ...]], float]
+) -> Numbers:
+    """Find a number of each plan, once for plans that share their places."""
+    found = {id(groups): of(groups) for groups in {id(own): own for own in laid_out}.values()}
+    return np.array([found[id(groups)] for groups in laid_out])
+
+
 def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     """Cycles of the slower way between stages of two pools that lie side by side."""
-    if scenario.mixed is not None:
-        return float(crossings_of(groups, scenario).cycles.max())
     first, second = groups
     n_first, n_second = len(first.bases), len(second.bases)
     n = max(n_first, n_second)
@@ -292,6 +301,22 @@ def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     there = cycles_between(scenario.system, ends[0], ends[1], hidden_bytes(scenario))
     back = cycles_between(scenario.system, ends[1], ends[0], hidden_bytes(scenario))
     return float(max(np.median(there), np.median(back)))
+
+
+def _between_machines(groups: tuple[Groups, ...], scenario: Scenario) -> float:
+    """Cycles of a token's hand-overs on a mixed system, wherever its stages are cut.
+
+    Each layer crosses both ways, and ids go back from the last stage of the GPUs. An embedding with
+    a stage of its own has one more.
+    """
+    cycles = scenario.model.n_layers * float(crossings_of(groups, scenario).cycles.sum())
+    gpus, n_stages = groups[0], len(groups[0].bases)
+    if n_stages > 1:
+        ids = TOKEN_BYTES * scenario.request.batch * scenario.request.sampled_tokens
+        chips = np.array([gpus.chips])
+        ends = (gpus.bases[-1:], chips), (gpus.bases[:1], chips)
+        cycles += float(cycles_between(scenario.pools[0].system, *ends, ids)[0])
+    return cycles
 
 
 def _busy(

@@ -10,6 +10,7 @@ from ..legal import wide_reason
 from ..predict.energy import unknown_reason
 from ..scenario import Scenario, check_formats, check_policy
 from ..search.find import INVARIANT
+from ..search.goals import FRONTS
 from .limits import Limits
 from .ranking import OBJECTIVES, Objective
 
@@ -64,3 +65,23 @@ def check_asked(asked: Scenario, wanted: Wanted) -> None:
     check_policy(asked.policy, asked.model, asked.system)
     if asked.draft is not None:
         check_formats(asked.draft.policy, asked.draft.model, asked.system)
+
+
+def check_searched(asked: Scenario, wanted: Wanted) -> None:
+    """Refuse what is only searched for among plans of one pool, where plans have two.
+
+    Raises:
+        LpuError: a front or a first token is wanted on a mixed system.
+    """
+    if asked.mixed is None:
+        return
+    what = None
+    if wanted.objective in (*FRONTS, "first-token"):
+        what = f"objective {wanted.objective}"
+    elif wanted.limits.max_first_token_s is not None:
+        what = "a limit of the first token"
+    if what is not None:
+        raise LpuError(
+            f"{what}: fronts and first tokens are searched for among plans of one pool, and those "
+            f"on {asked.mixed.name} have two; rank by latency, throughput, per-chip or chips."
+        )

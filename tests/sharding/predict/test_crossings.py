@@ -5,7 +5,6 @@ of plans of one pool on either machine alone.
 """
 
 from dataclasses import replace
-from functools import cache
 from math import ceil, floor, inf
 from random import Random
 from typing import Any
@@ -33,7 +32,8 @@ from sharding.legal import check_plan
 from sharding.plan import FFN_PARTS, AttentionShard, MlpShard, MoeShard, Plan, VocabShard
 from sharding.predict.crossings import crossings_of, least_crossing_cycles, least_gathers
 from sharding.predict.evaluate import Evaluation, evaluate
-from sharding.predict.serving import prefill
+from sharding.predict.pools import lay_out
+from sharding.predict.serving import chunk_lengths, prefill
 from sharding.request import Request
 from sharding.scenario import Scenario
 
@@ -307,9 +307,9 @@ def _cached(
     for number in range(plan.stages):
         own = [chain[i].kind for i, its in enumerate(stage) if its == number]
         weights = sum(_number(held[kind].weights) for kind in own)
-        cache = sum(_number(held[kind].cache) for kind in own)
-        if cache:
-            most = min(most, floor((room - weights) / cache))
+        cached = sum(_number(held[kind].cache) for kind in own)
+        if cached:
+            most = min(most, floor((room - weights) / cached))
     return most
 
 
@@ -340,3 +340,172 @@ def test_tiny_models_take_what_their_blocks_and_ways_take(name: str) -> None:
     moe = "" if cfg.moe is None else " m:2e"
     plan = Plan.parse(f"2x1 a:1 + 1x2 f:2t{moe} row")
     _check_plan_by_hand(plan, _asked(_mixed(), cfg, context=64))
+
+
+def test_the_host_of_the_gpus_is_in_every_time_and_that_of_the_lpus_in_none() -> None:
+    """The head is on the GPUs: their host samples, and the first token waits for it too."""
+    plans = [Plan.parse("1x1 a:1 + 1x2 f:2t row")]
+    quick, slow = (_asked(_mixed(host_s=host_s)) for host_s in (0.0, 7e-5))
+    more = evaluate(plans, slow).latency_s - evaluate(plans, quick).latency_s
+    assert more[0] == pytest.approx(7e-5, rel=1e-9)
+    for asked, host_s in ((quick, 0.0), (slow, 7e-5)):
+        found = prefill(plans, np.ones(1, bool), asked, prompt_tokens=200)
+        waited = found.time_to_first_token_s - found.latency_s
+        assert waited[0] == pytest.approx(host_s, abs=1e-12)
+
+
+def test_a_chunk_of_a_prompt_is_one_that_both_machines_take() -> None:
+    machine = _mixed()
+    assert chunk_lengths(_asked(machine, context=4096))[-1] == 128
+    few = replace(machine.gpus.chip, prefill_chunk_tokens=40)
+    asked = _asked(replace(machine, gpus=replace(machine.gpus, chip=few)), context=4096)
+    assert chunk_lengths(asked)[-1] == 40
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+FASTER_AT = {
+    "lane_bytes_per_s": "high",
+    "fpga_port_bytes_per_s": "high",
+    "gpu_port_bytes_per_s": "high",
+    "lpu_lanes": "high",
+    "latency_s": "low",
+}
+
+
+def _faster(rng: Random, link: PoolLink) -> PoolLink:
+    """The same network, some of whose numbers are better."""
+    better: dict[str, Any] = {}
+    for name, end in FASTER_AT.items():
+        if rng.random() < 0.5:
+            factor = rng.choice([2, 3]) if name == "lpu_lanes" else rng.choice([1.01, 1.7, 30.0])
+            value = getattr(link, name)
+            better[name] = value * factor if end == "high" else value / factor
+    return replace(link, **better)
+
+
+few, many = settings(max_examples=5), settings(max_examples=200)
+
+
+def _faster_network(seed: int, name: str, batch: int) -> None:
+    rng, plans = Random(seed), [Plan.parse(name)]
+    link, n_mega_bytes = random_link(rng), rng.choice([45, 70, 80_000])
+    slow, fast = (
+        evaluate(plans, _asked(_short_of_memory(_mixed(one), n_mega_bytes * 10**6), batch=batch))
+        for one in (link, _faster(rng, link))
+    )
+    assert fast.latency_cycles[0] <= slow.latency_cycles[0] * (1 + CLOSE)
+    assert fast.slowest_stage_cycles[0] <= slow.slowest_stage_cycles[0] * (1 + CUT)
+    assert fast.cycles_per_batch[0] <= slow.cycles_per_batch[0] * (1 + CUT)
+
+
+def _more_room(seed: int, name: str, batch: int) -> None:
+    """Memory of the GPUs decides how many micro-batches are in flight."""
+    rng, plans = Random(seed), [Plan.parse(name)]
+    machine, n_mega_bytes = _mixed(random_link(rng)), rng.randint(30, 90)
+    less, more = (
+        evaluate(plans, _asked(_short_of_memory(machine, n * 10**6), batch=batch, context=512))
+        for n in (n_mega_bytes, n_mega_bytes + rng.choice([1, 3, 20]))
+    )
+    if less.fits[0]:
+        assert more.fits[0]
+        assert more.cycles_per_batch[0] <= less.cycles_per_batch[0] * (1 + CUT)
+
+
+LAWS = pytest.mark.parametrize("law", [_faster_network, _more_room])
+cases = given(st.integers(0, 1_000_000), st.sampled_from(PLANS), st.sampled_from([1, 4, 16]))
+
+
+@LAWS
+def test_more_never_makes_a_plan_slower(law: Any) -> None:
+    few(cases(law))()
+
+
+@pytest.mark.long
+@LAWS
+def test_more_never_makes_a_plan_slower_in_many_cases(law: Any) -> None:
+    many(cases(law))()
+
+
+def _free(spec: Any, **numbers: float) -> Any:
+    """A variant whose numbers cost nothing."""
+    units = {constant.name: constant.unit for constant in constants_of(spec)}
+    return vary(
+        spec,
+        *(
+            Constant(name=name, value=value, unit=units[name], status="assumed", source=CALLER)
+            for name, value in numbers.items()
+        ),
+    )
+
+
+def _free_gpus() -> System:
+    whole = system("h100x4")
+    rates = ("memory_bytes_per_s", "fp16_flop_per_s", "fp8_flop_per_s", "int8_op_per_s")
+    return replace(
+        whole,
+        chip=_free(whole.chip, launch_gap_s=1e-30, **dict.fromkeys(rates, 1e40)),
+        topology=_free(whole.topology, link_bytes_per_s=1e40, collective_latency_s=1e-30),
+    )
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("zoo", "policy"), [("smollm2-135m", "fp16"), ("gpt-oss-20b", "mxfp4")])
+def test_beside_gpus_and_a_network_that_cost_nothing_only_ffns_take_time(
+    name: str, zoo: str, policy: str
+) -> None:
+    rates = ("lane_bytes_per_s", "fpga_port_bytes_per_s", "gpu_port_bytes_per_s")
+    link = _free(PoolLink(), latency_s=1e-30, **dict.fromkeys(rates, 1e40))
+    machine = replace(_mixed(link), gpus=_free_gpus())
+    cfg, plan = model(zoo), Plan.parse(name)
+    cfg = replace(cfg, n_layers=3, sliding_layers=cfg.sliding_layers[:2])
+    if cfg.moe is not None:
+        assert plan.ffn is not None
+        plan = replace(plan, moe=MoeShard(expert=plan.ffn.group_chips))
+    asked = _asked(machine, cfg, policy, batch=1)
+    check_plan(plan, asked)
+    found, (_, lpus) = evaluate([plan], asked), _alone(plan, asked)
+    ffns = [
+        _number(lpus.blocks[block.kind].timing.cycles)
+        for block in block_chain(cfg)
+        if BLOCK_KINDS[block.kind].part in FFN_PARTS
+    ]
+    assert len(ffns) == 3
+    assert found.latency_cycles[0] == pytest.approx(sum(ffns), rel=CLOSE)
+    # As many micro-batches as there are stages keep all of them busy.
+    assert plan.ffn is not None
+    if not found.fits[0]:
+        return
+    longest = {1: sum(ffns), 2: max(ffns[0] + ffns[1], ffns[2]), 3: max(ffns)}[plan.ffn.stages]
+    assert found.cycles_per_batch[0] == pytest.approx(longest, rel=CUT)
+
+
+@pytest.mark.parametrize(
+    ("zoo", "machine", "policy", "name"),
+    [
+        ("kimi-k2", "vr-lpx-9", "int4", "4x4 a:4t + 60x37 f:37t m:37e row"),
+        ("gpt-oss-120b", "h100-lpx-2", "mxfp4", "2x4 a:4t + 12x32 f:32t m:32e row"),
+        ("llama-3.1-8b", "h100-lpx-1", "fp8", "8x1 a:1 + 8x32 f:32t row"),
+    ],
+)
+def test_models_of_the_zoo_are_the_sum_of_their_blocks_and_ways(
+    zoo: str, machine: str, policy: str, name: str
+) -> None:
+    """Where groups are larger than a node, gathers among LPUs are not written out but asked for."""
+    mixed, cfg, plan = any_system(machine), model(zoo), Plan.parse(name)
+    assert isinstance(mixed, MixedSystem)
+    asked = _asked(mixed, cfg, policy, batch=8, context=4096)
+    check_plan(plan, asked)
+    found, alone = evaluate([plan], asked), _alone(plan, asked)
+    total = 0.0
+    for block in block_chain(cfg):
+        own = alone[BLOCK_KINDS[block.kind].part in FFN_PARTS]
+        total += _number(own.blocks[block.kind].timing.cycles) / own.clock_hz
+    groups = lay_out(plan.pools, mixed.gpus, mixed.lpus)
+    back, there = crossings_of(groups, asked).cycles / found.clock_hz
+    rest = found.latency_s[0] - total - cfg.n_layers * (there + back) - mixed.gpus.host_overhead_s
+    # Embedding, first attention, head: at most one hand-over among GPUs, and the ids back.
+    ids, whole = _nvlink_s(mixed, 4 * 8), _nvlink_s(mixed, 2 * 8 * cfg.d_model)
+    ways = [0.0] if plan.stages == 1 else [ids, ids + whole]
+    assert min(abs(rest - way) for way in ways) < 1e-9 * total
+    assert found.in_flight[0] <= plan.n_stages + 2
