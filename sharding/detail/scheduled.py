@@ -175,8 +175,9 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
         scenario: the model, the machine, the request and the formats.
 
     Raises:
-        LpuError: the plan is not possible: one sentence.
+        LpuError: the plan is not possible, or the system is a mixed one: one sentence.
     """
+    scenario.require_one_machine("schedule")
     cfg, system = scenario.model, scenario.system
     check_policy(scenario.policy, cfg, system)
     check_plan(plan, scenario)
