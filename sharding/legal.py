@@ -35,7 +35,6 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
         PlanError: which part, what was given and what is allowed.
     """
     cfg = scenario.model
-    _check_machines(plan, scenario)
     served = [plan.pool_of(BLOCK_KINDS[block.kind].part) for block in block_chain(cfg)]
     for number, pool in enumerate(plan.pools):
         if pool.stages > served.count(number):
@@ -43,6 +42,7 @@ def check_plan(plan: Plan, scenario: Scenario) -> None:
             raise PlanError(
                 f"{pool.stages} stages were asked for; {whose} has {served.count(number)} blocks."
             )
+    _check_machines(plan, scenario)
     if plan.moe is not None and cfg.moe is None:
         raise PlanError(f"{cfg.name} has no MoE blocks; the plan must not have a part 'moe'.")
     check_parts(plan, cfg)

@@ -1,11 +1,13 @@
 """Every plan of a small scenario, by trial, and which of them are best: what a search must find.
 
+On a mixed system each pool's ways are those of its own machine, and plans of one pool are none.
+
 Written from the rules of the space, and from nothing of `sharding.space` and `sharding.search`:
 degrees are tried one by one, `legal.check_plan` judges them, every plan is a `Plan` and evaluated.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
 from math import prod
@@ -71,6 +73,8 @@ class EveryPlan:
     @property
     def n_plans_of_one_pool(self) -> int:
         """How many of them have one pool."""
+        if self.scenario.mixed is not None:
+            return 0
         return sum(len(self._stages(n)) * prod(map(len, ways)) for n, ways in self._ways)
 
     @property
@@ -89,6 +93,9 @@ class EveryPlan:
         Embedding and head are two blocks of attention's pool; each layer has one in either.
         """
         n_layers, n_chips = self.scenario.model.n_layers, self.scenario.system.n_chips
+        if self.scenario.mixed is not None:
+            yield from self._pairs_of_machines()
+            return
         for (chips, ways), (ffn_chips, others) in product(self._ways, self._ways):
             for stages in range(1, n_layers + 3):
                 left = (n_chips - stages * chips) // ffn_chips
@@ -97,13 +104,23 @@ class EveryPlan:
                     mine = [Pool(stages=stages, group_chips=chips)]
                     yield mine, its[: max(left, 0)], ways, others
 
+    def _pairs_of_machines(self) -> Iterator[tuple[list[Pool], list[Pool], list[Any], list[Any]]]:
+        """The same of a mixed system: no pool takes chips from the other."""
+        n_layers = self.scenario.model.n_layers
+        gpus, lpus = (replace(self, scenario=own) for own in self.scenario.pools)
+        for (chips, ways), (ffn_chips, others) in product(gpus._ways, lpus._ways):
+            most = min(n_layers, lpus.scenario.system.n_chips // ffn_chips)
+            its = [Pool(stages=n, group_chips=ffn_chips) for n in range(1, most + 1)]
+            for stages in range(1, min(n_layers + 2, gpus.scenario.system.n_chips // chips) + 1):
+                yield [Pool(stages=stages, group_chips=chips)], its, ways, others
+
     @cached_property
     def plans(self) -> list[Plan]:
         """All plans of the space, each once."""
         names = ("attention", "mlp", "moe", "vocab")
         found = [
             Plan(stages=stages, group_chips=chips, **dict(zip(names, parts, strict=True)))
-            for chips, ways in self._ways
+            for chips, ways in (self._ways if self.scenario.mixed is None else ())
             for stages in self._stages(chips)
             for parts in product(*ways)
         ]

@@ -6,6 +6,7 @@ Nothing is allocated, so that widths may be those of real models: splits then pa
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 from brute_force import EveryPlan
 from placed_blocks import TINY_KIMI, TINY_LLAMA, TINY_OSS
 
@@ -16,11 +17,14 @@ from lpu_jax.machine.chip import ChipSpec
 from lpu_jax.machine.custom_topology import LevelSpec, custom_topology
 from lpu_jax.machine.gpu import GpuSpec
 from lpu_jax.machine.lpu_chips import GROQ3_LPU
+from lpu_jax.machine.mixed import MixedSystem
+from lpu_jax.machine.pool_link import PoolLink
 from lpu_jax.machine.system import System
 from lpu_jax.machine.topology import Topology
+from models.blocks import BLOCK_KINDS, block_chain
 from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from models.policy import POLICIES
-from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
+from sharding.plan import FFN_PARTS, AttentionShard, MlpShard, MoeShard, Plan, Pool
 from sharding.predict.evaluate import evaluate
 from sharding.request import Request
 from sharding.scenario import Scenario
@@ -119,6 +123,41 @@ def _chips(rng: Random) -> System:
             return system(rng.choice(["h100x2", "h100x4", "h100x6", "gb200x8"]))
 
 
+def random_mixed(rng: Random, most_lpus: int = 6) -> MixedSystem:
+    """A few GPUs beside a few LPUs, whose network may be the slowest of all or the fastest."""
+    while True:
+        lpus = _chips(rng)
+        gpus = system(rng.choice(["h100x1", "h100x2", "h100x3", "h100x4", "gb200x2"]))
+        hosts = [rng.choice([0.0, 0.0, 2e-6, 7e-6]) for _ in range(2)]
+        if lpus.lpus is None:
+            continue
+        n_lpus = min(lpus.n_chips, rng.randint(1, most_lpus))
+        try:
+            return MixedSystem(
+                name="random",
+                gpus=replace(gpus, host_overhead_s=hosts[0]),
+                lpus=replace(lpus, n_chips=n_lpus, host_overhead_s=hosts[1]),
+                link=random_link(rng),
+            )
+        except PlanError:
+            continue  # no lane is left
+
+
+def random_link(rng: Random) -> PoolLink:
+    """A network whose lanes, ports and latency are in no order."""
+    return replace(
+        PoolLink(),
+        lpu_lanes=rng.choice([1, 1, 2]),
+        lane_bytes_per_s=rng.choice([1e8, 1e9, 12.5e9, 12.5e9, 1e12]),
+        fpga_lpus=rng.choice([1, 2, 3, 8]),
+        fpga_port_bytes_per_s=rng.choice([1e9, 50e9, 100e9, 1e12]),
+        gpu_port_bytes_per_s=rng.choice([1e9, 50e9, 200e9, 1e12]),
+        efficiency=rng.choice([0.76, 0.95]),
+        latency_s=rng.choice([1e-9, 3e-7, 3e-6, 3e-5]),
+        wire_format=rng.choice(["fp8", "fp16", "fp32"]),
+    )
+
+
 def random_topology(rng: Random, most_chips: int) -> Topology:
     """A machine of up to three levels whose rates and latencies are in no order."""
     while True:
@@ -191,3 +230,41 @@ def random_scenario(rng: Random, most_plans: int, *, pools: bool = True) -> Scen
         found = Scenario(model, system, request, policy=policy, expert_shares=shares)
         if EveryPlan(found, pools=pools).n_plans <= most_plans:
             return _with_memory(rng, found)
+
+
+def random_mixed_scenario(rng: Random, most_plans: int) -> Scenario:
+    """A scenario of at most so many plans on a mixed system."""
+    while True:
+        model, machine = random_model(rng), random_mixed(rng)
+        policy = POLICIES[rng.choice(["fp16", "fp16", "int8", "mxfp4"])]
+        request = random_request(rng, model.max_position)
+        shares = _expert_shares(rng, model, machine.lpus)
+        asked = Scenario(model, machine.lpus, request, policy=policy, expert_shares=shares)
+        found = asked.on(machine)
+        if EveryPlan(found).n_plans <= most_plans:
+            return _with_memories(rng, found)
+
+
+def _with_memories(rng: Random, scenario: Scenario) -> Scenario:
+    """Give the chips of each pool so much memory that all plans fit, some, or none."""
+    mixed = scenario.mixed
+    assert mixed is not None
+    moe = None if scenario.model.moe is None else MoeShard()
+    parts = {"attention": AttentionShard(), "mlp": MlpShard(), "moe": moe}
+    ffn = Pool(stages=1, group_chips=1)
+    blocks = evaluate([Plan(group_chips=1, ffn=ffn, **parts)], scenario).blocks  # type: ignore[arg-type]
+    machines = []
+    for number, machine in enumerate((mixed.gpus, mixed.lpus)):
+        held = [
+            blocks[block.kind].held
+            for block in block_chain(scenario.model)
+            if (BLOCK_KINDS[block.kind].part in FFN_PARTS) == number
+        ]
+        whole = sum(float(np.sum(own.weights + own.cache)) for own in held)
+        whole += max(float(np.sum(own.activations)) for own in held)
+        share = rng.choice([1.02, 1.3, 1.7, 2.5, 5.0, *3 * [1.5 * machine.n_chips]])
+        n_bytes = int(whole / machine.n_chips * share) + 1
+        name = "memory_bytes" if isinstance(machine.chip, GpuSpec) else "sram_bytes"
+        chip = replace(machine.chip, reserved_fraction=0.05, **{name: n_bytes})
+        machines.append(replace(machine, chip=chip))
+    return scenario.on(replace(mixed, gpus=machines[0], lpus=machines[1]))

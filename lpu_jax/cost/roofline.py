@@ -9,6 +9,7 @@ busiest GPU; the lower bound has even routes, the upper one the worst. Not model
 arithmetic of the vector units, kernels at the same time, and sums inside the NVLink switch.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -232,6 +233,7 @@ def _gpus(system: System) -> tuple[GpuSpec, NvlinkDomain]:
     return system.gpus
 
 
+@functools.lru_cache(maxsize=1 << 8)
 def _rates(system: System, end: End) -> _Rates:
     gpu, links = _gpus(system)
     constants = {c.name: c for c in (*constants_of(gpu), *constants_of(links))}

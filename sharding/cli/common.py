@@ -40,6 +40,7 @@ from ..rank.sensitivity import Sensitivity
 from ..rank.sweep_result import Sweep
 from ..report import Watcher
 from ..request import Request
+from ..scenario import system_of
 
 NO, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Result = TypeVar("Result")
@@ -128,10 +129,10 @@ def compare_one(
     draft_plan: str | None = None,
     expert_shares: Path | None = None,
 ) -> Comparison:
-    """Compare a single plan: the one given, or the fastest that fits (else the nearest)."""
+    """Compare a single plan of one machine: that given, or the fastest that fits (else nearest)."""
     return compare(
         model_in_form(model, mla),
-        system,
+        system_of(system),
         request,
         policy=policy,
         draft_model=draft_model,

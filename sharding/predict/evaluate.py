@@ -298,7 +298,7 @@ def _cut_stages(
         slowest_stage_cycles=cuts.slowest_cycles + hops[:, 1],
         live_bytes=live,
         fullest_pool=np.zeros(len(table), np.int64),
-        crossings=table.stages - 1.0,
+        handed_bytes=hidden_bytes(scenario) * (table.stages - 1.0),
     )
 
 
@@ -375,7 +375,7 @@ def _evaluation_of(
         slowest_stage_cycles=cut.slowest_stage_cycles,
         hand_over_cycles=hops,
         host_cycles=host,
-        wire_bytes=total(lambda b: b.wire_bytes) + hidden_bytes(scenario) * cut.crossings,
+        wire_bytes=total(lambda b: b.wire_bytes) + cut.handed_bytes,
         weight_bytes=cuts.fullest_bytes - cuts.fullest_stage_cache_bytes,
         cache_bytes=cuts.fullest_stage_cache_bytes,
         activation_bytes=cut.live_bytes,

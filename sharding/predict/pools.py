@@ -13,7 +13,7 @@ and one on the way back.
 Not modelled: overlap of a hand-over with the blocks of the same micro-batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from models.config import ModelConfig
 from ..plan import FFN_PARTS, Pool
 from ..scenario import Scenario
 from ..space.plan_table import PlanTable
-from .crossings import crossings_of
+from .crossings import crossing_bytes, crossings_of
 from .cuts import Chain, Cuts, stage_sums
 from .hand_overs import TOKEN_BYTES, cycles_between, hidden_bytes
 
@@ -119,7 +119,7 @@ def hand_overs(
     bases, chips = places_of(groups)
     ends = (bases[giver], chips[giver]), (bases[taker], chips[taker])
     # The last block is the head, and the first the embedding: both of attention's pool.
-    system, payload = scenario.pools[0].system, hidden_bytes(scenario)
+    system, payload = scenario.pools[0].system, hidden_bytes(scenario.pools[0])
     lanes, crosses = np.zeros((2, len(block))), np.zeros(len(block), bool)
     if not scenario.crosses:
         cycles = cycles_between(system, *ends, payload)
@@ -167,7 +167,7 @@ class CutPools:
     slowest_stage_cycles: Numbers
     live_bytes: Numbers  #: of the pool with the fullest chip
     fullest_pool: Int[np.ndarray, " plans"]  #: which that is
-    crossings: Numbers  #: hand-overs of the hidden state
+    handed_bytes: Numbers  #: of all hand-overs of the hidden state
 
 
 def cut_pools(
@@ -193,11 +193,14 @@ def cut_pools(
     """
     kinds = [block.kind for block in block_chain(scenario.model)]
     pool = pool_of_block(scenario.model)
-    typical = np.array([_typical_hop(groups, scenario) for groups in laid_out])
     cycles = np.stack([costs["cycles"][kind] for kind in kinds])
-    latency = cycles.sum(0) + len(kinds) * typical + host_cycles
-    if scenario.crosses:
-        typical = 0 * typical  # no stage is busy while bytes are on their way
+    if not scenario.crosses:
+        typical = _of_each(laid_out, lambda groups: _typical_hop(groups, scenario))
+        between = len(kinds) * typical
+    else:
+        typical = np.zeros(len(table))  # no stage is busy while bytes are on their way
+        between = _of_each(laid_out, lambda groups: _between_machines(groups, scenario))
+    latency = cycles.sum(0) + between + host_cycles
     chains = []
     for number, stages in enumerate((table.stages, table.ffn_stages)):
         own = [kind for kind, its in zip(kinds, pool, strict=True) if its == number]
@@ -247,8 +250,20 @@ def cut_pools(
         slowest_stage_cycles=np.array(busy),
         live_bytes=live,
         fullest_pool=full,
-        crossings=np.array([float(np.sum(step.block < len(kinds) - 1)) for step in steps]),
+        handed_bytes=np.array([_handed_bytes(step, pool, scenario) for step in steps]),
     )
+
+
+def _handed_bytes(
+    steps: HandOvers, pool_of_block: Int[np.ndarray, " blocks"], scenario: Scenario
+) -> float:
+    """Bytes of the hidden state in all its hand-overs, in the format of the way of each."""
+    last = len(pool_of_block) - 1
+    block = steps.block[steps.block < last]  # what follows the last one are token ids
+    n_across = np.sum(pool_of_block[block] != pool_of_block[block + 1])
+    inside = hidden_bytes(scenario.pools[0])
+    across = inside if not scenario.crosses else crossing_bytes(scenario)
+    return float(across * n_across + inside * (len(block) - n_across))
 
 
 def most_in_flight(
@@ -266,10 +281,16 @@ def places_of(groups: Sequence[Groups]) -> Places:
     )
 
 
+def _of_each(
+    laid_out: Sequence[tuple[Groups, ...]], of: Callable[[tuple[Groups, ...]], float]
+) -> Numbers:
+    """Find a number of each plan, once for plans that share their places."""
+    found = {id(groups): of(groups) for groups in {id(own): own for own in laid_out}.values()}
+    return np.array([found[id(groups)] for groups in laid_out])
+
+
 def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     """Cycles of the slower way between stages of two pools that lie side by side."""
-    if scenario.crosses:
-        return float(crossings_of(groups, scenario).cycles.max())
     first, second = groups
     n_first, n_second = len(first.bases), len(second.bases)
     n = max(n_first, n_second)
@@ -280,6 +301,22 @@ def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     there = cycles_between(scenario.system, ends[0], ends[1], hidden_bytes(scenario))
     back = cycles_between(scenario.system, ends[1], ends[0], hidden_bytes(scenario))
     return float(max(np.median(there), np.median(back)))
+
+
+def _between_machines(groups: tuple[Groups, ...], scenario: Scenario) -> float:
+    """Cycles of a token's hand-overs on a mixed system, wherever its stages are cut.
+
+    Each layer crosses both ways, and ids go back from the last stage of the GPUs. An embedding with
+    a stage of its own has one more.
+    """
+    cycles = scenario.model.n_layers * float(crossings_of(groups, scenario).cycles.sum())
+    gpus, n_stages = groups[0], len(groups[0].bases)
+    if n_stages > 1:
+        ids = TOKEN_BYTES * scenario.request.batch * scenario.request.sampled_tokens
+        chips = np.array([gpus.chips])
+        ends = (gpus.bases[-1:], chips), (gpus.bases[:1], chips)
+        cycles += float(cycles_between(scenario.pools[0].system, *ends, ids)[0])
+    return cycles
 
 
 def _busy(

@@ -34,7 +34,8 @@ def chunk_lengths(scenario: Scenario) -> tuple[int, ...]:
 
     The prompt has no part in it, so that a longer one never has an earlier first token.
     """
-    most = min(scenario.request.context, scenario.system.chip.prefill_chunk_tokens)
+    chips = [own.system.chip for own in scenario.pools]
+    most = min(scenario.request.context, *(chip.prefill_chunk_tokens for chip in chips))
     powers = (1 << i for i in range(most.bit_length()))
     return tuple(sorted({most, *powers}))
 
@@ -78,7 +79,8 @@ def prefill(
         chunk_tokens=tokens,
         is_memory_bound=unbound_s < seconds,
         latency_s=seconds,
-        time_to_first_token_s=seconds + scenario.system.host_overhead_s,
+        # The host of the head, whose time the steps had.
+        time_to_first_token_s=seconds + scenario.pools[0].system.host_overhead_s,
     )
 
 

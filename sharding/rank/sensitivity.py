@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
@@ -24,7 +24,7 @@ from lpu_jax.quantities import format_seconds
 from .. import report
 from ..plan import Plan
 from ..predict.drafts import evaluate_with_drafts
-from ..predict.evaluate import Evaluation
+from ..predict.evaluate import Evaluation, evaluate
 from ..predict.placement import usable_bytes
 from ..report import Watcher, check_watcher
 from ..scenario import Scenario
@@ -234,7 +234,7 @@ class _Study:
         self.constants = every.uncertain()
         whole = comparison.evaluation if comparison.searched is None else self._searched()
         keeps = comparison.limits.kept(whole)
-        eligible = np.flatnonzero((whole.used_bytes <= self._most_usable_bytes()) & keeps)
+        eligible = np.flatnonzero(self._may_fit(whole) & keeps)
         self.eligible = len(eligible)
         best = eligible[np.argsort(-self.rates(whole)[eligible], kind="stable")]
         # Faster plans that only fit under the smallest reserve may be many: the winner is kept.
@@ -264,14 +264,20 @@ class _Study:
 
     def _with_least_reserve(self) -> Scenario:
         """The scenario on a machine with the smallest plausible reserve."""
-        name = "chip.reserved_fraction"
-        values = {name: self.constants[name].low} if name in self.constants else {}
+        values = {
+            name: constant.low
+            for name, constant in self.constants.items()
+            if name.endswith("chip.reserved_fraction")
+        }
         whole = Ranked(plans=(), scenario=self.comparison.scenario)
         return whole.variant(values).scenario
 
-    def _most_usable_bytes(self) -> float:
-        """Memory of a chip with the smallest plausible reserve."""
-        return usable_bytes(self._with_least_reserve().system.chip)
+    def _may_fit(self, evaluation: Evaluation) -> Bool[np.ndarray, " plans"]:
+        """Say which plans fit on the machine with the smallest plausible reserve."""
+        roomy = self._with_least_reserve()
+        if roomy.mixed is None:
+            return np.asarray(evaluation.used_bytes <= usable_bytes(roomy.system.chip))
+        return evaluate(evaluation.plans, roomy).fits
 
     def rates(self, evaluation: Evaluation) -> Float[np.ndarray, " plans"]:
         """What plans are ranked by."""

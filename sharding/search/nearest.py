@@ -33,10 +33,12 @@ def nearest_plans(scenario: Scenario, top: int, choices: Choices = EVERYTHING) -
 
     Args:
         scenario: the model, the machine, the request and the formats.
-        top: how many of either, of different groups.
+        top: how many of either, of different groups; on a mixed system, of each pool.
         choices: what plans may be.
     """
     parts, n_chips = held_cores(scenario, choices), scenario.system.n_chips
+    if scenario.crosses:
+        return _table(_leanest_beside(parts, scenario, top), parts)
     kinds = [block.kind for block in block_chain(scenario.model)]
     stages, chips = shapes(n_chips, min(choices.most_stages or len(kinds), len(kinds)))
     every = _bytes_by_group(parts, scenario)
@@ -128,6 +130,31 @@ def _leanest_pairs(
     held = np.max([own[2][chosen[:, i]] for i, own in enumerate(pools)], axis=0)
     return held, [
         (stages[chosen[:, i]], chips[chosen[:, i]]) for i, (stages, chips, _) in enumerate(pools)
+    ]
+
+
+def _leanest_beside(
+    parts: Sequence[HeldCores], scenario: Scenario, top: int
+) -> list[tuple[_Whole, _Whole]]:
+    """Take the leanest branch of a machine beside leanest ones of the other.
+
+    Returns:
+        Stages, and chips of one, of each pool.
+    """
+    kinds, pool = [b.kind for b in block_chain(scenario.model)], pool_of_block(scenario.model)
+    leanest = []
+    for number, own in enumerate(scenario.pools):
+        served = [kind for kind, its in zip(kinds, pool, strict=True) if its == number]
+        held = _bytes_by_group([p for p in parts if (p.part in FFN_PARTS) == number], own)
+        stages, chips = shapes(own.system.n_chips, len(served))
+        rows = _leanest_of_each(_fullest(served, held, stages, chips), chips)[:top]
+        leanest.append((stages[rows], chips[rows]))
+    n_first, n_second = (len(chips) for _, chips in leanest)
+    first = np.append(np.arange(n_first), np.zeros(n_second - 1, np.int64))
+    second = np.append(np.zeros(n_first - 1, np.int64), np.arange(n_second))
+    return [
+        (stages[rows], chips[rows])
+        for (stages, chips), rows in zip(leanest, (first, second), strict=True)
     ]
 
 

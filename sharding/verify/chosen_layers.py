@@ -322,7 +322,11 @@ def with_numerics(
         comparison: from `compare`.
         n_plans: how many rows.
         progress: called with the steps done, the steps in all and what comes next.
+
+    Raises:
+        LpuError: the system is not one machine of LPUs.
     """
+    comparison.scenario.require_one_machine("check")
     asked, plans = comparison.scenario, [row.plan for row in comparison.rows[:n_plans]]
     results = check(asked.model, asked.system, plans, policy=asked.policy, progress=progress)
     checked = [

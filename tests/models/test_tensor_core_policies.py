@@ -1,4 +1,4 @@
-"""Policies whose products are made by tensor cores: which parts, which bits, and what is refused."""
+"""Policies whose products tensor cores make: which parts, which bits, and what is refused."""
 
 import pickle
 
