@@ -161,7 +161,7 @@ def test_a_gpu_has_an_upper_bound_only() -> None:
     joules = energy(_some_plans(Request(context=64), gpus))
     assert joules.lower_j_per_token is None
     assert joules.upper_j_per_token is not None
-    assert unknown_reason(gpus.chip) == (
+    assert unknown_reason(gpus) == (
         "No lower bound of energy: the average power of NVIDIA H100 SXM is not public."
     )
 
