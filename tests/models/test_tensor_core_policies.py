@@ -57,10 +57,10 @@ def test_blocks_of_other_parts_keep_their_bits(kind: Kind, moves: bool) -> None:
             TINY_LLAMA,
             kind,
             plan("attention" if kind == "attention" else "mlp", Split.COLUMN),
-            Request(batch=2, context=8),
+            Request(batch=64, context=8),
             policy=policy,
         )
-        x = np.random.default_rng(1).standard_normal((2, 1, TINY_LLAMA.d_model))
+        x = np.random.default_rng(1).standard_normal((64, 1, TINY_LLAMA.d_model))
         return np.asarray(runner(TINY_LLAMA, block)(x.astype(np.float16), *block.arguments[1:])[0])
 
     assert np.any(run("fp16@blackwell:attention") != run("fp16")) == moves

@@ -181,10 +181,11 @@ def test_json_csv_and_a_picture_are_written_and_read_back(
     files = {f"--{kind}": str(tmp_path / f"a.{kind}") for kind in ("json", "csv")}
     files["--plot"] = str(tmp_path / "a.svg")
     options = [part for option in files.items() for part in option]
-    code, out, err = _run(_compare(small, *options), capsys)
+    system = f"{small}:attention-ffn"
+    code, out, err = _run(_compare(system, *options), capsys)
     assert (code, err) == (0, "")
     assert "2 x NVIDIA H100 SXM and 16 x NVIDIA Groq 3 LPU" in out
-    found = compare("smollm2-135m", any_system(small), Request(context=2), top=3)
+    found = compare("smollm2-135m", any_system(system), Request(context=2), top=3)
     data = json.loads(Path(files["--json"]).read_text())
     assert data["rows"] == _plain([row.as_dict() for row in found.rows])
     assert tuple(map(row_from_dict, data["rows"])) == found.rows
@@ -203,7 +204,8 @@ def test_json_csv_and_a_picture_are_written_and_read_back(
 def test_where_nothing_fits_a_plan_on_both_machines_comes_nearest(
     small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["compare", "llama-2-70b", "--system", small, "--context", "2", "--json", "-"]
+    system = f"{small}:attention-ffn"
+    arguments = ["compare", "llama-2-70b", "--system", system, "--context", "2", "--json", "-"]
     code, out, err = _run(arguments, capsys)
     assert (code, err) == (1, "")
     data = json.loads(out)
@@ -243,4 +245,6 @@ def test_a_sweep_over_workers_and_shards_finds_the_same(
     assert (alone[0], split[0]) == (0, 0)
     rows = [json.loads(found[1])["rows"] for found in (alone, split)]
     assert rows[0] == rows[1]
-    assert {row["system"] for row in rows[0]} == {"small", "groq-node"}
+    cases = json.loads(alone[1])["cases"]
+    asked = {"small:attention-ffn", "small:prefill-decode", "groq-node"}
+    assert {case["system"] for case in cases} == asked
