@@ -56,6 +56,9 @@ def matmul(
     Source:
         `numerics.tensor_core_rules`.
     """
+    for operand in (x, w):
+        if isinstance(operand, QuantizedArray):
+            quantized.check_operand(operand)
     if isinstance(x, QuantizedArray):
         return _scaled(x, w, rows, generation)
     weight_bits = float(w.bits_per_value if isinstance(w, QuantizedArray) else 8 * w.dtype.itemsize)

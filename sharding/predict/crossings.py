@@ -56,7 +56,10 @@ def crossings_of(groups: Sequence[Groups], scenario: Scenario) -> Crossings:
 
 
 def least_crossing_cycles(
-    gpus: Whole, lpus: Whole, least_gather: Sequence[Numbers], scenario: Scenario
+    gpus: Whole,
+    lpus: Whole,
+    least_gather: Sequence[Float[np.ndarray, " _chips"]],
+    scenario: Scenario,
 ) -> tuple[Numbers, Numbers]:
     """Bound ways from GPUs to LPUs and back, wherever the groups lie.
 
@@ -71,7 +74,9 @@ def least_crossing_cycles(
     return there.cycles, back.cycles
 
 
-def least_gathers(scenario: Scenario) -> tuple[Numbers, Numbers]:
+def least_gathers(
+    scenario: Scenario,
+) -> tuple[Float[np.ndarray, " gpus"], Float[np.ndarray, " lpus"]]:
     """Bound an all-gather of the hidden state in a group of each pool, by its chips from 0."""
     n_bytes = crossing_bytes(scenario)
     gpus, lpus = (

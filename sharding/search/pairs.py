@@ -73,7 +73,7 @@ class Pairing:
         self.is_mixed = sought.scenario.crosses
         n_chips, n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
         #: Micro-batches that find something to do, at most.
-        self.most_flying = int(most_in_flight(np.array(n_blocks), sought.scenario))
+        (self.most_flying,) = most_in_flight(np.array([n_blocks]), sought.scenario).tolist()
         if self.is_mixed:
             self.least_hand_over = np.zeros(1)
             self.least_gather = least_gathers(sought.scenario)
@@ -128,7 +128,7 @@ class Pairing:
         cycles = np.stack(
             [bound.blocks_cycles(f, stages, chips, room) for f in range(len(bound.flights))]
         )
-        hop = float(self.busy(self.least_hand_over.min()))
+        hop = self.busy_share * float(self.least_hand_over.min())
         leanest = bound.chain(
             kinds,
             stages,
@@ -171,7 +171,8 @@ class Pairing:
         there, back = self._crossings(np.full_like(chips, first.group_chips[i]), chips)
         rest = second.cycles[0, rows] + self.rest((there, back))
         period = np.maximum(
-            first.giver_period(i, self.busy(there)), second.giver_period(rows, self.busy(back))
+            first.giver_period(i, self.busy_share * there),
+            second.giver_period(rows, self.busy_share * back),
         )
         period = np.maximum(period, np.maximum(first.period[i], second.period[rows]))
         latency = first.cycles[0, i] + rest
@@ -195,9 +196,10 @@ class Pairing:
             least_crossing_cycles(self.least_hand_over, second, first),
         )
 
-    def busy(self, crossing_cycles: Numbers | float) -> Numbers:
-        """Cycles of a crossing in which the stage that gives is busy: none between machines."""
-        return np.asarray(crossing_cycles) * (not self.is_mixed)
+    @property
+    def busy_share(self) -> float:
+        """Of a crossing, in which the stage that gives is busy: nothing between machines."""
+        return 0.0 if self.is_mixed else 1.0
 
     def rest(self, crossings: tuple[Numbers, Numbers]) -> Numbers:
         """Bound the cycles of a token beside its blocks: crossings, host and sampling."""

@@ -236,7 +236,7 @@ class TwoPools:
             found = combined(own, items[i], n_flying, self.sought.room[number])
             rest = one.rest_cycles + one.least_cycles[1 - number]
             rows.append(i)
-            branches.append((own, found, (rest, float(self.pairing.busy(one.crossings[number])))))
+            branches.append((own, found, (rest, self.pairing.busy_share * one.crossings[number])))
         if not rows:
             return ways
         shapes = Shape.joined([looked_at[i].shape for i in rows])

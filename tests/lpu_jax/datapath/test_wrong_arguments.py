@@ -43,11 +43,16 @@ INNER = {
     "portable",
     "repair",
     "residues",
+    "tensor_core_rules",
+    "tensor_core_steps",
     "tiles",
     "wide",
 }
 #: What makes operations and prices them: for those who extend the package.
 INNER |= {"primitive", "work", "alu", "chip_sums"}
+
+#: The same, of modules that others use too.
+INNER_FUNCTIONS = {"mxm.batching_rule", "tensor_core.scaled_matmul"}
 
 N_CHIPS = 2
 
@@ -63,8 +68,11 @@ def public_functions() -> dict[str, Callable[..., Any]]:
             for name, function in vars(module).items():
                 is_own = inspect.isfunction(function) and function.__module__ == module.__name__
                 # Checks raise by design; a cost rule begins with the machine it asks.
-                if is_own and not name.startswith(("_", "check_")) and not is_cost(function):
-                    found[f"{info.name}.{name}"] = function
+                full_name = f"{info.name}.{name}"
+                if not is_own or full_name in INNER_FUNCTIONS:
+                    continue
+                if not name.startswith(("_", "check_")) and not is_cost(function):
+                    found[full_name] = function
     return found
 
 
@@ -118,6 +126,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "selection.keep_groups": {"n_groups": 2},
     "sxm.rearrange": {"x": jnp.ones((4, 4), jnp.float32), "pattern": "b (n h) -> n b h", "n": 2},
     "sxm.split": {"sizes": (1, 3)},
+    "tensor_core.kind_of": {"x_dtype": "float16", "w_dtype": "float16"},
+    "tensor_core.matmul": {
+        "x": jnp.ones((2, 4), jnp.float16),
+        "w": jnp.ones((4, 3), jnp.float16),
+    },
+    "tensor_core.scaled_kind_of": {"x": NVFP4, "w": NVFP4},
 }
 
 
