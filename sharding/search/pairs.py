@@ -23,6 +23,7 @@ from .sought import Sought
 
 Numbers = Float[np.ndarray, " pairs"]
 Whole = Int[np.ndarray, " pairs"]
+_AnyNumbers = Float[np.ndarray, "*pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Pairing:
         self.is_mixed = sought.scenario.mixed is not None
         n_chips, n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
         #: Micro-batches that find something to do, at most.
-        self.most_flying = int(most_in_flight(np.array(n_blocks), sought.scenario))
+        self.most_flying = int(most_in_flight(np.array([n_blocks]), sought.scenario)[0])
         if self.is_mixed:
             self.least_hand_over = np.zeros(1)
             self.least_gather = least_gathers(sought.scenario)
@@ -195,9 +196,9 @@ class Pairing:
             least_crossing_cycles(self.least_hand_over, second, first),
         )
 
-    def busy(self, crossing_cycles: Numbers | float) -> Numbers:
+    def busy(self, crossing_cycles: _AnyNumbers | float) -> _AnyNumbers:
         """Cycles of a crossing in which the stage that gives is busy: none between machines."""
-        return np.asarray(crossing_cycles) * (not self.is_mixed)
+        return np.asarray(crossing_cycles * (not self.is_mixed), np.float64)
 
     def rest(self, crossings: tuple[Numbers, Numbers]) -> Numbers:
         """Bound the cycles of a token beside its blocks: crossings, host and sampling."""

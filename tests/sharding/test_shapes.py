@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from placed_blocks import TINY_KIMI, TINY_LLAMA, TINY_OSS
 
-from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.catalogue import any_system, system
+from lpu_jax.machine.mixed import MixedSystem
 from models.config import ModelConfig
 from models.policy import POLICIES
 from models.zoo import model
@@ -74,6 +75,19 @@ def test_comparing_with_options(asked: dict[str, Any]) -> None:
 
 def test_what_does_not_fit() -> None:
     found = compare(model("llama-2-70b"), "groq-12", Request(context=128), top=2)
+    assert found.nearest is not None
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_comparing_beside_gpus(objective: Any) -> None:
+    whole = any_system("h100-lpx-1")
+    assert isinstance(whole, MixedSystem)
+    gpus, lpus = system("h100x2"), replace(whole.lpus, n_chips=3)
+    machine = replace(whole, gpus=gpus, lpus=lpus)
+    asked = Request(batch=2, context=128)
+    assert compare(TINY_LLAMA, machine, asked, objective=objective, top=2).rows
+    few = replace(lpus, chip=replace(lpus.chip, sram_bytes=1000))  # type: ignore[call-arg]
+    found = compare(TINY_LLAMA, replace(machine, lpus=few), asked, objective=objective)
     assert found.nearest is not None
 
 
