@@ -22,6 +22,8 @@ from ..scenario import Scenario
 
 Whole = Int[np.ndarray, " ways"]
 Numbers = Float[np.ndarray, " ways"]
+#: By the chips of a group, from 0; the pools have different machines.
+ByChips = Float[np.ndarray, " _chips"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,7 @@ def crossings_of(groups: Sequence[Groups], scenario: Scenario) -> Crossings:
 
 
 def least_crossing_cycles(
-    gpus: Whole,
-    lpus: Whole,
-    least_gather: Sequence[Float[np.ndarray, " _chips"]],
-    scenario: Scenario,
+    gpus: Whole, lpus: Whole, least_gather: Sequence[ByChips], scenario: Scenario
 ) -> tuple[Numbers, Numbers]:
     """Bound ways from GPUs to LPUs and back, wherever the groups lie.
 
@@ -74,9 +73,7 @@ def least_crossing_cycles(
     return there.cycles, back.cycles
 
 
-def least_gathers(
-    scenario: Scenario,
-) -> tuple[Float[np.ndarray, " gpus"], Float[np.ndarray, " lpus"]]:
+def least_gathers(scenario: Scenario) -> tuple[ByChips, ByChips]:
     """Bound an all-gather of the hidden state in a group of each pool, by its chips from 0."""
     n_bytes = crossing_bytes(scenario)
     gpus, lpus = (

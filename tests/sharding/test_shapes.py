@@ -11,7 +11,7 @@ from placed_blocks import TINY_KIMI, TINY_LLAMA, TINY_OSS
 from slices import some_slow
 
 from lpu_jax.machine.catalogue import any_system, system
-from lpu_jax.machine.mixed import MixedSystem, Split
+from lpu_jax.machine.mixed import MixedSystem
 from models.config import ModelConfig
 from models.policy import POLICIES
 from models.zoo import model
@@ -76,24 +76,22 @@ def test_comparing_with_options(asked: dict[str, Any]) -> None:
     assert compare(TINY_LLAMA, "groq-3", request, **asked) is not None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("split", Split)
-def test_mixed_systems(split: Split) -> None:
-    mixed = any_system("h100-lpx-1")
-    assert isinstance(mixed, MixedSystem)
-    gpus, lpus = replace(mixed.gpus, n_chips=2), replace(mixed.lpus, n_chips=4)
-    machine = replace(mixed, gpus=gpus, lpus=lpus).split_as(split)
-    drafts = {"draft_model": TINY_LLAMA} if split is Split.DRAFT_VERIFY else {}
-    request = Request(batch=2, context=128)
-    if drafts:
-        request = Request(batch=2, context=128, tokens=3, acceptance=0.5)
-    found = compare(TINY_LLAMA, machine, request, objective="throughput", top=2, **drafts)
-    assert found.rows
-    assert sensitivity(found, 2).text()
-
-
 def test_what_does_not_fit() -> None:
     found = compare(model("llama-2-70b"), "groq-12", Request(context=128), top=2)
+    assert found.nearest is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_comparing_beside_gpus(objective: Any) -> None:
+    whole = any_system("h100-lpx-1")
+    assert isinstance(whole, MixedSystem)
+    gpus, lpus = system("h100x2"), replace(whole.lpus, n_chips=3)
+    machine = replace(whole, gpus=gpus, lpus=lpus)
+    asked = Request(batch=2, context=128)
+    assert compare(TINY_LLAMA, machine, asked, objective=objective, top=2).rows
+    few = replace(lpus, chip=replace(lpus.chip, sram_bytes=1000))  # type: ignore[call-arg]
+    found = compare(TINY_LLAMA, replace(machine, lpus=few), asked, objective=objective)
     assert found.nearest is not None
 
 

@@ -322,4 +322,4 @@ def test_what_fits_on_no_number_of_chips_is_shown_on_all_of_them(run: Run) -> No
     found = run("compare", "llama-2-70b", "--system", "groq-2", "--context", "2", "--min-chips")
     assert found.code == 1
     assert "No plan fits." in found.out
-    assert "groq-2: 2 chips" in found.out
+    assert "groq-2: 2 x GroqChip1" in found.out
