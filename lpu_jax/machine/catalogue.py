@@ -128,7 +128,7 @@ def named_mixed_systems() -> tuple[MixedSystem, ...]:
     return tuple(one for one in found if isinstance(one, MixedSystem))
 
 
-def _file_or_name(given: str | Path) -> tuple[Table | None, str]:
+def _file_or_name(given: object) -> tuple[Table | None, str]:
     """Load what is the path of a TOML file; anything else is a name, in lower case."""
     if not isinstance(given, str | Path):
         raise UnknownNameError(

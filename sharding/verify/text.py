@@ -91,7 +91,9 @@ class TextCheck:
             "tokens": self.n_tokens,
             "scored": self.n_scored,
             **numbers,
-            "gap": None if self.gap is None else vars(self.gap),
+            "gap": None
+            if self.gap is None
+            else {name: finite(value) for name, value in vars(self.gap).items()},
         }
 
 
@@ -250,7 +252,8 @@ class _Row:
             alone = compare_predictions(expected[part], stored[part], following[part])
             sums["weights_kl"] = alone["kl"]
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
-            chosen = log_probabilities(logits[part].astype(np.float64))
+            with np.errstate(invalid="ignore"):  # logits may have overflowed
+                chosen = log_probabilities(logits[part].astype(np.float64))
             self.log_probabilities.append(chosen[np.arange(len(chosen)), following[part]])
 
     def gap_to(self, other: "_Row") -> Gap:

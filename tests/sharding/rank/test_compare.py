@@ -69,6 +69,7 @@ ROW_TYPES = {
     "decode_latency_upper_s": float,
     "decode_latency_range_s": list,
     "slots": (dict, type(None)),
+    "prefill_elsewhere": (dict, type(None)),
     "tokens_per_s_per_user": float,
     "tokens_per_s_total": float,
     "tokens_per_s_per_chip": float,

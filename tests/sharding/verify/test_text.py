@@ -249,3 +249,28 @@ def test_perplexity_of_the_real_model_is_hugging_faces(tmp_path):
     assert exact["perplexity"] == pytest.approx(PERPLEXITY, abs=1e-4 * PERPLEXITY)
     assert exact["kl_nats"] < 1e-8
     assert 0.001 < int8["weights_kl_nats"] < 0.01 < int8["kl_nats"] < 0.1
+
+
+def test_the_gap_between_two_engines_is_that_of_the_next_tokens(monkeypatch):
+    """Of tokens 0 and 1, to which one engine gives 9/10 and 1/10, and the other 8/10 and 2/10."""
+    tokens = [0, 0, 1, 0, 0]
+
+    def rows(share):
+        logits = np.full((1, len(tokens), TINY.vocab_size), -1e4, np.float32)
+        logits[..., :2] = np.log([share, 1 - share])
+        return logits
+
+    share = {"fp16": 0.9, "bf16": 0.8}
+    monkeypatch.setattr("sharding.verify.text.stream", lambda *_: rows(0.5))
+    monkeypatch.setattr(
+        "sharding.verify.text.forward", lambda *_, policy, **__: rows(share[policy.name])
+    )
+    policies = [POLICIES["fp16"], POLICIES["bf16"], POLICIES["fp16"]]
+    first, other, same = compare_text(WEIGHTS, NODE, [ONE], tokens, policies=policies)
+    apart = [math.log(9 / 8), math.log(2), math.log(9 / 8), math.log(9 / 8)]
+    assert first.gap is None
+    assert (other.gap.mean, other.gap.largest) == pytest.approx((sum(apart) / 4, max(apart)), 1e-5)
+    assert other.gap.share == 1
+    assert (same.gap.mean, same.gap.largest, same.gap.share) == (0, 0, 0)
+    assert "gap" not in text_report(TINY, NODE, [first])
+    assert "100.0%" in text_report(TINY, NODE, [first, other])
