@@ -74,7 +74,7 @@ DECODED = ("one chip", "columns", "positions")
 #: Most of what families and plans have in one case; the rest is slow.
 QUICK = {("gpt_oss", "positions", "prefill")}
 #: Of these, every plan is among the slow tests; of other families `rows` and one chip's decoding.
-WHOLE = ("llama", "gpt_oss", "deepseek_v3")
+WHOLE = ("gpt_oss",)
 
 
 def cases() -> list[object]:
