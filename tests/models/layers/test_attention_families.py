@@ -154,7 +154,9 @@ def test_a_ring_that_wraps_gives_the_bits_of_one_that_does_not() -> None:
     np.testing.assert_array_equal(rung, once)
 
 
-@pytest.mark.parametrize("step", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 64])
+@pytest.mark.parametrize(
+    "step", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=SLOW), 64]
+)
 def test_a_window_is_exact_at_the_edges_of_a_vector(step: int) -> None:
     # Small steps around position 320 and around 640, where the ring begins again.
     cfg = with_features(window=3, sinks=True)
@@ -173,7 +175,7 @@ CONTEXT_MANY = plan("attention", Split.ROW, data=2, context=3, tensor=2)
     [
         pytest.param(FULL, plan("attention", context=3), id="grouped, sinks"),
         pytest.param(FULL, CONTEXT_MANY, id="grouped, beside other axes", marks=pytest.mark.long),
-        pytest.param(TINY_KIMI, CONTEXT_MANY, id="latent", marks=SLOW),
+        pytest.param(TINY_KIMI, CONTEXT_MANY, id="latent", marks=pytest.mark.long),
         pytest.param(EXPANDED, CONTEXT_MANY, id="expanded latent", marks=SLOW),
         pytest.param(
             FULL,
@@ -195,7 +197,7 @@ def test_a_split_context_is_merged(cfg: ModelConfig, the_plan: Plan) -> None:
     np.testing.assert_allclose(got, expected(cfg, tokens), atol=FP32, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_chips_without_a_key_change_no_bit() -> None:
     """Eight tokens lie on the first chip; what the other chips add is exactly zero."""
     two, three = (

@@ -80,7 +80,7 @@ def test_rows_that_no_chips_share_evenly() -> None:
             for policy in BOUNDS
             for sizes in [(4, 2, 5), (5, 1, 1), (1, 3, 4), (3, 2, 64), (12, 1, 3)]
         ],
-        count=4,
+        count=2,
     ),
 )
 def test_exchanged_rows_give_the_values_of_replicated_rows(

@@ -50,7 +50,7 @@ def test_experts_and_columns_over_eight_chips_equal_one_chip() -> None:
     "order",
     [
         ("replica", "tensor", "expert"),
-        pytest.param(("expert", "tensor", "replica"), marks=pytest.mark.slow),
+        pytest.param(("expert", "tensor", "replica"), marks=pytest.mark.long),
     ],
 )
 def test_the_order_of_axes_moves_no_bit_of_a_column_split(order: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from slices import some_slow
 
 from models.zoo import model
 from sharding.rank.compare import compare
@@ -38,9 +39,10 @@ SECOND: Mapping[str, Any] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("machine", ["groq-24", "h100x8"])
-@pytest.mark.parametrize("goal", SECOND)
+@pytest.mark.parametrize(
+    ("machine", "goal"),
+    some_slow([(name, goal) for goal in SECOND for name in ("h100x8", "groq-24")], count=2),
+)
 def test_a_front_is_the_best_of_one_axis_under_every_limit_of_the_other(
     machine: str, goal: str
 ) -> None:
