@@ -43,6 +43,10 @@ settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("ci")
 
 
+#: Scripts of the dependency group `oracle`, whose packages may not be there.
+collect_ignore = ["mmasim_products.py", "lpu_jax/numerics/data/make_tensor_core.py"]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs() -> Generator[None]:
     """Free what a file compiled: the next one shares little of it, and memory is not endless."""
