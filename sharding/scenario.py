@@ -119,7 +119,7 @@ class Scenario:
         if self.mixed is not None:
             raise LpuError(
                 f"{caller}: {self.mixed.name} is a mixed system; give one of its machines, "
-                f"{self.mixed.gpus.name} or {self.system.name}."
+                f"{self.mixed.gpus.name} or {self.mixed.lpus.name}."
             )
 
     @property
@@ -156,7 +156,7 @@ def scenario(
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
         system: a system's name, the path of a TOML file, or a system; a mixed one has the model's
-            attention on its GPUs.
+            attention on its GPUs, unless its name chooses another split.
         request: what the model is asked to do at once.
         policy: name of a precision policy, or a policy.
         expert_shares: how often each expert of a mixture is chosen, in any unit: a histogram of

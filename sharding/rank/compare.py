@@ -59,7 +59,7 @@ def compare(
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
         system: a system's name, the path of a TOML file, or a system; a mixed one has the model's
-            attention on its GPUs.
+            attention on its GPUs, unless its name chooses another split.
         request: what a step does: sequences, new tokens, allocated positions, drafts.
         policy: name of a precision policy, or a policy.
         draft_model: the model that makes the drafts, as `model`, on chips that a plan leaves free;
