@@ -39,7 +39,7 @@ from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.symbolic import trace_block
 from sharding.rank.compare import compare
 from sharding.request import Request
-from sharding.scenario import Scenario
+from sharding.scenario import Scenario, scenario
 
 H100X8 = system("h100x8")
 LLAMA, KIMI = model("llama-3.1-70b"), model("kimi-k2")
@@ -407,3 +407,12 @@ def test_what_does_not_fit_says_so() -> None:
     found = compare(KIMI, "h100x8", Request(context=64), policy="int4", plans=[spread])
     assert found.fitting == 0
     assert found.rows[0].reason == "does not fit: weights alone exceed a chip's HBM"
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32, 256])
+def test_bounds_of_a_mixture_hold_at_every_batch(batch: int) -> None:
+    """A few rows at random read fewer experts than the same rows on even routes."""
+    asked = scenario("deepseek-v3", "gb200x32", Request(batch=batch, context=2048), policy="fp8")
+    found = evaluate([Plan.parse("5x1 a:1 f:1 m:1"), Plan.parse("5x2 a:2t f:2t m:2t row")], asked)
+    assert np.all(found.lower_cycles <= found.latency_cycles)
+    assert np.all(found.latency_cycles <= found.upper_cycles)
