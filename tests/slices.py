@@ -1,5 +1,6 @@
-"""Many cases as several tests, of which a few are slow ones and the others long ones."""
+"""Many cases as several tests, of which a few run every time and the others are long ones."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,3 +37,29 @@ def some_slow(cases: Sequence[Any], count: int) -> list[Any]:
         )
         for i, case in enumerate(cases)
     ]
+
+
+def pairs_first(*parameters: Sequence[Any]) -> list[Any]:
+    """Combine all values of parameters; what is not needed for every pair to occur is long.
+
+    Args:
+        parameters: the values of each one, bare or made by `pytest.param`.
+    """
+    seen: set[frozenset[tuple[int, int]]] = set()
+    cases = []
+    for chosen in itertools.product(*(list(enumerate(values)) for values in parameters)):
+        places = enumerate(place for place, _ in chosen)
+        pairs = {frozenset(pair) for pair in itertools.combinations(places, 2)}
+        params = [
+            value if hasattr(value, "marks") else pytest.param(value, id=str(value))
+            for _, value in chosen
+        ]
+        cases.append(
+            pytest.param(
+                *itertools.chain.from_iterable(param.values for param in params),
+                marks=() if pairs - seen else pytest.mark.long,
+                id="-".join(str(param.id) for param in params),
+            )
+        )
+        seen |= pairs
+    return cases

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner, sqnr_db
+from slices import some_slow
 from small_machines import tiered
 
 from models.config import ModelConfig
@@ -88,22 +89,16 @@ def _check_close(cfg: ModelConfig, got: np.ndarray) -> None:
     assert sqnr_db(np.asarray(expected) - np.asarray(x, np.float32), change) > SQNR_DB
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_latent_attention_is_close_to_float32() -> None:
     _check_close(TINY_KIMI, prefill(TINY_KIMI))
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("cfg", "way"),
-    [
-        pytest.param(TINY_LLAMA, "devices", id="grouped on devices", marks=SLOW),
-        pytest.param(TINY_LLAMA, "nested", id="grouped nested", marks=SLOW),
-        pytest.param(TINY_KIMI, "devices", id="latent on devices", marks=SLOW),
-        pytest.param(TINY_KIMI, "nested", id="latent nested", marks=SLOW),
-    ],
+    some_slow(
+        [(cfg, way) for cfg in (TINY_KIMI, TINY_LLAMA) for way in ("devices", "nested")], count=1
+    ),
 )
 def test_devices_give_the_bits_of_virtual_chips(cfg: ModelConfig, way: str) -> None:
     block = split_block(cfg, Split.ROW, 64)
@@ -130,7 +125,7 @@ def test_a_policy_moves_no_bit_between_decode_and_prefill(cfg: ModelConfig, poli
     np.testing.assert_array_equal(decoded, prefill(cfg, policy))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sequence_does_not_depend_on_the_batch() -> None:
     def first(batch: int) -> jax.Array:
         request = Request(batch=batch, tokens=1, context=64)

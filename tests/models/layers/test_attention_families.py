@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from attention_oracle import attention
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner, sqnr_db
-from slices import some_slow
 from small_machines import NODE, tiered
 
 from models.blocks import Kind
@@ -133,9 +132,8 @@ def test_a_split_of_heads_holds_every_bias_once(split: Split) -> None:
     np.testing.assert_allclose(sharded, expected(FULL), atol=FP32, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("cfg", "kind"), some_slow([(FULL, "attention"), (SLIDING, "sliding")], count=1)
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("cfg", "kind"), [(FULL, "attention"), (SLIDING, "sliding")])
 def test_a_column_split_decodes_as_one_chip_prefills(cfg: ModelConfig, kind: Kind) -> None:
     whole = run(cfg, policy="fp16", kind=kind, tokens=4)
     split = plan("attention", Split.COLUMN, data=2, tensor=4)
@@ -155,7 +153,7 @@ def test_a_ring_that_wraps_gives_the_bits_of_one_that_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=SLOW), 64]
+    "step", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 64]
 )
 def test_a_window_is_exact_at_the_edges_of_a_vector(step: int) -> None:
     # Small steps around position 320 and around 640, where the ring begins again.
@@ -208,7 +206,7 @@ def test_chips_without_a_key_change_no_bit() -> None:
     assert np.isfinite(two).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_split_context_rounds_little() -> None:
     whole = run(FULL, policy="fp16", tokens=350, context=640)
     split = run(FULL, CONTEXT_TWO, policy="fp16", tokens=350, context=640)
@@ -217,7 +215,7 @@ def test_a_split_context_rounds_little() -> None:
     assert sqnr_db(whole - x, split - x) > 60.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sliding_layer_copies_its_ring_over_the_context() -> None:
     one = run(SLIDING, policy="fp16", kind="sliding")
     np.testing.assert_array_equal(
@@ -239,7 +237,8 @@ def test_expanded_is_absorbed_with_other_roundings() -> None:
     np.testing.assert_allclose(run(TINY_KIMI), x + absorbed, atol=FP32, rtol=0)
 
 
-@pytest.mark.parametrize("split", some_slow(list(Split), count=1))
+@pytest.mark.long
+@pytest.mark.parametrize("split", list(Split))
 def test_an_expanded_cache_is_split_over_heads(split: Split) -> None:
     one = run(EXPANDED, policy="fp16", tokens=4)
     sharded = plan("attention", split, data=2, tensor=4)
@@ -253,19 +252,17 @@ def test_an_expanded_cache_is_split_over_heads(split: Split) -> None:
     assert cache["keys"].shape == (BATCH, 4, 48, 384)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cfg", "kind", "the_plan"),
-    some_slow(
-        [
-            (cfg, kind, plan("attention", Split.ROW, context=2, tensor=4))
-            for cfg, kind in (
-                (TINY_KIMI, "attention"),
-                (FULL, "attention"),
-                (SLIDING, "sliding"),
-            )
-        ],
-        count=1,
-    ),
+    [
+        (cfg, kind, plan("attention", Split.ROW, context=2, tensor=4))
+        for cfg, kind in (
+            (TINY_KIMI, "attention"),
+            (FULL, "attention"),
+            (SLIDING, "sliding"),
+        )
+    ],
 )
 def test_devices_give_the_bits_of_virtual_chips(
     cfg: ModelConfig, kind: Kind, the_plan: Plan
@@ -277,9 +274,8 @@ def test_devices_give_the_bits_of_virtual_chips(
     np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("cfg", "kind"), some_slow([(SLIDING, "sliding"), (FULL, "attention")], count=1)
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("cfg", "kind"), [(SLIDING, "sliding"), (FULL, "attention")])
 def test_a_sequence_does_not_depend_on_the_batch(cfg: ModelConfig, kind: Kind) -> None:
     many = run(cfg, policy="fp16", kind=kind, batch=64, tokens=2)
     first = np.asarray(hidden(64, 2, cfg.d_model))[:1]

@@ -36,7 +36,7 @@ def run(
 
 @pytest.mark.parametrize(
     "policy",
-    ["fp16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("int8", "groq-truepoint"))],
+    ["fp16", *(pytest.param(p, marks=pytest.mark.long) for p in ("int8", "groq-truepoint"))],
 )
 def test_all_ways_of_running_give_the_same_bits(policy: str) -> None:
     virtual, devices, nested = (
@@ -53,7 +53,7 @@ def test_a_column_split_moves_no_rounding_and_a_row_split_does(n: int) -> None:
     assert np.any(np.asarray(run(Split.ROW, n, policy="int8")) != np.asarray(alone))
 
 
-@pytest.mark.parametrize("policy", some_slow(list(POLICIES), count=3))
+@pytest.mark.parametrize("policy", some_slow(list(POLICIES), count=2))
 def test_columns_over_chips_equal_one_chip_in_every_policy(policy: str) -> None:
     alone = run(Split.COLUMN, 1, policy=policy)
     np.testing.assert_array_equal(run(Split.COLUMN, 4, policy=policy), alone)

@@ -66,7 +66,7 @@ def compare(expert: int, tensor: int, batch: int, **choices: Any) -> None:
     np.testing.assert_allclose(sent, everywhere, rtol=0, atol=BOUNDS[policy])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_that_no_chips_share_evenly() -> None:
     compare(3, 2, 7)
 
@@ -89,12 +89,13 @@ def test_exchanged_rows_give_the_values_of_replicated_rows(
     compare(expert, tensor, batch, policy=policy, model=model)
 
 
-@pytest.mark.parametrize("policy", some_slow(list(BOUNDS), count=1))
+@pytest.mark.long
+@pytest.mark.parametrize("policy", list(BOUNDS))
 def test_all_rows_may_use_experts_of_one_chip(policy: str) -> None:
     compare(4, 1, 8, policy=policy, forced=(7,))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_empty_places_take_no_slot_of_an_expert() -> None:
     # One row fills the three slots of its chip; the places of the other share are empty.
     compare(2, 1, 1, forced=(3, 4, 5))
@@ -119,7 +120,8 @@ def test_devices_give_the_bits_of_virtual_chips(way: str, order: tuple[str, ...]
     )
 
 
-@pytest.mark.parametrize("collective", some_slow(["auto", "ring"], count=1))
+@pytest.mark.long
+@pytest.mark.parametrize("collective", ["auto", "ring"])
 def test_a_row_does_not_depend_on_the_rows_beside_it(collective: str) -> None:
     few, many = (
         run(Dispatch.ALL_TO_ALL, 4, 1, batch, policy="fp16", collective=collective)

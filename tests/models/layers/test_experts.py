@@ -67,7 +67,7 @@ def test_biases_and_clamp_are_those_of_float64() -> None:
     np.testing.assert_allclose(run(Split.COLUMN, 2, 2, "float32"), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_biases_over_experts_and_columns_equal_one_chip() -> None:
     np.testing.assert_array_equal(run(Split.COLUMN, 2, 2), run(Split.COLUMN, 1, 1))
 

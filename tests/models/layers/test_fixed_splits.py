@@ -165,7 +165,7 @@ def _without_checks_of_annotations() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_without_checks_of_annotations")
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 5))]
 )
 @pytest.mark.parametrize("split", [Split.TREE, Split.WIDE])
 def test_a_random_block_has_the_bits_of_one_chip(split: Split, seed: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from slices import pairs_first
 
 from lpu_jax import mesh
 from lpu_jax.cost.program import Program, read
@@ -70,9 +71,9 @@ def traced(
     )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("split", Split)
-@pytest.mark.parametrize(("cfg", "kind"), BLOCKS)
+@pytest.mark.parametrize(
+    ("cfg", "kind", "split", "policy"), pairs_first(BLOCKS, list(Split), list(POLICIES))
+)
 def test_every_block_over_thousands_of_chips_is_a_program(
     cfg: ModelConfig, kind: Kind, split: Split, policy: str
 ) -> None:

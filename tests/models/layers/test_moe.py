@@ -58,7 +58,8 @@ def test_the_order_of_axes_moves_no_bit_of_a_column_split(order: tuple[str, ...]
     np.testing.assert_array_equal(run(Split.COLUMN, 3, 2, order=order), alone)
 
 
-@pytest.mark.parametrize("way", some_slow(["devices", "nested"], count=1))
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["devices", "nested"])
 def test_devices_and_virtual_chips_order_axes_alike(way: str) -> None:
     order = ("replica", "tensor", "expert")
     rows = run(Split.ROW, 2, 4, order=order)
@@ -71,8 +72,8 @@ def test_devices_and_virtual_chips_order_axes_alike(way: str) -> None:
     "policy",
     [
         "fp16",
-        pytest.param("groq-truepoint", marks=pytest.mark.slow),
-        pytest.param("nvfp4", marks=pytest.mark.slow),
+        pytest.param("groq-truepoint", marks=pytest.mark.long),
+        pytest.param("nvfp4", marks=pytest.mark.long),
     ],
 )
 def test_the_block_is_close_to_float32(policy: str) -> None:
@@ -85,7 +86,8 @@ def test_the_block_is_close_to_float32(policy: str) -> None:
     assert sqnr_db(expected, got) > SQNR_DB[policy]
 
 
-@pytest.mark.parametrize("way", some_slow(["nested", "devices"], count=1))
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["nested", "devices"])
 def test_devices_give_the_bits_of_virtual_chips(way: str) -> None:
     np.testing.assert_array_equal(run(Split.ROW, 8, 1), run(Split.ROW, 8, 1, way))
 
@@ -97,20 +99,21 @@ def test_narrow_experts_over_chips_equal_one_chip(policy: str) -> None:
     np.testing.assert_array_equal(run(Split.COLUMN, 2, 2, "devices", policy=policy), alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_split_moves_roundings() -> None:
     assert np.any(np.asarray(run(Split.ROW, 8, 1)) != np.asarray(run(Split.COLUMN, 1, 1)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("expert", "tensor"),
-    some_slow([(5, 1), (1, 3), (2, 4)], count=1),  # 5 and 3 pad
+    [(5, 1), (1, 3), (2, 4)],  # 5 and 3 pad
 )
 def test_padded_splits_equal_one_chip(expert: int, tensor: int) -> None:
     np.testing.assert_array_equal(run(Split.COLUMN, expert, tensor), run(Split.COLUMN, 1, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_does_not_depend_on_the_batch() -> None:
     one = run(Split.COLUMN, 1, 1, batch=1)
     np.testing.assert_array_equal(run(Split.COLUMN, 1, 1, batch=64)[:1], one)

@@ -73,8 +73,8 @@ STEPS = {"prefill": None, "decode": 1}
 DECODED = ("one chip", "columns", "positions")
 #: Most of what families and plans have in one case; the rest is slow.
 QUICK = {("gpt_oss", "positions", "prefill")}
-#: Of these, every plan is among the slow tests; of other families `rows` and one chip's decoding.
-WHOLE = ("gpt_oss",)
+#: Every family is among the slow tests under this plan, and these are where one chip decodes.
+SHORT, DECODED_SLOWLY = ("rows", "prefill"), ("deepseek_v3",)
 
 
 def cases() -> list[object]:
@@ -98,7 +98,8 @@ def cases() -> list[object]:
 def marks_of(name: str, plan: str, phase: str) -> object:
     if (name, plan, phase) in QUICK:
         return ()
-    is_short = name in WHOLE or (plan, phase) in (("rows", "prefill"), ("one chip", "decode"))
+    decodes = name in DECODED_SLOWLY and (plan, phase) == ("one chip", "decode")
+    is_short = (plan, phase) == SHORT or decodes
     return pytest.mark.slow if is_short else pytest.mark.long
 
 
@@ -118,7 +119,7 @@ def test_a_family_under_a_plan_equals_transformers(name, plan, phase):
     ("plan", "phase"),
     some_slow(
         [(plan, phase) for plan in ("rows", "columns", "positions", "one chip") for phase in STEPS],
-        count=2,
+        count=1,
     ),
 )
 def test_expanded_latent_attention_equals_transformers(plan, phase):

@@ -102,7 +102,7 @@ def test_a_mistake_in_the_reference_is_seen(what, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "what", some_slow([what for what in MISTAKES if MISTAKES[what].is_in_layers], count=3)
+    "what", some_slow([what for what in MISTAKES if MISTAKES[what].is_in_layers], count=2)
 )
 def test_a_mistake_in_the_layers_is_seen_and_is_the_same(what, monkeypatch):
     mistake = MISTAKES[what]

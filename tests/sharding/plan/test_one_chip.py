@@ -100,7 +100,7 @@ def test_one_chip_has_one_time(kind: str) -> None:
         assert len(set(numbers)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mixture_on_one_chip_has_the_bits_of_columns() -> None:
     # The shared expert, whose result a row split adds before it is rounded, tells them apart.
     request = Request(batch=2, tokens=2, context=2)

@@ -48,8 +48,8 @@ EXPANDED = KIMI.with_latent_form("expanded")
 #: Policies that a chip can run.
 HELD = [name for name, policy in POLICIES.items() if policy is policy.on_chip]
 MODELS = {"llama": LLAMA, "tiny llama": TINY_LLAMA, "kimi": KIMI, "tiny kimi": TINY_KIMI}
-#: 18 kinds of block x 12 plans.
-PLANS_PER_KIND = 12
+#: Of each of 18 kinds of block.
+PLANS_PER_KIND, MANY_PLANS = 3, 30
 GROQ_CHIPS = 576
 SYSTEMS = ("lpx-4", f"groq-{GROQ_CHIPS}")
 
@@ -172,6 +172,15 @@ def concrete_timing(case: Case) -> Timing:
 )
 def test_symbolic_and_concrete_traces_give_the_same_cycles(name: str, kind: Kind) -> None:
     for case in random_cases(0, MODELS[name], kind, PLANS_PER_KIND):
+        check_equal_cycles(case)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, kind) for n, cfg in MODELS.items() for kind in block_kinds(cfg)]
+)
+def test_the_cycles_of_many_plans_are_those_of_concrete_traces(name: str, kind: Kind) -> None:
+    for case in random_cases(1, MODELS[name], kind, MANY_PLANS):
         check_equal_cycles(case)
 
 

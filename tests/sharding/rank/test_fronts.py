@@ -41,7 +41,7 @@ SECOND: Mapping[str, Any] = {
 
 @pytest.mark.parametrize(
     ("machine", "goal"),
-    some_slow([(name, goal) for goal in SECOND for name in ("h100x8", "groq-24")], count=2),
+    some_slow([(name, goal) for goal in SECOND for name in ("h100x8", "groq-24")], count=1),
 )
 def test_a_front_is_the_best_of_one_axis_under_every_limit_of_the_other(
     machine: str, goal: str

@@ -102,7 +102,7 @@ def test_the_earliest_of_a_rate_is_found() -> None:
     assert all(row.tokens_per_s_per_user >= rate for row in found.rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_limits_count_drafts() -> None:
     """What the objective likes best is too slow; another number of chips for the drafts is not."""
 

@@ -405,7 +405,7 @@ def test_rank_correlation_by_hand() -> None:
     assert spearman(x, np.array([5.0, 5.0, 5.0, 5.0])) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_nominal_winner_is_among_the_plans_however_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -117,7 +117,7 @@ def test_a_front_is_what_no_row_of_any_case_beats(objective: Objective, second: 
     assert len(best) < len(every)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_of_a_case_and_of_all_may_be_limited() -> None:
     more, few = _swept(per=2), _swept(per=2, top=3)
     expected = sorted(_alone("latency", 2), key=lambda one: KEYS["latency"](one[1]))
@@ -267,7 +267,7 @@ def test_the_smallest_part_of_each_machine_may_be_taken() -> None:
     assert "1 of groq-1" in found.table()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_draft_model_drafts_in_every_case() -> None:
     asked = decode_request(context=4, draft_tokens=2, acceptance=0.5)
     drafts = replace(model(MODEL), name="small", n_layers=2)

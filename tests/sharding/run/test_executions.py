@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from placed_blocks import TINY_LLAMA, place, plan
-from slices import slow_then_long
+from slices import some_slow
 from small_machines import NODE, tiered
 from tiny_models import checkpoint, oracle
 
@@ -61,14 +61,16 @@ def logits(name: str, the_plan: Plan, execution: str) -> np.ndarray:
     return forward(weights, tiered(3), the_plan, tokens, policy=FP16, execution=execution)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "the_plan", "executions"),
-    [
-        ("llama_tied", SQUARE, ("devices", "nested")),
-        ("gpt_oss", POSITIONS, ("devices",)),
-        ("deepseek_v3", DOZEN, ("nested",)),
-    ],
+    some_slow(
+        [
+            ("gpt_oss", POSITIONS, ("devices",)),
+            ("llama_tied", SQUARE, ("devices", "nested")),
+            ("deepseek_v3", DOZEN, ("nested",)),
+        ],
+        count=1,
+    ),
 )
 def test_a_model_has_the_same_bits_however_it_is_run(
     name: str, the_plan: Plan, executions: tuple[str, ...]
@@ -112,9 +114,9 @@ def random_plan(seed: int) -> Plan:
     )
 
 
-@pytest.mark.parametrize("seeds", slow_then_long(range(4), short=1))
-def test_a_model_has_the_same_bits_under_any_plan(seeds: range) -> None:
-    seed = seeds.start
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+def test_a_model_has_the_same_bits_under_any_plan(seed: int) -> None:
     name, the_plan = ("llama", "qwen3_moe", "kimi_k2", "mixtral")[seed], random_plan(seed)
     expected = logits(name, the_plan, "virtual")
     for execution in ("devices", "nested"):
@@ -139,7 +141,7 @@ def test_decoding_has_the_same_bits_however_it_is_run() -> None:
         np.testing.assert_array_equal(other, made[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_check_of_two_plans_has_the_same_bits_however_it_is_run() -> None:
     """Plans are run side by side, on the same devices."""
     thirds = Plan(group_chips=3, attention=AttentionShard(data=3), mlp=MlpShard(tensor=3))

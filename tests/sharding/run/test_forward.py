@@ -83,7 +83,7 @@ def test_steps_of_any_length_give_what_one_prefill_gives(step):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=HF_BOUND)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_and_companions_change_no_bit():
     # Faithful numerics: what is decoded has the bits of what is prefilled, whatever tokens come
     # behind and whatever sequences lie beside.

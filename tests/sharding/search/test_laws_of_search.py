@@ -34,7 +34,7 @@ from sharding.space.cores import EVERYTHING, Choices
 seeds, objectives = st.integers(0, 10_000), st.sampled_from(OBJECTIVES)
 #: Searches of scenarios as small as these take a tenth of a second.
 MOST_PLANS = 3_000
-few, many = settings(max_examples=4), settings(max_examples=60)
+few, many = settings(max_examples=2), settings(max_examples=60)
 
 
 def _best(
