@@ -82,21 +82,30 @@ class Policy:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for what, formats in (("weights", self.weights), ("rows", self.rows)):
-            if not isinstance(formats, Mapping):
+        for what, given, keys, key, value in (
+            ("weights", self.weights, MATRIX_ROLES, "role", "format"),
+            ("rows", self.rows, MATRIX_ROLES, "role", "format"),
+            ("tensor_cores", self.tensor_cores, get_args(PlanPart), "part", "generation"),
+        ):
+            if not isinstance(given, Mapping):
                 raise ConfigError(
-                    f"policy {self.name}: {what} is {described(formats)}; it must be a dict of "
-                    "formats by role."
+                    f"policy {self.name}: {what} is {described(given)}; it must be a dict of "
+                    f"{value}s by {key}."
                 )
-            for role in formats:
-                if role not in MATRIX_ROLES:
+            for part in given:
+                if part not in keys:
                     raise ConfigError(
-                        f"policy {self.name}: {what} of {role!r} were given a format; roles are "
-                        f"{', '.join(MATRIX_ROLES)}."
+                        f"policy {self.name}: {what} of {part!r} were given a {value}; {key}s are "
+                        f"{', '.join(keys)}."
                     )
             # Traces of layers are kept by policy, so it must not change.
-            object.__setattr__(self, what, MappingProxyType(dict(formats)))
-        object.__setattr__(self, "tensor_cores", MappingProxyType(dict(self.tensor_cores)))
+            object.__setattr__(self, what, MappingProxyType(dict(given)))
+        for generation in (*self.tensor_cores.values(), self.generation):
+            if generation is not None and generation not in get_args(Generation):
+                raise ConfigError(
+                    f"policy {self.name}: tensor cores of {generation!r} were given; allowed are "
+                    f"{', '.join(get_args(Generation))}."
+                )
         if self.tensor_cores and not self._suits_tensor_cores:
             raise ConfigError(
                 f"policy {self.name}: tensor cores multiply float16 rows by weights widened to "
@@ -114,14 +123,14 @@ class Policy:
                     f"policy {self.name}: rows of {role} were given {name!r}; allowed are "
                     f"{', '.join(get_args(RowFormat))}."
                 )
-        for what, given, allowed in (
+        for what, chosen, allowed in (
             ("carry", self.carry, get_args(Carry)),
             ("base", self.base, get_args(BaseFormat)),
             ("fidelity", self.fidelity, get_args(Fidelity)),
         ):
-            if given not in allowed:
+            if chosen not in allowed:
                 raise ConfigError(
-                    f"policy {self.name}: {what} {given!r} was given; allowed are "
+                    f"policy {self.name}: {what} {chosen!r} was given; allowed are "
                     f"{', '.join(allowed)}."
                 )
         if self.base == "fp32" and (self.weights or self.rows or self.fidelity != "fast"):

@@ -33,7 +33,7 @@ TESTS = Path(__file__).parents[1]
 #: Triples of the slice: one of each model.
 N_TRIPLES = len(MODELS)
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
-N_SPLITS = 200
+FEW_SPLITS, MANY_SPLITS = 5, 200
 
 COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
     "all_reduce": (c2c.all_reduce, P()),
@@ -153,12 +153,18 @@ def test_a_broken_promise_is_seen_and_told_in_one_line(monkeypatch: pytest.Monke
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "n_triples",
+    [
+        pytest.param(FEW_SPLITS, marks=pytest.mark.slow),
+        pytest.param(MANY_SPLITS, marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("rule", [Split.TREE, Split.WIDE])
-def test_splits_have_the_bits_of_one_chip_under_their_rule(rule: Split) -> None:
-    out = _fuzzed("--rule", rule, "--triples", str(N_SPLITS))
+def test_splits_have_the_bits_of_one_chip_under_their_rule(rule: Split, n_triples: int) -> None:
+    out = _fuzzed("--rule", rule, "--triples", str(n_triples))
     counts = {words: int(n) for n, words in re.findall(r"^ *(\d+)  (.*)$", out, re.MULTILINE)}
-    assert counts["one chip's bits under its rules"] >= N_SPLITS
+    assert counts["one chip's bits under its rules"] >= n_triples
     # The comparison sees what it should: a split by rows changes some of the same blocks.
     assert 0 < counts["of these, changed by it"] <= counts["compared with a split by rows"]
 

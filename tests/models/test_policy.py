@@ -136,6 +136,10 @@ def test_unknown_names_and_formats_are_refused() -> None:
         ({"weights": {"dense": "mxfp4"}}, "weights of dense were given 'mxfp4'; it must be a Sch"),
         ({"rows": {"dense": "e4m3fn"}}, "rows of dense were given 'e4m3fn'; allowed are fp16, fp8"),
         ({"carry": "fp64"}, "carry 'fp64' was given; allowed are fp32, exact"),
+        ({"tensor_cores": "hopper"}, "tensor_cores is 'hopper'; it must be a dict of gen"),
+        ({"tensor_cores": {"attn": "hopper"}}, "tensor_cores of 'attn' were given a generation"),
+        ({"tensor_cores": {"moe": "volta"}}, "tensor cores of 'volta' were given; allowed are hop"),
+        ({"generation": "volta"}, "tensor cores of 'volta' were given; allowed are hopper, black"),
     ],
 )
 def test_a_policy_that_means_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -146,7 +150,7 @@ def test_a_policy_that_means_nothing_is_refused(fields: dict[str, Any], message:
 def check_fields(**fields: Any) -> None:
     """Make a policy without the type checks that tests put around constructors."""
     policy = object.__new__(Policy)
-    defaults = {"name": "mine", "weights": {}, "rows": {}, "carry": "fp32", "source": ""}
+    defaults = dict(vars(Policy(name="mine")))
     for name, value in (defaults | fields).items():
         object.__setattr__(policy, name, value)
     policy.__post_init__()
