@@ -16,7 +16,8 @@ from .records import Record
 
 #: Branches that are looked at together: first few, so that a good plan is soon known, then more.
 _FIRST, _MOST = 16, 256
-#: A branch is looked at up to so much more than its bound before it has to wait its turn again.
+#: A branch is looked at up to so much more than its bound before it has to wait its turn again; to
+#: the square of that the next time, and so on: where little fits, most looks find nothing.
 _STRETCH = 1.08
 #: The same once as many plans are known as are wanted, unless it is said.
 _LONG_STRETCH = 1.3
@@ -76,6 +77,7 @@ def look_at_best_first(
     order = record.order(branches.latency, branches.period, branches.shape)
     queue = [(float(order[i]), i, float(branches.latency[i])) for i in np.argsort(order).tolist()]
     at_once, beyond = _FIRST, 0
+    stretches = np.full(len(order), _STRETCH)
     while queue:
         taken = [heapq.heappop(queue) for _ in range(min(at_once, len(queue)))]
         at_once = min(2 * at_once, _MOST)
@@ -86,7 +88,8 @@ def look_at_best_first(
         if not len(rows):
             continue
         limit = _latency_limit(branches, record, rows, most_cycles)
-        stretch = _STRETCH if np.any(np.isinf(limit)) else known_stretch
+        stretch = stretches[rows] if np.any(np.isinf(limit)) else known_stretch
+        stretches[rows] **= 2
         seen = look_at(rows, np.minimum(stretch * seen, limit))
         left = seen < limit
         again = _order_beyond(branches, record, rows, seen)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lpu_jax.cost.placed_machine import Groups
 
@@ -124,6 +124,7 @@ class TwoPools:
         ]
         self.apart = tuple(part for pool in self.pools for part in told_apart(pool.bound))
         self._places: dict[int, tuple[tuple[Groups, Groups], int]] = {}
+        self._have_room: tuple[dict[int, bool], dict[int, bool]] = {}, {}
 
     def run(self) -> list[Found]:
         """Search; return the plans that the record wants, best first."""
@@ -142,6 +143,53 @@ class TwoPools:
     def _look_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
         """Keep the best plans of pairs up to a latency; return up to which they were seen."""
         self.counts.looked_at += len(rows)
+        seen = latency.copy()
+        if np.all(np.isinf(self.record.latency_limit(pairs.bounds.shape.take(rows)))):
+            # Nothing is known to beat, and what has no room would come again and again.
+            room = self._with_room(pairs, rows)
+            seen[~room] = np.inf
+            seen[room] = self._quick_ways(pairs, rows[room], latency[room])
+            return seen
+        return self._quick_ways(pairs, rows, latency)
+
+    def _with_room(self, pairs: Pairs, rows: Whole) -> Bool[np.ndarray, " pairs"]:
+        """Say which pairs have room in both pools for some way, however slow."""
+        found = np.ones(len(rows), bool)
+        for number, known in enumerate(self._have_room):
+            branches = pairs.branch[number][rows]
+            new, first = np.unique(branches, return_index=True)
+            first = first[[branch not in known for branch in new.tolist()]]
+            if len(first):
+                looked_at = self._looked_at(pairs, rows[first], np.full(len(first), np.inf))
+                known |= zip(
+                    branches[first].tolist(), self._some_fit(number, looked_at), strict=True
+                )
+            found &= np.array([known[branch] for branch in branches.tolist()])
+        return found
+
+    def _some_fit(self, number: int, looked_at: Sequence[_Looked]) -> list[bool]:
+        """Say of one pool of each pair whether some way to split it fits, however slow."""
+        pool, room = self.pools[number], self.sought.room[number]
+        items = [
+            replace(self._item(number, one), most_cycles=np.inf, most_period=np.inf, flight=0)
+            for one in looked_at
+        ]
+        fit = []
+        for one, item, own in zip(
+            looked_at, items, self.timers[number].options(items), strict=True
+        ):
+            if own is None:
+                fit.append(False)
+                continue
+            ways = combined(own, item, 1, room)
+            shape = replace(one.shape, stages=np.array([item.stages]))
+            plans = Candidates.of(pool.kinds, [(own, ways, (0.0, 0.0))], shape, 0.0, room)
+            is_all = np.isinf(ways.upto_cycles)
+            fit.append(not is_all or bool(plans.blocks(flies=False).fits.any()))
+        return fit
+
+    def _quick_ways(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
+        """Keep the best plans of pairs that may have room; return up to which they were seen."""
         looked_at, seen = self._looked_at(pairs, rows, latency), latency.copy()
         ways = self._ways(0, looked_at)
         # Without a way for attention none is needed for FFNs.
