@@ -164,20 +164,17 @@ class EveryPlan:
         return sorted(best.values())
 
     def front(self, most_latency_s: float = np.inf) -> list[tuple[float, float]]:
-        """Latency and seconds a token of plans of one pool that none equals or beats in both."""
-        kept = self._of_one_pool(self.kept(most_latency_s))
+        """Latency and seconds a token of plans that none equals or beats in both."""
+        kept = self.kept(most_latency_s)
         return front_of(self.columns["latency_s"][kept], self.columns["throughput"][kept])
 
     def earliest_first_token_s(self, prompt_tokens: int) -> float:
-        """The earliest first token of the plans of one pool that fit; infinite if none does."""
-        plans = [self.plans[i] for i in self._of_one_pool(self.kept()).tolist()]
+        """The earliest first token of the plans that fit; infinite if none does."""
+        plans = [self.plans[i] for i in self.kept().tolist()]
         if not plans:
             return np.inf
         found = prefill(plans, np.ones(len(plans), bool), self.scenario, prompt_tokens)
         return float(found.latency_s.min())
-
-    def _of_one_pool(self, kept: Any) -> Any:
-        return np.array([i for i in kept.tolist() if self.plans[i].ffn is None], np.int64)
 
     def _all_ways(self, chips: int) -> list[list[Shard | None]]:
         """All ways to split each part over a group, by trial."""

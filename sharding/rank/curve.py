@@ -244,13 +244,14 @@ def _fronts(
 ) -> tuple[tuple[int, ...], list[Point]]:
     """Batch sizes at which something fits, and the points on either front.
 
-    The fronts of all batch sizes so far bound the search of the next.
+    The fronts of all batch sizes so far bound the search of the next. Plans are of one pool: over
+    two a front takes minutes for each batch size.
     """
-    batches, points = [], []
+    batches, points, choices = [], [], Choices(pools=False)
     fronts: dict[str, Front] = {}
     for request in requests:
         asked = replace(scenario, request=request)
-        if not fits_somehow(asked, Choices(pools=False)):
+        if not fits_somehow(asked, choices):
             if until_none_fits:
                 break  # a larger batch needs more memory still
             continue
@@ -258,7 +259,7 @@ def _fronts(
         for goal in ("throughput", "per-chip"):
             known = fronts.get(goal)
             front = Front(per_sequence(GOALS[goal], request.batch), known)
-            found_by(front, asked)
+            found_by(front, asked, choices)
             fronts[goal] = front
             if new := front.new_plans():
                 points += _points(evaluate(table_of([plan.spec for plan in new]), asked))
@@ -344,7 +345,7 @@ def curve_text(found: Curve) -> str:
         for system, batches in zip(found.systems, found.batches, strict=True)
     ]
     pools = (
-        "Plans are those of one pool; `lpu compare --objective throughput` has those of two too."
+        "Plans are those of one pool; `lpu compare --objective pareto` has those of two too."
     )
     notes = dict.fromkeys(
         note for system in found.systems for note in serving_notes(found.request, system)

@@ -15,7 +15,7 @@ from .goals import Shape
 from .records import Record
 
 #: Branches that are looked at together: first few, so that a good plan is soon known, then more.
-_FIRST, _MOST = 16, 256
+_FIRST, _MOST = 16, 1024
 #: A branch is looked at up to so much more than its bound before it has to wait its turn again; to
 #: the square of that the next time, and so on: where little fits, most looks find nothing.
 _STRETCH = 1.08

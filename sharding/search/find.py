@@ -34,7 +34,7 @@ _OF_POOLS = (
     "of two pools, ways to split a part that take no less and hold no less than another that has "
     "the same degrees",
 )
-_NO_POOLS = ("groups of different sizes: fronts and first tokens are searched for in one pool",)
+_NO_POOLS = ("groups of different sizes",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def find_plans(
         what was searched.
 
     Fidelity: no plan of the space is better than the first: what is left out has bounds that say
-    so. The space has plans of two pools, but for fronts. Times are approximate.
+    so. Times are approximate.
     """
     record: Record = (
         Front(GOALS[FRONTS[objective]]) if objective in FRONTS else Best(GOALS[objective], top)
@@ -121,13 +121,7 @@ def found_by(
     choices: Choices = EVERYTHING,
     most_latency_s: float = np.inf,
 ) -> tuple[PlanTable | None, Searched]:
-    """Search for what a record wants; see `find_plans`.
-
-    A front is searched for among plans of one pool: of two too many pairs may be on it. On a mixed
-    system there are no others.
-    """
-    if isinstance(record, Front) and not scenario.crosses:
-        choices = replace(choices, pools=False)
+    """Search for what a record wants; see `find_plans`."""
     clock_hz = float(scenario.system.chip.clock_hz)
     most_cycles = most_latency_s * clock_hz
     space = held_cores(scenario, choices)

@@ -40,7 +40,7 @@ class FirstTokens:
 def find_first_tokens(
     scenario: Scenario, prompt_tokens: int, top: int, *, choices: Choices = EVERYTHING
 ) -> FirstTokens | None:
-    """Find the plans of one pool that fit whose first token is earliest; None if none fits.
+    """Find the plans that fit whose first token is earliest; None if none fits.
 
     Args:
         scenario: of the decode steps.
@@ -48,7 +48,6 @@ def find_first_tokens(
         top: how many plans are wanted.
         choices: what plans may be.
     """
-    choices = replace(choices, pools=False)
     clock_hz = float(scenario.system.chip.clock_hz)
     found: dict[Plan, float] = {}  # first token of each that fits, in s
     searched: Searched | None = None

@@ -27,7 +27,7 @@ from .records import Found, Spec, table_of
 from .sought import Sought
 
 #: Plans that are evaluated at once.
-_AT_ONCE = 64
+_AT_ONCE = 256
 #: Combinations of two pools' ways that are looked at together.
 _MOST_PAIRS = 1 << 20
 #: What rounding may add to a sum.

@@ -42,11 +42,9 @@ def _check_case(every: EveryPlan, objective: str, top: int, most_latency_s: floa
     plans, searched = find_plans(
         scenario, objective, top, choices=choices, most_latency_s=most_latency_s
     )
-    n_plans = len(every.plans) if objective != "pareto" else every.n_plans_of_one_pool
-    assert searched.plans + searched.plans_of_two_pools == n_plans
+    assert searched.plans + searched.plans_of_two_pools == len(every.plans)
     if plans is None:
-        kept = every.kept(most_latency_s) if objective != "pareto" else every.front(most_latency_s)
-        assert not len(kept)
+        assert not len(every.kept(most_latency_s))
         return
     for plan in plans:
         check_plan(plan, scenario)
