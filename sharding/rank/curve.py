@@ -15,7 +15,7 @@ import numpy as np
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine, Split
 from lpu_jax.predicates import is_whole
 from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_seconds
@@ -29,7 +29,7 @@ from ..predict.energy import MEANING, energy, one, unknown_reason
 from ..predict.evaluate import Evaluation, evaluate
 from ..report import versions
 from ..request import NEXT_TOKEN, Request, check_request
-from ..scenario import Scenario, check_policy, scenario
+from ..scenario import Scenario, check_policy, machine_of, scenario, splits_of
 from ..search.find import fits_somehow, found_by
 from ..search.goals import GOALS, per_sequence
 from ..search.records import Front, table_of
@@ -78,7 +78,7 @@ class Curve:
     """Points of one model on one or more systems; each system has fronts of its own."""
 
     model: ModelConfig
-    systems: tuple[System, ...]
+    systems: tuple[Machine, ...]
     policy: Policy
     request: Request  #: of the smallest batch
     batches: tuple[tuple[int, ...], ...]  #: sizes at which something fits, per system
@@ -175,7 +175,7 @@ class Curve:
 
 def curve(
     model: str | Path | ModelConfig,
-    systems: str | Path | System | Sequence[str | Path | System],
+    systems: str | Path | Machine | Sequence[str | Path | Machine],
     request: Request = NEXT_TOKEN,
     *,
     policy: str | Policy = "fp16",
@@ -185,7 +185,8 @@ def curve(
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
-        systems: one or more names, paths of TOML files, or systems.
+        systems: one or more names, paths of TOML files, or systems; a mixed one has a curve of
+            each split in which no model drafts, unless its name chooses one.
         request: what a step does for a sequence; its batch is 1, since `batches` are tried.
         policy: name of a precision policy, or a policy.
         batches: sequences per micro-batch; None: 1, 2, 4 and so on as long as something fits, at
@@ -199,7 +200,7 @@ def curve(
 
     Fidelity: approximate (docs/timing.md).
     """
-    given = [systems] if isinstance(systems, str | Path | System) else systems
+    given = [systems] if isinstance(systems, str | Path | Machine) else systems
     if not isinstance(given, list | tuple):
         raise LpuError(
             f"systems is {described(given)}; it must be a name, a path, a system, or a list of "
@@ -207,10 +208,15 @@ def curve(
         )
     if not given:
         raise LpuError("no system was given; at least one is needed.")
-    asked = [scenario(model, one_of, request, policy=policy) for one_of in given]
+    machines = splits_of([machine_of(one_of) for one_of in given], drafts=False)
+    asked = [scenario(model, machine, request, policy=policy) for machine in machines]
     for each in asked:
-        each.require_one_machine("curve")
-    names = [each.system.name for each in asked]
+        if each.mixed is not None and each.mixed.split is Split.DRAFT_VERIFY:
+            raise LpuError(
+                f"curve: {each.mixed.name} needs a draft model, which a curve has none of; "
+                f"allowed are {Split.ATTENTION_FFN} and {Split.PREFILL_DECODE}."
+            )
+    names = [each.machine.name for each in asked]
     if len(set(names)) < len(names):
         raise LpuError(f"systems are {', '.join(names)}; each may be given once.")
     if request.batch != 1:
@@ -231,7 +237,7 @@ def curve(
     found = [_fronts(each, requests, until_none_fits=batches is None) for each in asked]
     return Curve(
         model=asked[0].model,
-        systems=tuple(each.system for each in asked),
+        systems=tuple(machines),
         policy=asked[0].policy,
         request=requests[0],
         batches=tuple(fitting for fitting, _ in found),
@@ -244,10 +250,10 @@ def _fronts(
 ) -> tuple[tuple[int, ...], list[Point]]:
     """Batch sizes at which something fits, and the points on either front.
 
-    The fronts of all batch sizes so far bound the search of the next. Plans are of one pool: over
-    two a front takes minutes for each batch size.
+    The fronts of all batch sizes so far bound the search of the next. On one machine plans are of
+    one pool: over two a front takes minutes for each batch size.
     """
-    batches, points, choices = [], [], Choices(pools=False)
+    batches, points, choices = [], [], Choices(pools=scenario.crosses)
     fronts: dict[str, Front] = {}
     for request in requests:
         asked = replace(scenario, request=request)
@@ -271,7 +277,7 @@ def _points(evaluation: Evaluation) -> list[Point]:
     joules, batch = energy(evaluation), evaluation.scenario.request.batch
     return [
         Point(
-            system=evaluation.scenario.system.name,
+            system=evaluation.scenario.machine.name,
             plan=evaluation.plans[i],
             batch=batch,
             copies=int(evaluation.copies[i]),
@@ -345,7 +351,8 @@ def curve_text(found: Curve) -> str:
         for system, batches in zip(found.systems, found.batches, strict=True)
     ]
     pools = (
-        "Plans are those of one pool; `lpu compare --objective pareto` has those of two too."
+        "Plans on one machine are those of one pool; `lpu compare --objective pareto` has those of "
+        "two too."
     )
     notes = dict.fromkeys(
         note for system in found.systems for note in serving_notes(found.request, system)

@@ -64,23 +64,3 @@ def check_asked(asked: Scenario, wanted: Wanted) -> None:
     check_policy(asked.policy, asked.model, asked.system)
     if asked.draft is not None:
         check_formats(asked.draft.policy, asked.draft.model, asked.system)
-
-
-def check_searched(asked: Scenario, wanted: Wanted) -> None:
-    """Refuse what is only searched for among plans of one pool, where plans have two.
-
-    Raises:
-        LpuError: a first token is wanted of plans whose pools are on two machines.
-    """
-    if not asked.crosses:
-        return
-    what = None
-    if wanted.objective == "first-token":
-        what = f"objective {wanted.objective}"
-    elif wanted.limits.max_first_token_s is not None:
-        what = "a limit of the first token"
-    if what is not None:
-        raise LpuError(
-            f"{what}: first tokens are searched for among plans of one pool, and those on "
-            f"{asked.machine.name} have two; rank by latency, throughput, per-chip or chips."
-        )

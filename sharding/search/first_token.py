@@ -1,9 +1,10 @@
 """Plans with the earliest first token of a prompt.
 
 For each length of a chunk the plans are searched whose bound is least: the first chunk's way, and
-the time of the slowest stage for each further one but the last. Of all that are found the first
-token is timed. What is left has a bound above the last of a search, or above the last first token
-that is wanted; while a bound is below the best first token, more plans are searched for.
+the time of the slowest stage for each further one but the last. The first token of all that are
+found is timed: the best of each form, then whatever may be earlier than the earliest of these. What
+is left has a bound above the last of a search, or above the earliest; while a bound is below that,
+more plans are searched for.
 """
 
 import math
@@ -20,7 +21,7 @@ from ..space.cores import EVERYTHING, Choices
 from ..space.plan_table import PlanTable
 from .find import Searched, found_by
 from .goals import Goal, Numbers, Shape
-from .records import Best
+from .records import Best, BestPlans
 
 #: New tokens of a chunk that is often best.
 _OFTEN_BEST = 64
@@ -51,19 +52,30 @@ def find_first_tokens(
     clock_hz = float(scenario.system.chip.clock_hz)
     found: dict[Plan, float] = {}  # first token of each that fits, in s
     searched: Searched | None = None
-    wanted = max(2 * top, 8)
-    for _ in range(_ROUNDS):
+
+    def search(make: type[Best], wanted: int, rank: int) -> float:
+        """Search for plans that may beat the one of a rank; return below what all are known."""
+        nonlocal searched
         least_left_s = np.inf
         for chunk in _useful(chunk_lengths(scenario), prompt_tokens):
             times = sorted(found.values())
-            last_s = times[top - 1] if len(times) >= top else np.inf
-            record = Best(_goal((prompt_tokens - 1) // chunk), wanted, last_s * clock_hz)
+            last_s = times[rank - 1] if len(times) >= rank else np.inf
+            record = make(_goal((prompt_tokens - 1) // chunk), wanted, last_s * clock_hz)
             plans, covered = found_by(record, _step(scenario, chunk), choices)
-            found |= _timed([p for p in plans or () if p not in found], scenario, prompt_tokens)
+            found.update(
+                _timed([p for p in plans or () if p not in found], scenario, prompt_tokens)
+            )
             least_left_s = min(least_left_s, record.threshold / clock_hz)
             searched = searched or covered
-        if not found:
-            return None
+        return least_left_s
+
+    wanted = max(2 * top, 8)
+    search(Best, wanted, top)
+    if not found:
+        return None
+    # Of plans of one form the earliest need not be the one with the least bound.
+    for _ in range(_ROUNDS):
+        least_left_s = search(BestPlans, wanted, 1)
         is_proven = min(found.values()) <= least_left_s
         if is_proven:
             break

@@ -1,6 +1,6 @@
 """The best plans so far, and what another plan must do to be wanted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -84,7 +84,7 @@ class Best:
 
     def __init__(self, goal: Goal, top: int, threshold: float = np.inf) -> None:
         self.goal, self.top = goal, top
-        self._best: dict[tuple[int, ...], Found] = {}
+        self._best: dict[Hashable, Found] = {}
         self.threshold = threshold  #: what a plan must cost less than to be wanted
 
     def wants(self, latency: Numbers, period: Numbers, shape: Shape) -> Bool[np.ndarray, " plans"]:
@@ -105,11 +105,15 @@ class Best:
 
     def add(self, plan: Found) -> None:
         """Keep a plan if it is the best of its form."""
-        if plan.form not in self._best or plan < self._best[plan.form]:
-            self._best[plan.form] = plan
+        form = self._form(plan)
+        if form not in self._best or plan < self._best[form]:
+            self._best[form] = plan
             if len(self._best) >= self.top:
                 costs = sorted(found.cost for found in self._best.values())
                 self.threshold = min(self.threshold, costs[self.top - 1])
+
+    def _form(self, plan: Found) -> Hashable:
+        return plan.form
 
     def of_first(self, n_forms: int) -> "Best":
         """Begin again with the best of so many forms, and want no more than these."""
@@ -121,6 +125,20 @@ class Best:
     def plans(self) -> list[Found]:
         """List the best of each form."""
         return sorted(self._best.values())[: self.top]
+
+
+class BestPlans(Best):
+    """The best plans, of equal forms or not: for costs that bound what is wanted."""
+
+    def _form(self, plan: Found) -> Hashable:
+        return plan.form, plan.spec.pools, plan.place
+
+    def of_first(self, n_forms: int) -> "Best":
+        """Begin again, with all: a bound must hold for whatever is left."""
+        first = BestPlans(self.goal, self.top, self.threshold)
+        for plan in self.plans():
+            first.add(plan)
+        return first
 
 
 class Any:

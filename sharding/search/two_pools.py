@@ -148,7 +148,8 @@ class TwoPools:
             # Nothing is known to beat, and what has no room would come again and again.
             room = self._with_room(pairs, rows)
             seen[~room] = np.inf
-            seen[room] = self._quick_ways(pairs, rows[room], latency[room])
+            if room.any():
+                seen[room] = self._quick_ways(pairs, rows[room], latency[room])
             return seen
         return self._quick_ways(pairs, rows, latency)
 

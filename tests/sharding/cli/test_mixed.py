@@ -65,16 +65,12 @@ def _is_one_sentence(result: tuple[int, str, str]) -> str:
 
 # --- refusals -------------------------------------------------------------------------------------
 
-FIRST = "first tokens are searched for among plans of one pool"
-
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--min-chips",), "fewest chips: small:attention-ffn is a mixed system; give one of its"),
         (("--objective", "energy"), "that of two machines is not added up, which small:att"),
-        (("--objective", "first-token"), f"objective first-token: {FIRST}"),
-        (("--max-first-token", "0.1"), f"a limit of the first token: {FIRST}"),
         (
             ("--draft-model", "smollm2-135m", "--draft-tokens", "1", "--acceptance", "0.5"),
             "a draft model was given for small:attention-ffn; it drafts in the split draft-verify",
@@ -82,7 +78,7 @@ FIRST = "first tokens are searched for among plans of one pool"
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
-def test_what_needs_one_machine_or_one_pool_is_refused(
+def test_what_needs_one_machine_is_refused(
     small: str, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
 ) -> None:
     system = f"{small}:attention-ffn"
@@ -109,11 +105,23 @@ def test_commands_of_one_machine_name_the_two(
     assert not Path("never.json").exists()
 
 
-def test_a_curve_of_a_mixed_system_is_refused(
-    small: str, capsys: pytest.CaptureFixture[str]
+def test_a_curve_of_a_machine_that_drafts_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    result = _run(["curve", "smollm2-135m", "--system", "h100-lpx-1:draft-verify"], capsys)
+    assert "curve: h100-lpx-1:draft-verify needs a draft model" in _is_one_sentence(result)
+
+
+def test_a_curve_has_both_splits_and_a_picture(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = _run(["curve", "smollm2-135m", "--system", small], capsys)
-    assert "curve: small is a mixed system; give one of" in _is_one_sentence(result)
+    picture = tmp_path / "curve.svg"
+    about = ["curve", "smollm2-135m", "--context", "2", "--batches", "1", "--plot", str(picture)]
+    code, out, _ = _run([*about, "--system", small, "--json", "-"], capsys)
+    assert code == 0
+    found = json.loads(out)
+    names = ["small:attention-ffn", "small:prefill-decode"]
+    assert [machine["name"] for machine in found["systems"]] == names
+    assert {point["system"] for point in found["points"]} == set(names)
+    assert "small:attention-ffn" in picture.read_text()
 
 
 @pytest.mark.parametrize(

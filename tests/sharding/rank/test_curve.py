@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from brute_force import EveryPlan
 from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import config
 from legal_plans import legal_plans
+from random_scenarios import random_mixed_scenario
 
 from lpu_jax.errors import LpuError, UnknownNameError
 from lpu_jax.machine.catalogue import system
@@ -20,7 +23,7 @@ from lpu_jax.machine.system import System
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.cli.main import main as lpu
-from sharding.predict.evaluate import evaluate
+from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.rank.curve import Curve, curve
 from sharding.rank.front import on_front
 from sharding.request import Request, decode_request
@@ -55,20 +58,47 @@ def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
 
 def test_the_front_of_all_batches_is_found_by_brute_force() -> None:
     cfg, machine = model("smollm2-135m"), replace(system("groq-8"), n_chips=3, name="three")
-    rates = []
+    found = []
     for batch in (1, 4):
         request = Request(batch=batch, context=CONTEXT)
         asked = Scenario(cfg, machine, request, policy=POLICIES["fp16"])
-        found = evaluate(legal_plans(asked), asked)
-        for i in np.flatnonzero(found.fits):
-            rates.append(
-                (
-                    float(found.tokens_per_s_per_user[i]),
-                    float(found.tokens_per_s_total[i]),
-                    float(found.tokens_per_s_of_copy[i] / found.n_chips[i]),
-                )
-            )
+        found.append(evaluate(legal_plans(asked), asked))
     made = _curve(machine)
+    _check_fronts(made, "three", found)
+    assert {point.batch for point in made.points} == {1, 4}
+
+
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 8))]
+)
+def test_a_curve_beside_gpus_is_found_by_brute_force(seed: int) -> None:
+    asked = random_mixed_scenario(Random(seed), most_plans=400)
+    assert asked.mixed is not None
+    asked, found = replace(asked, expert_shares=None), []
+    request = replace(asked.request, batch=1)
+    made = curve(asked.model, asked.mixed, request, policy=asked.policy, batches=(1, 2))
+    name = f"{asked.mixed.name}:attention-ffn"
+    assert [machine.name for machine in made.systems] == [
+        name,
+        f"{asked.mixed.name}:prefill-decode",
+    ]
+    for batch in (1, 2):
+        one = replace(asked, request=replace(request, batch=batch))
+        found.append(evaluate(EveryPlan(one).plans, one))
+    _check_fronts(made, name, found)
+
+
+def _check_fronts(made: Curve, name: str, evaluations: Sequence[Evaluation]) -> None:
+    """Hold the fronts of a machine up to those of all plans of all batch sizes."""
+    rates = [
+        (
+            float(found.tokens_per_s_per_user[i]),
+            float(found.tokens_per_s_total[i]),
+            float(found.tokens_per_s_of_copy[i] / found.n_chips[i]),
+        )
+        for found in evaluations
+        for i in np.flatnonzero(found.fits)
+    ]
     for per_chip, at in ((False, 1), (True, 2)):
         front = {
             (p[0], p[at])
@@ -77,7 +107,7 @@ def test_the_front_of_all_batches_is_found_by_brute_force() -> None:
                 q[0] >= p[0] and q[at] >= p[at] and (q[0], q[at]) != (p[0], p[at]) for q in rates
             )
         }
-        points = made.front("three", per_chip=per_chip)
+        points = made.front(name, per_chip=per_chip)
         assert {
             (
                 point.tokens_per_s_per_user,
@@ -87,7 +117,6 @@ def test_the_front_of_all_batches_is_found_by_brute_force() -> None:
         } == front
         users = [point.tokens_per_s_per_user for point in points]
         assert users == sorted(users, reverse=True)
-    assert {point.batch for point in made.points} == {1, 4}
 
 
 def test_batches_are_doubled_while_something_fits() -> None:
