@@ -73,6 +73,7 @@ def find_first_tokens(
     search(Best, wanted, top)
     if not found:
         return None
+    of_forms, earliest_s = set(found), min(found.values())
     # Of plans of one form the earliest need not be the one with the least bound.
     for _ in range(_ROUNDS):
         least_left_s = search(BestPlans, wanted, 1)
@@ -81,7 +82,9 @@ def find_first_tokens(
             break
         wanted *= 2
     assert searched is not None
-    best = sorted(found, key=lambda plan: found[plan])[:top]
+    # What is no earlier differs from them in what no row of a comparison shows.
+    best = [plan for plan, first_s in found.items() if plan in of_forms or first_s < earliest_s]
+    best = sorted(best, key=lambda plan: found[plan])[:top]
     return FirstTokens(plans=PlanTable.of(best), searched=searched, is_proven=is_proven)
 
 
