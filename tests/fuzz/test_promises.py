@@ -33,7 +33,7 @@ TESTS = Path(__file__).parents[1]
 #: Triples of the slice: one of each model.
 N_TRIPLES = len(MODELS)
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
-FEW_SPLITS, MANY_SPLITS = 5, 200
+FEW_SPLITS, MANY_SPLITS = 10, 200
 
 COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
     "all_reduce": (c2c.all_reduce, P()),
