@@ -34,7 +34,7 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-# What some of the slow tests claim, in many more random cases.
+# What other tests claim, in many more cases.
 test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m long $(PYTEST_ARGS)
 

@@ -19,6 +19,8 @@ _FIRST, _MOST = 16, 1024
 #: A branch is looked at up to so much more than its bound before it has to wait its turn again; to
 #: the square of that the next time, and so on: where little fits, most looks find nothing.
 _STRETCH = 1.08
+#: More than any plan takes beyond its bound; squares go on for ever.
+_MOST_STRETCH = 1e9
 #: The same once as many plans are known as are wanted, unless it is said.
 _LONG_STRETCH = 1.3
 #: What rounding may take from a quotient.
@@ -88,8 +90,10 @@ def look_at_best_first(
         if not len(rows):
             continue
         limit = _latency_limit(branches, record, rows, most_cycles)
-        stretch = stretches[rows] if np.any(np.isinf(limit)) else known_stretch
-        stretches[rows] **= 2
+        stretch: float | Numbers = known_stretch
+        if np.any(np.isinf(limit)):
+            stretch = stretches[rows]
+            stretches[rows] = np.minimum(stretch**2, _MOST_STRETCH)
         seen = look_at(rows, np.minimum(stretch * seen, limit))
         left = seen < limit
         again = _order_beyond(branches, record, rows, seen)

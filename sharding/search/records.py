@@ -131,7 +131,7 @@ class BestPlans(Best):
     """The best plans, of equal forms or not: for costs that bound what is wanted."""
 
     def _form(self, plan: Found) -> Hashable:
-        return plan.form, plan.spec.pools, plan.place
+        return table_of([plan.spec])[0]  # places change while more ways are timed
 
     def of_first(self, n_forms: int) -> "Best":
         """Begin again, with all: a bound must hold for whatever is left."""
