@@ -14,11 +14,14 @@ from .pool_link import LINKS
 from .system import Fabric, System
 from .system_file import read_system_file
 from .toml_table import Table, load
+from .tray_dram import TrayDram
 
 #: Every series of systems, LPUs first.
 SERIES = (*lpu_systems.SERIES, *gpu_systems.SERIES)
 #: Every series of mixed systems.
 MIXED_SERIES = mixed_systems.SERIES
+#: How the name of a system ends whose caches lie in the DRAM beside its chips.
+_IN_DRAM = "-dram"
 
 
 def system(name_or_path: str | Path) -> System:
@@ -26,9 +29,9 @@ def system(name_or_path: str | Path) -> System:
 
     Args:
         name_or_path: `"groq-node"`, `"groq-rack"`, `"groq-N"` with N chips, `"lpx-tray"`,
-            `"lpx-rack"`, `"lpx-N"` with N racks, GPUs (`"h100x8"`, `"gb200-nvl72"`, `"vr-nvl72"`,
-            or N of them: `"h100xN"`, `"gb200xN"`, `"vrxN"`), in any case; or a path that ends in
-            `.toml`.
+            `"lpx-rack"`, `"lpx-N"` with N racks, the same with caches in the DRAM beside the chips
+            (`"lpx-N-dram"`), GPUs (`"h100x8"`, `"gb200-nvl72"`, `"vr-nvl72"`, or N of them:
+            `"h100xN"`, `"gb200xN"`, `"vrxN"`), in any case; or a path that ends in `.toml`.
 
     Returns:
         The system.
@@ -56,15 +59,20 @@ def system(name_or_path: str | Path) -> System:
             f"{text} is a mixed system, {pools[0]} beside {pools[1]}; where one machine is needed, "
             "give one of the two."
         )
+    alone = text.removesuffix(_IN_DRAM)
     for series in SERIES:
+        if text != alone and series.dram is None:
+            continue
         try:
-            links = series.links(text)
+            links = series.links(alone)
         except PlanError as error:
             raise UnknownNameError(f"unknown system {text!r}: {error}") from None
         if links is not None:
-            return _build(text, series.chip, links)
+            dram = None if text == alone else series.dram
+            return _build(text, series.chip, links, dram)
     names = [name for series in SERIES for name in series.named]
     names += [series.numbered for series in (*SERIES, *MIXED_SERIES)]
+    names += [f"{series.numbered}{_IN_DRAM}" for series in SERIES if series.dram is not None]
     raise unknown("system", str(name_or_path), names)
 
 
@@ -147,7 +155,7 @@ def _read(table: Table) -> System:
     """Read a system from a TOML file."""
     machine = read_system_file(table)
     try:
-        found = _build(machine.name, machine.chip, machine.topology)
+        found = _build(machine.name, machine.chip, machine.topology, machine.dram)
     except PlanError as error:
         raise ConfigError(f"{table.path}: keys 'topology' and 'chip': {error}") from None
     if machine.host_overhead_s is None:
@@ -165,5 +173,6 @@ def _read(table: Table) -> System:
     return changed
 
 
-def _build(name: str, chip: Accelerator, topology: Fabric) -> System:
-    return System(name=name, chip=chip, topology=topology, n_chips=topology.n_chips)
+def _build(name: str, chip: Accelerator, topology: Fabric, dram: TrayDram | None = None) -> System:
+    n_chips = topology.n_chips
+    return System(name=name, chip=chip, topology=topology, n_chips=n_chips, dram=dram)

@@ -101,6 +101,9 @@ def _one_text(system: System) -> str:
         lines.append(system.note)
     if system.lpus is not None:
         lines += _links(*system.lpus)
+    if system.dram is not None:
+        own = map(_number, constants_of(system.dram))
+        lines += ["", "The DRAM beside the LPUs, over a lane of each:", *own]
     constants = system.constants()
     lines += ["", f"{len(assumed(constants))} of {len(constants)} numbers are assumed."]
     unsure = uncertain(system.topology)

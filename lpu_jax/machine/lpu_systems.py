@@ -10,6 +10,7 @@ from .chip import ChipSpec
 from .lpu_chips import GROQ3_LPU, GROQCHIP1
 from .series import Series
 from .topology import Topology
+from .tray_dram import TrayDram
 
 _NODE_CHIPS = 8
 # GroqRack product: 8 of its 9 nodes compute, one is spare.
@@ -58,6 +59,7 @@ LPX = Series(
     numbered="lpx-N",
     unit="racks",
     of_size=_lpx_racks,
+    dram=TrayDram(),
 )
 
 SERIES = (GROQ, LPX)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .gpu import Accelerator
 from .system import Fabric
+from .tray_dram import TrayDram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Series:
         numbered: how systems of other sizes are called, such as `"groq-N"`.
         unit: what N counts, in the plural.
         of_size: links of a system of N; refuses a size that does not exist.
+        dram: DRAM beside the chips, in which systems whose name ends in `-dram` have their caches;
+            None: there are none.
     """
 
     chip: Accelerator
@@ -29,6 +32,7 @@ class Series:
     numbered: str
     unit: str
     of_size: Callable[[int], Fabric]
+    dram: TrayDram | None = None
 
     def links(self, name: str) -> Fabric | None:
         """Find the links of a system.

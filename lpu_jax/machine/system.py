@@ -19,6 +19,7 @@ from ..provenance import Constant, check_constants, const, constants_of
 from .chip import ChipSpec
 from .gpu import Accelerator, GpuSpec, NvlinkDomain
 from .topology import Topology
+from .tray_dram import TrayDram
 
 #: How chips are linked: plans ask either kind for `span`, `level_of`, `stage_bases`, `node_chips`.
 Fabric = Topology | NvlinkDomain
@@ -36,6 +37,8 @@ class System:
         chip: the chip.
         topology: its links.
         n_chips: chips that plans may use.
+        dram: DRAM beside the chips of LPUs, where caches of keys and values then lie; None: all
+            is in the chips' own memory.
         replaced: constants that differ from the defaults (`provenance.vary`).
     """
 
@@ -43,6 +46,7 @@ class System:
     chip: Accelerator
     topology: Fabric
     n_chips: int
+    dram: TrayDram | None = None
     #: Host and sampling, once per step of a micro-batch, beside the chips.
     host_overhead_s: float = const(
         0.0,
@@ -66,12 +70,16 @@ class System:
         if self.lpus is None and self.gpus is None:
             raise PlanError(f"{self.chip.name} cannot be linked as {self.topology.family!r}")
         if self.lpus is None:
+            if self.dram is not None:
+                raise PlanError(f"{self.chip.name} has no lanes to DRAM beside it; LPUs have")
             return  # lanes are an LPU's
         chip, links = self.lpus
-        if links.lanes_per_chip > chip.c2c_lanes:
+        beside = 0 if self.dram is None else self.dram.lpu_lanes
+        if links.lanes_per_chip + beside > chip.c2c_lanes:
+            also = f" and the DRAM beside them {beside}" if beside else ""
             raise PlanError(
-                f"the links need {links.lanes_per_chip} lanes of a chip ({links.lanes_in_words}); "
-                f"{chip.name} has {chip.c2c_lanes}"
+                f"the links need {links.lanes_per_chip} lanes of a chip ({links.lanes_in_words})"
+                f"{also}; {chip.name} has {chip.c2c_lanes}"
             )
 
     def _check_fields(self) -> None:
@@ -79,6 +87,7 @@ class System:
             "name": (str, "a string"),
             "chip": (ChipSpec | GpuSpec, "a ChipSpec or a GpuSpec"),
             "topology": (Topology | NvlinkDomain, "a Topology or an NvlinkDomain"),
+            "dram": (TrayDram | None, "a TrayDram or None"),
         }
         for name, (kind, allowed) in kinds.items():
             if not isinstance(getattr(self, name), kind):
@@ -135,8 +144,10 @@ class System:
 
     @property
     def note(self) -> str:
-        """What its numbers are, where they are not a schedule of an LPU."""
-        return self.chip.note
+        """What its numbers are, where they are not a schedule of an LPU, or where caches lie."""
+        if self.dram is None:
+            return self.chip.note
+        return "Caches of keys and values lie in the DRAM beside the LPUs; all else is in SRAM."
 
     def require_lpu(self, caller: str) -> None:
         """Raise unless this is an LPU system; `caller` goes into the message.
@@ -152,19 +163,20 @@ class System:
 
     @property
     def parts(self) -> Mapping[str, Any]:
-        """What has its constants, by name: chip, topology, and the system for those of the host."""
-        return {"chip": self.chip, "topology": self.topology, "system": self}
+        """What has its constants, by name; DRAM if caches lie there, the system for the host's."""
+        dram = {} if self.dram is None else {"dram": self.dram}
+        return {"chip": self.chip, "topology": self.topology, **dram, "system": self}
 
     def with_parts(self, change: Callable[[str, Any], Any]) -> "System":
         """Replace each part by what `change` makes of its name and of it, the system last."""
-        chip, topology = change("chip", self.chip), change("topology", self.topology)
-        changed: System = change("system", dataclasses.replace(self, chip=chip, topology=topology))
+        own = {part: change(part, spec) for part, spec in self.parts.items() if part != "system"}
+        changed: System = change("system", dataclasses.replace(self, **own))
         return changed
 
     def constants(self) -> tuple[Constant, ...]:
         """List every number of chip, topology and host with its provenance.
 
         Returns:
-            The constants of the chip, then those of the topology, then those of the host.
+            The constants of the chip, those of the topology, of DRAM beside it, and of the host.
         """
         return sum(map(constants_of, self.parts.values()), ())

@@ -16,6 +16,7 @@ from .custom_topology import MOST_CHIPS, WIRINGS, LevelSpec, custom_topology
 from .lpu_systems import TOPOLOGIES, chip
 from .toml_table import IN_WORDS, Table, or_text, read_constants
 from .topology import Topology
+from .tray_dram import TrayDram
 
 _BASES = " or ".join(map(repr, TOPOLOGIES))
 #: Keys of a level: field, base unit (None: not a quantity), and whether it must be given.
@@ -38,12 +39,14 @@ class SystemFile:
         name: the file's key `name`, or the name of the file.
         chip: the chip.
         topology: its links.
+        dram: DRAM beside the chips, where caches lie; None if the file has no such table.
         host_overhead_s: what the host takes for each step; None if the file does not say.
     """
 
     name: str
     chip: ChipSpec
     topology: Topology
+    dram: TrayDram | None
     host_overhead_s: float | None
 
 
@@ -60,7 +63,7 @@ def read_system_file(table: Table) -> SystemFile:
         ConfigError: if the file cannot be read as a machine: which key, what was given, what is
             allowed.
     """
-    table.allow("name", "topology", "chips", "chip", "host_overhead", "host_overhead_s")
+    table.allow("name", "topology", "chips", "chip", "dram", "host_overhead", "host_overhead_s")
     family = _read_family(table)
     n_chips = _read_chips(table, family)
     name, spec = table.name(), _read_chip(table)
@@ -68,6 +71,7 @@ def read_system_file(table: Table) -> SystemFile:
         name=name,
         chip=spec,
         topology=_read_topology(table, family, n_chips, spec),
+        dram=_read_dram(table),
         host_overhead_s=_read_overhead(table),
     )
 
@@ -110,6 +114,15 @@ def _check_together(path: str, spec: ChipSpec) -> None:
                 f"{path}: key 'chip.{constant.name}' must be at most 'chip.{constant.at_most}', "
                 f"got {constant.value} and {'none' if most is None else most}"
             )
+
+
+def _read_dram(table: Table) -> TrayDram | None:
+    """Read the table `dram`: the constants that differ, perhaps none."""
+    if "dram" not in table.values:
+        return None
+    constants = read_constants(table.table("dram"), "dram", TrayDram())
+    changed: TrayDram = vary(TrayDram(), *constants) if constants else TrayDram()
+    return changed
 
 
 def _read_overhead(table: Table) -> float | None:

@@ -118,12 +118,12 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
 
 
 def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
-    timing, latency = kind.block.timing, scheduled.latency_cycles
+    report, latency = kind.block.report(), scheduled.latency_cycles
+    timing, held = report.timing, report.held
     topology = scheduled.scenario.system.topology
     planned, mean = float(timing.cycles), scheduled.evaluation.blocks[kind.kind].timing
     cycles = first_of(mean.cycles)
     count = sum(block.kind == kind.kind for stage in scheduled.stages for block in stage.blocks)
-    held = kind.block.report().held
     return BlockUse(
         kind=kind.kind,
         count=count,
@@ -154,7 +154,8 @@ def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
         ),
         collectives=collectives(scheduled, kind),
         weight_bytes=float(held.weights),
-        cache_bytes=float(held.cache),
+        cache_bytes=float(held.cache + held.dram_cache),
+        dram_cycles=float(kind.block.dram_cycles(held.dram_cache)),
         cached_bytes=float(held.cached),
         live_bytes=float(peak_bytes(kind.ranges)),
         allocated_bytes=allocate(kind.ranges).top_bytes,

@@ -92,6 +92,7 @@ class BlockUse:
     collectives: tuple[CollectiveUse, ...]
     weight_bytes: float  #: of the fullest chip, one block
     cache_bytes: float
+    dram_cycles: float  #: in which they come from DRAM beside the chip; 0 if they lie in it
     cached_bytes: float  #: its values alone: each once, without padding
     live_bytes: float  #: of intermediate values, alive at once at most
     allocated_bytes: float  #: what they take with addresses: first fit, largest first
@@ -240,7 +241,7 @@ def _heading(explanation: Explanation, block: BlockUse) -> str:
     return (
         f"{block.kind} x{block.count}: {_us(explanation, block.cycles)} us each (between {bounds}),"
         f" {block.share_of_token:.1%} of the token; busy: {busy or 'nothing'}; "
-        f"weights {format_bytes(block.weight_bytes)}, cache {_cache(block)}, "
+        f"weights {format_bytes(block.weight_bytes)}, cache {_cache(explanation, block)}, "
         f"live values {format_bytes(block.live_bytes)} at most "
         f"({format_bytes(block.allocated_bytes)} with addresses){slots}"
     )
@@ -259,11 +260,12 @@ def _slots(explanation: Explanation, use: SlotUse) -> str:
     )
 
 
-def _cache(block: BlockUse) -> str:
+def _cache(explanation: Explanation, block: BlockUse) -> str:
     if not block.cached_bytes:
         return "none"
     times = block.cache_bytes / block.cached_bytes
-    return f"{format_bytes(block.cache_bytes)} ({times:.2f} times its values)"
+    read = f" from DRAM in {_us(explanation, block.dram_cycles)} us" if block.dram_cycles else ""
+    return f"{format_bytes(block.cache_bytes)}{read} ({times:.2f} times its values)"
 
 
 def _merged(operations: Sequence[OperationUse]) -> Iterator[tuple[OperationUse, ...]]:

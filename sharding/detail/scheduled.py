@@ -36,6 +36,8 @@ _LONGEST_NAME = 34
 _IN_EVERY_TIME = ("clock_hz", "transit_cycles", "host_overhead_s")
 #: Constants that decide what fits, beside the tiles that matrices are padded to.
 _IN_EVERY_FIT = ("sram_bytes", "memory_bytes", "reserved_fraction", "vector_bytes", "lanes")
+#: Constants of DRAM that are in the time of whoever reads it.
+_OF_DRAM = ("dram_bytes_per_s", "dram_latency_s")
 _TILES = "mode"  # unit of the constants that say them
 _LISTED_BLOCKS = 4
 
@@ -149,6 +151,8 @@ class ScheduledPlan:
     def assumed_of_time(self) -> tuple[Constant, ...]:
         """The assumed constants that its time rests on, in the order of their declaration."""
         names = {*_IN_EVERY_TIME, *(n for kind in self.kinds.values() for n in kind.assumed)}
+        if self.scenario.system.dram is not None:
+            names |= set(_OF_DRAM)
         links = {
             constant.name
             for own in self.scenario.pools

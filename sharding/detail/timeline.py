@@ -131,7 +131,7 @@ def _tracks(trace: Trace, pid: int, slices: list[Slice]) -> None:
 
 
 def _block_slice(name: str, kind: KindSchedule) -> Slice:
-    timing = kind.block.timing
+    timing = kind.block.report().timing
     return Slice(
         track=BLOCKS,
         name=name,

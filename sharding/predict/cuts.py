@@ -5,8 +5,11 @@ token shared among the micro-batches in flight, whichever is longer. More in fli
 more caches, which moves the cuts away from those of equal time; a period therefore decides how many
 are in flight, and whether a cut for it exists. Of cuts for the shortest period the one whose
 fullest stage holds least is taken. Stages are filled in order: no other filling needs fewer.
+
+Caches may lie in DRAM beside the chips, and then take room there and none in them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
@@ -36,6 +39,7 @@ class Cuts:
     least_bytes: Numbers  #: what the fullest stage holds if stages are cut by bytes alone
     slowest_cycles: Numbers
     cached_batches: Numbers  #: micro-batches whose caches fit
+    dram_bytes: Numbers  #: cache in DRAM of one micro-batch, of the stage with most of it
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Chain:
     latency_cycles: Numbers  #: of a token through all stages
     hop_cycles: Numbers  #: of the slowest hand-over between stages
     most_in_flight: Int[np.ndarray, " plans"]  #: micro-batches that find something to do
+    dram_bytes: Blocks  #: cache of one micro-batch in DRAM beside a chip
+    dram_room_bytes: Numbers  #: DRAM that a chip has; infinite where no cache lies there
 
     @staticmethod
     def of(
@@ -62,10 +68,13 @@ class Chain:
         latency_cycles: Numbers,
         hop_cycles: Numbers,
         most_in_flight: Int[np.ndarray, " plans"] | None = None,
+        dram_cache: Sequence[Quantity] = (),
+        dram_room_bytes: float = math.inf,
     ) -> "Chain":
         """Take what each block holds and takes, a number or one per plan; fields as named.
 
-        As many micro-batches as there are stages find something to do, unless it is said.
+        As many micro-batches as there are stages find something to do, unless it is said. No block
+        has a cache in DRAM, unless all say what.
         """
         plans = n_stages.shape
 
@@ -82,6 +91,8 @@ class Chain:
             latency_cycles,
             np.broadcast_to(np.asarray(hop_cycles, np.float64), plans),
             n_stages if most_in_flight is None else most_in_flight,
+            columns(dram_cache) if len(dram_cache) else np.zeros_like(kept),
+            np.full(plans, dram_room_bytes),
         )
 
     def take(self, rows: Bool[np.ndarray, " plans"] | Int[np.ndarray, " plans"]) -> "Chain":
@@ -91,7 +102,25 @@ class Chain:
     @cached_property
     def fits(self) -> Bool[np.ndarray, " plans"]:
         """Whether it can be cut so that each stage's chips have room."""
-        return self._enough(self._by_bytes(self.room_bytes))
+        return np.asarray(self._has_dram & self._enough(self._by_bytes(self.room_bytes)))
+
+    @cached_property
+    def _has_dram(self) -> Bool[np.ndarray, " plans"]:
+        """Whether DRAM has room for the caches of one micro-batch under some cut."""
+        if not self._has_limit_in_dram:
+            return np.ones(len(self.n_stages), bool)
+        return self._enough(_fill([(self.dram_bytes, self.dram_room_bytes)]))
+
+    @property
+    def _has_limit_in_dram(self) -> bool:
+        return bool(np.isfinite(self.dram_room_bytes).any())
+
+    def _in_dram(self, flying: Numbers | float) -> list[tuple[Blocks, Numbers]]:
+        """What a stage may hold in DRAM; what has no room there even once has no limit."""
+        if not self._has_limit_in_dram:
+            return []
+        room = np.where(self._has_dram, self.dram_room_bytes, np.inf)
+        return [(flying * self.dram_bytes, room)]
 
     @cached_property
     def least_period(self) -> Numbers:
@@ -99,7 +128,9 @@ class Chain:
         held, kept = self.held_bytes.sum(0), self.cache_bytes.sum(0)
         spare = self.n_stages * self.room_bytes - held
         more = np.where(kept > 0, np.floor(spare / np.maximum(kept, 1)), np.inf)
-        flying = np.clip(1 + more, 1, self.most_in_flight)
+        beside = self.dram_bytes.sum(0)
+        batches = np.floor(self.n_stages * self.dram_room_bytes / np.maximum(beside, 1))
+        flying = np.clip(np.minimum(1 + more, batches), 1, self.most_in_flight)
         slowest = np.maximum(self.cycles.max(0), self.cycles.sum(0) / self.n_stages)
         return np.asarray(np.maximum(slowest + self.hop_cycles, self.latency_cycles / flying))
 
@@ -115,10 +146,17 @@ class Chain:
 
     @cached_property
     def _balanced(self) -> Stages:
-        """The cut with the least in the fullest stage."""
-        held = self.held_bytes
+        """The cut with the least in the fullest stage: in DRAM, where it has too little room."""
+        balanced = self._least(self.held_bytes, self._by_bytes)
+        if self._has_dram.all():
+            return balanced
+        in_dram = self._least(self.dram_bytes, lambda most: _fill([(self.dram_bytes, most)]))
+        return np.where(self._has_dram, balanced, in_dram)
+
+    def _least(self, held: Blocks, fill: Callable[[Numbers], "_Filling"]) -> Stages:
+        """Find the cut whose fullest stage holds least of something."""
         low = np.maximum(held.max(0), held.sum(0) / self.n_stages)
-        return self._by_bytes(self._smallest(self._by_bytes, low, held.sum(0))).stage
+        return fill(self._smallest(fill, low, held.sum(0))).stage
 
     @cached_property
     def least_bytes(self) -> Numbers:
@@ -140,7 +178,7 @@ class Chain:
         """
         held, cycles, balanced = self.held_bytes, self.cycles, self._balanced
         least_bytes = self.least_bytes
-        fits = least_bytes <= self.room_bytes
+        fits = self._has_dram & (least_bytes <= self.room_bytes)
         stage = balanced
         if fits.any():
             stage = balanced.copy()
@@ -151,6 +189,8 @@ class Chain:
         fullest = by_stage.argmax(0), np.arange(len(fits))
         spare = self.room_bytes - by_stage
         more = np.where(cache_by_stage > 0, spare / np.maximum(cache_by_stage, 1), np.inf).min(0)
+        dram_bytes = stage_sums(self.dram_bytes, stage).max(0)
+        more = np.minimum(more, self.dram_room_bytes / np.maximum(dram_bytes, 1) - 1)
         return Cuts(
             stage_of_block=stage,
             fullest_bytes=by_stage[fullest],
@@ -158,6 +198,7 @@ class Chain:
             least_bytes=least_bytes,
             slowest_cycles=stage_sums(cycles, stage).max(0),
             cached_batches=1 + np.where(fits, np.minimum(np.floor(more), 1 << 30), 0.0),
+            dram_bytes=dram_bytes,
         )
 
     def _least_full(self, least_bytes: Numbers, at_least: Numbers) -> Stages:
@@ -168,16 +209,16 @@ class Chain:
         the least full is taken.
         """
         period = np.maximum(self.shortest_period, at_least)
-        by_time, in_flight = self._limits(period)
+        by_time, *in_flight = self._limits(period)
 
         def filled(most: Numbers) -> "_Filling":
-            return _fill([(self.cycles, most), in_flight])
+            return _fill([(self.cycles, most), *in_flight])
 
         shortest = np.maximum(self.cycles.max(0), self.cycles.sum(0) / self.n_stages)
         slowest = self._smallest(filled, np.minimum(shortest, by_time[1]), by_time[1])
 
         def held(most: Numbers) -> "_Filling":
-            return _fill([(self.held_bytes, most), (self.cycles, slowest), in_flight])
+            return _fill([(self.held_bytes, most), (self.cycles, slowest), *in_flight])
 
         most = stage_sums(self.held_bytes, filled(slowest).stage).max(0)
         return held(self._smallest(held, np.minimum(least_bytes, most), most)).stage
@@ -189,7 +230,7 @@ class Chain:
         return np.asarray(self.n_stages + before_last)
 
     def _by_bytes(self, most: Numbers) -> "_Filling":
-        return _fill([(self.held_bytes, most)])
+        return _fill([(self.held_bytes, most), *self._in_dram(1.0)])
 
     def _by_time(self, period: Numbers) -> "_Filling":
         """Fill stages for a period, with as many micro-batches in flight as that takes."""
@@ -213,8 +254,10 @@ class Chain:
 
     def _limits(self, period: Numbers) -> list[tuple[Blocks, Numbers]]:
         """What a stage may take for a period: cycles, and bytes of all that are in flight."""
-        held = self.held_bytes + (self._flying(period) - 1) * self.cache_bytes
-        return [(self.cycles, period - self.hop_cycles), (held, self.room_bytes)]
+        flying = self._flying(period)
+        held = self.held_bytes + (flying - 1) * self.cache_bytes
+        in_chips = [(self.cycles, period - self.hop_cycles), (held, self.room_bytes)]
+        return [*in_chips, *self._in_dram(flying)]
 
     def _enough(self, filling: "_Filling") -> Bool[np.ndarray, " plans"]:
         return np.asarray(filling.stage[-1] < self.n_stages)

@@ -26,7 +26,7 @@ from .block_report import BlockReport, merge
 from .cuts import Chain, Cuts
 from .hand_overs import hand_over_times, hidden_bytes
 from .kinds import evaluate_kind
-from .placement import usable_bytes
+from .placement import dram_room_bytes, usable_bytes
 from .placements import Placements
 from .pools import CutPools, copies_of, cut_pools, lay_out, most_in_flight
 
@@ -74,6 +74,8 @@ class Evaluation:
     reserved_bytes: Numbers  #: of the fullest chip
     sram_bytes: Numbers  #: of that chip; of a GPU, its HBM
     cached_batches: Numbers  #: micro-batches whose caches fit
+    dram_bytes: Numbers  #: caches of one micro-batch in DRAM beside the fullest chip
+    dram_room_bytes: float  #: DRAM that a chip has for them; infinite where none lie there
     in_flight: Int[np.ndarray, " plans"]
     copies: Int[np.ndarray, " plans"]  #: of the plan, side by side on the machine
     cuts: Cuts
@@ -109,8 +111,9 @@ class Evaluation:
 
     @property
     def own_short_bytes(self) -> Numbers:
-        """The same without a draft model's chips."""
-        return np.asarray(self.least_bytes + self.reserved_bytes - self.sram_bytes)
+        """The same without a draft model's chips; where caches lie in DRAM, what lacks most."""
+        in_chip = self.least_bytes + self.reserved_bytes - self.sram_bytes
+        return np.asarray(np.maximum(in_chip, self.dram_bytes - self.dram_room_bytes))
 
     @property
     def fits(self) -> Bool[np.ndarray, " plans"]:
@@ -291,6 +294,8 @@ def _cut_stages(
         room_bytes=usable_bytes(scenario.system.chip) - live,
         latency_cycles=_latency(blocks, hops[:, 0], scenario),
         hop_cycles=hops[:, 1],
+        dram_cache=[block.held.dram_cache for block in chain],
+        dram_room_bytes=dram_room_bytes(scenario.system),
     ).cut()
     return CutPools(
         cuts=cuts,
@@ -325,13 +330,13 @@ def _cut_pools(
             "cycles": columns(lambda b: b.timing.cycles),
             "weights": columns(lambda b: b.held.weights),
             "cache": columns(lambda b: b.held.cache),
+            "dram_cache": columns(lambda b: b.held.dram_cache),
         },
         [
             live_bytes({kind: blocks[kind] for kind in blocks if serves[kind] == of_ffn}, n)
             for of_ffn in (False, True)
         ],
         scenario,
-        usable_bytes=[usable_bytes(own.system.chip) for own in scenario.pools],
         host_cycles=scenario.host_cycles,
     )
 
@@ -383,6 +388,8 @@ def _evaluation_of(
         reserved_bytes=(memory - usable)[cut.fullest_pool],
         sram_bytes=memory[cut.fullest_pool],
         cached_batches=cuts.cached_batches,
+        dram_bytes=cuts.dram_bytes,
+        dram_room_bytes=min(dram_room_bytes(own.system) for own in scenario.pools),
         in_flight=np.minimum(cuts.cached_batches, most_in_flight(table.n_stages, scenario)).astype(
             np.int64
         ),

@@ -15,7 +15,8 @@ from lpu_jax.cost.placed_machine import BestPlaced
 from lpu_jax.cost.program import Program
 from lpu_jax.cost.schedule import Timing
 from lpu_jax.cost.timing import Placed, timing
-from lpu_jax.datapath.work import Unit
+from lpu_jax.datapath.work import Quantity, Unit, ceil, largest
+from lpu_jax.machine.tray_dram import TrayDram
 from models.blocks import Kind, block_arguments
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
@@ -47,24 +48,50 @@ class ScheduledBlock:
     symbols: Mapping[str, Any]
     arguments: Any  #: tree of `Leaf`
     machine: Placed | BestPlaced
-    timing: Timing
+    timing: Timing  #: of the chip's units
+    dram: TrayDram | None  #: where its cache lies; None: in the chip
 
     def report(self, *, measure_live: bool = True) -> BlockReport:
         """Its time, what it holds and what it sends; see `placement.block_bytes`."""
         sent = (slot.work for slot in self.timing.slots if slot.work.unit is Unit.C2C)
-        return BlockReport(
-            timing=self.timing,
-            held=block_bytes(
-                self.arguments,
-                self.program,
-                self.timing,
-                self.symbols,
-                self.machine.chip,
-                measure_live=measure_live,
-            ),
-            wire_bytes=sum((work.moved_bytes for work in sent), 0.0),
-            worst_cycles=self.timing.cycles,
+        held = block_bytes(
+            self.arguments,
+            self.program,
+            self.timing,
+            self.symbols,
+            self.machine.chip,
+            self.dram,
+            measure_live=measure_live,
         )
+        timing = self._with_its_cache(held.dram_cache)
+        return BlockReport(
+            timing=timing,
+            held=held,
+            wire_bytes=sum((work.moved_bytes for work in sent), 0.0),
+            worst_cycles=timing.cycles,
+        )
+
+    def _with_its_cache(self, dram_bytes: Quantity) -> Timing:
+        """Wait for the cache where it comes from DRAM, which begins with the block.
+
+        It passes into the matrix unit as it comes, and takes no room in the chip (assumed).
+        """
+        if self.dram is None:
+            return self.timing
+        cycles = self.dram_cycles(dram_bytes)
+        return replace(
+            self.timing,
+            cycles=largest(self.timing.cycles, cycles),
+            lower_cycles=largest(self.timing.lower_cycles, cycles),
+            upper_cycles=self.timing.upper_cycles + cycles,
+        )
+
+    def dram_cycles(self, dram_bytes: Quantity) -> Quantity:
+        """Cycles in which the chip reads so much of its cache from DRAM."""
+        if self.dram is None:
+            return 0.0
+        cycles = ceil(self.dram.read_s(dram_bytes) * float(self.machine.chip.clock_hz))
+        return cycles if np.ndim(cycles) else float(cycles)
 
 
 def schedule_block(
@@ -117,6 +144,7 @@ def schedule_block(
         arguments=block_arguments(cfg, kind, policy, split, sizes, dispatch),
         machine=machine,
         timing=timing(program, machine, symbols),
+        dram=scenario.system.dram,
     )
 
 
@@ -198,7 +226,7 @@ def evaluate_kind(
 def stored_bytes(
     kind: Kind, shards: ShardTable, scenario: Scenario
 ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
-    """Weights and cache of a kind of block on the fullest chip, in bytes: an entry per row."""
+    """Weights and cache of a kind of block in the fullest chip, in bytes: an entry per row."""
     cfg, policy = scenario.model, scenario.policy
     ways, _ = shards.mesh(kind, cfg)
     weights, cache = np.zeros((2, len(shards)))
@@ -214,7 +242,7 @@ def stored_bytes(
             axes.sizes(cfg, kind, policy, own, scenario.request, split),
             DISPATCHES[shards.dispatch[rows[0]]],
         )
-        held = held_bytes(arguments, scenario.system.chip)
+        held = held_bytes(arguments, scenario.system.chip, scenario.system.dram)
         weights[rows], cache[rows] = held["weights"], held["cache"]
     return weights, cache
 

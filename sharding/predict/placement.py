@@ -2,9 +2,11 @@
 
 Bytes come from the storage format of the arguments of a block's program. The rows of a matrix are
 padded to whole vectors after sharding, as they stream (`ChipSpec.stored_columns`); the fullest chip
-decides. All lengths may be arrays, one entry per plan.
+decides. All lengths may be arrays, one entry per plan. A system may have its caches in the DRAM
+beside its chips (`System.dram`): they then take room there, and none in the chip's own memory.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ from lpu_jax.cost.program import Program
 from lpu_jax.cost.schedule import Timing
 from lpu_jax.datapath.work import Length, Quantity, product
 from lpu_jax.machine.gpu import Accelerator
+from lpu_jax.machine.system import System
+from lpu_jax.machine.tray_dram import TrayDram
 from models.blocks import Leaf, is_leaf
 
 
@@ -25,6 +29,7 @@ class BlockBytes:
 
     weights: Quantity
     cache: Quantity
+    dram_cache: Quantity  #: the cache where it lies in DRAM beside the chip, and not in it
     cached: Quantity  #: bytes of the cache's values, each once and without padding
     tables: Quantity  #: constants that blocks of one kind share
     activations: Quantity  #: live at once, at most
@@ -36,6 +41,7 @@ def block_bytes(
     timing: Timing,
     symbols: Mapping[str, Length],
     chip: Accelerator,
+    dram: TrayDram | None,
     *,
     measure_live: bool = True,
 ) -> BlockBytes:
@@ -47,16 +53,18 @@ def block_bytes(
         timing: its schedule.
         symbols: values of the program's symbols.
         chip: the padding of its memory.
+        dram: where its cache lies; None: in the chip.
         measure_live: whether to follow the values; if not, a block counts as having none.
     """
     cached: Quantity = 0.0
-    held = held_bytes(arguments, chip)
+    held = held_bytes(arguments, chip, dram)
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
         if leaf.kind == "cache" and not leaf.is_copy:
             cached = cached + product(leaf.shape) * leaf.bits / 8
     return BlockBytes(
         weights=held["weights"],
         cache=held["cache"],
+        dram_cache=held["dram"],
         cached=cached,
         tables=held["tables"],
         activations=peak_bytes(live_ranges(program, timing, symbols, chip.vector_bytes))
@@ -66,17 +74,22 @@ def block_bytes(
     )
 
 
-def held_bytes(arguments: Any, chip: Accelerator) -> dict[str, Quantity]:
-    """Add up the stored bytes of a block's arguments by their kind (`Leaf.kind`)."""
+def held_bytes(arguments: Any, chip: Accelerator, dram: TrayDram | None) -> dict[str, Quantity]:
+    """Add up the stored bytes of a block's arguments by their kind (`Leaf.kind`).
+
+    A cache that lies in DRAM counts as `dram`, and not as `cache`.
+    """
     held: dict[str, Quantity] = {
         "weights": 0.0,
         "cache": 0.0,
+        "dram": 0.0,
         "tables": 0.0,
         "scales": 0.0,
         "state": 0.0,
     }
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
-        held[leaf.kind] = held[leaf.kind] + padded_bytes(leaf, chip)
+        where = "dram" if leaf.kind == "cache" and dram is not None else leaf.kind
+        held[where] = held[where] + padded_bytes(leaf, chip)
     return held
 
 
@@ -91,6 +104,11 @@ def padded_bytes(leaf: Leaf, chip: Accelerator) -> Quantity:
     rows: Quantity = chip.stored_rows(product(leaf.shape[first_row:first_column]))
     columns = chip.stored_columns(product(leaf.shape[first_column:]))
     return matrices * rows * columns * leaf.bits / 8
+
+
+def dram_room_bytes(system: System) -> float:
+    """DRAM that each chip has for its caches; no limit where they do not lie in DRAM."""
+    return math.inf if system.dram is None else system.dram.bytes_per_lpu
 
 
 def usable_bytes(chip: Accelerator) -> float:

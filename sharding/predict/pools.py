@@ -30,6 +30,7 @@ from ..space.plan_table import PlanTable
 from .crossings import crossing_bytes, crossings_of
 from .cuts import Chain, Cuts, stage_sums
 from .hand_overs import TOKEN_BYTES, cycles_between, hidden_bytes
+from .placement import dram_room_bytes, usable_bytes
 
 Numbers = Float[np.ndarray, " plans"]
 #: First chip and chips of every stage, those of the first pool before those of the second.
@@ -177,7 +178,6 @@ def cut_pools(
     live_bytes: Sequence[Numbers],
     scenario: Scenario,
     *,
-    usable_bytes: Sequence[float],
     host_cycles: float,
 ) -> CutPools:
     """Cut both pools of plans into their stages.
@@ -185,12 +185,12 @@ def cut_pools(
     Args:
         table: the plans.
         laid_out: where the pools of each plan lie.
-        costs: `cycles`, `weights` and `cache` of each kind of block.
+        costs: `cycles`, `weights`, `cache` and `dram_cache` of each kind of block.
         live_bytes: of live values and tables in each pool.
         scenario: the model, the machine, the request and the formats.
-        usable_bytes: memory of a chip of each pool without the reserve.
         host_cycles: host and sampling, part of the latency.
     """
+    usable = [usable_bytes(own.system.chip) for own in scenario.pools]
     kinds = [block.kind for block in block_chain(scenario.model)]
     pool = pool_of_block(scenario.model)
     cycles = np.stack([costs["cycles"][kind] for kind in kinds])
@@ -210,10 +210,12 @@ def cut_pools(
                 [costs["cache"][kind] for kind in own],
                 [costs["cycles"][kind] + typical for kind in own],
                 stages,
-                room_bytes=usable_bytes[number] - live_bytes[number],
+                room_bytes=usable[number] - live_bytes[number],
                 latency_cycles=latency,
                 hop_cycles=np.zeros(len(table)),
                 most_in_flight=most_in_flight(table.n_stages, scenario),
+                dram_cache=[costs["dram_cache"][kind] for kind in own],
+                dram_room_bytes=dram_room_bytes(scenario.pools[number].system),
             )
         )
     period = np.max([chain.shortest_period for chain in chains], axis=0)
@@ -225,15 +227,15 @@ def cut_pools(
     busy = [_busy(cycles[:, i], stage_of_block[:, i], steps[i]) for i in range(len(table))]
     share = [
         (own.fullest_bytes + live) / room
-        for own, live, room in zip(cuts, live_bytes, usable_bytes, strict=True)
+        for own, live, room in zip(cuts, live_bytes, usable, strict=True)
     ]
     full = np.argmax(share, axis=0)
     # As much more than the fullest chip has as any chip lacks.
     short = [
         own.least_bytes + live - room
-        for own, live, room in zip(cuts, live_bytes, usable_bytes, strict=True)
+        for own, live, room in zip(cuts, live_bytes, usable, strict=True)
     ]
-    least = np.choose(full, list(usable_bytes)) + np.max(short, axis=0)
+    least = np.choose(full, usable) + np.max(short, axis=0)
     live = np.choose(full, list(live_bytes))
     return CutPools(
         cuts=Cuts(
@@ -245,6 +247,7 @@ def cut_pools(
             least_bytes=least - live,
             slowest_cycles=stage_sums(cycles, stage_of_block).max(0),
             cached_batches=np.min([own.cached_batches for own in cuts], axis=0),
+            dram_bytes=np.max([own.dram_bytes for own in cuts], axis=0),
         ),
         hand_over_cycles=np.array([float(step.cycles.sum()) for step in steps]),
         slowest_stage_cycles=np.array(busy),

@@ -36,6 +36,10 @@ Numbers = Float[np.ndarray, " rows"]
 Whole = Int[np.ndarray, " plans"]
 
 
+#: What a way to split a part takes, by name.
+COSTS = ("cycles", "weights", "cache", "activations", "tables", "dram_cache")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartCosts:
     """Time and bytes of ways to split a part: an entry per way; of blocks, one per kind."""
@@ -45,6 +49,7 @@ class PartCosts:
     cache: Mapping[Kind, Numbers]
     activations: Mapping[Kind, Numbers]
     tables: Mapping[Kind, Numbers]
+    dram_cache: Mapping[Kind, Numbers]
     counts: Mapping[Kind, int]  #: blocks of the chain
 
     @staticmethod
@@ -63,6 +68,7 @@ class PartCosts:
             cache=column(lambda r: r.held.cache),
             activations=column(lambda r: r.held.activations),
             tables=column(lambda r: r.held.tables),
+            dram_cache=column(lambda r: r.held.dram_cache),
             counts={kind: counts[kind] for kind in reports},
         )
 
@@ -70,14 +76,7 @@ class PartCosts:
     def none(counts: Mapping[Kind, int]) -> "PartCosts":
         """Costs of no way."""
         nothing = dict.fromkeys(counts, np.zeros(0))
-        return PartCosts(
-            cycles=nothing,
-            weights=nothing,
-            cache=nothing,
-            activations=nothing,
-            tables=nothing,
-            counts=counts,
-        )
+        return PartCosts(counts=counts, **dict.fromkeys(COSTS, nothing))
 
     @property
     def all_cycles(self) -> Numbers:
@@ -106,7 +105,7 @@ class PartCosts:
         """Keep some ways."""
         columns = {
             name: {kind: values[rows] for kind, values in getattr(self, name).items()}
-            for name in ("cycles", "weights", "cache", "activations", "tables")
+            for name in COSTS
         }
         return PartCosts(counts=self.counts, **columns)
 
@@ -117,7 +116,7 @@ class PartCosts:
                 kind: np.concatenate([values, getattr(others, name)[kind]])
                 for kind, values in getattr(self, name).items()
             }
-            for name in ("cycles", "weights", "cache", "activations", "tables")
+            for name in COSTS
         }
         return PartCosts(counts=self.counts, **columns)
 

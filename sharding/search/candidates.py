@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lpu_jax.machine.system import System
 from models.blocks import Kind
 
 from ..predict.cuts import Chain
+from ..predict.placement import dram_room_bytes, usable_bytes
+from .bounds import COSTS
 from .goals import Shape
 from .options import Combinations, Options
 
 Numbers = Float[np.ndarray, " plans"]
 Whole = Int[np.ndarray, " plans"]
-
-_COSTS = ("cycles", "weights", "cache", "activations", "tables")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Candidates:
     latency: Numbers
     hop: Numbers  #: the slowest hand-over
     costs: Mapping[str, Mapping[Kind, Numbers]]
-    usable_bytes: float
+    system: System  #: what has room for them
 
     @staticmethod
     def of(
@@ -37,7 +38,7 @@ class Candidates:
         branches: Sequence[tuple[Mapping[str, Options], Combinations, tuple[float, float]]],
         shape: Shape,
         host_cycles: float,
-        usable_bytes: float,
+        system: System,
     ) -> "Candidates":
         """Put the combinations of branches side by side.
 
@@ -46,7 +47,7 @@ class Candidates:
             branches: options, their combinations, and cycles of all hand-overs and of the slowest.
             shape: of the branches.
             host_cycles: host and sampling, part of a latency.
-            usable_bytes: memory of a chip without the reserve.
+            system: the machine, or the one of their pool.
         """
         sizes = [len(found.cycles) for _, found, _ in branches]
         branch = np.repeat(np.arange(len(branches)), sizes)
@@ -58,7 +59,7 @@ class Candidates:
                 )
                 for kind in dict.fromkeys(chain)
             }
-            for name in _COSTS
+            for name in COSTS
         }
         cycles = np.concatenate([found.cycles for _, found, _ in branches])
         return Candidates(
@@ -69,7 +70,7 @@ class Candidates:
             latency=cycles + hops[:, 0] + host_cycles,
             hop=hops[:, 1],
             costs=costs,
-            usable_bytes=usable_bytes,
+            system=system,
         )
 
     def __len__(self) -> int:
@@ -88,7 +89,7 @@ class Candidates:
                 name: {kind: values[rows] for kind, values in own.items()}
                 for name, own in self.costs.items()
             },
-            usable_bytes=self.usable_bytes,
+            system=self.system,
         )
 
     def in_chain(self, name: str) -> list[Numbers]:
@@ -101,7 +102,9 @@ class Candidates:
         live, tables = self.costs["activations"], self.costs["tables"]
         held = [tables[k] for k in tables if k != "sliding" or "attention" not in tables]
         return np.asarray(
-            self.usable_bytes - np.max(list(live.values()), axis=0) - np.sum(held, axis=0)
+            usable_bytes(self.system.chip)
+            - np.max(list(live.values()), axis=0)
+            - np.sum(held, axis=0)
         )
 
     def blocks(
@@ -132,6 +135,8 @@ class Candidates:
             latency_cycles=self.latency if flies else np.zeros(len(self)),
             hop_cycles=hop,
             most_in_flight=most_in_flight,
+            dram_cache=self.in_chain("dram_cache"),
+            dram_room_bytes=dram_room_bytes(self.system),
         )
 
 

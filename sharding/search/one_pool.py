@@ -205,7 +205,9 @@ class OnePool:
                 chips=shape.chips[rows],
                 copies=np.array([places[i].copies for i in rows]),
             )
-            candidates = Candidates.of(self.chain, branches, own_shape, self.host_cycles, self.room)
+            candidates = Candidates.of(
+                self.chain, branches, own_shape, self.host_cycles, self.sought.scenario.system
+            )
             self._keep_best(candidates, branches)
         return seen
 

@@ -14,7 +14,7 @@ from ..plan import FFN_PARTS
 from ..predict.placements import Placements
 from ..space.cores import in_group
 from ..space.shard_table import Column, ShardTable, joined
-from .bounds import Bounds, PartBounds, PartCosts, part_costs
+from .bounds import COSTS, Bounds, PartBounds, PartCosts, part_costs
 
 Numbers = Float[np.ndarray, " rows"]
 
@@ -150,13 +150,7 @@ class Timer:
 def undominated(options: Options, part: PartBounds, bound: Bounds) -> Column:
     """Keep the options that no other of the same form equals or beats in everything."""
     form = options.core if part.part in told_apart(bound) else np.zeros(len(options.core), np.int64)
-    costs = np.stack(
-        [
-            values
-            for name in ("cycles", "weights", "cache", "activations", "tables")
-            for values in getattr(options.costs, name).values()
-        ]
-    )
+    costs = np.stack([values for name in COSTS for values in getattr(options.costs, name).values()])
     kept = np.zeros(len(form), bool)
     order = np.lexsort((np.arange(len(form)), costs.sum(0), form))
     for rows in np.split(order, np.flatnonzero(np.diff(form[order])) + 1):

@@ -171,6 +171,7 @@ class TwoPools:
     def _some_fit(self, number: int, looked_at: Sequence[_Looked]) -> list[bool]:
         """Say of one pool of each pair whether some way to split it fits, however slow."""
         pool, room = self.pools[number], self.sought.room[number]
+        system = self.scenario.pools[number].system
         items = [
             replace(self._item(number, one), most_cycles=np.inf, most_period=np.inf, flight=0)
             for one in looked_at
@@ -184,7 +185,7 @@ class TwoPools:
                 continue
             ways = combined(own, item, 1, room)
             shape = replace(one.shape, stages=np.array([item.stages]))
-            plans = Candidates.of(pool.kinds, [(own, ways, (0.0, 0.0))], shape, 0.0, room)
+            plans = Candidates.of(pool.kinds, [(own, ways, (0.0, 0.0))], shape, 0.0, system)
             is_all = np.isinf(ways.upto_cycles)
             fit.append(not is_all or bool(plans.blocks(flies=False).fits.any()))
         return fit
@@ -291,7 +292,11 @@ class TwoPools:
         shapes = Shape.joined([looked_at[i].shape for i in rows])
         stages = np.array([items[i].stages for i in rows])
         candidates = Candidates.of(
-            pool.kinds, branches, replace(shapes, stages=stages), 0.0, self.sought.room[number]
+            pool.kinds,
+            branches,
+            replace(shapes, stages=stages),
+            0.0,
+            self.scenario.pools[number].system,
         )
         kept, period = self._kept(number, candidates, shapes)
         ends = np.searchsorted(candidates.branch[kept], np.arange(len(rows) + 1))

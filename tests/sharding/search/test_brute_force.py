@@ -14,6 +14,7 @@ from brute_force import CLOSE, OBJECTIVES, EveryPlan, costs_of, front_of
 from random_scenarios import random_mixed_scenario, random_scenario
 from slices import slow_then_long
 
+from lpu_jax.machine.tray_dram import TrayDram
 from models.layers.linear import Split
 from sharding.legal import check_plan
 from sharding.predict.evaluate import evaluate
@@ -152,3 +153,46 @@ def _check_fewest_chips(seed: int, most_plans: int) -> None:
 def test_the_fewest_chips_are_those_of_brute_force(seeds: range) -> None:
     for seed in seeds:
         _check_fewest_chips(seed, most_plans=1_000)
+
+
+def _in_dram(scenario: Scenario, rng: Random) -> Scenario:
+    """The same with caches in DRAM that has room for few or many of them, and is slow or fast."""
+    roomy = replace(scenario.system, dram=TrayDram(fpga_lpus=1))
+    held = evaluate(
+        EveryPlan(replace(scenario, system=roomy)).plans, replace(scenario, system=roomy)
+    )
+    n_bytes = float(np.quantile(held.dram_bytes, rng.random())) * rng.choice([0.7, 1.1, 2.5])
+    dram = TrayDram(
+        fpga_lpus=1,
+        dram_bytes=int(n_bytes) + 1,
+        dram_bytes_per_s=rng.choice([1e9, 1e11, 1e15]),
+        lane_bytes_per_s=1e15,
+        dram_latency_s=rng.choice([1e-9, 1e-6]),
+    )
+    return replace(scenario, system=replace(scenario.system, dram=dram))
+
+
+def _check_dram(seed: int, most_plans: int) -> int:
+    """Check every objective where caches lie in DRAM; count the cases."""
+    rng = Random(seed)
+    scenario = random_scenario(rng, most_plans)
+    while scenario.system.lpus is None:
+        scenario = random_scenario(rng, most_plans)
+    every, n_cases = EveryPlan(_in_dram(scenario, rng)), 0
+    for most_latency_s in _limits(every, rng):
+        for objective in (*OBJECTIVES, "pareto"):
+            _check_case(every, objective, rng.choice([1, 3]), most_latency_s)
+            n_cases += 1
+    return n_cases
+
+
+def test_the_best_plans_with_caches_in_dram_are_those_of_brute_force() -> None:
+    assert _check_dram(1, most_plans=150) >= len(OBJECTIVES)
+
+
+@pytest.mark.parametrize("seeds", slow_then_long(range(3000, 3060), short=6))
+def test_the_best_plans_with_caches_in_dram_are_those_of_brute_force_in_more_cases(
+    seeds: range,
+) -> None:
+    for seed in seeds:
+        assert _check_dram(seed, most_plans=1_500) >= len(OBJECTIVES)
