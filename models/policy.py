@@ -289,7 +289,7 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     """
     base, at, cores = name.partition("@") if isinstance(name, str) else (name, "", "")
     if at:
-        return _on_tensor_cores(policy_named(base, cfg), cores)
+        return on_tensor_cores(policy_named(base, cfg), cores)
     if name == RELEASED:
         if cfg is None:
             raise LpuError(f"policy {RELEASED} is that of a model; give the model too.")
@@ -306,11 +306,15 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     return POLICIES[name]
 
 
-def _on_tensor_cores(policy: Policy, cores: str) -> Policy:
+def on_tensor_cores(policy: Policy, cores: str) -> Policy:
     """Have all parts of a model, or those that GPUs beside LPUs have, multiplied by tensor cores.
 
+    Args:
+        policy: what multiplies the rest.
+        cores: a generation, such as `"blackwell"`, of all parts; or with `":attention"` behind it.
+
     Raises:
-        LpuError: an unknown generation or part.
+        LpuError: an unknown generation or part, or a policy whose rows tensor cores do not take.
     """
     generation, colon, part = cores.partition(":")
     if generation not in get_args(Generation):

@@ -17,14 +17,14 @@ from lpu_jax.machine.gpu import GpuSpec
 from lpu_jax.machine.mixed import Machine, MixedSystem, Split
 from lpu_jax.machine.system import System
 from lpu_jax.predicates import is_number
-from models.blocks import block_kinds
+from models.blocks import BLOCK_KINDS, Kind, block_kinds
 from models.config import ModelConfig
 from models.params import block_params
-from models.policy import FP16, Policy, policy_named
+from models.policy import FP16, Policy, on_tensor_cores, policy_named
 from models.weights.source import WeightSource
 from models.zoo import model as named_model
 
-from .plan import Plan, check_is_plan
+from .plan import FFN_PARTS, Plan, check_is_plan
 from .request import NEXT_TOKEN, Request, check_request
 
 
@@ -120,6 +120,19 @@ class Scenario:
             raise LpuError(
                 f"{caller}: {self.mixed.name} is a mixed system; give one of its machines, "
                 f"{self.mixed.gpus.name} or {self.mixed.lpus.name}."
+            )
+
+    def require_one_schedule(self, caller: str) -> None:
+        """Raise unless a step is one program, on one machine or crossing between two.
+
+        Raises:
+            LpuError: it is a split in which two machines have plans of their own.
+        """
+        if self.mixed is not None and not self.crosses:
+            raise LpuError(
+                f"{caller}: the machines of {self.mixed.name} have plans of their own; give one of "
+                f"them, {self.mixed.gpus.name} or {self.mixed.lpus.name}, or the split "
+                f"{Split.ATTENTION_FFN}."
             )
 
     @property
@@ -254,6 +267,40 @@ def machine_of(given: str | Path | Machine) -> Machine:
         LpuError: an unknown name, or something that is no system.
     """
     return given if isinstance(given, Machine) else any_system(_name("system", given))
+
+
+def system_of_kind(machine: Machine, kind: Kind) -> System:
+    """Return the machine that has the blocks of a kind; of a mixed one, GPUs have attention."""
+    if isinstance(machine, System):
+        return machine
+    return machine.lpus if BLOCK_KINDS[kind].part in FFN_PARTS else machine.gpus
+
+
+def require_values(machine: Machine, caller: str) -> None:
+    """Raise unless a machine computes values: LPUs do, and GPUs beside them.
+
+    Raises:
+        LpuError: GPUs alone, or a split in which one machine does all that is emulated.
+    """
+    if isinstance(machine, System):
+        machine.require_lpu(caller)
+    elif machine.split is not Split.ATTENTION_FFN:
+        raise LpuError(
+            f"{caller}: values of {machine.name} are those of one of its machines alone; give "
+            f"{machine.lpus.name}, or the split {Split.ATTENTION_FFN}."
+        )
+
+
+def policy_of_values(policy: Policy, machine: Machine) -> Policy:
+    """Have GPUs beside LPUs multiply by a model of their tensor cores, unless a policy says whose.
+
+    Raises:
+        LpuError: rows or weights of formats that these do not take.
+    """
+    if isinstance(machine, System) or policy.tensor_cores or policy.base == "fp32":
+        return policy
+    assert isinstance(machine.gpus.chip, GpuSpec)  # as a mixed system has
+    return on_tensor_cores(policy, f"{machine.gpus.chip.tensor_cores}:attention")
 
 
 def splits_of(machines: Sequence[Machine], *, drafts: bool) -> list[Machine]:

@@ -34,6 +34,8 @@ class GpuSpec:
 
     name: str
     title: str
+    #: Whose tensor cores it has, by the name of their generation (`numerics.tensor_core_rules`).
+    tensor_cores: str = "hopper"
 
     memory_bytes: int = const(80_000_000_000, "B", "published", "H100DS: 80 GB HBM3")
     #: Part of the memory that the runtime, communication buffers and fragments take.
@@ -308,6 +310,7 @@ GB200 = vary(
     _published("power_w", 1_200.0, "W", "GB200DS: up to 1,200 W"),
     name="gb200",
     title="NVIDIA GB200 (one Blackwell GPU)",
+    tensor_cores="blackwell",
 )
 
 RUBIN = vary(
@@ -356,6 +359,7 @@ RUBIN = vary(
     ),
     name="rubin",
     title="NVIDIA Vera Rubin (one Rubin GPU)",
+    tensor_cores="rubin",
 )
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.catalogue import system as named_system
-from lpu_jax.machine.system import System
+from lpu_jax.machine.catalogue import any_system
+from lpu_jax.machine.mixed import Machine
 from models.policy import Policy, policy_named
 
 from ..plan import Plan
 from ..plan_file import plan_of
 from ..rank.choose import default_plans, fastest_plan
+from ..scenario import policy_of_values, require_values
 from ..verify import one_chip_bits
 from .check_text import check_text
 from .common import A_PLAN, NO, Json, Mla, PolicyNames, emit, watched
@@ -124,8 +125,9 @@ def check(
     if len(policies) > 1:
         raise LpuError(f"{len(policies)} policies were given; one is allowed without --text.")
     opened = open_model(model, weights, seed, mla)
-    machine, cfg = named_system(system or "lpx-9"), opened.config
-    formats = policy_named(policies[0], cfg)
+    machine, cfg = any_system(system or "lpx-9"), opened.config
+    require_values(machine, "check")
+    formats = policy_of_values(policy_named(policies[0], cfg), machine)
     if fidelity is not None:
         formats = replace(formats, fidelity=fidelity)  # type: ignore[arg-type]  # checked there
     plans = [plan_of(one) for one in plan or ()]
@@ -151,7 +153,7 @@ def check(
 
 def _check_whole(
     opened: "OpenedModel",
-    machine: System,
+    machine: Machine,
     plans: list[Plan],
     policy: Policy,
     *,
@@ -200,7 +202,7 @@ def _check_whole(
 
 def _check_blocks(
     source: "WeightSource",
-    machine: System,
+    machine: Machine,
     plans: list[Plan],
     policy: Policy,
     n_tokens: int,

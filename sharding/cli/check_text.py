@@ -7,13 +7,15 @@ from pathlib import Path
 import typer
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.catalogue import system as named_system
+from lpu_jax.machine.catalogue import any_system
+from lpu_jax.machine.system import System
 from models.config import LatentForm
 from models.policy import policy_named
 
 from ..files import read_text
 from ..plan import Plan
 from ..request import Request
+from ..scenario import require_values
 from .common import NO, emit, watched
 
 #: Tokens of the text, and the machine, if none were asked for: one group of eight chips.
@@ -39,12 +41,13 @@ def check_text(
     from models.tokenizer_files import read_tokenizer
     from models.weights.checkpoint import open_checkpoint
 
-    from ..rank.choose import text_plan
+    from ..rank.choose import fastest_plan, text_plan
     from ..verify import text as texts
     from ..verify.named_inputs import SYNTHETIC, open_model
 
     content = read_text(text, f"text {text}")
-    machine = named_system(_SYSTEM if system is None else system)
+    machine = any_system(_SYSTEM if system is None else system)
+    require_values(machine, "check --text")
     opened = open_model(model, weights, mla=mla)
     cfg = opened.config
     if opened.weights_name.startswith(SYNTHETIC):
@@ -54,7 +57,10 @@ def check_text(
     chosen = [policy_named(name, cfg) for name in dict.fromkeys(policies)]
     if fidelity is not None:
         chosen = [replace(one, fidelity=fidelity) for one in chosen]  # type: ignore[arg-type]  # checked there
+    if not plans and not isinstance(machine, System):
+        plans = [fastest_plan(cfg, machine, policy=chosen[0])[0]]
     if not plans:
+        assert isinstance(machine, System)  # as the line above leaves it
         request = Request(context=max(1, min(len(tokens), cfg.max_position)))
         found = text_plan(
             cfg, machine, None, request, policy=chosen[0].on_chip, command="check --text"

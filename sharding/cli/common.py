@@ -27,6 +27,7 @@ from rich.progress import (
 )
 
 from lpu_jax.errors import LpuError
+from lpu_jax.machine.mixed import Machine
 from models.config import LatentForm, ModelConfig
 from models.policy import POLICIES, RELEASED
 from models.zoo import model
@@ -40,7 +41,6 @@ from ..rank.sensitivity import Sensitivity
 from ..rank.sweep_result import Sweep
 from ..report import Watcher
 from ..request import Request
-from ..scenario import system_of
 
 NO, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Result = TypeVar("Result")
@@ -119,7 +119,7 @@ def read_shares(path: Path | None) -> list[Any] | None:
 
 def compare_one(
     model: str,
-    system: str,
+    machine: Machine,
     plan: str | None,
     request: Request,
     *,
@@ -129,10 +129,10 @@ def compare_one(
     draft_plan: str | None = None,
     expert_shares: Path | None = None,
 ) -> Comparison:
-    """Compare a single plan of one machine: that given, or the fastest that fits (else nearest)."""
+    """Compare a single plan: that given, or the fastest that fits (else nearest)."""
     return compare(
         model_in_form(model, mla),
-        system_of(system),
+        machine,
         request,
         policy=policy,
         draft_model=draft_model,

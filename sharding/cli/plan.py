@@ -12,6 +12,7 @@ from ..files import write_file
 from ..pictures import picture_format
 from ..rank.comparison import memory_maps
 from ..request import decode_request
+from ..scenario import machine_of
 from .common import (
     NO,
     Acceptance,
@@ -64,9 +65,10 @@ def plan(
     request = decode_request(
         batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )
+    machine = machine_of(system)
     found = compare_one(
         model,
-        system,
+        machine,
         plan,
         request,
         policy=policy,
@@ -75,14 +77,18 @@ def plan(
         draft_plan=draft_plan,
         expert_shares=expert_shares,
     )
+    found.scenario.require_one_schedule("plan")
     (row,) = found.rows
-    memory = found.scenario.system.chip.memory_name
+    memory = found.scenario.machine.memory_name
     scheduled = schedule_plan(row.plan, found.scenario)
     explained = explanation(scheduled)
     if plot is not None and picture is not None:
-        from ..detail.plots import plan_plot  # matplotlib is only loaded where something is drawn
+        # matplotlib is only loaded where something is drawn
+        from ..detail.micro_batch_plot import micro_batch_plot
+        from ..detail.plots import plan_plot
 
-        write_file(plot, plan_plot(scheduled, picture))
+        draw = micro_batch_plot if found.scenario.crosses else plan_plot
+        write_file(plot, draw(scheduled, picture))
     emit(
         as_json,
         lambda: found.as_dict() | {"explanation": explained.as_dict()},

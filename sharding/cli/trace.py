@@ -10,6 +10,7 @@ from lpu_jax.quantities import format_bytes, format_seconds
 from ..detail.scheduled import schedule_plan
 from ..files import write_file
 from ..request import decode_request
+from ..scenario import system_of
 from .common import (
     NO,
     Acceptance,
@@ -48,7 +49,7 @@ def trace(
     request = decode_request(
         batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )
-    found = compare_one(model, system, plan, request, policy=policy, mla=mla)
+    found = compare_one(model, system_of(system), plan, request, policy=policy, mla=mla)
     (row,) = found.rows
     scheduled = schedule_plan(row.plan, found.scenario)
     content = plan_trace(scheduled).to_json()

@@ -10,7 +10,7 @@ from lpu_jax.cost.memory import allocate, peak_bytes
 from lpu_jax.cost.placed_machine import PlacedMachine
 from lpu_jax.datapath.work import Unit
 from lpu_jax.machine.gpu import NvlinkDomain
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.machine.topology import Topology
 from models.config import ModelConfig
 from models.policy import Policy
@@ -42,7 +42,7 @@ from .scheduled import (
 
 def explain(
     model: str | Path | ModelConfig,
-    system: str | Path | System,
+    system: str | Path | Machine,
     plan: Plan,
     request: Request = NEXT_TOKEN,
     *,
@@ -52,7 +52,8 @@ def explain(
 
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
-        system: a system's name, the path of a TOML file, or a system.
+        system: a system's name, the path of a TOML file, or a system; a mixed one has attention on
+            its GPUs and FFNs on its LPUs.
         plan: the plan, whether it fits or not.
         request: what a step does: sequences, new tokens, allocated positions, drafts.
         policy: name of a precision policy, or a policy.
@@ -65,7 +66,7 @@ def explain(
     """
     check_is_plan("explain", plan)
     asked = scenario(model, system, request, policy=policy)
-    asked.require_one_machine("explain")
+    asked.require_one_schedule("explain")
     return explanation(schedule_plan(plan, asked))
 
 
@@ -76,7 +77,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
     return Explanation(
         plan=scheduled.plan,
         model=asked.model.name,
-        system=asked.system.name,
+        system=asked.machine.name,
         policy=asked.policy.name,
         request=asked.request,
         clock_hz=found.clock_hz,
@@ -91,6 +92,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
         stages=tuple(
             StageUse(
                 number=stage.number,
+                system=stage.system.name,
                 first_chip=stage.first_chip,
                 last_chip=stage.first_chip + stage.n_chips - 1,
                 blocks=tuple(block_name(block) for block in stage.blocks),
@@ -111,7 +113,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
             )
             for step in scheduled.hand_overs
         ),
-        note=asked.system.note,
+        note=asked.machine.note,
         assumed=scheduled.assumed_of_time,
         assumed_fit=scheduled.assumed_of_fit,
     )
@@ -120,7 +122,7 @@ def explanation(scheduled: ScheduledPlan) -> Explanation:
 def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
     report, latency = kind.block.report(), scheduled.latency_cycles
     timing, held = report.timing, report.held
-    topology = scheduled.scenario.system.topology
+    topology = kind.system.topology
     planned, mean = float(timing.cycles), scheduled.evaluation.blocks[kind.kind].timing
     cycles = first_of(mean.cycles)
     count = sum(block.kind == kind.kind for stage in scheduled.stages for block in stage.blocks)
@@ -166,7 +168,7 @@ def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
 def _slot_use(scheduled: ScheduledPlan, kind: KindSchedule) -> SlotUse | None:
     """Describe the slots of a mixture; a GPU has none."""
     plan, asked = scheduled.plan, scheduled.scenario
-    if kind.kind != "moe" or plan.moe is None or asked.system.lpus is None:
+    if kind.kind != "moe" or plan.moe is None or kind.system.lpus is None:
         return None
     (reading,) = slot_readings([plan], scheduled.evaluation.slots, asked)
     assert reading is not None
@@ -179,7 +181,7 @@ def _slot_use(scheduled: ScheduledPlan, kind: KindSchedule) -> SlotUse | None:
 
 def collectives(scheduled: ScheduledPlan, kind: KindSchedule) -> tuple[CollectiveUse, ...]:
     """Describe the collectives of a kind of block that span more than one chip."""
-    block, topology, found = kind.block, scheduled.scenario.system.topology, []
+    block, topology, found = kind.block, kind.system.topology, []
     if not isinstance(block.machine, PlacedMachine):  # a roofline has no link schedules
         return ()
     working = [slot for slot in block.timing.slots if slot.work.unit is not Unit.FREE]
@@ -224,9 +226,11 @@ def run_level(
 
 
 def hand_over_level(scheduled: ScheduledPlan, source: int, target: int) -> str:
-    """The outermost level that lies between two stages."""
-    topology = scheduled.scenario.system.topology
+    """The outermost level that lies between two stages; `network` between two machines."""
     ends = [scheduled.stages[number] for number in (source, target)]
+    if ends[0].system != ends[1].system:
+        return "network"
+    topology = ends[0].system.topology
     first = min(stage.first_chip for stage in ends)
     last = max(stage.first_chip + stage.n_chips for stage in ends)
     return topology.level_of(topology.span([first], last - first))

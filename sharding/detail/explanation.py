@@ -104,6 +104,7 @@ class StageUse:
     """A stage of the plan."""
 
     number: int
+    system: str  #: the machine that has it
     first_chip: int
     last_chip: int
     blocks: tuple[str, ...]
@@ -210,9 +211,10 @@ def _stages(explanation: Explanation) -> Table:
     for _, group in groupby(explanation.stages, key=alike):
         stages = list(group)
         first, last = stages[0], stages[-1]
+        own = "" if first.system == explanation.system else f"{first.system} "
         made.add_row(
             str(first.number) if first is last else f"{first.number}..{last.number}",
-            f"{first.first_chip}..{last.last_chip}",
+            f"{own}{first.first_chip}..{last.last_chip}",
             _us(explanation, first.cycles),
             block_list(first.blocks) + ("" if first is last else ", and so on"),
         )

@@ -19,6 +19,7 @@ from lpu_jax.cost.program import Operation
 from lpu_jax.cost.time_report import OperationRow, operation_rows
 from lpu_jax.cost.timing import constants_read, placed
 from lpu_jax.datapath.work import Unit
+from lpu_jax.machine.system import System
 from lpu_jax.provenance import Constant, assumed, constants_of
 from models.blocks import BLOCK_KINDS, Block, Kind, block_chain, block_kinds, is_leaf
 
@@ -47,6 +48,7 @@ class Stage:
     """One stage of a plan, with the time of a token at which each of its blocks starts."""
 
     number: int
+    system: System  #: the machine that has it
     number_in_pool: int
     first_chip: int
     n_chips: int
@@ -83,6 +85,7 @@ class KindSchedule:
     """One kind of block of a plan, with its operations described."""
 
     kind: Kind
+    system: System  #: the machine that has it
     ways: Mapping[str, int]  #: chips along each mesh axis, outermost first
     group: Groups  #: where the stages that hold it lie
     block: ScheduledBlock
@@ -213,7 +216,9 @@ def schedule_plan(plan: Plan, scenario: Scenario) -> ScheduledPlan:
             collective=plan.collective,
             dispatch=axes.dispatch_of(plan, kind),
         )
-        kinds[kind] = KindSchedule(kind=kind, ways=ways, group=groups[pool], block=block)
+        kinds[kind] = KindSchedule(
+            kind=kind, system=systems[pool], ways=ways, group=groups[pool], block=block
+        )
     stages, steps = _timeline(evaluation, groups)
     return ScheduledPlan(
         plan=plan,
@@ -254,12 +259,15 @@ def _timeline(
             )
             now += float(steps.cycles[step])
     within = [number for group in groups for number in range(len(group.bases))]
+    pools = zip(asked.pools, groups, strict=False)
+    systems = [own.system for own, group in pools for _ in group.bases]
     stages = []
     for stage, (first_chip, n_chips) in enumerate(zip(*places_of(groups), strict=True)):
         own = np.flatnonzero(stage_of_block == stage).tolist()
         stages.append(
             Stage(
                 number=stage,
+                system=systems[stage],
                 number_in_pool=within[stage],
                 first_chip=int(first_chip),
                 n_chips=int(n_chips),

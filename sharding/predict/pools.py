@@ -114,49 +114,86 @@ def hand_overs(
         groups: where the stages of each pool lie.
         scenario: the model, the machine, the request and the formats.
     """
-    request, after = scenario.request, np.roll(stage_of_block, -1)
-    block = np.flatnonzero(stage_of_block != after)
-    giver, taker = stage_of_block[block], after[block]
-    bases, chips = places_of(groups)
-    ends = (bases[giver], chips[giver]), (bases[taker], chips[taker])
+    (found,) = hand_overs_of_plans(stage_of_block[:, None], [groups], scenario)
+    return found
+
+
+def hand_overs_of_plans(
+    stage_of_block: Int[np.ndarray, "blocks plans"],
+    laid_out: Sequence[Sequence[Groups]],
+    scenario: Scenario,
+) -> list[HandOvers]:
+    """List and price what the stages of plans hand over, all together; see `hand_overs`."""
+    after = np.roll(stage_of_block, -1, axis=0)
+    plan, block = np.nonzero((stage_of_block != after).T)
+    giver, taker = stage_of_block[block, plan], after[block, plan]
+    n_stages = [sum(len(group.bases) for group in groups) for groups in laid_out]
+    start = np.cumsum([0, *n_stages])[:-1]
+    places = [places_of(groups) for groups in laid_out]
+    bases, chips = (np.concatenate([own[i] for own in places]) for i in (0, 1))
+    ends = [(bases[start[plan] + stage], chips[start[plan] + stage]) for stage in (giver, taker)]
+    request, is_back = scenario.request, block == len(stage_of_block) - 1
+    ids = TOKEN_BYTES * request.batch * request.sampled_tokens
     # The last block is the head, and the first the embedding: both of attention's pool.
-    system, payload = scenario.pools[0].system, hidden_bytes(scenario.pools[0])
-    lanes, crosses = np.zeros((2, len(block))), np.zeros(len(block), bool)
-    if not scenario.crosses:
-        cycles = cycles_between(system, *ends, payload)
+    system = scenario.pools[0].system
+    payload = np.where(is_back, float(ids), hidden_bytes(scenario.pools[0]))
+    lanes, crosses, cycles = np.zeros((2, len(block))), np.zeros(len(block), bool), None
+    if scenario.crosses:
+        crosses, cycles, lanes = _across(plan, giver, taker, laid_out, scenario)
+    own = np.flatnonzero(~crosses)
+    inside = _between(system, [(first[own], n[own]) for first, n in ends], payload[own])
+    if cycles is None:
+        cycles = inside
     else:
-        crosses, cycles, lanes = _across(giver, taker, groups, scenario)
-        own = np.flatnonzero(~crosses)
-        inside = [(first[own], n[own]) for first, n in ends]
-        cycles[own] = cycles_between(system, inside[0], inside[1], payload)
-    if len(block) and block[-1] == len(stage_of_block) - 1:
-        ids = TOKEN_BYTES * request.batch * request.sampled_tokens
-        last = [(first[-1:], n[-1:]) for first, n in ends]
-        cycles[-1:] = cycles_between(system, last[0], last[1], ids)
-    return HandOvers(
-        block=block,
-        giver=giver,
-        taker=taker,
-        cycles=cycles,
-        giver_cycles=cycles if not scenario.crosses else 0 * cycles,
-        lane_cycles=lanes,
-    )
+        cycles[own] = inside
+    edges = np.searchsorted(plan, np.arange(len(laid_out) + 1))
+    return [
+        HandOvers(
+            block=block[rows],
+            giver=giver[rows],
+            taker=taker[rows],
+            cycles=cycles[rows],
+            giver_cycles=cycles[rows] if not scenario.crosses else 0 * cycles[rows],
+            lane_cycles=lanes[:, rows],
+        )
+        for rows in map(slice, edges[:-1].tolist(), edges[1:].tolist())
+    ]
+
+
+def _between(
+    system: System, ends: Sequence[Places], payload_bytes: Float[np.ndarray, " steps"]
+) -> Float[np.ndarray, " steps"]:
+    """Price hand-overs inside a machine, each distinct one once."""
+    cycles = np.empty(len(payload_bytes))
+    for n_bytes in np.unique(payload_bytes):
+        rows = np.flatnonzero(payload_bytes == n_bytes)
+        columns = np.stack([column[rows] for end in ends for column in end])
+        distinct, back = np.unique(columns, axis=1, return_inverse=True)
+        first, n_first, second, n_second = distinct
+        priced = cycles_between(system, (first, n_first), (second, n_second), float(n_bytes))
+        cycles[rows] = priced[back.reshape(-1)]
+    return cycles
 
 
 def _across(
+    plan: Int[np.ndarray, " steps"],
     giver: Int[np.ndarray, " steps"],
     taker: Int[np.ndarray, " steps"],
-    groups: Sequence[Groups],
+    laid_out: Sequence[Sequence[Groups]],
     scenario: Scenario,
 ) -> tuple[Bool[np.ndarray, " steps"], Float[np.ndarray, " steps"], Float[np.ndarray, "2 steps"]]:
     """Say which steps cross between machines; their cycles, and those of either end's lanes."""
-    n_first = len(groups[0].bases)
+    n_first = np.array([len(groups[0].bases) for groups in laid_out])[plan]
     crosses, to_lpus = (giver >= n_first) != (taker >= n_first), taker >= n_first
-    found = crossings_of(groups, scenario)
+    found = [crossings_of(groups, scenario) for groups in laid_out]
     way = to_lpus.astype(np.int64)
-    ends = np.where(to_lpus, found.gpu_ports[way], found.lpu_lanes[way])
-    others = np.where(to_lpus, found.lpu_lanes[way], found.gpu_ports[way])
-    return crosses, found.cycles[way].copy(), crosses * np.stack([ends, others])
+    lpu_lanes, gpu_ports, cycles = (
+        np.array([getattr(own, name) for own in found])[plan, way]
+        for name in ("lpu_lanes", "gpu_ports", "cycles")
+    )
+    ends = np.where(to_lpus, gpu_ports, lpu_lanes)
+    others = np.where(to_lpus, lpu_lanes, gpu_ports)
+    return crosses, cycles, crosses * np.stack([ends, others])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +260,7 @@ def cut_pools(
     stage_of_block = np.empty((len(kinds), len(table)), np.int64)
     stage_of_block[pool == 0] = cuts[0].stage_of_block
     stage_of_block[pool == 1] = cuts[1].stage_of_block + table.stages
-    steps = [hand_overs(stage_of_block[:, i], laid_out[i], scenario) for i in range(len(table))]
+    steps = hand_overs_of_plans(stage_of_block, laid_out, scenario)
     busy = [_busy(cycles[:, i], stage_of_block[:, i], steps[i]) for i in range(len(table))]
     share = [
         (own.fullest_bytes + live) / room

@@ -10,6 +10,7 @@ from typing import Any
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError
+from lpu_jax.machine.mixed import Machine, MixedSystem
 from lpu_jax.machine.system import System
 from models.blocks import block_kinds
 from models.config import ModelConfig
@@ -31,7 +32,7 @@ from .comparison import Comparison
 _CANDIDATES = 32
 
 
-def fastest_plan(cfg: ModelConfig, system: System, *, policy: Policy) -> tuple[Plan, str]:
+def fastest_plan(cfg: ModelConfig, system: Machine, *, policy: Policy) -> tuple[Plan, str]:
     """Choose the fastest plan that fits, or else the one that lacks the least memory.
 
     Returns:
@@ -41,14 +42,15 @@ def fastest_plan(cfg: ModelConfig, system: System, *, policy: Policy) -> tuple[P
         LpuError: as `compare`.
     """
     held = policy.on_chip
-    check_policy(held, cfg, system)
+    if isinstance(system, System):
+        check_policy(held, cfg, system)
     request = Request(context=min(POSITIONS_STEP, cfg.max_position))
     row = compare(cfg, system, request, policy=held, top=1).rows[0]
     note = "" if row.fits else f"No plan fits; the nearest is run: it {row.reason}."
     return row.plan, note
 
 
-def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[Plan]:
+def default_plans(cfg: ModelConfig, system: Machine, *, policy: Policy) -> list[Plan]:
     """Choose three plans: two split by columns with different degrees, and one split by rows.
 
     Args:
@@ -58,12 +60,14 @@ def default_plans(cfg: ModelConfig, system: System, *, policy: Policy) -> list[P
 
     Returns:
         The fastest plan split by columns that fits (or that lacks least), one like it with other
-        degrees, and the first one's degrees split by rows.
+        degrees, and the first one's degrees split by rows. On a mixed system the fastest alone.
 
     Raises:
         LpuError: it is a GPU system.
         PlanError: the machine has no two different splits of a group.
     """
+    if isinstance(system, MixedSystem):
+        return [fastest_plan(cfg, system, policy=policy)[0]]
     system.require_lpu("check")
     policy = policy.on_chip
     check_policy(policy, cfg, system)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import PlanError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.predicates import is_whole
 from models.blocks import CACHING_KINDS, block_chain
 from models.config import ModelConfig
@@ -28,7 +28,13 @@ from ..legal import check_parts
 from ..plan import Plan, check_is_plan
 from ..report import Watcher, check_watcher
 from ..request import Request
-from ..scenario import policy_of, source_config, system_of
+from ..scenario import (
+    machine_of,
+    policy_of,
+    policy_of_values,
+    require_values,
+    source_config,
+)
 from .execute import check_execution, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
@@ -38,7 +44,7 @@ _HEAD_ROWS = 64
 
 def forward(
     source: WeightSource,
-    system: str | Path | System,
+    system: str | Path | Machine,
     plan: Plan,
     tokens: Int[np.ndarray, "b t"],
     *,
@@ -53,7 +59,8 @@ def forward(
     Args:
         source: weights, read one block at a time.
         system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
-            the order of sums across chips.
+            the order of sums across chips. A mixed one has attention, embedding and head on its
+            GPUs, and multiplies there by a model of their tensor cores.
         plan: how blocks are split. Stages change no value, so all blocks run on one group of chips.
             Shares that the search leaves out, such as 24 positions on two chips or two sequences on
             three, have values too, and a part that the model has no blocks for says nothing.
@@ -72,7 +79,7 @@ def forward(
         Logits of every position.
 
     Raises:
-        LpuError: it is a GPU system, or an argument is not what it should be.
+        LpuError: it is GPUs alone, or an argument is not what it should be.
         UnknownNameError: there is no such execution.
         PlanError: no tokens, or more than the model has positions or the cache has room for; an
             id that is not in the vocabulary; a plan that does not split the model's blocks.
@@ -80,13 +87,13 @@ def forward(
 
     Fidelity: that of `policy`: every block runs the datapath's own rounding.
     """
-    machine = system_of(system)
-    machine.require_lpu("forward")
+    machine = machine_of(system)
+    require_values(machine, "forward")
     check_execution(execution)
     check_watcher("forward", progress)
     check_is_plan("forward", plan)
     cfg = source_config(source)
-    formats = policy_of(policy, cfg)
+    formats = policy_of_values(policy_of(policy, cfg), machine)
     check_parts(plan, cfg)
     _check_tokens(cfg, tokens, step)
     batch, n_tokens = tokens.shape

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from lpu_jax.errors import PlanError
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.machine.system import System
 from lpu_jax.mesh import ChipMesh
 from lpu_jax.numerics.quantized import QuantizedArray, dequantize, quantize, widen
@@ -41,7 +42,7 @@ from ..axes import (
 )
 from ..plan import Plan
 from ..request import Request
-from ..scenario import Scenario
+from ..scenario import Scenario, require_values, system_of_kind
 from ..slots.sizes import slots_of_values
 from .placed_state import empty_state
 
@@ -75,7 +76,7 @@ class LoadedBlock:
 
 def load_block(
     source: WeightSource,
-    system: System,
+    system: Machine,
     plan: Plan,
     kind: Kind,
     layer: int,
@@ -88,7 +89,8 @@ def load_block(
 
     Args:
         source: where the weights come from.
-        system: its node and rack sizes fix the order of sums across chips.
+        system: its node and rack sizes fix the order of sums across chips. GPUs beside LPUs add in
+            the order of their numbers (assumed).
         plan: how the block is split.
         kind: the kind of block.
         layer: its layer.
@@ -102,7 +104,7 @@ def load_block(
         The block, its caches empty and its hidden state zero.
 
     Raises:
-        LpuError: it is a GPU system, which holds no values.
+        LpuError: GPUs alone hold no values.
         PlanError: the plan does not describe this kind of block, or the policy's groups do not fit
             the model's heads.
         MeshError: the plan has more chips than the system.
@@ -264,7 +266,7 @@ def widened(weight: Any, spec: ParamSpec) -> Any:
 
 def place_block(
     stored: StoredBlock,
-    system: System,
+    system: Machine,
     plan: Plan,
     request: Request,
     *,
@@ -274,18 +276,20 @@ def place_block(
 
     Args:
         stored: the weights.
-        system: its node and rack sizes fix the order of sums across chips.
+        system: its node and rack sizes fix the order of sums across chips. GPUs beside LPUs add in
+            the order of their numbers (assumed).
         plan: how the block is split.
         request: batch, new tokens and allocated context.
         widen_once: hold narrow weights as the float16 values that the matrix unit makes of them:
             the same bits, and faster when a block runs more than once.
 
     Raises:
-        LpuError: it is a GPU system, which holds no values.
+        LpuError: GPUs alone hold no values.
         PlanError: the plan does not describe this kind of block.
         MeshError: the plan has more chips than the system.
     """
-    system.require_lpu("a block's values")
+    require_values(system, "a block's values")
+    own = system_of_kind(system, stored.kind)
     cfg, kind, policy = stored.cfg, stored.kind, stored.policy
     if kind == "moe" and plan.moe is None:
         raise PlanError(f"plan {plan.name!r} does not say how mixture-of-experts blocks are split.")
@@ -314,10 +318,10 @@ def place_block(
         arguments=jax.tree.map(_padded, arguments, whole),
         in_specs=partition_specs(kind, leaves, list(ways)),
         out_specs=result_specs(kind, leaves, list(ways)),
-        mesh=chip_mesh(ways, system, plan.collective),
+        mesh=chip_mesh(ways, own, plan.collective),
         request=request,
         dispatch=dispatch,
-        experts=_expert_sizes(stored, plan, system, request, local),
+        experts=_expert_sizes(stored, plan, own, request, local),
     )
 
 

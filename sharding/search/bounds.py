@@ -7,6 +7,7 @@ Lagrange's: time and, at some price, bytes are bounded together, less the price 
 that there is; every price gives a bound, and the largest of them is taken.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lpu_jax.cost.timing import hand_over_cycles
+from lpu_jax.machine.system import System
 from models.blocks import Kind, block_chain
 
 from ..plan import FFN_PARTS
@@ -377,7 +379,13 @@ def least_hand_over_cycles(scenario: Scenario, most_chips: int) -> Float[np.ndar
     Returns:
         An entry for every number of chips of a group; infinite for none.
     """
-    system, payload = scenario.system, hidden_bytes(scenario)
+    return _least_hand_over_cycles(scenario.system, hidden_bytes(scenario), most_chips)
+
+
+@functools.lru_cache(maxsize=64)
+def _least_hand_over_cycles(
+    system: System, payload: float, most_chips: int
+) -> Float[np.ndarray, " chips"]:
     found = np.full(most_chips + 1, np.inf)
     n = np.arange(1, most_chips + 1)
     if system.lpus is None:
@@ -397,6 +405,7 @@ def least_hand_over_cycles(scenario: Scenario, most_chips: int) -> Float[np.ndar
     n, first, second = n[exists], first[exists], second[exists]
     for giver, taker in ((first, second), (second, first)):
         np.minimum.at(found, n, hand_over_cycles(system, n, giver, taker, payload))
+    found.flags.writeable = False  # whoever asks again gets it
     return found
 
 

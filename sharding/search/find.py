@@ -13,7 +13,7 @@ from ..space.cores import EVERYTHING, Choices
 from ..space.plan_table import PlanTable
 from .bounds import LeastCosts
 from .goals import FRONTS, GOALS
-from .held import held_cores, space_size
+from .held import held_cores, machine_may_hold, space_size
 from .one_pool import Counts, OnePool
 from .records import Any as AnyPlan
 from .records import Best, Front, Record, table_of
@@ -138,7 +138,8 @@ def found_by(
         search = OnePool(sought)
         search.run()
         one_pool = search.counts
-    if choices.pools and (scenario.crosses or scenario.system.n_chips > 1):
+    may_pair = scenario.system.n_chips > 1 and machine_may_hold(space, scenario)
+    if choices.pools and (scenario.crosses or may_pair):
         first = record.of_first(_ROWS_WITH_POOLS) if isinstance(record, Best) else record
         pooled = TwoPools(replace(sought, record=first))
         for plan in pooled.run():

@@ -80,6 +80,12 @@ def rows_that_may_fit(parts: Sequence[HeldCores], scenario: Scenario) -> list[Co
     return kept
 
 
+def machine_may_hold(parts: Sequence[HeldCores], scenario: Scenario) -> bool:
+    """Whether all chips of a machine together hold the least of every part, in any pools."""
+    least = [float((part.all_bytes * part.n_chips).min(initial=np.inf)) for part in parts]
+    return sum(least) <= scenario.system.n_chips * usable_bytes(scenario.system.chip)
+
+
 def least_by_group(
     values: Float[np.ndarray, "prices cores"], n_chips: Column, most_chips: int
 ) -> Float[np.ndarray, "prices chips"]:

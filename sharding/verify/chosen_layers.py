@@ -20,7 +20,7 @@ from lpu_jax.arguments import described
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.datapath.mxm import Fidelity
 from lpu_jax.errors import PlanError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.predicates import is_whole
 from models.blocks import BLOCK_KINDS, Block, block_chain
 from models.config import ModelConfig
@@ -40,7 +40,13 @@ from ..rank.comparison import Comparison
 from ..report import Watcher, check_watcher
 from ..request import Request
 from ..run.measures import finite
-from ..scenario import Scenario, scenario, source_config
+from ..scenario import (
+    policy_of_values,
+    require_values,
+    scenario,
+    source_config,
+    system_of_kind,
+)
 from .emulate import BlockCheck, Run, Step, run_steps
 
 
@@ -83,7 +89,7 @@ class CheckResult:
 
 def check(
     model: str | Path | ModelConfig,
-    system: str | Path | System,
+    system: str | Path | Machine,
     plans: Sequence[Plan] | None = None,
     *,
     policy: str | Policy = "fp16",
@@ -102,7 +108,8 @@ def check(
     Args:
         model: a zoo name, the path of a `config.json`, or a configuration.
         system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
-            the order of sums across chips.
+            the order of sums across chips. A mixed one has attention on its GPUs, and multiplies
+            there by a model of their tensor cores.
         plans: all are run on the same weights; None: those of `choose.default_plans`.
         policy: name of a precision policy, or a policy.
         source: weights; by default random ones made from `seed`.
@@ -117,7 +124,7 @@ def check(
         One result per plan.
 
     Raises:
-        LpuError: it is a GPU system.
+        LpuError: it is GPUs alone.
         PlanError: no tokens or layers were asked for, or a plan is not legal.
         CostError: a plan names a collective that does not exist over its links.
 
@@ -125,9 +132,9 @@ def check(
         order-dependent.
     """
     asked = scenario(model, system, Request(context=1), policy=policy)
-    asked.require_one_machine("check")
-    cfg, machine, formats = asked.model, asked.system, asked.policy
-    machine.require_lpu("check")
+    cfg, machine = asked.model, asked.machine
+    require_values(machine, "check")
+    formats = policy_of_values(asked.policy, machine)
     plans = default_plans(cfg, machine, policy=formats) if plans is None else plans
     check_are_plans("check", plans)
     if not (is_whole(seed) and seed >= 0):
@@ -194,7 +201,9 @@ def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def check_plans(cfg: ModelConfig, system: System, plans: Sequence[Plan], *, policy: Policy) -> None:
+def check_plans(
+    cfg: ModelConfig, system: Machine, plans: Sequence[Plan], *, policy: Policy
+) -> None:
     """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16.
 
     Raises:
@@ -205,10 +214,10 @@ def check_plans(cfg: ModelConfig, system: System, plans: Sequence[Plan], *, poli
     for plan in plans:
         # The single sequence is padded to as many as the plan spreads over chips.
         request = Request(batch=plan.attention.data, context=allocated_positions(plan))
-        scenario = Scenario(cfg, system, request, policy=held)
-        check_plan(plan, scenario)
+        asked = scenario(cfg, system, request, policy=held)
+        check_plan(plan, asked)
         if plan.collective != "auto":
-            evaluate([plan], scenario)  # refuses links that do not exist
+            evaluate([plan], asked)  # refuses links that do not exist
 
 
 def blocks_of(cfg: ModelConfig, layers: Sequence[int]) -> list[Block]:
@@ -224,7 +233,7 @@ def _hidden_states(tokens: int, d_model: int, seed: int) -> Float[np.ndarray, "t
 
 
 def _result(
-    run: Run, cfg: ModelConfig, system: System, kinds: Sequence[Kind], policy: Policy
+    run: Run, cfg: ModelConfig, system: Machine, kinds: Sequence[Kind], policy: Policy
 ) -> CheckResult:
     routings = [check.routing for check in run.checks if check.routing is not None]
     return CheckResult(
@@ -245,7 +254,7 @@ def _result(
 
 def rounding_moved(
     cfg: ModelConfig,
-    system: System,
+    system: Machine,
     plan: Plan,
     kinds: Sequence[Kind],
     *,
@@ -262,9 +271,9 @@ def rounding_moved(
         policy: its base is the format of partial sums.
         n_tokens: decoded so far; they decide how many chips of a shared context hold positions.
     """
-    node_chips, *wider = system.topology.tiers
     sentences = []
     for kind in dict.fromkeys(kinds):
+        node_chips, *wider = system_of_kind(system, kind).topology.tiers
         shard = shard_of(plan, kind)
         if dispatch_of(plan, kind) is Dispatch.ALL_TO_ALL:
             sentences.append(_exchanged(shard.degrees["expert"], policy))
@@ -324,11 +333,10 @@ def with_numerics(
         progress: called with the steps done, the steps in all and what comes next.
 
     Raises:
-        LpuError: the system is not one machine of LPUs.
+        LpuError: the system has no values to check: GPUs alone, or a split between two models.
     """
-    comparison.scenario.require_one_machine("check")
     asked, plans = comparison.scenario, [row.plan for row in comparison.rows[:n_plans]]
-    results = check(asked.model, asked.system, plans, policy=asked.policy, progress=progress)
+    results = check(asked.model, asked.machine, plans, policy=asked.policy, progress=progress)
     checked = [
         replace(row, numerics=result.as_dict())
         for row, result in zip(comparison.rows[:n_plans], results, strict=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int
 
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from models.params import Kind, block_params
 from models.policy import Policy
 from models.reference import reference_block
@@ -44,7 +44,7 @@ class TokenSource(Protocol):
 
 def embed_tokens(
     source: WeightSource,
-    system: System,
+    system: Machine,
     plan: Plan,
     token_ids: Sequence[int],
     *,
@@ -96,7 +96,7 @@ def _count_within(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 def run_head(
     source: WeightSource,
-    system: System,
+    system: Machine,
     runs: Sequence[Run],
     *,
     policy: Policy,

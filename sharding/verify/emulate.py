@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from models.blocks import CACHING_KINDS, Block
 from models.config import ModelConfig
 from models.params import Kind, ParamSpec, block_params, expert_params
@@ -144,7 +144,7 @@ class Step:
     def __init__(
         self,
         source: WeightSource,
-        system: System,
+        system: Machine,
         block: Block,
         *,
         policy: Policy,

@@ -7,7 +7,7 @@ in wide numbers those of one chip that adds so; plans that split rows promise no
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from models.config import ModelConfig
 from models.layers.linear import Split
 from models.policy import Policy
@@ -55,7 +55,7 @@ def _hashes_under(rules: tuple[Split, ...], results: Sequence[Checked]) -> set[s
 
 
 def check_text(
-    cfg: ModelConfig, system: System, results: Sequence["CheckResult"], *, policy: Policy
+    cfg: ModelConfig, system: Machine, results: Sequence["CheckResult"], *, policy: Policy
 ) -> str:
     """Lay a check out as text: errors, equality of bits, and where roundings moved."""
     rows = report.table(
@@ -106,7 +106,7 @@ def _label(result: "CheckResult", results: Sequence["CheckResult"]) -> str:
 
 
 def check_dict(
-    cfg: ModelConfig, system: System, results: Sequence["CheckResult"], *, policy: Policy
+    cfg: ModelConfig, system: Machine, results: Sequence["CheckResult"], *, policy: Policy
 ) -> dict[str, Any]:
     """A check as plain values, for JSON."""
     return {

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int
 
 from lpu_jax.errors import PlanError
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from models.config import ModelConfig
 from models.params import ParamSpec, block_params
 from models.policy import Policy
@@ -33,7 +33,7 @@ from ..request import Request
 from ..run.forward import forward
 from ..run.load import store_weight, stored_values
 from ..run.measures import _exp, compare_predictions, decibels, finite, log_probabilities
-from ..scenario import Scenario
+from ..scenario import policy_of_values, require_values, scenario
 
 #: Rows of logits that are compared at once: in float64 they are twice as wide as they came.
 _ROWS = 64
@@ -99,7 +99,7 @@ class TextCheck:
 
 def compare_text(
     source: WeightSource,
-    system: System,
+    system: Machine,
     plans: Sequence[Plan],
     tokens: Sequence[int],
     *,
@@ -112,7 +112,8 @@ def compare_text(
 
     Args:
         source: weights; they are read once for the reference and once for every row.
-        system: its node and rack sizes fix the order of sums across chips.
+        system: its node and rack sizes fix the order of sums across chips; a mixed one has
+            attention, embedding and head on its GPUs (`forward`).
         plans: how blocks are split.
         tokens: of the text, at least 2.
         policies: formats; each is run under each plan.
@@ -126,16 +127,17 @@ def compare_text(
         One result for each plan and policy, policies innermost.
 
     Raises:
-        LpuError: it is a GPU system.
+        LpuError: it is GPUs alone.
         PlanError: fewer than 2 tokens, a window of fewer than 2 or of more than the model's
             positions, a token the model does not have, or a plan that is not legal.
 
     Fidelity: that of each policy; the reference is float32 and order-dependent. Sums over the
         vocabulary and over positions are in float64.
     """
-    system.require_lpu("check --text")
+    require_values(system, "check --text")
     check_watcher("check --text", progress)
     cfg = source.config
+    policies = [policy_of_values(policy, system) for policy in policies]
     windows = _windows(cfg, tokens, window)
     for plan in plans:
         for policy in policies:
@@ -182,12 +184,12 @@ def _windows(
 
 
 def _check_legal(
-    cfg: ModelConfig, system: System, plan: Plan, policy: Policy, n_tokens: int
+    cfg: ModelConfig, system: Machine, plan: Plan, policy: Policy, n_tokens: int
 ) -> None:
     """Refuse plans that do not exist; a policy that no chip runs takes as much room as fp16."""
     context = min(allocated_positions(plan, n_tokens), cfg.max_position)
     request = Request(batch=plan.attention.data, context=context)
-    check_plan(plan, Scenario(cfg, system, request, policy=policy.on_chip))
+    check_plan(plan, scenario(cfg, system, request, policy=policy.on_chip))
 
 
 class _Stored:
@@ -285,7 +287,7 @@ class _Row:
 
 
 def text_dict(
-    cfg: ModelConfig, system: System, text: Path, results: Sequence[TextCheck]
+    cfg: ModelConfig, system: Machine, text: Path, results: Sequence[TextCheck]
 ) -> dict[str, Any]:
     """The results as plain values, for JSON."""
     return {
@@ -297,7 +299,7 @@ def text_dict(
     }
 
 
-def text_report(cfg: ModelConfig, system: System, results: Sequence[TextCheck]) -> str:
+def text_report(cfg: ModelConfig, system: Machine, results: Sequence[TextCheck]) -> str:
     """The results as a table, and what was compared."""
     first = results[0]
     made = report.table(

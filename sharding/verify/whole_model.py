@@ -18,6 +18,7 @@ from jaxtyping import Float32
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError, PlanError, unknown
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.machine.system import System
 from lpu_jax.predicates import is_whole
 from models.config import ModelConfig
@@ -27,7 +28,13 @@ from models.weights.source import WeightSource
 from ..plan import Plan, check_are_plans
 from ..report import Watcher, check_watcher, versions
 from ..run.measures import compare_predictions, finite, sqnr_db
-from ..scenario import policy_of, source_config, system_of
+from ..scenario import (
+    machine_of,
+    policy_of,
+    policy_of_values,
+    require_values,
+    source_config,
+)
 from .chosen_layers import blocks_of, check_layers, check_n_tokens, check_plans, rounding_moved
 from .embedding_and_head import embed_tokens, run_head
 from .emulate import BlockCheck, Run, Step, run_steps
@@ -95,7 +102,7 @@ class WholeCheck:
 
 def check_whole(
     source: WeightSource,
-    system: str | Path | System,
+    system: str | Path | Machine,
     plans: Sequence[Plan],
     *,
     policy: str | Policy,
@@ -112,7 +119,8 @@ def check_whole(
     Args:
         source: weights; they are read or made once for all plans.
         system: a system's name, the path of a TOML file, or a system; its node and rack sizes fix
-            the order of sums across chips.
+            the order of sums across chips. A mixed one has attention, embedding and head on its
+            GPUs, and multiplies there by a model of their tensor cores.
         plans: all are run on the same weights. Stages change no value.
         policy: name of a precision policy, or a policy.
         token_ids: a sequence from position 0 on.
@@ -130,7 +138,7 @@ def check_whole(
         One result per plan.
 
     Raises:
-        LpuError: it is a GPU system; the `resume` file is damaged, from another run, or
+        LpuError: it is GPUs alone; the `resume` file is damaged, from another run, or
             cannot be written.
         PlanError: no tokens or layers, or ones that the model does not have; an illegal plan.
         CostError: a plan names a collective that does not exist over its links.
@@ -139,10 +147,10 @@ def check_whole(
     Fidelity: that of `policy`, bit for bit if faithful; the reference is float32 and
         order-dependent. Divergence and agreement are computed in float64.
     """
-    machine = system_of(system)
-    machine.require_lpu("check")
+    machine = machine_of(system)
+    require_values(machine, "check")
     cfg = source_config(source)
-    formats = policy_of(policy, cfg)
+    formats = policy_of_values(policy_of(policy, cfg), machine)
     check_are_plans("check", plans)
     check_watcher("check", progress)
     if resume is not None and not isinstance(resume, str | Path):
@@ -205,16 +213,17 @@ def check_whole(
 
 def _identity(
     cfg: ModelConfig,
-    system: System,
+    system: Machine,
     plans: Sequence[Plan],
     policy: Policy,
     token_ids: Sequence[int],
     layers: Sequence[int],
 ) -> dict[str, Any]:
     """What makes a run this one, as values for JSON; a state resumes in no other."""
+    machines = [system] if isinstance(system, System) else list(system.pools.values())
     return {
         "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
-        "system": [system.name, *system.topology.tiers],
+        "system": [system.name, *(tier for own in machines for tier in own.topology.tiers)],
         "plans": [plan.as_dict() for plan in plans],
         "policy": hashlib.sha256(repr(policy).encode()).hexdigest(),
         "fidelity": policy.fidelity,

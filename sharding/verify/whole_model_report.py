@@ -6,7 +6,7 @@ Nothing is computed here.
 from collections.abc import Sequence
 from typing import Any
 
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from models.config import ModelConfig
 from models.policy import Policy
 
@@ -19,7 +19,7 @@ from .whole_model import WholeCheck
 
 def whole_text(
     cfg: ModelConfig,
-    system: System,
+    system: Machine,
     results: Sequence[WholeCheck],
     *,
     policy: Policy,
@@ -112,7 +112,7 @@ def _summary(result: WholeCheck) -> list[str]:
 
 def whole_dict(
     cfg: ModelConfig,
-    system: System,
+    system: Machine,
     results: Sequence[WholeCheck],
     *,
     policy: Policy,
