@@ -56,7 +56,7 @@ def in_turns(
         n_plans = ours("list_plans", question, "listed")["result"]
         own_jobs: dict[str, tuple[Any, ...]] = {
             "evaluate": ("evaluate_plans", question, "listed"),
-            "search": ("search", question, 1),
+            "search": ("search", question, 1, 2),
         }
         for name in own_jobs:
             ours(*own_jobs[name])  # warm

@@ -2,8 +2,9 @@
 
 Both commits take turns on one core, each in a process of its own; figures are the shortest of
 `ROUNDS`. A search lists, evaluates and ranks plans; a comparison also explains ten of them. The
-old search evaluated every plan of its space; `covers` divides their number by the seconds of the
-new one, whose space holds them all. Run with `python benchmarks/bench_search.py` (Linux).
+old search evaluated every plan of its space, all of one pool; `covers` divides their number by the
+seconds of the new one, whose space holds them all. Run with `python benchmarks/bench_search.py`
+(Linux).
 """
 
 import os
@@ -20,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 BEFORE = "92df7a5"
 QUESTION = ("kimi-k2", "lpx-9", "int4")
 ROUNDS = 3
-#: The ten rows that a comparison shows, and the best plan alone.
-TOPS = (10, 1)
+#: The ten rows that a comparison shows, and the best plan alone; the old space had one pool.
+SEARCHES = ((10, 2), (1, 2), (10, 1), (1, 1))
 #: Of the old search's plans that are evaluated in every round, one in so many.
 EVERY = 4
 Rounds = dict[str, list[dict[str, Any]]]
@@ -51,7 +52,7 @@ def in_turns(before: Path, plans: str) -> tuple[Rounds, int, int]:
         jobs: dict[str, tuple[Worker, tuple[Any, ...]]] = {
             "compare_before": (old, ("compare",)),
             "compare": (new, ("compare", QUESTION)),
-            **{f"search_{top}": (new, ("search", QUESTION, top)) for top in TOPS},
+            **{name(*one): (new, ("search", QUESTION, *one)) for one in SEARCHES},
             "evaluate": (new, ("evaluate_plans", QUESTION, "some")),
         }
         best = new("evaluate_plans", QUESTION, "all")["result"]
@@ -59,13 +60,18 @@ def in_turns(before: Path, plans: str) -> tuple[Rounds, int, int]:
             if worker is new:
                 worker(*job)  # warm
         for _ in range(ROUNDS):
-            for name, (worker, job) in jobs.items():
-                done.setdefault(name, []).append(worker(*job))
+            for label, (worker, job) in jobs.items():
+                done.setdefault(label, []).append(worker(*job))
             with Worker("search_now.py", root=ROOT) as fresh:
-                done.setdefault("search_cold", []).append(fresh("search", QUESTION, TOPS[0]))
-        for top in TOPS:  # no plan of the old search beats the best of the new one
-            assert done[f"search_{top}"][0]["result"]["best_cycles"] <= best
+                done.setdefault("search_cold", []).append(fresh("search", QUESTION, *SEARCHES[0]))
+        for one in SEARCHES:  # no plan of the old search beats the best of the new one
+            assert done[name(*one)][0]["result"]["best_cycles"] <= best
     return done, n_listed, n_some
+
+
+def name(top: int, most_pools: int) -> str:
+    """What a search is called."""
+    return f"search_{top}_of_{most_pools}"
 
 
 def shortest(rounds: Sequence[dict[str, Any]]) -> float:
@@ -99,16 +105,19 @@ def result(done: Rounds, n_listed: int, n_some: int) -> dict[str, Any]:
         "searches": [
             {
                 "rows": top,
-                "warm_s": round(best[f"search_{top}"], 2),
-                **({"cold_s": round(best["search_cold"], 2)} if top == TOPS[0] else {}),
-                **done[f"search_{top}"][0]["result"],
-                "covers_per_s": round(n_plans / best[f"search_{top}"]),
-                "covers_times_search_before": round(search_s / best[f"search_{top}"], 1),
+                "most_pools": pools,
+                "warm_s": round(best[name(top, pools)], 2),
+                **(
+                    {"cold_s": round(best["search_cold"], 2)} if (top, pools) == SEARCHES[0] else {}
+                ),
+                **done[name(top, pools)][0]["result"],
+                "covers_per_s": round(n_plans / best[name(top, pools)]),
+                "covers_times_search_before": round(search_s / best[name(top, pools)], 1),
                 "covers_times_compare_before": round(
-                    best["compare_before"] / best[f"search_{top}"], 1
+                    best["compare_before"] / best[name(top, pools)], 1
                 ),
             }
-            for top in TOPS
+            for top, pools in SEARCHES
         ],
         "evaluate": {
             "rows": n_some,
@@ -120,11 +129,12 @@ def result(done: Rounds, n_listed: int, n_some: int) -> dict[str, Any]:
     }
 
 
-def sweep(compare_before_s: float) -> dict[str, Any]:
+def sweep(compare_before_s: float, most_pools: int) -> dict[str, Any]:
     """Search for every batch and policy in a fresh process; nothing is traced before."""
     with Worker("search_now.py", root=ROOT) as fresh:
-        done = fresh("sweep", *QUESTION[:2])
+        done = fresh("sweep", *QUESTION[:2], most_pools)
     return {
+        "most_pools": most_pools,
         **done["result"],
         "s": round(done["seconds"], 2),
         "times_compare_before": round(done["seconds"] / compare_before_s, 2),
@@ -140,7 +150,7 @@ def main() -> None:
         check_out(BEFORE, before)
         done, n_listed, n_some = in_turns(before, str(Path(scratch) / "plans.json"))
     found = result(done, n_listed, n_some)
-    found["sweep"] = sweep(shortest(done["compare_before"]))
+    found["sweeps"] = [sweep(shortest(done["compare_before"]), pools) for pools in (1, 2)]
     load.append(os.getloadavg()[0])
     record("search", {"question": QUESTION, "load": [round(x, 1) for x in load], **found})
 

@@ -20,6 +20,7 @@ from sharding.predict.evaluate import evaluate
 from sharding.request import Request
 from sharding.scenario import Scenario, scenario
 from sharding.search.find import find_plans
+from sharding.space.cores import Choices
 from sharding.space.plan_table import PlanTable
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -41,10 +42,15 @@ def compare(question: Question) -> None:
     ranking.compare(model, system, Request(context=CONTEXT), policy=policy)
 
 
-def search(question: Question, top: int) -> dict[str, Any]:
-    """Search, evaluate and rank the best plans; say what was searched."""
+def _pools(most: int) -> Choices:
+    """Plans of one pool, or of one and two."""
+    return Choices(pools=most > 1)
+
+
+def search(question: Question, top: int, most_pools: int) -> dict[str, Any]:
+    """Search, evaluate and rank the best plans, of one pool or two; say what was searched."""
     asked = _asked(question)
-    plans, searched = find_plans(asked, "latency", top)
+    plans, searched = find_plans(asked, "latency", top, choices=_pools(most_pools))
     assert plans is not None
     evaluation = evaluate(plans, asked)
     best = ranking.rank(evaluation, "latency")[0]
@@ -106,12 +112,13 @@ def evaluate_plans(question: Question, name: str) -> float:
     return float(np.min(evaluation.latency_cycles[evaluation.fits]))
 
 
-def sweep(model: str, system: str) -> dict[str, float]:
-    """Find the fastest plan for every batch under every policy."""
+def sweep(model: str, system: str, most_pools: int) -> dict[str, float]:
+    """Find the fastest plan for every batch under every policy, of one pool or of two too."""
     found, searched_plans = 0, 0.0
     for policy in POLICIES:
         for batch in BATCHES:
-            plans, searched = find_plans(_asked((model, system, policy), batch))
+            asked = _asked((model, system, policy), batch)
+            plans, searched = find_plans(asked, choices=_pools(most_pools))
             found += plans is not None
             searched_plans += searched.plans
     return {

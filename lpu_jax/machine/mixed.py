@@ -130,7 +130,8 @@ class MixedSystem:
     @property
     def note(self) -> str:
         """What its numbers are."""
-        return self.gpus.note
+        alone = self.gpus.note.removesuffix(" Its cycles are nanoseconds.")
+        return f"{alone} {self.lpus.name} has a static schedule."
 
     @property
     def parts(self) -> Mapping[str, Any]:

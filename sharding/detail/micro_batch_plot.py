@@ -85,7 +85,7 @@ def _draw(axes: "Axes", taken: list[Turn], scheduled: ScheduledPlan) -> None:
             )  # fmt: skip
     for number in sorted({turn.micro_batch for turn in taken}):
         axes.plot([], [], color=_COLOURS[number], linewidth=6, label=f"micro-batch {number + 1}")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False)
+    axes.legend(loc="upper right", bbox_to_anchor=(1.0, -0.08), ncols=4, frameon=False)
     axes.set_yticks(range(len(RESOURCES)), RESOURCES)
     axes.set_ylim(len(RESOURCES) - 0.4, -0.6)
     axes.set_xlim(0, end)

@@ -67,6 +67,8 @@ def _figure(scheduled: ScheduledPlan) -> "Figure":
     from matplotlib.figure import Figure
 
     explained = explanation(scheduled)
+    is_schedule = scheduled.scenario.system.lpus is not None
+    made_of = "static schedule" if is_schedule else explained.note.partition(":")[0]
     lanes = {kind: _lanes(kind_slices(each)) for kind, each in scheduled.kinds.items()}
     heights = [_LANE_INCHES * (len(lane) + 0.2) for lane in lanes.values()]
     tall = _TITLE_INCHES + sum(heights) + _GAP_INCHES * len(lanes)
@@ -91,8 +93,7 @@ def _figure(scheduled: ScheduledPlan) -> "Figure":
     figure.text(
         _LEFT_INCHES / _WIDTH_INCHES,
         1 - 0.42 / tall,
-        f"{explained.note.partition(':')[0] or 'static schedule'}; rests on assumed constants, "
-        "which the report lists",
+        f"{made_of}; rests on assumed constants, which the report lists",
         va="top",
         color=_GREY,
     )
@@ -175,6 +176,10 @@ def _reasons(axes: "Axes", explained: Explanation) -> None:
                 name = f"{use.row.unit}: {use.row.bound_by}"
                 _, before = shares.get(name, ("", 0.0))
                 shares[name] = (use.row.unit, before + use.share_of_token)
+        if block.dram_cycles:
+            waited = block.share_of_token - sum(use.share_of_token for use in block.operations)
+            _, before = shares.get("DRAM: caches", ("", 0.0))
+            shares["DRAM: caches"] = ("MEM", before + max(waited, 0.0))
     total = explained.latency_cycles
     shares["hand-overs"] = ("C2C", explained.hand_over_cycles / total)
     shares["host and sampling"] = ("", explained.host_cycles / total)

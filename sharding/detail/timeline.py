@@ -27,6 +27,8 @@ from .scheduled import HandOver, KindSchedule, ScheduledPlan, Stage, block_name
 
 #: Track of a stage's blocks and hand-overs.
 BLOCKS = "blocks"
+#: What times of LPUs are.
+_MADE_OF = "static schedule; cycle accuracy is not claimed"
 #: Counters of a stage, after the name of the memory.
 HELD, LIVE = "bytes: weights, cache, tables", "bytes: live values"
 
@@ -78,7 +80,7 @@ def _about(scheduled: ScheduledPlan) -> dict[str, str]:
         "plan": scheduled.plan.name,
         "weights": asked.policy.name,
         "request": f"batch {request.batch}, new tokens {request.tokens}, context {request.context}",
-        "time": system.note or "static schedule; cycle accuracy is not claimed",
+        "time": _MADE_OF if system.lpus is not None else system.note,
         "assumed": ", ".join(dict.fromkeys(assumed)),
     }
 

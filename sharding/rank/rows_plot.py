@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lpu_jax.machine.mixed import Machine
+from lpu_jax.machine.system import System
 
 from ..search.goals import FRONTS
 from .ranking import Objective
@@ -71,5 +72,6 @@ def _mark(number: int, row: Row, second: float) -> Mark:
 
 def series_name(system: Machine) -> str:
     """What a legend calls a system, and whether it is not scheduled like an LPU."""
-    roofline = ", roofline" if system.note else ""
+    has_gpus = not isinstance(system, System) or system.gpus is not None
+    roofline = ", roofline" if has_gpus else ""
     return f"{system.name} ({system.title}{roofline})"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lpu_jax.errors import LpuError, PlanError
+from lpu_jax.errors import PlanError
 from lpu_jax.machine.catalogue import any_system
 from lpu_jax.machine.mixed import MixedSystem
 from sharding.cli.main import main
@@ -88,13 +88,10 @@ def test_what_needs_one_machine_is_refused(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("plan", "smollm2-135m", "--plan", TWO_POOLS),
-        ("plan", "smollm2-135m"),
         ("trace", "smollm2-135m", "--plan", TWO_POOLS, "--out", "never.json"),
-        ("check", "smollm2-135m", "--plan", TWO_POOLS),
         ("generate", "--weights", "none", "hello"),
     ],
-    ids=["plan", "plan of its own", "trace", "check", "generate"],
+    ids=["trace", "generate"],
 )
 @pytest.mark.parametrize("is_file", [True, False])
 def test_commands_of_one_machine_name_the_two(
@@ -145,12 +142,31 @@ def test_plans_that_are_not_on_the_two_machines_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_what_would_be_run_on_one_machine_is_refused(small: str) -> None:
-    """No values of a mixed plan are emulated."""
+def test_values_of_both_machines_stand_beside_the_times(small: str) -> None:
     machine, plan = any_system(small), Plan.parse(TWO_POOLS)
     found = compare("smollm2-135m", machine, Request(context=2), plans=[plan])
-    with pytest.raises(LpuError, match="check: small is a mixed system"):
-        with_numerics(found, 1)
+    (row,) = with_numerics(found, 1).rows
+    assert row.numerics is not None
+    assert 30 < row.numerics["sqnr_db"] < 90
+
+
+def test_a_plan_over_both_machines_is_explained_and_drawn(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "plan.svg"
+    about = ["plan", "smollm2-135m", "--system", small, "--context", "2", "--plan", TWO_POOLS]
+    code, out, err = _run([*about, "--plot", str(picture)], capsys)
+    assert (code, err) == (0, "")
+    assert "h100x2 0..0" in out
+    assert "(network)" in out
+    assert "to the LPUs" in picture.read_text()
+
+
+def test_a_plan_of_two_machines_of_their_own_is_refused(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = ["plan", "smollm2-135m", "--system", f"{small}:prefill-decode", "--context", "2"]
+    assert "have plans of their own; give one of them" in _is_one_sentence(_run(about, capsys))
 
 
 @pytest.mark.parametrize(
