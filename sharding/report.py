@@ -62,6 +62,11 @@ def interval(low_s: float, high_s: float) -> str:
     return f"{format_seconds(low_s)}..{format_seconds(high_s)}"
 
 
+def brief_rate(tokens_per_s: float) -> str:
+    """Write a rate as a whole number, below ten with two digits."""
+    return f"{tokens_per_s:.0f}" if tokens_per_s >= 10 else f"{tokens_per_s:.2g}"
+
+
 def rate(tokens_per_s: float) -> str:
     """Write a rate with four digits, or all that it has before the point."""
     return f"{tokens_per_s:.4g}" if tokens_per_s < 1000 else f"{tokens_per_s:.0f}"

@@ -16,6 +16,7 @@ from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
 from lpu_jax.quantities import format_bytes, format_seconds
 
+from .. import report
 from ..files import write_file
 from .chip_figures import FIGURES
 
@@ -192,8 +193,8 @@ def _html_cells(number: int, row: Mapping[str, Any]) -> Sequence[str]:
         f"{row['sram_used_fraction']:.1%}",
         format_seconds(row["decode_latency_s"]),
         f"{format_seconds(low_s)}..{format_seconds(high_s)}",
-        f"{row['tokens_per_s_per_user']:.0f}",
-        f"{row['tokens_per_s_total']:.0f}",
+        report.brief_rate(row["tokens_per_s_per_user"]),
+        report.brief_rate(row["tokens_per_s_total"]),
         "yes" if row["fits"] else short,
     )
 

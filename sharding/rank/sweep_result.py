@@ -361,8 +361,8 @@ def _table(found: Sweep) -> Table:
             format_seconds(row.decode_latency_s),
             report.interval(row.decode_latency_lower_s, row.decode_latency_upper_s),
             report.interval(*row.decode_latency_range_s),
-            f"{row.tokens_per_s_per_user:.0f}",
-            f"{row.tokens_per_s_total:.0f}",
+            report.brief_rate(row.tokens_per_s_per_user),
+            report.brief_rate(row.tokens_per_s_total),
         )
     return made
 
