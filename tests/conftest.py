@@ -9,6 +9,7 @@ not imported here, because jaxtyping can only check modules that are imported af
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,20 @@ def _leave_shapes_unchecked(patch: pytest.MonkeyPatch) -> None:
     from jaxtyping import config
 
     patch.setattr(config, "jaxtyping_disable", True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave all but the first cases of a test to the slow ones (`first`)."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("first")
+        if mark is None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        seen[test] += 1
+        if seen[test] > mark.args[0]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -176,6 +176,7 @@ def _text_files(root: Path) -> Iterator[Path]:
 RULES = (arrow_violations, undeclared_imports, undocumented_names, style_violations)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_installed_packages_keep_the_rule(rule: Callable[[Path], list[str]]) -> None:
     assert rule(INSTALL_ROOT) == []

@@ -61,6 +61,7 @@ def test_importing_a_package_loads_no_compiler(package: str) -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_the_main_job_in_one_line() -> None:
     """As a new user types it, with modules loaded first that could hide the function."""
     program = (

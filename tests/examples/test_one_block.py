@@ -8,6 +8,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "one_block.py"
 
 
+@pytest.mark.slow
 def test_one_block_is_read_three_ways(capsys: pytest.CaptureFixture[str]) -> None:
     if not EXAMPLE.exists():
         pytest.skip("examples are not part of an installed package")

@@ -12,6 +12,7 @@ from lpu_jax.machine.catalogue import system
 CASES = json.loads(PINNED.read_text(encoding="utf-8"))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['model']}-{c['system']}-{c['name']}")
 def test_a_prediction_is_the_pinned_one(case: dict[str, Any]) -> None:
     constants = constants_key(system(case["system"]))

@@ -88,6 +88,7 @@ def check(path: Path, expected: dict[str, np.ndarray] | None) -> None:
                 np.testing.assert_array_equal(found[name], values)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["llama", "gpt_oss_mxfp4", "deepseek_v3_fp8", "kimi_k2_int4"])
 @FAST
 @given(damages=DAMAGES)

@@ -29,6 +29,7 @@ def source(name: str) -> HfTensors:
     return checkpoint(name).weights
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_those_of_transformers(name):
     tokens, _ = oracle(name)
@@ -71,6 +72,7 @@ def hidden_states(model_cfg: ModelConfig) -> jnp.ndarray:
     return jnp.asarray(values, dtype=jnp.float32)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
 def test_holding_only_the_chosen_experts_changes_nothing(name):
     weights = source(name)

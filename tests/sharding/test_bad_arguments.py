@@ -280,6 +280,7 @@ def test_an_order_may_be_a_list() -> None:
     assert hash(shard) == hash(MlpShard(tensor=2, order=("tensor", "replica")))
 
 
+@pytest.mark.slow
 def test_names_do_where_objects_do() -> None:
     by_name = forward(SOURCE, NODE, PLAN, TOKENS, policy="int8")
     found = forward(SOURCE, system(NODE), PLAN, TOKENS, policy=models.POLICIES["int8"])

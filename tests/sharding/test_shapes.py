@@ -36,6 +36,7 @@ def test_shapes_are_checked_here() -> None:
     assert not config.jaxtyping_disable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cfg", "machine"),
     [
@@ -76,6 +77,7 @@ def test_comparing_with_options(asked: dict[str, Any]) -> None:
     assert compare(TINY_LLAMA, "groq-3", request, **asked) is not None
 
 
+@pytest.mark.slow
 def test_what_does_not_fit() -> None:
     found = compare(model("llama-2-70b"), "groq-12", Request(context=128), top=2)
     assert found.nearest is not None
@@ -95,6 +97,7 @@ def test_comparing_beside_gpus(objective: Any) -> None:
     assert found.nearest is not None
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("plan", ["2x2 a:2t f:2t row", "1x2 a:2t + 1x3 f:3t row"])
 def test_one_plan(plan: str) -> None:
     cfg: ModelConfig = TINY_LLAMA

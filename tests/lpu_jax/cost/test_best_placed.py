@@ -96,6 +96,7 @@ def _name(machine: System) -> str:
     return f"{machine.n_chips} of {name_of(machine.topology)}"
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("machine", [*SMALL, PARTS[0]], ids=_name)
 def test_no_run_is_better_placed(machine: System) -> None:
     assert priced_below_the_bound(machine, most=400) == []

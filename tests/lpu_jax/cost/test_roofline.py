@@ -311,6 +311,7 @@ def test_every_plausible_gpu_lies_between_the_bounds(seed: int) -> None:
     assert (other.lower_cycles, other.upper_cycles) == (nominal.lower_cycles, nominal.upper_cycles)
 
 
+@pytest.mark.slow
 def test_every_constant_takes_part_in_a_time_or_a_fit() -> None:
     """A number that nothing reads would look like a part of the model and be none."""
 
@@ -374,6 +375,7 @@ SMALL = Plan(stages=1, group_chips=8, attention=AttentionShard(tensor=1, data=2,
              mlp=MlpShard(tensor=8))  # fmt: skip
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["gb200-nvl72", "vr-nvl72"])
 def test_compare_has_the_columns_of_any_system(name: str) -> None:
     asked = Request(context=64, batch=2)

@@ -98,6 +98,7 @@ def test_a_gpu_with_less_than_one_chosen_expert_works_on_one() -> None:
     assert choices.matrices({}, "worst") == 8
 
 
+@pytest.mark.slow
 def test_only_chosen_rows_are_multiplied() -> None:
     # 4,096 tokens choose 8 experts each; the busiest of 8 GPUs has little more than an eighth.
     stated, _ = expert_times(4096)

@@ -88,6 +88,7 @@ def expected(kind: str, wire: str, a: jax.Array, b: jax.Array) -> np.ndarray:
     return wide * np.float32(3) + wide
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("n", [2, 3, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_virtual_devices_nested_and_single_steps_equal_numpy(kind: str, n: int) -> None:
@@ -188,6 +189,7 @@ def test_a_single_chip_keeps_its_values(kind: str) -> None:
     np.testing.assert_array_equal(out, expected(kind, "float32", a, b))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_programs_equals_one_after_the_other(kind: str) -> None:
     pairs = [factors(2), tuple(reversed([x + 1 for x in factors(2)]))]
@@ -235,6 +237,7 @@ def ring_sum(parts: np.ndarray) -> np.ndarray:
     return total
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wire", ["float16", "float32"])
 @pytest.mark.parametrize("kind", ["all_reduce", "reduce_scatter"])
 @pytest.mark.parametrize("n", [2, 3, 8])

@@ -108,6 +108,7 @@ def test_bits_do_not_depend_on_the_batch_on_jit_or_on_vmap() -> None:
 stored = jax.jit(quantize, static_argnums=1)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("weights", ["nvfp4", "int8"])
 def test_stored_weights_are_widened_in_blocks_along_the_contraction(weights: str) -> None:
     x, w = normal(3, 48), normal(2, 5, 48, seed=1)  # [m, k], [g, n, k]
@@ -165,6 +166,7 @@ def products(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Dimensi
     return tuple(SIZES[n] for n in lhs), tuple(SIZES[n] for n in rhs), numbers
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(product=st.sampled_from([FP8, FP8_BOTH_MADE]), case=products())
 def test_any_dimension_numbers_mean_what_they_mean_to_jax(

@@ -33,6 +33,7 @@ def operands(k: int, n: int, n_matrices: int, seed: int) -> tuple[jax.Array, Qua
     return jnp.asarray(rng.normal(size=(5, k)) * 8, jnp.float8_e4m3fn), w
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("k", [1, 128, 300])
 def test_blocks_are_summed_exactly_scaled_and_added_in_order(k: int) -> None:
     one_matrix, a_store = (jax.jit(fp8_product) for _ in range(2))
@@ -47,6 +48,7 @@ def test_blocks_are_summed_exactly_scaled_and_added_in_order(k: int) -> None:
         np.testing.assert_array_equal(one_matrix(x, one[1]), expected(np.asarray(x), one[1]))
 
 
+@pytest.mark.slow
 def test_rows_of_each_matrix_and_chips() -> None:
     x, w = operands(300, 6, 4, 0)
     rows = jnp.asarray([3, 1], jnp.int32)

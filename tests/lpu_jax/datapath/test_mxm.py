@@ -69,6 +69,7 @@ def test_int8_and_float8_equal_integers_and_fractions() -> None:
     np.testing.assert_array_equal(mxm.matmul(x8, w8), np.float32(expected))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scheme", ["int4", "fp8", "int8"])
 def test_a_quantised_weight_is_widened_and_keeps_its_stored_bits(scheme: str) -> None:
     x = fp16_array(M, K)
@@ -128,6 +129,7 @@ FORMS = {
 }
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "mapped", [[a] for a in ONE_AXIS] + [[a, b] for a, b in itertools.permutations(ONE_AXIS, 2)]
@@ -141,6 +143,7 @@ def test_a_vmap_of_float16_equals_a_loop(mapped: list[Mapped]) -> None:
     check_batching(mxm.matmul, mapped, *FORMS["plain"], make=fp16_array)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("x_shape", [(M, K), (3, M, K)])
 @pytest.mark.parametrize("flags", [f for f in itertools.product((True, False), repeat=3) if any(f)])
 def test_vmaps_of_an_addressed_store_equal_a_loop(x_shape: tuple[int, ...], flags: Mapped) -> None:

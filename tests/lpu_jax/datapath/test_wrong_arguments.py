@@ -222,6 +222,7 @@ def call(name: str, arguments: Mapping[str, Any]) -> Any:
     return bound()
 
 
+@pytest.mark.first(32)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_arguments_made_from_annotations_are_accepted(name):
     trace(name, right_arguments(name))
@@ -324,6 +325,7 @@ def assert_is_a_sentence(message: str, name: str) -> None:
     assert message.startswith(names) or function in message or "unknown" in message, message
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_wrong_argument_is_refused_in_one_sentence(name):
     for argument in inspect.signature(FUNCTIONS[name]).parameters:

@@ -113,6 +113,7 @@ def unchanged():
     return list(readings({}))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     "constant",
     [

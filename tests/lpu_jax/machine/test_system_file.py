@@ -159,6 +159,7 @@ def test_examples_are_systems(path):
     assert found.name in describe_text(found)
 
 
+@pytest.mark.slow
 def test_plans_are_compared_on_a_users_machine():
     """From the example file to a ranking, as on any other machine."""
     assert len(EXAMPLES) >= 3

@@ -65,6 +65,7 @@ def degrees(topology, level):
     return count
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("topology", MACHINES, ids=name_of)
 def test_the_graph_is_what_chips_say_pair_by_pair(topology):
     """`links_between` computes a pair by arithmetic, the graph lists a level at once."""

@@ -59,6 +59,7 @@ def test_wide_ranges_are_spread_by_their_logarithm_and_narrow_ones_evenly():
     assert plausible(assumed(30.0, 10.0, 90.0), math.nextafter(1, 0)) == pytest.approx(90.0)
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_all_drawn_ends_included():
     """By hand: 10..12 evenly is a third each; 1..4 by logarithm is log(1 + 1/n) / log 5."""
     u = np.arange(30_000) / 30_000
@@ -76,6 +77,7 @@ def test_options_are_equally_likely():
     assert extremes(assumed(16, 16, 78)) == (78,)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("machine", named_systems(), ids=lambda machine: machine.name)
 def test_a_draw_is_a_machine_with_the_same_ranges(machine):
     for spec in (machine.chip, machine.topology):

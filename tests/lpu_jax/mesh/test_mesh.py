@@ -33,6 +33,7 @@ def doubled(x: jax.Array, *, axes: dict[str, Axis]) -> jax.Array:
     return vxm.add(x, x)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_cut_and_joined_arrays_are_what_devices_see(spec: P) -> None:
     x = jnp.arange(12 * 18, dtype=jnp.float32).reshape(12, 18)

@@ -37,6 +37,7 @@ MODES = [
 ]
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_fp16_equals_integer_oracle(case, mode):
@@ -69,6 +70,7 @@ def test_the_oracles_tell_the_modes_apart():
         assert all((one != other).any() for other in results[:i])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", ["normal", "log-uniform", "cancellation in the last tile"])
 def test_blocks_of_matrices_keep_the_bits(case, monkeypatch):
     """Few matrices at once, an uneven last block, shared and separate activations."""
@@ -147,6 +149,7 @@ def test_infinities_and_nan_follow_ieee():
     assert np.isnan(scalar.dot([np.inf, 1.0], [0.0, 1.0], 1))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", ["normal", "cancellation"])
 def test_rows_do_not_depend_on_the_batch(case):
     x, w = CASES[case]
@@ -161,6 +164,7 @@ def test_appended_zeros_change_nothing():
     np.testing.assert_array_equal(matmul(*longer), matmul(x, w))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     ("x_type", "w_type"),
     [pair for pair, kind in accumulate.PRODUCT_KINDS.items() if kind != "int8"],

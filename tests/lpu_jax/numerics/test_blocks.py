@@ -114,6 +114,7 @@ def assert_same(q: quantized.QuantizedArray, exponents: np.ndarray, values: np.n
         np.testing.assert_array_equal(np.signbit(got), np.signbit(values))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", MX)
 def test_scales_follow_the_rule_and_elements_gfloat(name: str, rule: str) -> None:
@@ -289,6 +290,7 @@ def test_quantising_again_changes_nothing(name: str, rule: str) -> None:
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp4", "msfp12"])
 def test_blocks_along_either_axis_are_the_same_blocks(name: str) -> None:
     x = np.random.default_rng(4).normal(size=(3, 80, 70)).astype(np.float32)  # ragged both ways

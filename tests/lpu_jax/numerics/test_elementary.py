@@ -26,6 +26,7 @@ def arguments(name, size):
     return np.concatenate([np.linspace(-87.33, 88.72, size - small.size), small]).astype("f4")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", UNARY)
 def test_bits_do_not_depend_on_how_it_runs(name):
     function = getattr(elementary, name)
@@ -58,6 +59,7 @@ def unguarded(x, y, gain):
     return x * y + gain
 
 
+@pytest.mark.slow
 def test_chain_in_one_jit_equals_single_operations():
     rng = np.random.default_rng(1)
     x, y, gain = (jnp.asarray(rng.normal(size=(64, 333)), jnp.float32) for _ in range(3))
@@ -96,6 +98,7 @@ def tree_sum(x):
     return total[0]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("n", [1, 64, 320, 333, 2560, 7168])
 def test_sum_lanes_follows_the_stated_tree(n):
     x = np.random.default_rng(n).normal(size=(5, n)).astype(np.float32)

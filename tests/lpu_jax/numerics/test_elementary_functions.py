@@ -116,6 +116,7 @@ def dense(name: str, size: int) -> np.ndarray:
     return np.linspace(low, high, size).astype(np.float32)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_bounds_hold(name: str) -> None:
     worst = max(check(name, sweep(5003)), check(name, dense(name, 500_000)))

@@ -165,6 +165,7 @@ def on_that_machine(
         return interpreted(jax.make_jaxpr(on(unit, name))(*xs), *xs)[0]
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_has_the_same_bits_everywhere(name: str) -> None:
     xs = arguments(name, 20_000)

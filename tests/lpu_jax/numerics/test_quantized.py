@@ -154,6 +154,7 @@ def test_nan_and_infinity_take_an_nvfp4_matrix_with_them():
 # --- values -----------------------------------------------------------------------------------
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_widen_rounds_the_exact_product_once(name):
     scheme = SCHEMES[name]

@@ -74,6 +74,7 @@ def case(request):
     return Case(request.param, x, {mode: np.asarray(c) for mode, c in codes.items()})
 
 
+@pytest.mark.first(2)
 def test_nearest_even_equals_ml_dtypes(case):
     fmt, x, got = case.fmt, case.x, case.codes["rne", "ieee"]
     if fmt.name not in NARROW or fmt is FP32:
@@ -90,6 +91,7 @@ def test_nearest_even_equals_ml_dtypes(case):
     assert_same_values(code_values(fmt)[got], by_ml_dtypes(x, fmt), x)
 
 
+@pytest.mark.first(5)
 def test_every_rounding_equals_float64(case):
     for (mode, overflow), codes in case.codes.items():
         x = case.x

@@ -65,6 +65,7 @@ def reference(case, rule, made):
     )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("i", ALL)
 def test_stored_products_of_mmasim_are_reproduced(i):
     for name in CLASSES:

@@ -62,6 +62,7 @@ def grouped_prefill() -> np.ndarray:
     return prefill(TINY_LLAMA)
 
 
+@pytest.mark.slow
 def test_decode_on_eight_chips_with_a_longer_cache_equals_prefill_on_one(
     grouped_prefill: np.ndarray,
 ) -> None:
@@ -70,6 +71,7 @@ def test_decode_on_eight_chips_with_a_longer_cache_equals_prefill_on_one(
     np.testing.assert_array_equal(decoded, grouped_prefill)
 
 
+@pytest.mark.slow
 def test_the_order_of_axes_moves_no_bit_of_a_column_split(grouped_prefill: np.ndarray) -> None:
     block = split_block(TINY_LLAMA, Split.COLUMN, 64, order=("tensor", "data", "replica"))
     names = [name for name, _ in block.mesh.axes]

@@ -108,6 +108,7 @@ def expected(cfg: ModelConfig, tokens: int = 8, kind: Kind = "attention") -> np.
     return x + attention(cfg, SyntheticWeights(cfg).block(kind, cfg.n_layers - 1), x, window)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("cfg", "kind"),
     [
@@ -152,6 +153,7 @@ def test_a_ring_that_wraps_gives_the_bits_of_one_that_does_not() -> None:
     np.testing.assert_array_equal(rung, once)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 64]
 )
@@ -168,6 +170,7 @@ CONTEXT_TWO = plan("attention", Split.COLUMN, context=2)
 CONTEXT_MANY = plan("attention", Split.ROW, data=2, context=3, tensor=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cfg", "the_plan"),
     [

@@ -34,6 +34,7 @@ def run(
     return runner(TINY_LLAMA, block, way, nested)(x, *block.arguments[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     ["fp16", *(pytest.param(p, marks=pytest.mark.long) for p in ("int8", "groq-truepoint"))],
@@ -46,6 +47,7 @@ def test_all_ways_of_running_give_the_same_bits(policy: str) -> None:
     np.testing.assert_array_equal(virtual, nested)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("n", [2, 3, 7, 8])  # 7 pads the columns
 def test_a_column_split_moves_no_rounding_and_a_row_split_does(n: int) -> None:
     alone = run(Split.COLUMN, 1, policy="int8")
@@ -59,12 +61,14 @@ def test_columns_over_chips_equal_one_chip_in_every_policy(policy: str) -> None:
     np.testing.assert_array_equal(run(Split.COLUMN, 4, policy=policy), alone)
 
 
+@pytest.mark.slow
 def test_a_row_of_one_equals_the_same_row_of_many_on_other_chips() -> None:
     one = run(Split.COLUMN, 1, policy="fp16", batch=1)
     many = run(Split.COLUMN, 2, policy="fp16", batch=64)
     np.testing.assert_array_equal(many[:1], one)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("policy", SQNR_DB)
 def test_the_block_is_close_to_float32(policy: str) -> None:
     x = hidden(64, 1, TINY_LLAMA.d_model)[:BATCH]

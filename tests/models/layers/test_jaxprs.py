@@ -71,6 +71,7 @@ def traced(
     )
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize(
     ("cfg", "kind", "split", "policy"), pairs_first(BLOCKS, list(Split), list(POLICIES))
 )
@@ -87,6 +88,7 @@ def test_every_block_over_thousands_of_chips_is_a_program(
     assert program.operations
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(("cfg", "kind"), BLOCKS)
 def test_tracing_twice_gives_the_same_program(cfg: ModelConfig, kind: Kind) -> None:
     first, second = (traced(cfg, kind, "fp16", Split.ROW) for _ in range(2))

@@ -41,11 +41,13 @@ def run(
     return runner(TINY_KIMI, block, way, {order[1]: 4})(x, *block.arguments[1:])
 
 
+@pytest.mark.slow
 def test_experts_and_columns_over_eight_chips_equal_one_chip() -> None:
     alone = run(Split.COLUMN, 1, 1)
     np.testing.assert_array_equal(run(Split.COLUMN, 4, 2), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order",
     [
@@ -68,6 +70,7 @@ def test_devices_and_virtual_chips_order_axes_alike(way: str) -> None:
     assert np.any(np.asarray(rows) != np.asarray(run(Split.ROW, 2, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [

@@ -58,6 +58,7 @@ SIZES: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("sizes", SIZES[1:3])
 def test_slots_and_capacity_move_no_bit(sizes: dict[str, Any]) -> None:
     alone = run("kimi", Split.COLUMN, 1, 1, capacity=BATCH)
@@ -124,6 +125,7 @@ def filled(ids: list[list[int]], chip: int, capacity: int) -> list[tuple[int, li
     return slots
 
 
+@pytest.mark.slow
 @given(
     ids=IDS, chip=st.integers(0, N_CHIPS - 1), capacity=st.integers(1, 10), spare=st.integers(-2, 2)
 )
@@ -148,6 +150,7 @@ def test_slots_are_filled_by_ascending_expert_and_row(
         assert [(row, ids[row][j]) for row, j in chosen] == [(row, expert) for row in users]
 
 
+@pytest.mark.slow
 @given(ids=IDS, capacity=st.integers(1, 10))
 @settings(max_examples=80)
 def test_results_are_found_by_ascending_expert(ids: list[list[int]], capacity: int) -> None:
@@ -172,6 +175,7 @@ def test_results_are_found_by_ascending_expert(ids: list[list[int]], capacity: i
     assert own.T.tolist() == of_second
 
 
+@pytest.mark.slow
 def test_slots_that_are_not_enough_would_show() -> None:
     """What the tests above rest on: a program with fewer slots than a step needs loses rows."""
     request = Request(batch=BATCH, tokens=1, context=1)

@@ -110,6 +110,7 @@ def logits(weights: WeightSource, name: str, plan: str, phase: str) -> np.ndarra
     return forward(weights, tiered(2), PLANS[plan], tokens, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "plan", "phase"), cases())
 def test_a_family_under_a_plan_equals_transformers(name, plan, phase):
     assert difference(logits(checkpoint(name).weights, name, plan, phase), name) < HF_BOUND

@@ -84,6 +84,7 @@ def test_every_mistake_is_in_the_table():
     assert len(MISTAKES) >= 20
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(
     "what",
     [

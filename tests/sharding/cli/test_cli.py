@@ -260,6 +260,7 @@ def test_a_plan_that_does_not_fit_is_a_no_with_its_memory_map(run: Run, tmp_path
     assert "short of" in result.out
 
 
+@pytest.mark.slow
 def test_no_plan_fits(run: Run) -> None:
     arguments = ("compare", "llama-2-70b", "--system", "groq-node", "--context", "2")
     text, data = run(*arguments), run(*arguments, "--json", "-")

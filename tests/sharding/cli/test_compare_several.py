@@ -80,6 +80,7 @@ def test_one_scenario_is_a_comparison(run: Run) -> None:
         assert (result.code, result.out, result.err) == (0, f"{alone.table()}\n", "")
 
 
+@pytest.mark.slow
 def test_several_scenarios_are_one_table(run: Run) -> None:
     found = _found()
     assert run(*FOUR) == Result(0, f"{found.table()}\n", "")
@@ -87,6 +88,7 @@ def test_several_scenarios_are_one_table(run: Run) -> None:
     assert run(*FOUR, "--csv", "-").out == found.to_csv()
 
 
+@pytest.mark.slow
 def test_options_reach_the_sweep(run: Run, tmp_path: Path) -> None:
     options = (
         *("--objective", "throughput", "--top", "3", "--per", "2", "--min-chips"),
@@ -143,6 +145,7 @@ def test_processes_give_the_same_bytes(run: Run, tmp_path: Path) -> None:
 # --- shards -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parts_say_what_is_left_and_the_last_prints(run: Run, tmp_path: Path) -> None:
     shards, data = tmp_path / "shards", tmp_path / "a.json"
     options = (*FOUR, "--shards", str(shards), "--json", str(data))

@@ -199,6 +199,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+@pytest.mark.slow
 def test_json_csv_and_a_picture_are_written_and_read_back(
     small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +226,7 @@ def test_json_csv_and_a_picture_are_written_and_read_back(
         assert math.isfinite(row.prefill_latency_s)
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_a_plan_on_both_machines_comes_nearest(
     small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

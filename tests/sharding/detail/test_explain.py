@@ -63,6 +63,7 @@ def kimi() -> Explanation:
     return explained("kimi")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_totals_are_those_of_evaluate(case: str) -> None:
     name, machine, weights, plan, request = CASES[case]
@@ -89,6 +90,7 @@ def test_totals_are_those_of_evaluate(case: str) -> None:
         assert wire == pytest.approx(found.wire_bytes[0], rel=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_shares_are_all_of_the_time(case: str) -> None:
     ours = explained(case)
@@ -103,6 +105,7 @@ def test_shares_are_all_of_the_time(case: str) -> None:
     assert shares + rest == pytest.approx(1, abs=n_blocks / ours.latency_cycles)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_stages_hold_every_block_once_on_chips_of_their_own(case: str) -> None:
     name, _, _, plan, _ = CASES[case]
@@ -214,6 +217,7 @@ def test_gpus_are_called_a_roofline() -> None:
     assert "GPU roofline" in ours.text()
 
 
+@pytest.mark.slow
 def test_slots_that_overflow_are_in_the_parts_too() -> None:
     """Fewer slots than the 8 of one token: the parts still add up to the total."""
     name, machine, weights, plan, request = CASES["kimi"]

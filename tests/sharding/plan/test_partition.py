@@ -109,6 +109,7 @@ def _whole_shares(values: np.ndarray, spec: P, axes: dict[str, int]) -> np.ndarr
     return np.pad(values, missing)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("cfg", "name"),
     [

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner
 
 from lpu_jax import mesh
@@ -32,6 +33,7 @@ def issue_times(cfg: ModelConfig, block: LoadedBlock, arguments: tuple[Any, ...]
     return [(slot.operation.name, slot.start, slot.first, slot.last) for slot in timing.slots]
 
 
+@pytest.mark.slow
 def test_a_hundred_routings_take_the_same_cycles() -> None:
     request = Request(batch=2, tokens=1, context=1)
     block = place(TINY_KIMI, "moe", plan("moe", Split.ROW, expert=2, tensor=2), request)
@@ -51,6 +53,7 @@ def test_a_hundred_routings_take_the_same_cycles() -> None:
     assert all(times == schedules[0] for times in schedules)
 
 
+@pytest.mark.slow
 def test_a_hundred_cache_fills_take_the_same_cycles() -> None:
     request = Request(batch=2, tokens=1, context=160)
     block = place(TINY_LLAMA, "attention", plan("attention", Split.ROW, tensor=4), request)

@@ -74,6 +74,7 @@ def test_a_step_is_its_drafts_one_after_another_and_the_step_that_judges_them() 
     assert row.decode_latency_lower_s <= row.decode_latency_s <= row.decode_latency_upper_s
 
 
+@pytest.mark.slow
 def test_a_draft_model_serves_one_micro_batch_at_a_time_like_one_more_stage() -> None:
     """Short stages of the model and long drafts, and the other way round."""
     for stages, draft_layers in ((4, 30), (2, 1)):
@@ -144,6 +145,7 @@ def _searched() -> Comparison:
     return compare(SMOLLM, GROQ, REQUEST, draft_model=SMALL, top=1000)
 
 
+@pytest.mark.slow
 def test_both_lie_on_chips_of_their_own() -> None:
     n_nodes, node = 3, 8
     for plan, draft in _plans_side_by_side(_searched().evaluation):

@@ -109,6 +109,7 @@ def test_a_plan_alone_has_the_energy_that_it_has_among_others() -> None:
         assert alone[0] == among[i]  # to the last bit
 
 
+@pytest.mark.slow
 @given(st.floats(0.1, 10))
 def test_energy_scales_with_power_and_with_the_clock(factor: float) -> None:
     found = _some_plans(Request(context=512))

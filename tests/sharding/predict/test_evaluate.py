@@ -221,6 +221,7 @@ NUMBERS = (
 )  # fmt: skip
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES[:3])
 def test_a_plan_alone_is_the_plan_among_thousands(case: tuple[str, str, str, int, int]) -> None:
     name, machine, policy, batch, context = case
@@ -355,6 +356,7 @@ def test_kimi_k2_in_fp8_does_not_fit_nine_racks() -> None:
     assert min(nearest.short_bytes) == nearest.short_bytes[0] == pytest.approx(31.9e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_kimi_k2_in_fp8_fits_ten_racks_in_two_pools_alone() -> None:
     scenario = _scenario("kimi-k2", "lpx-10", "fp8", 1, 8192)
     assert find_plans(scenario, choices=Choices(pools=False))[0] is None

@@ -67,6 +67,7 @@ def rates_and_latencies(machine: System) -> tuple[list[str], list[str]]:
     return rates, [name for name in names if name.endswith("_s") and name not in rates]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_twice_the_clock_and_rates_and_half_the_latencies_take_half_the_time(
     case: tuple[str, str, str],
@@ -85,6 +86,7 @@ def test_twice_the_clock_and_rates_and_half_the_latencies_take_half_the_time(
     np.testing.assert_array_equal(quick.upper_cycles, slow.upper_cycles)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=8)
 def test_a_worse_machine_is_never_faster(data: st.DataObject) -> None:
@@ -115,6 +117,7 @@ def test_a_worse_machine_is_never_faster(data: st.DataObject) -> None:
     np.testing.assert_array_equal(after.cuts.least_bytes, before.cuts.least_bytes)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=8)
 def test_more_of_anything_asked_is_never_faster(data: st.DataObject) -> None:

@@ -270,6 +270,7 @@ def _first_tokens_s(
     return found.time_to_first_token_s
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: f"{case[0]}-{case[1]}")
 @given(one=st.integers(1, MOST_PROMPT), off=st.integers(0, 2 * MOST_CHUNK))
 def test_a_longer_prompt_never_has_an_earlier_first_token(
@@ -311,6 +312,7 @@ def test_a_prompt_of_one_token_is_a_step() -> None:
     assert found.time_to_first_token_s[0] == _evaluated(_request()).latency_s[0]
 
 
+@pytest.mark.slow
 def test_plans_are_ranked_by_the_first_token_when_asked() -> None:
     def compared(objective: Objective) -> Comparison:
         return compare("smollm2-135m", "groq-24", Request(context=4096), objective=objective, top=5)

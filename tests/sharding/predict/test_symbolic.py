@@ -167,6 +167,7 @@ def concrete_timing(case: Case) -> Timing:
     return schedule(read(jaxpr, strict=True), machine_of(case))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     ("name", "kind"), [(n, kind) for n, cfg in MODELS.items() for kind in block_kinds(cfg)]
 )

@@ -69,6 +69,7 @@ def test_the_machine_is_drawn_first_then_the_rules_of_plans() -> None:
     assert {one.value_of(RULE) for one in drawn} == set(SlotRule)
 
 
+@pytest.mark.slow
 def test_a_rule_has_its_influence() -> None:
     """The latencies at the other rules, beside those of plans that follow them from the start."""
     ranked = _ranked(MIXED)

@@ -99,6 +99,7 @@ def _refuse(word: str) -> Any:
     raise AssertionError(f"{word} is not JSON")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("found", [_small, _too_large])
 def test_json_has_what_scripts_read(found: Any) -> None:
     comparison = found()
@@ -147,6 +148,7 @@ def test_memory_parts_are_the_used_fraction() -> None:
             assert row.short_bytes == pytest.approx(beyond, abs=1.0)
 
 
+@pytest.mark.slow
 def test_rows_are_ranked() -> None:
     per_user = [row.tokens_per_s_per_user for row in _small().rows]
     assert per_user == sorted(per_user, reverse=True)

@@ -68,6 +68,7 @@ def test_the_front_of_all_batches_is_found_by_brute_force() -> None:
     assert {point.batch for point in made.points} == {1, 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 8))]
 )
@@ -129,6 +130,7 @@ def test_batches_are_doubled_while_something_fits() -> None:
         assert fits_somehow(Scenario(cfg, system("groq-8"), request, policy=policy)) == fits
 
 
+@pytest.mark.slow
 def test_drafts_move_every_rate() -> None:
     plain, drafts = _curve("groq-24"), _curve("groq-24", request=DRAFTS)
     best_plain = plain.points[0].tokens_per_s_per_user

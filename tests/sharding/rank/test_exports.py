@@ -71,6 +71,7 @@ def _is(cell: str, value: Any) -> bool:
 # --- columns ------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(1)
 @BOTH
 def test_csv_has_every_value_of_every_row(found: Callable[[], Comparison]) -> None:
     comparison = found()

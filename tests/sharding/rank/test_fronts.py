@@ -65,5 +65,6 @@ def test_a_front_keeps_plans_that_differ_in_stages_alone() -> None:
     assert len(set(splits)) < len(splits)
 
 
+@pytest.mark.slow
 def test_pareto_is_latency_and_throughput() -> None:
     assert _front("groq-24", "pareto") == _front("groq-24", "latency,throughput")

@@ -71,6 +71,7 @@ def _along(values: Any, places: Any) -> Callable[[Any], Any]:
     raise AssertionError("points are on no linear and no logarithmic axis")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("found", [_found, _front])
 def test_every_row_is_at_its_rates_with_its_ranges(
     found: Callable[[], Comparison], tmp_path: Path

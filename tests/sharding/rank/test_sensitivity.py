@@ -61,6 +61,7 @@ def _compared() -> Comparison:
     return compare("smollm2-135m", machine, SMALL, plans=found.evaluation.plans, top=1)
 
 
+@pytest.mark.slow
 def test_contenders_are_what_was_asked_for() -> None:
     tree: Any = {"policy": "int8", "invariant": "tree", "top": 1}
     found = compare("smollm2-135m", "groq-4", SMALL, **tree)
@@ -126,6 +127,7 @@ def _name(toy: Comparison, plan: int) -> str:
     return toy.evaluation.plans[plan].name
 
 
+@pytest.mark.slow
 def test_shares_are_those_of_the_ranges(toy: Comparison) -> None:
     """Whole numbers 10..50 by logarithm: ln(30/10)/ln(51/10) below 30; 70 % reserve at most 7 %.
 

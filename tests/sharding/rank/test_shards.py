@@ -256,6 +256,7 @@ print(Task(scenario=asked, wanted=wanted, min_chips=False).digest)
 # --- runs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_answer_is_computed_twice(tmp_path: Path, counted: list[Task], whole: str) -> None:
     assert _sweep(tmp_path).to_json() == whole
     assert len(counted) == N_CASES

@@ -70,6 +70,7 @@ KEYS: Mapping[Objective, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [
@@ -127,6 +128,7 @@ def test_rows_of_a_case_and_of_all_may_be_limited() -> None:
     assert len({(row.system, row.policy, row.batch) for row in front.rows}) == len(front.rows)
 
 
+@pytest.mark.slow
 def test_a_row_comes_back_from_json() -> None:
     for row in _swept().rows:
         data = json.loads(json.dumps(row.row.as_dict()))
@@ -232,6 +234,7 @@ def test_systems_are_series_of_a_picture(objective: Objective, tmp_path: Path) -
     assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("over", "columns"),
     [
@@ -256,6 +259,7 @@ def test_the_table_has_the_columns_that_differ(over: dict[str, Any], columns: li
 # --- options ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_smallest_part_of_each_machine_may_be_taken() -> None:
     found = sweep(MODEL, SYSTEMS, REQUEST, policies="int8", batches=BATCHES, min_chips=True)
     names = {(row.case.system.name, row.batch): row.system for row in found.rows}

@@ -252,11 +252,13 @@ def alone() -> str:
     return _digest(None)
 
 
+@pytest.mark.slow
 def test_threads_give_the_same_bytes(alone: str) -> None:
     with ThreadPoolExecutor(3) as executor:
         assert _digest(executor) == alone
 
 
+@pytest.mark.slow
 def test_any_order_gives_the_same_bytes(alone: str) -> None:
     assert _digest(Backwards(N_CASES)) == alone
 

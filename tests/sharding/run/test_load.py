@@ -172,6 +172,7 @@ def _experts_of(hidden):
     return np.argsort(-scores)[:8].tolist()
 
 
+@pytest.mark.slow
 def test_devices_give_the_bits_of_virtual_chips():
     source = SyntheticWeights(replace(zoo.model("smollm2-135m"), n_layers=1, d_model=96, d_ff=100))
     hidden = np.random.default_rng(4).normal(size=(1, 2, 96)).astype(np.float16)

@@ -72,6 +72,7 @@ def same_bits(found, expected):
 # --- bits -------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("policy", "kinds"),
     [

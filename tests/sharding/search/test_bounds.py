@@ -73,6 +73,7 @@ def _check_kinds(bound: Bounds, found: Evaluation, chips: np.ndarray) -> None:
         assert np.all((least[chips] <= cycles * (1 + ROUNDING))[found.fits]), kind
 
 
+@pytest.mark.slow
 def test_no_plan_of_a_small_machine_is_below_its_bound() -> None:
     for seed in range(3):
         scenario = random_scenario(Random(seed), most_plans=300, pools=False)
@@ -161,6 +162,7 @@ def _check_pairs(scenario: Scenario) -> int:
     return int(found.fits.sum())
 
 
+@pytest.mark.slow
 def test_no_plan_of_two_pools_is_below_the_bound_of_its_pair() -> None:
     counted = [_check_pairs(random_scenario(Random(seed), most_plans=300)) for seed in range(2, 5)]
     assert sum(counted) > 50
@@ -218,6 +220,7 @@ def _check_cheaper_collectives(seed: int, most_plans: int, monkeypatch: pytest.M
     assert np.all(after <= before * (1 + ROUNDING))
 
 
+@pytest.mark.slow
 def test_no_plan_is_slower_with_cheaper_collectives(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(3):
         _check_cheaper_collectives(seed, 300, monkeypatch)

@@ -77,6 +77,7 @@ def _check_objectives(
     return n_cases
 
 
+@pytest.mark.slow
 def test_the_best_plans_are_those_of_brute_force() -> None:
     assert _check_objectives(1000, most_plans=150) >= len(OBJECTIVES)
 
@@ -117,10 +118,12 @@ def _check_first_token(
     return found.is_proven
 
 
+@pytest.mark.slow
 def test_the_earliest_first_token_is_that_of_brute_force() -> None:
     assert _check_first_token(1, most_plans=100)
 
 
+@pytest.mark.slow
 def test_the_earliest_first_token_need_not_have_the_least_bound_of_its_form() -> None:
     assert _check_first_token(6, 600, random_mixed_scenario)
 

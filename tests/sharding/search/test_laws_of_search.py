@@ -131,6 +131,7 @@ def _keeps_on_more_chips(seed: int, objective: str) -> None:
 LAWS = [_more_chips, _more_memory, _larger_space, _looser_limit, _keeps_on_more_chips]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.strip("_"))
 def test_more_never_makes_the_best_plan_worse(law: object) -> None:
     few(given(seeds, objectives)(law))()  # type: ignore[arg-type]
@@ -186,6 +187,7 @@ def test_every_process_writes_the_same_bytes() -> None:
     assert len(json.loads(first.splitlines()[0])) == 5
 
 
+@pytest.mark.slow
 def test_two_searches_find_the_same_plans() -> None:
     scenario = random_scenario(Random(3), MOST_PLANS)
     for objective in (*OBJECTIVES, "pareto"):

@@ -105,6 +105,7 @@ def _check_objectives(
     return len(limits) * len(OBJECTIVES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [SEEDS[0], pytest.param(SEEDS[1], marks=pytest.mark.slow)])
 def test_the_best_plans_beside_gpus_are_those_of_brute_force(seed: int) -> None:
     assert _check_objectives(seed, most_plans=100) == 2 * len(OBJECTIVES)
@@ -308,6 +309,7 @@ def _more_gpus(seed: int, objective: str, most_plans: int) -> None:
 LAWS = (_faster_network, _more_lpus, _more_gpus)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.strip("_"))
 def test_more_never_makes_the_best_plan_worse(law: Any) -> None:
     law(SEEDS[0], "per-chip", 100)

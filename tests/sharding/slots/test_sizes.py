@@ -73,6 +73,7 @@ def test_steps_cover_every_routing(
     assert by_rule == sorted(by_rule, reverse=True)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("batch", [1, 4, 7, 16, 64])
 @pytest.mark.parametrize(("expert", "tensor"), [(2, 16), (32, 1), (4, 8)])
 @pytest.mark.parametrize("dispatch", Dispatch)

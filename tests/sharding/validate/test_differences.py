@@ -49,6 +49,7 @@ MIXED = Plan(
 )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("named", "machine", "policy", "plan"),
     [
@@ -179,6 +180,7 @@ def test_the_proxy_has_two_trillion_parameters() -> None:
     assert n_parameters(projections.proxy()) == pytest.approx(2e12, rel=0.001)
 
 
+@pytest.mark.slow
 def test_the_proxy_four_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three have a reading, of small stand-ins here; who drafts is not public."""
     small = dataclasses.replace(projections.proxy(), n_layers=1, sliding_layers=(0,))

@@ -211,6 +211,7 @@ def test_the_fewest_racks_are_found(needed: int, monkeypatch: pytest.MonkeyPatch
     assert min(tried, default=3) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_plan")
 def test_other_planners_stand_beside_ours() -> None:
     figures, remarks = anchors.peers()

@@ -61,6 +61,7 @@ def states():
     return rng.normal(size=(2, 4, TINY_KIMI.d_model)).astype(np.float32)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("routing", ["forced", "free"])
 def test_the_reference_follows_or_chooses_itself(states, routing):
     """Against the float32 mixture with all experts; 1e-5: orders of sums."""

@@ -49,6 +49,7 @@ def exact():
     return check_whole(SOURCE, NODE, [ONE_CHIP], policy=FLOAT32, token_ids=IDS)[0]
 
 
+@pytest.mark.slow
 def test_float32_on_one_chip_is_the_reference_model(exact):
     """Ours whole in memory, and built without the check: 2e-5 as for Hugging Face's logits."""
     expected = np.asarray(Transformer(SOURCE)(jnp.asarray([IDS], jnp.int32)))[0]
@@ -267,6 +268,7 @@ def test_a_released_policy_of_other_roles_is_asked_for_itself(asked):
     assert asked == [(policy, 320)]
 
 
+@pytest.mark.slow
 def test_a_model_too_small_for_the_machine_is_run_on_fewer_chips():
     """4 experts of 8 columns cannot be split over more than 32 chips of 2,304."""
     lpx = system("lpx-9")

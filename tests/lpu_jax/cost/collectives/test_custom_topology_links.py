@@ -57,6 +57,7 @@ def listed(topology, kind, n, n_vectors, first=0, stride=1, algorithm="flat3"):
 PARALLEL = {links: machine((8, 1), (4, links)) for links in (8, 16, 32)}
 
 
+@pytest.mark.first(9)
 @pytest.mark.parametrize("kind", PRICED_KINDS)
 @pytest.mark.parametrize(("n", "stride"), [(32, 1), (16, 1), (8, 4), (4, 8)])
 def test_more_links_between_nodes_are_never_slower(kind, n, stride):
@@ -173,6 +174,7 @@ def pair_times(topology, group, bases):
         yield found(n_vectors).cycles, float(closed.cycles(n_vectors * 320)[index])
 
 
+@pytest.mark.first(17)
 @pytest.mark.parametrize("group", [3, 4, 5])
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("kind", LISTED_KINDS)
 @pytest.mark.parametrize("n_vectors", [1, 23])
 def test_every_route_is_proven_right(kind, n_vectors):

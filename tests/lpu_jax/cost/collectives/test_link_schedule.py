@@ -68,6 +68,7 @@ FILLING = [
 ]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("topology", "cases"), FILLING, ids=name_of)
 def test_filled_nodes_take_exactly_as_long_as_the_closed_form(topology, cases):
     n_exact = 0
@@ -94,6 +95,7 @@ def test_filled_nodes_take_exactly_as_long_as_the_closed_form(topology, cases):
     assert n_exact >= 2 * len(cases)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("kind", PRICED_KINDS)
 @pytest.mark.parametrize(
     "topology", [GROQ[48], GROQ[72], GROQ[88], GROQ[576], GROQ[1512], LPX], ids=name_of
@@ -172,6 +174,7 @@ def test_runs_that_share_links_wait_for_each_other():
     assert sorted(schedule.run[on_link]) == list(range(8))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("topology", "n"), [(GROQ[8], 8), (GROQ[72], 72), (LPX, 64)], ids=name_of)
 @given(n_vectors=st.integers(1, 500))
 def test_link_bytes_are_what_the_algorithm_moves(topology, n, n_vectors):

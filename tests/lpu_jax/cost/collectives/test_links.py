@@ -108,6 +108,7 @@ def test_two_level_reduction_of_nine_groq_nodes_by_hand():
 # --- against explicit schedules -------------------------------------------------------------------
 
 
+@pytest.mark.first(30)
 @pytest.mark.parametrize(("kind", "algorithm"), EVERY)
 @pytest.mark.parametrize("topology", MACHINES, ids=lambda t: f"{t.family}-{t.n_chips}")
 def test_where_it_says_exact_it_is_the_explicit_time(topology, kind, algorithm):

@@ -87,6 +87,7 @@ def legal(topology, case):
                     yield kind, algorithm, pieces
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("topology", "cases"), CASES, ids=lambda value: getattr(value, "family", None)
 )
@@ -107,6 +108,7 @@ def test_listed_vector_by_vector_it_takes_what_it_is_priced_or_less(topology, ca
     assert n_exact > 0 or all(runs_of(case)[0, -1] >= topology.node_chips for case in cases)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("topology", "cases"), CASES, ids=lambda value: getattr(value, "family", None)
 )
@@ -315,6 +317,7 @@ def test_behind_a_slow_producer_results_come_as_vector_by_vector(option, n_vecto
         assert said == pytest.approx(first)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("option", ["", PIPELINED])
 @pytest.mark.parametrize("kind", PRICED_KINDS)
 def test_results_keep_their_order_for_every_algorithm(kind, option):

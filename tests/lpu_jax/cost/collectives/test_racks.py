@@ -31,6 +31,7 @@ def test_a_line_of_racks_is_passed_rack_by_rack(kind):
         assert whole.cycles(n_vectors * 320) == pytest.approx(listed.cycles)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("n_racks", "passes"), [(2, 1), (3, 1), (4, 2), (5, 2), (8, 4)])
 def test_a_ring_is_passed_both_ways(n_racks, passes):
     topology, payload = ring(n_racks), 16 * n_racks * 4 * 320
