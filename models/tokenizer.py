@@ -1,8 +1,9 @@
 """Text to token numbers and back, for the tokenizers of GGUF files and of checkpoint directories.
 
-Of GGUF's tokenizers, byte-pair encoding with the pre-tokenizers of SmolLM and of Llama 3 is known;
-a directory's `tokenizer.json` is run by the package it was written for. SentencePiece and tiktoken
-models without a `tokenizer.json` are not read, and no code of a checkpoint is ever run.
+Of GGUF's tokenizers, byte-pair encoding with some pre-tokenizers and SentencePiece's, which merges
+by the scores of tokens, are known; a directory's `tokenizer.json` is run by the package it was
+written for. SentencePiece and tiktoken models without a `tokenizer.json` are not read, and no code
+of a checkpoint is ever run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from lpu_jax.errors import WeightsError
 
 from .chat import ChatTemplate
 
+#: GGUF's name of SentencePiece's algorithm (`tokenizer.ggml.model`).
+SENTENCEPIECE = "llama"
+#: What SentencePiece writes for a space.
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+#: GGUF's token type of what stands for text that no token has.
+_UNKNOWN_TOKEN_TYPE = 2
 #: GGUF's token type for tokens that text is never split into, such as `<|im_start|>`.
 CONTROL_TOKEN_TYPE = 3
 #: GGUF's type for tokens that were added to the vocabulary and are part of the text.
@@ -27,9 +34,34 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-#: GGUF's names of pre-tokenizers, and whether a text begins with the first token unless the file
-#: says otherwise (for `llama-bpe` so, in llama.cpp's llama-vocab.cpp).
-_PRE_TOKENIZERS = {"smollm": False, "llama-bpe": True}
+#: The same of Qwen2 and its followers: digits stand alone.
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PreTokenizer:
+    """How text is split before bytes are merged, as in the family's tokenizer.json.
+
+    Attributes:
+        pattern: what stays together; None: words as GPT-2 has them, digits alone.
+        begins: whether a text begins with the first token unless the file says otherwise (in
+            llama.cpp's llama-vocab.cpp).
+        keeps_tokens: whether a part that is a token is not split and merged again.
+        normalises: whether characters that are written in several ways are made one (NFC).
+    """
+
+    pattern: str | None = None
+    begins: bool = False
+    keeps_tokens: bool = False
+    normalises: bool = False
+
+
+#: By GGUF's name.
+_PRE_TOKENIZERS: Mapping[str, _PreTokenizer] = {
+    "smollm": _PreTokenizer(),
+    "llama-bpe": _PreTokenizer(pattern=_LLAMA3_SPLIT, begins=True, keeps_tokens=True),
+    "qwen2": _PreTokenizer(pattern=_QWEN2_SPLIT, normalises=True),
+}
 #: Control tokens that end a text or a turn, whatever a file says of them: those that llama.cpp
 #: stops at, of the families here.
 _END_TOKENS = frozenset(
@@ -58,7 +90,10 @@ class TokenizerData:
         bos_token_id: the token that begins a text, if any.
         eos_token_id: the token that ends a text, if any.
         add_bos: whether `encode` puts the first before every text; None: as the pre-tokenizer
-            does.
+            does, and SentencePiece always.
+        scores: of SentencePiece, of each token: of two neighbours those are merged first whose
+            token has the highest.
+        adds_space: of SentencePiece, whether a space goes before a text.
     """
 
     model: str
@@ -69,6 +104,15 @@ class TokenizerData:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     add_bos: bool | None = None
+    scores: tuple[float, ...] = ()
+    adds_space: bool = True
+
+    @property
+    def begins(self) -> bool:
+        """Whether every text begins with the first token."""
+        if self.add_bos is not None:
+            return self.add_bos
+        return self.model == SENTENCEPIECE or _PRE_TOKENIZERS[self.pre_tokenizer].begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +153,10 @@ class Tokenizer:
     ) -> None:
         self._first: list[int] = []
         if isinstance(data, TokenizerData):
-            self._engine = _byte_pair_engine(data)
+            by_score = data.model == SENTENCEPIECE
+            self._engine = _sentencepiece_engine(data) if by_score else _byte_pair_engine(data)
             special = _special_tokens(data)
-            begins = _PRE_TOKENIZERS[data.pre_tokenizer] if data.add_bos is None else data.add_bos
-            if begins and data.bos_token_id is not None:
+            if data.begins and data.bos_token_id is not None:
                 self._first = [data.bos_token_id]
             ends: Iterable[int | None] = (data.eos_token_id,)
         else:
@@ -150,24 +194,75 @@ class Tokenizer:
 def _byte_pair_engine(data: TokenizerData) -> tokenizers.Tokenizer:
     if data.model != "gpt2" or data.pre_tokenizer not in _PRE_TOKENIZERS:
         raise WeightsError(
-            f"tokenizer must be gpt2 with the {' or the '.join(_PRE_TOKENIZERS)} pre-tokenizer, "
-            f"got {data.model} with {data.pre_tokenizer}."
+            f"tokenizer must be {SENTENCEPIECE}, or gpt2 with the "
+            f"{' or the '.join(_PRE_TOKENIZERS)} pre-tokenizer; got {data.model} with "
+            f"{data.pre_tokenizer}."
         )
     vocabulary = {token: number for number, token in enumerate(data.tokens)}
     merges = [_pair(merge) for merge in data.merges]
-    is_llama = data.pre_tokenizer == "llama-bpe"
+    rule = _PRE_TOKENIZERS[data.pre_tokenizer]
     try:
-        engine = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=is_llama))
+        engine = tokenizers.Tokenizer(
+            BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.keeps_tokens)
+        )
     except Exception as problem:  # the package raises nothing narrower
         raise WeightsError(f"tokenizer: its merges do not fit its tokens: {problem}.") from problem
     split = (
-        pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
-        if is_llama
+        pre_tokenizers.Split(Regex(rule.pattern), behavior="isolated")
+        if rule.pattern
         else pre_tokenizers.Digits(individual_digits=True)
     )
-    alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not is_llama)
+    alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.pattern is None)
     engine.pre_tokenizer = pre_tokenizers.Sequence([split, alphabet])
+    if rule.normalises:
+        engine.normalizer = normalizers.NFC()
     engine.decoder = decoders.ByteLevel()
+    _add_tokens(engine, data)
+    return engine
+
+
+def _sentencepiece_engine(data: TokenizerData) -> tokenizers.Tokenizer:
+    """Merge neighbours by the score of what they make, whole texts at once; bytes stand in."""
+    number = {token: i for i, token in enumerate(data.tokens)}
+    merges = [
+        (-data.scores[i], i, (token[:at], token[at:]))
+        for i, token in enumerate(data.tokens)
+        for at in range(1, len(token))
+        if token[:at] in number and token[at:] in number
+    ]
+    unknown = [
+        t
+        for t, kind in zip(data.tokens, data.token_types, strict=True)
+        if kind == _UNKNOWN_TOKEN_TYPE
+    ]
+    engine = tokenizers.Tokenizer(
+        BPE(
+            vocab=number,
+            merges=[pair for *_, pair in sorted(merges)],
+            unk_token=unknown[0] if unknown else None,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    spaces = normalizers.Replace(" ", _SPACE)
+    if data.adds_space:
+        engine.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+    else:
+        engine.normalizer = spaces
+    engine.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if data.adds_space else []),
+        ]
+    )
+    _add_tokens(engine, data)
+    return engine
+
+
+def _add_tokens(engine: tokenizers.Tokenizer, data: TokenizerData) -> None:
+    """Add the tokens that text is never split into."""
     typed = list(zip(data.tokens, data.token_types, strict=True))
     engine.add_special_tokens([token for token, kind in typed if kind == CONTROL_TOKEN_TYPE])
     engine.add_tokens(
@@ -177,7 +272,6 @@ def _byte_pair_engine(data: TokenizerData) -> tokenizers.Tokenizer:
             if kind == USER_DEFINED_TOKEN_TYPE
         ]
     )
-    return engine
 
 
 def _special_tokens(data: TokenizerData) -> dict[str, str]:

@@ -26,8 +26,9 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         WeightsError: it has none that is supported, or a file is not what its name says.
     """
-    if checkpoint.tokenizer_data is not None:
-        return Tokenizer(checkpoint.tokenizer_data, chat_template=checkpoint.chat_template)
+    if checkpoint.read_tokenizer_data is not None:
+        data = checkpoint.read_tokenizer_data()
+        return Tokenizer(data, chat_template=checkpoint.chat_template)
     files = checkpoint.tokenizer_files
     settings = _object(files.get("tokenizer_config.json"))
     return Tokenizer(

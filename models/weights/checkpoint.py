@@ -6,7 +6,7 @@ read when its block is asked for. Pickled weights (`.bin`, `.pt`, `.pth`) are ne
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -45,8 +45,8 @@ class Checkpoint:
     path: Path
     config: ModelConfig
     weights: HfTensors
-    #: Of a GGUF file; None for a folder.
-    tokenizer_data: TokenizerData | None = None
+    #: Reads the tokenizer of a GGUF file; None for a folder.
+    read_tokenizer_data: Callable[[], TokenizerData] | None = None
     chat_template: str | None = None  #: of a GGUF file, Jinja source
     #: Files of a folder that describe its tokenizer, by their names.
     tokenizer_files: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
@@ -109,7 +109,7 @@ def _open_gguf(file: Path) -> Checkpoint:
         path=file,
         config=model.config,
         weights=model.weights,
-        tokenizer_data=model.tokenizer,
+        read_tokenizer_data=model.read_tokenizer,
         chat_template=model.chat_template,
     )
 

@@ -1,19 +1,32 @@
 """Reading GGUF files: a small one made here with the format's own writer, and the real one."""
 
+import dataclasses
+import itertools
+import math
 import os
+import random
+import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import gguf
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from lpu_jax.errors import WeightsError
 from models import zoo
+from models.config import ModelConfig
 from models.hf_config import from_hf
+from models.rope import Llama3Scaling
 from models.tokenizer import Tokenizer, TokenizerData
+from models.tokenizer_files import read_tokenizer
 from models.weights.checkpoint import open_checkpoint
 from models.weights.fetch import GGUF_NAME, FetchError, _extract, fetch
 from models.weights.gguf import load_gguf
@@ -66,9 +79,13 @@ def write_gguf(
     leave_out: str = "",
     format_name: str = "Q8_0",
     big_endian: bool = False,
+    keys: Mapping[str, Any] = MappingProxyType({}),
     **extra,
 ) -> Path:
-    """Write the tiny checkpoint as GGUF, its matrices in `format_name` where 32 divides a row."""
+    """Write the tiny checkpoint as GGUF, its matrices in `format_name` where 32 divides a row.
+
+    `keys` replace keys of the metadata, by name behind the architecture's; None leaves one out.
+    """
     storage = gguf.GGMLQuantizationType[format_name]
     endian = gguf.GGUFEndian.BIG if big_endian else gguf.GGUFEndian.LITTLE
     writer = gguf.GGUFWriter(path, architecture, endianess=endian)
@@ -88,6 +105,7 @@ def write_gguf(
     writer.add_token_list([f"token{number}" for number in range(CONFIG.vocab_size)])
     writer.add_token_types([1] * CONFIG.vocab_size)
     writer.add_token_merges(["a b"])
+    set_keys(writer, architecture, keys)
     for name, tensor in (TENSORS | extra).items():
         values = tensor
         if name.endswith("q_proj.weight"):
@@ -106,6 +124,17 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def set_keys(writer: gguf.GGUFWriter, architecture: str, keys: Mapping[str, Any]) -> None:
+    """Set keys of the metadata to whole numbers, numbers, booleans or strings."""
+    kinds = gguf.GGUFValueType
+    types = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}
+    for name, value in keys.items():
+        key = name if name.startswith("tokenizer.") else f"{architecture}.{name}"
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            writer.add_key_value(key, value, types[type(value)])
 
 
 def q8(values: np.ndarray) -> np.ndarray:
@@ -197,8 +226,8 @@ def test_the_chat_template_is_passed_on(tiny):
     assert load_gguf(tiny).chat_template == CHAT_TEMPLATE
     checkpoint = open_checkpoint(tiny)
     assert checkpoint.chat_template == CHAT_TEMPLATE
-    assert checkpoint.tokenizer_data is not None
-    assert len(checkpoint.tokenizer_data.tokens) == CONFIG.vocab_size
+    assert checkpoint.read_tokenizer_data is not None
+    assert len(checkpoint.read_tokenizer_data().tokens) == CONFIG.vocab_size
 
 
 def test_a_folder_with_one_gguf_file_is_that_file(tiny):
@@ -257,7 +286,9 @@ def test_weights_of_nan_are_refused_by_name(tiny):
 
 def test_other_architectures_are_refused(tmp_path):
     path = write_gguf(tmp_path / "bert.gguf", architecture="bert")
-    with pytest.raises(WeightsError, match=r"bert\.gguf: architecture must be llama, got 'bert'"):
+    with pytest.raises(
+        WeightsError, match=r"bert\.gguf: architecture must be one of llama, .*, got 'bert'"
+    ):
         load_gguf(path)
 
 
@@ -313,12 +344,269 @@ def test_a_tensor_we_would_ignore_is_named(tmp_path):
 
 def test_unknown_tokenizers_are_refused():
     data = TokenizerData(
-        model="llama", pre_tokenizer="default", tokens=(), token_types=(), merges=()
+        model="gpt2", pre_tokenizer="default", tokens=(), token_types=(), merges=()
     )
     with pytest.raises(
-        WeightsError, match=r"must be gpt2 with the smollm or .*, got llama with default"
+        WeightsError, match=r"must be llama, or gpt2 with the smollm or .*; got gpt2 with default"
     ):
         Tokenizer(data)
+
+
+def test_a_tokenizer_is_read_where_text_is(tmp_path):
+    """Weights and sizes of a file are of use without it."""
+    path = write_gguf(tmp_path / "odd.gguf", keys={"tokenizer.ggml.pre": "of-tomorrow"})
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config.vocab_size == CONFIG.vocab_size
+    with pytest.raises(WeightsError, match="got gpt2 with of-tomorrow"):
+        read_tokenizer(checkpoint)
+
+
+# --- keys of the metadata: read, known to say nothing, or refused ---------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        # Where no type is named, llama.cpp divides positions by the factor.
+        ("rope.scaling.factor", 4.0),
+        ("rope.scale_linear", 4.0),
+        ("rope.scaling.type", "yarn"),
+        ("rope.scaling.attn_factor", 0.5),
+        ("rope.dimension_count", 4),
+        ("attention.value_length", 16),
+        ("attention.causal", False),
+        ("expert_count", 8),
+        ("expert_used_count", 2),
+        ("attention.clamp_kqv", 8.0),
+        ("attention.sliding_window", 512),
+        ("logit_scale", 0.5),
+        ("of_tomorrow", "yes"),
+    ],
+)
+def test_a_key_that_changes_the_network_is_refused_by_name(tmp_path, key, value):
+    path = write_gguf(tmp_path / "changed.gguf", keys={key: value})
+    with pytest.raises(
+        WeightsError, match=rf"changed\.gguf: key 'llama\.{re.escape(key)}'"
+    ) as said:
+        load_gguf(path)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"vocab_size": None},
+        {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scaling.finetuned": False},
+        {"rope.dimension_count": CONFIG.attention.head_dim, "expert_count": 0},
+        {"attention.value_length": CONFIG.attention.head_dim, "attention.causal": True},
+        {"attention.clamp_kqv": 0.0, "use_parallel_residual": False, "tensor_data_layout": ""},
+    ],
+)
+def test_keys_that_say_what_holds_anyway_change_nothing(tmp_path, keys):
+    found = load_gguf(write_gguf(tmp_path / "same.gguf", keys=keys)).config
+    assert found == dataclasses.replace(
+        CONFIG, name="same", released_format="q8_0", bos_token_id=None, eos_token_ids=()
+    )
+
+
+def test_without_a_base_it_is_that_of_llama(tmp_path):
+    path = write_gguf(tmp_path / "bare.gguf", keys={"rope.freq_base": None})
+    assert load_gguf(path).config.rope.theta == 10_000.0
+
+
+def test_a_part_of_several_files_is_refused(tmp_path):
+    path = tmp_path / "part.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(WeightsError, match=r"key 'split\.count' must be 0 or 1, .*; got 3"):
+        load_gguf(path)
+
+
+# --- rotation of Llama 3.1: a table of divisors ---------------------------------------------------
+
+
+def llama3_divisors(theta: float, head_dim: int, factor: float) -> np.ndarray:
+    """Divisors as llama.cpp's converter writes them (`LlamaModel.generate_extra_tensors`)."""
+    low, high, original = 1.0, 4.0, 8192
+    divisors = []
+    for i in range(0, head_dim, 2):
+        wavelength = 2 * math.pi * theta ** (i / head_dim)
+        if wavelength < original / high:
+            divisors.append(1.0)
+        elif wavelength > original / low:
+            divisors.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors, np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_a_table_of_llama_3_1_is_its_rule(tmp_path, factor):
+    keys = {"rope.freq_base": 500_000.0}
+    table = llama3_divisors(500_000.0, CONFIG.attention.head_dim, factor)
+    path = write_gguf(tmp_path / "long.gguf", keys=keys, **{"rope_freqs.weight": table})
+    assert load_gguf(path).config.rope.scaling == Llama3Scaling(
+        factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
+    )
+
+
+def test_another_table_is_refused(tmp_path):
+    table = llama3_divisors(500_000.0, CONFIG.attention.head_dim, 8.0) * np.float32(1.01)
+    keys = {"rope.freq_base": 500_000.0}
+    path = write_gguf(tmp_path / "odd.gguf", keys=keys, **{"rope_freqs.weight": table})
+    with pytest.raises(WeightsError, match=r"'rope_freqs\.weight' must be the table of Llama 3\.1"):
+        load_gguf(path)
+
+
+# --- other architectures: the checkpoints of the tests, written as llama.cpp's converter does -----
+
+QWEN3_PARTS = PARTS | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+EXPERT_PARTS = {
+    "gate_proj": "ffn_gate_exps",
+    "up_proj": "ffn_up_exps",
+    "down_proj": "ffn_down_exps",
+}
+
+
+def write_qwen3(path: Path, folder: str, architecture: str) -> ModelConfig:
+    """Write a tiny checkpoint as GGUF in float32; experts of a layer lie in one tensor."""
+    cfg, tensors = (
+        from_hf(DATA / "tiny" / folder),
+        load_file(DATA / "tiny" / folder / "model.safetensors"),
+    )
+    writer = gguf.GGUFWriter(path, architecture)
+    gqa = cfg.attention
+    writer.add_block_count(cfg.n_layers)
+    writer.add_context_length(cfg.max_position)
+    writer.add_embedding_length(cfg.d_model)
+    writer.add_feed_forward_length(cfg.d_ff)
+    writer.add_head_count(gqa.n_heads)
+    writer.add_head_count_kv(gqa.n_kv_heads)
+    writer.add_key_length(gqa.head_dim)
+    writer.add_value_length(gqa.head_dim)
+    writer.add_rope_freq_base(cfg.rope.theta)
+    writer.add_layer_norm_rms_eps(cfg.norm_eps)
+    writer.add_vocab_size(cfg.vocab_size)
+    if cfg.moe is not None:
+        writer.add_expert_count(cfg.moe.n_experts)
+        writer.add_expert_used_count(cfg.moe.top_k)
+        writer.add_expert_feed_forward_length(cfg.moe.d_expert)
+    for name, target in (
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("lm_head", "output"),
+    ):
+        if f"{name}.weight" in tensors:
+            writer.add_tensor(f"{target}.weight", tensors[f"{name}.weight"].astype(np.float32))
+    for layer in range(cfg.n_layers):
+        prefix = f"model.layers.{layer}."
+        for part, target in {**QWEN3_PARTS, "mlp.gate": "ffn_gate_inp"}.items():
+            if (key := f"{prefix}{part}.weight") in tensors:
+                writer.add_tensor(f"blk.{layer}.{target}.weight", tensors[key].astype(np.float32))
+        for part, target in EXPERT_PARTS.items() if cfg.moe else ():
+            experts = [
+                tensors[f"{prefix}mlp.experts.{i}.{part}.weight"] for i in range(cfg.moe.n_experts)
+            ]
+            writer.add_tensor(f"blk.{layer}.{target}.weight", np.stack(experts).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("folder", "architecture"), [("qwen3", "qwen3"), ("qwen3_moe", "qwen3moe")]
+)
+def test_another_architecture_is_the_same_model(tmp_path, folder, architecture):
+    cfg = write_qwen3(tmp_path / "other.gguf", folder, architecture)
+    found = load_gguf(tmp_path / "other.gguf")
+    assert found.config == dataclasses.replace(
+        cfg, name="other", released_format="f32", bos_token_id=None, eos_token_ids=(),
+        released_roles=found.config.released_roles,
+    )  # fmt: skip
+    expected = open_checkpoint(DATA / "tiny" / folder).weights
+    kinds = ("embed", "attention", "moe" if cfg.moe else "dense", "head")
+    for kind in kinds:
+        wanted = expected.block(kind, 0)
+        for name, array in found.weights.block(kind, 0).items():
+            np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+    if cfg.moe:
+        wanted = expected.expert(1, 1)
+        for name, array in found.weights.expert(1, 1).items():
+            np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
+# --- SentencePiece: merges by score ---------------------------------------------------------------
+
+BLOCK = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+def sentencepiece(seed: int, n_pieces: int = 60) -> TokenizerData:
+    """A vocabulary of bytes, letters and pieces with scores in no order."""
+    rng = random.Random(seed)
+    letters = [BLOCK, *"abcd"]
+    pieces = set()
+    while len(pieces) < n_pieces:
+        pieces.add("".join(rng.choices(letters, k=rng.randint(2, 4))))
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    tokens = ["<unk>", "<s>", "</s>", *bytes_, *letters, *sorted(pieces)]
+    scores = [0.0] * 259 + rng.sample(range(-10_000, 0), len(letters) + n_pieces)
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (len(letters) + n_pieces)
+    return TokenizerData(
+        model="llama", pre_tokenizer="", tokens=tuple(tokens), token_types=tuple(kinds), merges=(),
+        scores=tuple(map(float, scores)), bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+
+
+def merged_by_score(data: TokenizerData, text: str) -> list[int]:
+    """Tokens as llama.cpp's `llm_tokenizer_spm` finds them: the best neighbours first."""
+    number = {token: i for i, token in enumerate(data.tokens)}
+    parts = list((BLOCK + text).replace(" ", BLOCK))
+    while True:
+        pairs = [
+            (-data.scores[number[a + b]], i)
+            for i, (a, b) in enumerate(itertools.pairwise(parts))
+            if a + b in number
+        ]
+        if not pairs:
+            break
+        _, at = min(pairs)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    ids = []
+    for part in parts:
+        if part in number:
+            ids.append(number[part])
+        else:
+            ids += [number[f"<0x{byte:02X}>"] for byte in part.encode()]
+    return ids
+
+
+@given(
+    seed=st.integers(0, 30), text=st.text(alphabet="abcd e\u00e9\u4e2d", min_size=1, max_size=24)
+)
+@settings(max_examples=30)
+def test_sentencepiece_merges_by_score(seed, text):
+    data = sentencepiece(seed)
+    tokenizer = Tokenizer(data)
+    assert tokenizer.encode(text) == [1, *merged_by_score(data, text)]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.end_tokens == {2}
+
+
+def test_qwen2_splits_digits_one_by_one():
+    """Seen in its tokenizer.json: "12" is never one token, as it is for Llama 3."""
+    tokens = ("1", "2", "a", "b", "12", "ab")
+    common = {"model": "gpt2", "tokens": tokens, "token_types": (1,) * 6, "merges": ("1 2", "a b")}
+    qwen = Tokenizer(TokenizerData(pre_tokenizer="qwen2", **common))
+    llama = Tokenizer(TokenizerData(pre_tokenizer="llama-bpe", **common))
+    assert qwen.encode("12ab") == [0, 1, 5]
+    assert llama.encode("12ab") == [4, 5]
 
 
 def test_nothing_half_written_is_left_after_a_bad_download(tmp_path):
@@ -368,7 +656,7 @@ ENCODED = {
 @pytest.mark.slow
 @needs_real_file
 def test_the_real_tokenizer_agrees_with_transformers():
-    tokenizer = Tokenizer(load_gguf(REAL).tokenizer)
+    tokenizer = Tokenizer(load_gguf(REAL).read_tokenizer())
     for text, numbers in ENCODED.items():
         ids = [int(number) for number in numbers.split()]
         assert tokenizer.encode(text) == ids
