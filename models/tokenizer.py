@@ -124,12 +124,14 @@ class TokenizerJson:
         content: the whole file.
         special_tokens: such as `bos_token`, by the names that chat templates use.
         end_token_ids: numbers that the directory's files say end a text.
+        added: tokens that the settings add, by number; text is never split into them.
     """
 
     path: str
     content: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     end_token_ids: tuple[int, ...] = ()
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
 
 
 class Tokenizer:
@@ -292,7 +294,25 @@ def _read_engine(data: TokenizerJson) -> Any:
     # What a training run cut or padded to is no part of the model.
     engine.no_truncation()
     engine.no_padding()
+    _add_of_settings(engine, data)
     return engine
+
+
+def _add_of_settings(engine: tokenizers.Tokenizer, data: TokenizerJson) -> None:
+    """Add what settings add, in the order of their numbers, then special tokens they only name."""
+    known = engine.get_added_tokens_decoder()
+    for number, token in sorted(data.added.items()):
+        if number in known and repr(known[number]) == repr(token):
+            continue
+        engine.add_tokens([token])
+        if engine.token_to_id(token.content) != number:
+            raise WeightsError(
+                f"{data.path}: the settings beside it give the token {token.content!r} the number "
+                f"{number}; it has {engine.token_to_id(token.content)}."
+            )
+    for text in data.special_tokens.values():
+        if engine.token_to_id(text) is None:
+            engine.add_special_tokens([text])
 
 
 def _pair(merge: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 Read are `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
 `generation_config.json` and `chat_template.jinja`; of several named chat templates, the one named
-"default".
+"default". As in Hugging Face's reader, settings add tokens, and `tokenizer.json` alone says what
+goes around a text: `add_bos_token` and `add_eos_token` have no say beside it.
 """
 
 import json
@@ -10,12 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
+
 from lpu_jax.errors import WeightsError
 from lpu_jax.quantities import format_given
 
 from .tokenizer import Tokenizer, TokenizerJson
 from .weights.checkpoint import Checkpoint
 
+#: Properties of an added token that are true or false.
+_SWITCHES = ("special", "lstrip", "rstrip", "single_word", "normalized")
+#: No number of a token is longer.
+_MOST_DIGITS = 9
 #: Names that chat templates use.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -26,8 +33,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         WeightsError: it has none that is supported, or a file is not what its name says.
     """
-    if checkpoint.read_tokenizer_data is not None:
-        data = checkpoint.read_tokenizer_data()
+    if (data := checkpoint.tokenizer_data) is not None:
         return Tokenizer(data, chat_template=checkpoint.chat_template)
     files = checkpoint.tokenizer_files
     settings = _object(files.get("tokenizer_config.json"))
@@ -56,7 +62,32 @@ def _tokenizer_json(
         content=_text(path),
         special_tokens=special,
         end_token_ids=_end_token_ids(files.get("generation_config.json")),
+        added=_added(files, settings),
     )
+
+
+def _added(files: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Read the tokens that settings add, by number."""
+    given = settings.get("added_tokens_decoder") or {}
+    path = files.get("tokenizer_config.json")
+    if not isinstance(given, dict):
+        raise WeightsError(
+            f"{path}: added_tokens_decoder must be an object, got {format_given(given)}."
+        )
+    found = {}
+    for number, token in given.items():
+        rules = token if isinstance(token, dict) else {}
+        text, switches = rules.get("content"), {name: rules.get(name, False) for name in _SWITCHES}
+        is_right = isinstance(text, str) and all(isinstance(on, bool) for on in switches.values())
+        if not (is_right and number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS):
+            raise WeightsError(
+                f"{path}: added_tokens_decoder must have a token with its content for each number, "
+                f"got {format_given(token)} for {format_given(number)}."
+            )
+        # What is special is not normalised unless it says so; what is not special is.
+        normalised = rules.get("normalized", not switches["special"])
+        found[int(number)] = AddedToken(text, **switches | {"normalized": normalised})
+    return found
 
 
 def _text(path: Path) -> str:

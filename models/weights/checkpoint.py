@@ -6,7 +6,7 @@ read when its block is asked for. Pickled weights (`.bin`, `.pt`, `.pth`) are ne
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from lpu_jax.quantities import format_given
 from ..config import ModelConfig
 from ..hf_config import from_hf
 from ..tokenizer import TokenizerData
-from .gguf import load_gguf
+from .gguf import GgufModel, load_gguf
 from .names import BESIDE_TEXT, TEXT_PREFIX
 from .safetensors import FileTensor, SafetensorsFile, unique_keys
 from .source import HfTensors, from_hf_tensors
@@ -45,11 +45,19 @@ class Checkpoint:
     path: Path
     config: ModelConfig
     weights: HfTensors
-    #: Reads the tokenizer of a GGUF file; None for a folder.
-    read_tokenizer_data: Callable[[], TokenizerData] | None = None
+    gguf: GgufModel | None = None  #: what a GGUF file holds; None for a folder
     chat_template: str | None = None  #: of a GGUF file, Jinja source
     #: Files of a folder that describe its tokenizer, by their names.
     tokenizer_files: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def tokenizer_data(self) -> TokenizerData | None:
+        """The tokenizer of a GGUF file, read when it is asked for; None for a folder.
+
+        Raises:
+            WeightsError: it is damaged.
+        """
+        return None if self.gguf is None else self.gguf.tokenizer
 
     def with_config(self, model_cfg: ModelConfig) -> "Checkpoint":
         """Return the same files read otherwise: fewer layers, the other form of latent attention.
@@ -109,7 +117,7 @@ def _open_gguf(file: Path) -> Checkpoint:
         path=file,
         config=model.config,
         weights=model.weights,
-        read_tokenizer_data=model.read_tokenizer,
+        gguf=model,
         chat_template=model.chat_template,
     )
 

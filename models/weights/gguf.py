@@ -7,9 +7,7 @@ read of each architecture is in `gguf_architectures`; the rest is refused.
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +137,17 @@ class GgufModel:
 
     config: ModelConfig
     weights: HfTensors
-    #: Reads the tokenizer, which only text needs.
-    read_tokenizer: Callable[[], TokenizerData]
+    metadata: Metadata
     chat_template: str | None = None  #: Jinja source, `tokenizer.chat_template`
+
+    @property
+    def tokenizer(self) -> TokenizerData:
+        """Its tokenizer, read when it is asked for: sizes and weights are of use without it.
+
+        Raises:
+            WeightsError: a key is missing or damaged.
+        """
+        return _read_tokenizer(self.metadata)
 
 
 def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
@@ -151,7 +157,7 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
         path: the file. It stays memory-mapped; a tensor is decoded when it is asked for.
 
     Returns:
-        Its configuration, a weight source, and what reads its tokenizer.
+        Its configuration, a weight source, and its tokenizer.
 
     Raises:
         WeightsError: if it is not a GGUF file, is cut short or damaged, has another architecture,
@@ -200,7 +206,7 @@ def load_gguf(path: str | os.PathLike[str]) -> GgufModel:
     return GgufModel(
         config=model_cfg,
         weights=weights,
-        read_tokenizer=partial(_read_tokenizer, metadata),
+        metadata=metadata,
         chat_template=metadata.optional_text("tokenizer.chat_template"),
     )
 

@@ -207,7 +207,7 @@ def test_a_prompt_is_one_message_behind_the_systems():
 def test_the_template_of_a_real_model():
     """The text is what SmolLM2's model card describes; its control tokens are single tokens."""
     model = load_gguf(REAL)
-    tokenizer = Tokenizer(model.read_tokenizer(), chat_template=model.chat_template)
+    tokenizer = Tokenizer(model.tokenizer, chat_template=model.chat_template)
     text = chat_prompt(tokenizer.chat_template, "What is the capital of France?")
     assert text == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"

@@ -226,8 +226,8 @@ def test_the_chat_template_is_passed_on(tiny):
     assert load_gguf(tiny).chat_template == CHAT_TEMPLATE
     checkpoint = open_checkpoint(tiny)
     assert checkpoint.chat_template == CHAT_TEMPLATE
-    assert checkpoint.read_tokenizer_data is not None
-    assert len(checkpoint.read_tokenizer_data().tokens) == CONFIG.vocab_size
+    assert checkpoint.tokenizer_data is not None
+    assert len(checkpoint.tokenizer_data.tokens) == CONFIG.vocab_size
 
 
 def test_a_folder_with_one_gguf_file_is_that_file(tiny):
@@ -656,7 +656,7 @@ ENCODED = {
 @pytest.mark.slow
 @needs_real_file
 def test_the_real_tokenizer_agrees_with_transformers():
-    tokenizer = Tokenizer(load_gguf(REAL).read_tokenizer())
+    tokenizer = Tokenizer(load_gguf(REAL).tokenizer)
     for text, numbers in ENCODED.items():
         ids = [int(number) for number in numbers.split()]
         assert tokenizer.encode(text) == ids

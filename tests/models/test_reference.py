@@ -127,7 +127,7 @@ def test_a_block_short_of_a_parameter_is_refused():
 @pytest.mark.skipif(not GGUF.is_file(), reason=f"{GGUF} is not there; `make weights` fetches it")
 def test_trained_weights_know_a_capital():
     model = load_gguf(GGUF)
-    tokenizer = Tokenizer(model.read_tokenizer())
+    tokenizer = Tokenizer(model.tokenizer)
     tokens = tokenizer.encode("The capital of France is")
     transformer = Transformer(model.weights)
     for _ in range(2):

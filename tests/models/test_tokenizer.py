@@ -1,8 +1,12 @@
 """Tokenizers of GGUF data and of checkpoint directories, against merges done by hand."""
 
+import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -272,3 +276,69 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     checkpoint.tokenizer_files["tokenizer.json"].write_bytes(b"{\xff}")
     with pytest.raises(WeightsError, match=r"tokenizer\.json: it must be UTF-8; byte 1 is not"):
         read_tokenizer(checkpoint)
+
+
+# --- directories, beside what Hugging Face transformers makes of them -----------------------------
+
+_DATA = Path(__file__).parent / "data"
+_ORACLE = json.loads((_DATA / "tokenizers.json").read_text(encoding="utf-8"))["layouts"]
+
+
+def _module() -> Any:
+    spec = importlib.util.spec_from_file_location("layouts", _DATA / "tokenizer_layouts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_MODULE = _module()
+LAYOUTS = {name: rest for name, *rest in _MODULE.layouts()}
+
+
+def _read(folder: Path) -> Tokenizer:
+    cfg = model("smollm2-135m")
+    files = {path.name: path for path in folder.iterdir()}
+    return read_tokenizer(
+        Checkpoint(
+            path=folder,
+            config=cfg,
+            weights=from_hf_tensors(cfg, {}),
+            tokenizer_files=MappingProxyType(files),
+        )
+    )
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_directory_means_what_transformers_makes_of_it(tmp_path, name):
+    _MODULE.write(tmp_path, *LAYOUTS[name])
+    tokenizer, oracle = _read(tmp_path), _ORACLE[name]
+    ids = [tokenizer.encode(text) for text in _MODULE.TEXTS]
+    assert ids == oracle["ids"]
+    end = oracle["end"]
+    assert end is None or end in tokenizer.end_tokens
+
+
+def test_every_layout_was_asked():
+    assert set(LAYOUTS) == set(_ORACLE)
+    assert len(LAYOUTS) >= 20
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ([1], "added_tokens_decoder must be an object, got [1]"),
+        ({"9": "<x>"}, "must have a token with its content for each number, got '<x>' for '9'"),
+        ({"x": {"content": "<x>"}}, "for 'x'"),
+        ({"9" * 30: {"content": "<x>"}}, "must have a token with its content"),
+        ({"9": {"content": "<x>", "special": "yes"}}, "must have a token with its content"),
+        ({"9000": {"content": "<x>"}}, "give the token '<x>' the number 9000; it has"),
+    ],
+)
+def test_added_tokens_that_are_none_are_one_sentence(tmp_path, added, message):
+    engine, settings, others = LAYOUTS["bare"]
+    _MODULE.write(tmp_path, engine, settings | {"added_tokens_decoder": added}, others)
+    with pytest.raises(WeightsError, match=re.escape(message)) as said:
+        _read(tmp_path)
+    assert "\n" not in str(said.value)

@@ -306,7 +306,7 @@ def test_the_real_model_knows_the_capital_of_france():
     Asked as a chat it answers in a sentence and ends its turn by itself.
     """
     model = load_gguf(REAL)
-    tokenizer = Tokenizer(model.read_tokenizer(), chat_template=model.chat_template)
+    tokenizer = Tokenizer(model.tokenizer, chat_template=model.chat_template)
     bare = "The capital of France is"
     chat = chat_prompt(tokenizer.chat_template, "What is the capital of France?")
     prompts = [tokenizer.encode(bare), tokenizer.encode(chat, begin=False)]
