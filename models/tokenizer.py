@@ -125,6 +125,7 @@ class TokenizerJson:
         special_tokens: such as `bos_token`, by the names that chat templates use.
         end_token_ids: numbers that the directory's files say end a text.
         added: tokens that the settings add, by number; text is never split into them.
+        named: further special tokens that the settings name.
     """
 
     path: str
@@ -132,6 +133,7 @@ class TokenizerJson:
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     end_token_ids: tuple[int, ...] = ()
     added: Mapping[int, AddedToken] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
 
 
 class Tokenizer:
@@ -310,7 +312,7 @@ def _add_of_settings(engine: tokenizers.Tokenizer, data: TokenizerJson) -> None:
                 f"{data.path}: the settings beside it give the token {token.content!r} the number "
                 f"{number}; it has {engine.token_to_id(token.content)}."
             )
-    for text in data.special_tokens.values():
+    for text in (*data.special_tokens.values(), *data.named):
         if engine.token_to_id(text) is None:
             engine.add_special_tokens([text])
 

@@ -63,7 +63,23 @@ def _tokenizer_json(
         special_tokens=special,
         end_token_ids=_end_token_ids(files.get("generation_config.json")),
         added=_added(files, settings),
+        named=_named(files, settings),
     )
+
+
+def _named(files: Mapping[str, Path], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read the further special tokens that settings name."""
+    found: list[Any] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        given = settings.get(key)
+        listed = list(given.values()) if isinstance(given, dict) else given or []
+        if not isinstance(listed, list) or None in map(_token_text, listed):
+            raise WeightsError(
+                f"{files['tokenizer_config.json']}: {key} must be a list of tokens, got "
+                f"{format_given(given)}."
+            )
+        found += map(_token_text, listed)
+    return tuple(found)
 
 
 def _added(files: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[int, AddedToken]:

@@ -320,6 +320,14 @@ def test_a_directory_means_what_transformers_makes_of_it(tmp_path, name):
     assert end is None or end in tokenizer.end_tokens
 
 
+@pytest.mark.parametrize("named", [5, "x", [3], {"a": {}}])
+def test_further_tokens_that_are_none_are_one_sentence(tmp_path, named):
+    engine, settings, others = LAYOUTS["bare"]
+    _MODULE.write(tmp_path, engine, settings | {"additional_special_tokens": named}, others)
+    with pytest.raises(WeightsError, match="additional_special_tokens must be a list of tokens"):
+        _read(tmp_path)
+
+
 def test_every_layout_was_asked():
     assert set(LAYOUTS) == set(_ORACLE)
     assert len(LAYOUTS) >= 20

@@ -154,6 +154,12 @@ def layouts() -> Iterator[tuple[str, Tokenizer, dict[str, Any], dict[str, Any]]]
     }, {}  # fmt: skip
     yield "pad only named", _byte_level(), plain | ends | {"pad_token": "<pad>"}, {}
     yield (
+        "further ones named",
+        _byte_level(),
+        plain | ends | {"additional_special_tokens": ["<tool>", "<|im_end|>"]},
+        {},
+    )
+    yield (
         "named in a file of their own",
         _begun(_byte_level()),
         plain,
