@@ -122,19 +122,6 @@ class Scenario:
                 f"{self.mixed.gpus.name} or {self.mixed.lpus.name}."
             )
 
-    def require_one_schedule(self, caller: str) -> None:
-        """Raise unless a step is one program, on one machine or crossing between two.
-
-        Raises:
-            LpuError: it is a split in which two machines have plans of their own.
-        """
-        if self.mixed is not None and not self.crosses:
-            raise LpuError(
-                f"{caller}: the machines of {self.mixed.name} have plans of their own; give one of "
-                f"them, {self.mixed.gpus.name} or {self.mixed.lpus.name}, or the split "
-                f"{Split.ATTENTION_FFN}."
-            )
-
     @property
     def host_cycles(self) -> float:
         """Host and sampling in every latency: of the machine of the head."""
@@ -274,6 +261,19 @@ def system_of_kind(machine: Machine, kind: Kind) -> System:
     if isinstance(machine, System):
         return machine
     return machine.lpus if BLOCK_KINDS[kind].part in FFN_PARTS else machine.gpus
+
+
+def require_one_schedule(machine: Machine, caller: str) -> None:
+    """Raise unless a step is one program, on one machine or crossing between two.
+
+    Raises:
+        LpuError: it is a split in which two machines have plans of their own.
+    """
+    if isinstance(machine, MixedSystem) and machine.split is not Split.ATTENTION_FFN:
+        raise LpuError(
+            f"{caller}: the machines of {machine.name} have plans of their own; give one of them, "
+            f"{machine.gpus.name} or {machine.lpus.name}, or the split {Split.ATTENTION_FFN}."
+        )
 
 
 def require_values(machine: Machine, caller: str) -> None:

@@ -39,7 +39,10 @@ class Timing:
 
 
 def schedule(
-    program: Program, machine: Hardware, symbols: Mapping[str, Length] | None = None
+    program: Program,
+    machine: Hardware,
+    symbols: Mapping[str, Length] | None = None,
+    arrivals: Mapping[int, Quantity] | None = None,
 ) -> Timing:
     """Schedule a program on the units of one chip.
 
@@ -47,12 +50,16 @@ def schedule(
         program: from `program.read`.
         machine: chip and links.
         symbols: a number, or an array with one number per plan, for each symbol of the program.
+        arrivals: inputs that come from outside the chip, and the cycle at which the last of each
+            is there; all others are in memory.
 
     Returns:
         Cycles: scheduled, and a lower and an upper bound; `lower <= cycles <= upper` always.
     """
     works = [operation.work(machine, symbols or {}) for operation in program.operations]
-    slots = _in_order(program, works, machine)
+    there: dict[int | None, Quantity] = {}
+    there.update((arrivals or {}).items())
+    slots = _in_order(program, works, machine, there)
     end: Quantity = largest(0.0, *(slot.last for slot in slots))
     busy: dict[Unit, Quantity] = {
         unit: _total(work.busy_cycles for work in works if work.unit is unit)
@@ -70,11 +77,11 @@ def schedule(
     )
     # The weight stream is a unit of its own where it runs ahead of the arrays.
     streamed = _total(work.install_cycles for work in works) if _runs_ahead(machine) else 0.0
-    lower = largest(_critical_path(program, works, transit), streamed, *busy.values())
+    lower = largest(_critical_path(program, works, transit, there), streamed, *busy.values())
     return Timing(
         cycles=ceil(end),
         lower_cycles=lower,
-        upper_cycles=ceil(upper),
+        upper_cycles=ceil(upper + largest(0.0, *there.values())),
         busy_cycles=busy,
         slots=tuple(slots),
     )
@@ -87,12 +94,15 @@ def _total(quantities: Any) -> Quantity:
     return total
 
 
-def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Slot]:
+def _in_order(
+    program: Program, works: list[Work], machine: Hardware, arrivals: Mapping[int | None, Quantity]
+) -> list[Slot]:
     """Issue each operation on its unit in program order."""
     transit = float(machine.chip.transit_cycles)
-    known: set[int | None] = {None, *program.inputs}
+    # What is known before the program runs, and when all of it is in the chip.
+    known: dict[int | None, Quantity] = {**dict.fromkeys((None, *program.inputs), 0.0), **arrivals}
     first: dict[int | None, Quantity] = dict.fromkeys(known, 0.0)
-    last: dict[int | None, Quantity] = dict.fromkeys(known, 0.0)
+    last: dict[int | None, Quantity] = dict(known)
     unit_free: dict[Unit, Quantity] = dict.fromkeys(Unit, 0.0)
     # When the MXM's second weight buffer can take the next round, or the stream the next product.
     buffer_free: Quantity = 0.0
@@ -110,7 +120,7 @@ def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Sl
             start = largest(unit_free[work.unit], *ready)
             if work.stationary is not None:
                 weights = operation.reads[work.stationary]
-                there = 0.0 if weights in known else last[weights] + transit
+                there = known[weights] if weights in known else last[weights] + transit
                 installed = largest(buffer_free, there) + work.install_cycles
                 start = largest(start, last[weights] + transit)
                 if not _runs_ahead(machine):
@@ -141,7 +151,8 @@ def _in_order(program: Program, works: list[Work], machine: Hardware) -> list[Sl
         first.update(dict.fromkeys(operation.makes, first_out))
         last.update(dict.fromkeys(operation.makes, last_out))
         if operation.result_known:
-            known.update(operation.makes)
+            there = largest(0.0, *(known.get(value, 0.0) for value in operation.reads))
+            known.update(dict.fromkeys(operation.makes, there))
     return slots
 
 
@@ -150,13 +161,15 @@ def _runs_ahead(machine: Hardware) -> bool:
     return machine.chip.weight_prefetch == "block"
 
 
-def _critical_path(program: Program, works: list[Work], transit: float) -> Quantity:
+def _critical_path(
+    program: Program, works: list[Work], transit: float, arrivals: Mapping[int | None, Quantity]
+) -> Quantity:
     """Longest chain of dependences.
 
     Every operation has a unit of its own and takes vectors as they are made.
     """
     first: dict[int | None, Quantity] = dict.fromkeys((None, *program.inputs), 0.0)
-    last: dict[int | None, Quantity] = dict.fromkeys((None, *program.inputs), 0.0)
+    last: dict[int | None, Quantity] = {**first, **arrivals}
     longest: Quantity = 0.0
     for operation, work in zip(program.operations, works, strict=True):
         step = choose(work.absent, 0.0, transit) if work.unit is not Unit.FREE else 0.0

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..datapath.work import Length
+from ..datapath.work import Length, Quantity
 from ..machine.system import System
 from ..provenance import Constant
 from . import roofline, sources
@@ -53,7 +53,10 @@ def best_placed(system: System, n_plans: int) -> Placed | BestPlaced:
 
 
 def timing(
-    program: Program, machine: Placed | BestPlaced, symbols: Mapping[str, Length] | None = None
+    program: Program,
+    machine: Placed | BestPlaced,
+    symbols: Mapping[str, Length] | None = None,
+    arrivals: Mapping[int, Quantity] | None = None,
 ) -> Timing:
     """Time a program on one chip of a group.
 
@@ -61,13 +64,14 @@ def timing(
         program: from `program.read`.
         machine: from `placed`.
         symbols: a number, or an array with one number per plan, for each symbol of the program.
+        arrivals: of LPUs, inputs that come from outside the chip; see `schedule`.
 
     Returns:
         Cycles of the chip's clock, with bounds; those of a GPU are nanoseconds, or as it says.
     """
     if isinstance(machine, GpuMachine):
         return roofline.roofline(program, machine, symbols)
-    return schedule(program, machine, symbols)
+    return schedule(program, machine, symbols, arrivals)
 
 
 def constants_read(

@@ -53,7 +53,7 @@ def system(name_or_path: str | Path) -> System:
                 "its pools."
             )
         return _read(table)
-    pools = mixed_systems.pools_in(text)
+    pools = mixed_systems.pools_in(text.partition(":")[0])
     if pools is not None:
         raise UnknownNameError(
             f"{text} is a mixed system, {pools[0]} beside {pools[1]}; where one machine is needed, "

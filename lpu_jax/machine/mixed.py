@@ -76,6 +76,11 @@ class MixedSystem:
                 f"MixedSystem.{pool} is {getattr(self, pool).name}, which is made of {other}; a "
                 "mixed system is one machine of GPUs and one of LPUs."
             )
+        if self.lpus.dram is not None:
+            raise ConfigError(
+                f"MixedSystem.lpus is {self.lpus.name}, whose caches lie in DRAM; beside GPUs "
+                "those of LPUs are in SRAM."
+            )
         self._check_lanes()
 
     def _check_lanes(self) -> None:

@@ -177,6 +177,11 @@ class System:
         """List every number of chip, topology and host with its provenance.
 
         Returns:
-            The constants of the chip, those of the topology, of DRAM beside it, and of the host.
+            The constants of the chip, those of the topology, of DRAM beside it (by names that begin
+            with `dram.`), and of the host.
         """
-        return sum(map(constants_of, self.parts.values()), ())
+        listed = {part: constants_of(spec) for part, spec in self.parts.items()}
+        if "dram" in listed:
+            named = (dataclasses.replace(c, name=f"dram.{c.name}") for c in listed["dram"])
+            listed["dram"] = tuple(named)
+        return sum(listed.values(), ())

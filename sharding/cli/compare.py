@@ -14,7 +14,14 @@ from ..rank.chip_figures import figures_by_system
 from ..rank.comparison import Comparison
 from ..rank.fewest import smallest_part
 from ..request import decode_request
-from ..scenario import check_policy, machine_of, scenario
+from ..scenario import (
+    check_policy,
+    machine_of,
+    policy_of,
+    policy_of_values,
+    require_values,
+    scenario,
+)
 from ..search.find import INVARIANT
 from .common import (
     NO,
@@ -208,8 +215,17 @@ def compare(
             part = share_of(shard)
             compare_several(cases, options, out, workers=workers, shards=shards, shard=part)
             return
+        if check:
+            _require_values(cases)
         found = _compare_one(cases, options | {"top": top or _TOP}, min_chips=min_chips)
         _give_one(found, out, check=check, sensitivity=sensitivity, seed=seed)
+
+
+def _require_values(cases: Cases) -> None:
+    """Refuse what --check cannot compute, before the search."""
+    machine = machine_of(cases.systems[0])
+    require_values(machine, "--check")
+    policy_of_values(policy_of(cases.policies[0], cases.model), machine)
 
 
 def _compare_one(cases: Cases, options: Mapping[str, Any], *, min_chips: bool) -> Comparison:

@@ -12,7 +12,7 @@ from ..files import write_file
 from ..pictures import picture_format
 from ..rank.comparison import memory_maps
 from ..request import decode_request
-from ..scenario import machine_of
+from ..scenario import machine_of, require_one_schedule
 from .common import (
     NO,
     Acceptance,
@@ -66,6 +66,7 @@ def plan(
         batch=batch, context=context, draft_tokens=draft_tokens, acceptance=acceptance
     )
     machine = machine_of(system)
+    require_one_schedule(machine, "plan")
     found = compare_one(
         model,
         machine,
@@ -77,7 +78,6 @@ def plan(
         draft_plan=draft_plan,
         expert_shares=expert_shares,
     )
-    found.scenario.require_one_schedule("plan")
     (row,) = found.rows
     memory = found.scenario.machine.memory_name
     scheduled = schedule_plan(row.plan, found.scenario)

@@ -111,11 +111,13 @@ def refuse_for_several(cases: Cases, **options: int) -> None:
     Raises:
         LpuError: says which.
     """
+    split = next((name for name in cases.systems if ":" in str(name)), None)
+    hint = "" if split is None else f"; a mixed system has one for each split, such as {split}"
     for name, value in options.items():
         if value:
             raise LpuError(
                 f"--{name} is for the plans of one scenario, without --per, --shards or --shard; "
-                f"scenarios asked for: {len(cases)}."
+                f"scenarios asked for: {len(cases)}{hint}."
             )
 
 

@@ -19,7 +19,7 @@ from ..plan import Plan, check_is_plan
 from ..predict.latency_range import latency_ranges_s
 from ..predict.slot_reading import slot_readings
 from ..request import NEXT_TOKEN, Request
-from ..scenario import scenario
+from ..scenario import require_one_schedule, scenario
 from .explanation import (
     AxisUse,
     BlockUse,
@@ -66,7 +66,7 @@ def explain(
     """
     check_is_plan("explain", plan)
     asked = scenario(model, system, request, policy=policy)
-    asked.require_one_schedule("explain")
+    require_one_schedule(asked.machine, "explain")
     return explanation(schedule_plan(plan, asked))
 
 
@@ -157,7 +157,7 @@ def _block_use(scheduled: ScheduledPlan, kind: KindSchedule) -> BlockUse:
         collectives=collectives(scheduled, kind),
         weight_bytes=float(held.weights),
         cache_bytes=float(held.cache + held.dram_cache),
-        dram_cycles=float(kind.block.dram_cycles(held.dram_cache)),
+        dram_cycles=max(map(first_of, kind.block.dram_cycles.values()), default=0.0),
         cached_bytes=float(held.cached),
         live_bytes=float(peak_bytes(kind.ranges)),
         allocated_bytes=allocate(kind.ranges).top_bytes,

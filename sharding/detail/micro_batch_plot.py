@@ -37,7 +37,7 @@ def micro_batch_plot(scheduled: ScheduledPlan, picture: str, n_micro_batches: in
 
     steps, count = steps_of(scheduled), min(n_micro_batches, len(_COLOURS))
     count = min(count, int(scheduled.evaluation.in_flight[0]))
-    taken = turns(steps[:_SHOWN_STEPS], count)
+    taken = turns(steps, count)
     style: Any = {"svg.hashsalt": "lpu", "svg.fonttype": "none", "font.size": 9}
     with mpl.rc_context(style):
         figure = Figure(figsize=(11.0, 3.4))
@@ -70,17 +70,19 @@ def _draw(axes: "Axes", taken: list[Turn], scheduled: ScheduledPlan) -> None:
     def us(cycles: float) -> float:
         return cycles / scheduled.evaluation.clock_hz * 1e6
 
-    end = us(max(turn.end_cycle for turn in taken)) * 1.01
-    for turn in taken:
+    first = [turn for turn in taken if turn.micro_batch == 0][:_SHOWN_STEPS]
+    end = us(first[-1].end_cycle)
+    for turn in [turn for turn in taken if us(turn.start_cycle) < end]:
         y, colour = RESOURCES.index(turn.step.resource), _COLOURS[turn.micro_batch]
         start, length = us(turn.start_cycle), us(turn.step.cycles)
+        seen = min(length, end - start)
         axes.broken_barh(
             [(start, length)], (y - 0.4, 0.8), facecolors=colour, edgecolors="white",
             linewidth=0.5, alpha=0.85,
         )  # fmt: skip
-        if len(turn.step.name) * _CHARACTER_SHARE < length / end:
+        if len(turn.step.name) * _CHARACTER_SHARE < seen / end:
             axes.text(
-                start + length / 2, y, turn.step.name, ha="center", va="center", fontsize=7,
+                start + seen / 2, y, turn.step.name, ha="center", va="center", fontsize=7,
                 color="white",
             )  # fmt: skip
     for number in sorted({turn.micro_batch for turn in taken}):

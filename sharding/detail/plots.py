@@ -29,6 +29,7 @@ COLOURS = {
     "SXM": "#009E73",
     "MEM": "#CC79A7",
     "C2C": "#D55E00",
+    "DRAM": "#000000",
 }
 _GREY = "#5A5A5A"
 _WIDTH_INCHES, _LEFT_INCHES, _RIGHT_INCHES = 13.0, 1.15, 0.25
@@ -174,12 +175,10 @@ def _reasons(axes: "Axes", explained: Explanation) -> None:
         for use in block.operations:
             if use.share_of_token:
                 name = f"{use.row.unit}: {use.row.bound_by}"
+                if block.dram_cycles and use.name.startswith("append"):  # it waits for the rest
+                    name = "DRAM: caches"
                 _, before = shares.get(name, ("", 0.0))
                 shares[name] = (use.row.unit, before + use.share_of_token)
-        if block.dram_cycles:
-            waited = block.share_of_token - sum(use.share_of_token for use in block.operations)
-            _, before = shares.get("DRAM: caches", ("", 0.0))
-            shares["DRAM: caches"] = ("MEM", before + max(waited, 0.0))
     total = explained.latency_cycles
     shares["hand-overs"] = ("C2C", explained.hand_over_cycles / total)
     shares["host and sampling"] = ("", explained.host_cycles / total)

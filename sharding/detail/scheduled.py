@@ -36,9 +36,12 @@ _LONGEST_NAME = 34
 #: Constants that are in every time: the clock, the way from unit to unit, the host.
 _IN_EVERY_TIME = ("clock_hz", "transit_cycles", "host_overhead_s")
 #: Constants that decide what fits, beside the tiles that matrices are padded to.
-_IN_EVERY_FIT = ("sram_bytes", "memory_bytes", "reserved_fraction", "vector_bytes", "lanes")
+_IN_EVERY_FIT = (
+    "sram_bytes", "memory_bytes", "reserved_fraction", "vector_bytes", "lanes", "dram_bytes",
+    "fpga_lpus",
+)  # fmt: skip
 #: Constants of DRAM that are in the time of whoever reads it.
-_OF_DRAM = ("dram_bytes_per_s", "dram_latency_s")
+_OF_DRAM = ("lpu_lanes", "lane_bytes_per_s", "fpga_lpus", "dram_bytes_per_s", "dram_latency_s")
 _TILES = "mode"  # unit of the constants that say them
 _LISTED_BLOCKS = 4
 

@@ -23,8 +23,10 @@ from models.blocks import Kind
 
 from .explain import collectives
 from .explanation import CollectiveUse
-from .scheduled import HandOver, KindSchedule, ScheduledPlan, Stage, block_name
+from .scheduled import HandOver, KindSchedule, ScheduledPlan, Stage, block_name, first_of
 
+#: Track of what comes from DRAM beside a chip.
+DRAM = "DRAM"
 #: Track of a stage's blocks and hand-overs.
 BLOCKS = "blocks"
 #: What times of LPUs are.
@@ -117,10 +119,16 @@ def _host(trace: Trace, scheduled: ScheduledPlan) -> None:
 
 
 def kind_slices(kind: KindSchedule) -> tuple[Slice, ...]:
-    """What the units of a chip do in a kind of block."""
+    """What the units of a chip do in a kind of block, and what comes to it from DRAM."""
     block = kind.block
     transit = float(block.machine.chip.transit_cycles)
-    return unit_slices(block.program, block.timing, kind.rows, kind.names, transit)
+    units = unit_slices(block.program, block.timing, kind.rows, kind.names, transit)
+    start, reads = 0.0, []
+    for name, cycles in block.dram_cycles.items():
+        end = first_of(cycles)
+        reads.append(Slice(track=DRAM, name=name, start_cycle=start, end_cycle=end, args={}))
+        start = end
+    return (*units, *reads)
 
 
 def _tracks(trace: Trace, pid: int, slices: list[Slice]) -> None:

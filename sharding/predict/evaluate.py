@@ -93,13 +93,19 @@ class Evaluation:
         return np.asarray(self.weight_bytes + self.cache_bytes + self.activation_bytes)
 
     def memory_bytes(self, plan: int) -> dict[str, float]:
-        """What fills the fullest chip of one plan, by its number, and how much a chip has."""
+        """What fills the fullest chip of one plan, by its number, and how much a chip has.
+
+        Where caches lie in DRAM also what of one micro-batch lies beside a chip there, and how much
+        there is.
+        """
+        in_dram = {"dram_cache": float(self.dram_bytes[plan]), "dram": self.dram_room_bytes}
         return {
             "weights": float(self.weight_bytes[plan]),
             "cache": float(self.cache_bytes[plan]),
             "activations": float(self.activation_bytes[plan]),
             "reserved": float(self.reserved_bytes[plan]),
             "sram": float(self.sram_bytes[plan]),
+            **(in_dram if np.isfinite(self.dram_room_bytes) else {}),
         }
 
     @property
@@ -116,6 +122,11 @@ class Evaluation:
         return np.asarray(np.maximum(in_chip, self.dram_bytes - self.dram_room_bytes))
 
     @property
+    def lacks_dram(self) -> Bool[np.ndarray, " plans"]:
+        """Whether caches have no room in the DRAM beside chips where they lie."""
+        return np.asarray(self.dram_bytes > self.dram_room_bytes)
+
+    @property
     def fits(self) -> Bool[np.ndarray, " plans"]:
         """Whether the fullest chip holds its share."""
         return np.asarray(self.short_bytes <= 0)
@@ -127,11 +138,15 @@ class Evaluation:
 
     @property
     def largest_reserve_fraction(self) -> Numbers:
-        """The part of the memory that may be reserved before a plan stops fitting."""
+        """The part of the memory that may be reserved before a plan stops fitting.
+
+        Negative if it does not fit: by the share that is missing, of DRAM where that lacks room.
+        """
         used = self.least_bytes
         if self.drafting is not None:
             used = np.maximum(used, self.drafting.evaluation.least_bytes)
-        return np.asarray(1 - used / self.sram_bytes)
+        in_dram = 1 - self.dram_bytes / self.dram_room_bytes
+        return np.asarray(np.where(self.lacks_dram, in_dram, 1 - used / self.sram_bytes))
 
     @property
     def tokens_per_s_per_user(self) -> Numbers:

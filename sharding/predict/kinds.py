@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -15,9 +16,10 @@ from lpu_jax.cost.placed_machine import BestPlaced
 from lpu_jax.cost.program import Program
 from lpu_jax.cost.schedule import Timing
 from lpu_jax.cost.timing import Placed, timing
-from lpu_jax.datapath.work import Quantity, Unit, ceil, largest
+from lpu_jax.datapath.work import Quantity, Unit, ceil
+from lpu_jax.machine.system import System
 from lpu_jax.machine.tray_dram import TrayDram
-from models.blocks import Kind, block_arguments
+from models.blocks import Kind, block_arguments, is_leaf
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
@@ -28,7 +30,7 @@ from ..scenario import Scenario
 from ..slots.sizes import SlotPlan, slot_plans
 from ..space.shard_table import DISPATCHES, SPLITS, Column, ShardTable
 from .block_report import BlockReport, mean_over_steps, merge, take
-from .placement import block_bytes, held_bytes
+from .placement import bare_bytes, block_bytes, held_bytes
 from .placements import BestPlacements, Placements
 from .symbolic import symbol_values, trace_block
 
@@ -48,50 +50,28 @@ class ScheduledBlock:
     symbols: Mapping[str, Any]
     arguments: Any  #: tree of `Leaf`
     machine: Placed | BestPlaced
-    timing: Timing  #: of the chip's units
+    timing: Timing
+    #: of a cache in DRAM: when all of each part, by name, is in the chip
+    dram_cycles: Mapping[str, Quantity]
     dram: TrayDram | None  #: where its cache lies; None: in the chip
 
     def report(self, *, measure_live: bool = True) -> BlockReport:
         """Its time, what it holds and what it sends; see `placement.block_bytes`."""
         sent = (slot.work for slot in self.timing.slots if slot.work.unit is Unit.C2C)
-        held = block_bytes(
-            self.arguments,
-            self.program,
-            self.timing,
-            self.symbols,
-            self.machine.chip,
-            self.dram,
-            measure_live=measure_live,
-        )
-        timing = self._with_its_cache(held.dram_cache)
         return BlockReport(
-            timing=timing,
-            held=held,
+            timing=self.timing,
+            held=block_bytes(
+                self.arguments,
+                self.program,
+                self.timing,
+                self.symbols,
+                self.machine.chip,
+                self.dram,
+                measure_live=measure_live,
+            ),
             wire_bytes=sum((work.moved_bytes for work in sent), 0.0),
-            worst_cycles=timing.cycles,
+            worst_cycles=self.timing.cycles,
         )
-
-    def _with_its_cache(self, dram_bytes: Quantity) -> Timing:
-        """Wait for the cache where it comes from DRAM, which begins with the block.
-
-        It passes into the matrix unit as it comes, and takes no room in the chip (assumed).
-        """
-        if self.dram is None:
-            return self.timing
-        cycles = self.dram_cycles(dram_bytes)
-        return replace(
-            self.timing,
-            cycles=largest(self.timing.cycles, cycles),
-            lower_cycles=largest(self.timing.lower_cycles, cycles),
-            upper_cycles=self.timing.upper_cycles + cycles,
-        )
-
-    def dram_cycles(self, dram_bytes: Quantity) -> Quantity:
-        """Cycles in which the chip reads so much of its cache from DRAM."""
-        if self.dram is None:
-            return 0.0
-        cycles = ceil(self.dram.read_s(dram_bytes) * float(self.machine.chip.clock_hz))
-        return cycles if np.ndim(cycles) else float(cycles)
 
 
 def schedule_block(
@@ -138,14 +118,38 @@ def schedule_block(
         request = replace(request, batch=rows, tokens=request.tokens // request.sampled_tokens)
     sizes = axes.sizes(cfg, kind, policy, ways, request, split)
     symbols = symbol_values(sizes, ways, axes.strides(ways) if strides is None else strides, slots)
+    arguments = block_arguments(cfg, kind, policy, split, sizes, dispatch)
+    reads = _dram_cycles(arguments, scenario.system)
+    arrivals = {program.inputs[place]: cycles for place, (_, cycles) in reads.items()}
     return ScheduledBlock(
         program=program,
         symbols=symbols,
-        arguments=block_arguments(cfg, kind, policy, split, sizes, dispatch),
+        arguments=arguments,
         machine=machine,
-        timing=timing(program, machine, symbols),
+        timing=timing(program, machine, symbols, arrivals),
+        dram_cycles=dict(reads.values()),
         dram=scenario.system.dram,
     )
+
+
+def _dram_cycles(arguments: Any, system: System) -> dict[int, tuple[str, Quantity]]:
+    """Find when each part of a cache that lies in DRAM is in the chip, by its place and its name.
+
+    Parts come one after another, beginning with the block, and pass into the matrix unit as they
+    come: they take no room in the chip (assumed).
+    """
+    if system.dram is None:
+        return {}
+    found: dict[int, tuple[str, Quantity]] = {}
+    n_bytes: Quantity = 0.0
+    clock_hz = float(system.chip.clock_hz)
+    leaves = jax.tree_util.tree_flatten_with_path(arguments, is_leaf=is_leaf)[0]
+    for place, (path, leaf) in enumerate(leaves):
+        if leaf.kind == "cache":
+            n_bytes = n_bytes + bare_bytes(leaf)
+            cycles = ceil(system.dram.read_s(n_bytes) * clock_hz)
+            found[place] = path[-1].key, cycles if np.ndim(cycles) else float(cycles)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

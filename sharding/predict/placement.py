@@ -60,7 +60,7 @@ def block_bytes(
     held = held_bytes(arguments, chip, dram)
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
         if leaf.kind == "cache" and not leaf.is_copy:
-            cached = cached + product(leaf.shape) * leaf.bits / 8
+            cached = cached + bare_bytes(leaf)
     return BlockBytes(
         weights=held["weights"],
         cache=held["cache"],
@@ -88,9 +88,16 @@ def held_bytes(arguments: Any, chip: Accelerator, dram: TrayDram | None) -> dict
         "state": 0.0,
     }
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
-        where = "dram" if leaf.kind == "cache" and dram is not None else leaf.kind
-        held[where] = held[where] + padded_bytes(leaf, chip)
+        if leaf.kind == "cache" and dram is not None:
+            held["dram"] = held["dram"] + bare_bytes(leaf)
+        else:
+            held[leaf.kind] = held[leaf.kind] + padded_bytes(leaf, chip)
     return held
+
+
+def bare_bytes(leaf: Leaf) -> Quantity:
+    """Bytes of an argument's values: DRAM, which is not read by vectors, holds and sends these."""
+    return product(leaf.shape) * leaf.bits / 8
 
 
 def padded_bytes(leaf: Leaf, chip: Accelerator) -> Quantity:

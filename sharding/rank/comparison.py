@@ -391,6 +391,10 @@ def _searched(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+#: What lies in the memory of a chip itself.
+_IN_CHIP = ("weights", "cache", "activations", "reserved")
+
+
 def memory_maps(row: Row, memory: str = "SRAM") -> list[Table]:
     """What the fullest chip of a plan would hold, and that of the draft model beside it."""
     draft = row.draft
@@ -409,10 +413,10 @@ def memory_map(row: Row | DraftRow, memory: str = "SRAM", of: str = "") -> Table
         title=f"Memory map of {of}{row.plan.name}",
     )
     sram = row.memory_bytes["sram"]
-    for name, size in row.memory_bytes.items():
-        if name != "sram":
-            made.add_row(name, format_bytes(size), f"{size / sram:.1%}")
-    total = sum(size for name, size in row.memory_bytes.items() if name != "sram")
+    in_chip = {name: row.memory_bytes[name] for name in _IN_CHIP}
+    for name, size in in_chip.items():
+        made.add_row(name, format_bytes(size), f"{size / sram:.1%}")
+    total = sum(in_chip.values())
     made.add_section()
     made.add_row("needed", format_bytes(total), f"{total / sram:.1%}")
     made.add_row("there is", format_bytes(sram), "100.0%")
@@ -421,4 +425,9 @@ def memory_map(row: Row | DraftRow, memory: str = "SRAM", of: str = "") -> Table
         format_bytes(abs(total - sram)),
         f"{abs(total - sram) / sram:.1%}",
     )
+    if "dram" in row.memory_bytes:
+        kept, room = row.memory_bytes["dram_cache"], row.memory_bytes["dram"]
+        made.add_section()
+        made.add_row("cache in DRAM, a micro-batch", format_bytes(kept), "")
+        made.add_row("DRAM of a chip", format_bytes(room), f"{kept / room:.1%} of it")
     return made

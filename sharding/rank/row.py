@@ -120,6 +120,8 @@ def with_figures(row: Row, figures: ChipFigures) -> Row:
 def reason_of(evaluation: Evaluation, i: int, memory: str) -> str:
     """Say which part of the memory is too much for a plan, by its number."""
     usable = (evaluation.sram_bytes - evaluation.reserved_bytes)[i]
+    if evaluation.lacks_dram[i]:
+        return "does not fit: caches exceed the DRAM beside a chip"
     if evaluation.own_short_bytes[i] <= 0:
         return f"does not fit: the draft model exceeds the {memory} of the chips left for it"
     if evaluation.weight_bytes[i] > usable:

@@ -9,6 +9,8 @@ import pytest
 from lpu_jax.errors import ConfigError, PlanError, UnknownNameError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.describe import describe_text
+from lpu_jax.machine.mixed import MixedSystem
+from lpu_jax.machine.pool_link import PoolLink
 from lpu_jax.machine.tray_dram import TrayDram
 from lpu_jax.machine.uncertainty import uncertain_constants
 
@@ -43,6 +45,17 @@ def test_other_chips_have_no_dram_beside_them(name: str) -> None:
 def test_a_system_of_gpus_has_none() -> None:
     with pytest.raises(PlanError, match="has no lanes to DRAM beside it"):
         dataclasses.replace(system("h100x8"), dram=TrayDram())
+
+
+def test_beside_gpus_caches_of_lpus_are_in_sram() -> None:
+    with pytest.raises(ConfigError, match="whose caches lie in DRAM; beside GPUs those of LPUs"):
+        MixedSystem(name="m", gpus=system("h100x8"), lpus=system("lpx-1-dram"), link=PoolLink())
+
+
+def test_its_constants_are_told_from_those_of_links() -> None:
+    names = [constant.name for constant in system("lpx-9-dram").constants()]
+    assert len(set(names)) == len(names)
+    assert "dram.lane_bytes_per_s" in names
 
 
 def test_its_lanes_are_counted() -> None:
