@@ -134,6 +134,12 @@ def _halves(gate_up: np.ndarray) -> np.ndarray:
     return in_file.reshape(gate_up.shape)
 
 
+def _alternating(gate_up: np.ndarray) -> np.ndarray:
+    """Take two halves `[d, 2, f]` for alternating gate and up columns."""
+    d_model, _, width = gate_up.shape
+    return np.moveaxis(gate_up.reshape(d_model, width, 2), 2, 1)
+
+
 def _other_heads(q: np.ndarray) -> np.ndarray:
     """Take query heads `[d, kv, group, h]` for `[d, group, kv, h]`."""
     return q.swapaxes(1, 2).reshape(q.shape)
@@ -169,6 +175,9 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "rope: whole head turned, not its half": Mistake(
         model="glm4_moe", config=_part("rope", dim=16)
+    ),
+    "rope: whole head turned, not what phi3 says": Mistake(
+        model="phi3", config=_part("rope", dim=8)
     ),
     # attention
     "attention: m squared dropped from the scale": Mistake(
@@ -225,6 +234,19 @@ MISTAKES: dict[str, Mistake] = {
         model="gpt_oss", config=_model(sliding_layers=(1,))
     ),
     "attention: no window": Mistake(model="gpt_oss", config=_model(sliding_layers=())),
+    "attention: no window of mistral": Mistake(model="mistral", config=_model(sliding_layers=())),
+    "attention: window on the second layer alone": Mistake(
+        model="mistral", config=_model(sliding_layers=(1,))
+    ),
+    "attention: window before max_window_layers too": Mistake(
+        model="qwen2", config=_model(sliding_layers=(0, 1))
+    ),
+    "attention: window of qwen2 switched off": Mistake(
+        model="qwen2", config=_model(sliding_layers=())
+    ),
+    "attention: biases of qwen2 dropped": Mistake(
+        model="qwen2", config=_part("attention", qkv_bias=False)
+    ),
     "attention: the next token is seen": Mistake(
         model="llama",
         reference=((causal_softmax, "distance >= 0", "distance >= -1"),),
@@ -311,6 +333,13 @@ MISTAKES: dict[str, Mistake] = {
     "experts: no shared expert": Mistake(model="deepseek_v3", config=_part("moe", n_shared=0)),
     "experts: shared expert scaled too": Mistake(
         model="kimi_k2", arrays=_array("shared_down", lambda x: x * np.float32(2.827))
+    ),
+    # dense MLP
+    "dense: fused gate and up swapped": Mistake(
+        model="phi3", arrays=_array("gate_up", lambda x: x[:, ::-1])
+    ),
+    "dense: fused columns taken to alternate": Mistake(
+        model="phi3", arrays=_array("gate_up", _alternating)
     ),
     # norms and head
     "norm: eps of 1e-6 for 1e-5": Mistake(model="llama", config=_model(norm_eps=1e-6)),

@@ -112,11 +112,11 @@ def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[
 
 
 def _mlp(
-    d_model: int, width: int, prefix: str, gate_up_down: tuple[str, str, str]
+    d_model: int, width: int, prefix: str, gate_up_down: tuple[str, ...]
 ) -> Iterator[tuple[str, Shape]]:
-    gate, up, down = gate_up_down
-    yield f"{prefix}{gate}.weight", (width, d_model)
-    yield f"{prefix}{up}.weight", (width, d_model)
+    *gate_up, down = gate_up_down
+    for name in gate_up:
+        yield f"{prefix}{name}.weight", (2 * width // len(gate_up), d_model)
     yield f"{prefix}{down}.weight", (d_model, width)
 
 

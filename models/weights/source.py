@@ -277,12 +277,12 @@ class HfTensors:
         }
 
     def _mlp(
-        self, prefix: str, gate_up_down: tuple[str, str, str], specs: Mapping[str, ParamSpec]
+        self, prefix: str, gate_up_down: tuple[str, ...], specs: Mapping[str, ParamSpec]
     ) -> Weights:
-        gate, up, down = (self._matrix(prefix + name) for name in gate_up_down)
-        gate_up = joined((gate, up), np.stack)
+        *gate_up, down = (self._matrix(prefix + name) for name in gate_up_down)
+        both = joined(tuple(gate_up), np.concatenate)
         return {
-            "gate_up": laid_out(gate_up, specs["gate_up"], "two f d -> d two f"),
+            "gate_up": laid_out(both, specs["gate_up"], "(two f) d -> d two f", two=2),
             "down": laid_out(down, specs["down"], "d f -> f d"),
         }
 

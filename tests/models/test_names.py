@@ -27,6 +27,9 @@ TINY = Path(__file__).parent / "data" / "tiny"
 FOLDERS = sorted(folder.name for folder in TINY.iterdir() if folder.is_dir())
 FAMILIES = {
     "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "phi3": "phi3",
     "mixtral": "mixtral",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",

@@ -48,6 +48,26 @@ LLAMA_TIED: Fields = COMMON | {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
+#: The first layer sees all keys, the second the last ones.
+QWEN2: Fields = GROUPED | {
+    "use_sliding_window": True,
+    "sliding_window": 5,
+    "max_window_layers": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+MISTRAL: Fields = GROUPED | {
+    "head_dim": 16,
+    "sliding_window": 5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+PHI3: Fields = GROUPED | {
+    "sliding_window": None,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+    },
+}
 QWEN3: Fields = WIDE_HEADS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 QWEN3_MOE: Fields = QWEN3 | {
     "moe_intermediate_size": 8,
@@ -164,6 +184,9 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "llama": ("Llama", LLAMA, "f32"),
     "llama_tied": ("Llama", LLAMA_TIED, "f32"),
     "llama_bf16": ("Llama", LLAMA, "bf16"),
+    "mistral": ("Mistral", MISTRAL, "f32"),
+    "qwen2": ("Qwen2", QWEN2, "f32"),
+    "phi3": ("Phi3", PHI3, "f32"),
     "qwen3": ("Qwen3", QWEN3, "f32"),
     "qwen3_moe": ("Qwen3Moe", QWEN3_MOE, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
