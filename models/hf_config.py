@@ -16,7 +16,7 @@ from typing import Any
 from lpu_jax.errors import ConfigError
 from lpu_jax.quantities import format_given
 
-from .config import GqaConfig, MlaConfig, ModelConfig
+from .config import GqaConfig, MlaConfig, ModelConfig, Multipliers
 from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
@@ -90,6 +90,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         rope=rope,
         moe=moe,
         sliding_layers=sliding_layers,
+        unrotated_layers=_read_unrotated(keys, rules, n_layers),
+        multipliers=_read_multipliers(keys, rules),
         n_prediction_layers=keys.integer(
             "num_nextn_predict_layers", "num_mtp_layers", default=0, least=0, most=MOST_LAYERS
         ),
@@ -167,8 +169,9 @@ def _read_windows(
 ) -> tuple[int | None, tuple[int, ...]]:
     """Return how many keys a sliding layer sees, and which layers slide."""
     if rules.windows == "none":
-        keys.must_be("sliding_window", None)
         keys.must_be("use_sliding_window", False)
+        if not rules.has_window_switch:
+            keys.must_be("sliding_window", None)
     window = keys.optional_integer("sliding_window")
     is_on = not rules.has_window_switch or keys.boolean("use_sliding_window", default=False)
     listed = _listed_as_sliding(keys, n_layers)
@@ -188,6 +191,28 @@ def _read_windows(
     if rules.windows == "all" and sliding != everyone:
         raise keys.complain("layer_types", "sliding attention only, as this type of model has it")
     return (window, sliding) if sliding else (None, ())
+
+
+def _read_unrotated(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...]:
+    """Return the layers without rotation: those that `no_rope_layers` marks with 0."""
+    if not rules.has_unrotated_layers:
+        return ()
+    interval = keys.integer("no_rope_layer_interval")
+    by_interval = [int((layer + 1) % interval != 0) for layer in range(n_layers)]
+    turns = keys.integers("no_rope_layers", default=by_interval)
+    if len(turns) < n_layers or not set(turns) <= {0, 1}:
+        raise keys.complain("no_rope_layers", f"a list of 0 or 1 for each of {n_layers} layers")
+    return tuple(layer for layer, turn in enumerate(turns[:n_layers]) if not turn)
+
+
+def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
+    if not rules.has_multipliers:
+        return Multipliers()
+    return Multipliers(
+        embedding=keys.number("embedding_multiplier"),
+        residual=keys.number("residual_multiplier"),
+        logits=keys.number("logits_scaling"),
+    )
 
 
 def _listed_as_sliding(keys: Keys, n_layers: int) -> tuple[int, ...] | None:
@@ -213,6 +238,7 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
         qk_norm=keys.boolean("use_qk_norm") if rules.qk_norm == "file" else rules.qk_norm == "yes",
         sinks=rules.has_sinks,
         window=window,
+        scale=keys.number("attention_multiplier") if rules.has_multipliers else None,
     )
     for key in ("use_qk_norm", "qk_norm"):
         keys.must_be(key, attention.qk_norm)

@@ -99,6 +99,8 @@ class FamilyRules:
     #: Which layers see `sliding_window` keys only: none may, all do, or those in `layer_types`,
     #: without which it is those from `max_window_layers` on ("late") or every other ("even").
     windows: Literal["none", "all", "late", "even"] = "none"
+    has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
+    has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
     experts: ExpertRules | None = None
     #: What the class takes for a key that the file leaves out. No width, depth or number of
@@ -192,6 +194,34 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             | _NORM
             | _QWEN_WINDOWS
             | {"num_key_value_heads": 4, "norm_topk_prob": False},
+        ),
+        "smollm3": FamilyRules(
+            family="smollm3",
+            architecture="SmolLM3ForCausalLM",
+            biases="all",
+            has_unrotated_layers=True,
+            has_window_switch=True,
+            defaults=_NORM
+            | {
+                "num_key_value_heads": 4,
+                "rope_theta": 2e6,
+                "tie_word_embeddings": True,
+                "no_rope_layer_interval": 4,
+            },
+        ),
+        "granite": FamilyRules(
+            family="granite",
+            architecture="GraniteForCausalLM",
+            biases="all",
+            has_multipliers=True,
+            defaults=_ROTATION
+            | _NORM
+            | {
+                "embedding_multiplier": 1.0,
+                "residual_multiplier": 1.0,
+                "attention_multiplier": 1.0,
+                "logits_scaling": 1.0,
+            },
         ),
         "phi3": FamilyRules(
             family="phi3",

@@ -17,8 +17,9 @@ from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
 #: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
-#: "sliding" is attention over the last keys only; it has the parameters of "attention".
-Kind = Literal["embed", "attention", "sliding", "dense", "moe", "head"]
+#: "sliding" is attention over the last keys only, "unrotated" one without rotation; both have the
+#: parameters of "attention".
+Kind = Literal["embed", "attention", "sliding", "unrotated", "dense", "moe", "head"]
 
 #: Logical axes of the columns of output projections.
 OUTPUT_AXES = frozenset({"d_out", "shared_d_out"})
@@ -245,6 +246,7 @@ _PARAMS: Mapping[str, Callable[[ModelConfig], dict[str, ParamSpec]]] = {
     "embed": _embed,
     "attention": _attention,
     "sliding": _attention,
+    "unrotated": _attention,
     "dense": _dense,
     "moe": _mixture,
     "head": _head,

@@ -70,10 +70,19 @@ def causal_softmax(
 
 
 class GqaAttention(nnx.Module):
-    """Grouped-query attention block: `x + attention(norm(x))`; `window` for a sliding layer."""
+    """Grouped-query attention block: `x + attention(norm(x))`.
+
+    `window` is for a sliding layer, `rope` None for one without rotation.
+    """
 
     def __init__(
-        self, model_cfg: ModelConfig, gqa: GqaConfig, params: Params, window: int | None
+        self,
+        model_cfg: ModelConfig,
+        gqa: GqaConfig,
+        params: Params,
+        *,
+        window: int | None,
+        rope: RopeConfig | None,
     ) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.q, self.kv, self.o = (param(params, name) for name in ("q", "kv", "o"))
@@ -86,7 +95,8 @@ class GqaAttention(nnx.Module):
             self.sinks = param(params, "sinks")
         if gqa.o_bias:
             self.o_bias = param(params, "o_bias")
-        self.gqa, self.rope, self.window = gqa, model_cfg.rope, window
+        self.gqa, self.rope, self.window = gqa, rope, window
+        self.multiplier = model_cfg.multipliers.residual
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
@@ -98,12 +108,13 @@ class GqaAttention(nnx.Module):
         key, value = rearrange(both, "b t k c h -> c b t k h")
         if gqa.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, self.rope), rotate(key, self.rope)
+        if self.rope is not None:
+            query, key = rotate(query, self.rope), rotate(key, self.rope)
         scores = contract("btkgh,bskh->bkgts", query, key) * gqa.softmax_scale
         sinks = self.sinks[...] if gqa.sinks else None
         mixed = contract("bkgts,bskh->btkgh", causal_softmax(scores, self.window, sinks), value)
         out = contract("btkgh,kghd->btd", mixed, self.o[...])
-        return x + (out + self.o_bias[None] if gqa.o_bias else out)
+        return x + self.multiplier * (out + self.o_bias[None] if gqa.o_bias else out)
 
 
 class MlaAttention(nnx.Module):

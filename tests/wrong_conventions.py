@@ -54,9 +54,9 @@ class Mutant:
         self.change = mistake.arrays
 
     def block(self, kind: str, layer: int = 0) -> Arrays:
-        # A changed configuration may call the attention of a layer by its other kind.
-        slides = layer in self.right.config.sliding_layers
-        own = ("sliding" if slides else "attention") if kind in ("attention", "sliding") else kind
+        # A changed configuration may call the attention of a layer by another kind.
+        is_attention = kind in ("attention", "sliding", "unrotated")
+        own = self.right.config.attention_kind(layer) if is_attention else kind
         return self._changed(self.right.block(own, layer), block_params(self.config, kind))
 
     def expert(self, layer: int, expert_id: int) -> Arrays:
@@ -179,6 +179,10 @@ MISTAKES: dict[str, Mistake] = {
     "rope: whole head turned, not what phi3 says": Mistake(
         model="phi3", config=_part("rope", dim=8)
     ),
+    "rope: every layer turned": Mistake(model="smollm3", config=_model(unrotated_layers=())),
+    "rope: layers marked with 1 not turned": Mistake(
+        model="smollm3", config=_model(unrotated_layers=(0, 2))
+    ),
     # attention
     "attention: m squared dropped from the scale": Mistake(
         model="deepseek_v3", config=_part("attention", rope_temperature=1.0)
@@ -251,6 +255,9 @@ MISTAKES: dict[str, Mistake] = {
         model="llama",
         reference=((causal_softmax, "distance >= 0", "distance >= -1"),),
         layers=(((masks, "causal_mask"), "(scores, positions,", "(scores, positions + 1,"),),
+    ),
+    "attention: multiplier taken for the root of a head": Mistake(
+        model="granite", config=_part("attention", scale=None)
     ),
     # router
     "router: softmax instead of sigmoid": Mistake(
@@ -345,6 +352,15 @@ MISTAKES: dict[str, Mistake] = {
     "norm: eps of 1e-6 for 1e-5": Mistake(model="llama", config=_model(norm_eps=1e-6)),
     "norm: weights count from one": Mistake(
         model="llama", arrays=_array("norm", lambda x: x + np.float32(1))
+    ),
+    "embedding: multiplier dropped": Mistake(
+        model="granite", config=_part("multipliers", embedding=1.0)
+    ),
+    "residual: multiplier dropped": Mistake(
+        model="granite", config=_part("multipliers", residual=1.0)
+    ),
+    "head: logits multiplied, not divided": Mistake(
+        model="granite", config=_part("multipliers", logits=1 / 0.6)
     ),
     "head: norm dropped": Mistake(
         model="llama_tied",

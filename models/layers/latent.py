@@ -118,7 +118,7 @@ def latent_attention(
         leaf=rows_of_leaf(cfg, "attention", policy, "o"),
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out, policy), cache
+    return add_residual(x, out, cfg, policy), cache
 
 
 def _absorbed(

@@ -46,7 +46,7 @@ class WeightSource(Protocol):
         """Return one block's parameters without its routed experts.
 
         Args:
-            kind: "embed", "attention", "sliding", "dense", "moe" or "head".
+            kind: "embed", "attention", "sliding", "unrotated", "dense", "moe" or "head".
             layer: the layer from 0; ignored for "embed" and "head".
         """
 
@@ -81,10 +81,10 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     if kind in ("embed", "head"):
         return
     actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
-    if kind in ("attention", "sliding"):
-        actual = "sliding" if layer in model_cfg.sliding_layers else "attention"
+    if kind in ("attention", "sliding", "unrotated"):
+        actual = model_cfg.attention_kind(layer)
     if kind != actual:
-        article = "an" if actual == "attention" else "a"
+        article = "a" if actual == "sliding" else "an"
         raise WeightsError(
             f"{model_cfg.name}: layer {layer} has {article} {actual} block, not {kind}."
         )
@@ -142,7 +142,7 @@ class HfTensors:
         match kind:
             case "embed":
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
-            case "attention" | "sliding":
+            case "attention" | "sliding" | "unrotated":
                 return self._attention(prefix)
             case "dense":
                 specs = block_params(self.config, "dense")

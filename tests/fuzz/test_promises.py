@@ -32,8 +32,9 @@ from sharding.plan import AttentionShard, MlpShard
 TESTS = Path(__file__).parents[1]
 #: Triples of the slice: one of each model.
 N_TRIPLES = len(MODELS)
-#: Families whose blocks are those of others, under other names.
-ALIKE = {"mistral", "qwen2", "phi3"}
+#: Families whose blocks are those of others, under other names, but for layers without rotation
+#: and constants that scale values.
+ALIKE = {"mistral", "qwen2", "phi3", "smollm3", "granite"}
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
 FEW_SPLITS, MANY_SPLITS = 10, 200
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import ConfigError
-from models.config import GqaConfig, MlaConfig, MoeConfig
+from models.config import GqaConfig, MlaConfig, MoeConfig, Multipliers
 from models.hf_config import from_hf
 
 DATA = Path(__file__).parent / "data"
@@ -29,6 +29,7 @@ GROUPED = {
     "mistral-7b": (32, 4096, 32, 8, 128, 128, 14336, 32000, 32768, 1e-5, 1e4),
     "mixtral-8x7b": (32, 4096, 32, 8, 128, 128, 14336, 32000, 32768, 1e-5, 1e6),
     "mixtral-8x22b": (56, 6144, 48, 8, 128, 128, 16384, 32000, 65536, 1e-5, 1e6),
+    "smollm3-3b": (36, 2048, 16, 4, 128, 128, 11008, 128256, 65536, 1e-6, 5e6),
     "phi-4": (40, 5120, 40, 10, 128, 128, 17920, 100352, 16384, 1e-5, 250000),
     "qwen2.5-7b": (28, 3584, 28, 4, 128, 128, 18944, 152064, 32768, 1e-6, 1e6),
     "qwen2.5-72b": (80, 8192, 64, 8, 128, 128, 29568, 152064, 32768, 1e-6, 1e6),
@@ -69,7 +70,7 @@ def test_sizes_are_the_published_ones(name):
         *(cfg.d_ff, cfg.vocab_size, cfg.max_position, cfg.norm_eps, cfg.rope.theta),
     )
     assert not cfg.rope.interleaved
-    assert not cfg.tie_embeddings
+    assert cfg.tie_embeddings == (name == "smollm3-3b")
 
 
 @pytest.mark.parametrize("name", sorted(ROUTED))
@@ -267,6 +268,42 @@ def test_what_repeats_a_rule_or_can_bear_no_size_says_nothing(name, said):
     assert from_hf(hub_fields(name) | said) == from_hf(hub_fields(name))
 
 
+def test_layers_without_rotation_are_listed_or_follow_from_an_interval():
+    fields = hub_fields("smollm3-3b")
+    listed = from_hf(fields)
+    assert listed.unrotated_layers == tuple(range(3, 36, 4))
+    rest = {key: value for key, value in fields.items() if not key.startswith("no_rope")}
+    assert from_hf(rest) == from_hf(rest | {"no_rope_layer_interval": 4}) == listed
+    assert from_hf(rest | {"no_rope_layer_interval": 18}).unrotated_layers == (17, 35)
+    # The list goes before the interval.
+    assert from_hf(fields | {"no_rope_layer_interval": 18}) == listed
+    assert from_hf(fields | {"sliding_window": 4096}) == listed  # switched off
+    with pytest.raises(ConfigError, match=r"unrotated_layers must be ascending layers .*\(36,\)"):
+        replace(listed, unrotated_layers=(36,))
+    windowed = replace(listed, attention=replace(listed.attention, window=8))
+    with pytest.raises(ConfigError, match=r"without rotation must not be a sliding one, got \[3\]"):
+        replace(windowed, sliding_layers=(2, 3))
+    with pytest.raises(ConfigError, match="without rotation need grouped attention"):
+        replace(from_hf(hub_fields("deepseek-v3")), unrotated_layers=(1,))
+
+
+def test_multipliers_are_those_of_the_file():
+    granite = hub_fields("llama-3.1-8b") | {
+        "model_type": "granite",
+        "architectures": ["GraniteForCausalLM"],
+    }
+    plain = from_hf(granite)  # the class's own: all are 1, that of attention too
+    assert (plain.multipliers, plain.attention.softmax_scale) == (Multipliers(), 1.0)
+    said = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "logits_scaling": 16.0}
+    found = from_hf(granite | said | {"attention_multiplier": 0.0078125})
+    assert found.multipliers == Multipliers(embedding=12.0, residual=0.22, logits=16.0)
+    assert found.attention.softmax_scale == 0.0078125
+    with pytest.raises(ConfigError, match="'residual_multiplier' must be a number from"):
+        from_hf(granite | {"residual_multiplier": 0})
+    with pytest.raises(ConfigError, match=r"'logits_scaling' = 16\.0 is not known"):
+        from_hf(hub_fields("llama-3.1-8b") | {"logits_scaling": 16.0})
+
+
 def test_how_a_scaled_model_was_tuned_says_nothing():
     fields = hub_fields("deepseek-v3")
     tuned = fields["rope_scaling"] | {"finetuned": True}
@@ -369,6 +406,14 @@ MISTAKES = [
         {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
         "'rope_type' must be \"default",
     ),
+    (
+        "smollm3-3b",
+        {"no_rope_layers": [1, 0]},
+        "'no_rope_layers' must be a list of 0 or 1 for each",
+    ),
+    ("smollm3-3b", {"no_rope_layers": [2] * 36}, "'no_rope_layers' must be a list of 0 or 1"),
+    ("smollm3-3b", {"no_rope_layer_interval": 0}, "'no_rope_layer_interval' must be a whole"),
+    ("smollm3-3b", {"use_sliding_window": True}, "'use_sliding_window' must be false"),
     ("mixtral-8x7b", {"attention_bias": True}, "'attention_bias' must be false"),
     ("mixtral-8x7b", {"norm_topk_prob": False}, "'norm_topk_prob' must be true"),
     ("gpt-oss-20b", {"sliding_window": None}, "'layer_types' must be full attention only"),

@@ -18,6 +18,8 @@ CLASSES = {
     "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3Moe",
     "phi3": "Phi3",
+    "smollm3": "SmolLM3",
+    "granite": "Granite",
     "mixtral": "Mixtral",
     "gpt_oss": "GptOss",
     "glm4_moe": "Glm4Moe",
@@ -26,9 +28,15 @@ CLASSES = {
 KEYS = """
 num_key_value_heads head_dim rms_norm_eps tie_word_embeddings attention_bias sliding_window
 use_sliding_window max_window_layers norm_topk_prob use_qk_norm swiglu_limit swiglu_alpha
+no_rope_layer_interval embedding_multiplier residual_multiplier attention_multiplier logits_scaling
 """
 #: What holds here where a row says nothing.
-UNSAID = {"tie_word_embeddings": False, "attention_bias": False, "norm_topk_prob": True}
+UNSAID = {
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "norm_topk_prob": True,
+    "use_sliding_window": False,
+}
 
 
 def fields_without(name: str, *keys: str) -> dict:
@@ -67,6 +75,7 @@ def test_heads_left_out_are_those_of_the_class(name, keys, count):
         ("qwen3-32b", ("use_sliding_window", "sliding_window", "max_window_layers")),
         ("mistral-7b", ("sliding_window", "rope_theta")),
         ("phi-4", ("sliding_window", "rms_norm_eps")),
+        ("smollm3-3b", ("num_key_value_heads", "tie_word_embeddings", "no_rope_layers")),
         ("llama-2-70b", ("rope_theta", "attention_bias", "tie_word_embeddings")),
     ],
 )

@@ -60,6 +60,21 @@ MISTRAL: Fields = GROUPED | {
     "sliding_window": 5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
+#: The second of three layers has no rotation.
+SMOLLM3: Fields = GROUPED | {
+    "num_hidden_layers": 3,
+    "no_rope_layer_interval": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+#: Multipliers far from one; `attention_multiplier` is not one over the root of a head's width.
+GRANITE: Fields = GROUPED | {
+    "attention_bias": True,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 0.6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
 PHI3: Fields = GROUPED | {
     "sliding_window": None,
     "rope_parameters": {
@@ -187,6 +202,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "mistral": ("Mistral", MISTRAL, "f32"),
     "qwen2": ("Qwen2", QWEN2, "f32"),
     "phi3": ("Phi3", PHI3, "f32"),
+    "smollm3": ("SmolLM3", SMOLLM3, "f32"),
+    "granite": ("Granite", GRANITE, "f32"),
     "qwen3": ("Qwen3", QWEN3, "f32"),
     "qwen3_moe": ("Qwen3Moe", QWEN3_MOE, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),

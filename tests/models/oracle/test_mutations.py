@@ -37,6 +37,8 @@ EXPECTED = {
     "rope: yarn factor of cos and sin dropped": 1.23e00,
     "rope: whole head turned, not its half": 2.45e00,
     "rope: whole head turned, not what phi3 says": 2.54e00,
+    "rope: every layer turned": 1.44e00,
+    "rope: layers marked with 1 not turned": 2.36e00,
     "attention: m squared dropped from the scale": 2.09e00,
     "attention: m instead of m squared": 1.81e00,
     "attention: eps of the model in latent norms": 1.97e-02,
@@ -57,6 +59,7 @@ EXPECTED = {
     "attention: window of qwen2 switched off": 1.89e00,
     "attention: biases of qwen2 dropped": 3.63e00,
     "attention: the next token is seen": 2.45e00,
+    "attention: multiplier taken for the root of a head": 6.45e-01,
     "router: softmax instead of sigmoid": 1.65e00,
     "router: sigmoid instead of softmax": 5.15e-01,
     "router: softmax before the choice": 2.71e-01,
@@ -83,6 +86,9 @@ EXPECTED = {
     "dense: fused columns taken to alternate": 3.36e00,
     "norm: eps of 1e-6 for 1e-5": 1.20e-03,
     "norm: weights count from one": 5.96e00,
+    "embedding: multiplier dropped": 4.39e00,
+    "residual: multiplier dropped": 3.56e00,
+    "head: logits multiplied, not divided": 3.07e00,
     "head: norm dropped": 8.89e-01,
 }
 
