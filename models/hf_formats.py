@@ -50,7 +50,8 @@ def read_released_format(
     if block is None:
         dtype = keys.text("torch_dtype", "dtype", default="bfloat16")
         return _PLAIN.get(dtype, dtype), None
-    match block.text("quant_method"):
+    # ModelOpt says its own name nowhere but beside its version.
+    match block.text("quant_method", default="modelopt" if block.has("quant_algo") else None):
         case "fp8":
             found, spares = _fp8(block), _spared_by_name(block)
             roles: tuple[str, ...] = USUAL_ROLES["fp8"]
