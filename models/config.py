@@ -84,11 +84,12 @@ class MlaConfig:
     `latent_norm_eps` is 1e-6 whatever the model's norms use: Hugging Face's class fixes it.
     `rope_temperature` is YaRN's m; its square multiplies the softmax scale. `form` says how it is
     computed: the cache holds one latent per token (absorbed), or keys and values of every head,
-    which chips can share out (expanded).
+    which chips can share out (expanded). Without `q_lora_rank` queries come from the hidden state
+    by one matrix.
     """
 
     n_heads: int
-    q_lora_rank: int
+    q_lora_rank: int | None
     kv_lora_rank: int
     nope_head_dim: int
     rope_head_dim: int
@@ -101,7 +102,7 @@ class MlaConfig:
         _require_positive(
             self,
             "n_heads",
-            "q_lora_rank",
+            *(() if self.q_lora_rank is None else ("q_lora_rank",)),
             "kv_lora_rank",
             "nope_head_dim",
             "rope_head_dim",

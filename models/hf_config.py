@@ -278,13 +278,20 @@ def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
         temperature = rope.scaling.temperature(rope.scaling.mscale_all_dim)
     return MlaConfig(
         n_heads=n_heads,
-        q_lora_rank=keys.integer("q_lora_rank"),
+        q_lora_rank=_read_query_rank(keys),
         kv_lora_rank=keys.integer("kv_lora_rank"),
         nope_head_dim=keys.integer("qk_nope_head_dim"),
         rope_head_dim=rope.dim,
         v_head_dim=keys.integer("v_head_dim"),
         rope_temperature=temperature,
     )
+
+
+def _read_query_rank(keys: Keys) -> int | None:
+    """Return the width of the latent of queries; null says that they have none."""
+    keys.read.add("q_lora_rank")
+    is_null = "q_lora_rank" in keys.values and not keys.has("q_lora_rank")
+    return None if is_null else keys.integer("q_lora_rank")
 
 
 def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:

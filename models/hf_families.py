@@ -36,6 +36,7 @@ class TensorNames:
     sinks: str = "self_attn.sinks"
     output: str = "self_attn.o_proj"
 
+    q: str = "self_attn.q_proj"  #: where queries have no latent
     q_a: str = "self_attn.q_a_proj"
     q_a_norm: str = "self_attn.q_a_layernorm"
     q_b: str = "self_attn.q_b_proj"

@@ -122,7 +122,8 @@ class MlaAttention(nnx.Module):
 
     def __init__(self, model_cfg: ModelConfig, mla: MlaConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
-        self.q_norm = RmsNorm(params, "q_norm", mla.latent_norm_eps)
+        if mla.q_lora_rank is not None:
+            self.q_norm = RmsNorm(params, "q_norm", mla.latent_norm_eps)
         self.kv_norm = RmsNorm(params, "kv_norm", mla.latent_norm_eps)
         self.a, self.q_b, self.o = (param(params, name) for name in ("a", "q_b", "o"))
         if mla.form == "expanded":
@@ -134,11 +135,14 @@ class MlaAttention(nnx.Module):
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
         mla = self.mla
-        columns = contract("btd,dc->btc", self.norm(x), self.a[...])
-        cuts = [mla.q_lora_rank, mla.q_lora_rank + mla.kv_lora_rank]
+        normed = self.norm(x)
+        columns = contract("btd,dc->btc", normed, self.a[...])
+        n_query = mla.q_lora_rank or 0
+        cuts = [n_query, n_query + mla.kv_lora_rank]
         query_latent, latent, key_rope = jnp.split(columns, cuts, axis=-1)
 
-        query = contract("btq,qne->btne", self.q_norm(query_latent), self.q_b[...])
+        of_query = normed if mla.q_lora_rank is None else self.q_norm(query_latent)
+        query = contract("btq,qne->btne", of_query, self.q_b[...])
         query_nope, query_rope = jnp.split(query, [mla.nope_head_dim], axis=-1)
         query = jnp.concatenate((query_nope, rotate(query_rope, self.rope)), axis=-1)
 

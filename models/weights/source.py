@@ -251,8 +251,14 @@ class HfTensors:
     def _latent_attention(self, prefix: str, mla: MlaConfig) -> Weights:
         names, specs = self._names, block_params(self.config, "attention")
         n_heads, nope = mla.n_heads, mla.nope_head_dim
-        q_a, kv_a = self._matrix(prefix + names.q_a), self._matrix(prefix + names.kv_a)
-        q_b, o = self._matrix(prefix + names.q_b), self._matrix(prefix + names.output)
+        a, o = self._matrix(prefix + names.kv_a), self._matrix(prefix + names.output)
+        q_b, of_queries = (
+            self._matrix(prefix + (names.q if mla.q_lora_rank is None else names.q_b)),
+            {},
+        )
+        if mla.q_lora_rank is not None:
+            a = joined((self._matrix(prefix + names.q_a), a), np.concatenate)
+            of_queries = {"q_norm": self._vector(f"{prefix}{names.q_a_norm}.weight")}
         kv_b = moved(
             self._matrix(prefix + names.kv_b),
             lambda rows: rearrange(rows, "(n e) c -> n e c", n=n_heads),
@@ -266,10 +272,9 @@ class HfTensors:
                 "k_b": laid_across(k_b, specs["k_b"], "n e c -> n e c"),
                 "v_b": laid_out(v_b, specs["v_b"], "n v c -> n c v"),
             }
-        a = joined((q_a, kv_a), np.concatenate)
         return {
             "a": laid_out(a, specs["a"], "columns d -> d columns"),
-            "q_norm": self._vector(f"{prefix}{names.q_a_norm}.weight"),
+            **of_queries,
             "kv_norm": self._vector(f"{prefix}{names.kv_a_norm}.weight"),
             "q_b": laid_out(q_b, specs["q_b"], "(n e) q -> q n e", n=n_heads),
             **from_latent,

@@ -10,6 +10,7 @@ import pytest
 from lpu_jax.errors import ConfigError
 from models.config import GqaConfig, MlaConfig, MoeConfig, Multipliers
 from models.hf_config import from_hf
+from models.params import n_parameters
 
 DATA = Path(__file__).parent / "data"
 #: Published files, unedited.
@@ -287,6 +288,17 @@ def test_layers_without_rotation_are_listed_or_follow_from_an_interval():
         replace(from_hf(hub_fields("deepseek-v3")), unrotated_layers=(1,))
 
 
+def test_queries_may_have_no_latent():
+    fields = hub_fields("deepseek-v3")
+    found = from_hf(fields | {"q_lora_rank": None})
+    assert found.attention.q_lora_rank is None
+    # One matrix in place of two and a norm.
+    fewer = 7168 * 1536 + 1536 + 1536 * 128 * 192 - 7168 * 128 * 192
+    assert n_parameters(from_hf(fields)) - n_parameters(found) == 61 * fewer
+    with pytest.raises(ConfigError, match=r"'q_lora_rank' must be a whole number .* it is missing"):
+        from_hf({key: value for key, value in fields.items() if key != "q_lora_rank"})
+
+
 def test_multipliers_are_those_of_the_file():
     granite = hub_fields("llama-3.1-8b") | {
         "model_type": "granite",
@@ -381,7 +393,7 @@ LLAMA_MISTAKES = [
 ]
 MISTAKES = [
     *(("llama-3.1-8b", change, message) for change, message in LLAMA_MISTAKES),
-    ("deepseek-v3", {"q_lora_rank": None}, "'q_lora_rank' must be a whole number"),
+    ("deepseek-v3", {"q_lora_rank": 0}, "'q_lora_rank' must be a whole number"),
     ("deepseek-v3", {"attention_bias": True}, "'attention_bias' must be false"),
     ("deepseek-v3", {"topk_method": "greedy"}, "'topk_method' must be \"noaux_tc\""),
     ("deepseek-v3", {"scoring_func": "softmax"}, "'scoring_func' must be \"sigmoid\""),

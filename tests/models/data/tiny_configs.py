@@ -129,6 +129,8 @@ DEEPSEEK: Fields = LATENT | {
     "routed_scaling_factor": 2.5,
     "rope_parameters": YARN | {"rope_theta": 1e4, "factor": 40.0, "beta_fast": 32, "beta_slow": 1},
 }
+#: Queries come from the hidden state by one matrix, as in Moonlight.
+DEEPSEEK_NO_LATENT: Fields = DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}
 KIMI: Fields = LATENT | {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
@@ -209,6 +211,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),
+    "deepseek_v3_plain_queries": ("DeepseekV3", DEEPSEEK_NO_LATENT, "f32"),
     "kimi_k2": ("DeepseekV3", KIMI, "f32"),
     "kimi_k2_int4": ("DeepseekV3", KIMI_INT4, "int4"),
     "gpt_oss": ("GptOss", GPT_OSS, "f32"),
