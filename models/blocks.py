@@ -99,7 +99,7 @@ def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
         block
         for i in range(cfg.n_layers)
         for block in (
-            Block(kind="sliding" if i in cfg.sliding_layers else "attention", layer=i),
+            Block(kind=cfg.attention_kind(i), layer=i),
             Block(kind="moe" if cfg.is_moe_layer(i) else "dense", layer=i),
         )
     ]
@@ -219,7 +219,7 @@ def _attention_program(variant: _Variant, *, is_sliding: bool = False) -> Callab
 
 
 def _attention_arguments(
-    variant: _Variant, sizes: Sizes, *, is_sliding: bool = False
+    variant: _Variant, sizes: Sizes, *, is_sliding: bool = False, is_rotated: bool = True
 ) -> tuple[Any, ...]:
     # Where the context is split, a chip also knows its first position; of a short cache each chip
     # holds all.
@@ -227,7 +227,7 @@ def _attention_arguments(
     return (
         _hidden(variant, sizes),
         _cache(variant.cfg, variant.policy, sizes, is_sliding=is_sliding),
-        _tables(variant.cfg, sizes),
+        _tables(variant.cfg, sizes) if is_rotated else {},
         _state(jnp.int32, sizes.local["batch"]),
         _number("chip", "batch_local"),
         *([_number("first row", "kv_length")] if is_split else []),
@@ -284,7 +284,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             title="embedding",
             result="hidden state",
             part="vocab",
-            program=lambda _: embed,
+            program=lambda variant: partial(embed, cfg=variant.cfg, policy=variant.policy),
             arguments=_embed_arguments,
         ),
         "attention": BlockKind(
@@ -305,6 +305,15 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             inputs=(0, 2, 4),
             has_cache=True,
             whole=frozenset({"kv_length"}),
+        ),
+        "unrotated": BlockKind(
+            title="unrotated",
+            result="attention output without rotation",
+            part="attention",
+            program=_attention_program,
+            arguments=partial(_attention_arguments, is_rotated=False),
+            inputs=(0, 2, 4),
+            has_cache=True,
         ),
         "dense": BlockKind(
             title="dense",

@@ -47,9 +47,12 @@ class GqaConfig:
     qk_norm: bool = False  #: queries and keys of a head are RMS-normalised before rotation
     sinks: bool = False  #: a learned logit per query head takes part in the softmax, with no value
     window: int | None = None  #: keys that a query of a sliding layer sees, its own included
+    scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        if self.scale is not None:
+            _require_positive(self, "scale")
         if self.window is not None:
             _require_positive(self, "window")
         if self.n_heads % self.n_kv_heads:
@@ -66,7 +69,7 @@ class GqaConfig:
     @property
     def softmax_scale(self) -> float:
         """What multiplies q·k before the softmax."""
-        return float(self.head_dim**-0.5)
+        return float(self.head_dim**-0.5) if self.scale is None else self.scale
 
     @property
     def cached_values_per_token(self) -> int:
@@ -81,11 +84,12 @@ class MlaConfig:
     `latent_norm_eps` is 1e-6 whatever the model's norms use: Hugging Face's class fixes it.
     `rope_temperature` is YaRN's m; its square multiplies the softmax scale. `form` says how it is
     computed: the cache holds one latent per token (absorbed), or keys and values of every head,
-    which chips can share out (expanded).
+    which chips can share out (expanded). Without `q_lora_rank` queries come from the hidden state
+    by one matrix.
     """
 
     n_heads: int
-    q_lora_rank: int
+    q_lora_rank: int | None
     kv_lora_rank: int
     nope_head_dim: int
     rope_head_dim: int
@@ -98,7 +102,7 @@ class MlaConfig:
         _require_positive(
             self,
             "n_heads",
-            "q_lora_rank",
+            *(() if self.q_lora_rank is None else ("q_lora_rank",)),
             "kv_lora_rank",
             "nope_head_dim",
             "rope_head_dim",
@@ -203,6 +207,18 @@ class MoeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Multipliers:
+    """Constants by which a model scales values on their way; 1 changes nothing."""
+
+    embedding: float = 1.0  #: multiplies the embedding of a token
+    residual: float = 1.0  #: multiplies what a block adds to the hidden state
+    logits: float = 1.0  #: divides the logits
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "embedding", "residual", "logits")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer with RMS norms and SwiGLU MLPs.
 
@@ -226,6 +242,8 @@ class ModelConfig:
     rope: RopeConfig
     moe: MoeConfig | None = None
     sliding_layers: tuple[int, ...] = ()  #: layers that see only the attention's window, ascending
+    unrotated_layers: tuple[int, ...] = ()  #: layers without rotation ("NoPE"), ascending
+    multipliers: Multipliers = Multipliers()
     #: Further layers of the released files, which predict tokens ahead and are left out here.
     n_prediction_layers: int = 0
     released_format: str = "bf16"
@@ -260,6 +278,8 @@ class ModelConfig:
             ("rope", RopeConfig, "a RopeConfig"),
             ("moe", MoeConfig | None, "a MoeConfig or None"),
             ("sliding_layers", tuple, "a tuple of layers"),
+            ("unrotated_layers", tuple, "a tuple of layers"),
+            ("multipliers", Multipliers, "a Multipliers"),
         ):
             if not isinstance(getattr(self, field), kind):
                 given = described(getattr(self, field))
@@ -279,13 +299,21 @@ class ModelConfig:
             )
 
     def _check_windows(self) -> None:
-        layers = self.sliding_layers
-        if layers and getattr(self.attention, "window", None) is None:
+        if self.sliding_layers and getattr(self.attention, "window", None) is None:
             raise ConfigError(f"{self.name}: sliding layers need an attention with a window.")
-        if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(self.n_layers)):
+        if self.unrotated_layers and not isinstance(self.attention, GqaConfig):
+            raise ConfigError(f"{self.name}: layers without rotation need grouped attention.")
+        for name in ("sliding_layers", "unrotated_layers"):
+            layers = getattr(self, name)
+            if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(self.n_layers)):
+                raise ConfigError(
+                    f"{self.name}: {name} must be ascending layers from 0 to "
+                    f"{self.n_layers - 1}, got {layers}."
+                )
+        both = sorted(set(self.sliding_layers) & set(self.unrotated_layers))
+        if both:
             raise ConfigError(
-                f"{self.name}: sliding_layers must be ascending layers from 0 to "
-                f"{self.n_layers - 1}, got {layers}."
+                f"{self.name}: a layer without rotation must not be a sliding one, got {both}."
             )
 
     def with_latent_form(self, form: LatentForm) -> "ModelConfig":
@@ -297,6 +325,12 @@ class ModelConfig:
         if not isinstance(self.attention, MlaConfig):
             raise ConfigError(f"{self.name} has no latent attention: form {form} does not apply.")
         return replace(self, attention=replace(self.attention, form=form))
+
+    def attention_kind(self, layer: int) -> Literal["attention", "sliding", "unrotated"]:
+        """Return which kind of attention block layer `layer` (from 0) has."""
+        if layer in self.sliding_layers:
+            return "sliding"
+        return "unrotated" if layer in self.unrotated_layers else "attention"
 
     def is_moe_layer(self, layer: int) -> bool:
         """Return whether layer `layer` (from 0) holds experts rather than a dense MLP.

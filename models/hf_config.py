@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lpu_jax.errors import ConfigError
+from lpu_jax.quantities import format_given
 
-from .config import GqaConfig, MlaConfig, ModelConfig
+from .config import GqaConfig, MlaConfig, ModelConfig, Multipliers
 from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
@@ -29,6 +30,10 @@ _ABOUT_OTHER_PARTS = re.compile(
     r"(vision|image|video|media|mm|projector)_\w+|\w+_token_(id|index)|ignore_index"
     r"|text_hidden_size|use_unified_vision_chunk"
 )
+#: Rules of the rotation that are modelled; the first scales nothing.
+_SCALINGS = ("default", "llama3", "yarn")
+#: A model's name on the hub, alone or behind its owner's; a path is none.
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
 _MODELOPT = "hf_quant_config.json"
 
@@ -40,8 +45,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         source: the parsed `config.json`, or the path of one (or of its folder).
 
     Returns:
-        The configuration. Its name is `_name_or_path` when the file has one, else the name of
-        the file's folder or the model type.
+        The configuration. Its name is `_name_or_path` when that is a name on the hub, else the
+        name of the file's folder or the model type.
 
     Raises:
         ConfigError: if the file cannot be read, its `model_type` is not in `FAMILIES`, a key is
@@ -53,6 +58,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     if model_type not in FAMILIES:
         raise keys.complain("model_type", "one of " + ", ".join(FAMILIES))
     rules = FAMILIES[model_type]
+    keys.defaults = rules.defaults
     if rules.architecture not in (keys.texts("architectures") or (rules.architecture,)):
         raise keys.complain("architectures", f"[{rules.architecture!r}] for a {model_type!r} model")
     keys.must_be("hidden_act", "silu")
@@ -84,6 +90,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         rope=rope,
         moe=moe,
         sliding_layers=sliding_layers,
+        unrotated_layers=_read_unrotated(keys, rules, n_layers),
+        multipliers=_read_multipliers(keys, rules),
         n_prediction_layers=keys.integer(
             "num_nextn_predict_layers", "num_mtp_layers", default=0, least=0, most=MOST_LAYERS
         ),
@@ -130,7 +138,13 @@ def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
     outer = Keys(values, where)
     if not isinstance(inner, Mapping):
         raise outer.complain("text_config", "an object")
-    outer.must_be("model_type", *WRAPPERS)
+    wrapper, inside = outer.text("model_type", default=WRAPPERS[0]), inner.get("model_type")
+    if wrapper not in WRAPPERS:
+        raise ConfigError(
+            f"{where}: a text part of type {format_given(inside)} in a model of type {wrapper!r} "
+            f"is not supported; supported are {', '.join(FAMILIES)}, alone or in one of type "
+            f"{', '.join(WRAPPERS)}."
+        )
     outer.read |= {key for key in values if _ABOUT_OTHER_PARTS.fullmatch(str(key))}
     outer.read.update(("text_config", *_ABOUT_THE_WHOLE))
     outer.finish()
@@ -139,59 +153,120 @@ def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
 
 
 def _name(keys: Keys, source: Mapping[str, Any] | str | os.PathLike[str], model_type: str) -> str:
-    if keys.values.get("_name_or_path"):
-        return keys.text("_name_or_path")
+    said = keys.text("_name_or_path", default="")
+    if _HUB_NAME.fullmatch(said):
+        return said
     if isinstance(source, Mapping):
         return model_type
     path = Path(source).resolve()
-    return path.parent.name if path.name == "config.json" else path.stem
+    if path.name == "config.json":
+        return path.parent.name
+    return path.name if path.is_dir() else path.stem
 
 
 def _read_windows(
     keys: Keys, rules: FamilyRules, n_layers: int
 ) -> tuple[int | None, tuple[int, ...]]:
     """Return how many keys a sliding layer sees, and which layers slide."""
-    sliding = _listed_as_sliding(keys, n_layers)
     if rules.windows == "none":
-        keys.must_be("sliding_window", None)
+        keys.must_be("use_sliding_window", False)
+        if not rules.has_window_switch:
+            keys.must_be("sliding_window", None)
     window = keys.optional_integer("sliding_window")
     is_on = not rules.has_window_switch or keys.boolean("use_sliding_window", default=False)
-    if rules.windows == "listed" and is_on and not keys.has("layer_types"):
-        raise keys.complain("layer_types", f"a list of {n_layers} kinds, one for each layer")
-    if window is None or not is_on or rules.windows != "listed":
-        if sliding:
+    listed = _listed_as_sliding(keys, n_layers)
+    if window is None or not is_on:
+        if listed:
             raise keys.complain("layer_types", "full attention only, since no window is in use")
-        if window is None or not is_on:
-            return None, ()
-        return window, tuple(range(n_layers))
+        return None, ()
+    everyone = tuple(range(n_layers))
+    match rules.windows:
+        case "even":
+            usual = everyone[::2]
+        case "late":
+            usual = everyone[keys.integer("max_window_layers", least=0) :]
+        case _:
+            usual = everyone
+    sliding = usual if listed is None else listed
+    if rules.windows == "all" and sliding != everyone:
+        raise keys.complain("layer_types", "sliding attention only, as this type of model has it")
     return (window, sliding) if sliding else (None, ())
 
 
-def _listed_as_sliding(keys: Keys, n_layers: int) -> tuple[int, ...]:
+def _read_unrotated(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...]:
+    """Return the layers without rotation: those that `no_rope_layers` marks with 0."""
+    if not rules.has_unrotated_layers:
+        return ()
+    interval = keys.integer("no_rope_layer_interval")
+    by_interval = [int((layer + 1) % interval != 0) for layer in range(n_layers)]
+    turns = keys.integers("no_rope_layers", default=by_interval)
+    if len(turns) < n_layers or not set(turns) <= {0, 1}:
+        raise keys.complain("no_rope_layers", f"a list of 0 or 1 for each of {n_layers} layers")
+    return tuple(layer for layer, turn in enumerate(turns[:n_layers]) if not turn)
+
+
+def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
+    if not rules.has_multipliers:
+        return Multipliers()
+    return Multipliers(
+        embedding=keys.number("embedding_multiplier"),
+        residual=keys.number("residual_multiplier"),
+        logits=keys.number("logits_scaling"),
+    )
+
+
+def _listed_as_sliding(keys: Keys, n_layers: int) -> tuple[int, ...] | None:
+    """Return the sliding layers of `layer_types`; None where the file has no such list."""
     kinds = keys.texts("layer_types")
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
     if kinds and len(kinds) != n_layers:
         raise keys.complain("layer_types", f"a list of {n_layers} kinds, one for each layer")
-    return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    sliding = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    return sliding if kinds else None
 
 
 def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
     n_heads = keys.integer("num_attention_heads")
-    head_dim = keys.integer("head_dim", default=max(1, keys.integer("hidden_size") // n_heads))
-    if rules.biases == "none":
-        keys.must_be("attention_bias", False)
-    has_bias = keys.boolean("attention_bias", default=rules.biases_by_default)
-    return GqaConfig(
+    has_bias = _read_biases(keys, rules)
+    attention = GqaConfig(
         n_heads=n_heads,
         n_kv_heads=keys.integer("num_key_value_heads", default=n_heads),
-        head_dim=head_dim,
+        head_dim=_read_head_dim(keys, n_heads),
         qkv_bias=has_bias,
         o_bias=has_bias and rules.biases == "all",
         qk_norm=keys.boolean("use_qk_norm") if rules.qk_norm == "file" else rules.qk_norm == "yes",
         sinks=rules.has_sinks,
         window=window,
+        scale=keys.number("attention_multiplier") if rules.has_multipliers else None,
     )
+    for key in ("use_qk_norm", "qk_norm"):
+        keys.must_be(key, attention.qk_norm)
+    for key in ("qkv_bias", "use_qkv_bias"):
+        keys.must_be(key, attention.qkv_bias)
+    keys.must_be("use_bias", attention.o_bias)
+    return attention
+
+
+def _read_biases(keys: Keys, rules: FamilyRules) -> bool:
+    """Return whether the projections that may have biases have them."""
+    if rules.are_biases_fixed or rules.biases == "none":
+        keys.must_be("attention_bias", rules.are_biases_fixed)
+        return rules.are_biases_fixed
+    return keys.boolean("attention_bias", default=False)
+
+
+def _read_head_dim(keys: Keys, n_heads: int) -> int:
+    """Return the width of a head: its own key's, or an equal share of the model's width."""
+    width = keys.integer("hidden_size")
+    head_dim = keys.optional_integer("head_dim")
+    if head_dim is not None:
+        return head_dim
+    if width % n_heads:
+        raise keys.complain(
+            "hidden_size", f"a multiple of num_attention_heads, {n_heads}, or head_dim be given"
+        )
+    return width // n_heads
 
 
 def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
@@ -203,7 +278,7 @@ def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
         temperature = rope.scaling.temperature(rope.scaling.mscale_all_dim)
     return MlaConfig(
         n_heads=n_heads,
-        q_lora_rank=keys.integer("q_lora_rank"),
+        q_lora_rank=_read_query_rank(keys),
         kv_lora_rank=keys.integer("kv_lora_rank"),
         nope_head_dim=keys.integer("qk_nope_head_dim"),
         rope_head_dim=rope.dim,
@@ -212,20 +287,32 @@ def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
     )
 
 
+def _read_query_rank(keys: Keys) -> int | None:
+    """Return the width of the latent of queries; null says that they have none."""
+    keys.read.add("q_lora_rank")
+    is_null = "q_lora_rank" in keys.values and not keys.has("q_lora_rank")
+    return None if is_null else keys.integer("q_lora_rank")
+
+
 def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
-    keys.must_be("rope_interleave", rules.is_interleaved)
+    for key in ("rope_interleave", "rope_interleaved"):
+        keys.must_be(key, rules.is_interleaved)
     modern, hub = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
     if modern is not None and hub is not None and not _are_equal(modern, hub):
         raise keys.complain("rope_scaling", "absent beside 'rope_parameters', or equal to it")
     numbers = modern or hub
-    theta = _holder("rope_theta", modern, keys).number("rope_theta", default=rules.rope_theta)
+    if numbers is None and rules.scaling_by_default:
+        numbers = Keys(rules.scaling_by_default, f"{keys.where}, rope_scaling by default")
+    theta = _holder("rope_theta", modern, keys).number("rope_theta")
     keys.must_be("rope_theta", theta)
     dim = _rotated(keys, _holder("partial_rotary_factor", modern, keys), rules, head_dim)
     scaling: Llama3Scaling | YarnScaling | None = None
     if numbers is not None:
-        scaling = _read_scaling(numbers)
+        scaling = _read_scaling(numbers, rules)
         numbers.must_be("rope_theta", theta)
         numbers.finish()
+    if scaling is None:  # it tells nothing else
+        keys.read.add("original_max_position_embeddings")
     if isinstance(scaling, YarnScaling):
         keys.must_be("initial_context_length", scaling.original_max_position)
     return RopeConfig(theta=theta, dim=dim, interleaved=rules.is_interleaved, scaling=scaling)
@@ -261,34 +348,35 @@ def _rotated(keys: Keys, holder: Keys, rules: FamilyRules, head_dim: int) -> int
     return dim
 
 
-def _read_scaling(rules: Keys) -> Llama3Scaling | YarnScaling | None:
-    match rules.text("rope_type", "type"):
-        case "default":
-            return None
-        case "llama3":
-            return Llama3Scaling(
-                factor=rules.number("factor"),
-                low_freq_factor=rules.number("low_freq_factor"),
-                high_freq_factor=rules.number("high_freq_factor"),
-                original_max_position=rules.integer("original_max_position_embeddings"),
-            )
-        case "yarn":
-            return YarnScaling(
-                factor=rules.number("factor"),
-                beta_fast=rules.number("beta_fast", default=32.0),
-                beta_slow=rules.number("beta_slow", default=1.0),
-                original_max_position=rules.integer("original_max_position_embeddings"),
-                mscale=_unless_zero(rules, "mscale"),
-                mscale_all_dim=_unless_zero(rules, "mscale_all_dim"),
-                cos_sin_factor=rules.optional_number("attention_factor"),
-                truncate=rules.boolean("truncate", default=True),
-            )
-        case _:
-            spelling = "rope_type" if rules.has("rope_type") else "type"
-            raise rules.complain(spelling, "one of default, llama3, yarn")
+def _read_scaling(numbers: Keys, rules: FamilyRules) -> Llama3Scaling | YarnScaling | None:
+    kind = numbers.text("rope_type", "type")
+    if kind not in (_SCALINGS if rules.is_scaled else _SCALINGS[:1]):
+        spelling = "rope_type" if numbers.has("rope_type") else "type"
+        allowed = f"one of {', '.join(_SCALINGS)}" if rules.is_scaled else '"default", the only one'
+        raise numbers.complain(spelling, allowed + " that this type of model has here")
+    if kind == "default":
+        return None
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=numbers.number("factor"),
+            low_freq_factor=numbers.number("low_freq_factor"),
+            high_freq_factor=numbers.number("high_freq_factor"),
+            original_max_position=numbers.integer("original_max_position_embeddings"),
+        )
+    numbers.read.add("finetuned")  # how the model came to be
+    return YarnScaling(
+        factor=numbers.number("factor"),
+        beta_fast=numbers.number("beta_fast", default=32.0),
+        beta_slow=numbers.number("beta_slow", default=1.0),
+        original_max_position=numbers.integer("original_max_position_embeddings"),
+        mscale=_unless_zero(numbers, "mscale"),
+        mscale_all_dim=_unless_zero(numbers, "mscale_all_dim"),
+        cos_sin_factor=numbers.optional_number("attention_factor"),
+        truncate=numbers.boolean("truncate", default=True),
+    )
 
 
-def _unless_zero(rules: Keys, key: str) -> float | None:
+def _unless_zero(numbers: Keys, key: str) -> float | None:
     """Read a number for which 0 says as much as null."""
-    rules.read.add(key)
-    return rules.number(key) if rules.values.get(key) else None
+    numbers.read.add(key)
+    return numbers.number(key) if numbers.values.get(key) else None

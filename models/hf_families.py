@@ -8,7 +8,7 @@ model.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 #: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
 #: softmax over the chosen logits only.
@@ -36,6 +36,7 @@ class TensorNames:
     sinks: str = "self_attn.sinks"
     output: str = "self_attn.o_proj"
 
+    q: str = "self_attn.q_proj"  #: where queries have no latent
     q_a: str = "self_attn.q_a_proj"
     q_a_norm: str = "self_attn.q_a_layernorm"
     q_b: str = "self_attn.q_b_proj"
@@ -52,9 +53,10 @@ class TensorNames:
     expert: str = "mlp.experts.{}."
     fused_gate_up_down: tuple[str, str] = ("gate_up_proj", "down_proj")
     shared: str = "mlp.shared_experts."
-    #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert.
-    gate_up_down: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    expert_gate_up_down: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert; a
+    #: family that stores gate and up as one names only that, before the down matrix.
+    gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    expert_gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
     @property
     def has_fused_experts(self) -> bool:
@@ -87,18 +89,27 @@ class FamilyRules:
     is_latent: bool = False
     is_interleaved: bool = False  #: rotation turns neighbours, not halves
     is_partial: bool = False  #: the file says which part of a head is rotated
-    rope_theta: float | None = None  #: where the file, older than the key, does not say
+    is_scaled: bool = True  #: the file may scale the rotation for longer contexts
     #: Which projections have biases if `attention_bias` is true: none may, all but the output's, or
-    #: all four; and what holds where the file does not say.
+    #: all four.
     biases: Literal["none", "qkv", "all"] = "none"
-    biases_by_default: bool = False
+    are_biases_fixed: bool = False  #: they have them always; the key may only repeat it
     #: Whether queries and keys of a head are normalised; "file": as `use_qk_norm` says.
     qk_norm: Literal["no", "yes", "file"] = "no"
     has_sinks: bool = False
-    #: Which layers see `sliding_window` keys only: none may, all do, or those in `layer_types`.
-    windows: Literal["none", "all", "listed"] = "none"
+    #: Which layers see `sliding_window` keys only: none may, all do, or those in `layer_types`,
+    #: without which it is those from `max_window_layers` on ("late") or every other ("even").
+    windows: Literal["none", "all", "late", "even"] = "none"
+    has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
+    has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
     experts: ExpertRules | None = None
+    #: What the class takes for a key that the file leaves out. No width, depth or number of
+    #: experts is among them: without these a file describes no model.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    #: How the class scales the rotation where a file has neither `rope_parameters` nor
+    #: `rope_scaling`.
+    scaling_by_default: Mapping[str, Any] = field(default_factory=dict)
     names: TensorNames = field(default_factory=TensorNames)
 
 
@@ -127,20 +138,50 @@ _BAILING = FamilyRules(
     ),
 )
 
-#: By `model_type`. Source, where not said: the classes of Hugging Face transformers 5.23;
-#: for tensor names, released files too.
+_ROTATION = {"rope_theta": 10_000.0}
+_NORM = {"rms_norm_eps": 1e-6}
+_QWEN_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096}
+
+#: By `model_type`. Source, where not said: the classes of Hugging Face transformers 5.24;
+#: for tensor names, released files too. The classes of DeepSeek's types there and in the files'
+#: own code have different defaults, so none are taken.
 FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
     {
         "llama": FamilyRules(
-            family="llama", architecture="LlamaForCausalLM", rope_theta=10_000.0, biases="all"
+            family="llama",
+            architecture="LlamaForCausalLM",
+            biases="all",
+            defaults=_ROTATION | _NORM,
+        ),
+        "mistral": FamilyRules(
+            family="mistral",
+            architecture="MistralForCausalLM",
+            windows="all",
+            defaults=_ROTATION | _NORM | {"num_key_value_heads": 8, "sliding_window": 4096},
+        ),
+        "qwen2": FamilyRules(
+            family="qwen2",
+            architecture="Qwen2ForCausalLM",
+            biases="qkv",
+            are_biases_fixed=True,
+            windows="late",
+            has_window_switch=True,
+            defaults=_ROTATION
+            | _NORM
+            | _QWEN_WINDOWS
+            | {"num_key_value_heads": 32, "max_window_layers": 28},
         ),
         "qwen3": FamilyRules(
             family="qwen3",
             architecture="Qwen3ForCausalLM",
             biases="all",
             qk_norm="yes",
-            windows="listed",
+            windows="late",
             has_window_switch=True,
+            defaults=_ROTATION
+            | _NORM
+            | _QWEN_WINDOWS
+            | {"num_key_value_heads": 32, "head_dim": 128, "max_window_layers": 28},
         ),
         "qwen3_moe": FamilyRules(
             family="qwen3_moe",
@@ -150,12 +191,56 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             windows="all",
             has_window_switch=True,
             experts=ExpertRules(scoring="softmax"),
+            defaults=_ROTATION
+            | _NORM
+            | _QWEN_WINDOWS
+            | {"num_key_value_heads": 4, "norm_topk_prob": False},
+        ),
+        "smollm3": FamilyRules(
+            family="smollm3",
+            architecture="SmolLM3ForCausalLM",
+            biases="all",
+            has_unrotated_layers=True,
+            has_window_switch=True,
+            defaults=_NORM
+            | {
+                "num_key_value_heads": 4,
+                "rope_theta": 2e6,
+                "tie_word_embeddings": True,
+                "no_rope_layer_interval": 4,
+            },
+        ),
+        "granite": FamilyRules(
+            family="granite",
+            architecture="GraniteForCausalLM",
+            biases="all",
+            has_multipliers=True,
+            defaults=_ROTATION
+            | _NORM
+            | {
+                "embedding_multiplier": 1.0,
+                "residual_multiplier": 1.0,
+                "attention_multiplier": 1.0,
+                "logits_scaling": 1.0,
+            },
+        ),
+        "phi3": FamilyRules(
+            family="phi3",
+            architecture="Phi3ForCausalLM",
+            is_partial=True,
+            is_scaled=False,
+            windows="all",
+            defaults=_ROTATION | {"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
+            names=TensorNames(
+                qkv=("self_attn.qkv_proj",), gate_up_down=("gate_up_proj", "down_proj")
+            ),
         ),
         "mixtral": FamilyRules(
             family="mixtral",
             architecture="MixtralForCausalLM",
             windows="all",
             experts=ExpertRules(scoring="softmax", width="intermediate_size", is_normalised=True),
+            defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
             names=TensorNames(
                 router="block_sparse_moe.gate",
                 expert="block_sparse_moe.experts.{}.",
@@ -168,9 +253,8 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             family="gpt_oss",
             architecture="GptOssForCausalLM",
             biases="all",
-            biases_by_default=True,
             has_sinks=True,
-            windows="listed",
+            windows="even",
             experts=ExpertRules(
                 scoring="softmax_after_top_k",
                 width="intermediate_size",
@@ -178,6 +262,24 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 has_biases=True,
                 is_clamped=True,
             ),
+            defaults={
+                "num_key_value_heads": 8,
+                "head_dim": 64,
+                "attention_bias": True,
+                "sliding_window": 128,
+                "rms_norm_eps": 1e-5,
+                "swiglu_limit": 7.0,
+                "swiglu_alpha": 1.702,
+                "rope_theta": 150_000.0,
+            },
+            scaling_by_default={
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
             names=TensorNames(router="mlp.router", expert="mlp.experts."),
         ),
         "glm4_moe": FamilyRules(
@@ -187,6 +289,13 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             biases="qkv",
             qk_norm="file",
             experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True),
+            defaults=_ROTATION
+            | {
+                "num_key_value_heads": 8,
+                "rms_norm_eps": 1e-5,
+                "partial_rotary_factor": 0.5,
+                "use_qk_norm": False,
+            },
         ),
         "bailing_moe": _BAILING,
         "bailing_moe_v2": _BAILING,

@@ -50,7 +50,8 @@ def read_released_format(
     if block is None:
         dtype = keys.text("torch_dtype", "dtype", default="bfloat16")
         return _PLAIN.get(dtype, dtype), None
-    match block.text("quant_method"):
+    # ModelOpt says its own name nowhere but beside its version.
+    match block.text("quant_method", default="modelopt" if block.has("quant_algo") else None):
         case "fp8":
             found, spares = _fp8(block), _spared_by_name(block)
             roles: tuple[str, ...] = USUAL_ROLES["fp8"]
@@ -63,7 +64,7 @@ def read_released_format(
             return method, None
     if found not in USUAL_ROLES:
         return found, None
-    modules = _modules(rules, n_layers, moe)
+    modules = _modules(rules, n_layers, moe, has_query_latent=keys.has("q_lora_rank"))
     narrow = []
     for role in (role for role in roles if role in modules):
         spared = {spares(name) for name in modules[role]}
@@ -155,11 +156,12 @@ def _compile(block: Keys, key: str, text: str, is_library: bool = False) -> re.P
 
 
 def _modules(
-    rules: FamilyRules, n_layers: int, moe: MoeConfig | None
+    rules: FamilyRules, n_layers: int, moe: MoeConfig | None, *, has_query_latent: bool
 ) -> dict[str, tuple[str, ...]]:
     """List the modules of each role; the first expert stands for all of its layer."""
     names = rules.names
-    latent = (names.q_a, names.q_b, names.kv_a, names.kv_b)
+    of_queries = (names.q_a, names.q_b) if has_query_latent else (names.q,)
+    latent = (*of_queries, names.kv_a, names.kv_b)
     attention = (*(latent if rules.is_latent else names.qkv), names.output)
     expert = names.expert.format(0)
     experts = tuple(expert + part for part in names.expert_gate_up_down)

@@ -16,10 +16,12 @@ _HARMLESS = """
 _name_or_path architectures auto_map transformers_version torch_dtype dtype model_type
 tokenizer_class prefix problem_type finetuning_task task_specific_params pruned_heads torchscript
 use_bfloat16 tf_legacy_loss unsloth_version unsloth_fixed _commit_hash trust_remote_code
+is_llama_config internal_version transformers.js_config tokenizer_model_max_length model_max_length
 attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal
 _experts_implementation experts_implementation _flash_attn_2_enabled use_flash_attn
 keys_to_ignore_at_inference gradient_checkpointing cache_implementation
 initializer_range attention_dropout hidden_dropout embedding_dropout output_dropout resid_pdrop
+embd_pdrop attn_pdrop attention_probs_dropout_prob hidden_dropout_prob classifier_dropout
 aux_loss_alpha router_aux_loss_coef router_jitter_noise output_router_logits seq_aux
 mtp_loss_scaling_factor pretraining_tp ep_size
 use_cache pad_token_id sep_token_id decoder_start_token_id id2label label2id return_dict
@@ -27,6 +29,8 @@ return_dict_in_generate do_sample early_stopping max_length min_length num_beams
 num_return_sequences temperature top_k top_p typical_p repetition_penalty length_penalty
 diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size output_attentions
 output_hidden_states output_scores is_decoder is_encoder_decoder
+bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id
+exponential_decay_length_penalty remove_invalid_values chunk_size_feed_forward
 head_dim qk_head_dim max_window_layers
 """
 _HARMLESS_KEYS = frozenset(_HARMLESS.split())
@@ -42,12 +46,16 @@ class Keys:
     """A dictionary that remembers what was read from it and words its own complaints.
 
     A method that reads takes the spellings of one key; a file may use several if they agree. None
-    as the default makes the key necessary.
+    as the default makes the key necessary. `defaults` are those of the type's own class, for keys
+    that the file leaves out; null is no such key.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None
+    ) -> None:
         self.values = values
         self.where = where
+        self.defaults = {} if defaults is None else defaults
         self.read: set[str] = set()
 
     def has(self, *spellings: str) -> bool:
@@ -78,13 +86,13 @@ class Keys:
 
     def optional_number(self, *spellings: str) -> float | None:
         """Read a number above 0, or None where the file gives none."""
-        self.read.update(spellings)
-        return self.number(*spellings) if self.has(*spellings) else None
+        _, value = self._take(spellings, None)
+        return None if value is None else self.number(*spellings)
 
     def optional_integer(self, *spellings: str) -> int | None:
         """Read a whole number above 0, or None where the file gives none."""
-        self.read.update(spellings)
-        return self.integer(*spellings) if self.has(*spellings) else None
+        _, value = self._take(spellings, None)
+        return None if value is None else self.integer(*spellings)
 
     def boolean(self, *spellings: str, default: bool | None = None) -> bool:
         """Read true or false."""
@@ -116,13 +124,13 @@ class Keys:
         return tuple(items)
 
     def mapping(self, key: str) -> "Keys | None":
-        """Read a part of the file that has keys of its own."""
+        """Read a part of the file that has keys of its own; an empty one is none."""
         _, value = self._take((key,), None)
-        if value is None:
+        if value is None or value == {}:
             return None
         if not isinstance(value, Mapping):
             raise self.complain(key, "an object or null")
-        return Keys(value, f"{self.where}, {key}")
+        return Keys(value, f"{self.where}, {key}", self.defaults)
 
     def must_be(self, key: str, *allowed: object) -> None:
         """Accept a key that is absent, null, or has one of the values this program models."""
@@ -151,8 +159,7 @@ class Keys:
             if value and key not in self.read and key not in _HARMLESS_KEYS:
                 raise ConfigError(
                     f"{self.where}: key {format_given(key)} = {format_given(value)} is not known "
-                    f"to this program and may set a size; remove it only if the network does not "
-                    f"use it."
+                    f"to this program and may set a size or switch a part on."
                 )
 
     def _take(self, spellings: tuple[str, ...], default: object) -> tuple[str, Any]:
@@ -161,6 +168,9 @@ class Keys:
         given = [key for key in spellings if self.values.get(key) is not None]
         if not given:
             named = [key for key in spellings if key in self.values]
+            usual = [] if named else [key for key in spellings if key in self.defaults]
+            if usual:
+                return usual[0], self.defaults[usual[0]]
             return (named or list(spellings))[0], default
         first = self.values[given[0]]
         for other in given[1:]:

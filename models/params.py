@@ -17,8 +17,9 @@ from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
 #: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
-#: "sliding" is attention over the last keys only; it has the parameters of "attention".
-Kind = Literal["embed", "attention", "sliding", "dense", "moe", "head"]
+#: "sliding" is attention over the last keys only, "unrotated" one without rotation; both have the
+#: parameters of "attention".
+Kind = Literal["embed", "attention", "sliding", "unrotated", "dense", "moe", "head"]
 
 #: Logical axes of the columns of output projections.
 OUTPUT_AXES = frozenset({"d_out", "shared_d_out"})
@@ -188,12 +189,16 @@ def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
             "k_b": _matrix("attention", heads, mla.nope_head_dim, latent, batch=1),
             "v_b": _matrix("attention", heads, latent, mla.v_head_dim, batch=1),
         }
+    of_queries, d_query, narrow = {}, d_model, latent + mla.rope_head_dim
+    if mla.q_lora_rank is not None:
+        of_queries = {"q_norm": _norm(mla.q_lora_rank)}
+        d_query, narrow = mla.q_lora_rank, mla.q_lora_rank + narrow
     return {
         "norm": _norm(d_model),
-        "a": _matrix("attention", d_model, mla.q_lora_rank + latent + mla.rope_head_dim),
-        "q_norm": _norm(mla.q_lora_rank),
+        "a": _matrix("attention", d_model, narrow),
+        **of_queries,
         "kv_norm": _norm(latent),
-        "q_b": _matrix("attention", mla.q_lora_rank, heads, mla.query_head_dim),
+        "q_b": _matrix("attention", d_query, heads, mla.query_head_dim),
         **of_latent,
         "o": _matrix("attention", heads, mla.v_head_dim, (d_model, "d_out"), rows=2),
     }
@@ -245,6 +250,7 @@ _PARAMS: Mapping[str, Callable[[ModelConfig], dict[str, ParamSpec]]] = {
     "embed": _embed,
     "attention": _attention,
     "sliding": _attention,
+    "unrotated": _attention,
     "dense": _dense,
     "moe": _mixture,
     "head": _head,

@@ -27,12 +27,13 @@ from .weights.stored import dequantised
 class Embed(nnx.Module):
     """Token numbers to hidden states."""
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
         self.table = param(params, "table")
+        self.multiplier = model_cfg.multipliers.embedding
 
     def __call__(self, tokens: Int[Array, "b t"]) -> Hidden:
         """Look up each token."""
-        return self.table[tokens]
+        return self.multiplier * self.table[tokens]
 
 
 class Head(nnx.Module):
@@ -41,10 +42,11 @@ class Head(nnx.Module):
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.out = param(params, "out")
+        self.divisor = model_cfg.multipliers.logits
 
     def __call__(self, x: Hidden) -> Float32[Array, "b t vocab"]:
         """Return the logits of every position."""
-        return contract("btd,dv->btv", self.norm(x), self.out[...])
+        return contract("btd,dv->btv", self.norm(x), self.out[...]) / self.divisor
 
 
 Module = Embed | GqaAttention | MlaAttention | Mlp | Moe | Head
@@ -75,12 +77,13 @@ def reference_block(
     attention, moe = model_cfg.attention, model_cfg.moe
     match kind:
         case "embed":
-            return Embed(params)
-        case "attention" | "sliding" if isinstance(attention, MlaConfig):
+            return Embed(model_cfg, params)
+        case "attention" if isinstance(attention, MlaConfig):
             return MlaAttention(model_cfg, attention, params)
-        case "attention" | "sliding" if isinstance(attention, GqaConfig):
+        case "attention" | "sliding" | "unrotated" if isinstance(attention, GqaConfig):
             window = attention.window if kind == "sliding" else None
-            return GqaAttention(model_cfg, attention, params, window)
+            rope = None if kind == "unrotated" else model_cfg.rope
+            return GqaAttention(model_cfg, attention, params, window=window, rope=rope)
         case "dense":
             return Mlp(model_cfg, params)
         case "moe" if moe is not None:
@@ -104,7 +107,10 @@ def _chain(model_cfg: ModelConfig) -> Iterator[tuple[Kind, int]]:
     """List the blocks in the order a token meets them: kind and layer."""
     yield "embed", 0
     for layer in range(model_cfg.n_layers):
-        yield "sliding" if layer in model_cfg.sliding_layers else "attention", layer
+        if layer in model_cfg.unrotated_layers:
+            yield "unrotated", layer
+        else:
+            yield "sliding" if layer in model_cfg.sliding_layers else "attention", layer
         yield "moe" if model_cfg.is_moe_layer(layer) else "dense", layer
     yield "head", 0
 

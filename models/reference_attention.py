@@ -70,10 +70,19 @@ def causal_softmax(
 
 
 class GqaAttention(nnx.Module):
-    """Grouped-query attention block: `x + attention(norm(x))`; `window` for a sliding layer."""
+    """Grouped-query attention block: `x + attention(norm(x))`.
+
+    `window` is for a sliding layer, `rope` None for one without rotation.
+    """
 
     def __init__(
-        self, model_cfg: ModelConfig, gqa: GqaConfig, params: Params, window: int | None
+        self,
+        model_cfg: ModelConfig,
+        gqa: GqaConfig,
+        params: Params,
+        *,
+        window: int | None,
+        rope: RopeConfig | None,
     ) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.q, self.kv, self.o = (param(params, name) for name in ("q", "kv", "o"))
@@ -86,7 +95,8 @@ class GqaAttention(nnx.Module):
             self.sinks = param(params, "sinks")
         if gqa.o_bias:
             self.o_bias = param(params, "o_bias")
-        self.gqa, self.rope, self.window = gqa, model_cfg.rope, window
+        self.gqa, self.rope, self.window = gqa, rope, window
+        self.multiplier = model_cfg.multipliers.residual
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
@@ -98,12 +108,13 @@ class GqaAttention(nnx.Module):
         key, value = rearrange(both, "b t k c h -> c b t k h")
         if gqa.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, self.rope), rotate(key, self.rope)
+        if self.rope is not None:
+            query, key = rotate(query, self.rope), rotate(key, self.rope)
         scores = contract("btkgh,bskh->bkgts", query, key) * gqa.softmax_scale
         sinks = self.sinks[...] if gqa.sinks else None
         mixed = contract("bkgts,bskh->btkgh", causal_softmax(scores, self.window, sinks), value)
         out = contract("btkgh,kghd->btd", mixed, self.o[...])
-        return x + (out + self.o_bias[None] if gqa.o_bias else out)
+        return x + self.multiplier * (out + self.o_bias[None] if gqa.o_bias else out)
 
 
 class MlaAttention(nnx.Module):
@@ -111,7 +122,8 @@ class MlaAttention(nnx.Module):
 
     def __init__(self, model_cfg: ModelConfig, mla: MlaConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
-        self.q_norm = RmsNorm(params, "q_norm", mla.latent_norm_eps)
+        if mla.q_lora_rank is not None:
+            self.q_norm = RmsNorm(params, "q_norm", mla.latent_norm_eps)
         self.kv_norm = RmsNorm(params, "kv_norm", mla.latent_norm_eps)
         self.a, self.q_b, self.o = (param(params, name) for name in ("a", "q_b", "o"))
         if mla.form == "expanded":
@@ -123,11 +135,14 @@ class MlaAttention(nnx.Module):
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
         mla = self.mla
-        columns = contract("btd,dc->btc", self.norm(x), self.a[...])
-        cuts = [mla.q_lora_rank, mla.q_lora_rank + mla.kv_lora_rank]
+        normed = self.norm(x)
+        columns = contract("btd,dc->btc", normed, self.a[...])
+        n_query = mla.q_lora_rank or 0
+        cuts = [n_query, n_query + mla.kv_lora_rank]
         query_latent, latent, key_rope = jnp.split(columns, cuts, axis=-1)
 
-        query = contract("btq,qne->btne", self.q_norm(query_latent), self.q_b[...])
+        of_query = normed if mla.q_lora_rank is None else self.q_norm(query_latent)
+        query = contract("btq,qne->btne", of_query, self.q_b[...])
         query_nope, query_rope = jnp.split(query, [mla.nope_head_dim], axis=-1)
         query = jnp.concatenate((query_nope, rotate(query_rope, self.rope)), axis=-1)
 

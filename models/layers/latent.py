@@ -32,7 +32,7 @@ class _Rows:
 
     b: Any
     t: Any
-    q_low: Float32[Array, "m q_rank"]
+    q_low: Float[Array, "m q_rank"]  #: of which queries are made; without a latent, the input
     kv_low: Float32[Array, "m latent"]  #: normalised
     key_rope: Float32[Array, "m rope"]
     cos: Float32[Array, "b t rope"]
@@ -86,10 +86,12 @@ def latent_attention(
     y = operand_rows(y, policy, "attention")
     cos, sin = (mem.rows_from(tables[name], positions, t) for name in ("cos", "sin"))
 
-    q_low, kv_low, key_rope = sxm.split(
-        linear(y, weights["a"], policy=policy),
-        (mla.q_lora_rank, mla.kv_lora_rank, mla.rope_head_dim),
-    )
+    widths = (mla.kv_lora_rank, mla.rope_head_dim)
+    narrow = linear(y, weights["a"], policy=policy)
+    if mla.q_lora_rank is None:
+        q_low, (kv_low, key_rope) = y, sxm.split(narrow, widths)
+    else:
+        q_low, kv_low, key_rope = sxm.split(narrow, (mla.q_lora_rank, *widths))
     rows = _Rows(
         b=b,
         t=t,
@@ -118,7 +120,7 @@ def latent_attention(
         leaf=rows_of_leaf(cfg, "attention", policy, "o"),
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out, policy), cache
+    return add_residual(x, out, cfg, policy), cache
 
 
 def _absorbed(
@@ -211,8 +213,11 @@ def _queries(
     """Make every head's query: the part without position, and the rotated part."""
     b, t, rope = rows.b, rows.t, mla.rope_head_dim
     n = weights["q_b"].shape[1]
-    q_low = rms_norm(rows.q_low, weights["q_norm"], mla.latent_norm_eps)
-    q = linear(operand_rows(q_low, rows.policy, "attention"), weights["q_b"], policy=rows.policy)
+    q_low = rows.q_low
+    if mla.q_lora_rank is not None:
+        q_low = rms_norm(q_low, weights["q_norm"], mla.latent_norm_eps)
+        q_low = operand_rows(q_low, rows.policy, "attention")
+    q = linear(q_low, weights["q_b"], policy=rows.policy)
     q = sxm.rearrange(q, "m (n h) -> n m h", n=n, h=mla.query_head_dim, m=b * t)
     q_nope, q_rope = sxm.split(q, (mla.nope_head_dim, rope))
     q_rope = rotate(

@@ -29,6 +29,7 @@ from lpu_jax.errors import LpuError
 from lpu_jax.numerics.quantized import QuantizedArray, output_scale
 from lpu_jax.predicates import may_equal
 
+from ..config import ModelConfig
 from ..params import Role
 from ..policy import Policy
 
@@ -369,10 +370,17 @@ def project_out(
 
 
 def add_residual(
-    x: Float[Array, "b t d"], y: Float[Array, "b t d"], policy: Policy
+    x: Float[Array, "b t d"], y: Float[Array, "b t d"], cfg: ModelConfig, policy: Policy
 ) -> Float[Array, "b t d"]:
     """Add a block's result to the hidden state, which leaves every block in the base format.
 
-    Fidelity: one fp32 addition, one rounding to the base format.
+    Fidelity: one fp32 addition, one rounding to the base format; before them one fp32 product, in
+    a model that scales what its blocks add.
     """
-    return narrowed(vxm.add(vxm.to_fp32(x), vxm.to_fp32(y)), policy)
+    scaled = scaled_by(vxm.to_fp32(y), cfg.multipliers.residual)
+    return narrowed(vxm.add(vxm.to_fp32(x), scaled), policy)
+
+
+def scaled_by(x: Float32[Array, "..."], factor: float) -> Float32[Array, "..."]:
+    """Multiply by a constant of the model; nothing is done for 1."""
+    return x if factor == 1.0 else vxm.mul(x, factor)

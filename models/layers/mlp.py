@@ -81,4 +81,4 @@ def dense_mlp(
         d_model=d,
         leaf=rows_of_leaf(cfg, "dense", policy, "down"),
     )
-    return add_residual(x, out.reshape(b, t, d), policy)
+    return add_residual(x, out.reshape(b, t, d), cfg, policy)

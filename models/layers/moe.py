@@ -85,7 +85,7 @@ def mixture(
         out = _summed_in_order(
             slots, h, ids, first, weights, **how, split=split, axes=axes, across=across
         )
-    return add_residual(x, out.reshape(b, t, d), policy)
+    return add_residual(x, out.reshape(b, t, d), cfg, policy)
 
 
 def _summed_in_order(

@@ -10,7 +10,7 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
-from .linear import linear, operand_rows
+from .linear import linear, narrowed, operand_rows, scaled_by
 from .norm import rms_norm
 
 
@@ -19,6 +19,8 @@ def embed(
     weights: Mapping[str, Any],
     first: Int32[Array, " 1"],
     *,
+    cfg: ModelConfig,
+    policy: Policy,
     axes: Mapping[str, Axis],
 ) -> Float[Array, "b t d"]:
     """Look tokens up: the chip that holds a row sends it to all; the others send zeros.
@@ -27,12 +29,16 @@ def embed(
         tokens: token ids.
         weights: `table`, this chip's rows.
         first: number of its first row.
+        cfg: the model.
+        policy: format of the hidden state.
         axes: `tensor`.
 
-    Fidelity: exact.
+    Fidelity: exact; a model that scales its embeddings rounds a product in fp32, then to the base
+    format.
     """
-    rows = mem.lookup(weights["table"], tokens, first.reshape(()))
-    return c2c.all_reduce(rows, axes["tensor"])
+    rows = c2c.all_reduce(mem.lookup(weights["table"], tokens, first.reshape(())), axes["tensor"])
+    factor = cfg.multipliers.embedding
+    return rows if factor == 1.0 else narrowed(scaled_by(vxm.to_fp32(rows), factor), policy)
 
 
 def head(
@@ -62,6 +68,8 @@ def head(
     y = mem.take_rows(x, rows)
     y = rms_norm(vxm.to_fp32(y.reshape(y.shape[0], y.shape[2])), weights["norm"], cfg.norm_eps)
     logits = linear(operand_rows(y, policy, "head"), weights["out"], policy=policy)
+    if cfg.multipliers.logits != 1.0:
+        logits = vxm.div(logits, cfg.multipliers.logits)
     best, token = selection.arg_max(logits, first.reshape(()), cfg.vocab_size)
     best = c2c.all_gather(best, axes["tensor"], dim=-1)
     token = c2c.all_gather(token, axes["tensor"], dim=-1)

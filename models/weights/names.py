@@ -102,9 +102,13 @@ def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple
 
 def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[str, Shape]]:
     latent = mla.kv_lora_rank
-    yield f"{names.q_a}.weight", (mla.q_lora_rank, d_model)
-    yield f"{names.q_a_norm}.weight", (mla.q_lora_rank,)
-    yield f"{names.q_b}.weight", (mla.n_heads * mla.query_head_dim, mla.q_lora_rank)
+    n_query = mla.n_heads * mla.query_head_dim
+    if mla.q_lora_rank is None:
+        yield f"{names.q}.weight", (n_query, d_model)
+    else:
+        yield f"{names.q_a}.weight", (mla.q_lora_rank, d_model)
+        yield f"{names.q_a_norm}.weight", (mla.q_lora_rank,)
+        yield f"{names.q_b}.weight", (n_query, mla.q_lora_rank)
     yield f"{names.kv_a}.weight", (latent + mla.rope_head_dim, d_model)
     yield f"{names.kv_a_norm}.weight", (latent,)
     yield f"{names.kv_b}.weight", (mla.n_heads * (mla.nope_head_dim + mla.v_head_dim), latent)
@@ -112,11 +116,11 @@ def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[
 
 
 def _mlp(
-    d_model: int, width: int, prefix: str, gate_up_down: tuple[str, str, str]
+    d_model: int, width: int, prefix: str, gate_up_down: tuple[str, ...]
 ) -> Iterator[tuple[str, Shape]]:
-    gate, up, down = gate_up_down
-    yield f"{prefix}{gate}.weight", (width, d_model)
-    yield f"{prefix}{up}.weight", (width, d_model)
+    *gate_up, down = gate_up_down
+    for name in gate_up:
+        yield f"{prefix}{name}.weight", (2 * width // len(gate_up), d_model)
     yield f"{prefix}{down}.weight", (d_model, width)
 
 

@@ -46,7 +46,7 @@ class WeightSource(Protocol):
         """Return one block's parameters without its routed experts.
 
         Args:
-            kind: "embed", "attention", "sliding", "dense", "moe" or "head".
+            kind: "embed", "attention", "sliding", "unrotated", "dense", "moe" or "head".
             layer: the layer from 0; ignored for "embed" and "head".
         """
 
@@ -81,10 +81,10 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     if kind in ("embed", "head"):
         return
     actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
-    if kind in ("attention", "sliding"):
-        actual = "sliding" if layer in model_cfg.sliding_layers else "attention"
+    if kind in ("attention", "sliding", "unrotated"):
+        actual = model_cfg.attention_kind(layer)
     if kind != actual:
-        article = "an" if actual == "attention" else "a"
+        article = "a" if actual == "sliding" else "an"
         raise WeightsError(
             f"{model_cfg.name}: layer {layer} has {article} {actual} block, not {kind}."
         )
@@ -142,7 +142,7 @@ class HfTensors:
         match kind:
             case "embed":
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
-            case "attention" | "sliding":
+            case "attention" | "sliding" | "unrotated":
                 return self._attention(prefix)
             case "dense":
                 specs = block_params(self.config, "dense")
@@ -251,8 +251,14 @@ class HfTensors:
     def _latent_attention(self, prefix: str, mla: MlaConfig) -> Weights:
         names, specs = self._names, block_params(self.config, "attention")
         n_heads, nope = mla.n_heads, mla.nope_head_dim
-        q_a, kv_a = self._matrix(prefix + names.q_a), self._matrix(prefix + names.kv_a)
-        q_b, o = self._matrix(prefix + names.q_b), self._matrix(prefix + names.output)
+        a, o = self._matrix(prefix + names.kv_a), self._matrix(prefix + names.output)
+        q_b, of_queries = (
+            self._matrix(prefix + (names.q if mla.q_lora_rank is None else names.q_b)),
+            {},
+        )
+        if mla.q_lora_rank is not None:
+            a = joined((self._matrix(prefix + names.q_a), a), np.concatenate)
+            of_queries = {"q_norm": self._vector(f"{prefix}{names.q_a_norm}.weight")}
         kv_b = moved(
             self._matrix(prefix + names.kv_b),
             lambda rows: rearrange(rows, "(n e) c -> n e c", n=n_heads),
@@ -266,10 +272,9 @@ class HfTensors:
                 "k_b": laid_across(k_b, specs["k_b"], "n e c -> n e c"),
                 "v_b": laid_out(v_b, specs["v_b"], "n v c -> n c v"),
             }
-        a = joined((q_a, kv_a), np.concatenate)
         return {
             "a": laid_out(a, specs["a"], "columns d -> d columns"),
-            "q_norm": self._vector(f"{prefix}{names.q_a_norm}.weight"),
+            **of_queries,
             "kv_norm": self._vector(f"{prefix}{names.kv_a_norm}.weight"),
             "q_b": laid_out(q_b, specs["q_b"], "(n e) q -> q n e", n=n_heads),
             **from_latent,
@@ -277,12 +282,12 @@ class HfTensors:
         }
 
     def _mlp(
-        self, prefix: str, gate_up_down: tuple[str, str, str], specs: Mapping[str, ParamSpec]
+        self, prefix: str, gate_up_down: tuple[str, ...], specs: Mapping[str, ParamSpec]
     ) -> Weights:
-        gate, up, down = (self._matrix(prefix + name) for name in gate_up_down)
-        gate_up = joined((gate, up), np.stack)
+        *gate_up, down = (self._matrix(prefix + name) for name in gate_up_down)
+        both = joined(tuple(gate_up), np.concatenate)
         return {
-            "gate_up": laid_out(gate_up, specs["gate_up"], "two f d -> d two f"),
+            "gate_up": laid_out(both, specs["gate_up"], "(two f) d -> d two f", two=2),
             "down": laid_out(down, specs["down"], "d f -> f d"),
         }
 

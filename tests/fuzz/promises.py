@@ -61,7 +61,7 @@ def check(one: Triple, counts: Counter[str]) -> None:
 
 
 #: Blocks with an output projection.
-SPLIT_KINDS = ("attention", "sliding", "dense", "moe")
+SPLIT_KINDS = ("attention", "sliding", "unrotated", "dense", "moe")
 
 
 def check_rule(

@@ -32,6 +32,9 @@ from sharding.plan import AttentionShard, MlpShard
 TESTS = Path(__file__).parents[1]
 #: Triples of the slice: one of each model.
 N_TRIPLES = len(MODELS)
+#: Families whose blocks are those of others, under other names, but for layers without rotation
+#: and constants that scale values.
+ALIKE = {"mistral", "qwen2", "phi3", "smollm3", "granite"}
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
 FEW_SPLITS, MANY_SPLITS = 10, 200
 
@@ -76,7 +79,7 @@ def test_a_seed_is_one_triple_and_every_family_has_some() -> None:
     assert triple(5) == triple(5)
     assert len({str(triple(seed)) for seed in range(20)}) == 20
     assert not any("\n" in str(triple(seed)) for seed in range(20))
-    assert {zoo.model(name).family for name in MODELS} == set(TENSOR_NAMES)
+    assert {zoo.model(name).family for name in MODELS} == set(TENSOR_NAMES) - ALIKE
 
 
 def test_triples_have_all_that_a_plan_can_say() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lpu_jax.errors import ConfigError
-from models.config import GqaConfig, MlaConfig, MoeConfig
+from models.config import GqaConfig, MlaConfig, MoeConfig, Multipliers
 from models.hf_config import from_hf
+from models.params import n_parameters
 
 DATA = Path(__file__).parent / "data"
 #: Published files, unedited.
@@ -26,8 +27,13 @@ GROUPED = {
     "llama-3.1-8b": (32, 4096, 32, 8, 128, 128, 14336, 128256, 131072, 1e-5, 5e5),
     "llama-3.1-70b": (80, 8192, 64, 8, 128, 128, 28672, 128256, 131072, 1e-5, 5e5),
     "llama-3.1-405b": (126, 16384, 128, 8, 128, 128, 53248, 128256, 131072, 1e-5, 5e5),
+    "mistral-7b": (32, 4096, 32, 8, 128, 128, 14336, 32000, 32768, 1e-5, 1e4),
     "mixtral-8x7b": (32, 4096, 32, 8, 128, 128, 14336, 32000, 32768, 1e-5, 1e6),
     "mixtral-8x22b": (56, 6144, 48, 8, 128, 128, 16384, 32000, 65536, 1e-5, 1e6),
+    "smollm3-3b": (36, 2048, 16, 4, 128, 128, 11008, 128256, 65536, 1e-6, 5e6),
+    "phi-4": (40, 5120, 40, 10, 128, 128, 17920, 100352, 16384, 1e-5, 250000),
+    "qwen2.5-7b": (28, 3584, 28, 4, 128, 128, 18944, 152064, 32768, 1e-6, 1e6),
+    "qwen2.5-72b": (80, 8192, 64, 8, 128, 128, 29568, 152064, 32768, 1e-6, 1e6),
     "qwen3-32b": (64, 5120, 64, 8, 128, 128, 25600, 151936, 40960, 1e-6, 1e6),
     "qwen3-235b-a22b": (94, 4096, 64, 4, 128, 128, 12288, 151936, 40960, 1e-6, 1e6),
     "gpt-oss-20b": (24, 2880, 64, 8, 64, 64, 2880, 201088, 131072, 1e-5, 150000),
@@ -65,7 +71,7 @@ def test_sizes_are_the_published_ones(name):
         *(cfg.d_ff, cfg.vocab_size, cfg.max_position, cfg.norm_eps, cfg.rope.theta),
     )
     assert not cfg.rope.interleaved
-    assert not cfg.tie_embeddings
+    assert cfg.tie_embeddings == (name == "smollm3-3b")
 
 
 @pytest.mark.parametrize("name", sorted(ROUTED))
@@ -80,14 +86,17 @@ def test_routing_is_the_published_one(name):
 
 
 def test_what_only_the_type_of_model_tells():
-    qwen, gpt, glm, ling = (
+    qwen, gpt, glm, ling, old_qwen = (
         from_hf(CONFIGS / f"{name}.json")
-        for name in ("qwen3-32b", "gpt-oss-20b", "glm-4.6", "ling-1t")
+        for name in ("qwen3-32b", "gpt-oss-20b", "glm-4.6", "ling-1t", "qwen2.5-7b")
     )
     assert (qwen.attention.qk_norm, glm.attention.qk_norm, ling.attention.qk_norm) == (True,) * 3
     assert (gpt.attention.qk_norm, gpt.attention.sinks, glm.attention.sinks) == (False, True, False)
-    biases = [(cfg.attention.qkv_bias, cfg.attention.o_bias) for cfg in (qwen, gpt, glm, ling)]
-    assert biases == [(False, False), (True, True), (True, False), (False, False)]
+    biases = [
+        (cfg.attention.qkv_bias, cfg.attention.o_bias) for cfg in (qwen, gpt, glm, ling, old_qwen)
+    ]
+    assert biases == [(False, False), (True, True), (True, False), (False, False), (True, False)]
+    assert not old_qwen.attention.qk_norm
     assert (gpt.moe.router_offset, gpt.moe.expert_bias) == (True, True)
     assert (gpt.moe.swiglu_limit, gpt.moe.swiglu_alpha) == (7.0, 1.702)
     assert (gpt.attention.window, gpt.sliding_layers) == (128, tuple(range(0, 24, 2)))
@@ -167,8 +176,21 @@ def test_keys_about_the_whole_of_a_multimodal_file_count():
     outer = {"tie_word_embeddings": True, "torch_dtype": "float16", "text_config": inner}
     model_cfg = from_hf(outer)
     assert (model_cfg.tie_embeddings, model_cfg.released_format) == (True, "fp16")
-    with pytest.raises(ConfigError, match=r"'model_type' must be \"kimi_k25\""):
-        from_hf(outer | {"model_type": "deep_vision"})
+
+
+def test_a_text_part_in_an_unknown_model_is_refused_by_its_type():
+    inner = hub_fields("qwen3-32b")
+    with pytest.raises(ConfigError) as problem:
+        from_hf({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}})
+    assert "a text part of type 'llama4_text' in a model of type 'llama4'" in str(problem.value)
+    assert "supported are llama, mistral, qwen2, " in str(problem.value)
+    assert "alone or in one of type kimi_k25" in str(problem.value)
+    with pytest.raises(ConfigError, match="type 'qwen3' in a model of type 'deep_vision'"):
+        from_hf({"model_type": "deep_vision", "text_config": inner})
+    with pytest.raises(ConfigError, match="type None in a model of type 'deep_vision'"):
+        from_hf({"model_type": "deep_vision", "text_config": {}})
+    with pytest.raises(ConfigError, match="text_config: key 'model_type' must be one of llama"):
+        from_hf({"model_type": "kimi_k25", "text_config": inner | {"model_type": "kimi_k26"}})
 
 
 def test_keys_beside_the_language_part_are_those_of_other_parts():
@@ -209,13 +231,116 @@ def test_windows_follow_the_type_of_model():
     assert (mixtral.attention.window, mixtral.sliding_layers) == (4096, tuple(range(32)))
     qwen = hub_fields("qwen3-32b")
     assert from_hf(qwen | {"sliding_window": 4096}) == from_hf(qwen)
+    all_slide = {"layer_types": ["sliding_attention"] * 32}
+    mistral = from_hf(hub_fields("mistral-7b") | all_slide)
+    assert mistral == from_hf(hub_fields("mistral-7b"))
+    assert (mistral.attention.window, mistral.sliding_layers) == (4096, tuple(range(32)))
+    no_window = from_hf(hub_fields("mistral-7b") | {"sliding_window": None})
+    assert (no_window.attention.window, no_window.sliding_layers) == (None, ())
     kinds = ["full_attention"] * 60 + ["sliding_attention"] * 4
     switched = {"sliding_window": 4096, "use_sliding_window": True, "layer_types": kinds}
     assert from_hf(qwen | switched).sliding_layers == (60, 61, 62, 63)
+    # Without a list, the layers from `max_window_layers` on: 64 in the file, so none.
+    late = {"sliding_window": 4096, "use_sliding_window": True}
+    assert from_hf(qwen | late) == from_hf(qwen)
+    assert from_hf(qwen | late | {"max_window_layers": 62}).sliding_layers == (62, 63)
+    assert from_hf(hub_fields("qwen2.5-7b") | late | {"max_window_layers": 26}).sliding_layers == (
+        *(26, 27),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("llama-3.1-8b", {"use_qk_norm": False, "qkv_bias": False, "rope_interleaved": False}),
+        ("llama-3.1-8b", {"original_max_position_embeddings": 0, "qk_norm": False}),
+        ("llama-2-70b", {"rope_scaling": {}, "original_max_position_embeddings": 4096}),
+        ("qwen3-235b-a22b", {"use_qk_norm": True}),
+        ("qwen2.5-7b", {"attention_bias": True, "qkv_bias": True, "use_qk_norm": False}),
+        ("phi-4", {"partial_rotary_factor": 1.0, "rope_scaling": {"rope_type": "default"}}),
+        ("deepseek-v3", {"rope_interleave": True, "rope_interleaved": True}),
+        ("ling-1t", {"use_bias": False, "use_qkv_bias": False}),
+        ("smollm2-135m", {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1}),
+        ("llama-3.1-8b", {"tokenizer_model_max_length": 8192, "internal_version": "2.1"}),
+        ("llama-3.1-8b", {"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}}),
+    ],
+)
+def test_what_repeats_a_rule_or_can_bear_no_size_says_nothing(name, said):
+    assert from_hf(hub_fields(name) | said) == from_hf(hub_fields(name))
+
+
+def test_layers_without_rotation_are_listed_or_follow_from_an_interval():
+    fields = hub_fields("smollm3-3b")
+    listed = from_hf(fields)
+    assert listed.unrotated_layers == tuple(range(3, 36, 4))
+    rest = {key: value for key, value in fields.items() if not key.startswith("no_rope")}
+    assert from_hf(rest) == from_hf(rest | {"no_rope_layer_interval": 4}) == listed
+    assert from_hf(rest | {"no_rope_layer_interval": 18}).unrotated_layers == (17, 35)
+    # The list goes before the interval.
+    assert from_hf(fields | {"no_rope_layer_interval": 18}) == listed
+    assert from_hf(fields | {"sliding_window": 4096}) == listed  # switched off
+    with pytest.raises(ConfigError, match=r"unrotated_layers must be ascending layers .*\(36,\)"):
+        replace(listed, unrotated_layers=(36,))
+    windowed = replace(listed, attention=replace(listed.attention, window=8))
+    with pytest.raises(ConfigError, match=r"without rotation must not be a sliding one, got \[3\]"):
+        replace(windowed, sliding_layers=(2, 3))
+    with pytest.raises(ConfigError, match="without rotation need grouped attention"):
+        replace(from_hf(hub_fields("deepseek-v3")), unrotated_layers=(1,))
+
+
+def test_queries_may_have_no_latent():
+    fields = hub_fields("deepseek-v3")
+    found = from_hf(fields | {"q_lora_rank": None})
+    assert found.attention.q_lora_rank is None
+    # One matrix in place of two and a norm.
+    fewer = 7168 * 1536 + 1536 + 1536 * 128 * 192 - 7168 * 128 * 192
+    assert n_parameters(from_hf(fields)) - n_parameters(found) == 61 * fewer
+    with pytest.raises(ConfigError, match=r"'q_lora_rank' must be a whole number .* it is missing"):
+        from_hf({key: value for key, value in fields.items() if key != "q_lora_rank"})
+
+
+def test_multipliers_are_those_of_the_file():
+    granite = hub_fields("llama-3.1-8b") | {
+        "model_type": "granite",
+        "architectures": ["GraniteForCausalLM"],
+    }
+    plain = from_hf(granite)  # the class's own: all are 1, that of attention too
+    assert (plain.multipliers, plain.attention.softmax_scale) == (Multipliers(), 1.0)
+    said = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "logits_scaling": 16.0}
+    found = from_hf(granite | said | {"attention_multiplier": 0.0078125})
+    assert found.multipliers == Multipliers(embedding=12.0, residual=0.22, logits=16.0)
+    assert found.attention.softmax_scale == 0.0078125
+    with pytest.raises(ConfigError, match="'residual_multiplier' must be a number from"):
+        from_hf(granite | {"residual_multiplier": 0})
+    with pytest.raises(ConfigError, match=r"'logits_scaling' = 16\.0 is not known"):
+        from_hf(hub_fields("llama-3.1-8b") | {"logits_scaling": 16.0})
+
+
+def test_how_a_scaled_model_was_tuned_says_nothing():
+    fields = hub_fields("deepseek-v3")
+    tuned = fields["rope_scaling"] | {"finetuned": True}
+    assert from_hf(fields | {"rope_scaling": tuned}) == from_hf(fields)
+
+
+def test_a_folder_gives_its_whole_name(tmp_path):
+    fields = hub_fields("llama-3.1-8b")
+    fields.pop("_name_or_path", None)
+    folder = tmp_path / "Meta-Llama-3.1-8B"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert from_hf(folder).name == from_hf(folder / "config.json").name == "Meta-Llama-3.1-8B"
+    (folder / "tiny.v2.json").write_text(json.dumps(fields))
+    assert from_hf(folder / "tiny.v2.json").name == "tiny.v2"
+    for path in ("/fsx/runs/step-1000", "./out", "../out", "C:\\models\\mine", "a/b/c", "~/m", ""):
+        (folder / "config.json").write_text(json.dumps(fields | {"_name_or_path": path}))
+        assert from_hf(folder).name == "Meta-Llama-3.1-8B"
+    for name in ("meta-llama/Llama-3.1-8B", "gpt2-like"):
+        (folder / "config.json").write_text(json.dumps(fields | {"_name_or_path": name}))
+        assert from_hf(folder).name == name
 
 
 LLAMA_MISTAKES = [
-    ({"model_type": "gpt2"}, "'model_type' must be one of llama, qwen3, .*; got 'gpt2'"),
+    ({"model_type": "gpt2"}, "'model_type' must be one of llama, mistral, .*; got 'gpt2'"),
     ({"model_type": None}, "'model_type' must be a string of printable characters; got None"),
     ({"architectures": ["AquilaForCausalLM"]}, r"'architectures' must be \['LlamaForCausalLM'\]"),
     (
@@ -255,7 +380,9 @@ LLAMA_MISTAKES = [
     ({"layer_types": ["linear_attention"] * 32}, "'layer_types' must be a list of \"full_attent"),
     ({"layer_types": ["sliding_attention"] * 32}, "'layer_types' must be full attention only"),
     ({"layer_types": [1] * 32}, "'layer_types' must be a list of strings"),
-    ({"use_qk_norm": True}, "'use_qk_norm' = True is not known"),
+    ({"use_qk_norm": True}, "'use_qk_norm' must be false"),
+    ({"hidden_size": 2050}, "'hidden_size' must be a multiple of num_attention_heads, 32, or"),
+    ({"use_sliding_window": True}, "'use_sliding_window' must be false"),
     ({"n_routed_experts": 8}, "'n_routed_experts' = 8 is not known"),
     ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling: key 'rope_type' must be one"),
     ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: key 'factor' .* it is missing"),
@@ -266,7 +393,7 @@ LLAMA_MISTAKES = [
 ]
 MISTAKES = [
     *(("llama-3.1-8b", change, message) for change, message in LLAMA_MISTAKES),
-    ("deepseek-v3", {"q_lora_rank": None}, "'q_lora_rank' must be a whole number"),
+    ("deepseek-v3", {"q_lora_rank": 0}, "'q_lora_rank' must be a whole number"),
     ("deepseek-v3", {"attention_bias": True}, "'attention_bias' must be false"),
     ("deepseek-v3", {"topk_method": "greedy"}, "'topk_method' must be \"noaux_tc\""),
     ("deepseek-v3", {"scoring_func": "softmax"}, "'scoring_func' must be \"sigmoid\""),
@@ -280,15 +407,27 @@ MISTAKES = [
     ("qwen3-235b-a22b", {"mlp_only_layers": [-1]}, "must be a list of whole numbers, 0 or more"),
     ("qwen3-235b-a22b", {"norm_topk_prob": None}, "'norm_topk_prob' must be true or false"),
     ("qwen3-235b-a22b", {"n_shared_experts": 1}, "'n_shared_experts' = 1 is not known"),
-    ("qwen3-32b", {"use_sliding_window": True, "sliding_window": 9}, "'layer_types' must be a l"),
+    ("qwen2.5-7b", {"attention_bias": False}, "'attention_bias' must be true"),
+    ("qwen2.5-7b", {"use_qk_norm": True}, "'use_qk_norm' must be false"),
+    ("qwen2.5-7b", {"rope_scaling": {"type": "mrope"}}, "'type' must be one of default, llama3"),
+    ("qwen3-32b", {"use_qk_norm": False}, "'use_qk_norm' must be true"),
+    ("mistral-7b", {"layer_types": ["full_attention"] * 32}, "'layer_types' must be sliding atte"),
+    ("phi-4", {"rope_scaling": {"type": "longrope"}}, "'type' must be \"default\", the only one"),
+    (
+        "phi-4",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
+        "'rope_type' must be \"default",
+    ),
+    (
+        "smollm3-3b",
+        {"no_rope_layers": [1, 0]},
+        "'no_rope_layers' must be a list of 0 or 1 for each",
+    ),
+    ("smollm3-3b", {"no_rope_layers": [2] * 36}, "'no_rope_layers' must be a list of 0 or 1"),
+    ("smollm3-3b", {"no_rope_layer_interval": 0}, "'no_rope_layer_interval' must be a whole"),
+    ("smollm3-3b", {"use_sliding_window": True}, "'use_sliding_window' must be false"),
     ("mixtral-8x7b", {"attention_bias": True}, "'attention_bias' must be false"),
     ("mixtral-8x7b", {"norm_topk_prob": False}, "'norm_topk_prob' must be true"),
-    ("gpt-oss-20b", {"layer_types": None}, "'layer_types' must be a list of 24 kinds"),
-    (
-        "gpt-oss-20b",
-        {"layer_types": None, "sliding_window": None},
-        "'layer_types' must be a list of 24 kinds",
-    ),
     ("gpt-oss-20b", {"sliding_window": None}, "'layer_types' must be full attention only"),
     ("gpt-oss-20b", {"swiglu_limit": None}, "'swiglu_limit' must be a number"),
     ("gpt-oss-20b", {"experts_per_token": 8}, "'experts_per_token' must be 4, as"),
@@ -297,7 +436,7 @@ MISTAKES = [
     ("glm-4.6", {"partial_rotary_factor": 1.5}, "rope.dim must be at most the head width 128"),
     ("ling-1t", {"architectures": ["BailingMoeForCausalLM"]}, "'architectures' must be"),
     ("ling-1t", {"partial_rotary_factor": 1.0}, "'rotary_dim' must be 128"),
-    ("ling-1t", {"use_qkv_bias": True}, "'use_qkv_bias' = True is not known"),
+    ("ling-1t", {"use_qkv_bias": True}, "'use_qkv_bias' must be false"),
     ("ling-1t", {"use_rmsnorm": False}, "'use_rmsnorm' must be true"),
     ("ling-1t", {"moe_shared_expert_intermediate_size": 4096}, "must be 2048"),
 ]

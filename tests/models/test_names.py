@@ -27,6 +27,11 @@ TINY = Path(__file__).parent / "data" / "tiny"
 FOLDERS = sorted(folder.name for folder in TINY.iterdir() if folder.is_dir())
 FAMILIES = {
     "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "phi3": "phi3",
+    "smollm3": "smollm3",
+    "granite": "granite",
     "mixtral": "mixtral",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",
@@ -59,7 +64,7 @@ def test_every_parameter_of_every_block_is_there(folder):
     cfg = weights.config
     blocks = [("embed", 0), ("head", 0)]
     for layer in range(cfg.n_layers):
-        blocks.append(("sliding" if layer in cfg.sliding_layers else "attention", layer))
+        blocks.append((cfg.attention_kind(layer), layer))
         blocks.append(("moe" if cfg.is_moe_layer(layer) else "dense", layer))
     of_experts = expert_params(cfg.d_model, cfg.moe) if cfg.moe else {}
     for kind, layer in blocks:

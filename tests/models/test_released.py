@@ -217,6 +217,14 @@ def test_a_second_file_about_formats_is_not_overlooked(tmp_path):
     assert from_hf(tmp_path).released_format == "modelopt"
 
 
+def test_modelopt_is_known_by_its_algorithm():
+    block = {"quant_algo": "FP8", "producer": {"name": "modelopt"}}
+    fields = fields_of("llama-3.1-8b")
+    assert from_hf(fields | {"quantization_config": block}).released_format == "modelopt"
+    with pytest.raises(ConfigError, match="'quant_method' must be a string"):
+        from_hf(fields | {"quantization_config": {"producer": {"name": "modelopt"}}})
+
+
 @pytest.mark.parametrize("bits", [None, "four", 0, 17])
 def test_a_width_of_stored_weights_must_be_a_number_of_bits(bits):
     weights = {"type": "int", "num_bits": bits}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lpu_jax.errors import ConfigError
 from models.hf_config import from_hf
+from models.hf_families import FAMILIES
 from models.params import n_parameters
 
 CONFIGS = Path(__file__).parents[2] / "models" / "configs"
@@ -39,10 +40,11 @@ num_attention_heads rope_theta q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope
 n_routed_experts num_experts num_local_experts num_experts_per_tok n_shared_experts
 num_shared_experts moe_intermediate_size n_group topk_group routed_scaling_factor norm_topk_prob
 first_k_dense_replace partial_rotary_factor rotary_dim use_qk_norm swiglu_limit model_type
-layer_types
 """
-#: Types of model that do so whatever the file says, or did before files had the key.
-FIXED = {("bailing_moe_v2", "norm_topk_prob"), ("llama", "rope_theta")}
+#: Types of model that do so whatever the file says, or whose class has a default.
+FIXED = {("bailing_moe_v2", "norm_topk_prob")} | {
+    (kind, key) for kind, rules in FAMILIES.items() for key in rules.defaults
+}
 #: Several spellings of these stand side by side in some files.
 DOUBLE = {("gpt_oss", "num_experts_per_tok")}
 

@@ -1,6 +1,6 @@
 """Make the tiny checkpoints and logits of Hugging Face transformers that the tests compare with.
 
-Not run by the tests. Needs torch 2.13.0 (CPU), transformers 5.23.0 and safetensors:
+Not run by the tests. Needs torch 2.13.0 (CPU), transformers 5.24.0 and safetensors:
     OMP_NUM_THREADS=1 python tests/models/data/make_oracle.py [--out FOLDER] [--seed N] [NAME ...]
 Writes `tiny/<name>/` with `config.json`, `model.safetensors` (tensor names of the hub) and
 `logits.npz` beside itself and, without arguments, `rope.json`: rotary frequencies and softmax

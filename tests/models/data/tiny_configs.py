@@ -48,6 +48,41 @@ LLAMA_TIED: Fields = COMMON | {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
+#: The first layer sees all keys, the second the last ones.
+QWEN2: Fields = GROUPED | {
+    "use_sliding_window": True,
+    "sliding_window": 5,
+    "max_window_layers": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+MISTRAL: Fields = GROUPED | {
+    "head_dim": 16,
+    "sliding_window": 5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+#: The second of three layers has no rotation.
+SMOLLM3: Fields = GROUPED | {
+    "num_hidden_layers": 3,
+    "no_rope_layer_interval": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+#: Multipliers far from one; `attention_multiplier` is not one over the root of a head's width.
+GRANITE: Fields = GROUPED | {
+    "attention_bias": True,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 0.6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+PHI3: Fields = GROUPED | {
+    "sliding_window": None,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+    },
+}
 QWEN3: Fields = WIDE_HEADS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 QWEN3_MOE: Fields = QWEN3 | {
     "moe_intermediate_size": 8,
@@ -94,6 +129,8 @@ DEEPSEEK: Fields = LATENT | {
     "routed_scaling_factor": 2.5,
     "rope_parameters": YARN | {"rope_theta": 1e4, "factor": 40.0, "beta_fast": 32, "beta_slow": 1},
 }
+#: Queries come from the hidden state by one matrix, as in Moonlight.
+DEEPSEEK_NO_LATENT: Fields = DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}
 KIMI: Fields = LATENT | {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
@@ -164,11 +201,17 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "llama": ("Llama", LLAMA, "f32"),
     "llama_tied": ("Llama", LLAMA_TIED, "f32"),
     "llama_bf16": ("Llama", LLAMA, "bf16"),
+    "mistral": ("Mistral", MISTRAL, "f32"),
+    "qwen2": ("Qwen2", QWEN2, "f32"),
+    "phi3": ("Phi3", PHI3, "f32"),
+    "smollm3": ("SmolLM3", SMOLLM3, "f32"),
+    "granite": ("Granite", GRANITE, "f32"),
     "qwen3": ("Qwen3", QWEN3, "f32"),
     "qwen3_moe": ("Qwen3Moe", QWEN3_MOE, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),
+    "deepseek_v3_plain_queries": ("DeepseekV3", DEEPSEEK_NO_LATENT, "f32"),
     "kimi_k2": ("DeepseekV3", KIMI, "f32"),
     "kimi_k2_int4": ("DeepseekV3", KIMI_INT4, "int4"),
     "gpt_oss": ("GptOss", GPT_OSS, "f32"),

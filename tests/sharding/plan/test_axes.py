@@ -49,6 +49,7 @@ def test_the_axes_of_every_kind() -> None:
         "embed": ("replica", "tensor"),
         "attention": ATTENTION,
         "sliding": ATTENTION,
+        "unrotated": ATTENTION,
         "dense": ("replica", "tensor"),
         "moe": ("replica", "expert", "tensor"),
         "head": ("replica", "tensor"),
@@ -60,6 +61,7 @@ def test_what_each_axis_shares_out() -> None:
         "embed": {"vocab": ("tensor",)},
         "attention": {**HEADS, "kv_length": ("context",)},
         "sliding": HEADS,
+        "unrotated": {**HEADS, "kv_length": ("context",)},
         "dense": {"mlp": ("tensor",), "d_out": ("tensor",)},
         "moe": {
             "experts": ("expert",),
@@ -83,7 +85,7 @@ def test_letters_tell_the_axes_of_a_part_apart() -> None:
 
 def test_every_kind_has_a_row_and_the_cache_is_attentions() -> None:
     assert tuple(BLOCK_KINDS) == get_args(Kind)
-    assert {"attention", "sliding"} == CACHING_KINDS
+    assert {"attention", "sliding", "unrotated"} == CACHING_KINDS
 
 
 @pytest.mark.parametrize("name", ["kimi-k2", "llama-3.1-8b", "gpt-oss-20b"])
@@ -120,7 +122,7 @@ def test_degrees_are_those_of_the_part_in_its_order() -> None:
 def test_splits_of_the_kinds() -> None:
     assert [split_of(PLAN, kind) for kind in BLOCK_KINDS] == [
         # embedding and head have no output projection
-        *(Split.COLUMN, Split.ROW, Split.ROW, Split.COLUMN, Split.ROW, Split.COLUMN)
+        *(Split.COLUMN, Split.ROW, Split.ROW, Split.ROW, Split.COLUMN, Split.ROW, Split.COLUMN)
     ]
 
 
