@@ -236,6 +236,8 @@ def _hf_name(name: str, kind: Architecture, path: Path) -> str:
             module = kind.layer.get(part) or kind.experts.get(part)
             if module is not None:
                 return f"model.layers.{layer}.{module}.weight"
+        case ["blk", layer, part, "bias"] if layer.isdecimal() and part in kind.biases:
+            return f"model.layers.{layer}.{kind.layer[part]}.bias"
     raise WeightsError(
         f"{path}: tensor {quoted(name)} is not part of a plain {kind.model_type} model."
     )
@@ -255,6 +257,7 @@ def _require_tensors(
     expected = ["token_embd.weight", "output_norm.weight"]
     for layer in range(model_cfg.n_layers):
         expected += [f"blk.{layer}.{part}.weight" for part in (*kind.layer, *kind.experts)]
+        expected += [f"blk.{layer}.{part}.bias" for part in kind.biases]
     missing = sorted(set(expected).difference(names))
     if missing:
         raise WeightsError(

@@ -41,12 +41,14 @@ class Architecture:
     Attributes:
         model_type: of the same network in a Hugging Face configuration.
         layer: `blk.{i}.NAME.weight` to the Hugging Face name of the module.
+        biases: those of `layer` that have a `.bias` too.
         experts: the same of tensors that hold one matrix for each expert.
         is_permuted: rows of queries and keys stand in the order of neighbouring pairs.
     """
 
     model_type: str
     layer: Mapping[str, str]
+    biases: tuple[str, ...] = ()
     experts: Mapping[str, str] = field(default_factory=dict)
     is_permuted: bool = False
 
@@ -55,6 +57,9 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "llama": Architecture(model_type="llama", layer=_LLAMA_LAYER, is_permuted=True),
+        "qwen2": Architecture(
+            model_type="qwen2", layer=_LLAMA_LAYER, biases=("attn_q", "attn_k", "attn_v")
+        ),
         "qwen3": Architecture(model_type="qwen3", layer=_LLAMA_LAYER | _QK_NORM),
         "qwen3moe": Architecture(
             model_type="qwen3_moe",
