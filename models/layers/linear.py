@@ -377,8 +377,10 @@ def add_residual(
     Fidelity: one fp32 addition, one rounding to the base format; before them one fp32 product, in
     a model that scales what its blocks add.
     """
-    scaled = scaled_by(vxm.to_fp32(y), cfg.multipliers.residual)
-    return narrowed(vxm.add(vxm.to_fp32(x), scaled), policy)
+    # The hidden state is there first: units work in the order of the program.
+    before = vxm.to_fp32(x)
+    added = scaled_by(vxm.to_fp32(y), cfg.multipliers.residual)
+    return narrowed(vxm.add(before, added), policy)
 
 
 def scaled_by(x: Float32[Array, "..."], factor: float) -> Float32[Array, "..."]:
