@@ -84,7 +84,7 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     if kind in ("attention", "sliding", "unrotated"):
         actual = model_cfg.attention_kind(layer)
     if kind != actual:
-        article = "a" if actual == "sliding" else "an"
+        article = "an" if actual in ("attention", "unrotated") else "a"
         raise WeightsError(
             f"{model_cfg.name}: layer {layer} has {article} {actual} block, not {kind}."
         )

@@ -15,6 +15,7 @@ from tiny_models import HF_BOUND, NAMES, checkpoint, difference, oracle
 
 from lpu_jax.errors import ConfigError
 from models.config import GqaConfig, MlaConfig, ModelConfig
+from models.hf_families import TENSOR_NAMES
 from models.reference import Moe, Transformer, reference_block, stream, with_experts
 from models.rope import YarnScaling
 from models.tokenizer import Tokenizer
@@ -63,8 +64,15 @@ def test_the_tiny_models_have_what_their_families_bring():
     assert configs["gpt_oss"].attention.window < oracle("gpt_oss")[0].shape[1]
     assert configs["glm4_moe"].rope.dim < configs["glm4_moe"].attention.head_dim
     assert configs["llama_tied"].tie_embeddings
-    families = {cfg.family for cfg in configs.values()}
-    assert len(families) == 8
+    assert configs["mistral"].sliding_layers == (0, 1)
+    assert configs["qwen2"].sliding_layers == (1,)
+    assert configs["phi3"].rope.dim < configs["phi3"].attention.head_dim
+    assert configs["smollm3"].unrotated_layers == (1,)
+    granite = configs["granite"]
+    assert 1.0 not in dataclasses.astuple(granite.multipliers)
+    assert granite.attention.softmax_scale != granite.attention.head_dim**-0.5
+    assert configs["deepseek_v3_plain_queries"].attention.q_lora_rank is None
+    assert {cfg.family for cfg in configs.values()} == set(TENSOR_NAMES)
 
 
 def hidden_states(model_cfg: ModelConfig) -> jnp.ndarray:
