@@ -477,9 +477,9 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) 
         key_dim, value_dim = attention.cached_values_per_token, attention.kv_lora_rank
     leaf = partial(
         Leaf,
-        dtype=policy.dtype,
+        dtype=policy.cache_dtype,
         kind="cache",
-        bits=policy.base_bits,
+        bits=policy.cache_bits,
         batch=len(lead),
         rows=1,
     )

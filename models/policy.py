@@ -5,8 +5,11 @@ chips, softmax weights that multiply values. Single int8 matrices multiply int8 
 rounded again with a scale per row; int8 stores of many matrices (experts, absorbed projections) are
 widened to fp16. Scores, exponentials, their sums, norms and logits are fp32 in every policy; norms
 and biases are vectors, held in fp32. The policy "float32" has fp32 where the others have fp16: no
-chip computes so; it is for checking a model's meaning. Not built: a cache in a narrower format than
-fp16.
+chip computes so; it is for checking a model's meaning.
+
+A cache may be narrower (`fp16+fp8-cache`): keys, after their rotation, and values are rounded to
+e4m3 where they are made, and are widened to fp16 at the matrix unit. Not built: a cache with scales
+(per tensor, per head, NVFP4, MXFP8), a format of what crosses chips.
 
 A policy may have parts of a model multiplied by the tensor cores of a GPU instead of the matrix
 unit (`fp16@blackwell`, or `fp16@blackwell:attention` for the parts that GPUs beside LPUs have).
@@ -51,9 +54,11 @@ MATRIX_ROLES: tuple[Role, ...] = ("attention", "dense", "expert", "shared", "rou
 PlanPart = Literal["attention", "mlp", "moe", "vocab"]
 #: Format of rows that multiply weights; "fp8" is e4m3fn without a scale, saturating.
 RowFormat = Literal["fp16", "fp8"]
-#: Format of everything that a policy does not name: unnamed matrices and rows, the hidden state,
-#: the cache and what crosses chips.
+#: Format of everything that a policy does not name: unnamed matrices and rows, the hidden state and
+#: what crosses chips; usually the cache too.
 BaseFormat = Literal["fp16", "fp32"]
+#: Format of cached keys and values; "fp8" is e4m3fn without a scale, saturating.
+CacheFormat = Literal["base", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +66,8 @@ class Policy:
     """Formats by the role of a weight.
 
     Raises:
-        ConfigError: a role, a scheme, a row format, a carry, a base format or a fidelity that does
-            not exist, or narrow formats beside a base of fp32.
+        ConfigError: a role, a scheme, a format of rows, cache or base, a carry or a fidelity that
+            does not exist, or narrow formats beside a base of fp32.
     """
 
     name: str
@@ -73,6 +78,8 @@ class Policy:
     #: What the matrix unit carries from K tile to K tile.
     carry: Carry = "fp32"
     base: BaseFormat = "fp16"
+    #: Format of cached keys and values.
+    cache: CacheFormat = "base"
     #: How products are computed, see `mxm.matmul`; changes bits, never time.
     fidelity: Fidelity = "faithful"
     #: Whose tensor cores make the products of a part of a plan; the matrix unit does the others.
@@ -109,7 +116,8 @@ class Policy:
         if self.tensor_cores and not self._suits_tensor_cores:
             raise ConfigError(
                 f"policy {self.name}: tensor cores multiply float16 rows by weights widened to "
-                "float16; int8 weights, fp8 rows and a base of fp32 are not built for them."
+                "float16; int8 weights, fp8 rows, an fp8 cache and a base of fp32 are not built "
+                "for them."
             )
         for role, scheme in self.weights.items():
             if not isinstance(scheme, Scheme):
@@ -126,6 +134,7 @@ class Policy:
         for what, chosen, allowed in (
             ("carry", self.carry, get_args(Carry)),
             ("base", self.base, get_args(BaseFormat)),
+            ("cache", self.cache, get_args(CacheFormat)),
             ("fidelity", self.fidelity, get_args(Fidelity)),
         ):
             if chosen not in allowed:
@@ -133,7 +142,8 @@ class Policy:
                     f"policy {self.name}: {what} {chosen!r} was given; allowed are "
                     f"{', '.join(allowed)}."
                 )
-        if self.base == "fp32" and (self.weights or self.rows or self.fidelity != "fast"):
+        narrows = bool(self.weights or self.rows or self.cache != "base")
+        if self.base == "fp32" and (narrows or self.fidelity != "fast"):
             raise ConfigError(
                 f"policy {self.name}: a base of fp32 goes with fast products and no other formats."
             )
@@ -142,7 +152,7 @@ class Policy:
         """Hash the fields: traces of layers are kept by policy."""
         formats = frozenset(self.weights.items()), frozenset(self.rows.items())
         cores = frozenset(self.tensor_cores.items()), self.generation
-        return hash((self.name, *formats, self.carry, self.base, self.fidelity, *cores))
+        return hash((self.name, *formats, self.carry, self.base, self.cache, self.fidelity, *cores))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the formats as dicts: a mapping that cannot change has no pickled form."""
@@ -161,6 +171,16 @@ class Policy:
         return 32 if self.base == "fp32" else 16
 
     @property
+    def cache_dtype(self) -> Any:
+        """Array type of cached keys and values."""
+        return jnp.float8_e4m3fn if self.cache == "fp8" else self.dtype
+
+    @property
+    def cache_bits(self) -> int:
+        """Bits of a cached value."""
+        return 8 if self.cache == "fp8" else self.base_bits
+
+    @property
     def products(self) -> dict[str, Any]:
         """How the matrix unit multiplies: the arguments of `mxm.matmul`."""
         return {"carry": self.carry, "fidelity": self.fidelity}
@@ -168,7 +188,7 @@ class Policy:
     @property
     def _suits_tensor_cores(self) -> bool:
         bare = any(getattr(own, "multiplies_bare", False) for own in self.weights.values())
-        return self.base == "fp16" and not self.rows and not bare
+        return self.base == "fp16" and self.cache == "base" and not self.rows and not bare
 
     def of_part(self, part: str) -> "Policy":
         """What multiplies in the blocks of a part of a plan."""
@@ -266,6 +286,8 @@ FLOAT32 = Policy(name="float32", base="fp32", fidelity="fast", source="for check
 
 _ALL = (FP16, BF16, INT8, FP8, FP8_ROWS, INT4, MX4, NV4, GPT_OSS, TRUEPOINT, FLOAT32)
 POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
+#: What stands behind the name of a policy whose cache is narrower.
+_FP8_CACHE = "+fp8-cache"
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"
 #: Policies by `ModelConfig.released_format`, for the usual roles, and the scheme of narrow ones.
@@ -278,8 +300,9 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
 
     Args:
         name: of a policy, or "released" for the format in which the model's weights are published;
-            behind it may stand whose tensor cores multiply, as in `fp16@blackwell`, or what is
-            multiplied there, as in `fp16@blackwell:attention`: attention, embedding and head.
+            behind it may stand `+fp8-cache` for cached keys and values as e4m3, or whose tensor
+            cores multiply, as in `fp16@blackwell`, and there what they multiply, as in
+            `fp16@blackwell:attention`: attention, embedding and head.
         cfg: the model; "released" needs it.
 
     Raises:
@@ -290,6 +313,8 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     base, at, cores = name.partition("@") if isinstance(name, str) else (name, "", "")
     if at:
         return on_tensor_cores(policy_named(base, cfg), cores)
+    if base.endswith(_FP8_CACHE) and not base.endswith(2 * _FP8_CACHE):
+        return _with_fp8_cache(policy_named(base.removesuffix(_FP8_CACHE), cfg))
     if name == RELEASED:
         if cfg is None:
             raise LpuError(f"policy {RELEASED} is that of a model; give the model too.")
@@ -304,6 +329,16 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     if not isinstance(name, str) or name not in POLICIES:
         raise unknown("precision policy", str(name), (*POLICIES, RELEASED))
     return POLICIES[name]
+
+
+def _with_fp8_cache(policy: Policy) -> Policy:
+    """Round cached keys and values to e4m3."""
+    return replace(
+        policy,
+        name=f"{policy.name}{_FP8_CACHE}",
+        cache="fp8",
+        source=f"{policy.source}; cache as e4m3 without a scale (assumed)",
+    )
 
 
 def on_tensor_cores(policy: Policy, cores: str) -> Policy:

@@ -3,7 +3,7 @@
 Everything is computed for a whole sequence at once, without a cache.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,48 +11,68 @@ from numpy.typing import NDArray
 from models.config import GqaConfig, MlaConfig, ModelConfig
 
 Values = NDArray[np.float64]
+Rounding = Callable[[Values], Values]
+
+
+def as_it_is(x: Values) -> Values:
+    return x
 
 
 def attention(
-    cfg: ModelConfig, weights: Mapping[str, NDArray[np.float32]], x: Values, window: int | None
+    cfg: ModelConfig,
+    weights: Mapping[str, NDArray[np.float32]],
+    x: Values,
+    window: int | None,
+    kept: Rounding = as_it_is,
 ) -> Values:
-    """The change of the hidden state `[b, t, d]`; queries see `window` keys, or all before them."""
+    """The change of the hidden state `[b, t, d]`; queries see `window` keys, or all before them.
+
+    `kept` rounds what a cache would hold.
+    """
     w = {name: np.asarray(values, np.float64) for name, values in weights.items()}
     y = _rms(x, w["norm"], cfg.norm_eps)
     if isinstance(cfg.attention, GqaConfig):
-        return _grouped(cfg, cfg.attention, w, y, window)
-    return _latent(cfg, cfg.attention, w, y)
+        return _grouped(cfg, cfg.attention, w, y, window, kept)
+    return _latent(cfg, cfg.attention, w, y, kept)
 
 
 def _grouped(
-    cfg: ModelConfig, gqa: GqaConfig, w: Mapping[str, Values], y: Values, window: int | None
+    cfg: ModelConfig,
+    gqa: GqaConfig,
+    w: Mapping[str, Values],
+    y: Values,
+    window: int | None,
+    kept: Rounding,
 ) -> Values:
     q = np.einsum("btd,dkgh->btkgh", y, w["q"]) + w.get("q_bias", 0.0)
     kv = np.einsum("btd,dkzh->btkzh", y, w["kv"]) + w.get("kv_bias", 0.0)
     key, value = kv[:, :, :, 0], kv[:, :, :, 1]
     if gqa.qk_norm:
         q, key = _rms(q, w["q_norm"], cfg.norm_eps), _rms(key, w["k_norm"], cfg.norm_eps)
-    q, key = _turned(cfg, q), _turned(cfg, key)
+    q, key, value = _turned(cfg, q), kept(_turned(cfg, key)), kept(value)
     scores = np.einsum("btkgh,bskh->bkgts", q, key) / np.sqrt(gqa.head_dim)
     sinks = w["sinks"][None, :, :, None, None] if gqa.sinks else None
     heads = np.einsum("bkgts,bskh->btkgh", _softmax(scores, window, sinks), value)
     return np.asarray(np.einsum("btkgh,kghd->btd", heads, w["o"]) + w.get("o_bias", 0.0))
 
 
-def _latent(cfg: ModelConfig, mla: MlaConfig, w: Mapping[str, Values], y: Values) -> Values:
+def _latent(
+    cfg: ModelConfig, mla: MlaConfig, w: Mapping[str, Values], y: Values, kept: Rounding
+) -> Values:
     edges = np.cumsum([mla.q_lora_rank, mla.kv_lora_rank])
     q_low, kv_low, key_rope = np.split(y @ w["a"], edges, axis=-1)
     q = np.einsum("btr,rnc->btnc", _rms(q_low, w["q_norm"], 1e-6), w["q_b"])
     latent = _rms(kv_low, w["kv_norm"], 1e-6)
     if mla.form == "expanded":
         kv = np.einsum("btr,rnc->btnc", latent, w["kv_b"])
-        key_nope, value = kv[..., : mla.nope_head_dim], kv[..., mla.nope_head_dim :]
+        key_nope, value = kept(kv[..., : mla.nope_head_dim]), kept(kv[..., mla.nope_head_dim :])
     else:
+        latent = kept(latent)
         key_nope = np.einsum("btr,nhr->btnh", latent, w["k_b"])
         value = np.einsum("btr,nrv->btnv", latent, w["v_b"])
     q_nope, q_rope = q[..., : mla.nope_head_dim], _turned(cfg, q[..., mla.nope_head_dim :])
     scores = np.einsum("btnh,bsnh->bnts", q_nope, key_nope)
-    scores = scores + np.einsum("btnh,bsh->bnts", q_rope, _turned(cfg, key_rope))
+    scores = scores + np.einsum("btnh,bsh->bnts", q_rope, kept(_turned(cfg, key_rope)))
     scale = (mla.nope_head_dim + mla.rope_head_dim) ** -0.5 * mla.rope_temperature**2
     heads = np.einsum("bnts,bsnv->btnv", _softmax(scores * scale, None, None), value)
     return np.asarray(np.einsum("btnv,nvd->btd", heads, w["o"]))

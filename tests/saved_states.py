@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from placed_blocks import SIX_HEADS_KIMI, TINY_LLAMA
 
-from models.policy import POLICIES
+from models.policy import POLICIES, policy_named
 from models.weights.synthetic import SyntheticWeights
 from sharding.request import Request
 from sharding.run.load import store_block
@@ -24,7 +24,7 @@ STORED = store_block(SyntheticWeights(TINY_LLAMA), "attention", 0, FP16)
 
 
 def state_of(cfg, policy, blocks, **rest):
-    return State(cfg=cfg, policy=POLICIES[policy], blocks=blocks, **rest)
+    return State(cfg=cfg, policy=policy_named(policy), blocks=blocks, **rest)
 
 
 def stored_blocks(cfg=TINY_LLAMA, policy="fp16", layers=1):

@@ -20,7 +20,7 @@ from lpu_jax.datapath.axis import Axis
 from ..config import GqaConfig, ModelConfig
 from ..leaves import rows_of_leaf
 from ..policy import Policy
-from .linear import Split, add_residual, linear, narrowed, operand_rows, project_out
+from .linear import Split, add_residual, cached, linear, narrowed, operand_rows, project_out
 from .norm import rms_norm
 from .rotary import rotate_first
 from .softmax import Cache, Held, attend
@@ -81,11 +81,11 @@ def grouped_attention(
         return rotate_first(x, **rows, interleaved=cfg.rope.interleaved)
 
     q = narrowed(vxm.mul(rotated(q, 1, 1), cfg.attention.softmax_scale), policy)
-    key = narrowed(rotated(key, 1), policy)
+    key = cached(rotated(key, 1), policy)
     held = Held.of(positions, s, window=window, first=first, context=axes["context"])
     key = sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h)
     new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
-    new_values, values = held.append(cache["values"], narrowed(value, policy), positions, axis=2)
+    new_values, values = held.append(cache["values"], cached(value, policy), positions, axis=2)
 
     heads = attend(
         q.reshape(b * k, g * t, h),

@@ -20,7 +20,16 @@ from lpu_jax.datapath.axis import Axis
 from ..config import MlaConfig, ModelConfig
 from ..leaves import rows_of_leaf
 from ..policy import Policy
-from .linear import Split, add_residual, linear, narrowed, operand_rows, product, project_out
+from .linear import (
+    Split,
+    add_residual,
+    cached,
+    linear,
+    narrowed,
+    operand_rows,
+    product,
+    project_out,
+)
 from .norm import rms_norm
 from .rotary import rotate
 from .softmax import Cache, Held, attend
@@ -134,8 +143,8 @@ def _absorbed(
     b, t, policy = rows.b, rows.t, rows.policy
     latent, rope = mla.kv_lora_rank, mla.rope_head_dim
     n = weights["q_b"].shape[1]
-    kv_low = narrowed(rows.kv_low, policy)
-    new = sxm.join(kv_low.reshape(b, t, latent), narrowed(_rotated_key(rows, mla), policy))
+    kv_low = cached(rows.kv_low, policy)
+    new = sxm.join(kv_low.reshape(b, t, latent), cached(_rotated_key(rows, mla), policy))
     new = sxm.rearrange(new, "b t c -> b c t", b=b, t=t, c=latent + rope)
     new_keys, keys = held.append(cache["keys"], new, rows.positions, axis=2)
     new_values, values = held.append(
@@ -173,16 +182,14 @@ def _expanded(
     kv = sxm.rearrange(kv, "(b t) (n h) -> b n t h", b=b, t=t, n=n, h=nope + v)
     key_nope, value = sxm.split(kv, (nope, v))
     # All heads share one rotated part.
-    key_rope = narrowed(_rotated_key(rows, mla), policy).reshape(b, 1, t, rope)
+    key_rope = cached(_rotated_key(rows, mla), policy).reshape(b, 1, t, rope)
     key = sxm.join(
-        narrowed(key_nope, policy),
+        cached(key_nope, policy),
         jnp.broadcast_to(key_rope, (b, n, t, rope)),
     )
     key = sxm.rearrange(key, "b n t c -> b n c t", b=b, n=n, t=t, c=c)
     new_keys, keys = held.append(cache["keys"], key, rows.positions, axis=3)
-    new_values, values = held.append(
-        cache["values"], narrowed(value, policy), rows.positions, axis=2
-    )
+    new_values, values = held.append(cache["values"], cached(value, policy), rows.positions, axis=2)
 
     q = _scaled_queries(*_queries(rows, weights, mla), policy, mla)
     q = sxm.rearrange(q, "n (b t) c -> (b n) t c", n=n, b=b, t=t, c=c)

@@ -83,6 +83,14 @@ def narrowed(x: Float32[Array, "..."], policy: Policy) -> Float[Array, "..."]:
     return vxm.to_fp16(x) if policy.base == "fp16" else x
 
 
+def cached(x: Float32[Array, "..."], policy: Policy) -> Float[Array, "..."]:
+    """Round to the format of the cache.
+
+    Fidelity: one rounding (RNE): e4m3 saturates; else as `narrowed`.
+    """
+    return vxm.to_fp8(x) if policy.cache == "fp8" else narrowed(x, policy)
+
+
 def operand_rows(x: Float32[Array, "*rows k"], policy: Policy, *roles: Role) -> Any:
     """Round rows to the format in which they multiply weights of each role.
 

@@ -57,7 +57,8 @@ PlanText = Annotated[
 _POLICY = typer.Option(
     "--policy",
     "--weights-format",
-    help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships).",
+    help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships); with "
+    "+fp8-cache behind it for keys and values as e4m3.",
 )
 PolicyName = Annotated[str, _POLICY]
 PolicyNames = Annotated[list[str] | None, _POLICY]

@@ -122,6 +122,9 @@ def test_unknown_names_and_formats_are_refused() -> None:
         policy_named("msfp8", LLAMA)
     with pytest.raises(UnknownNameError, match="released"):
         policy_named("release", LLAMA)
+    for name in ("+fp8-cache", "fp16+fp8-cache+fp8-cache", "fp16+nvfp4-cache"):
+        with pytest.raises(UnknownNameError, match="unknown precision policy"):
+            policy_named(name, LLAMA)
     odd = dataclasses.replace(LLAMA, released_format="gptq")
     with pytest.raises(ConfigError, match="is released in gptq, which no policy holds; choose one"):
         policy_named("released", odd)
@@ -135,6 +138,15 @@ def test_unknown_names_and_formats_are_refused() -> None:
         ({"rows": {"norm": "fp8"}}, "rows of 'norm' were given a format"),
         ({"weights": {"dense": "mxfp4"}}, "weights of dense were given 'mxfp4'; it must be a Sch"),
         ({"rows": {"dense": "e4m3fn"}}, "rows of dense were given 'e4m3fn'; allowed are fp16, fp8"),
+        ({"cache": "fp4"}, "cache 'fp4' was given; allowed are base, fp8"),
+        (
+            {"cache": "fp8", "base": "fp32", "fidelity": "fast"},
+            "goes with fast products and no oth",
+        ),
+        (
+            {"cache": "fp8", "tensor_cores": {"moe": "hopper"}},
+            "an fp8 cache and a base of fp32 are",
+        ),
         ({"carry": "fp64"}, "carry 'fp64' was given; allowed are fp32, exact"),
         ({"tensor_cores": "hopper"}, "tensor_cores is 'hopper'; it must be a dict of gen"),
         ({"tensor_cores": {"attn": "hopper"}}, "tensor_cores of 'attn' were given a generation"),
@@ -159,6 +171,15 @@ def check_fields(**fields: Any) -> None:
 def test_the_embedding_is_looked_up_not_multiplied() -> None:
     table = block_params(LLAMA, "embed")["table"]
     assert BF16.scheme(table) == FP16.scheme(table)
+
+
+def test_any_policy_may_have_a_narrower_cache() -> None:
+    for name in ("int4", "released"):
+        plain, narrow = policy_named(name, KIMI), policy_named(f"{name}+fp8-cache", KIMI)
+        assert (plain.cache_bits, narrow.cache_bits) == (16, 8)
+        assert narrow.weights == plain.weights
+        assert narrow != plain
+        assert pickle.loads(pickle.dumps(narrow)) == narrow
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))

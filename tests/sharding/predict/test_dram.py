@@ -92,6 +92,25 @@ def test_the_report_says_what_lies_in_dram() -> None:
     )
 
 
+def test_an_fp8_cache_takes_half_the_bytes_and_is_read_in_half_the_time() -> None:
+    plan = Plan.parse(NAME)
+
+    def found(policy: str, name: str = "lpx-rack-dram") -> Evaluation:
+        request = Request(context=4096)
+        return evaluate([plan], scenario("llama-3.1-8b", name, request, policy=policy))
+
+    wide, narrow = found("int8"), found("int8+fp8-cache")
+    assert 2 * narrow.dram_bytes[0] == wide.dram_bytes[0]
+    assert narrow.weight_bytes[0] == wide.weight_bytes[0]
+    # What is not the reading of a cache, which dominates here, is the same.
+    assert narrow.latency_s[0] == pytest.approx(wide.latency_s[0] / 2, rel=0.05)
+
+    wide, narrow = found("int8", "lpx-rack"), found("int8+fp8-cache", "lpx-rack")
+    assert 2 * narrow.cache_bytes[0] == wide.cache_bytes[0]
+    # The matrix unit widens to float16: SRAM holds more, and nothing is faster.
+    assert narrow.latency_s[0] == wide.latency_s[0]
+
+
 @pytest.mark.parametrize("n_batches", [1, 2, 5])
 def test_as_many_are_in_flight_as_dram_has_room_for(n_batches: int) -> None:
     asked = scenario("llama-3.1-8b", "lpx-rack-dram", Request(context=4096), policy="int8")

@@ -22,7 +22,7 @@ from lpu_jax.errors import WeightsError
 from models.blocks import block_chain, is_leaf
 from models.config import GqaConfig
 from models.layers.linear import Split
-from models.policy import POLICIES
+from models.policy import POLICIES, policy_named
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.request import Request
@@ -193,18 +193,19 @@ def test_shares_on_devices_are_saved_and_come_back_on_their_devices(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cfg", "first", "second"),
+    ("cfg", "first", "second", "name"),
     [
-        (TINY_LLAMA, {"tensor": 2, "data": 2}, {"data": 3}),
-        (TINY_KIMI, {"tensor": 3}, {"data": 2, "tensor": 2}),
+        (TINY_LLAMA, {"tensor": 2, "data": 2}, {"data": 3}, "fp16"),
+        (TINY_LLAMA, {"data": 3}, {"tensor": 2}, "fp16+fp8-cache"),
+        (TINY_KIMI, {"tensor": 3}, {"data": 2, "tensor": 2}, "fp16"),
     ],
 )
-def test_decoding_goes_on_under_another_plan_with_the_same_bits(cfg, first, second, tmp_path):
+def test_decoding_goes_on_under_another_plan_with_the_same_bits(cfg, first, second, name, tmp_path):
     """Columns are split, so that no plan moves a rounding: bitwise, hidden state and cache."""
-    kind, layer = "attention", 0
+    kind, layer, policy = "attention", 0, policy_named(name)
     source, request = SyntheticWeights(cfg), Request(batch=3, tokens=1, context=320)
     first, second = plan(kind, **first), plan(kind, **second)
-    block = load_block(source, MACHINE, first, kind, layer, request, policy=FP16)
+    block = load_block(source, MACHINE, first, kind, layer, request, policy=policy)
     cache, positions = block.arguments[2], np.zeros(3, np.int32)
     for step in range(3):
         given = hidden(3, 1, cfg.d_model, seed=step)
@@ -212,13 +213,11 @@ def test_decoding_goes_on_under_another_plan_with_the_same_bits(cfg, first, seco
         positions = positions + 1
     taken = block_state(cfg, block, layer, cache=cache, positions=positions)
     out = np.asarray(out)
-    save_state(
-        tmp_path, state_of(cfg, "fp16", [taken], plan=first, positions=positions, hidden=out)
-    )
+    save_state(tmp_path, state_of(cfg, name, [taken], plan=first, positions=positions, hidden=out))
     expected, _ = run_attention(cfg, block, out, cache, positions)
 
     restored = restore_state(
-        tmp_path, cfg, MACHINE, second, replace(request, context=640), policy=FP16
+        tmp_path, cfg, MACHINE, second, replace(request, context=640), policy=policy
     )
     ((_, other),) = restored.blocks
     np.testing.assert_array_equal(restored.positions, [3, 3, 3])
@@ -327,7 +326,7 @@ def test_a_killed_save_leaves_the_step_before_it(tmp_path):
     program = f"""
 import os, signal
 from placed_blocks import TINY_LLAMA
-from models.policy import POLICIES
+from models.policy import POLICIES, policy_named
 from models.weights.synthetic import SyntheticWeights
 from sharding.run.load import store_block
 from sharding.run.saved import State, save_state
