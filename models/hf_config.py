@@ -264,7 +264,7 @@ def _read_head_dim(keys: Keys, n_heads: int) -> int:
         return head_dim
     if width % n_heads:
         raise keys.complain(
-            "hidden_size", f"a multiple of num_attention_heads, {n_heads}, or head_dim be given"
+            "hidden_size", f"a multiple of num_attention_heads ({n_heads}) without a head_dim"
         )
     return width // n_heads
 
@@ -352,8 +352,10 @@ def _read_scaling(numbers: Keys, rules: FamilyRules) -> Llama3Scaling | YarnScal
     kind = numbers.text("rope_type", "type")
     if kind not in (_SCALINGS if rules.is_scaled else _SCALINGS[:1]):
         spelling = "rope_type" if numbers.has("rope_type") else "type"
-        allowed = f"one of {', '.join(_SCALINGS)}" if rules.is_scaled else '"default", the only one'
-        raise numbers.complain(spelling, allowed + " that this type of model has here")
+        alone = '"default", the only rule modelled for this type of model'
+        raise numbers.complain(
+            spelling, f"one of {', '.join(_SCALINGS)}" if rules.is_scaled else alone
+        )
     if kind == "default":
         return None
     if kind == "llama3":

@@ -303,7 +303,9 @@ def _check(where: str, described: Any, cfg: ModelConfig, policy: Policy) -> None
     """Refuse the state of another version, model or policy."""
     if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise WeightsError(f"{where} is not a saved state that this version can read.")
-    for what, ours in (("model", cfg), ("policy", policy)):
+    # What a model is called depends on the folder that it lies in.
+    named_alike = replace(cfg, name=described["model"]["name"])
+    for what, ours in (("model", named_alike), ("policy", policy)):
         different = _difference(described[what], _plain(ours), what)
         if different is not None:
             raise WeightsError(f"{where} was saved with another {what}: {different}.")

@@ -9,7 +9,7 @@ import hashlib
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -222,7 +222,7 @@ def _identity(
     """What makes a run this one, as values for JSON; a state resumes in no other."""
     machines = [system] if isinstance(system, System) else list(system.pools.values())
     return {
-        "model": hashlib.sha256(repr(cfg).encode()).hexdigest(),
+        "model": hashlib.sha256(repr(replace(cfg, name="")).encode()).hexdigest(),
         "system": [system.name, *(tier for own in machines for tier in own.topology.tiers)],
         "plans": [plan.as_dict() for plan in plans],
         "policy": hashlib.sha256(repr(policy).encode()).hexdigest(),

@@ -381,7 +381,7 @@ LLAMA_MISTAKES = [
     ({"layer_types": ["sliding_attention"] * 32}, "'layer_types' must be full attention only"),
     ({"layer_types": [1] * 32}, "'layer_types' must be a list of strings"),
     ({"use_qk_norm": True}, "'use_qk_norm' must be false"),
-    ({"hidden_size": 2050}, "'hidden_size' must be a multiple of num_attention_heads, 32, or"),
+    ({"hidden_size": 2050}, "'hidden_size' must be a multiple of num_attention_heads .32. without"),
     ({"use_sliding_window": True}, "'use_sliding_window' must be false"),
     ({"n_routed_experts": 8}, "'n_routed_experts' = 8 is not known"),
     ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling: key 'rope_type' must be one"),
@@ -412,7 +412,7 @@ MISTAKES = [
     ("qwen2.5-7b", {"rope_scaling": {"type": "mrope"}}, "'type' must be one of default, llama3"),
     ("qwen3-32b", {"use_qk_norm": False}, "'use_qk_norm' must be true"),
     ("mistral-7b", {"layer_types": ["full_attention"] * 32}, "'layer_types' must be sliding atte"),
-    ("phi-4", {"rope_scaling": {"type": "longrope"}}, "'type' must be \"default\", the only one"),
+    ("phi-4", {"rope_scaling": {"type": "longrope"}}, "'type' must be \"default\", the only rule"),
     (
         "phi-4",
         {"rope_scaling": {"rope_type": "yarn", "factor": 4}},

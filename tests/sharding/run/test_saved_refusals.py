@@ -23,6 +23,13 @@ def saved(folder, **rest):
     return folder
 
 
+def test_a_folder_may_be_moved(tmp_path):
+    """A model without a name of its own is called by its folder."""
+    moved = replace(TINY_LLAMA, name="elsewhere")
+    _, state = read_state(saved(tmp_path), moved, policy=FP16)
+    assert len(list(state.blocks)) == 2
+
+
 def test_another_model_or_policy_is_refused_by_the_value_that_differs(tmp_path):
     saved(tmp_path)
     with pytest.raises(WeightsError, match=r"with another model: model\.d_ff was 240 and is 241\."):
