@@ -309,6 +309,8 @@ def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
     scaling: Llama3Scaling | YarnScaling | None = None
     if numbers is not None:
         scaling = _read_scaling(numbers, rules)
+        if rules.has_picture_axes:
+            numbers.read.update(("mrope_section", "mrope_interleaved"))
         numbers.must_be("rope_theta", theta)
         numbers.finish()
     if scaling is None:  # it tells nothing else

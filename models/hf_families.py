@@ -49,14 +49,18 @@ class TensorNames:
     router: str = "mlp.gate"
     correction_bias: str = "mlp.gate.e_score_correction_bias"
     #: `{}` is the expert's number. Without it all experts of a layer lie in two tensors
-    #: `[experts, in, out]`, and gate and up columns alternate.
+    #: `[experts, in, out]`.
     expert: str = "mlp.experts.{}."
     fused_gate_up_down: tuple[str, str] = ("gate_up_proj", "down_proj")
+    #: In such a tensor, gate and up columns alternate, or the gate's stand before all of the up's.
+    do_columns_alternate: bool = True
     shared: str = "mlp.shared_experts."
     #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert; a
     #: family that stores gate and up as one names only that, before the down matrix.
     gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     expert_gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    #: What the names of other parts, which are left out, start with: towers for pictures.
+    beside: tuple[str, ...] = ()
 
     @property
     def has_fused_experts(self) -> bool:
@@ -90,6 +94,8 @@ class FamilyRules:
     is_interleaved: bool = False  #: rotation turns neighbours, not halves
     is_partial: bool = False  #: the file says which part of a head is rotated
     is_scaled: bool = True  #: the file may scale the rotation for longer contexts
+    #: The file shares the rotation out to time, height and width: one position each, in text.
+    has_picture_axes: bool = False
     #: Which projections have biases if `attention_bias` is true: none may, all but the output's, or
     #: all four.
     biases: Literal["none", "qkv", "all"] = "none"
@@ -136,6 +142,16 @@ _BAILING = FamilyRules(
         output="attention.dense",
         correction_bias="mlp.gate.expert_bias",
     ),
+)
+
+#: The tensors of the text part of Qwen3-VL, whose experts are fused.
+_QWEN_VL_NAMES = TensorNames(
+    embedding="model.language_model.embed_tokens",
+    final_norm="model.language_model.norm",
+    layer="model.language_model.layers.{}.",
+    expert="mlp.experts.",
+    do_columns_alternate=False,
+    beside=("model.visual.",),
 )
 
 _ROTATION = {"rope_theta": 10_000.0}
@@ -195,6 +211,28 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             | _NORM
             | _QWEN_WINDOWS
             | {"num_key_value_heads": 4, "norm_topk_prob": False},
+        ),
+        "qwen3_vl_text": FamilyRules(
+            family="qwen3_vl",
+            architecture="Qwen3VLForConditionalGeneration",
+            biases="all",
+            qk_norm="yes",
+            is_scaled=False,
+            has_picture_axes=True,
+            defaults=_NORM | {"rope_theta": 5e5, "num_key_value_heads": 32, "head_dim": 128},
+            names=_QWEN_VL_NAMES,
+        ),
+        # Its class divides weights by their sum, whatever `norm_topk_prob` says.
+        "qwen3_vl_moe_text": FamilyRules(
+            family="qwen3_vl",
+            architecture="Qwen3VLMoeForConditionalGeneration",
+            biases="all",
+            qk_norm="yes",
+            is_scaled=False,
+            has_picture_axes=True,
+            experts=ExpertRules(scoring="softmax", is_normalised=True),
+            defaults=_NORM | {"rope_theta": 5e5, "num_key_value_heads": 16},
+            names=_QWEN_VL_NAMES,
         ),
         "smollm3": FamilyRules(
             family="smollm3",
@@ -308,4 +346,4 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 )
 
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
-WRAPPERS = ("kimi_k25",)
+WRAPPERS = ("kimi_k25", "qwen3_vl", "qwen3_vl_moe")

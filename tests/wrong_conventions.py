@@ -311,6 +311,9 @@ MISTAKES: dict[str, Mistake] = {
     "experts: columns taken for halves": Mistake(
         model="gpt_oss", arrays=_array("gate_up", _halves)
     ),
+    "experts: halves taken to alternate": Mistake(
+        model="qwen3_vl_moe", arrays=_array("gate_up", _alternating)
+    ),
     "experts: not clamped": Mistake(model="gpt_oss", config=_part("moe", swiglu_limit=7.0)),
     "experts: plain SwiGLU": Mistake(model="gpt_oss", config=_part("moe", swiglu_limit=None)),
     "experts: alpha of one": Mistake(model="gpt_oss", config=_part("moe", swiglu_alpha=1.0)),

@@ -47,7 +47,7 @@ def is_left_out(model_cfg: ModelConfig, name: str, *, may_be_cut: bool = False) 
     """Whether a tensor may be in the files although the model does not use it.
 
     Layers that predict further tokens, which are numbered on from `n_layers`; the copy of a tied
-    head; and buffers that follow from the configuration.
+    head; buffers that follow from the configuration; and towers for pictures.
 
     Args:
         model_cfg: the model.
@@ -57,7 +57,7 @@ def is_left_out(model_cfg: ModelConfig, name: str, *, may_be_cut: bool = False) 
     names = TENSOR_NAMES[model_cfg.family]
     if name == f"{names.head}.weight" and model_cfg.tie_embeddings:
         return True
-    if name.endswith(_RECOMPUTED):
+    if name.endswith(_RECOMPUTED) or name.startswith(names.beside):
         return True
     before, _ = names.layer.split("{}")
     number, _, _ = name.removeprefix(before).partition(".")

@@ -294,10 +294,11 @@ class HfTensors:
     def _fused_expert(self, prefix: str, expert_id: int, specs: Mapping[str, ParamSpec]) -> Weights:
         gate_up, down = (prefix + name for name in self._names.fused_gate_up_down)
         read, shapes = self._stored.fused_matrix, self._shapes
+        columns = "(f two)" if self._names.do_columns_alternate else "(two f)"
         both = read(gate_up, shapes[gate_up], expert_id)
         lowering = read(down, shapes[down], expert_id)
         arrays: Weights = {
-            "gate_up": laid_out(both, specs["gate_up"], "(f two) d -> d two f", two=2),
+            "gate_up": laid_out(both, specs["gate_up"], f"{columns} d -> d two f", two=2),
             "down": laid_out(lowering, specs["down"], "d f -> f d"),
         }
         if "gate_up_bias" in specs:
@@ -305,7 +306,7 @@ class HfTensors:
                 self._stored.fused_vector(name, shapes[name], expert_id)
                 for name in (f"{gate_up}_bias", f"{down}_bias")
             )
-            arrays["gate_up_bias"] = packed(both_biases, "(f two) -> two f", two=2)
+            arrays["gate_up_bias"] = packed(both_biases, f"{columns} -> two f", two=2)
             arrays["down_bias"] = bias[None]
         return arrays
 

@@ -17,6 +17,8 @@ CLASSES = {
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3Moe",
+    "qwen3_vl_text": "Qwen3VLText",
+    "qwen3_vl_moe_text": "Qwen3VLMoeText",
     "phi3": "Phi3",
     "smollm3": "SmolLM3",
     "granite": "Granite",
@@ -97,6 +99,8 @@ def test_the_classes_still_have_these_defaults(kind):
     made, rules = getattr(transformers, CLASSES[kind] + "Config")(), FAMILIES[kind]
     of_class = type(made).__dataclass_fields__
     for key in KEYS.split():
+        if key == "tie_word_embeddings" and kind.startswith("qwen3_vl"):
+            continue  # the class of the whole model has its own
         if key in of_class:
             theirs = of_class[key].default
             assert rules.defaults.get(key, UNSAID.get(key)) == theirs, key

@@ -35,6 +35,8 @@ FAMILIES = {
     "mixtral": "mixtral",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_vl_moe": "qwen3_vl",
     "deepseek_v3": "deepseek",
     "kimi_k2": "deepseek",
     "gpt_oss": "gpt_oss",

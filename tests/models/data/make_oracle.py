@@ -251,6 +251,19 @@ def as_ling(fields: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str, 
     return ours, renamed
 
 
+def as_qwen_vl(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Turn fused experts `[experts, out, in]` over, as Qwen3-VL is released.
+
+    Source:
+        `Qwen3VLMoeTextExperts` of transformers 4.57, of which the release is; 5.24 turns them over
+        as it loads.
+    """
+    return {
+        name: values.transpose(1, 2) if ".mlp.experts." in name else values
+        for name, values in tensors.items()
+    }
+
+
 # --- one checkpoint ----------------------------------------------------------------------------
 
 
@@ -272,10 +285,14 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
     family, fields, form = CASES[name]
     torch.manual_seed(seed)
     config = getattr(transformers, family + "Config")(**fields)
-    model_class = getattr(transformers, family + "ForCausalLM")
+    text = fields.get("text_config", fields)
+    does = "ForCausalLM" if text is fields else "ForConditionalGeneration"
+    model_class = getattr(transformers, family + does)
     model = model_class(config).eval().float()
     randomise_constants(model)
-    tokens = np.random.default_rng(seed).integers(3, fields["vocab_size"], size=PROMPT_SHAPE)
+    # The last words of a model with pictures stand for these.
+    words = text["vocab_size"] - (0 if text is fields else 4)
+    tokens = np.random.default_rng(seed).integers(3, words, size=PROMPT_SHAPE)
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as wide_folder:
@@ -297,6 +314,8 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
         saved["model_type"] = "kimi_k2"
     if name == "ling":
         saved, stored = as_ling(saved, stored)
+    if name == "qwen3_vl_moe":
+        stored = as_qwen_vl(stored)
     if form != "f32":
         saved["dtype"] = "bfloat16"
     if form in QUANTIZATION:

@@ -92,6 +92,43 @@ QWEN3_MOE: Fields = QWEN3 | {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
+#: A tower for pictures, which is left out; the text has positions on three equal axes.
+QWEN3_VL: Fields = {
+    "text_config": WIDE_HEADS
+    | {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [4, 2, 2],
+            "mrope_interleaved": True,
+        }
+    },
+    "vision_config": {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 8,
+        "num_heads": 2,
+        "patch_size": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 4,
+        "deepstack_visual_indexes": [0],
+    },
+    "image_token_id": 61,
+    "video_token_id": 62,
+    "vision_start_token_id": 63,
+    "vision_end_token_id": 60,
+    "tie_word_embeddings": False,
+}
+QWEN3_VL_MOE: Fields = QWEN3_VL | {
+    "text_config": QWEN3_VL["text_config"]
+    | {
+        "moe_intermediate_size": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -208,6 +245,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "granite": ("Granite", GRANITE, "f32"),
     "qwen3": ("Qwen3", QWEN3, "f32"),
     "qwen3_moe": ("Qwen3Moe", QWEN3_MOE, "f32"),
+    "qwen3_vl": ("Qwen3VL", QWEN3_VL, "f32"),
+    "qwen3_vl_moe": ("Qwen3VLMoe", QWEN3_VL_MOE, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),

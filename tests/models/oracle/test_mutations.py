@@ -74,6 +74,7 @@ EXPECTED = {
     "router: one expert fewer": 6.60e-01,
     "experts: gate and up swapped": 2.26e00,
     "experts: columns taken for halves": 1.33e00,
+    "experts: halves taken to alternate": 1.88e00,
     "experts: not clamped": 1.73e00,
     "experts: plain SwiGLU": 2.04e00,
     "experts: alpha of one": 3.13e-01,
