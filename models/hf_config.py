@@ -104,9 +104,33 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     return model_cfg
 
 
+def parts_left_out(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return the keys of what a configuration describes beside its text, such as `vision_config`.
+
+    Args:
+        source: as in `from_hf`.
+
+    Raises:
+        ConfigError: if the file cannot be read.
+    """
+    values, _ = _parsed(source)
+    if "text_config" not in values:
+        return ()
+    return tuple(
+        key
+        for key, value in values.items()
+        if isinstance(value, Mapping) and _ABOUT_OTHER_PARTS.fullmatch(key)
+    )
+
+
 def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> Keys:
+    return _unwrap(*_parsed(source))
+
+
+def _parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping[str, Any], str]:
+    """Return the values of a configuration, and what messages call it."""
     if isinstance(source, Mapping):
-        return _unwrap(source, "config")
+        return source, "config"
     path = Path(source)
     if not str(path).isprintable():
         raise ConfigError(f"{str(path)!r}: a path must have printable characters only.")
@@ -127,7 +151,7 @@ def _open(source: Mapping[str, Any] | str | os.PathLike[str]) -> Keys:
         raise ConfigError(f"{path}: must hold a JSON object, got {type(values).__name__}.")
     if (path.parent / _MODELOPT).exists():
         values.setdefault("quantization_config", {"quant_method": "modelopt"})
-    return _unwrap(values, str(path))
+    return values, str(path)
 
 
 def _unwrap(values: Mapping[str, Any], where: str) -> Keys:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lpu_jax.errors import ConfigError, unknown
 
 from .config import ModelConfig
-from .hf_config import from_hf
+from .hf_config import from_hf, parts_left_out
 
 #: "published": the model's own file. "second-hand": fields that others report. "assumed": some
 #: fields are nowhere to be found and are inferred.
@@ -123,9 +123,6 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
     }
 )
 
-#: Where the values of each named model come from.
-SOURCES: Mapping[str, str] = MappingProxyType({name: one.source for name, one in NAMED.items()})
-
 
 def named_models() -> dict[str, ModelConfig]:
     """Return every named model, smallest first within each family."""
@@ -159,6 +156,21 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
     if is_path or os.path.exists(text):
         return from_hf(text)
     raise unknown("model", text, tuple(NAMED))
+
+
+def left_out(name_or_path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Say what a model's file describes that the model leaves out: towers, prediction layers.
+
+    Args:
+        name_or_path: as for `model`.
+
+    Raises:
+        UnknownNameError, ConfigError: as `model`.
+    """
+    n_layers = model(name_or_path).n_prediction_layers
+    own = NAMED.get(name_or_path.lower()) if isinstance(name_or_path, str) else None
+    parts = parts_left_out(name_or_path if own is None else _CONFIGS / own.file)
+    return (*parts, *([f"prediction layers ({n_layers})"] if n_layers else ()))
 
 
 @cache

@@ -1,5 +1,6 @@
 """`lpu systems` and `lpu models`: what can be named."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -15,9 +16,11 @@ from lpu_jax.machine.describe import describe, describe_text
 from lpu_jax.machine.mixed import Machine, MixedSystem
 from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_bytes, format_count
+from models import zoo
+from models.config import ModelConfig
 from models.params import n_active, n_parameters
 from models.released import released_bytes
-from models.zoo import NAMED, SOURCES, named_models
+from models.zoo import NAMED, named_models
 
 from .. import report
 from .common import Json, emit
@@ -73,50 +76,85 @@ def _row(machine: Machine) -> tuple[str, ...]:
     )
 
 
-def models(as_json: Json = None) -> None:
-    """List the named models with parameters, and the format and bytes they are released in."""
-    found = named_models()
+def models(
+    model: Annotated[
+        str | None, typer.Argument(help="Zoo name, or path of a config.json: describe that one.")
+    ] = None,
+    as_json: Json = None,
+) -> None:
+    """List the named models, or one: parameters, and the format and bytes it is released in."""
+    listed = [_Listed.of(name) for name in (named_models() if model is None else [model])]
 
     def text() -> str:
         made = report.table(
             ("model", "left"), ("layers", "right"), ("parameters", "right"), ("active", "right"),
             ("released", "left"), ("bytes", "right"), ("configuration", "left"),
         )  # fmt: skip
-        for name, cfg in found.items():
-            made.add_row(
-                name,
-                str(cfg.n_layers),
-                format_count(n_parameters(cfg), digits=4),
-                format_count(n_active(cfg), digits=4),
-                cfg.released_format,
-                format_bytes(released_bytes(cfg)),
-                NAMED[name].status,
-            )
+        for one in listed:
+            made.add_row(*one.cells)
         of_source: dict[str, list[str]] = {}
-        for name in found:
-            of_source.setdefault(SOURCES[name], []).append(name)
+        for one in listed:
+            of_source.setdefault(one.source, []).append(one.cfg.name)
+        notes = (
+            [] if model is None else [f"Left out: {', '.join(listed[0].left_out) or 'nothing'}."]
+        )
         return report.render(
             made,
+            *notes,
             "Active parameters leave out the input embedding. Bytes are those of the weights as "
             "released, scales included. Sources of the configurations:",
             *(f"{', '.join(names)}: {source}." for source, names in of_source.items()),
         )
 
     def data() -> Any:
-        return [
-            {
-                "name": name,
-                "layers": cfg.n_layers,
-                "parameters": n_parameters(cfg),
-                "active_parameters": n_active(cfg),
-                "released_format": cfg.released_format,
-                "released_bytes": released_bytes(cfg),
-                "bytes_16_bit": 2 * n_parameters(cfg),
-                "cache_bytes_per_token_16_bit": cfg.kv_bytes_per_token(),
-                "status": NAMED[name].status,
-                "source": SOURCES[name],
-            }
-            for name, cfg in found.items()
-        ]
+        return [one.as_dict() for one in listed] if model is None else listed[0].as_dict()
 
     emit(as_json, data, text)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A model of the list."""
+
+    cfg: ModelConfig
+    status: str
+    source: str
+    left_out: tuple[str, ...]  #: of what its file describes
+
+    @staticmethod
+    def of(name_or_path: str) -> "_Listed":
+        cfg = zoo.model(name_or_path)
+        named = NAMED.get(name_or_path.lower())
+        status, source = (
+            ("as given", name_or_path) if named is None else (named.status, named.source)
+        )
+        return _Listed(cfg, status, source, zoo.left_out(name_or_path))
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        cfg = self.cfg
+        return (
+            cfg.name,
+            str(cfg.n_layers),
+            format_count(n_parameters(cfg), digits=4),
+            format_count(n_active(cfg), digits=4),
+            cfg.released_format,
+            format_bytes(released_bytes(cfg)),
+            self.status,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        cfg = self.cfg
+        return {
+            "name": cfg.name,
+            "layers": cfg.n_layers,
+            "parameters": n_parameters(cfg),
+            "active_parameters": n_active(cfg),
+            "released_format": cfg.released_format,
+            "released_bytes": released_bytes(cfg),
+            "bytes_16_bit": 2 * n_parameters(cfg),
+            "cache_bytes_per_token_16_bit": cfg.kv_bytes_per_token(),
+            "left_out": list(self.left_out),
+            "status": self.status,
+            "source": self.source,
+        }

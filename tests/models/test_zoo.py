@@ -10,14 +10,14 @@ import pytest
 
 from lpu_jax.errors import ConfigError, UnknownNameError
 from models.hf_config import from_hf
-from models.zoo import NAMED, SOURCES, model, named_models
+from models.zoo import NAMED, model, named_models
 
 CONFIGS = Path(__file__).parents[2] / "models" / "configs"
 
 
 def test_every_file_has_a_name_and_every_name_a_file():
     assert {path.name for path in CONFIGS.iterdir()} == {entry.file for entry in NAMED.values()}
-    assert list(SOURCES) == list(named_models()) == list(NAMED)
+    assert list(named_models()) == list(NAMED)
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))
@@ -34,7 +34,7 @@ def test_a_named_model_is_its_file_but_for_what_is_said(name):
 def test_what_is_inferred_is_called_assumed():
     assumed = {name for name, entry in NAMED.items() if entry.status == "assumed"}
     assert assumed == {"kimi-k2-thinking", "ling-1t"}
-    assert all("assumed" in SOURCES[name] for name in assumed)
+    assert all("assumed" in NAMED[name].source for name in assumed)
 
 
 def test_positions_of_the_two_releases_of_glm_differ():

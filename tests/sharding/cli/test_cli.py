@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import TINY
 
 from sharding.cli.main import main as lpu
 
@@ -294,6 +295,24 @@ def test_lists(run: Run, command: str) -> None:
     data = json.loads(run(command, "--json", "-").out)
     assert {"groq-576", "lpx-9"} & {row["name"] for row in data} or command == "models"
     assert all(row["name"] for row in data)
+
+
+def test_one_model_says_what_its_file_holds_beside_it(run: Run, tmp_path: Path) -> None:
+    found = json.loads(run("models", "kimi-k2.5", "--json", "-").out)
+    assert (found["released_format"], found["left_out"]) == ("int4", ["vision_config"])
+    assert "Left out: prediction layers (1)." in run("models", "DeepSeek-V3").out
+    assert "Left out: nothing." in run("models", "llama-3.1-8b").out
+    # A folder of a named model's name is what it holds.
+    folder = tmp_path / "kimi-k2.5"
+    folder.mkdir()
+    fields = json.loads((TINY / "qwen3" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields))
+    found = json.loads(run("models", str(folder), "--json", "-").out)
+    assert (found["layers"], found["status"], found["left_out"]) == (2, "as given", [])
+    (folder / "config.json").write_text(json.dumps(fields | {"n_streams": 4}))
+    refused = run("models", str(folder))
+    _is_one_sentence(refused)
+    assert "key 'n_streams' = 4 is not known" in refused.err
 
 
 def test_a_mixed_system_is_listed_and_described_and_not_one_machine(run: Run) -> None:
