@@ -153,6 +153,7 @@ def _open(path: Path, folder: Path, tensors: Mapping[str, FileTensor]) -> Checkp
     model_cfg = from_hf(folder / _CONFIG)
     weights = from_hf_tensors(model_cfg, _of_text(tensors), where=str(path), may_be_cut=False)
     weights.check_all()
+    weights.check_tied_head()
     files = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
     return Checkpoint(
         path=path,

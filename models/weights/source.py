@@ -90,6 +90,10 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
         )
 
 
+#: Rows of a table that are compared at once.
+_WORDS_AT_ONCE = 4096
+
+
 class HfTensors:
     """A weight source over tensors under their Hugging Face names.
 
@@ -130,6 +134,25 @@ class HfTensors:
             )
         for name, shape in self._shapes.items():
             self._stored.check(name, shape)
+
+    def check_tied_head(self) -> None:
+        """Check that what lies beside a tied table as a head is its copy, reading both in runs.
+
+        Raises:
+            WeightsError: if it is another matrix, which the model would ignore.
+        """
+        table, head = (f"{own}.weight" for own in (self._names.embedding, self._names.head))
+        if not self.config.tie_embeddings or head not in self._tensors:
+            return
+        shape = self._shapes[table]
+        for first in range(0, shape[0], _WORDS_AT_ONCE):
+            words = np.arange(first, min(first + _WORDS_AT_ONCE, shape[0]))
+            mine, copy = (self._stored.rows(name, shape, words) for name in (table, head))
+            if not np.array_equal(mine, copy):
+                raise WeightsError(
+                    f"{self._where}: tensor {quoted(head)} differs from {quoted(table)}, with "
+                    "which config.json ties it; with tie_word_embeddings false it is used."
+                )
 
     def block(self, kind: str, layer: int = 0) -> Weights:
         """Return one block's parameters; see `WeightSource.block`.

@@ -306,6 +306,18 @@ def change(folder: Path, **changed: np.ndarray | None) -> Path:
 V_PROJ = "model__layers__1__self_attn__v_proj__weight"
 
 
+def test_a_head_beside_a_tied_table_is_its_copy_or_refused(tmp_path):
+    shutil.copy(TINY / "llama_tied" / "config.json", tmp_path)
+    arrays = tensors_of("llama_tied")
+    table = arrays["model.embed_tokens.weight"]
+    write_arrays(tmp_path / "model.safetensors", arrays | {"lm_head.weight": table})
+    np.testing.assert_array_equal(open_checkpoint(tmp_path).weights.block("head")["out"], table.T)
+    other = table.copy()
+    other[-1, -1] += 1
+    write_arrays(tmp_path / "model.safetensors", arrays | {"lm_head.weight": other})
+    refused(tmp_path, r"'lm_head\.weight' differs from 'model\.embed_tokens\.weight', with which")
+
+
 def test_missing_misshapen_and_foreign_tensors_are_refused_when_a_file_is_opened(tmp_path):
     shape = tensors_of("llama")[V_PROJ.replace("__", ".")].shape
     change(tmp_path, **{V_PROJ: None})
