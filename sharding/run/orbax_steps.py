@@ -11,6 +11,8 @@ Orbax is slow to import, and so is this module: import it where it is used.
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -128,12 +130,22 @@ def write_step(
         _delete_remains(folder)
         if is_new and folder.is_dir():
             folder.rmdir()
-        if isinstance(error, OSError):
-            raise WeightsError(f"{folder} cannot be written: {error.strerror}.") from None
+        reason = _of_the_system(error)
+        if reason is not None:
+            raise WeightsError(f"{folder} cannot be written: {reason}.") from None
         raise
     for old in steps(folder)[:-STEPS_KEPT]:
         (folder / str(old)).rename(folder / f"{old}{_UNFINISHED}")
     _delete_remains(folder)
+
+
+def _of_the_system(error: BaseException) -> str | None:
+    """Return what the system said, to Python or to the library that writes arrays for Orbax."""
+    if isinstance(error, OSError):
+        return error.strerror
+    # tensorstore raises a ValueError for whatever happened, and notes the number in its text.
+    number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    return None if number is None else os.strerror(int(number[1]))
 
 
 def read_contents(folder: Path, step: int) -> Contents:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -319,6 +320,22 @@ def test_a_block_that_cannot_be_made_leaves_the_folder_as_it_was(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path):
+    state = state_of(TINY_LLAMA, "fp16", list(stored_blocks()))
+    save_state(tmp_path, state)
+    before = sorted(tmp_path.rglob("*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a full disk, for every file
+    try:
+        with pytest.raises(
+            WeightsError, match=rf"^{tmp_path} cannot be written: File too large\.$"
+        ):
+            save_state(tmp_path, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_a_killed_save_leaves_the_step_before_it(tmp_path):
     expected = list(stored_blocks())
@@ -326,7 +343,7 @@ def test_a_killed_save_leaves_the_step_before_it(tmp_path):
     program = f"""
 import os, signal
 from placed_blocks import TINY_LLAMA
-from models.policy import POLICIES, policy_named
+from models.policy import POLICIES
 from models.weights.synthetic import SyntheticWeights
 from sharding.run.load import store_block
 from sharding.run.saved import State, save_state
