@@ -45,7 +45,11 @@ settings.load_profile("ci")
 
 
 #: Scripts of the dependency group `oracle`, whose packages may not be there.
-collect_ignore = ["mmasim_products.py", "lpu_jax/numerics/data/make_tensor_core.py"]
+collect_ignore = [
+    "mmasim_products.py",
+    "lpu_jax/numerics/data/make_tensor_core.py",
+    "models/data/make_tokenizers.py",
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
