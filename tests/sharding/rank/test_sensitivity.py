@@ -109,6 +109,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
             weight_bytes=np.array([share, 0.5, 0.5])[index] * sram,
             least_bytes=np.array([share, 0.5, 0.5])[index] * sram,
             cache_bytes=nothing,
+            dram_bytes=nothing,
             activation_bytes=nothing,
             reserved_bytes=np.full(len(plans), machine.chip.reserved_fraction * sram),
             sram_bytes=np.full(len(plans), sram),
