@@ -166,7 +166,7 @@ def test_a_cache_that_grows_in_place_is_not_counted_twice() -> None:
         arguments = block_arguments(LLAMA, "attention", policy, Split.ROW, local)
         symbols = symbol_values(local, ways, strides(ways), {})
         timing = schedule(program, one_group(system("groq-node"), 1), symbols)
-        return block_bytes(arguments, program, timing, symbols, GROQCHIP1)
+        return block_bytes(arguments, program, timing, symbols, GROQCHIP1, None)
 
     short, long = held(2048), held(4096)
     assert long.cache > 1.9 * short.cache
