@@ -6,7 +6,7 @@ model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -144,19 +144,28 @@ _BAILING = FamilyRules(
     ),
 )
 
-#: The tensors of the text part of Qwen3-VL, whose experts are fused.
-_QWEN_VL_NAMES = TensorNames(
-    embedding="model.language_model.embed_tokens",
-    final_norm="model.language_model.norm",
-    layer="model.language_model.layers.{}.",
-    expert="mlp.experts.",
-    do_columns_alternate=False,
-    beside=("model.visual.",),
-)
-
 _ROTATION = {"rope_theta": 10_000.0}
 _NORM = {"rms_norm_eps": 1e-6}
 _QWEN_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096}
+
+#: The text part, whose experts are fused.
+_QWEN_VL = FamilyRules(
+    family="qwen3_vl",
+    architecture="Qwen3VLForConditionalGeneration",
+    biases="all",
+    qk_norm="yes",
+    is_scaled=False,
+    has_picture_axes=True,
+    defaults=_NORM | {"rope_theta": 5e5, "num_key_value_heads": 32, "head_dim": 128},
+    names=TensorNames(
+        embedding="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
+        layer="model.language_model.layers.{}.",
+        expert="mlp.experts.",
+        do_columns_alternate=False,
+        beside=("model.visual.",),
+    ),
+)
 
 #: By `model_type`. Source, where not said: the classes of Hugging Face transformers 5.24;
 #: for tensor names, released files too. The classes of DeepSeek's types there and in the files'
@@ -212,27 +221,13 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             | _QWEN_WINDOWS
             | {"num_key_value_heads": 4, "norm_topk_prob": False},
         ),
-        "qwen3_vl_text": FamilyRules(
-            family="qwen3_vl",
-            architecture="Qwen3VLForConditionalGeneration",
-            biases="all",
-            qk_norm="yes",
-            is_scaled=False,
-            has_picture_axes=True,
-            defaults=_NORM | {"rope_theta": 5e5, "num_key_value_heads": 32, "head_dim": 128},
-            names=_QWEN_VL_NAMES,
-        ),
+        "qwen3_vl_text": _QWEN_VL,
         # Its class divides weights by their sum, whatever `norm_topk_prob` says.
-        "qwen3_vl_moe_text": FamilyRules(
-            family="qwen3_vl",
+        "qwen3_vl_moe_text": replace(
+            _QWEN_VL,
             architecture="Qwen3VLMoeForConditionalGeneration",
-            biases="all",
-            qk_norm="yes",
-            is_scaled=False,
-            has_picture_axes=True,
             experts=ExpertRules(scoring="softmax", is_normalised=True),
             defaults=_NORM | {"rope_theta": 5e5, "num_key_value_heads": 16},
-            names=_QWEN_VL_NAMES,
         ),
         "smollm3": FamilyRules(
             family="smollm3",

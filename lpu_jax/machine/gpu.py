@@ -110,7 +110,7 @@ class GpuSpec:
     has_memory_to_spare: ClassVar[bool] = True
     note: ClassVar[str] = (
         "GPU roofline: published figures of the GPU over the same program, with assumed launch "
-        "gaps, latencies and reached shares; not a simulation of a GPU. Its cycles are nanoseconds."
+        "gaps, latencies and reached shares; not a simulation of a GPU."
     )
     #: A roofline does not tell units apart.
     transit_cycles: ClassVar[float] = 0.0

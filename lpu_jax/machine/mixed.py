@@ -135,8 +135,7 @@ class MixedSystem:
     @property
     def note(self) -> str:
         """What its numbers are."""
-        alone = self.gpus.note.removesuffix(" Its cycles are nanoseconds.")
-        return f"{alone} {self.lpus.name} has a static schedule."
+        return f"{self.gpus.chip.note} {self.lpus.name} has a static schedule."
 
     @property
     def parts(self) -> Mapping[str, Any]:

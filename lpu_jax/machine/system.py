@@ -145,6 +145,8 @@ class System:
     @property
     def note(self) -> str:
         """What its numbers are, where they are not a schedule of an LPU, or where caches lie."""
+        if self.gpus is not None:
+            return f"{self.chip.note} Its cycles are nanoseconds."
         if self.dram is None:
             return self.chip.note
         return "Caches of keys and values lie in the DRAM beside the LPUs; all else is in SRAM."

@@ -275,13 +275,13 @@ class HfTensors:
         names, specs = self._names, block_params(self.config, "attention")
         n_heads, nope = mla.n_heads, mla.nope_head_dim
         a, o = self._matrix(prefix + names.kv_a), self._matrix(prefix + names.output)
-        q_b, of_queries = (
-            self._matrix(prefix + (names.q if mla.q_lora_rank is None else names.q_b)),
-            {},
-        )
-        if mla.q_lora_rank is not None:
+        of_queries: Weights = {}
+        if mla.q_lora_rank is None:
+            q_b = self._matrix(prefix + names.q)
+        else:
+            q_b = self._matrix(prefix + names.q_b)
             a = joined((self._matrix(prefix + names.q_a), a), np.concatenate)
-            of_queries = {"q_norm": self._vector(f"{prefix}{names.q_a_norm}.weight")}
+            of_queries["q_norm"] = self._vector(f"{prefix}{names.q_a_norm}.weight")
         kv_b = moved(
             self._matrix(prefix + names.kv_b),
             lambda rows: rearrange(rows, "(n e) c -> n e c", n=n_heads),

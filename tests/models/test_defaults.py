@@ -1,15 +1,12 @@
 """What a type of model takes for keys that its file leaves out: the defaults of its own class."""
 
-import json
-from pathlib import Path
-
 import pytest
+from released_configs import hub_fields
 
 from models.hf_config import from_hf
 from models.hf_families import FAMILIES
 from models.params import n_parameters
 
-CONFIGS = Path(__file__).parents[2] / "models" / "configs"
 #: Of transformers, by type; DeepSeek's types and Ling's have no row of defaults.
 CLASSES = {
     "llama": "Llama",
@@ -42,7 +39,7 @@ UNSAID = {
 
 
 def fields_without(name: str, *keys: str) -> dict:
-    fields = json.loads((CONFIGS / f"{name}.json").read_text())
+    fields = hub_fields(name)
     assert set(keys) <= set(fields)
     return {key: value for key, value in fields.items() if key not in keys}
 

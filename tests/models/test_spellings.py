@@ -5,18 +5,17 @@ Every published file is a case; what is done to it is drawn.
 
 import json
 import string
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from released_configs import CONFIGS
 
 from lpu_jax.errors import ConfigError
 from models.hf_config import from_hf
 from models.hf_families import FAMILIES
 from models.params import n_parameters
 
-CONFIGS = Path(__file__).parents[2] / "models" / "configs"
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))}
 FIELDS = {name: fields.get("text_config", fields) for name, fields in FILES.items()}
 

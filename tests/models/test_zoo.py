@@ -4,15 +4,13 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from released_configs import CONFIGS
 
 from lpu_jax.errors import ConfigError, UnknownNameError
 from models.hf_config import from_hf
 from models.zoo import NAMED, model, named_models
-
-CONFIGS = Path(__file__).parents[2] / "models" / "configs"
 
 
 def test_every_file_has_a_name_and_every_name_a_file():
