@@ -65,11 +65,12 @@ def _forget_compiled_programs() -> Generator[None]:
 def _unchecked_planner(request: pytest.FixtureRequest) -> Generator[None]:
     """Leave the checks of shapes, most of the time of a search, to the files that are marked so.
 
-    Tests of the planner make thousands of arrays in a second; `tests/sharding/test_shapes.py` takes
-    the main ways through it with the checks.
+    Tests of the planner and of the costs under it make thousands of arrays in a second;
+    `tests/sharding/test_shapes.py` takes the main ways through both with the checks.
     """
     with pytest.MonkeyPatch.context() as patch:
-        is_planner = (_HERE / "sharding") in request.path.parents
+        planner = {_HERE / "sharding", _HERE / "lpu_jax" / "cost"}
+        is_planner = not planner.isdisjoint(request.path.parents)
         if is_planner and not request.node.get_closest_marker("shapes"):
             _leave_shapes_unchecked(patch)
         yield

@@ -322,9 +322,9 @@ def test_a_mixed_system_is_listed_and_described_and_not_one_machine(run: Run) ->
         assert words in text
     data = json.loads(run("systems", "vr-lpx-9", "--json", "-").out)
     assert data["pools"]["lpus"]["chips"] == 2304
-    refused = run("plan", "smollm2-135m", "--system", "vr-lpx-9")
+    refused = run("plan", "smollm2-135m", "--system", "vr-lpx-9:prefill-decode")
     _is_one_sentence(refused)
-    assert "where one machine is needed, give one of the two" in refused.err
+    assert "have plans of their own; give one of them" in refused.err
 
 
 def test_the_command_as_a_process() -> None:
