@@ -34,7 +34,7 @@ TESTS = Path(__file__).parents[1]
 N_TRIPLES = len(MODELS)
 #: Families whose blocks are those of others, under other names, but for layers without rotation
 #: and constants that scale values.
-ALIKE = {"mistral", "qwen2", "phi3", "smollm3", "granite"}
+ALIKE = {"mistral", "qwen2", "qwen3_vl", "phi3", "smollm3", "granite"}
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
 FEW_SPLITS, MANY_SPLITS = 10, 200
 
