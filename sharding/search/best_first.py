@@ -16,6 +16,8 @@ from .records import Record
 
 #: Branches that are looked at together: first few, so that a good plan is soon known, then more.
 _FIRST, _MOST = 16, 1024
+#: Branches whose bounds are looked at together where nothing is wanted.
+_MOST_UNWANTED = 1 << 15
 #: A branch is looked at up to so much more than its bound before it has to wait its turn again; to
 #: the square of that the next time, and so on: where little fits, most looks find nothing.
 _STRETCH = 1.08
@@ -54,6 +56,8 @@ def shapes(n_chips: int, most_stages: int) -> tuple[Whole, Whole]:
 
 #: Keeps the best plans of some branches up to latencies; returns up to which they were seen.
 LookAt = Callable[[Whole, Numbers], Numbers]
+#: Bounds the latency of what was not seen of some branches, by what looking at others has told.
+Raised = Callable[[Whole], Numbers]
 
 
 def look_at_best_first(
@@ -62,6 +66,7 @@ def look_at_best_first(
     most_cycles: float,
     look_at: LookAt,
     known_stretch: float = _LONG_STRETCH,
+    raised: Raised | None = None,
 ) -> int:
     """Look at branches until what is left cannot be wanted.
 
@@ -72,21 +77,35 @@ def look_at_best_first(
         look_at: keeps the best plans of branches.
         known_stretch: up to which multiple of its bound a branch is looked at, once as many plans
             are known as are wanted.
+        raised: bounds of the latency, if looking at branches tells something of others.
 
     Returns:
         How many branches were left, at some latency, because nothing of them could be wanted.
     """
-    order = record.order(branches.latency, branches.period, branches.shape)
-    queue = [(float(order[i]), i, float(branches.latency[i])) for i in np.argsort(order).tolist()]
+    queue = _Queue(record.order(branches.latency, branches.period, branches.shape), branches)
     at_once, beyond = _FIRST, 0
-    stretches = np.full(len(order), _STRETCH)
-    while queue:
-        taken = [heapq.heappop(queue) for _ in range(min(at_once, len(queue)))]
-        at_once = min(2 * at_once, _MOST)
-        rows, seen = np.array([i for _, i, _ in taken]), np.array([s for *_, s in taken])
+    stretches = np.full(len(branches.latency), _STRETCH)
+    while len(queue):
+        rows, seen, last = queue.take(at_once)
+        if raised is not None:
+            seen = np.maximum(seen, raised(rows))
         wanted = _may_be_wanted(branches, record, rows, seen) & (seen <= most_cycles)
         beyond += int(np.sum(~wanted))
         rows, seen = rows[wanted], seen[wanted]
+        if not len(rows):
+            at_once = min(2 * at_once, _MOST_UNWANTED)  # what follows is as hopeless
+            continue
+        order = _order_beyond(branches, record, rows, seen)
+        # What is known to cost more by now waits for its turn, and so does what is too much.
+        later = (
+            _rounded(order) > max(last, queue.first)
+            if raised is not None
+            else np.zeros(len(rows), bool)
+        )
+        later |= np.cumsum(~later) > _MOST
+        queue.add(order[later], rows[later], seen[later])
+        rows, seen = rows[~later], seen[~later]
+        at_once = min(2 * at_once, _MOST)
         if not len(rows):
             continue
         limit = _latency_limit(branches, record, rows, most_cycles)
@@ -97,9 +116,60 @@ def look_at_best_first(
         seen = look_at(rows, np.minimum(stretch * seen, limit))
         left = seen < limit
         again = _order_beyond(branches, record, rows, seen)
-        for i, first, done in zip(rows[left], again[left], seen[left], strict=True):
-            heapq.heappush(queue, (float(first), int(i), float(done)))
+        queue.add(again[left], rows[left], seen[left])
     return beyond
+
+
+class _Queue:
+    """Branches by when to look at them, each with the latency up to which it was seen.
+
+    Of those that are due together, but for rounding, the quickest is first, then the smallest.
+    """
+
+    def __init__(self, order: Numbers, branches: Branches) -> None:
+        """Begin with all of them."""
+        shape, due = branches.shape, _rounded(order)
+        self._rows = np.lexsort((shape.stages, shape.chips, _rounded(branches.latency), due))
+        self._due, self._seen = due[self._rows], branches.latency[self._rows]
+        self._rank = np.argsort(self._rows)
+        self._at = 0
+        self._again: list[tuple[float, int, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows) - self._at + len(self._again)
+
+    @property
+    def first(self) -> float:
+        """When the next one is due; infinite without one."""
+        new = float(self._due[self._at]) if self._at < len(self._rows) else np.inf
+        return min(new, self._again[0][0]) if self._again else new
+
+    def take(self, n: int) -> tuple[Whole, Numbers, float]:
+        """Take the first: which, up to which latency each was seen, and the last one's turn."""
+        ranks = np.arange(self._at, min(self._at + n, len(self._rows)))
+        again = [heapq.heappop(self._again) for _ in range(min(n, len(self._again)))]
+        due = np.concatenate([[first for first, *_ in again], self._due[ranks]])
+        rank = np.concatenate([np.array([i for _, i, _ in again], np.int64), ranks])
+        seen = np.concatenate([[done for *_, done in again], self._seen[ranks]])
+        chosen = np.lexsort((rank, due))[:n]
+        is_chosen = np.zeros(len(due), bool)
+        is_chosen[chosen] = True
+        self._at += int(is_chosen[len(again) :].sum())
+        for entry, is_taken in zip(again, is_chosen.tolist(), strict=False):
+            if not is_taken:
+                heapq.heappush(self._again, entry)
+        return self._rows[rank[chosen]], seen[chosen], float(due[chosen[-1]])
+
+    def add(self, order: Numbers, rows: Whole, seen: Numbers) -> None:
+        """Put some back."""
+        entries = _rounded(order).tolist(), self._rank[rows].tolist(), seen.tolist()
+        for entry in zip(*entries, strict=True):
+            heapq.heappush(self._again, entry)
+
+
+def _rounded(values: Numbers) -> Numbers:
+    """Round to seven digits: sums in another order are the same."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def least_in_flight(record: Record, latency: Numbers, shape: Shape) -> Numbers:

@@ -17,7 +17,13 @@ from ..predict.crossings import least_crossing_cycles as network_crossing_cycles
 from ..predict.crossings import least_gathers
 from ..predict.pools import most_in_flight, pool_of_block
 from .best_first import Branches, shapes
-from .bounds import Bounds, bounds, least_crossing_cycles, least_hand_over_cycles
+from .bounds import (
+    Bounds,
+    bounds,
+    least_crossing_cycles,
+    least_hand_over_cycles,
+    least_hop_cycles,
+)
 from .goals import Shape
 from .sought import Sought
 
@@ -79,6 +85,8 @@ class Pairing:
             self.least_gather = least_gathers(sought.scenario)
         else:
             self.least_hand_over = least_hand_over_cycles(sought.scenario, n_chips // 2)
+        #: Of the token ids, from the last stage to the first.
+        _, self.least_return = least_hop_cycles(sought.scenario.pools[0])
         self.pools = self._branches(0), self._branches(1)
 
     def pairs(self) -> Pairs:
@@ -169,7 +177,7 @@ class Pairing:
         n_all = len(rows)
         chips = second.group_chips[rows]
         there, back = self._crossings(np.full_like(chips, first.group_chips[i]), chips)
-        rest = second.cycles[0, rows] + self.rest((there, back))
+        rest = second.cycles[0, rows] + self.rest((there, back), i)
         period = np.maximum(
             first.giver_period(i, self.busy_share * there),
             second.giver_period(rows, self.busy_share * back),
@@ -201,12 +209,18 @@ class Pairing:
         """Of a crossing, in which the stage that gives is busy: nothing between machines."""
         return 0.0 if self.is_mixed else 1.0
 
-    def rest(self, crossings: tuple[Numbers, Numbers]) -> Numbers:
-        """Bound the cycles of a token beside its blocks: crossings, host and sampling."""
+    def rest(self, crossings: tuple[Numbers, Numbers], own: Whole | int) -> Numbers:
+        """Bound the cycles of a token beside its blocks: crossings, ids back, host and sampling.
+
+        Args:
+            crossings: cycles of each from the first pool, and of each back.
+            own: branches of the first pool.
+        """
         first, second = self.pools
         there, back = crossings
         crossing = first.crossings * there + second.crossings * back
-        return np.asarray(crossing + self.scenario.host_cycles)
+        ids = np.where(first.stages[own] > 1, self.least_return, 0.0)
+        return np.asarray(crossing + ids + self.scenario.host_cycles)
 
     def _shape(self, own: Whole, other: Whole) -> Shape:
         """The shape of pairs; as stages count all micro-batches that find something to do."""

@@ -5,12 +5,19 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from ..space.plan_table import PlanTable
 from ..space.shard_table import joined
-from .goals import GOALS, Goal, Numbers, Shape
+from .goals import GOALS, Goal, Numbers, Shape, Whole
 from .options import Options
+
+Cores = Int[np.ndarray, "*plans"]
+
+#: Cores of a part have numbers of so many bits.
+_CORE_BITS = 31
+#: What rounding may add to a bound, or take from the cost of a plan that is no better.
+_ROUNDING = 1 - 16 * np.finfo(np.float64).eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,17 @@ def table_of(specs: Sequence[Spec]) -> PlanTable:
     )
 
 
+def two_cores(first: Cores, second: Cores) -> Cores:
+    """The form of plans of two pools, from the core that tells rows apart in each.
+
+    Args:
+        first: of attention's pool; negative if it is not known.
+        second: of that of FFNs.
+    """
+    is_known = (first >= 0) & (second >= 0)
+    return np.asarray(np.where(is_known, (first << _CORE_BITS) | second, -1))
+
+
 @dataclass(frozen=True, order=True)
 class Found:
     """A plan that fits, with its rank: cost, then latency, chips, and its place in the space."""
@@ -50,15 +68,22 @@ class Found:
     chips: int
     stages: int
     place: tuple[int, ...]
-    form: tuple[int, ...]  #: plans of one form are one row of a comparison
+    #: Plans of one form are one row of a comparison: cores, or of two pools one of `two_cores`.
+    form: tuple[int, ...]
     spec: Spec = field(compare=False)
 
 
 @runtime_checkable
 class Record(Protocol):
-    """The best plans so far; costs and limits are lower bounds where arguments are."""
+    """The best plans so far; costs and limits are lower bounds where arguments are.
+
+    Attributes:
+        goal: what plans are ranked by.
+        has_bounds: costs only bound what is wanted: of plans that cost the same any may be it.
+    """
 
     goal: Goal
+    has_bounds: bool
 
     def wants(self, latency: Numbers, period: Numbers, shape: Shape) -> Bool[np.ndarray, " plans"]:
         """Say which plans may be kept."""
@@ -72,6 +97,15 @@ class Record(Protocol):
     def period_limit(self, latency: Numbers, shape: Shape) -> Numbers:
         """Bound the period of plans that may be kept."""
 
+    def improves(self, form: Whole, cost: Numbers, chips: Whole) -> Bool[np.ndarray, " plans"]:
+        """Say which plans of two pools may be better than what is kept of their form.
+
+        Args:
+            form: from `two_cores`.
+            cost: by the goal.
+            chips: of each plan.
+        """
+
     def add(self, plan: Found) -> None:
         """Keep a plan if it is wanted."""
 
@@ -82,14 +116,18 @@ class Record(Protocol):
 class Best:
     """The best plans of so many forms, by one goal."""
 
+    has_bounds = False
+
     def __init__(self, goal: Goal, top: int, threshold: float = np.inf) -> None:
         self.goal, self.top = goal, top
         self._best: dict[Hashable, Found] = {}
+        self._two_pools: tuple[Whole, Numbers, Whole] | None = None
         self.threshold = threshold  #: what a plan must cost less than to be wanted
 
     def wants(self, latency: Numbers, period: Numbers, shape: Shape) -> Bool[np.ndarray, " plans"]:
         """Say which plans cost less than the last."""
-        return np.asarray(self.goal.cost(latency, period, shape) < self.threshold)
+        cost = self.goal.cost(latency, period, shape)
+        return np.asarray(cost < self.threshold * _ROUNDING)
 
     def order(self, latency: Numbers, period: Numbers, shape: Shape) -> Numbers:
         """The least cost first."""
@@ -108,9 +146,32 @@ class Best:
         form = self._form(plan)
         if form not in self._best or plan < self._best[form]:
             self._best[form] = plan
+            self._two_pools = None
             if len(self._best) >= self.top:
                 costs = sorted(found.cost for found in self._best.values())
                 self.threshold = min(self.threshold, costs[self.top - 1])
+
+    def improves(self, form: Whole, cost: Numbers, chips: Whole) -> Bool[np.ndarray, " plans"]:
+        """Say which plans cost less than those of their form, or as much on fewer chips."""
+        if self._two_pools is None:
+            self._two_pools = self._known_forms()
+        forms, costs, its_chips = self._two_pools
+        at = np.searchsorted(forms, form)
+        is_known = forms[at] == form
+        known = np.where(is_known, costs[at], np.inf)
+        is_less = cost < known * _ROUNDING
+        return np.asarray(is_less | ((cost * _ROUNDING <= known) & (chips < its_chips[at])))
+
+    def _known_forms(self) -> tuple[Whole, Numbers, Whole]:
+        """List forms of two pools with the cost and the chips of the best plan of each."""
+        found = sorted((plan.form[0], plan) for plan in self._best.values() if not plan.form[1:])
+        plans = [plan for _, plan in found]
+        last = np.iinfo(np.int64).max  # so that something follows any form
+        return (
+            np.array([*(form for form, _ in found), last]),
+            np.array([*(plan.cost for plan in plans), np.inf]),
+            np.array([*(plan.chips for plan in plans), 0]),
+        )
 
     def _form(self, plan: Found) -> Hashable:
         return plan.form
@@ -130,6 +191,12 @@ class Best:
 class BestPlans(Best):
     """The best plans, of equal forms or not: for costs that bound what is wanted."""
 
+    has_bounds = True
+
+    def improves(self, form: Whole, cost: Numbers, chips: Whole) -> Bool[np.ndarray, " plans"]:
+        """Any plan may, whatever others of its form cost."""
+        return np.ones(len(form), bool)
+
     def _form(self, plan: Found) -> Hashable:
         return table_of([plan.spec])[0]  # places change while more ways are timed
 
@@ -145,6 +212,7 @@ class Any:
     """Any plan that fits, to know whether there is one: branches with most room come first."""
 
     goal = GOALS["latency"]
+    has_bounds = False
 
     def __init__(self) -> None:
         self._found: list[Found] = []
@@ -165,6 +233,10 @@ class Any:
         """Set no bound."""
         return np.full(len(shape.stages), np.inf)
 
+    def improves(self, form: Whole, cost: Numbers, chips: Whole) -> Bool[np.ndarray, " plans"]:
+        """Any plan may until one is known."""
+        return np.full(len(form), not self._found)
+
     def add(self, plan: Found) -> None:
         """Keep the first."""
         self._found = self._found or [plan]
@@ -176,6 +248,8 @@ class Any:
 
 class Front:
     """Plans that no other equals or beats in both latency and the cost of a goal."""
+
+    has_bounds = False
 
     def __init__(self, goal: Goal = GOALS["throughput"], known: "Front | None" = None) -> None:
         """Begin with nothing, or with what another search found for a goal of the same costs."""
@@ -219,6 +293,10 @@ class Front:
             if np.isfinite(cost):
                 limit[i] = self.goal.period_cycles(cost, shape.take(np.array([i])))[0]
         return limit
+
+    def improves(self, form: Whole, cost: Numbers, chips: Whole) -> Bool[np.ndarray, " plans"]:
+        """Any plan may: a front has plans of any form."""
+        return np.ones(len(form), bool)
 
     def add(self, plan: Found) -> None:
         """Keep a plan, and drop those that it beats."""

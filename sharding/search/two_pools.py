@@ -15,26 +15,22 @@ from lpu_jax.cost.placed_machine import Groups
 
 from ..plan import Pool
 from ..predict.crossings import crossings_of
-from ..predict.evaluate import evaluate
 from ..predict.placements import Placements
 from ..predict.pools import copies_of, lay_out
 from .best_first import least_in_flight, look_at_best_first
 from .candidates import Candidates
 from .goals import Shape
-from .options import Combinations, Item, Options, Timer, combined, told_apart
+from .options import Item, Options, Timer, combined, told_apart, wanted_cores
+from .pair_plans import LookedAt, LookedAtWays, PairPlans, Plans, PoolWays, shared_latency
 from .pairs import Pairing, Pairs
-from .records import Found, Spec, table_of
+from .records import Found, two_cores
+from .seen_branches import ANY_CORE, SeenBranches, Ways
 from .sought import Sought
 
-#: Plans that are evaluated at once.
-_AT_ONCE = 256
-#: Combinations of two pools' ways that are looked at together.
-_MOST_PAIRS = 1 << 20
-#: What rounding may add to a sum.
-_SLACK = 1 + 1e-12
-#: First in the form of a plan of two pools, so that it is none of one pool's.
-_TWO_POOLS = -2
-
+#: Cycles and cores of none.
+_NO_WAYS = np.zeros(0), np.zeros(0, np.int64)
+#: Stages that hold anything.
+_ENDLESS = 1 << 40
 Numbers = Float[np.ndarray, " plans"]
 Whole = Int[np.ndarray, " plans"]
 
@@ -47,66 +43,6 @@ class PairCounts:
     looked_at: int = 0  #: times that a pair was looked at
     evaluated: int = 0  #: plans
     beyond: int = 0  #: times that a pair was left because nothing of it could be wanted
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ways:
-    """What a pool of a pair may be: its options, their combinations, and what these take."""
-
-    options: Mapping[str, Options]
-    found: Combinations
-    period: Numbers  #: of a plan, at least
-    short_cycles: float  #: so much below what was asked for the combinations end
-    has_all: bool  #: all ways that may fit are combinations of what is timed by now
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Looked:
-    """A pair that is looked at."""
-
-    shape: Shape
-    groups: tuple[Groups, Groups]
-    crossings: tuple[float, float]  #: cycles from attention's pool to the other, and back
-    least_cycles: tuple[float, float]  #: of a token's blocks in each pool
-    rest_cycles: float  #: of a token, beside its blocks, at least
-    most_cycles: float  #: latency up to which it is looked at
-    most_period: float  #: of a plan that may be wanted
-    n_flying: int  #: micro-batches in flight that it needs
-
-
-#: A pair that was looked at, and the ways of its pools.
-_Found = tuple[_Looked, Sequence[_Ways]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plans:
-    """Plans of several pairs with their bounds: an entry per plan."""
-
-    pair: Whole  #: which of those that were looked at together
-    ways: tuple[Whole, Whole]  #: which of the combinations of each pool
-    latency: Numbers
-    period: Numbers
-
-    def take(self, rows: Whole) -> "_Plans":
-        """Keep some plans."""
-        first, second = self.ways
-        return _Plans(
-            pair=self.pair[rows],
-            ways=(first[rows], second[rows]),
-            latency=self.latency[rows],
-            period=self.period[rows],
-        )
-
-    @staticmethod
-    def joined(plans: "Sequence[_Plans]") -> "_Plans":
-        """Put plans behind one another."""
-        first, second = zip(*(own.ways for own in plans), strict=True)
-        return _Plans(
-            pair=np.concatenate([own.pair for own in plans]),
-            ways=(np.concatenate(first), np.concatenate(second)),
-            latency=np.concatenate([own.latency for own in plans]),
-            period=np.concatenate([own.period for own in plans]),
-        )
 
 
 class TwoPools:
@@ -123,25 +59,85 @@ class TwoPools:
             for pool, room, placements in zip(self.pools, sought.room, self.placements, strict=True)
         ]
         self.apart = tuple(part for pool in self.pools for part in told_apart(pool.bound))
+        self.plans = PairPlans(sought, self.apart)
         self._places: dict[int, tuple[tuple[Groups, Groups], int]] = {}
         self._have_room: tuple[dict[int, bool], dict[int, bool]] = {}, {}
+        self._least_of_all = [pool.cycles[0].min(initial=np.inf) for pool in self.pools]
+        self._least_rest = 0.0
+        # FFNs on the machine of attention lie behind it, in every pair elsewhere.
+        self._seen = tuple(
+            SeenBranches(pool.cycles[0], pool.stages, pool.group_chips)
+            if number == 0 or sought.scenario.crosses
+            else None
+            for number, pool in enumerate(self.pools)
+        )
 
     def run(self) -> list[Found]:
         """Search; return the plans that the record wants, best first."""
         pairs = self.pairing.pairs()
+        self._least_rest = self.pairing.rest(pairs.crossings, pairs.branch[0]).min(initial=np.inf)
         left = look_at_best_first(
             pairs.bounds,
             self.record,
             self.sought.most_cycles,
             lambda rows, latency: self._look_at(pairs, rows, latency),
             known_stretch=np.inf,
+            raised=lambda rows: self._raised(pairs, rows),
         )
-        self.counts.pairs = pairs.n_all
+        self.counts.pairs, self.counts.evaluated = pairs.n_all, self.plans.n_evaluated
         self.counts.beyond = pairs.n_all - len(pairs.bounds.latency) + left
         return self.record.plans()
 
+    def _least(self, number: int, branches: Whole) -> Numbers:
+        """Bound the blocks of a token in one pool, but for what was seen already."""
+        seen = self._seen[number]
+        least = self.pools[number].cycles[0, branches] if seen is None else seen.least(branches)
+        return np.asarray(least)
+
+    def _raised(self, pairs: Pairs, rows: Whole) -> Numbers:
+        """Bound the latency of what was not seen of pairs and may be the best of its form."""
+        branches = [branch[rows] for branch in pairs.branch]
+        there, back = (cycles[rows] for cycles in pairs.crossings)
+        rest = self.pairing.rest((there, back), branches[0])
+        first, second = (
+            _anything(self._least(number, own)) if seen is None else seen.ways(own)
+            for number, (own, seen) in enumerate(zip(branches, self._seen, strict=True))
+        )
+        latency = first.cycles[:, :, None] + second.cycles[:, None, :] + rest[:, None, None]
+        if not self.record.goal.needs_period:
+            cores = np.broadcast_arrays(first.core[:, :, None], second.core[:, None, :])
+            flat = latency.reshape(-1)
+            shape = pairs.bounds.shape.take(np.repeat(rows, latency[0].size))
+            cost = self.record.goal.cost(flat, np.zeros_like(flat), shape)
+            new = self.record.improves(two_cores(*cores).reshape(-1), cost, shape.chips)
+            latency = np.where(new, flat, np.inf).reshape(latency.shape)
+        return np.asarray(latency.min((1, 2)))
+
     def _look_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
         """Keep the best plans of pairs up to a latency; return up to which they were seen."""
+        now = self._tell_most(pairs, rows)
+        seen = pairs.bounds.latency[rows]
+        seen[now] = self._looked_now(pairs, rows[now], latency[now])
+        return np.asarray(seen)
+
+    def _tell_most(self, pairs: Pairs, rows: Whole) -> Whole:
+        """Choose pairs to look at first: one with each branch of which nothing was noted.
+
+        What it tells of the branch may do for the others.
+        """
+        if self.record.goal.needs_period:
+            return np.arange(len(rows))
+        now = np.ones(len(rows), bool)
+        for branch, seen in zip(pairs.branch, self._seen, strict=True):
+            if seen is not None:
+                _, first = np.unique(branch[rows], return_index=True)
+                is_first = np.zeros(len(rows), bool)
+                is_first[first] = True
+                now &= is_first | seen.is_noted[branch[rows]]
+        return np.flatnonzero(now) if now.any() else np.arange(len(rows))
+
+    def _looked_now(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
+        """Keep the best plans of pairs; return up to which latency they were seen."""
         self.counts.looked_at += len(rows)
         seen = latency.copy()
         if np.all(np.isinf(self.record.latency_limit(pairs.bounds.shape.take(rows)))):
@@ -168,7 +164,7 @@ class TwoPools:
             found &= np.array([known[branch] for branch in branches.tolist()])
         return found
 
-    def _some_fit(self, number: int, looked_at: Sequence[_Looked]) -> list[bool]:
+    def _some_fit(self, number: int, looked_at: Sequence[LookedAt]) -> list[bool]:
         """Say of one pool of each pair whether some way to split it fits, however slow."""
         pool, room = self.pools[number], self.sought.room[number]
         system = self.scenario.pools[number].system
@@ -197,38 +193,38 @@ class TwoPools:
         # Without a way for attention none is needed for FFNs.
         hopeful = [i for i, own in enumerate(ways) if own is not None and len(own.period)]
         others = self._ways(1, [looked_at[i] for i in hopeful])
-        found: list[_Found] = []
-        plans: list[_Plans] = []
+        found: list[LookedAtWays] = []
+        plans: list[Plans] = []
         for i, other in zip(hopeful, others, strict=True):
             own = ways[i]
             if own is not None and other is not None:
-                own_plans, seen[i] = self._plans(len(found), looked_at[i], (own, other))
+                own_plans, seen[i] = self.plans.combined(len(found), looked_at[i], (own, other))
                 found.append((looked_at[i], (own, other)))
                 plans.append(own_plans)
         for i in set(range(len(ways))).difference(hopeful):
             if (own := ways[i]) is not None:
                 seen[i] = np.inf if own.has_all else latency[i] - own.short_cycles
-        self._keep_best(found, plans)
+        self.plans.keep_best(found, plans)
         return seen
 
-    def _looked_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> list[_Looked]:
+    def _looked_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> list[LookedAt]:
         """Place pairs that are looked at up to a latency."""
         places = self._place(pairs, rows)
         shape = replace(pairs.bounds.shape.take(rows), copies=np.array([n for _, n in places]))
         latency_bound = pairs.bounds.latency[rows]
         flying = least_in_flight(self.record, latency_bound, shape)
         periods = self.record.period_limit(latency_bound, shape)
-        first, second = self.pools
         own, other = (branch[rows] for branch in pairs.branch)
         there, back = (cycles[rows] for cycles in pairs.crossings)
         if self.scenario.crosses:  # known, now that it is known where pools lie
             ways = [crossings_of(groups, self.scenario).cycles for groups, _ in places]
             back, there = np.array(ways).T
-        rest = self.pairing.rest((there, back))
-        least, least_other = first.cycles[0, own], second.cycles[0, other]
+        rest = self.pairing.rest((there, back), own)
+        least, least_other = self._least(0, own), self._least(1, other)
         return [
-            _Looked(
+            LookedAt(
                 shape=shape.take(np.array([i])),
+                branch=(int(own[i]), int(other[i])),
                 groups=places[i][0],
                 crossings=(float(there[i]), float(back[i])),
                 least_cycles=(float(least[i]), float(least_other[i])),
@@ -261,32 +257,42 @@ class TwoPools:
             self._places[i] = (first, second), n
         return [self._places[i] for i in rows.tolist()]
 
-    def _item(self, number: int, one: _Looked) -> Item:
+    def _beside(self, number: int, one: LookedAt) -> float:
+        """Bound the cycles of a token outside one pool of a pair.
+
+        What is noted of a branch for all its pairs is looked at up to what the best of them allows.
+        """
+        if self._seen[number] is None or self.record.goal.needs_period:
+            return one.rest_cycles + one.least_cycles[1 - number]
+        return self._least_rest + float(self._least_of_all[1 - number])
+
+    def _item(self, number: int, one: LookedAt) -> Item:
         """What of a pool may be part of a plan that is wanted."""
         pool, groups = self.pools[number], one.groups[number]
         return Item(
             stages=len(groups.bases),
             group_chips=groups.chips,
             placement=self.placements[number].number(groups.chips, groups.bases),
-            most_cycles=one.most_cycles - one.rest_cycles - one.least_cycles[1 - number],
+            most_cycles=one.most_cycles - self._beside(number, one),
             most_period=one.most_period,
             flight=int(np.searchsorted(pool.bound.flights, one.n_flying, side="right") - 1),
         )
 
-    def _ways(self, number: int, looked_at: Sequence[_Looked]) -> list[_Ways | None]:
+    def _ways(self, number: int, looked_at: Sequence[LookedAt]) -> list[PoolWays | None]:
         """Combine the options of one pool of each pair, as far as they fit and are quick enough."""
         pool, timer = self.pools[number], self.timers[number]
         items = [self._item(number, one) for one in looked_at]
-        ways: list[_Ways | None] = [None] * len(items)
+        ways: list[PoolWays | None] = [None] * len(items)
         rows, branches = [], []
         for i, own in enumerate(timer.options(items)):
             if own is None:
+                self._note(number, looked_at[i], items[i], _NO_WAYS, items[i].most_cycles)
                 continue
             one, n_flying = looked_at[i], int(pool.bound.flights[items[i].flight])
             found = combined(own, items[i], n_flying, self.sought.room[number])
-            rest = one.rest_cycles + one.least_cycles[1 - number]
+            hop = self.pairing.busy_share * one.crossings[number]
             rows.append(i)
-            branches.append((own, found, (rest, self.pairing.busy_share * one.crossings[number])))
+            branches.append((own, found, (self._beside(number, one), hop)))
         if not rows:
             return ways
         shapes = Shape.joined([looked_at[i].shape for i in rows])
@@ -298,12 +304,23 @@ class TwoPools:
             0.0,
             self.scenario.pools[number].system,
         )
-        kept, period = self._kept(number, candidates, shapes)
+        wanted, fits, kept, period = self._kept(number, candidates, shapes)
         ends = np.searchsorted(candidates.branch[kept], np.arange(len(rows) + 1))
+        quick = np.zeros(len(candidates), bool)
+        quick[wanted], unfit = True, quick.copy()
+        unfit[wanted[~fits]] = True
+        starts = np.searchsorted(candidates.branch, np.arange(len(rows) + 1))
+        for i, (own, found, _), begin, end in zip(rows, branches, starts, starts[1:], strict=False):
+            fit = found.take(np.flatnonzero(~unfit[begin:end]))
+            cores = own[self.apart[number]].core[fit.rows[self.apart[number]]]
+            self._note(number, looked_at[i], items[i], (fit.cycles, cores), found.upto_cycles)
+            if not unfit[begin:end].any():
+                upto = found.cycles[~quick[begin:end]].min(initial=found.upto_cycles)
+                self._note_longer(number, looked_at[i], items[i], own, float(upto))
         for i, branch, begin, end in zip(rows, branches, ends[:-1], ends[1:], strict=True):
             own, found, _ = branch
             short = items[i].most_cycles - found.upto_cycles
-            ways[i] = _Ways(
+            ways[i] = PoolWays(
                 options=own,
                 found=found.take(candidates.row[kept[begin:end]]),
                 period=period[begin:end],
@@ -312,129 +329,78 @@ class TwoPools:
             )
         return ways
 
-    def _kept(self, number: int, candidates: Candidates, shapes: Shape) -> tuple[Whole, Numbers]:
+    def _note(
+        self,
+        number: int,
+        one: LookedAt,
+        item: Item,
+        ways: tuple[Numbers, Whole],
+        upto_cycles: float,
+    ) -> None:
+        """Note all ways of a pool up to so many cycles, if they are those of every such pair.
+
+        Args:
+            number: of the pool.
+            one: the pair.
+            item: what of the pool was looked at.
+            ways: cycles and cores of each.
+            upto_cycles: all others take more.
+        """
+        seen = self._seen[number]
+        if seen is not None and not item.flight and np.isinf(item.most_period):
+            seen.add(one.branch[number], *ways, upto_cycles)
+
+    def _note_longer(
+        self, number: int, one: LookedAt, item: Item, options: Mapping[str, Options], cycles: float
+    ) -> None:
+        """Note that more stages of as many chips are for nothing: all that is as quick has room.
+
+        Between machines a token's latency does not depend on how many stages serve it.
+        """
+        seen, pool, room = self._seen[number], self.pools[number], self.sought.room[number]
+        rests_on_stages = self.record.goal.needs_period or self.record.has_bounds
+        if seen is None or not self.scenario.crosses or rests_on_stages:
+            return
+        held = sum(float(own.costs.all_bytes.max()) for own in options.values())
+        endless = replace(item, stages=_ENDLESS)
+        if held <= item.stages * room and all(
+            len(wanted_cores(part, item, pool.bound, room))
+            == len(wanted_cores(part, endless, pool.bound, room))
+            for part in pool.bound.parts
+        ):
+            seen.leave_longer(one.branch[number], cycles)
+
+    def _kept(
+        self, number: int, candidates: Candidates, shapes: Shape
+    ) -> tuple[Whole, Bool[np.ndarray, " wanted"], Whole, Numbers]:
         """Say which ways of a pool fit and may be wanted, and bound the period of their plans.
 
         Args:
             number: of the pool.
             candidates: its ways in several pairs.
             shapes: of the pairs.
+
+        Returns:
+            The ways that are quick enough, which of these fit, those that are kept, and the least
+            period of each that is kept.
         """
         record, latency = self.record, candidates.latency
         shape = shapes.take(candidates.branch)
-        kept = np.flatnonzero(record.wants(latency, self._shared(latency, shape), shape))
-        latency, shape = latency[kept], shape.take(kept)
-        blocks = candidates.take(kept).blocks(
+        wanted = np.flatnonzero(
+            record.wants(latency, shared_latency(record, latency, shape), shape)
+        )
+        latency, shape = latency[wanted], shape.take(wanted)
+        blocks = candidates.take(wanted).blocks(
             flies=record.goal.flies, gives=self.pools[number].gives, most_in_flight=shape.stages
         )
+        fits = blocks.fits
         if not record.goal.needs_period:
-            return kept[blocks.fits], np.zeros(int(blocks.fits.sum()))
+            return wanted, fits, wanted[fits], np.zeros(int(fits.sum()))
         limit = np.minimum(record.period_limit(latency, shape), blocks.longest_period)
-        may = blocks.fits & blocks.allows(limit)
-        return kept[may], blocks.take(may).shortest_period
-
-    def _shared(self, latency: Numbers, shape: Shape) -> Numbers:
-        """Bound the period by the latency shared among the stages."""
-        return np.asarray(latency / shape.stages if self.record.goal.flies else 0 * latency)
-
-    def _plans(self, number: int, one: _Looked, ways: Sequence[_Ways]) -> tuple[_Plans, float]:
-        """Combine the ways of both pools of a pair.
-
-        Args:
-            number: of the pair, among those that are looked at together.
-            one: the pair.
-            ways: of each pool.
-
-        Returns:
-            The plans that may be wanted, and the latency up to which these are all.
-        """
-        rest, others = one.rest_cycles, one.least_cycles[::-1]
-        cycles = [own.found.cycles for own in ways]
-        quickest = rest + sum(float(own.min(initial=np.inf)) for own in cycles)
-        # What is not cut short ends exactly where it was asked to.
-        upto = one.most_cycles - max(own.short_cycles for own in ways)
-        while True:
-            rows = [
-                np.flatnonzero(own + other + rest <= upto * _SLACK)
-                for own, other in zip(cycles, others, strict=True)
-            ]
-            if len(rows[0]) * len(rows[1]) <= _MOST_PAIRS or upto <= quickest * _SLACK:
-                break
-            upto = quickest + (upto - quickest) / 2
-        own, other = (row.reshape(-1) for row in np.meshgrid(*rows, indexing="ij"))
-        latency = cycles[0][own] + cycles[1][other] + rest
-        shape = one.shape.take(np.zeros(len(own), np.int64))
-        period = np.maximum(ways[0].period[own], ways[1].period[other])
-        period = np.maximum(period, self._shared(latency, shape))
-        kept = self.record.wants(latency, period, shape) & (latency <= upto * _SLACK)
-        plans = _Plans(
-            pair=np.full(int(kept.sum()), number),
-            ways=(own[kept], other[kept]),
-            latency=latency[kept],
-            period=period[kept],
-        )
-        slowest = rest + sum(
-            float(part.costs.all_cycles.max()) for way in ways for part in way.options.values()
-        )
-        is_all = all(own.has_all for own in ways) and slowest <= upto
-        return plans, np.inf if is_all else upto
-
-    def _keep_best(self, found: Sequence[_Found], plans: Sequence[_Plans]) -> None:
-        """Evaluate plans in the order of their bounds, while they may be wanted."""
-        if not found:
-            return
-        left, shapes = _Plans.joined(plans), Shape.joined([one.shape for one, _ in found])
-        order = self.record.order(left.latency, left.period, shapes.take(left.pair))
-        left = left.take(np.lexsort((left.latency, order)))
-        while len(left.pair):
-            shape = shapes.take(left.pair)
-            left = left.take(np.flatnonzero(self.record.wants(left.latency, left.period, shape)))
-            rows = np.arange(len(left.pair))
-            now, left = left.take(rows[:_AT_ONCE]), left.take(rows[_AT_ONCE:])
-            if len(now.pair):
-                self._add(now, found)
-
-    def _add(self, plans: _Plans, found: Sequence[_Found]) -> None:
-        """Evaluate plans, and offer those that fit to the record."""
-        record = self.record
-        specs = [
-            _spec(found[pair], rows)
-            for pair, *rows in zip(
-                plans.pair.tolist(), *(own.tolist() for own in plans.ways), strict=True
-            )
-        ]
-        self.counts.evaluated += len(specs)
-        got = evaluate(table_of(specs), self.scenario)
-        period = got.cycles_per_batch if record.goal.flies else got.slowest_stage_cycles
-        shape = Shape.joined([one.shape for one, _ in found]).take(plans.pair)
-        cost = record.goal.cost(got.latency_cycles, period, shape)
-        wanted = record.wants(got.latency_cycles, period, shape) & got.fits
-        wanted &= got.latency_cycles <= self.sought.most_cycles
-        for i in np.flatnonzero(wanted).tolist():
-            spec = specs[i]
-            cores = (int(spec.options[p].core[spec.rows[p]]) for p in self.apart)
-            record.add(
-                Found(
-                    cost=float(cost[i]),
-                    latency=float(got.latency_cycles[i]),
-                    chips=int(shape.chips[i]),
-                    stages=int(shape.stages[i]),
-                    place=tuple(spec.rows.values()),
-                    form=(_TWO_POOLS, *cores),
-                    spec=spec,
-                )
-            )
+        may = fits & blocks.allows(limit)
+        return wanted, fits, wanted[may], blocks.take(may).shortest_period
 
 
-def _spec(found: _Found, rows: Sequence[int]) -> Spec:
-    """Make the plan of a pair in which each pool is one of its ways."""
-    one, ways = found
-    return Spec(
-        pools=tuple((len(groups.bases), groups.chips) for groups in one.groups),
-        options={part: own for way in ways for part, own in way.options.items()},
-        rows={
-            part: int(own[row])
-            for way, row in zip(ways, rows, strict=True)
-            for part, own in way.found.rows.items()
-        },
-    )
+def _anything(least: Numbers) -> Ways:
+    """Ways of branches of which only the least is known."""
+    return Ways(cycles=least[:, None], core=np.full((len(least), 1), ANY_CORE))

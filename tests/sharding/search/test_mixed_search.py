@@ -18,15 +18,19 @@ from hypothesis import strategies as st
 from random_scenarios import random_link, random_mixed_scenario
 from slices import slow_then_long
 
+from lpu_jax.machine.catalogue import any_system
 from lpu_jax.machine.gpu import NvlinkDomain
 from lpu_jax.machine.mixed import MixedSystem
 from lpu_jax.machine.pool_link import PoolLink
 from models.layers.linear import Split
+from models.zoo import model
 from sharding.legal import check_plan
 from sharding.plan import FFN_PARTS
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.placement import usable_bytes
+from sharding.request import Request
 from sharding.scenario import Scenario
+from sharding.scenario import scenario as scenario_of
 from sharding.search import pairs as pairs_module
 from sharding.search.bounds import LeastCosts
 from sharding.search.find import find_plans, fits_somehow
@@ -124,6 +128,20 @@ def test_the_best_plans_beside_gpus_that_promise_bits_are_those_of_brute_force(
 ) -> None:
     for seed in range(2000, 2008):
         assert _check_objectives(seed, 1_000, (split,)) >= len(OBJECTIVES)
+
+
+@pytest.mark.long
+def test_a_small_model_on_many_chips_takes_few_looks() -> None:
+    # On any number of stages it takes as long, and on most numbers of chips nearly.
+    asked = scenario_of(
+        model("smollm2-135m"), any_system("vr-lpx-9:attention-ffn"), Request(batch=1, context=4096)
+    )
+    plans, searched = find_plans(asked, "latency", 10)
+    assert plans is not None
+    assert len(plans) == 10
+    pairs = searched.pairs
+    assert pairs.pairs > 2_000_000
+    assert pairs.looked_at < 10_000
 
 
 # --- where nothing fits ---------------------------------------------------------------------------
