@@ -265,6 +265,7 @@ def test_a_users_models_directory_is_named_by_the_guard(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-P", *command], cwd=tmp_path, env=environment, check=True)
 
 
+@pytest.mark.slow
 def test_importing_the_packages_changes_no_jax_setting() -> None:
     program = (
         "import importlib, pkgutil, jax\n"

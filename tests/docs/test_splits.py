@@ -54,6 +54,7 @@ def _table() -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_table() -> None:
     shown = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     assert shown == _table(), f"docs/timing.md should have\n{_table()}"

@@ -121,6 +121,7 @@ def test_damaged_numbers_of_safetensors(tmp_path, name, damages):
     check(tmp_path / "model.safetensors", None)
 
 
+@pytest.mark.slow
 @settings(FAST, max_examples=30)
 @given(damages=DAMAGES)
 def test_a_damaged_index(tmp_path, damages):

@@ -30,6 +30,7 @@ def source(name: str) -> HfTensors:
     return checkpoint(name).weights
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_those_of_transformers(name):
@@ -37,6 +38,7 @@ def test_logits_equal_those_of_transformers(name):
     assert difference(stream(source(name), jnp.asarray(tokens)), name) < HF_BOUND
 
 
+@pytest.mark.slow
 def test_a_whole_model_equals_its_blocks_one_at_a_time():
     tokens = jnp.asarray(oracle("gpt_oss")[0])
     weights = source("gpt_oss")
@@ -80,6 +82,7 @@ def hidden_states(model_cfg: ModelConfig) -> jnp.ndarray:
     return jnp.asarray(values, dtype=jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
 def test_holding_only_the_chosen_experts_changes_nothing(name):

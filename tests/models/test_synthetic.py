@@ -181,6 +181,7 @@ def test_shapes_and_spreads_are_those_of_the_specification():
     }
 
 
+@pytest.mark.slow
 def test_both_forms_of_latent_attention_are_one_model():
     """The float32 reference multiplies in another order: 2e-5 on outputs near 1."""
     rows = np.random.default_rng(0).normal(size=(1, 5, 64)).astype(np.float32)

@@ -22,6 +22,7 @@ def _operands() -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float16), w.astype(np.float16)
 
 
+@pytest.mark.slow
 def test_a_product_is_that_of_the_unit_that_is_named() -> None:
     x, w = map(jnp.asarray, _operands())
     policy = policy_named("fp16@hopper")

@@ -97,6 +97,7 @@ def test_comparing_beside_gpus(objective: Any) -> None:
     assert found.nearest is not None
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("plan", ["2x2 a:2t f:2t row", "1x2 a:2t + 1x3 f:3t row"])
 def test_one_plan(plan: str) -> None:

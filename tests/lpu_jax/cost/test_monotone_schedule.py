@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,6 +120,7 @@ def _program(reads: list[tuple[int, ...]], asks: list[Asked], given: Factors) ->
     )
 
 
+@pytest.mark.slow
 @given(
     programs(),
     st.fixed_dictionaries({name: st.floats(0.0, 1.0) for name in _OF_PASSAGE}),

@@ -343,6 +343,7 @@ def reading_fp8(machine: Any) -> float:
     return float(timing(program, one_group(machine, 1)).cycles)
 
 
+@pytest.mark.slow
 def test_a_plan_alone_is_the_plan_among_many() -> None:
     machine, request = system("gb200-nvl72"), Request(context=2048, batch=8)
     scenario = Scenario(KIMI, machine, request, policy=POLICIES["int4"])
@@ -375,6 +376,7 @@ SMALL = Plan(stages=1, group_chips=8, attention=AttentionShard(tensor=1, data=2,
              mlp=MlpShard(tensor=8))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["gb200-nvl72", "vr-nvl72"])
 def test_compare_has_the_columns_of_any_system(name: str) -> None:

@@ -149,6 +149,7 @@ def test_a_run_over_two_axes_is_summed_in_chip_order() -> None:
         np.testing.assert_array_equal(jax.jit(run)(a, b), ordered_sum(np.asarray(a * b)))
 
 
+@pytest.mark.slow
 def test_chips_between_those_of_a_run_take_places_in_the_node() -> None:
     a, b = factors(8)
     mesh = ChipMesh(
@@ -189,6 +190,7 @@ def test_a_single_chip_keeps_its_values(kind: str) -> None:
     np.testing.assert_array_equal(out, expected(kind, "float32", a, b))
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_programs_equals_one_after_the_other(kind: str) -> None:
@@ -299,6 +301,7 @@ def test_a_ring_over_more_than_a_node_is_refused(name: str) -> None:
         c2c.all_reduce(jnp.zeros((2, 3)), mesh.as_axes()["x"])
 
 
+@pytest.mark.slow
 def test_every_other_algorithm_gives_the_same_bits() -> None:
     a, b = factors(8)
     for algorithm in ("auto", *ALGORITHMS, *(name + PIPELINED for name in ALGORITHMS)):

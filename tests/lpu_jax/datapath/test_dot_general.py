@@ -58,6 +58,7 @@ def exact_product(x: Any, w: Any, *, k_tile: int = 160, rounded: Any = np.float1
     return np.float32([[scalar.dot(row, column, k_tile) for column in columns] for row in rows])
 
 
+@pytest.mark.slow
 def test_a_layer_equals_exact_fractions_and_the_matrix_unit() -> None:
     layer = nnx.Linear(330, 24, use_bias=False, dot_general=MxmDotGeneral(), rngs=nnx.Rngs(0))
     layer.kernel[...] = W
@@ -69,6 +70,7 @@ def test_a_layer_equals_exact_fractions_and_the_matrix_unit() -> None:
     assert (y != exact_product(X, W, rounded=np.float32)).any()
 
 
+@pytest.mark.slow
 def test_fp8_weights_without_scales_are_multiplied_as_they_are() -> None:
     # Sums of all magnitudes of fp8 do not fit float32, so that the length of a tile shows.
     spread = np.random.default_rng(0).integers(-6, 7, 330)[:, None]
@@ -83,12 +85,14 @@ def test_fp8_weights_without_scales_are_multiplied_as_they_are() -> None:
     np.testing.assert_array_equal(FP8_BOTH_MADE(x, w, MATRICES), expected)
 
 
+@pytest.mark.slow
 def test_the_order_in_which_contracted_dimensions_are_named_changes_no_bit() -> None:
     x, w = X.reshape(2, 2, 165), W.reshape(2, 165, 24)
     for numbers in ((((1, 2), (0, 1)), ((), ())), (((2, 1), (1, 0)), ((), ()))):
         np.testing.assert_array_equal(MxmDotGeneral()(x, w, numbers), exact_product(X, W))
 
 
+@pytest.mark.slow
 def test_the_options_of_the_matrix_unit_reach_it() -> None:
     options: dict[str, Any] = {"rounding": "rz", "carry": "exact"}
     y = MxmDotGeneral(**options)(X, W, MATRICES)
@@ -97,6 +101,7 @@ def test_the_options_of_the_matrix_unit_reach_it() -> None:
     assert (np.asarray(y) != exact_product(X, W)).any()
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_batch_on_jit_or_on_vmap() -> None:
     x, w = normal(64, 48), normal(48, 5, seed=1)
     product = functools.partial(MxmDotGeneral(), dimension_numbers=MATRICES)
@@ -108,6 +113,7 @@ def test_bits_do_not_depend_on_the_batch_on_jit_or_on_vmap() -> None:
 stored = jax.jit(quantize, static_argnums=1)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("weights", ["nvfp4", "int8"])
 def test_stored_weights_are_widened_in_blocks_along_the_contraction(weights: str) -> None:
@@ -125,6 +131,7 @@ def test_stored_weights_are_widened_in_blocks_along_the_contraction(weights: str
     assert sqnr_db(y, np.einsum("mk,gnk->mgn", x, w)) > 15  # four bits give about 18 dB
 
 
+@pytest.mark.slow
 def test_matrices_of_a_batch_are_stored_one_by_one() -> None:
     x, w = normal(2, 3, 48), normal(2, 48, 5, seed=1) * jnp.float32([1, 1000])[:, None, None]
     product = MxmDotGeneral(weights="int8_tensor", activations="int8")  # one scale per matrix
@@ -134,6 +141,7 @@ def test_matrices_of_a_batch_are_stored_one_by_one() -> None:
         assert sqnr_db(y[i], x[i] @ w[i]) > 30  # a shared scale would leave nothing of the first
 
 
+@pytest.mark.slow
 def test_int8_activations_are_scaled_by_row() -> None:
     x, w = normal(4, 40), normal(40, 6, seed=1)
     y = MxmDotGeneral(weights="int8", activations="int8")(x, w, MATRICES)

@@ -196,6 +196,7 @@ def test_few_entries_are_added_in_the_tree_over_all_ids(seed: int) -> None:
 # --- in wide numbers ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("n", [1, 3, 8])
 def test_wide_sums_over_any_number_of_chips_are_exact(n: int) -> None:
@@ -228,6 +229,7 @@ def test_a_contraction_over_chips_is_rounded_once(n: int) -> None:
     assert same_bits(jax.jit(run(program, over_chips(n), *specs))(x, w), expected)
 
 
+@pytest.mark.slow
 def test_wide_products_of_stores_and_batches() -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, ROWS, 24)), jnp.float16)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen, nnx
 from jax import lax
 
@@ -59,6 +60,7 @@ class Block(nnx.Module):
         return x + self.down(nnx.gelu(self.up(x)))
 
 
+@pytest.mark.slow
 def test_an_nnx_block_runs_and_trains_on_the_matrix_unit() -> None:
     x = normal(2, 5, D_MODEL)
     reference, block = (Block(product, nnx.Rngs(0)) for product in (lax.dot_general, FP8))
@@ -94,6 +96,7 @@ def test_models_with_equal_options_share_what_is_compiled() -> None:
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_linen_layers_run_on_the_matrix_unit_scores_included() -> None:
     x = normal(2, 5, D_MODEL)
 
@@ -122,6 +125,7 @@ def test_linen_layers_run_on_the_matrix_unit_scores_included() -> None:
     assert "dot_general" not in names
 
 
+@pytest.mark.slow
 def test_the_class_is_what_dot_general_cls_wants() -> None:
     x = normal(2, 3, 4, 6)
     layer = nnx.LinearGeneral(

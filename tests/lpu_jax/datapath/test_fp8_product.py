@@ -33,6 +33,7 @@ def operands(k: int, n: int, n_matrices: int, seed: int) -> tuple[jax.Array, Qua
     return jnp.asarray(rng.normal(size=(5, k)) * 8, jnp.float8_e4m3fn), w
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("k", [1, 128, 300])
 def test_blocks_are_summed_exactly_scaled_and_added_in_order(k: int) -> None:
@@ -61,6 +62,7 @@ def test_rows_of_each_matrix_and_chips() -> None:
     np.testing.assert_array_equal(chips[1], fp8_product(each[1], w, rows=rows))
 
 
+@pytest.mark.slow
 def test_only_long_blocks_of_float8_multiply_in_blocks() -> None:
     held = [name for name, scheme in SCHEMES.items() if scheme.multiplies_in_blocks]
     assert held == ["fp8"]
@@ -72,6 +74,7 @@ def test_only_long_blocks_of_float8_multiply_in_blocks() -> None:
             fp8_product(x, w)
 
 
+@pytest.mark.slow
 def test_a_store_needs_addresses_and_a_matrix_has_none() -> None:
     x, w = operands(128, 4, 2, 0)
     with pytest.raises(LpuError, match=r"a store .* needs addresses"):

@@ -51,6 +51,7 @@ def test_float16_equals_exact_fractions(k: int, n_tiles: int) -> None:
     np.testing.assert_array_equal(mxm.matmul(x, w), np.float32(expected))
 
 
+@pytest.mark.slow
 def test_a_tile_is_rounded_once_and_tiles_are_added_in_float32() -> None:
     # 1024^2 + 160 halves lose every half in a float32 running sum, but not in one exact tile.
     x = jnp.ones((1, 320), jnp.float16).at[0, 0].set(1024).at[0, 160].set(2**-5)
@@ -69,6 +70,7 @@ def test_int8_and_float8_equal_integers_and_fractions() -> None:
     np.testing.assert_array_equal(mxm.matmul(x8, w8), np.float32(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("scheme", ["int4", "fp8", "int8"])
 def test_a_quantised_weight_is_widened_and_keeps_its_stored_bits(scheme: str) -> None:
@@ -166,6 +168,7 @@ def test_an_address_reads_its_matrix_and_a_negative_one_gives_zeros() -> None:
     np.testing.assert_array_equal(out, [expected[0], np.zeros((M, N)), *expected[1:]])
 
 
+@pytest.mark.slow
 def test_a_quantised_store_is_addressed_in_its_stored_form() -> None:
     x = fp16_array(M, K)
     store = stored("int4", GROUPS, K, N)
@@ -175,6 +178,7 @@ def test_a_quantised_store_is_addressed_in_its_stored_form() -> None:
     np.testing.assert_array_equal(out, np.stack([expected, np.zeros_like(expected)]))
 
 
+@pytest.mark.slow
 def test_the_result_of_a_row_does_not_depend_on_the_others() -> None:
     x, w = fp16_array(16, K), fp16_array(K, N, seed=3)
     alone = jnp.concatenate([mxm.matmul(x[i : i + 1], w) for i in range(4)])
@@ -205,6 +209,7 @@ def test_types_the_unit_does_not_take_are_named(x: str, w: str) -> None:
         mxm.matmul(jnp.zeros((2, 4), x), jnp.zeros((4, 3), w))
 
 
+@pytest.mark.slow
 def test_codes_with_a_scale_per_group_are_never_multiplied_bare() -> None:
     # int4 codes have the type of int8 activations, but their scales could not be applied later.
     with pytest.raises(LpuError, match="operands int8 and float16"):
@@ -214,6 +219,7 @@ def test_codes_with_a_scale_per_group_are_never_multiplied_bare() -> None:
     np.testing.assert_array_equal(mxm.matmul(x, w), mxm.matmul(x, jax.jit(widen)(w)))
 
 
+@pytest.mark.slow
 def test_rounding_and_carry_reach_the_unit_and_cost_nothing() -> None:
     x, w = fp16_array(M, 330, seed=1), fp16_array(330, N, seed=2)
     results = [mxm.matmul(x, w), mxm.matmul(x, w, rounding="rz"), mxm.matmul(x, w, carry="exact")]

@@ -33,6 +33,7 @@ def same(a, b):
     np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
+@pytest.mark.slow
 def test_it_is_the_product_of_the_numerics():
     same(hopper(X, W), matmul(X, W, generation="hopper"))
 
@@ -50,6 +51,7 @@ def test_every_form_multiplies_matrix_by_matrix():
     same(hopper(jnp.broadcast_to(X, (G, M, K)), STORE), each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes", [(0, None), *(pytest.param((a, 0), marks=pytest.mark.slow) for a in (None, 0))]
 )
@@ -76,6 +78,7 @@ def scaled():
     return x, w, product(CASES[-1], made)
 
 
+@pytest.mark.slow
 def test_block_scales_multiply():
     x, w, bits = scaled()
     same(tensor_core.matmul(x, w, generation="blackwell"), bits)

@@ -70,6 +70,7 @@ def test_int8_is_rounded_to_even_and_saturates() -> None:
     np.testing.assert_array_equal(vxm.to_int8(x), [0, 2, -2, 127, 127, -127, 0])
 
 
+@pytest.mark.slow
 def test_functions_are_those_of_the_numerics_and_chain_on_the_large_units() -> None:
     x = jnp.abs(jnp.asarray(values(4, 320)))
     for name in ("sqrt", "reciprocal", "rsqrt", "exp", "log", "tanh", "sigmoid", "silu", "gelu"):
@@ -278,6 +279,7 @@ def test_rows_are_read_by_address() -> None:
 # --- the factory --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_operation_stays_itself_under_nested_vmaps_and_equals_a_loop() -> None:
     xs = jnp.asarray(values(2, 3, 4, 8))
     for function in (

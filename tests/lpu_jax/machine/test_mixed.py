@@ -213,6 +213,7 @@ def test_an_end_is_that_of_the_whole_reading_in_its_pool(rubin: MixedSystem) -> 
     assert found == {f"lpus.chip.{stream}": 30_720, f"lpus.chip.{rows}": 16}
 
 
+@pytest.mark.slow
 def test_the_range_of_a_transfer_is_that_of_the_network(rubin: MixedSystem) -> None:
     """By hand: 1,000 values over 4 lanes, from 1 byte each at 97.7 % to 4 bytes at 76 %."""
 

@@ -101,6 +101,7 @@ def test_draws_depend_on_the_seed_alone():
     assert numbers(7)[0] != numbers(7)[1]
 
 
+@pytest.mark.slow
 def test_some_alus_are_never_more_than_all():
     rng = np.random.default_rng(0)
     drawn = [draw(GROQ3_LPU, rng) for _ in range(300)]

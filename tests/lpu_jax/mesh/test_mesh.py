@@ -46,6 +46,7 @@ def test_cut_and_joined_arrays_are_what_devices_see(spec: P) -> None:
     np.testing.assert_array_equal(virtual, run_devices(shifted, MESH, (spec,), spec)(x))
 
 
+@pytest.mark.slow
 @settings(max_examples=12)  # every example compiles
 @given(shape=factorisations(12, 3), order=st.permutations(["a", "b", "c"]))
 def test_cutting_and_joining_along_any_axes_is_the_identity(
@@ -102,6 +103,7 @@ def test_a_mesh_of_thousands_of_chips_is_traced_without_devices() -> None:
     assert shard_map.params["jaxpr"].invars[0].aval.shape == (1, 2**20)
 
 
+@pytest.mark.slow
 def test_nested_runs_spread_an_axis_over_devices() -> None:
     mesh = ChipMesh(axes=(("a", 4), ("b", 6)), topology=MANY)
     x = jnp.arange(24 * 2, dtype=jnp.float32).reshape(24, 2)

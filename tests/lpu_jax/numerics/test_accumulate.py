@@ -37,6 +37,7 @@ MODES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.first(5)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("case", CASES)
@@ -52,6 +53,7 @@ def test_there_are_more_than_100_000_outputs():
     assert sum(x.shape[0] * w.shape[1] for x, w in CASES.values()) * len(MODES) > 100_000
 
 
+@pytest.mark.slow
 def test_the_engine_changes_no_bit():
     x, w = (v[..., :100] if i == 0 else v[:100, :5] for i, v in enumerate(CASES["log-uniform"]))
     np.testing.assert_array_equal(in_x64(engine="int8")(x[:4], w), oracle(x[:4], w))
@@ -70,6 +72,7 @@ def test_the_oracles_tell_the_modes_apart():
         assert all((one != other).any() for other in results[:i])
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("case", ["normal", "log-uniform", "cancellation in the last tile"])
 def test_blocks_of_matrices_keep_the_bits(case, monkeypatch):
@@ -124,6 +127,7 @@ def test_scalar_dot_equals_integer_oracle():
         np.testing.assert_array_equal(np.array(got, np.float32), oracle(x[:4], w[:, :4]))
 
 
+@pytest.mark.slow
 def test_norms_and_spans_against_integers():
     w = CASES["bit patterns"][1][:K_TILE]
     with jax.enable_x64(True):
@@ -149,6 +153,7 @@ def test_infinities_and_nan_follow_ieee():
     assert np.isnan(scalar.dot([np.inf, 1.0], [0.0, 1.0], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("case", ["normal", "cancellation"])
 def test_rows_do_not_depend_on_the_batch(case):
@@ -158,6 +163,7 @@ def test_rows_do_not_depend_on_the_batch(case):
     np.testing.assert_array_equal(matmul(x[:1], w[:, :1]), many[:1, :1])
 
 
+@pytest.mark.slow
 def test_appended_zeros_change_nothing():
     x, w = CASES["cancellation in the last tile"]
     longer = np.pad(x, ((0, 0), (0, 400))), np.pad(w, ((0, 400), (0, 0)))

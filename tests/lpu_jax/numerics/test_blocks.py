@@ -254,6 +254,7 @@ def test_block_floating_point_equals_integers(rows: int, mantissa_bits: int) -> 
 KEPT = [SCHEMES[name] for name in (*MX, "msfp12", "msfp16")]
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1), scheme=st.sampled_from(KEPT), spread=st.integers(0, 40))
 def test_error_is_at_most_half_a_step(seed: int, scheme: Scheme, spread: int) -> None:
     """Half a step of the element's binade, or the clip above the largest value."""
@@ -290,6 +291,7 @@ def test_quantising_again_changes_nothing(name: str, rule: str) -> None:
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other))
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp4", "msfp12"])
 def test_blocks_along_either_axis_are_the_same_blocks(name: str) -> None:
@@ -306,6 +308,7 @@ def test_blocks_along_either_axis_are_the_same_blocks(name: str) -> None:
     np.testing.assert_array_equal(dequantize(one), dequantize(along_rows)[1])
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_keeps_the_mean() -> None:
     """64 draws of 4096 values: the mean error is within six standard deviations of 0."""
     x = jnp.asarray(np.random.default_rng(5).uniform(0.5, 0.99, (128, 32)), jnp.float32)

@@ -26,6 +26,7 @@ def arguments(name, size):
     return np.concatenate([np.linspace(-87.33, 88.72, size - small.size), small]).astype("f4")
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", UNARY)
 def test_bits_do_not_depend_on_how_it_runs(name):

@@ -111,6 +111,7 @@ def test_constants_and_integers_are_not_seen_through() -> None:
     np.testing.assert_array_equal(got, np.array(expected, np.float32))
 
 
+@pytest.mark.slow
 def test_under_vmap_and_in_a_program() -> None:
     a, b, c = (jnp.asarray(x).reshape(3, -1) for x in cases()["near"])
     expected = np.stack([vxm.fma(*row) for row in zip(a, b, c, strict=True)])

@@ -218,6 +218,7 @@ def test_softmax_is_within_its_roundings() -> None:
     assert error.max() > 1
 
 
+@pytest.mark.slow
 def test_softmax_special_rows() -> None:
     x = values(6, 330)
     x[1, 5:], x[2], x[3, 7], x[4, 7] = -np.inf, -np.inf, np.nan, np.inf

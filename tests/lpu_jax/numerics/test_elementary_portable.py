@@ -290,6 +290,7 @@ def test_products_just_below_the_smallest_normal_number() -> None:
     assert (x * y != expected).any()
 
 
+@pytest.mark.slow
 def test_subnormals_are_zeros_of_their_sign() -> None:
     tiny = jnp.array([1e-39, -1e-39, 1.1754942e-38, -1e-45], np.float32)
     zeros = jnp.array([0.0, -0.0, 0.0, -0.0], jnp.float32)

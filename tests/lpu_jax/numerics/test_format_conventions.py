@@ -277,6 +277,7 @@ def test_formats_are_the_same_by_value_not_by_name():
     assert rounding.round_to(largest, single, overflow="ieee").tolist() == largest.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize(
     "element",

@@ -41,6 +41,7 @@ def test_every_code_decodes_as_in_ml_dtypes_and_numpy(fmt):
     assert_same_values(decoded(fmt), expected, np.arange(1 << fmt.bits))
 
 
+@pytest.mark.slow
 @pytest.mark.first(2)
 @pytest.mark.parametrize("fmt", [*SMALL_FORMATS, *INTEGERS], ids=name_of)
 def test_every_code_decodes_as_in_the_scalar_twin(fmt):

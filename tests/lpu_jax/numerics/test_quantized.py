@@ -326,6 +326,7 @@ def test_columns_split_freely(name):
     assert shapes.stored_bytes == q.stored_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
 def test_leading_axes_map_and_scan(name):
     """jit, vmap, scan and a plain loop give the same bits."""

@@ -66,6 +66,7 @@ def assert_same_bits(got, expected):
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
+@pytest.mark.slow
 @pytest.mark.first(3)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("case", CASES)
@@ -79,6 +80,7 @@ def test_there_are_more_than_90_000_outputs():
     assert sum(x.shape[0] * w.shape[1] for x, w in CASES.values()) * len(MODES) > 90_000
 
 
+@pytest.mark.slow
 def test_bits_equal_those_of_accumulate_with_narrower_weights(twelve_moduli):
     x, w = CASES["log-uniform"]
     w = as_type(w, "float8_e5m2")
@@ -117,6 +119,7 @@ def test_sums_as_large_as_their_bound_are_exact():
     assert max(shares) > 0.8 * residues._SHARE
 
 
+@pytest.mark.slow
 def test_a_limit_too_high_is_noticed(monkeypatch):
     monkeypatch.setattr(residues, "_SHARE", 4 * residues._SHARE)
     monkeypatch.setattr(residues, "_LEVELS", (6,))  # compiles faster
@@ -132,6 +135,7 @@ def widest():
     return x, w
 
 
+@pytest.mark.slow
 def test_one_modulus_too_few_is_noticed(monkeypatch):
     x, w = widest()
     assert_same_bits(sums(*in_one_shape(x, w)), oracle(x, w))
@@ -140,6 +144,7 @@ def test_one_modulus_too_few_is_noticed(monkeypatch):
     assert (np.asarray(program()(x[None], w[None])[0]) != oracle(x, w)).all()
 
 
+@pytest.mark.slow
 def test_long_sums_take_all_moduli(monkeypatch):
     monkeypatch.setattr(residues, "_LEVELS", ())  # compiles faster
     k = 13_000
@@ -151,6 +156,7 @@ def test_long_sums_take_all_moduli(monkeypatch):
     assert_same_bits(got, oracle(x, w, carry="exact"))
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_keep_the_bits(monkeypatch, twelve_moduli):
     """Sums over all rows, in blocks of which the last is shorter: 30,000 outputs."""
     monkeypatch.setattr(residues, "_CHUNK_ROWS", 100)
@@ -195,6 +201,7 @@ def test_infinities_and_nan_follow_ieee(mode):
     np.testing.assert_array_equal(got[finite], oracle(x, w, **mode)[finite])
 
 
+@pytest.mark.slow
 def test_batches_of_matrices_keep_the_bits(twelve_moduli):
     x, w = CASES["cancellation in the last tile"]
     both = np.stack([w, -w[::-1], w[:, ::-1]])
@@ -204,6 +211,7 @@ def test_batches_of_matrices_keep_the_bits(twelve_moduli):
     assert_same_bits(np.asarray(call(np.stack([x] * 3), both)), expected)
 
 
+@pytest.mark.slow
 def test_vmap_keeps_the_bits(monkeypatch):
     """The number of moduli is then each matrix's own: a large one takes 8, a small one 5."""
     monkeypatch.setattr(residues, "_levels", lambda rows: (5, 8))

@@ -198,6 +198,7 @@ def test_the_mean_of_another_rounding_is_noticed():
     assert abs(up.mean() - 0.25) > N_DEVIATIONS * math.sqrt(0.25 * 0.75 / 1000)
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_keeps_what_needs_no_rounding():
     for fmt in (E4M3FN, FP16, INT8):
         codes = jnp.arange(64, dtype=rounding.code_dtype(fmt))

@@ -107,6 +107,7 @@ def test_the_stored_products_tell_a_wrong_rule(change):
     assert any(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 5])
 def test_zeros_behind_the_contraction_change_no_bit(i):
     case = CASES[i]
@@ -123,6 +124,7 @@ def test_zeros_behind_the_contraction_change_no_bit(i):
         np.testing.assert_array_equal(product(case, longer), d, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_output_does_not_depend_on_its_neighbours():
     rng = np.random.default_rng(3)
     made = operands(CASES[0], "spread", 5, 300, 32, rng)  # several blocks of columns, the last cut
@@ -139,6 +141,7 @@ def test_without_products_the_sum_is_what_it_began_with():
     assert tensor_core.matmul(x, w, generation="hopper").shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_sums_are_cut_towards_zero():
     # 1 + 2**-24 - 2**-30: the neighbour towards zero is 1; a nearest sum would be 1 too, but not
     # that of 1 + 3 * 2**-25, which lies above the middle.

@@ -115,6 +115,7 @@ def test_products_are_those_of_integers(case):
     assert same_bits(to_fp32(found), np.vectorize(rounded)(exact))
 
 
+@pytest.mark.slow
 def test_shares_of_a_contraction_add_up_wherever_it_is_cut():
     rng = np.random.default_rng(0)
     x, w = (rng.normal(size=s).astype(np.float16) for s in ((3, 5000), (5000, 5)))

@@ -79,6 +79,7 @@ def test_the_order_of_axes_moves_no_bit_of_a_column_split(grouped_prefill: np.nd
     np.testing.assert_array_equal(decode(block, TINY_LLAMA, "virtual"), grouped_prefill)
 
 
+@pytest.mark.slow
 def test_grouped_attention_is_close_to_float32(grouped_prefill: np.ndarray) -> None:
     _check_close(TINY_LLAMA, grouped_prefill)
 

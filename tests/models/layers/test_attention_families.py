@@ -109,6 +109,7 @@ def expected(cfg: ModelConfig, tokens: int = 8, kind: Kind = "attention") -> np.
     return x + attention(cfg, SyntheticWeights(cfg).block(kind, cfg.n_layers - 1), x, window)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("cfg", "kind"),
@@ -160,6 +161,7 @@ def test_an_fp8_cache_decodes_as_it_prefills(cfg: ModelConfig) -> None:
     np.testing.assert_array_equal(stepped, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [Split.ROW, pytest.param(Split.COLUMN, marks=SLOW)])
 def test_a_split_of_heads_holds_every_bias_once(split: Split) -> None:
     # Eight chips: two sequences, two key/value heads, two query heads of each.
@@ -260,6 +262,7 @@ def test_a_sliding_layer_copies_its_ring_over_the_context() -> None:
     )
 
 
+@pytest.mark.slow
 def test_expanded_is_absorbed_with_other_roundings() -> None:
     """The same weights in both forms: `kv_b` is `k_b` and `v_b` side by side."""
     params = SyntheticWeights(TINY_KIMI).block("attention", 1)

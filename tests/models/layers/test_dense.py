@@ -47,6 +47,7 @@ def test_all_ways_of_running_give_the_same_bits(policy: str) -> None:
     np.testing.assert_array_equal(virtual, nested)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("n", [2, 3, 7, 8])  # 7 pads the columns
 def test_a_column_split_moves_no_rounding_and_a_row_split_does(n: int) -> None:
@@ -68,6 +69,7 @@ def test_a_row_of_one_equals_the_same_row_of_many_on_other_chips() -> None:
     np.testing.assert_array_equal(many[:1], one)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("policy", SQNR_DB)
 def test_the_block_is_close_to_float32(policy: str) -> None:

@@ -58,6 +58,7 @@ def run(
     return np.asarray(runner(TINY_OSS, block, way)(x, *block.arguments[1:]))[:, 0]
 
 
+@pytest.mark.slow
 def test_biases_and_clamp_are_those_of_float64() -> None:
     x = np.asarray(hidden(BATCH, 1, TINY_OSS.d_model), np.float32)[:, 0]
     expected = expected_block(x)
@@ -80,6 +81,7 @@ def test_padded_splits_with_biases_equal_one_chip(expert: int, tensor: int, way:
     np.testing.assert_array_equal(run(Split.COLUMN, expert, tensor, way=way), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("expert", "tensor"), [(2, 3), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_partial_sums_hold_each_bias_once(expert: int, tensor: int) -> None:
     x = np.asarray(hidden(BATCH, 1, TINY_OSS.d_model), np.float32)[:, 0]

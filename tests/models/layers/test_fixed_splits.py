@@ -87,6 +87,7 @@ def exact(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.vectorize(round_units, otypes=["f4"])(units(x).dot(units(w)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["fp16", "int4"])
 def test_one_chip_adds_exact_leaves_by_the_tree_or_all_of_them_exactly(scheme: str) -> None:
     w = weights(scheme)
@@ -99,6 +100,7 @@ def test_one_chip_adds_exact_leaves_by_the_tree_or_all_of_them_exactly(scheme: s
     assert not same_bits(expected, exact(x, dense))
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "int4", "fp8"])
 @pytest.mark.parametrize(("split", "degrees"), [(Split.TREE, (2, 8)), (Split.WIDE, (2, 8))])
@@ -109,6 +111,7 @@ def test_chips_have_the_bits_of_one(scheme: str, split: Split, degrees: tuple[in
         assert same_bits(total(split, w, n), alone), n
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("split", [Split.TREE, Split.WIDE])
 @pytest.mark.parametrize("way", [run_devices, None], ids=["devices", "nested"])
@@ -117,6 +120,7 @@ def test_devices_have_the_bits_of_one_chip(split: Split, way: Any) -> None:
     assert same_bits(total(split, w, 4, way), total(split, w, 1))
 
 
+@pytest.mark.slow
 def test_another_number_of_leaves_is_another_rule() -> None:
     w = weights("fp16")
     assert not same_bits(total(Split.TREE, w, 1), total(Split.TREE, w, 1, leaf=LEAF // 2))
@@ -165,6 +169,7 @@ def _without_checks_of_annotations() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.usefixtures("_without_checks_of_annotations")
 @pytest.mark.parametrize(

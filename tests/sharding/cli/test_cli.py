@@ -77,6 +77,7 @@ def _is_one_sentence(result: Result) -> None:
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_compare_prints_a_table(run: Run) -> None:
     result = run(*SMALL, "--top", "3")
     assert result.code == 0
@@ -91,6 +92,7 @@ def test_json_to_standard_output_is_alone(run: Run) -> None:
     assert len(json.loads(result.out)["rows"]) == 2
 
 
+@pytest.mark.slow
 def test_json_to_a_file_beside_the_text(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     path.write_text("old")
@@ -184,6 +186,7 @@ def test_a_name_of_full_length_is_written(run: Run, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_a_draft_model_has_a_plan_of_its_own(run: Run) -> None:
     drafts = ("--draft-tokens", "1", "--acceptance", "0.5", "--draft-model", "smollm2-135m")
     result = run(*SMALL, *drafts, "--top", "1", "--json", "-")
@@ -254,6 +257,7 @@ def test_a_plan_in_full(run: Run, tmp_path: Path) -> None:
     assert "spare" in result.out
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_is_a_no_with_its_memory_map(run: Run, tmp_path: Path) -> None:
     result = _plan(run, tmp_path, PLAN.replace("replica", "tensor"), "llama-2-70b")
     assert (result.code, result.err) == (1, "")
@@ -327,6 +331,7 @@ def test_a_mixed_system_is_listed_and_described_and_not_one_machine(run: Run) ->
     assert "have plans of their own; give one of them" in refused.err
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process() -> None:
     code = "from sharding.cli.main import main; main()"
     command = [sys.executable, "-c", code, *SMALL, "--batch", "0"]
@@ -338,6 +343,7 @@ def test_the_command_as_a_process() -> None:
     assert done.stderr == "lpu: batch is 0; it must be at least 1.\n"
 
 
+@pytest.mark.slow
 def test_what_fits_on_no_number_of_chips_is_shown_on_all_of_them(run: Run) -> None:
     found = run("compare", "llama-2-70b", "--system", "groq-2", "--context", "2", "--min-chips")
     assert found.code == 1

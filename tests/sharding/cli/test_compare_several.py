@@ -73,6 +73,7 @@ def _is_one_sentence(result: Result, words: str) -> None:
 # --- what is printed ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_scenario_is_a_comparison(run: Run) -> None:
     alone = compare("smollm2-135m", "groq-1", Request(context=2), policy="int8")
     for more in ((), ("--batch", "1"), ("--workers", "3"), ("--batch", "1..1", "--batch", "1")):
@@ -344,6 +345,7 @@ def test_the_number_of_processes_is_at_least_one(run: Run) -> None:
     assert run(*FOUR, "--workers", "0").code == 2
 
 
+@pytest.mark.slow
 def test_progress_is_shared_by_all_cases(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     told: list[tuple[int, int, str]] = []
 

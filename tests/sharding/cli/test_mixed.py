@@ -107,6 +107,7 @@ def test_a_curve_of_a_machine_that_drafts_is_refused(capsys: pytest.CaptureFixtu
     assert "curve: h100-lpx-1:draft-verify needs a draft model" in _is_one_sentence(result)
 
 
+@pytest.mark.slow
 def test_a_curve_has_both_splits_and_a_picture(
     small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +143,7 @@ def test_plans_that_are_not_on_the_two_machines_are_refused(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_values_of_both_machines_stand_beside_the_times(small: str) -> None:
     machine, plan = any_system(small), Plan.parse(TWO_POOLS)
     found = compare("smollm2-135m", machine, Request(context=2), plans=[plan])
@@ -150,6 +152,7 @@ def test_values_of_both_machines_stand_beside_the_times(small: str) -> None:
     assert 30 < row.numerics["sqnr_db"] < 90
 
 
+@pytest.mark.slow
 def test_a_plan_over_both_machines_is_explained_and_drawn(
     small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

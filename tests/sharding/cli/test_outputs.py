@@ -27,12 +27,14 @@ def _run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[
     return int(stopped.value.code or 0), *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_csv_to_standard_output_is_alone(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = _run([*SMALL, "--csv", "-"], capsys)
     assert (code, err) == (0, "")
     assert out == compare("smollm2-135m", "groq-node", Request(context=2), top=2).to_csv()
 
 
+@pytest.mark.slow
 def test_all_files_beside_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("old")
     files = {f"--{name}": tmp_path / f"a.{name}" for name in ("csv", "json")}
@@ -48,6 +50,7 @@ def test_all_files_beside_the_text(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.json", "a.svg"]
 
 
+@pytest.mark.slow
 def test_json_alone_and_csv_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = _run([*SMALL, "--json", "-", "--csv", str(tmp_path / "a.csv")], capsys)
     assert code == 0

@@ -31,6 +31,7 @@ def run(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_plan_is_explained(plan: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", *REQUEST, "--plan", plan) == 0
     out = capsys.readouterr().out
@@ -38,6 +39,7 @@ def test_a_plan_is_explained(plan: str, capsys: pytest.CaptureFixture[str]) -> N
         assert part in out
 
 
+@pytest.mark.slow
 def test_a_plan_is_given_by_name(
     plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +99,7 @@ def test_its_json_holds_the_explanation(plan: str, capsys: pytest.CaptureFixture
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_plan_with_a_draft_model_has_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +118,7 @@ def test_a_plan_with_a_draft_model_has_both(
     assert "a draft plan was given without a draft model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plot_is_written_whole_or_not_at_all(
     plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +133,7 @@ def test_a_plot_is_written_whole_or_not_at_all(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "plan.toml"]
 
 
+@pytest.mark.slow
 def test_a_trace_is_written(plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "token.json"
     assert run("trace", *REQUEST, "--plan", plan, "--out", str(out)) == 0
@@ -158,6 +163,7 @@ def test_a_plan_that_does_not_fit_is_traced_and_a_no(
     assert out.exists()
 
 
+@pytest.mark.slow
 def test_without_a_plan_the_fastest_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +177,7 @@ def test_without_a_plan_the_fastest_is_shown(
     assert json.loads(capsys.readouterr().out)["plan"] == best["plan"]
 
 
+@pytest.mark.slow
 def test_a_step_with_drafts_is_explained_and_traced(
     plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

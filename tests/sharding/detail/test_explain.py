@@ -63,6 +63,7 @@ def kimi() -> Explanation:
     return explained("kimi")
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_totals_are_those_of_evaluate(case: str) -> None:
@@ -90,6 +91,7 @@ def test_totals_are_those_of_evaluate(case: str) -> None:
         assert wire == pytest.approx(found.wire_bytes[0], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_shares_are_all_of_the_time(case: str) -> None:
@@ -105,6 +107,7 @@ def test_shares_are_all_of_the_time(case: str) -> None:
     assert shares + rest == pytest.approx(1, abs=n_blocks / ours.latency_cycles)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_stages_hold_every_block_once_on_chips_of_their_own(case: str) -> None:
@@ -122,6 +125,7 @@ def test_stages_hold_every_block_once_on_chips_of_their_own(case: str) -> None:
     assert longest <= ours.latency_cycles
 
 
+@pytest.mark.slow
 def test_collectives_say_how_and_over_what(kimi: Explanation) -> None:
     attention = next(block for block in kimi.blocks if block.kind == "attention")
     (reduce,) = attention.collectives
@@ -169,6 +173,7 @@ def test_it_is_plain_data(kimi: Explanation) -> None:
     assert plain["plan"] == json.loads(json.dumps(KIMI.as_dict()))
 
 
+@pytest.mark.slow
 def test_it_says_how_far_its_time_rests_on_constants(kimi: Explanation) -> None:
     cfg = model("kimi-k2")
     asked = Scenario(cfg, system("lpx-9"), Request(context=8192), policy=policy_named("int4", cfg))
@@ -230,6 +235,7 @@ def test_slots_that_overflow_are_in_the_parts_too() -> None:
     assert ours.latency_cycles != explained("kimi").latency_cycles
 
 
+@pytest.mark.slow
 def test_assumed_constants_are_those_that_this_plan_reads() -> None:
     """By hand: a chip alone uses no link; the reserve decides what fits, never a time."""
     cases = ("one chip", "drafts", "gpus")

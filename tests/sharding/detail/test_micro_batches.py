@@ -77,6 +77,7 @@ def test_kimi_k2_alternates_between_the_machines() -> None:
     assert any(a < d and c < b for a, b in gpus for c, d in lpus)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn() -> None:
     pytest.importorskip("matplotlib")
     svg = micro_batch_plot(_kimi(), "svg").decode()

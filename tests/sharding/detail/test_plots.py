@@ -30,12 +30,14 @@ def small() -> ScheduledPlan:
     )
 
 
+@pytest.mark.slow
 def test_a_picture_is_a_png_and_the_same_each_time(small: ScheduledPlan) -> None:
     once = plan_plot(small, "png")
     assert once.startswith(b"\x89PNG\r\n")
     assert once == plan_plot(small, "png")
 
 
+@pytest.mark.slow
 def test_a_drawing_names_its_parts(small: ScheduledPlan) -> None:
     drawn = plan_plot(small, "svg").decode()
     assert drawn == plan_plot(small, "svg").decode()

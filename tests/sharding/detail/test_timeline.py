@@ -72,6 +72,7 @@ def nanoseconds(microseconds: float) -> int:
     return round(1000 * microseconds)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 def test_every_event_is_one_of_the_format(traced: Traced) -> None:
     _, _, events = traced
@@ -163,6 +164,7 @@ def test_transfers_of_a_collective_lie_inside_it() -> None:
         assert each["ts"] + each["dur"] <= around[0]["ts"] + around[0]["dur"] + 1e-3
 
 
+@pytest.mark.slow
 def test_the_same_plan_gives_the_same_bytes() -> None:
     assert plan_trace(scheduled(*CASES["llama"])).to_json() == trace_of("llama")[1]
 

@@ -180,6 +180,7 @@ def test_no_word_means_two_things() -> None:
 # --- a stable hash --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_digest_is_that_of_the_name_in_every_process() -> None:
     name = "61x32 a:16t·2r f:32t m:2e·16t row"
     assert Plan.parse(name).digest == "8516cf1c115f08e5"  # printf %s "$name" | sha256sum

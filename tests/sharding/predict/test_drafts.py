@@ -56,6 +56,7 @@ def _alone(cfg: Any, plan: Plan, request: Request, machine: System = NODE) -> Ev
 # --- time ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_step_is_its_drafts_one_after_another_and_the_step_that_judges_them() -> None:
     (row,) = _pair().rows
     draft = float(_alone(SMALL, FOUR, Request(context=CONTEXT)).latency_s[0])
@@ -94,6 +95,7 @@ def test_a_draft_model_serves_one_micro_batch_at_a_time_like_one_more_stage() ->
         assert found.cycles_per_batch[0] == pytest.approx(exact, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_energy_counts_the_chips_of_both() -> None:
     found = _pair().evaluation
     power_w = NODE.chip.power_max_w
@@ -113,6 +115,7 @@ def test_energy_counts_the_chips_of_both() -> None:
 # --- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_its_memory_is_that_of_the_same_plan_alone() -> None:
     (row,) = _pair().rows
     alone = compare(SMALL, NODE, Request(context=CONTEXT), plans=[FOUR]).rows[0]
@@ -125,6 +128,7 @@ def test_its_memory_is_that_of_the_same_plan_alone() -> None:
     assert row.reserve_limit_fraction == min(limits)
 
 
+@pytest.mark.slow
 def test_a_plan_whose_draft_model_does_not_fit_does_not_fit() -> None:
     """269 MB of weights on one chip of 230 MB; the model itself has room."""
     found = _pair(draft_model=SMOLLM, draft_plan=_plan(1, 1))
@@ -162,6 +166,7 @@ def _plans_side_by_side(found: Evaluation) -> list[tuple[Plan, Plan]]:
     return list(zip(found.plans, found.drafting.evaluation.plans, strict=True))
 
 
+@pytest.mark.slow
 def test_each_plan_gets_the_fastest_draft_plan_that_fits_beside_it() -> None:
     step = Scenario(SMALL, GROQ, Request(context=CONTEXT), policy=FP16)
     every = legal_plans(replace(step, system=replace(GROQ, n_chips=8)), most=200)
@@ -185,6 +190,7 @@ def test_a_plan_that_leaves_no_chips_is_refused() -> None:
         _pair(GROQ, _plan(5, 4), draft_plan=_plan(1, 8))
 
 
+@pytest.mark.slow
 def test_without_a_draft_model_nothing_changes() -> None:
     (row,) = compare(SMOLLM, NODE, REQUEST, plans=[FOUR]).rows
     (pair,) = _pair().rows
@@ -209,6 +215,7 @@ def test_gpus_draft_too() -> None:
 # --- reports ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reports_have_its_plan_time_and_memory() -> None:
     found = _pair()
     text = found.table()

@@ -75,6 +75,7 @@ def test_a_cache_that_has_no_room_is_so_much_too_large() -> None:
             )
 
 
+@pytest.mark.slow
 def test_the_report_says_what_lies_in_dram() -> None:
     request = Request(context=4096)
     found = compare(
@@ -152,6 +153,7 @@ def in_dram(asked: Scenario, rng: Random) -> Scenario:
     return replace(asked, system=replace(asked.system, dram=dram))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_bounds_hold_and_a_slower_dram_is_never_faster(seed: int) -> None:
     rng = Random(seed)

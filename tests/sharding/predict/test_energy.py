@@ -97,6 +97,7 @@ def test_lower_is_below_upper_is_below_alone(request_: Request, host_s: float) -
     assert np.all(busy_cycles(found) <= found.latency_cycles)
 
 
+@pytest.mark.slow
 def test_a_plan_alone_has_the_energy_that_it_has_among_others() -> None:
     request = Request(batch=2, tokens=4, context=64)
     found = _some_plans(request)
@@ -139,6 +140,7 @@ def test_drafts_that_are_accepted_save_energy_and_others_waste_it() -> None:
     assert np.all(lower(0.0) > plain)
 
 
+@pytest.mark.slow
 def test_a_power_that_is_not_public_is_no_number() -> None:
     for constant in constants_of(GROQ3_LPU):
         if constant.unit == "W":
@@ -175,6 +177,7 @@ def _with_power(tmp_path: Path, given: str) -> System:
     return system(path)
 
 
+@pytest.mark.slow
 def test_a_user_may_give_the_power(tmp_path: Path) -> None:
     machine = _with_power(tmp_path, "power_max_w = 600")
     (row,) = compare("smollm2-135m", machine, Request(context=2), top=1).rows

@@ -221,6 +221,7 @@ NUMBERS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES[:3])
 def test_a_plan_alone_is_the_plan_among_thousands(case: tuple[str, str, str, int, int]) -> None:
@@ -337,6 +338,7 @@ def test_every_stage_holds_a_block() -> None:
     assert set(found.cuts.stage_of_block[:, 0].tolist()) == set(range(72))
 
 
+@pytest.mark.slow
 def test_kimi_k2_in_fp8_does_not_fit_nine_racks() -> None:
     scenario = _scenario("kimi-k2", "lpx-9", "fp8", 1, 8192)
     plans, _ = find_plans(scenario)
@@ -366,6 +368,7 @@ def test_kimi_k2_in_fp8_fits_ten_racks_in_two_pools_alone() -> None:
     assert evaluate(plans, scenario).fits.all()
 
 
+@pytest.mark.slow
 def test_kimi_k2_in_int4_fits_nine_racks() -> None:
     scenario = _scenario("kimi-k2", "lpx-9", "int4", 1, 8192)
     plans, _ = find_plans(scenario)
@@ -418,6 +421,7 @@ def _with_slots(slots: int | None) -> Plan:
     )
 
 
+@pytest.mark.slow
 def test_slots_of_a_decode_step_do_not_bind_prefill() -> None:
     scenario = Scenario(KIMI, LPX, Request(context=8192), policy=POLICIES["int4"])
     plans = [_with_slots(8), _with_slots(None)]

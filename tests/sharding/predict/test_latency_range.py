@@ -72,6 +72,7 @@ def _latency_s(asked: Scenario, plans: tuple[Plan, ...], machine: object) -> np.
     return np.asarray(found.latency_s)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", CASES)
 def test_drawn_machines_lie_inside_and_so_does_the_nominal_one(name: str) -> None:
@@ -86,6 +87,7 @@ def test_drawn_machines_lie_inside_and_so_does_the_nominal_one(name: str) -> Non
         assert np.all((shortest <= drawn) & (drawn <= longest)), (shortest, drawn, longest)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", CASES)
 def test_the_end_that_a_constant_declares_is_the_faster_one(name: str) -> None:
@@ -100,6 +102,7 @@ def test_the_end_that_a_constant_declares_is_the_faster_one(name: str) -> None:
             assert np.all(moved <= nominal if is_faster else moved >= nominal), (full, value)
 
 
+@pytest.mark.slow
 def test_a_constant_that_is_declared_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all ends turned round, what is drawn does not stay inside."""
     asked, plans, _ = _case("dense on lpx")
@@ -112,12 +115,14 @@ def test_a_constant_that_is_declared_wrongly_is_noticed(monkeypatch: pytest.Monk
     assert np.any((drawn < shortest) | (drawn > longest))
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_same_range_alone_as_among_others() -> None:
     asked, plans, ranges = _case("mixture on lpx")
     for plan, own in zip(plans, ranges, strict=True):
         assert latency_ranges_s([plan], asked).tolist() == [own.tolist()]
 
 
+@pytest.mark.slow
 def test_a_named_collective_that_other_links_do_not_have() -> None:
     """One shot over 16 chips of a tray: trays of 8, an alternative, have no such links."""
     asked, _, _ = _case("dense on lpx")

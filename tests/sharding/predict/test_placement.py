@@ -97,6 +97,7 @@ def test_latent_cache_lies_in_both_layouts() -> None:
     assert padded_bytes(cache["values"], GROQ3_LPU) == 8192 * 640 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "most", "head_dim"), [("llama-3.1-70b", 1.2, 128), ("gpt-oss-120b", 1.5, 64)]
 )

@@ -126,6 +126,7 @@ def _compared(*, top: int = 3, **given: Any) -> Comparison:
     return compare("smollm2-135m", "groq-24", _request(**given), top=top)
 
 
+@pytest.mark.slow
 def test_rows_are_ranked_by_the_rates_of_kept_tokens() -> None:
     found = _compared(draft_tokens=7, acceptance=0.9)
     rates = [row.tokens_per_s_per_user for row in found.rows]
@@ -163,6 +164,7 @@ def test_bad_drafts(given: dict[str, Any], sentence: str) -> None:
 # --- prefill ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [1, 100, CONTEXT])
 def test_prefill_takes_the_fastest_chunk_that_fits(prompt: int) -> None:
     slow_host = replace(GROQ, host_overhead_s=30e-6)
@@ -205,6 +207,7 @@ def test_chunks_through_stages_take_what_a_simulation_takes(
     assert makespan([whole] * (before + 1)) == sum(whole) + before * max(whole)
 
 
+@pytest.mark.slow
 def test_prefill_leaves_out_faster_chunks_that_do_not_fit() -> None:
     """SRAM between what chunks of 16 and of 32 tokens need; the larger ones would be faster."""
     request = _request(batch=4)
@@ -270,6 +273,7 @@ def _first_tokens_s(
     return found.time_to_first_token_s
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: f"{case[0]}-{case[1]}")
 @given(one=st.integers(1, MOST_PROMPT), off=st.integers(0, 2 * MOST_CHUNK))
@@ -353,6 +357,7 @@ def test_rates_are_those_of_a_simulated_pipeline(stages: list[int], in_flight: i
     assert made.is_stage_bound[0] == (cycles == max(stages))
 
 
+@pytest.mark.slow
 def test_users_in_flight_are_micro_batches_of_sequences() -> None:
     for row in _compared(batch=3, top=4).rows:
         assert row.users_in_flight == 3 * row.in_flight * row.copies
@@ -372,6 +377,7 @@ def test_a_plan_stops_fitting_at_the_reserve_that_is_reported() -> None:
         assert found.fits[0] == fits
 
 
+@pytest.mark.slow
 def test_the_host_is_part_of_the_latency_and_no_stage() -> None:
     quick, slow = (
         _evaluated(_request()),

@@ -38,6 +38,7 @@ def _too_large() -> Comparison:
     return compare("llama-2-70b", "groq-64", Request(context=4096), policy="int8", top=5)
 
 
+@pytest.mark.slow
 def test_a_policy_is_as_good_as_its_name() -> None:
     """One of a single checkpoint has a name that is in no table."""
     plan = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8))
@@ -99,6 +100,7 @@ def _refuse(word: str) -> Any:
     raise AssertionError(f"{word} is not JSON")
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("found", [_small, _too_large])
 def test_json_has_what_scripts_read(found: Any) -> None:
@@ -135,6 +137,7 @@ def test_json_has_what_scripts_read(found: Any) -> None:
     assert {"jax", "numpy", "python", "lpu_jax"} <= set(data["versions"])
 
 
+@pytest.mark.slow
 def test_memory_parts_are_the_used_fraction() -> None:
     for row in (*_small().rows, *_too_large().rows):
         parts = dict(row.memory_bytes)
@@ -157,6 +160,7 @@ def test_rows_are_ranked() -> None:
     assert max(total) >= max(row.tokens_per_s_total for row in _small().rows)
 
 
+@pytest.mark.slow
 def test_the_front_is_the_front() -> None:
     asked = _small().scenario
     found = evaluate(legal_plans(asked, shapes(asked)[::5], most=40), asked)
@@ -177,6 +181,7 @@ def test_the_front_is_the_front() -> None:
         assert np.any(as_quick & (best.tokens_per_s_total >= total[i] * (1 - 1e-9)))
 
 
+@pytest.mark.slow
 def test_counts_of_given_plans_add_up() -> None:
     plans = legal_plans(_small().scenario, [(1, 1), (1, 8), (3, 8)], most=20)
     found = compare("smollm2-135m", "groq-24", SMALL, plans=plans)
@@ -211,6 +216,7 @@ def test_the_nearest_lacks_least() -> None:
     assert all("exceed a chip's SRAM" in (row.reason or "") for row in comparison.rows)
 
 
+@pytest.mark.slow
 def test_no_searched_plan_has_stages_without_blocks() -> None:
     cfg, policy = model("smollm2-135m"), POLICIES["fp16"]
     for row in _small("throughput").rows:

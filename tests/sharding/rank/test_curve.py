@@ -56,6 +56,7 @@ def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     assert front.sum() == len(expected)  # of equal points one
 
 
+@pytest.mark.slow
 def test_the_front_of_all_batches_is_found_by_brute_force() -> None:
     cfg, machine = model("smollm2-135m"), replace(system("groq-8"), n_chips=3, name="three")
     found = []
@@ -120,6 +121,7 @@ def _check_fronts(made: Curve, name: str, evaluations: Sequence[Evaluation]) -> 
         assert users == sorted(users, reverse=True)
 
 
+@pytest.mark.slow
 def test_batches_are_doubled_while_something_fits() -> None:
     (batches,) = curve("smollm2-135m", "groq-8", Request(context=4096)).batches
     assert len(batches) > 1
@@ -145,6 +147,7 @@ def _refuse(word: str) -> Any:
     raise AssertionError(f"{word} is not JSON")
 
 
+@pytest.mark.slow
 def test_json_and_table_hold_every_point_of_every_system() -> None:
     made = _curve("groq-24", TRAY)
     data = json.loads(json.dumps(made.as_dict()), parse_constant=_refuse)
@@ -166,6 +169,7 @@ def test_json_and_table_hold_every_point_of_every_system() -> None:
     assert data["systems"][1]["assumed"]
 
 
+@pytest.mark.slow
 def test_gpus_stand_beside_lpus_and_say_what_they_are(tmp_path: Path) -> None:
     made = _curve("groq-24", "h100x8")
     assert "h100x8: GPU roofline" in made.table()
@@ -248,6 +252,7 @@ def _run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[
     return code or 0, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def _is(cell: str, value: Any) -> bool:
 # --- columns ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @BOTH
 def test_csv_has_every_value_of_every_row(found: Callable[[], Comparison]) -> None:
@@ -292,6 +293,7 @@ def test_html_keeps_a_hostile_cell_as_text() -> None:
     assert page.rows[1][-1].startswith("<b>&amp;</td> (short of ")
 
 
+@pytest.mark.slow
 def test_html_says_what_is_no_lpu_and_what_a_step_is() -> None:
     gpus = compare("smollm2-135m", "h100x8", Request(context=64), top=1)
     assert "GPU roofline" in gpus._repr_html_()

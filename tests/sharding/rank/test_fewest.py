@@ -19,6 +19,7 @@ ASKED = decode_request(batch=64, context=6000, draft_tokens=2, acceptance=0.5)
 DRAFTS = replace(SMALL, name="drafts", attention=replace(SMALL.attention, n_kv_heads=1))
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("options", "n_chips"),

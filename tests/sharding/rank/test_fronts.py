@@ -59,6 +59,7 @@ def test_a_front_is_the_best_of_one_axis_under_every_limit_of_the_other(
     assert plans is None
 
 
+@pytest.mark.slow
 def test_a_front_keeps_plans_that_differ_in_stages_alone() -> None:
     front = _front("groq-24", "pareto")
     splits = [replace(row.plan, stages=1) for row in front]

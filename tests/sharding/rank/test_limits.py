@@ -43,6 +43,7 @@ def test_rows_keep_to_limits_that_some_plan_keeps() -> None:
             assert row.time_to_first_token_s <= limits.get("max_first_token_s", 1)
 
 
+@pytest.mark.slow
 def test_a_rate_that_none_has_is_named_with_the_nearest() -> None:
     rate, _ = _best()
     found = _compared(min_rate=2 * rate)
@@ -59,6 +60,7 @@ def test_a_rate_that_none_has_is_named_with_the_nearest() -> None:
     assert data["invariant"] == "off"
 
 
+@pytest.mark.slow
 def test_a_first_token_that_is_too_early_is_named() -> None:
     found = _compared(max_first_token_s=1e-7)
     assert found.rows == ()

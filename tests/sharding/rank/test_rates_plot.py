@@ -71,6 +71,7 @@ def _along(values: Any, places: Any) -> Callable[[Any], Any]:
     raise AssertionError("points are on no linear and no logarithmic axis")
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("found", [_found, _front])
 def test_every_row_is_at_its_rates_with_its_ranges(
@@ -121,6 +122,7 @@ def _lines(drawing: ElementTree.Element) -> list[list[list[float]]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_front_is_a_staircase_and_a_ranking_is_not(tmp_path: Path) -> None:
     drawing, n_rows = _drawing(_front(), tmp_path), len(_front().rows)
     points = [_point(drawing, number) for number in range(1, n_rows + 1)]
@@ -195,6 +197,7 @@ def test_a_wrong_path_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_drawn_where_nothing_fits(tmp_path: Path) -> None:
     found = compare("llama-3.1-8b", "groq-node", Request(context=64), top=1)
     with pytest.raises(LpuError, match=r"was not drawn: no plan of llama-3\.1-8b fits"):

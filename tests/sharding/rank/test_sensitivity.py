@@ -157,6 +157,7 @@ def test_shares_are_those_of_the_ranges(toy: Comparison) -> None:
     assert found.high_loss == pytest.approx(4700 / 3000 - 1, abs=0.04)
 
 
+@pytest.mark.slow
 def test_one_constant_alone(toy: Comparison) -> None:
     found = sensitivity(toy, 50, 0)
     reserve, transit = found.influences
@@ -260,6 +261,7 @@ def test_the_text_names_what_matters(toy: Comparison) -> None:
 # --- real machines --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_winners_on_drawn_machines_counted_by_hand() -> None:
     """On a machine whose fastest plan fits with a reserve of 7.5 % at most."""
     base = _compared()
@@ -300,6 +302,7 @@ def test_winners_on_drawn_machines_counted_by_hand() -> None:
     assert result.latency_s == pytest.approx(tuple(np.quantile(times, (0.05, 0.95))), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine = tmp_path / "machine.toml"
     machine.write_text(
@@ -328,6 +331,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "system.host_overhead_s" in names
 
 
+@pytest.mark.slow
 def test_values_at_an_end_of_their_range_are_named() -> None:
     """No host time is the least there is; a transit of 22 cycles lies inside its range."""
     machine = _certain_but(system("groq-6"), "transit_cycles")

@@ -270,6 +270,7 @@ def test_no_answer_is_computed_twice(tmp_path: Path, counted: list[Task], whole:
     assert {**again, lost: files[lost]} == files
 
 
+@pytest.mark.slow
 def test_parts_of_a_sweep_meet_in_their_folder(
     tmp_path: Path, counted: list[Task], whole: str
 ) -> None:
@@ -281,6 +282,7 @@ def test_parts_of_a_sweep_meet_in_their_folder(
     assert len(counted) == N_CASES
 
 
+@pytest.mark.slow
 def test_figures_are_no_part_of_what_is_searched(tmp_path: Path, counted: list[Task]) -> None:
     _sweep(tmp_path)
     found = _sweep(tmp_path, chip_watts=300.0, top=1)

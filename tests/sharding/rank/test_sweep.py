@@ -148,6 +148,7 @@ def test_a_mixture_and_its_drafts_come_back_from_json() -> None:
 # --- what has no rows ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_nearest_is_told() -> None:
     found = _swept()
     without = [case for case in found.cases if case.answer is not None and not case.answer.rows]
@@ -189,6 +190,7 @@ def _refuse(word: str) -> Any:
     raise AssertionError(f"{word} is not JSON")
 
 
+@pytest.mark.slow
 def test_json_has_every_case() -> None:
     found = _swept()
     data = json.loads(found.to_json(), parse_constant=_refuse)
@@ -219,6 +221,7 @@ def test_csv_and_dataframe_have_the_columns_of_comparisons() -> None:
     assert frame["request.batch"].tolist() == [row.batch for row in found.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["latency", pytest.param("latency,chips", marks=pytest.mark.slow)]
 )
@@ -285,6 +288,7 @@ def test_a_draft_model_drafts_in_every_case() -> None:
     assert "small makes them one after another" in found.table()
 
 
+@pytest.mark.slow
 def test_figures_of_chips_are_divided_out() -> None:
     watts, cost = {"groq-2": 250.0}, 3.5
     found = _swept_with_figures(watts, cost)
@@ -339,6 +343,7 @@ def test_a_comparison_takes_figures_too() -> None:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     done, whole = [], module.answer
 

@@ -73,6 +73,7 @@ def test_one_block_is_in_memory_at_a_time():
     assert max(grown) <= 2 * hidden_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("step", [7, 100])
 def test_steps_of_any_length_give_what_one_prefill_gives(step):

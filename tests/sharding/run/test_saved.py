@@ -386,6 +386,7 @@ save_state({str(tmp_path)!r}, State(cfg=TINY_LLAMA, policy=POLICIES["fp16"], blo
 # --- one block in memory --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_block_is_in_memory_at_a_time(tmp_path, monkeypatch):
     """Whatever their number: the arrays of a block are gone when the next is made or read."""
     from sharding.run import orbax_steps  # slow to import

@@ -106,6 +106,7 @@ def test_any_changed_or_lost_file_of_a_block_is_named(tmp_path):
     assert len(list(state.blocks)) == 2
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_sentence(tmp_path):
     two = np.asarray([2, 1], np.int32)
     request = Request(batch=2, tokens=1, context=320)

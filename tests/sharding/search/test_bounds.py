@@ -174,6 +174,7 @@ def test_no_plan_of_two_pools_of_many_machines_is_below_the_bound_of_its_pair() 
         _check_pairs(random_scenario(Random(seed), most_plans=3_000))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1_000_000))
 def test_no_hand_over_between_groups_is_cheaper_than_the_least(seed: int) -> None:
     rng = Random(seed)

@@ -189,6 +189,7 @@ def _check_dram(seed: int, most_plans: int) -> int:
     return n_cases
 
 
+@pytest.mark.slow
 def test_the_best_plans_with_caches_in_dram_are_those_of_brute_force() -> None:
     assert _check_dram(1, most_plans=150) >= len(OBJECTIVES)
 

@@ -156,6 +156,7 @@ def _without_memory(scenario: Scenario, share: float) -> Scenario:
     return scenario.on(replace(mixed, gpus=replace(gpus, chip=hbm), lpus=replace(lpus, chip=sram)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [SEEDS[0], pytest.param(SEEDS[1], marks=pytest.mark.slow)])
 def test_where_nothing_fits_plans_of_two_pools_come_nearest(seed: int) -> None:
     scenario = _without_memory(_small(seed), 0.02)
@@ -221,6 +222,7 @@ def _check_kinds(pairing: Pairing, found: Evaluation) -> None:
             assert np.all((least[chips] <= cycles * (1 + ROUNDING))[found.fits]), kind
 
 
+@pytest.mark.slow
 def test_no_plan_beside_gpus_is_below_the_bound_of_its_pair() -> None:
     assert sum(_check_pairs(_small(seed)) for seed in SEEDS) > 50
 
@@ -327,6 +329,7 @@ def _more_gpus(seed: int, objective: str, most_plans: int) -> None:
 LAWS = (_faster_network, _more_lpus, _more_gpus)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.strip("_"))
 def test_more_never_makes_the_best_plan_worse(law: Any) -> None:

@@ -118,6 +118,7 @@ def test_the_busiest_of_36_chips() -> None:
     assert least_beyond(tail, 0.01) == 3
 
 
+@pytest.mark.slow
 def test_lists_are_as_long_as_random_routings_make_them() -> None:
     routing = Routing(rows=256, top_k=8, n_experts=384)
     tail = longest_list_tail(routing, 8, 48, 32)

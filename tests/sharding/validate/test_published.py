@@ -36,6 +36,7 @@ def _checks() -> Validation:
     return published.validate(checks_only=True)
 
 
+@pytest.mark.slow
 def test_every_check_passes_and_says_where_it_is_from() -> None:
     found = _checks()
     assert found.passed
@@ -177,6 +178,7 @@ def one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anchors, "compare", of_one)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_plan")
 def test_llama_per_layer_by_hand() -> None:
     best, serial = anchors.llama_served()

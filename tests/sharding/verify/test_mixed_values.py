@@ -31,6 +31,7 @@ def small(tmp_path: Path) -> MixedSystem:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "plan"),
     [
@@ -53,12 +54,14 @@ def test_gpus_multiply_as_their_tensor_cores_do(
     assert 30 < found.sqnr_db < 90
 
 
+@pytest.mark.slow
 def test_a_policy_that_says_whose_cores_is_kept(small: MixedSystem) -> None:
     (found,) = check(TINY_LLAMA, small, [PLAN], policy="fp16@hopper")
     (said,) = check(TINY_LLAMA, system("lpx-tray"), [PLAN], policy="fp16@hopper")
     assert found.output_hash == said.output_hash
 
 
+@pytest.mark.slow
 def test_a_whole_model_runs_on_both(small: MixedSystem) -> None:
     source, tokens = SyntheticWeights(TINY_LLAMA, 0), (1, 2, 3)
     (found,) = check_whole(source, small, [ROWS], policy="fp16", token_ids=tokens)
@@ -68,6 +71,7 @@ def test_a_whole_model_runs_on_both(small: MixedSystem) -> None:
     np.testing.assert_array_equal(logits[0], found.logits)
 
 
+@pytest.mark.slow
 def test_no_plan_is_the_fastest(small: MixedSystem) -> None:
     (found,) = check(TINY_LLAMA, small, policy="fp16", tokens=1)
     assert found.plan.ffn is not None

@@ -61,6 +61,7 @@ def states():
     return rng.normal(size=(2, 4, TINY_KIMI.d_model)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize("routing", ["forced", "free"])
 def test_the_reference_follows_or_chooses_itself(states, routing):

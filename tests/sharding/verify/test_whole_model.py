@@ -69,6 +69,7 @@ def test_float32_on_one_chip_is_the_reference_model(exact):
     assert exact.flips == 0
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_run(exact):
     found = json.loads(json.dumps(whole_dict(TINY_KIMI, NODE, [exact], policy=FLOAT32)))
     assert found["fidelity"] == "fast"
