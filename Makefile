@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev
 
 # Tests that take seconds each, and those that need what `make weights` fetches.
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not long" $(PYTEST_ARGS)
 
 # What other tests claim, in many more cases.
 test-long: $(VENV)/.installed-dev

@@ -8,6 +8,7 @@ not imported here, because jaxtyping can only check modules that are imported af
 
 import gc
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Generator
@@ -36,6 +37,9 @@ if "jax" in sys.modules:
 os.environ.update(_JAX_ENVIRONMENT)
 # Not forced: `JAX_PLATFORMS=cuda,cpu make test` runs the same suite on a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A shell ignores it for what runs behind its back, and so would every command that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Derandomised: a failure in CI is the same failure on a desk.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)

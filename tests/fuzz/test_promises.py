@@ -36,7 +36,7 @@ N_TRIPLES = len(MODELS)
 #: and constants that scale values.
 ALIKE = {"mistral", "qwen2", "qwen3_vl", "phi3", "smollm3", "granite"}
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
-FEW_SPLITS, MANY_SPLITS = 10, 200
+FEW_SPLITS, MANY_SPLITS = 4, 200
 
 COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
     "all_reduce": (c2c.all_reduce, P()),

@@ -83,7 +83,7 @@ def test_what_does_not_fit() -> None:
     assert found.nearest is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 def test_comparing_beside_gpus(objective: Any) -> None:
     whole = any_system("h100-lpx-1")
@@ -109,7 +109,7 @@ def test_one_plan(plan: str) -> None:
     assert explain(cfg, "groq-12", own, asked.request).latency_s > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_scenarios_and_their_ranges() -> None:
     one = compare(TINY_LLAMA, "groq-3", Request(context=128), top=1)
     assert sensitivity(one, 5).influences

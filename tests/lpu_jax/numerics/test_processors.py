@@ -79,6 +79,7 @@ def here() -> dict[str, str]:
     return hashes(THIS)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen as Linux does it")
 @pytest.mark.parametrize("processor", some_slow(OTHERS, count=1), ids=lambda p: p.name)
 def test_every_part_has_the_same_bits(processor: Processor, here: dict[str, str]) -> None:

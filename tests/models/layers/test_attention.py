@@ -97,6 +97,7 @@ def test_latent_attention_is_close_to_float32() -> None:
     _check_close(TINY_KIMI, prefill(TINY_KIMI))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cfg", "way"),
     some_slow(

@@ -152,7 +152,7 @@ def test_an_fp8_cache_rounds_keys_and_values_once_and_nothing_else(cfg: ModelCon
     assert sqnr_db(exact, found) > 25
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("cfg", [SMALL, TINY_KIMI])
 def test_an_fp8_cache_decodes_as_it_prefills(cfg: ModelConfig) -> None:
     whole = run(cfg, policy="fp16+fp8-cache", tokens=4)

@@ -142,7 +142,7 @@ def block(split: Split, n: int) -> np.ndarray:
     return out.view(np.uint16)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_witnesses() -> None:
     """What does not have the bits of one chip differs somewhere in 49,152 values."""
     alone = block(Split.COLUMN, 1)

@@ -95,6 +95,7 @@ def test_devices_give_the_bits_of_virtual_chips(way: str) -> None:
     np.testing.assert_array_equal(run(Split.ROW, 8, 1), run(Split.ROW, 8, 1, way))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", some_slow(["nvfp4", "groq-truepoint", "mxfp4"], count=1))
 def test_narrow_experts_over_chips_equal_one_chip(policy: str) -> None:
     alone = run(Split.COLUMN, 1, 1, policy=policy)

@@ -84,7 +84,7 @@ def test_slots_move_no_bit_of_any_split(
     np.testing.assert_array_equal(run(model, split, expert, tensor, **sizes), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", SIZES[:3:2])
 @pytest.mark.parametrize("dispatch", Dispatch)
 def test_no_row_is_lost_where_all_choose_the_experts_of_one_chip(
@@ -126,7 +126,7 @@ def filled(ids: list[list[int]], chip: int, capacity: int) -> list[tuple[int, li
     return slots
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(
     ids=IDS, chip=st.integers(0, N_CHIPS - 1), capacity=st.integers(1, 10), spare=st.integers(-2, 2)
 )
@@ -151,7 +151,7 @@ def test_slots_are_filled_by_ascending_expert_and_row(
         assert [(row, ids[row][j]) for row, j in chosen] == [(row, expert) for row in users]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(ids=IDS, capacity=st.integers(1, 10))
 @settings(max_examples=80)
 def test_results_are_found_by_ascending_expert(ids: list[list[int]], capacity: int) -> None:

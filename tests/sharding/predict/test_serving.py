@@ -316,7 +316,7 @@ def test_a_prompt_of_one_token_is_a_step() -> None:
     assert found.time_to_first_token_s[0] == _evaluated(_request()).latency_s[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plans_are_ranked_by_the_first_token_when_asked() -> None:
     def compared(objective: Objective) -> Comparison:
         return compare("smollm2-135m", "groq-24", Request(context=4096), objective=objective, top=5)

@@ -74,7 +74,7 @@ def test_a_promise_that_no_plan_can_give_is_refused() -> None:
         compare("kimi-k2", "lpx-9", policy="nvfp4", invariant="wide")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_limits_the_one_that_binds_is_named() -> None:
     (fast, *_), (early, *_) = _compared().rows, _compared("first-token").rows
     rate, first_s = 0.999 * fast.tokens_per_s_per_user, 1.001 * early.time_to_first_token_s

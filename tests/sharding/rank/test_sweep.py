@@ -84,6 +84,7 @@ def test_the_best_of_each_case_is_ranked_among_all(objective: Objective) -> None
     assert _rows(_swept(objective=objective)) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("objective", "second"),
     some_slow(

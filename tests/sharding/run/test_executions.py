@@ -123,7 +123,7 @@ def test_a_model_has_the_same_bits_under_any_plan(seed: int) -> None:
         np.testing.assert_array_equal(logits(name, the_plan, execution), expected, str(the_plan))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decoding_has_the_same_bits_however_it_is_run() -> None:
     made = []
     for execution in EXECUTIONS:

@@ -103,7 +103,11 @@ def test_each_token_is_the_references_choice_after_the_ones_before(tiny):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("plan", "policy"), [(ONE, "fp16"), (BY_DATA, "int8")], ids=["one chip", "by data"]
+    ("plan", "policy"),
+    [
+        pytest.param(ONE, "fp16", id="one chip", marks=pytest.mark.long),
+        pytest.param(BY_DATA, "int8", id="by data"),
+    ],
 )
 def test_a_sequence_does_not_depend_on_its_companions(plan, policy):
     """Bit for bit: all logits of all steps, at other lengths, places, buckets and padding.
@@ -159,7 +163,7 @@ def test_a_context_plan_says_what_one_chip_says():
     np.testing.assert_array_equal(shared[0].logits, alone[0].logits)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_context_plan_continues_a_prompt_of_two_chips():
     """330 tokens, of which 10 lie on the second chip; measured 60 dB to one chip: 50 allowed."""
     prompt = [[(7 * i * i + i) % len(LETTERS) for i in range(330)]]

@@ -191,7 +191,7 @@ def test_shares_on_devices_are_saved_and_come_back_on_their_devices(tmp_path):
 # --- caches -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cfg", "first", "second", "name"),
     [

@@ -56,7 +56,7 @@ def results():
     return check(SIX_HEADS_KIMI, NODE, PLANS, policy=FP16, layers=(1,), tokens=TOKENS, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_column_plans_of_any_shape_give_the_same_bits(results):
     first, second, row = results
     assert first.output_hash == second.output_hash
@@ -229,7 +229,7 @@ def test_a_token_on_the_second_chip_can_be_checked() -> None:
     assert result.sqnr_db > 50
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_positions_that_are_shared_out_can_be_checked() -> None:
     """A chip without a position yet adds nothing, so that few tokens give the bits of one chip."""
     cfg = zoo.model("smollm2-135m")

@@ -31,7 +31,7 @@ def small(tmp_path: Path) -> MixedSystem:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "plan"),
     [
