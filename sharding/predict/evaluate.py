@@ -204,12 +204,17 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
 def latencies_cycles(plans: Sequence[Plan], scenario: Scenario) -> Numbers:
     """Evaluate the latency of legal plans alone; see `evaluate`."""
     table = PlanTable.of(plans)
-    if table.ffn_stages.any():
-        return evaluate(table, scenario).latency_cycles
-    lie, of_plan = _lie(table, scenario)
-    blocks, _ = _blocks(table, lie, of_plan, scenario, measure_live=False)
-    hops = hand_over_times([groups[0] for groups in lie.groups], scenario)[of_plan]
-    return _latency(blocks, hops[:, 0], scenario)
+    found = np.empty(len(table))
+    # Where hidden states cross between two pools depends on how these are cut.
+    if len(pooled := np.flatnonzero(table.ffn_stages)):
+        found[pooled] = evaluate(table.take(pooled), scenario).latency_cycles
+    if len(alone := np.flatnonzero(table.ffn_stages == 0)):
+        table = table.take(alone)
+        lie, of_plan = _lie(table, scenario)
+        blocks, _ = _blocks(table, lie, of_plan, scenario, measure_live=False)
+        hops = hand_over_times([groups[0] for groups in lie.groups], scenario)[of_plan]
+        found[alone] = _latency(blocks, hops[:, 0], scenario)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
