@@ -75,7 +75,8 @@ class TwoPools:
     def run(self) -> list[Found]:
         """Search; return the plans that the record wants, best first."""
         pairs = self.pairing.pairs()
-        self._least_rest = self.pairing.rest(pairs.crossings, pairs.branch[0]).min(initial=np.inf)
+        rest = self.pairing.rest(pairs.crossings, pairs.branch[0])
+        self._least_rest = float(rest.min(initial=np.inf))
         left = look_at_best_first(
             pairs.bounds,
             self.record,
