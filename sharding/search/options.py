@@ -122,7 +122,7 @@ class Timer:
             if not self._timed[key].issuperset(wanted.tolist()):
                 return False
             slowest += float(self._options[key].costs.all_cycles.max())
-        return slowest <= item.most_cycles
+        return bool(slowest <= item.most_cycles)
 
     def _time(self, part: PartBounds, new: Mapping[int, set[int]]) -> None:
         """Time cores of a part in every order, at each placement."""

@@ -264,8 +264,8 @@ class TwoPools:
         What is noted of a branch for all its pairs is looked at up to what the best of them allows.
         """
         if self._seen[number] is None or self.record.goal.needs_period:
-            return one.rest_cycles + one.least_cycles[1 - number]
-        return self._least_rest + float(self._least_of_all[1 - number])
+            return float(one.rest_cycles + one.least_cycles[1 - number])
+        return float(self._least_rest) + float(self._least_of_all[1 - number])
 
     def _item(self, number: int, one: LookedAt) -> Item:
         """What of a pool may be part of a plan that is wanted."""
@@ -274,7 +274,7 @@ class TwoPools:
             stages=len(groups.bases),
             group_chips=groups.chips,
             placement=self.placements[number].number(groups.chips, groups.bases),
-            most_cycles=one.most_cycles - self._beside(number, one),
+            most_cycles=float(one.most_cycles - self._beside(number, one)),
             most_period=one.most_period,
             flight=int(np.searchsorted(pool.bound.flights, one.n_flying, side="right") - 1),
         )
