@@ -121,7 +121,7 @@ class TwoPools:
         seen[now] = self._looked_now(pairs, rows[now], latency[now])
         return np.asarray(seen)
 
-    def _tell_most(self, pairs: Pairs, rows: Whole) -> Whole:
+    def _tell_most(self, pairs: Pairs, rows: Whole) -> Int[np.ndarray, " now"]:
         """Choose pairs to look at first: one with each branch of which nothing was noted.
 
         What it tells of the branch may do for the others.
@@ -373,7 +373,12 @@ class TwoPools:
 
     def _kept(
         self, number: int, candidates: Candidates, shapes: Shape
-    ) -> tuple[Whole, Bool[np.ndarray, " wanted"], Whole, Numbers]:
+    ) -> tuple[
+        Int[np.ndarray, " wanted"],
+        Bool[np.ndarray, " wanted"],
+        Int[np.ndarray, " kept"],
+        Float[np.ndarray, " kept"],
+    ]:
         """Say which ways of a pool fit and may be wanted, and bound the period of their plans.
 
         Args:
