@@ -20,7 +20,7 @@ from ..predict.pools import copies_of, lay_out
 from .best_first import least_in_flight, look_at_best_first
 from .candidates import Candidates
 from .goals import Shape
-from .options import Item, Options, Timer, combined, told_apart, wanted_cores
+from .options import Combinations, Item, Options, Timer, combined, told_apart, wanted_cores
 from .pair_plans import LookedAt, LookedAtWays, PairPlans, Plans, PoolWays, shared_latency
 from .pairs import Pairing, Pairs
 from .records import Found, two_cores
@@ -97,22 +97,27 @@ class TwoPools:
 
     def _raised(self, pairs: Pairs, rows: Whole) -> Numbers:
         """Bound the latency of what was not seen of pairs and may be the best of its form."""
-        branches = [branch[rows] for branch in pairs.branch]
+        own, other = (branch[rows] for branch in pairs.branch)
         there, back = (cycles[rows] for cycles in pairs.crossings)
-        rest = self.pairing.rest((there, back), branches[0])
-        first, second = (
-            _anything(self._least(number, own)) if seen is None else seen.ways(own)
-            for number, (own, seen) in enumerate(zip(branches, self._seen, strict=True))
-        )
-        latency = first.cycles[:, :, None] + second.cycles[:, None, :] + rest[:, None, None]
-        if not self.record.goal.needs_period:
-            cores = np.broadcast_arrays(first.core[:, :, None], second.core[:, None, :])
-            flat = latency.reshape(-1)
-            shape = pairs.bounds.shape.take(np.repeat(rows, latency[0].size))
-            cost = self.record.goal.cost(flat, np.zeros_like(flat), shape)
-            new = self.record.improves(two_cores(*cores).reshape(-1), cost, shape.chips)
-            latency = np.where(new, flat, np.inf).reshape(latency.shape)
-        return np.asarray(latency.min((1, 2)))
+        rest = self.pairing.rest((there, back), own)
+        if self.record.goal.needs_period:
+            return np.asarray(self._least(0, own) + self._least(1, other) + rest)
+        first, second = self._quickest(0, own), self._quickest(1, other)
+        cycles = first.cycles[:, :, None] + second.cycles[:, None, :] + rest[:, None, None]
+        form = two_cores(*np.broadcast_arrays(first.core[:, :, None], second.core[:, None, :]))
+        latency = cycles.reshape(-1)
+        shape = pairs.bounds.shape.take(np.repeat(rows, cycles[0].size))
+        cost = self.record.goal.cost(latency, np.zeros_like(latency), shape)
+        is_new = self.record.improves(form.reshape(-1), cost, shape.chips)
+        return np.asarray(np.where(is_new, latency, np.inf).reshape(cycles.shape).min((1, 2)))
+
+    def _quickest(self, number: int, branches: Whole) -> Ways:
+        """List the quickest ways of a pool's branches, as far as they are known."""
+        seen = self._seen[number]
+        if seen is not None:
+            return seen.ways(branches)
+        anything = np.full((len(branches), 1), ANY_CORE)
+        return Ways(cycles=self._least(number, branches)[:, None], core=anything)
 
     def _look_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
         """Keep the best plans of pairs up to a latency; return up to which they were seen."""
@@ -305,30 +310,48 @@ class TwoPools:
             0.0,
             self.scenario.pools[number].system,
         )
-        wanted, fits, kept, period = self._kept(number, candidates, shapes)
-        ends = np.searchsorted(candidates.branch[kept], np.arange(len(rows) + 1))
-        quick = np.zeros(len(candidates), bool)
-        quick[wanted], unfit = True, quick.copy()
-        unfit[wanted[~fits]] = True
+        quick, fits, kept, period = self._kept(number, candidates, shapes)
         starts = np.searchsorted(candidates.branch, np.arange(len(rows) + 1))
-        for i, (own, found, _), begin, end in zip(rows, branches, starts, starts[1:], strict=False):
-            fit = found.take(np.flatnonzero(~unfit[begin:end]))
-            cores = own[self.apart[number]].core[fit.rows[self.apart[number]]]
-            self._note(number, looked_at[i], items[i], (fit.cycles, cores), found.upto_cycles)
-            if not unfit[begin:end].any():
-                upto = found.cycles[~quick[begin:end]].min(initial=found.upto_cycles)
-                self._note_longer(number, looked_at[i], items[i], own, float(upto))
-        for i, branch, begin, end in zip(rows, branches, ends[:-1], ends[1:], strict=True):
-            own, found, _ = branch
+        ends = np.searchsorted(kept, starts)
+        for place, (i, (own, found, _)) in enumerate(zip(rows, branches, strict=True)):
+            every = slice(starts[place], starts[place + 1])
+            chosen = slice(ends[place], ends[place + 1])
+            self._tell(number, (looked_at[i], items[i]), (own, found), quick[every], fits[every])
             short = items[i].most_cycles - found.upto_cycles
             ways[i] = PoolWays(
                 options=own,
-                found=found.take(candidates.row[kept[begin:end]]),
-                period=period[begin:end],
+                found=found.take(candidates.row[kept[chosen]]),
+                period=period[chosen],
                 short_cycles=short,
                 has_all=not short and timer.has_all(items[i]),
             )
         return ways
+
+    def _tell(
+        self,
+        number: int,
+        looked_at: tuple[LookedAt, Item],
+        ways: tuple[Mapping[str, Options], Combinations],
+        quick: Bool[np.ndarray, " ways"],
+        fits: Bool[np.ndarray, " ways"],
+    ) -> None:
+        """Note what the ways of one pool of a pair tell of its branch.
+
+        Args:
+            number: of the pool.
+            looked_at: the pair, and what of the pool.
+            ways: options, and all their combinations up to some cycles.
+            quick: which of them may be wanted.
+            fits: which of these fit; all others may.
+        """
+        (one, item), (options, found) = looked_at, ways
+        fit = found.take(np.flatnonzero(fits))
+        part = self.apart[number]
+        cores = options[part].core[fit.rows[part]]
+        self._note(number, one, item, (fit.cycles, cores), found.upto_cycles)
+        if fits.all():
+            upto = found.cycles[~quick].min(initial=found.upto_cycles)
+            self._note_longer(number, one, item, options, float(upto))
 
     def _note(
         self,
@@ -374,8 +397,8 @@ class TwoPools:
     def _kept(
         self, number: int, candidates: Candidates, shapes: Shape
     ) -> tuple[
-        Int[np.ndarray, " wanted"],
-        Bool[np.ndarray, " wanted"],
+        Bool[np.ndarray, " ways"],
+        Bool[np.ndarray, " ways"],
         Int[np.ndarray, " kept"],
         Float[np.ndarray, " kept"],
     ]:
@@ -387,26 +410,21 @@ class TwoPools:
             shapes: of the pairs.
 
         Returns:
-            The ways that are quick enough, which of these fit, those that are kept, and the least
-            period of each that is kept.
+            Which ways are quick enough; which fit, as far as these were looked at; those that are
+            kept; and the least period of each that is kept.
         """
         record, latency = self.record, candidates.latency
         shape = shapes.take(candidates.branch)
-        wanted = np.flatnonzero(
-            record.wants(latency, shared_latency(record, latency, shape), shape)
-        )
+        quick = record.wants(latency, shared_latency(record, latency, shape), shape)
+        wanted = np.flatnonzero(quick)
         latency, shape = latency[wanted], shape.take(wanted)
         blocks = candidates.take(wanted).blocks(
             flies=record.goal.flies, gives=self.pools[number].gives, most_in_flight=shape.stages
         )
-        fits = blocks.fits
+        fits = ~quick
+        fits[wanted] = blocks.fits
         if not record.goal.needs_period:
-            return wanted, fits, wanted[fits], np.zeros(int(fits.sum()))
+            return quick, fits, wanted[blocks.fits], np.zeros(int(blocks.fits.sum()))
         limit = np.minimum(record.period_limit(latency, shape), blocks.longest_period)
-        may = fits & blocks.allows(limit)
-        return wanted, fits, wanted[may], blocks.take(may).shortest_period
-
-
-def _anything(least: Numbers) -> Ways:
-    """Ways of branches of which only the least is known."""
-    return Ways(cycles=least[:, None], core=np.full((len(least), 1), ANY_CORE))
+        may = blocks.fits & blocks.allows(limit)
+        return quick, fits, wanted[may], blocks.take(may).shortest_period

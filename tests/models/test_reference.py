@@ -31,7 +31,6 @@ def source(name: str) -> HfTensors:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_those_of_transformers(name):
     tokens, _ = oracle(name)
@@ -83,7 +82,6 @@ def hidden_states(model_cfg: ModelConfig) -> jnp.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
 def test_holding_only_the_chosen_experts_changes_nothing(name):
     weights = source(name)

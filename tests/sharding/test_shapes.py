@@ -42,7 +42,7 @@ def test_shapes_are_checked_here() -> None:
     [
         pytest.param(TINY_LLAMA, "groq-3", id="grouped"),
         pytest.param(TINY_LLAMA, "h100x2", id="grouped on GPUs", marks=pytest.mark.long),
-        pytest.param(TINY_OSS, "lpx-1", id="mixture", marks=pytest.mark.slow),
+        pytest.param(TINY_OSS, "lpx-1", id="mixture"),
         pytest.param(TINY_KIMI, "groq-3", id="latent", marks=pytest.mark.long),
     ],
 )
@@ -83,8 +83,7 @@ def test_what_does_not_fit() -> None:
     assert found.nearest is not None
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("objective", ["latency", "throughput"])
+@pytest.mark.parametrize("objective", some_slow(["latency", "throughput"], count=1))
 def test_comparing_beside_gpus(objective: Any) -> None:
     whole = any_system("h100-lpx-1")
     assert isinstance(whole, MixedSystem)
@@ -98,7 +97,6 @@ def test_comparing_beside_gpus(objective: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("plan", ["2x2 a:2t f:2t row", "1x2 a:2t + 1x3 f:3t row"])
 def test_one_plan(plan: str) -> None:
     cfg: ModelConfig = TINY_LLAMA

@@ -377,7 +377,6 @@ SMALL = Plan(stages=1, group_chips=8, attention=AttentionShard(tensor=1, data=2,
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["gb200-nvl72", "vr-nvl72"])
 def test_compare_has_the_columns_of_any_system(name: str) -> None:
     asked = Request(context=64, batch=2)

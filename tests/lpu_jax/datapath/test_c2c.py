@@ -191,7 +191,6 @@ def test_a_single_chip_keeps_its_values(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_programs_equals_one_after_the_other(kind: str) -> None:
     pairs = [factors(2), tuple(reversed([x + 1 for x in factors(2)]))]

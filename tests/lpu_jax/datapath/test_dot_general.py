@@ -114,7 +114,6 @@ stored = jax.jit(quantize, static_argnums=1)
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("weights", ["nvfp4", "int8"])
 def test_stored_weights_are_widened_in_blocks_along_the_contraction(weights: str) -> None:
     x, w = normal(3, 48), normal(2, 5, 48, seed=1)  # [m, k], [g, n, k]

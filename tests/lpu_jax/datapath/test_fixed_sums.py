@@ -197,7 +197,6 @@ def test_few_entries_are_added_in_the_tree_over_all_ids(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("n", [1, 3, 8])
 def test_wide_sums_over_any_number_of_chips_are_exact(n: int) -> None:
     whole = values(7 * n, ROWS, COLUMNS).at[:2, 0].set(2.0**39)

@@ -34,7 +34,6 @@ def operands(k: int, n: int, n_matrices: int, seed: int) -> tuple[jax.Array, Qua
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("k", [1, 128, 300])
 def test_blocks_are_summed_exactly_scaled_and_added_in_order(k: int) -> None:
     one_matrix, a_store = (jax.jit(fp8_product) for _ in range(2))

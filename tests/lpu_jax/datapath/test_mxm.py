@@ -71,7 +71,6 @@ def test_int8_and_float8_equal_integers_and_fractions() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("scheme", ["int4", "fp8", "int8"])
 def test_a_quantised_weight_is_widened_and_keeps_its_stored_bits(scheme: str) -> None:
     x = fp16_array(M, K)

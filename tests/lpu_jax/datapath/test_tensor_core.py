@@ -52,9 +52,7 @@ def test_every_form_multiplies_matrix_by_matrix():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "axes", [(0, None), *(pytest.param((a, 0), marks=pytest.mark.slow) for a in (None, 0))]
-)
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
 def test_a_batch_has_the_bits_of_its_entries_and_stays_one_operation(axes):
     xs, ws = jnp.stack([X, -X, X[::-1]]), jnp.stack([W, W * 2, W[::-1]])
     operands = [v if axis == 0 else v[0] for v, axis in zip((xs, ws), axes, strict=True)]

@@ -38,7 +38,6 @@ MODES = [
 
 
 @pytest.mark.slow
-@pytest.mark.first(5)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_fp16_equals_integer_oracle(case, mode):
@@ -73,7 +72,6 @@ def test_the_oracles_tell_the_modes_apart():
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("case", ["normal", "log-uniform", "cancellation in the last tile"])
 def test_blocks_of_matrices_keep_the_bits(case, monkeypatch):
     """Few matrices at once, an uneven last block, shared and separate activations."""
@@ -154,7 +152,6 @@ def test_infinities_and_nan_follow_ieee():
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("case", ["normal", "cancellation"])
 def test_rows_do_not_depend_on_the_batch(case):
     x, w = CASES[case]

@@ -292,7 +292,6 @@ def test_quantising_again_changes_nothing(name: str, rule: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp4", "msfp12"])
 def test_blocks_along_either_axis_are_the_same_blocks(name: str) -> None:
     x = np.random.default_rng(4).normal(size=(3, 80, 70)).astype(np.float32)  # ragged both ways

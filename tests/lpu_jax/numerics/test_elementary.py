@@ -27,7 +27,6 @@ def arguments(name, size):
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("name", UNARY)
 def test_bits_do_not_depend_on_how_it_runs(name):
     function = getattr(elementary, name)

@@ -278,7 +278,6 @@ def test_formats_are_the_same_by_value_not_by_name():
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "element",
     [

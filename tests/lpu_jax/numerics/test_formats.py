@@ -42,7 +42,6 @@ def test_every_code_decodes_as_in_ml_dtypes_and_numpy(fmt):
 
 
 @pytest.mark.slow
-@pytest.mark.first(2)
 @pytest.mark.parametrize("fmt", [*SMALL_FORMATS, *INTEGERS], ids=name_of)
 def test_every_code_decodes_as_in_the_scalar_twin(fmt):
     expected = [float(scalar.decode(code, fmt)) for code in range(1 << fmt.bits)]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from processor_hashes import CANNOT
-from slices import some_slow
 
 from lpu_jax.numerics.arithmetic import X86_PROCESSORS
 
@@ -81,7 +80,7 @@ def here() -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen as Linux does it")
-@pytest.mark.parametrize("processor", some_slow(OTHERS, count=1), ids=lambda p: p.name)
+@pytest.mark.parametrize("processor", OTHERS, ids=lambda p: p.name)
 def test_every_part_has_the_same_bits(processor: Processor, here: dict[str, str]) -> None:
     if processor.x86_only and platform.machine() not in X86_PROCESSORS:
         pytest.skip("instructions of x86")

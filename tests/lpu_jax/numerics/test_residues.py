@@ -67,7 +67,6 @@ def assert_same_bits(got, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.first(3)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_sums_equal_integer_oracle(case, mode):

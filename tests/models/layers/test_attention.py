@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, place, plan, runner, sqnr_db
-from slices import some_slow
 from small_machines import tiered
 
 from models.config import ModelConfig
@@ -100,9 +99,7 @@ def test_latent_attention_is_close_to_float32() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("cfg", "way"),
-    some_slow(
-        [(cfg, way) for cfg in (TINY_KIMI, TINY_LLAMA) for way in ("devices", "nested")], count=1
-    ),
+    [(cfg, way) for cfg in (TINY_KIMI, TINY_LLAMA) for way in ("devices", "nested")],
 )
 def test_devices_give_the_bits_of_virtual_chips(cfg: ModelConfig, way: str) -> None:
     block = split_block(cfg, Split.ROW, 64)

@@ -22,7 +22,6 @@ from sharding.plan import AttentionShard, Plan
 from sharding.request import Request
 from sharding.run.load import LoadedBlock
 
-SLOW = pytest.mark.slow  # the numerics of the chip take long to compile
 BATCH = 2
 FP32 = 2e-6
 SMALL = replace(
@@ -110,7 +109,6 @@ def expected(cfg: ModelConfig, tokens: int = 8, kind: Kind = "attention") -> np.
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("cfg", "kind"),
     [
@@ -162,7 +160,7 @@ def test_an_fp8_cache_decodes_as_it_prefills(cfg: ModelConfig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [Split.ROW, pytest.param(Split.COLUMN, marks=SLOW)])
+@pytest.mark.parametrize("split", [Split.ROW, Split.COLUMN])
 def test_a_split_of_heads_holds_every_bias_once(split: Split) -> None:
     # Eight chips: two sequences, two key/value heads, two query heads of each.
     sharded = run(FULL, plan("attention", split, data=2, tensor=4))
@@ -213,7 +211,7 @@ CONTEXT_MANY = plan("attention", Split.ROW, data=2, context=3, tensor=2)
         pytest.param(FULL, plan("attention", context=3), id="grouped, sinks"),
         pytest.param(FULL, CONTEXT_MANY, id="grouped, beside other axes", marks=pytest.mark.long),
         pytest.param(TINY_KIMI, CONTEXT_MANY, id="latent", marks=pytest.mark.long),
-        pytest.param(EXPANDED, CONTEXT_MANY, id="expanded latent", marks=SLOW),
+        pytest.param(EXPANDED, CONTEXT_MANY, id="expanded latent"),
         pytest.param(
             FULL,
             replace(

@@ -48,7 +48,6 @@ def test_all_ways_of_running_give_the_same_bits(policy: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("n", [2, 3, 7, 8])  # 7 pads the columns
 def test_a_column_split_moves_no_rounding_and_a_row_split_does(n: int) -> None:
     alone = run(Split.COLUMN, 1, policy="int8")
@@ -70,7 +69,6 @@ def test_a_row_of_one_equals_the_same_row_of_many_on_other_chips() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("policy", SQNR_DB)
 def test_the_block_is_close_to_float32(policy: str) -> None:
     x = hidden(64, 1, TINY_LLAMA.d_model)[:BATCH]

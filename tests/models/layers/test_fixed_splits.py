@@ -101,7 +101,6 @@ def test_one_chip_adds_exact_leaves_by_the_tree_or_all_of_them_exactly(scheme: s
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "int4", "fp8"])
 @pytest.mark.parametrize(("split", "degrees"), [(Split.TREE, (2, 8)), (Split.WIDE, (2, 8))])
 def test_chips_have_the_bits_of_one(scheme: str, split: Split, degrees: tuple[int, ...]) -> None:
@@ -112,7 +111,6 @@ def test_chips_have_the_bits_of_one(scheme: str, split: Split, degrees: tuple[in
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("split", [Split.TREE, Split.WIDE])
 @pytest.mark.parametrize("way", [run_devices, None], ids=["devices", "nested"])
 def test_devices_have_the_bits_of_one_chip(split: Split, way: Any) -> None:
@@ -170,7 +168,6 @@ def _without_checks_of_annotations() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.usefixtures("_without_checks_of_annotations")
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 5))]

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from placed_blocks import TINY_KIMI, hidden, place, plan, runner, sqnr_db
-from slices import some_slow
 from small_machines import tiered
 
 from models.layers.linear import Split
@@ -96,7 +95,7 @@ def test_devices_give_the_bits_of_virtual_chips(way: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("policy", some_slow(["nvfp4", "groq-truepoint", "mxfp4"], count=1))
+@pytest.mark.parametrize("policy", ["nvfp4", "groq-truepoint", "mxfp4"])
 def test_narrow_experts_over_chips_equal_one_chip(policy: str) -> None:
     alone = run(Split.COLUMN, 1, 1, policy=policy)
     np.testing.assert_array_equal(run(Split.COLUMN, 2, 2, policy=policy), alone)

@@ -59,7 +59,6 @@ SIZES: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("sizes", SIZES[1:3])
 def test_slots_and_capacity_move_no_bit(sizes: dict[str, Any]) -> None:
     alone = run("kimi", Split.COLUMN, 1, 1, capacity=BATCH)

@@ -71,8 +71,8 @@ PLANS = {
 STEPS = {"prefill": None, "decode": 1}
 #: Decoding repeats the programs of the blocks: enough where the cache is laid out differently.
 DECODED = ("one chip", "columns", "positions")
-#: Most of what families and plans have in one case; the rest is slow.
-QUICK = {("gpt_oss", "positions", "prefill")}
+#: Most of what families and plans have in one case.
+TELLING = ("gpt_oss", "positions", "prefill")
 #: Every family is among the slow tests under this plan, and these are where one chip decodes.
 SHORT, DECODED_SLOWLY = ("rows", "prefill"), ("deepseek_v3",)
 
@@ -96,10 +96,8 @@ def cases() -> list[object]:
 
 
 def marks_of(name: str, plan: str, phase: str) -> object:
-    if (name, plan, phase) in QUICK:
-        return ()
     decodes = name in DECODED_SLOWLY and (plan, phase) == ("one chip", "decode")
-    is_short = (plan, phase) == SHORT or decodes
+    is_short = (plan, phase) == SHORT or (name, plan, phase) == TELLING or decodes
     return pytest.mark.slow if is_short else pytest.mark.long
 
 
@@ -110,7 +108,6 @@ def logits(weights: WeightSource, name: str, plan: str, phase: str) -> np.ndarra
     return forward(weights, tiered(2), PLANS[plan], tokens, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "plan", "phase"), cases())
 def test_a_family_under_a_plan_equals_transformers(name, plan, phase):
     assert difference(logits(checkpoint(name).weights, name, plan, phase), name) < HF_BOUND

@@ -64,7 +64,6 @@ def kimi() -> Explanation:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_totals_are_those_of_evaluate(case: str) -> None:
     name, machine, weights, plan, request = CASES[case]
@@ -92,7 +91,6 @@ def test_totals_are_those_of_evaluate(case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_shares_are_all_of_the_time(case: str) -> None:
     ours = explained(case)
@@ -108,7 +106,6 @@ def test_shares_are_all_of_the_time(case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES)
 def test_stages_hold_every_block_once_on_chips_of_their_own(case: str) -> None:
     name, _, _, plan, _ = CASES[case]

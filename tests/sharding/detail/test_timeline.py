@@ -73,7 +73,6 @@ def nanoseconds(microseconds: float) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 def test_every_event_is_one_of_the_format(traced: Traced) -> None:
     _, _, events = traced
     processes = {e["pid"] for e in events if e["name"] == "process_name"}

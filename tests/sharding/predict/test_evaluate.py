@@ -222,7 +222,6 @@ NUMBERS = (
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("case", CASES[:3])
 def test_a_plan_alone_is_the_plan_among_thousands(case: tuple[str, str, str, int, int]) -> None:
     name, machine, policy, batch, context = case

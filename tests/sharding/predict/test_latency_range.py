@@ -73,7 +73,6 @@ def _latency_s(asked: Scenario, plans: tuple[Plan, ...], machine: object) -> np.
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("name", CASES)
 def test_drawn_machines_lie_inside_and_so_does_the_nominal_one(name: str) -> None:
     """Draws are those of the sensitivity; the ends are reached, so that nothing is rounded."""
@@ -88,7 +87,6 @@ def test_drawn_machines_lie_inside_and_so_does_the_nominal_one(name: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("name", CASES)
 def test_the_end_that_a_constant_declares_is_the_faster_one(name: str) -> None:
     asked, plans, _ = _case(name)

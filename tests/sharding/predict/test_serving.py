@@ -274,7 +274,6 @@ def _first_tokens_s(
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: f"{case[0]}-{case[1]}")
 @given(one=st.integers(1, MOST_PROMPT), off=st.integers(0, 2 * MOST_CHUNK))
 def test_a_longer_prompt_never_has_an_earlier_first_token(

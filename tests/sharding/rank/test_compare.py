@@ -101,7 +101,6 @@ def _refuse(word: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("found", [_small, _too_large])
 def test_json_has_what_scripts_read(found: Any) -> None:
     comparison = found()

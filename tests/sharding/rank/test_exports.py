@@ -72,7 +72,6 @@ def _is(cell: str, value: Any) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @BOTH
 def test_csv_has_every_value_of_every_row(found: Callable[[], Comparison]) -> None:
     comparison = found()

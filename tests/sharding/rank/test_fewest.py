@@ -20,16 +20,15 @@ DRAFTS = replace(SMALL, name="drafts", attention=replace(SMALL.attention, n_kv_h
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("options", "n_chips"),
     [
         ({}, 3),
         ({"invariant": "tree"}, 4),  # a tree is over a power of two
         ({"draft_model": DRAFTS}, 5),
-        pytest.param({"draft_model": DRAFTS, "invariant": "tree"}, 6, marks=pytest.mark.slow),
+        ({"draft_model": DRAFTS, "invariant": "tree"}, 6),
         # A draft model gets a power of two, and at most half.
-        pytest.param({"draft_model": SMALL}, 8, marks=pytest.mark.slow),
+        ({"draft_model": SMALL}, 8),
     ],
 )
 def test_all_that_is_asked_for_fits(options: Any, n_chips: int) -> None:

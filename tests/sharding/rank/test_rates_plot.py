@@ -72,7 +72,6 @@ def _along(values: Any, places: Any) -> Callable[[Any], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("found", [_found, _front])
 def test_every_row_is_at_its_rates_with_its_ranges(
     found: Callable[[], Comparison], tmp_path: Path

@@ -74,7 +74,6 @@ def test_one_block_is_in_memory_at_a_time():
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("step", [7, 100])
 def test_steps_of_any_length_give_what_one_prefill_gives(step):
     # The last step of 7 is padded by one token.

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from placed_blocks import TINY_KIMI, TINY_LLAMA, hidden, plan
 from saved_states import DECODE, FP16, STORED, UNEVEN_KIMI, filled_cache, state_of, stored_blocks
+from slices import some_slow
 from small_machines import tiered
 
 from lpu_jax.errors import WeightsError
@@ -191,14 +192,16 @@ def test_shares_on_devices_are_saved_and_come_back_on_their_devices(tmp_path):
 # --- caches -----------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("cfg", "first", "second", "name"),
-    [
-        (TINY_LLAMA, {"tensor": 2, "data": 2}, {"data": 3}, "fp16"),
-        (TINY_LLAMA, {"data": 3}, {"tensor": 2}, "fp16+fp8-cache"),
-        (TINY_KIMI, {"tensor": 3}, {"data": 2, "tensor": 2}, "fp16"),
-    ],
+    some_slow(
+        [
+            (TINY_LLAMA, {"data": 3}, {"tensor": 2}, "fp16+fp8-cache"),
+            (TINY_LLAMA, {"tensor": 2, "data": 2}, {"data": 3}, "fp16"),
+            (TINY_KIMI, {"tensor": 3}, {"data": 2, "tensor": 2}, "fp16"),
+        ],
+        count=1,
+    ),
 )
 def test_decoding_goes_on_under_another_plan_with_the_same_bits(cfg, first, second, name, tmp_path):
     """Columns are split, so that no plan moves a rounding: bitwise, hidden state and cache."""

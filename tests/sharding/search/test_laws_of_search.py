@@ -132,7 +132,6 @@ LAWS = [_more_chips, _more_memory, _larger_space, _looser_limit, _keeps_on_more_
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.strip("_"))
 def test_more_never_makes_the_best_plan_worse(law: object) -> None:
     few(given(seeds, objectives)(law))()  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def _check_objectives(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [SEEDS[0], pytest.param(SEEDS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_best_plans_beside_gpus_are_those_of_brute_force(seed: int) -> None:
     assert _check_objectives(seed, most_plans=100) == 2 * len(OBJECTIVES)
 
@@ -157,7 +157,7 @@ def _without_memory(scenario: Scenario, share: float) -> Scenario:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [SEEDS[0], pytest.param(SEEDS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_where_nothing_fits_plans_of_two_pools_come_nearest(seed: int) -> None:
     scenario = _without_memory(_small(seed), 0.02)
     every = evaluate(EveryPlan(scenario).plans, scenario)
@@ -240,7 +240,7 @@ def test_a_bound_that_is_too_high_would_be_found(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seeds", slow_then_long(range(400, 460), short=10))
+@pytest.mark.parametrize("seeds", [range(first, first + 10) for first in range(400, 460, 10)])
 def test_no_plan_beside_gpus_is_below_the_bound_of_its_pair_in_many_cases(seeds: range) -> None:
     counted = [_check_pairs(random_mixed_scenario(Random(seed), 3_000)) for seed in seeds]
     assert sum(counted) > 50
@@ -331,7 +331,6 @@ LAWS = (_faster_network, _more_lpus, _more_gpus)
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.strip("_"))
 def test_more_never_makes_the_best_plan_worse(law: Any) -> None:
     law(SEEDS[0], "per-chip", 100)

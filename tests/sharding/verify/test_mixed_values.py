@@ -31,13 +31,12 @@ def small(tmp_path: Path) -> MixedSystem:
     return found
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "plan"),
     [
-        ("smollm2-135m", ROWS),
-        pytest.param(TINY_LLAMA, PLAN, marks=pytest.mark.slow),
-        pytest.param(TINY_KIMI, MOE, marks=pytest.mark.slow),
+        pytest.param("smollm2-135m", ROWS, marks=pytest.mark.slow),
+        pytest.param(TINY_LLAMA, PLAN, marks=pytest.mark.long),
+        pytest.param(TINY_KIMI, MOE, marks=pytest.mark.long),
     ],
 )
 def test_gpus_multiply_as_their_tensor_cores_do(

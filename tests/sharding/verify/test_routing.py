@@ -62,7 +62,6 @@ def states():
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("routing", ["forced", "free"])
 def test_the_reference_follows_or_chooses_itself(states, routing):
     """Against the float32 mixture with all experts; 1e-5: orders of sums."""
