@@ -3,6 +3,7 @@
 Nothing is evaluated here (`evaluate`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lpu_jax.cost.schedule import Timing
+from models.blocks import Kind
 
 from .placement import BlockBytes
 
@@ -96,3 +98,23 @@ def mean_over_steps(
     worst = np.broadcast_to(np.asarray(report.worst_cycles, np.float64), plan_of_step.shape)
     means = _map(mean, report)
     return replace(means, held=_map(most, report).held, worst_cycles=worst[last])
+
+
+def live_bytes(blocks: Mapping[Kind, BlockReport], n_plans: int) -> Float[np.ndarray, " plans"]:
+    """Bytes of a chip for values in use and for tables, whatever its stage holds.
+
+    A stage may hold blocks of every kind; blocks of one kind share their tables, and sliding
+    layers those of the others.
+    """
+    activations = np.max(
+        [np.broadcast_to(block.held.activations, n_plans) for block in blocks.values()], axis=0
+    )
+    tables = np.sum(
+        [
+            np.broadcast_to(block.held.tables, n_plans)
+            for kind, block in blocks.items()
+            if kind != "sliding" or "attention" not in blocks
+        ],
+        axis=0,
+    )
+    return np.asarray(activations + tables)

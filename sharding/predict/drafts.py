@@ -23,7 +23,7 @@ from lpu_jax.machine.system import System
 
 from ..plan import Plan
 from ..scenario import Scenario
-from .evaluate import Drafting, Evaluation, Numbers, evaluate, latencies_cycles
+from .evaluate import CutPlans, Drafting, Evaluation, Numbers, evaluate, latencies_cycles
 from .hand_overs import TOKEN_BYTES
 from .pools import last_chip
 
@@ -50,24 +50,24 @@ def evaluate_with_drafts(
     return _with(evaluate(drafts, scenario.draft_step), found)
 
 
-def latencies_s(plans: Sequence[Plan], scenario: Scenario, beside: Sequence[Plan] = ()) -> Numbers:
-    """Evaluate the latency of plans alone, with the draft model's plans beside them.
+def latencies_s(cut: CutPlans, scenario: Scenario, beside: CutPlans | None = None) -> Numbers:
+    """Evaluate the latency of plans alone.
 
     Args:
-        plans: legal plans.
+        cut: the plans, cut on a machine of the same shape.
         scenario: the model, the machine, the request and the formats.
-        beside: the draft model's plan of each; none without a draft model.
+        beside: the draft model's plan of each; None without a draft model.
     """
-    clock_hz, own = float(scenario.system.chip.clock_hz), latencies_cycles(plans, scenario)
-    if not beside:
+    clock_hz, own = float(scenario.system.chip.clock_hz), latencies_cycles(cut, scenario)
+    if beside is None:
         return np.asarray(own / clock_hz)
     step, system = scenario.draft_step, scenario.system
     drafts_s = latencies_cycles(beside, step) / float(step.system.chip.clock_hz)
     if scenario.mixed is None:
-        ends, chips = _ends(plans, system), _ends(beside, system)
+        ends, chips = _ends(cut.plans, system), _ends(beside.plans, system)
         also = _exchange_cycles(_first_chip(ends, chips, system) + chips, scenario)
     else:
-        also = _network_cycles(plans, beside, scenario)
+        also = _network_cycles(cut.plans, beside.plans, scenario)
     return np.asarray((own + also) / clock_hz + (scenario.request.tokens - 1) * drafts_s)
 
 

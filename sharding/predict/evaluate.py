@@ -22,13 +22,20 @@ from ..plan import FFN_PARTS, Plan, Pool
 from ..scenario import Scenario
 from ..slots.sizes import SlotPlan
 from ..space.plan_table import PlanTable
-from .block_report import BlockReport, merge
-from .cuts import Chain, Cuts
+from .block_report import BlockReport, live_bytes, merge
+from .cuts import Chain, Cuts, Stages
 from .hand_overs import hand_over_times, hidden_bytes
 from .kinds import evaluate_kind
 from .placement import dram_room_bytes, usable_bytes
 from .placements import Placements
-from .pools import CutPools, copies_of, cut_pools, lay_out, most_in_flight
+from .pools import (
+    CutPools,
+    copies_of,
+    cut_pools,
+    hand_overs_of_plans,
+    lay_out,
+    most_in_flight,
+)
 
 Numbers = Float[np.ndarray, " plans"]
 
@@ -187,9 +194,9 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
     Fidelity: approximate; one plan gets the same numbers alone as among thousands.
     """
     table = PlanTable.of(plans)
-    if len(set(table.ffn_stages > 0)) > 1:
-        kinds = [np.flatnonzero(table.ffn_stages == 0), np.flatnonzero(table.ffn_stages)]
-        return _joined(table, kinds, [evaluate(table.take(rows), scenario) for rows in kinds])
+    alike = _by_pools(table)
+    if len(alike) > 1:
+        return _joined(table, alike, [evaluate(table.take(rows), scenario) for rows in alike])
     lie, of_plan = _lie(table, scenario)
     blocks, slots = _blocks(table, lie, of_plan, scenario, measure_live=True)
     copies = copies_of(lie.groups, scenario)
@@ -201,20 +208,51 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
     return _evaluation_of(table, blocks, cut, copies[of_plan], slots, scenario)
 
 
-def latencies_cycles(plans: Sequence[Plan], scenario: Scenario) -> Numbers:
-    """Evaluate the latency of legal plans alone; see `evaluate`."""
+@dataclass(frozen=True, kw_only=True)
+class CutPlans:
+    """Plans with the cuts that their latencies depend on."""
+
+    plans: Sequence[Plan]
+    #: In plans of two pools, whose hidden states cross where these are cut; 0 in those of one.
+    stage_of_block: Stages
+
+    def one(self, number: int) -> "CutPlans":
+        """Keep one plan."""
+        rows = slice(number, number + 1)
+        return CutPlans(plans=self.plans[rows], stage_of_block=self.stage_of_block[:, rows])
+
+
+def cut_plans(plans: Sequence[Plan], scenario: Scenario) -> CutPlans:
+    """Cut legal plans, at least one, as `evaluate` does; for `latencies_cycles`."""
     table = PlanTable.of(plans)
-    found = np.empty(len(table))
-    # Where hidden states cross between two pools depends on how these are cut.
+    stage = np.zeros((len(block_chain(scenario.model)), len(table)), np.int64)
     if len(pooled := np.flatnonzero(table.ffn_stages)):
-        found[pooled] = evaluate(table.take(pooled), scenario).latency_cycles
-    if len(alone := np.flatnonzero(table.ffn_stages == 0)):
-        table = table.take(alone)
-        lie, of_plan = _lie(table, scenario)
-        blocks, _ = _blocks(table, lie, of_plan, scenario, measure_live=False)
-        hops = hand_over_times([groups[0] for groups in lie.groups], scenario)[of_plan]
-        found[alone] = _latency(blocks, hops[:, 0], scenario)
+        stage[:, pooled] = evaluate(table.take(pooled), scenario).cuts.stage_of_block
+    return CutPlans(plans=plans, stage_of_block=stage)
+
+
+def latencies_cycles(cut: CutPlans, scenario: Scenario) -> Numbers:
+    """Evaluate the latency of plans alone, however their machine would cut them; see `evaluate`."""
+    table = PlanTable.of(cut.plans)
+    found = np.empty(len(table))
+    for rows in _by_pools(table):
+        own, stage_of_block = table.take(rows), cut.stage_of_block[:, rows]
+        lie, of_plan = _lie(own, scenario)
+        blocks, _ = _blocks(own, lie, of_plan, scenario, measure_live=False)
+        if own.ffn_stages.any():
+            laid_out = [lie.groups[i] for i in of_plan]
+            steps = hand_overs_of_plans(stage_of_block, laid_out, scenario)
+            hops = np.array([float(step.cycles.sum()) for step in steps])
+        else:
+            hops = hand_over_times([groups[0] for groups in lie.groups], scenario)[of_plan, 0]
+        found[rows] = _latency(blocks, hops, scenario)
     return found
+
+
+def _by_pools(table: PlanTable) -> list[Int[np.ndarray, " _plans"]]:
+    """Number the plans of one pool, and those of two, where there are any."""
+    has_two = table.ffn_stages > 0
+    return [rows for rows in (np.flatnonzero(~has_two), np.flatnonzero(has_two)) if len(rows)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,23 +483,3 @@ def _joined(
         cuts=Cuts(**columns([one.cuts for one in found])),
         **columns(found),
     )
-
-
-def live_bytes(blocks: Mapping[Kind, BlockReport], n_plans: int) -> Numbers:
-    """Bytes of a chip for values in use and for tables, whatever its stage holds.
-
-    A stage may hold blocks of every kind; blocks of one kind share their tables, and sliding
-    layers those of the others.
-    """
-    activations = np.max(
-        [np.broadcast_to(block.held.activations, n_plans) for block in blocks.values()], axis=0
-    )
-    tables = np.sum(
-        [
-            np.broadcast_to(block.held.tables, n_plans)
-            for kind, block in blocks.items()
-            if kind != "sliding" or "attention" not in blocks
-        ],
-        axis=0,
-    )
-    return np.asarray(activations + tables)

@@ -1,8 +1,9 @@
 """The latency of plans over the assumed constants of their machine: the range beside the bounds.
 
 Bounds say what a better or worse schedule could reach on the machine as it is described; the range
-says what the described schedule takes on other machines that public sources leave possible.
-A measured time outside it is a finding. Not modelled: as in `lpu_jax.machine.time_range`.
+says what the described schedule, its stages cut where they are, takes on other machines that public
+sources leave possible. A measured time outside it is a finding. Not modelled: as in
+`lpu_jax.machine.time_range`.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from lpu_jax.machine.time_range import Times, time_range
 from ..plan import Plan
 from ..scenario import Scenario
 from .drafts import latencies_s
+from .evaluate import CutPlans, cut_plans
 
 
 def latency_ranges_s(
@@ -34,21 +36,25 @@ def latency_ranges_s(
 
     Fidelity: as `machine.time_range.time_range`.
     """
+    cut = cut_plans(plans, scenario)
+    also = cut_plans(beside, scenario.draft_step) if beside else None
 
     def latency_s(machine: Machine) -> Times:
-        return _latency_s(plans, scenario.on(machine), beside)
+        return _latency_s(cut, scenario.on(machine), also)
 
     return np.stack(time_range(scenario.machine, latency_s), axis=1)
 
 
-def _latency_s(plans: Sequence[Plan], scenario: Scenario, beside: Sequence[Plan]) -> Times:
+def _latency_s(cut: CutPlans, scenario: Scenario, beside: CutPlans | None) -> Times:
     """Evaluate plans; one that names a collective which its links do not have is not a number."""
     try:
-        return latencies_s(plans, scenario, beside)
+        return latencies_s(cut, scenario, beside)
     except CostError:
-        if len(plans) == 1:
+        if len(cut.plans) == 1:
             return np.array([np.nan])
-        alone = [beside[i : i + 1] for i in range(len(plans))]
         return np.concatenate(
-            [_latency_s([plan], scenario, own) for plan, own in zip(plans, alone, strict=True)]
+            [
+                _latency_s(cut.one(i), scenario, beside.one(i) if beside else None)
+                for i in range(len(cut.plans))
+            ]
         )
