@@ -42,7 +42,7 @@ def test_shapes_are_checked_here() -> None:
     [
         pytest.param(TINY_LLAMA, "groq-3", id="grouped"),
         pytest.param(TINY_LLAMA, "h100x2", id="grouped on GPUs", marks=pytest.mark.long),
-        pytest.param(TINY_OSS, "lpx-1", id="mixture"),
+        pytest.param(TINY_OSS, "lpx-1", id="mixture", marks=pytest.mark.long),
         pytest.param(TINY_KIMI, "groq-3", id="latent", marks=pytest.mark.long),
     ],
 )

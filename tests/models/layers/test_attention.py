@@ -107,7 +107,7 @@ def test_devices_give_the_bits_of_virtual_chips(cfg: ModelConfig, way: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", [64, 384])
+@pytest.mark.parametrize("context", [64, pytest.param(384, marks=pytest.mark.long)])
 def test_latent_attention_decodes_as_it_prefills(context: int) -> None:
     decoded = decode(split_block(TINY_KIMI, Split.COLUMN, context), TINY_KIMI, "virtual")
     np.testing.assert_array_equal(decoded, prefill(TINY_KIMI))
@@ -118,7 +118,7 @@ def test_latent_attention_decodes_as_it_prefills(context: int) -> None:
     ("cfg", "policy"),
     [
         pytest.param(TINY_LLAMA, "groq-truepoint", id="grouped, exact carry"),
-        pytest.param(TINY_KIMI, "nvfp4", id="latent, scales of matrices"),
+        pytest.param(TINY_KIMI, "nvfp4", id="latent, scales of matrices", marks=pytest.mark.long),
     ],
 )
 def test_a_policy_moves_no_bit_between_decode_and_prefill(cfg: ModelConfig, policy: str) -> None:

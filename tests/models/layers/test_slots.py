@@ -96,7 +96,11 @@ def test_no_row_is_lost_where_all_choose_the_experts_of_one_chip(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("way", "dispatch"), [("devices", Dispatch.ALL_TO_ALL), ("nested", Dispatch.REPLICATED)]
+    ("way", "dispatch"),
+    [
+        pytest.param("devices", Dispatch.ALL_TO_ALL, marks=pytest.mark.long),
+        ("nested", Dispatch.REPLICATED),
+    ],
 )
 def test_gathered_rows_give_the_same_bits_on_devices(way: str, dispatch: Dispatch) -> None:
     choices: dict[str, Any] = {"dispatch": dispatch, "capacity": 2}

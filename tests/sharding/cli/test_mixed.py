@@ -261,7 +261,7 @@ def test_samples_of_what_is_assumed_rank_plans_of_both_machines(small: str) -> N
     assert {"link.latency_s", "gpus.chip.launch_gap_s", "lpus.chip.transit_cycles"} <= names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_over_workers_and_shards_finds_the_same(
     small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,11 +101,11 @@ def test_each_token_is_the_references_choice_after_the_ones_before(tiny):
     assert tiny.text == "".join(LETTERS[token] for token in tiny.tokens)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("plan", "policy"),
     [
-        pytest.param(ONE, "fp16", id="one chip", marks=pytest.mark.long),
+        pytest.param(ONE, "fp16", id="one chip"),
         pytest.param(BY_DATA, "int8", id="by data"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_sequence_does_not_depend_on_its_companions(plan, policy):
     np.testing.assert_array_equal(together[:, ::-1], steps(PROMPTS[::-1]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_drawn_text_depends_on_seed_and_prompt_alone():
     hot = Sampling(temperature=20.0, seed=3)  # hot: all tokens are about equally likely
     together = run(PROMPTS, sampling=hot)

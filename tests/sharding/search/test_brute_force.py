@@ -124,7 +124,7 @@ def test_the_earliest_first_token_is_that_of_brute_force() -> None:
     assert _check_first_token(1, most_plans=100)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_earliest_first_token_need_not_have_the_least_bound_of_its_form() -> None:
     assert _check_first_token(6, 600, random_mixed_scenario)
 

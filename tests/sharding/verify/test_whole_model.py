@@ -86,7 +86,7 @@ def test_the_report_says_what_was_run(exact):
     assert "No plan fits; it lacks much." in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_streaming_gives_the_bits_of_the_model_whole_in_memory():
     """Two plans in one go, each against all experts, the whole table and the whole head."""
     plans = [split(Split.COLUMN), split(Split.ROW)]
@@ -104,7 +104,13 @@ def test_streaming_gives_the_bits_of_the_model_whole_in_memory():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("policy", "least_db"), [("int8", 34), ("nvfp4", 45), ("mxfp4", 45), ("int4", 45)]
+    ("policy", "least_db"),
+    [
+        pytest.param("int8", 34, marks=pytest.mark.long),
+        pytest.param("nvfp4", 45, marks=pytest.mark.long),
+        ("mxfp4", 45),
+        ("int4", 45),
+    ],
 )
 def test_narrow_stores_hold_compact_experts(policy, least_db):
     """Formats that keep codes, scales or two levels: the bits of a store with all experts."""
