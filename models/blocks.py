@@ -24,6 +24,7 @@ from .layers.latent import latent_attention
 from .layers.linear import Split
 from .layers.mlp import dense_mlp
 from .layers.moe import ExpertSizes, mixture
+from .layers.recurrent import delta_net
 from .layers.vocabulary import embed, head
 from .params import OUTPUT_AXES, ParamSpec, block_params
 from .params import Kind as Kind
@@ -57,6 +58,8 @@ class Leaf:
     rows: int = 0
     #: for a cache: what another leaf holds too, in the layout of another product
     is_copy: bool = False
+    #: for a cache: it is written whole with every token, and lies in the chip wherever caches lie
+    stays: bool = False
     #: before anything runs: zeros; the number of a chip's first row, or of the chip, along an axis;
     #: a table of the rotation; the row of the store in which each expert lies
     begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "address"] = "zeros"
@@ -234,6 +237,19 @@ def _attention_arguments(
     )
 
 
+def _recurrent_program(variant: _Variant) -> Callable[..., Any]:
+    return partial(delta_net, **variant.projects)
+
+
+def _recurrent_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
+    return (
+        _hidden(variant, sizes),
+        _states(variant.cfg, variant.policy, sizes),
+        _state(jnp.int32, sizes.local["batch"]),
+        _number("chip", "batch_local"),
+    )
+
+
 def _dense_program(variant: _Variant) -> Callable[..., Any]:
     return partial(dense_mlp, **variant.projects)
 
@@ -274,6 +290,10 @@ class BlockKind:
     #: numbers of the arguments that change from call to call; the rest is placed with the weights
     inputs: tuple[int, ...] = (0,)
     has_cache: bool = False
+    #: behind the cache come tables of the rotation
+    has_tables: bool = False
+    #: it has a cache, but no positions: it is told how many new tokens of each sequence count
+    is_recurrent: bool = False
     #: logical axes that chips hold whole, though the part of the plan may split them
     whole: frozenset[str] = frozenset()
 
@@ -295,6 +315,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             arguments=_attention_arguments,
             inputs=(0, 2, 4),  # hidden state, cache, positions
             has_cache=True,
+            has_tables=True,
         ),
         "sliding": BlockKind(
             title="sliding",
@@ -304,6 +325,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             arguments=partial(_attention_arguments, is_sliding=True),
             inputs=(0, 2, 4),
             has_cache=True,
+            has_tables=True,
             whole=frozenset({"kv_length"}),
         ),
         "unrotated": BlockKind(
@@ -314,6 +336,17 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             arguments=partial(_attention_arguments, is_rotated=False),
             inputs=(0, 2, 4),
             has_cache=True,
+        ),
+        "recurrent": BlockKind(
+            title="recurrent",
+            result="recurrent layer's output",
+            part="attention",
+            program=_recurrent_program,
+            arguments=_recurrent_arguments,
+            inputs=(0, 2, 3),  # hidden state, cache, counts
+            has_cache=True,
+            is_recurrent=True,
+            whole=frozenset({"kv_length"}),
         ),
         "dense": BlockKind(
             title="dense",
@@ -488,6 +521,29 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) 
     return {
         "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
         "values": leaf(dimensions=(*lead, context, (value_dim, None)), is_copy=is_latent),
+    }
+
+
+def _states(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
+    """States of the heads of a recurrent layer, and the last inputs of its convolutions."""
+    net = cfg.recurrent
+    assert net is not None
+    batch: Dimension = (sizes.local["batch_local"], "batch_local")
+    heads = sizes.share("kv_heads", net.n_key_heads)
+    per_key = sizes.share("q_per_kv", net.value_heads_per_key)
+    key, value, kept = (net.key_dim, None), (net.value_dim, None), (net.taps - 1, None)
+    state = Leaf(
+        dimensions=(batch, heads, per_key, key, value),
+        dtype=jnp.float32,
+        kind="cache",
+        bits=32,
+        stays=True,
+    )
+    inputs = replace(state, dtype=policy.dtype, bits=policy.base_bits)
+    return {
+        "state": state,
+        "qk_inputs": replace(inputs, dimensions=(batch, kept, (2, None), heads, key)),
+        "v_inputs": replace(inputs, dimensions=(batch, kept, heads, per_key, value)),
     }
 
 

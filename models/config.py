@@ -1,7 +1,7 @@
 """One frozen description of a transformer, from a Hugging Face `config.json` or written by hand.
 
 Holds sizes and rules only, never a tensor. Not described: vision towers, multi-token-prediction
-blocks (used for speculation only), sparse or linear attention. A file that asks for one of these
+blocks (used for speculation only), sparse attention. A file that asks for one of these
 is refused, because a reader that skips an unknown key miscounts the model.
 """
 
@@ -48,6 +48,7 @@ class GqaConfig:
     sinks: bool = False  #: a learned logit per query head takes part in the softmax, with no value
     window: int | None = None  #: keys that a query of a sliding layer sees, its own included
     scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
+    gated: bool = False  #: results of heads are multiplied by the sigmoid of a projection
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
@@ -55,6 +56,8 @@ class GqaConfig:
             _require_positive(self, "scale")
         if self.window is not None:
             _require_positive(self, "window")
+        if self.gated and self.qkv_bias:
+            raise ConfigError("gated attention must have no qkv_bias, got True.")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
@@ -135,6 +138,47 @@ class MlaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecurrentConfig:
+    """Gated DeltaNet: heads with a state `[key_dim, value_dim]` in place of a cache.
+
+    Queries and keys of a key head serve its `value_heads_per_key` value heads, each with a state, a
+    decay and a rate of its own. Queries, keys and values pass a causal convolution over `taps`
+    tokens each.
+    """
+
+    n_key_heads: int
+    n_value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
+        if self.n_value_heads % self.n_key_heads:
+            raise ConfigError(
+                f"n_value_heads must be a multiple of n_key_heads, got {self.n_value_heads} and "
+                f"{self.n_key_heads}."
+            )
+        if self.taps < 2:
+            raise ConfigError(f"taps must be at least 2, got {self.taps}.")
+
+    @property
+    def value_heads_per_key(self) -> int:
+        """Value heads that share the queries and keys of one key head."""
+        return self.n_value_heads // self.n_key_heads
+
+    @property
+    def state_values(self) -> int:
+        """Values of the states of one sequence in a layer."""
+        return self.n_value_heads * self.key_dim * self.value_dim
+
+    @property
+    def convolved_values(self) -> int:
+        """Queries, keys and values of one token, which pass the convolution."""
+        return 2 * self.n_key_heads * self.key_dim + self.n_value_heads * self.value_dim
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoeConfig:
     """Mixture of experts and its router.
 
@@ -163,6 +207,7 @@ class MoeConfig:
     expert_bias: bool = False  #: both matrices of every expert have biases
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
+    gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
@@ -178,6 +223,8 @@ class MoeConfig:
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
                 f"{self.n_dense_layers}."
             )
+        if self.gated_shared and not self.n_shared:
+            raise ConfigError("gated_shared must be False without shared experts, got True.")
         if self.n_experts % self.n_groups or self.topk_groups > self.n_groups:
             raise ConfigError(
                 f"n_groups must divide n_experts and be at least topk_groups, got "
@@ -243,6 +290,8 @@ class ModelConfig:
     moe: MoeConfig | None = None
     sliding_layers: tuple[int, ...] = ()  #: layers that see only the attention's window, ascending
     unrotated_layers: tuple[int, ...] = ()  #: layers without rotation ("NoPE"), ascending
+    recurrent: RecurrentConfig | None = None
+    recurrent_layers: tuple[int, ...] = ()  #: layers that have it in place of attention, ascending
     multipliers: Multipliers = Multipliers()
     #: Further layers of the released files, which predict tokens ahead and are left out here.
     n_prediction_layers: int = 0
@@ -279,6 +328,8 @@ class ModelConfig:
             ("moe", MoeConfig | None, "a MoeConfig or None"),
             ("sliding_layers", tuple, "a tuple of layers"),
             ("unrotated_layers", tuple, "a tuple of layers"),
+            ("recurrent", RecurrentConfig | None, "a RecurrentConfig or None"),
+            ("recurrent_layers", tuple, "a tuple of layers"),
             ("multipliers", Multipliers, "a Multipliers"),
         ):
             if not isinstance(getattr(self, field), kind):
@@ -303,13 +354,21 @@ class ModelConfig:
             raise ConfigError(f"{self.name}: sliding layers need an attention with a window.")
         if self.unrotated_layers and not isinstance(self.attention, GqaConfig):
             raise ConfigError(f"{self.name}: layers without rotation need grouped attention.")
-        for name in ("sliding_layers", "unrotated_layers"):
+        if self.recurrent_layers and self.recurrent is None:
+            raise ConfigError(f"{self.name}: recurrent layers need a RecurrentConfig.")
+        for name in ("sliding_layers", "unrotated_layers", "recurrent_layers"):
             layers = getattr(self, name)
             if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(self.n_layers)):
                 raise ConfigError(
                     f"{self.name}: {name} must be ascending layers from 0 to "
                     f"{self.n_layers - 1}, got {layers}."
                 )
+        attends = set(self.sliding_layers) | set(self.unrotated_layers)
+        if attends & set(self.recurrent_layers):
+            raise ConfigError(
+                f"{self.name}: a recurrent layer must be neither a sliding one nor one without "
+                f"rotation, got {sorted(attends & set(self.recurrent_layers))}."
+            )
         both = sorted(set(self.sliding_layers) & set(self.unrotated_layers))
         if both:
             raise ConfigError(
@@ -326,8 +385,12 @@ class ModelConfig:
             raise ConfigError(f"{self.name} has no latent attention: form {form} does not apply.")
         return replace(self, attention=replace(self.attention, form=form))
 
-    def attention_kind(self, layer: int) -> Literal["attention", "sliding", "unrotated"]:
-        """Return which kind of attention block layer `layer` (from 0) has."""
+    def attention_kind(
+        self, layer: int
+    ) -> Literal["attention", "sliding", "unrotated", "recurrent"]:
+        """Return which kind of attention block layer `layer` (from 0) has, or has in its place."""
+        if layer in self.recurrent_layers:
+            return "recurrent"
         if layer in self.sliding_layers:
             return "sliding"
         return "unrotated" if layer in self.unrotated_layers else "attention"
@@ -348,5 +411,18 @@ class ModelConfig:
         return 0 if self.moe is None else max(0, self.n_layers - self.moe.n_dense_layers)
 
     def kv_bytes_per_token(self, bytes_per_value: int | float = 2) -> float:
-        """Return the cache bytes of one token over all layers."""
-        return float(self.n_layers * self.attention.cached_values_per_token * bytes_per_value)
+        """Return the cache bytes of one token over all layers; recurrent ones keep none."""
+        n_layers = self.n_layers - len(self.recurrent_layers)
+        return float(n_layers * self.attention.cached_values_per_token * bytes_per_value)
+
+    def state_bytes_per_sequence(self, bytes_per_value: int | float = 2) -> float:
+        """Return the bytes of one sequence's states over all recurrent layers.
+
+        Args:
+            bytes_per_value: of the last inputs of convolutions; the states themselves are fp32.
+        """
+        if self.recurrent is None:
+            return 0.0
+        kept = (self.recurrent.taps - 1) * self.recurrent.convolved_values
+        layer = 4 * self.recurrent.state_values + kept * bytes_per_value
+        return float(len(self.recurrent_layers) * layer)

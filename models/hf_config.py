@@ -16,7 +16,7 @@ from typing import Any
 from lpu_jax.errors import ConfigError
 from lpu_jax.quantities import format_given
 
-from .config import GqaConfig, MlaConfig, ModelConfig, Multipliers
+from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers, RecurrentConfig
 from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
@@ -32,6 +32,8 @@ _ABOUT_OTHER_PARTS = re.compile(
 )
 #: Rules of the rotation that are modelled; the first scales nothing.
 _SCALINGS = ("default", "llama3", "yarn")
+#: Kinds of layer in a model with recurrent ones, these first.
+_RECURRENT_KINDS = ("linear_attention", "full_attention")
 #: A model's name on the hub, alone or behind its owner's; a path is none.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
@@ -65,6 +67,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys.must_be("mlp_bias", False)
     keys.must_be("use_rmsnorm", True)
     n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
+    recurrent_layers = _read_recurrent_layers(keys, rules, n_layers)
     window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
     if rules.is_latent:
@@ -75,13 +78,16 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         rope = _read_rope(keys, rules, attention.head_dim)
     moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
     bos_token_ids = keys.token_ids("bos_token_id")
-    released_format, released_roles = read_released_format(keys, rules, n_layers, moe)
+    released_format, released_roles = read_released_format(
+        keys, rules, n_layers, moe, recurrent_layers
+    )
     model_cfg = ModelConfig(
         name=_name(keys, source, model_type),
         family=rules.family,
         n_layers=n_layers,
         d_model=keys.integer("hidden_size"),
-        d_ff=keys.integer("intermediate_size"),
+        # Without dense layers the width is of no use, and a file may lack it.
+        d_ff=keys.integer("intermediate_size", default=_width_of_experts(moe)),
         vocab_size=keys.integer("vocab_size"),
         max_position=keys.integer("max_position_embeddings"),
         norm_eps=keys.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
@@ -91,9 +97,16 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         moe=moe,
         sliding_layers=sliding_layers,
         unrotated_layers=_read_unrotated(keys, rules, n_layers),
+        recurrent=_read_recurrent(keys) if rules.has_recurrent_layers else None,
+        recurrent_layers=recurrent_layers,
         multipliers=_read_multipliers(keys, rules),
         n_prediction_layers=keys.integer(
-            "num_nextn_predict_layers", "num_mtp_layers", default=0, least=0, most=MOST_LAYERS
+            "num_nextn_predict_layers",
+            "num_mtp_layers",
+            "mtp_num_hidden_layers",
+            default=0,
+            least=0,
+            most=MOST_LAYERS,
         ),
         released_format=released_format,
         released_roles=released_roles,
@@ -198,7 +211,7 @@ def _read_windows(
             keys.must_be("sliding_window", None)
     window = keys.optional_integer("sliding_window")
     is_on = not rules.has_window_switch or keys.boolean("use_sliding_window", default=False)
-    listed = _listed_as_sliding(keys, n_layers)
+    listed = _listed_as_sliding(keys, rules, n_layers)
     if window is None or not is_on:
         if listed:
             raise keys.complain("layer_types", "full attention only, since no window is in use")
@@ -215,6 +228,44 @@ def _read_windows(
     if rules.windows == "all" and sliding != everyone:
         raise keys.complain("layer_types", "sliding attention only, as this type of model has it")
     return (window, sliding) if sliding else (None, ())
+
+
+def _read_recurrent_layers(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...]:
+    """Return the recurrent layers: those listed, or all but the last of each interval."""
+    if not rules.has_recurrent_layers:
+        return ()
+    interval = keys.integer("full_attention_interval")
+    usual = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(n_layers)]
+    kinds = list(keys.texts("layer_types")) or usual
+    if len(kinds) != n_layers or not set(kinds) <= set(_RECURRENT_KINDS):
+        raise keys.complain(
+            "layer_types", f"a list of {n_layers} of " + " or ".join(map(repr, _RECURRENT_KINDS))
+        )
+    if keys.has("full_attention_interval") and kinds != usual:
+        raise keys.complain("full_attention_interval", "that of 'layer_types'")
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == _RECURRENT_KINDS[0])
+
+
+def _read_recurrent(keys: Keys) -> RecurrentConfig:
+    keys.must_be("attn_output_gate", True)
+    keys.must_be("output_gate_type", "swish")
+    keys.must_be("mamba_ssm_dtype", "float32")
+    n_key_heads = keys.integer("linear_num_key_heads")
+    n_value_heads = keys.integer("linear_num_value_heads")
+    if n_value_heads % n_key_heads:
+        raise keys.complain("linear_num_value_heads", f"a multiple of the {n_key_heads} key heads")
+    return RecurrentConfig(
+        n_key_heads=n_key_heads,
+        n_value_heads=n_value_heads,
+        key_dim=keys.integer("linear_key_head_dim"),
+        value_dim=keys.integer("linear_value_head_dim"),
+        taps=keys.integer("linear_conv_kernel_dim", least=2),
+    )
+
+
+def _width_of_experts(moe: MoeConfig | None) -> int | None:
+    """Return what stands for the width of dense layers where there are none."""
+    return None if moe is None or moe.n_dense_layers else moe.d_expert
 
 
 def _read_unrotated(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...]:
@@ -239,9 +290,13 @@ def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
     )
 
 
-def _listed_as_sliding(keys: Keys, n_layers: int) -> tuple[int, ...] | None:
+def _listed_as_sliding(
+    keys: Keys, rules: FamilyRules, n_layers: int
+) -> tuple[int, ...] | None:
     """Return the sliding layers of `layer_types`; None where the file has no such list."""
     kinds = keys.texts("layer_types")
+    if rules.has_recurrent_layers:  # none of which slides
+        return None
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
     if kinds and len(kinds) != n_layers:
@@ -263,6 +318,7 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
         sinks=rules.has_sinks,
         window=window,
         scale=keys.number("attention_multiplier") if rules.has_multipliers else None,
+        gated=rules.has_recurrent_layers,
     )
     for key in ("use_qk_norm", "qk_norm"):
         keys.must_be(key, attention.qk_norm)

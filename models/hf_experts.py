@@ -32,12 +32,15 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
     if rules.is_normalised and not normalise:
         raise keys.complain("norm_topk_prob", "true, as this type of model always does")
     is_like = rules.is_deepseek_like
+    n_shared = keys.integer("n_shared_experts", "num_shared_experts", least=0) if is_like else 0
+    if rules.has_gated_shared:
+        n_shared = _shared_of_own_width(keys, d_expert)
     if is_like:
         keys.must_be("topk_method", "noaux_tc")
     return MoeConfig(
         n_experts=keys.integer("n_routed_experts", "num_local_experts", "num_experts"),
         top_k=keys.integer("num_experts_per_tok", "num_experts_per_token", "experts_per_token"),
-        n_shared=keys.integer("n_shared_experts", "num_shared_experts", least=0) if is_like else 0,
+        n_shared=n_shared,
         d_expert=d_expert,
         n_groups=keys.integer("n_group") if is_like else 1,
         topk_groups=keys.integer("topk_group") if is_like else 1,
@@ -51,7 +54,18 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         swiglu_limit=keys.number("swiglu_limit") if rules.is_clamped else None,
         # The number of the released code, which files of before transformers 5 do not hold.
         swiglu_alpha=keys.number("swiglu_alpha", default=1.702) if rules.is_clamped else 1.702,
+        gated_shared=rules.has_gated_shared,
     )
+
+
+def _shared_of_own_width(keys: Keys, d_expert: int) -> int:
+    """Return how many experts the shared one is as wide as."""
+    width = keys.integer("shared_expert_intermediate_size")
+    if width % d_expert:
+        raise keys.complain(
+            "shared_expert_intermediate_size", f"a multiple of the width of an expert, {d_expert}"
+        )
+    return width // d_expert
 
 
 def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:

@@ -1,8 +1,8 @@
 """What a Hugging Face model type fixes without saying so in its `config.json`, names included.
 
 One row per model type, read off the code that the type names: a type of known parts needs no more.
-Holds no size. Not here: types with linear, sparse or recurrent layers, which this program does not
-model.
+Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet,
+which this program does not model.
 """
 
 from collections.abc import Mapping
@@ -35,6 +35,18 @@ class TensorNames:
     k_norm: str = "self_attn.k_norm"
     sinks: str = "self_attn.sinks"
     output: str = "self_attn.o_proj"
+    #: Weights of norms are stored as their distance from one, but for those of a recurrence.
+    are_norms_centred: bool = False
+
+    #: The projections of a recurrent layer: queries, keys, values and gates, by key head, then
+    #: rates and decays, by key head; or, in four, queries with keys and values, gates, rates,
+    #: decays.
+    recurrent: tuple[str, ...] = ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")
+    recurrent_taps: str = "linear_attn.conv1d"
+    recurrent_fading: str = "linear_attn.A_log"
+    recurrent_fading_bias: str = "linear_attn.dt_bias"
+    recurrent_norm: str = "linear_attn.norm"
+    recurrent_output: str = "linear_attn.out_proj"
 
     q: str = "self_attn.q_proj"  #: where queries have no latent
     q_a: str = "self_attn.q_a_proj"
@@ -54,7 +66,9 @@ class TensorNames:
     fused_gate_up_down: tuple[str, str] = ("gate_up_proj", "down_proj")
     #: In such a tensor, gate and up columns alternate, or the gate's stand before all of the up's.
     do_columns_alternate: bool = True
+    are_fused_turned: bool = False  #: such tensors are `[experts, out, in]`
     shared: str = "mlp.shared_experts."
+    shared_gate: str = "mlp.shared_expert_gate"
     #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert; a
     #: family that stores gate and up as one names only that, before the down matrix.
     gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
@@ -82,6 +96,8 @@ class ExpertRules:
     is_deepseek_like: bool = False
     has_biases: bool = False  #: router and experts have biases
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
+    #: Beside them is a shared expert of a width of its own, gated by each row.
+    has_gated_shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +123,9 @@ class FamilyRules:
     #: without which it is those from `max_window_layers` on ("late") or every other ("even").
     windows: Literal["none", "all", "late", "even"] = "none"
     has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
+    #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; attention
+    #: has a gate for its results.
+    has_recurrent_layers: bool = False
     has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
     experts: ExpertRules | None = None
@@ -164,6 +183,49 @@ _QWEN_VL = FamilyRules(
         expert="mlp.experts.",
         do_columns_alternate=False,
         beside=("model.visual.",),
+    ),
+)
+
+_QWEN_NEXT_NAMES = TensorNames(
+    are_norms_centred=True, shared="mlp.shared_expert.", beside=("mtp.",)
+)
+_QWEN_NEXT = FamilyRules(
+    family="qwen3_next",
+    architecture="Qwen3NextForCausalLM",
+    is_partial=True,
+    qk_norm="yes",
+    has_recurrent_layers=True,
+    experts=ExpertRules(scoring="softmax", has_gated_shared=True),
+    defaults=_ROTATION
+    | _NORM
+    | {
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "partial_rotary_factor": 0.25,
+        "full_attention_interval": 4,
+        "norm_topk_prob": True,
+    },
+    names=_QWEN_NEXT_NAMES,
+)
+#: The text part, whose experts are fused.
+_QWEN_3_5 = replace(
+    _QWEN_NEXT,
+    family="qwen3_5",
+    architecture="Qwen3_5ForConditionalGeneration",
+    is_scaled=False,
+    has_picture_axes=True,
+    experts=None,
+    defaults={**_QWEN_NEXT.defaults, "num_key_value_heads": 4},
+    names=replace(
+        _QWEN_NEXT_NAMES,
+        embedding="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
+        layer="model.language_model.layers.{}.",
+        recurrent=tuple(f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")),
+        expert="mlp.experts.",
+        do_columns_alternate=False,
+        are_fused_turned=True,
+        beside=("mtp.", "model.visual."),
     ),
 )
 
@@ -228,6 +290,15 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             architecture="Qwen3VLMoeForConditionalGeneration",
             experts=ExpertRules(scoring="softmax", is_normalised=True),
             defaults=_NORM | {"rope_theta": 5e5, "num_key_value_heads": 16},
+        ),
+        "qwen3_next": _QWEN_NEXT,
+        "qwen3_5_text": _QWEN_3_5,
+        # Its class divides weights by their sum, whatever `norm_topk_prob` says.
+        "qwen3_5_moe_text": replace(
+            _QWEN_3_5,
+            architecture="Qwen3_5MoeForConditionalGeneration",
+            experts=ExpertRules(scoring="softmax", is_normalised=True, has_gated_shared=True),
+            defaults=_QWEN_NEXT.defaults,
         ),
         "smollm3": FamilyRules(
             family="smollm3",
@@ -341,4 +412,4 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 )
 
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
-WRAPPERS = ("kimi_k25", "qwen3_vl", "qwen3_vl_moe")
+WRAPPERS = ("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")

@@ -5,7 +5,7 @@ policy holds keeps the file's own words, because sizes can be read without it.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from .config import MoeConfig
@@ -29,7 +29,11 @@ _Spares = Callable[[str], bool]
 
 
 def read_released_format(
-    keys: Keys, rules: FamilyRules, n_layers: int, moe: MoeConfig | None
+    keys: Keys,
+    rules: FamilyRules,
+    n_layers: int,
+    moe: MoeConfig | None,
+    recurrent_layers: tuple[int, ...] = (),
 ) -> tuple[str, tuple[str, ...] | None]:
     """Read the format of the weights.
 
@@ -38,6 +42,7 @@ def read_released_format(
         rules: what the type of model fixes.
         n_layers: layers of the model.
         moe: its experts.
+        recurrent_layers: those that do not attend.
 
     Returns:
         "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", or words for anything else; and the roles
@@ -64,7 +69,9 @@ def read_released_format(
             return method, None
     if found not in USUAL_ROLES:
         return found, None
-    modules = _modules(rules, n_layers, moe, has_query_latent=keys.has("q_lora_rank"))
+    modules = _modules(
+        rules, n_layers, moe, recurrent_layers, has_query_latent=keys.has("q_lora_rank")
+    )
     narrow = []
     for role in (role for role in roles if role in modules):
         spared = {spares(name) for name in modules[role]}
@@ -156,7 +163,12 @@ def _compile(block: Keys, key: str, text: str, is_library: bool = False) -> re.P
 
 
 def _modules(
-    rules: FamilyRules, n_layers: int, moe: MoeConfig | None, *, has_query_latent: bool
+    rules: FamilyRules,
+    n_layers: int,
+    moe: MoeConfig | None,
+    recurrent_layers: tuple[int, ...],
+    *,
+    has_query_latent: bool,
 ) -> dict[str, tuple[str, ...]]:
     """List the modules of each role; the first expert stands for all of its layer."""
     names = rules.names
@@ -171,13 +183,17 @@ def _modules(
         tuple(prefix + part for part in names.gate_up_down) for prefix in (names.mlp, names.shared)
     )
 
-    def of(layers: range, modules: tuple[str, ...]) -> tuple[str, ...]:
+    # Rates and decays, the last of the projections, are never narrow.
+    recurrent = (*names.recurrent[: len(names.recurrent) // 2], names.recurrent_output)
+
+    def of(layers: Iterable[int], modules: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(names.layer.format(i) + module for i in layers for module in modules)
 
     n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
     sparse = range(n_dense, n_layers)
     found = {
-        "attention": of(range(n_layers), attention),
+        "attention": of((i for i in range(n_layers) if i not in recurrent_layers), attention)
+        + of(recurrent_layers, recurrent),
         "dense": of(range(n_dense), dense),
         "expert": of(sparse, experts),
         "head": (names.head,),

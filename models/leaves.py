@@ -11,7 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from .config import GqaConfig, ModelConfig
+from .config import ModelConfig
 from .params import block_params
 from .policy import Policy
 
@@ -70,8 +70,8 @@ def leaves(cfg: ModelConfig, kind: str, policy: Policy) -> Mapping[str, Leaves]:
     }
     if "experts" in lengths:
         found["experts"] = expert_leaves(lengths["experts"])
-    if isinstance(cfg.attention, GqaConfig) and "q_per_kv" in lengths:
-        each, outer = cfg.attention.q_per_kv, found["kv_heads"]
+    if "q_per_kv" in lengths:
+        each, outer = lengths["q_per_kv"], found["kv_heads"]
         most = MOST_LEAVES // outer.count if outer.length == 1 else 1
         count = min(each & -each, most)  # the largest power of two that divides them
         found["q_per_kv"] = Leaves(count=count, length=each // count)

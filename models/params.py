@@ -13,13 +13,13 @@ from typing import Literal, get_args
 
 from lpu_jax.errors import ConfigError, unknown
 
-from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
 #: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
 #: "sliding" is attention over the last keys only, "unrotated" one without rotation; both have the
-#: parameters of "attention".
-Kind = Literal["embed", "attention", "sliding", "unrotated", "dense", "moe", "head"]
+#: parameters of "attention". "recurrent" stands in the place of attention.
+Kind = Literal["embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe", "head"]
 
 #: Logical axes of the columns of output projections.
 OUTPUT_AXES = frozenset({"d_out", "shared_d_out"})
@@ -163,6 +163,8 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
         "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
         "kv": _matrix("attention", d_model, kv_heads, 2, head_dim),
     }
+    if gqa.gated:
+        params["gate"] = _matrix("attention", d_model, kv_heads, per_kv, head_dim)
     if gqa.qkv_bias:
         params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
         params["kv_bias"] = _bias("attention", kv_heads, (2, None), (head_dim, None))
@@ -174,6 +176,37 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
     if gqa.o_bias:
         params["o_bias"] = _bias("attention", (1, "once"), (d_model, "d_out"))
     return params
+
+
+def _recurrent(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    if model_cfg.recurrent is None:
+        raise ConfigError(f"{model_cfg.name} has no recurrent block: all its layers attend.")
+    return _delta_net(model_cfg.d_model, model_cfg.recurrent)
+
+
+def _delta_net(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
+    """Describe Gated DeltaNet; its key heads are split as the key/value heads of attention are.
+
+    Of `qk` come queries and keys, of `vz` values and gates, of `ba` rates and decays: narrow, and
+    what the whole state is multiplied by, so that formats spare them as they spare routers.
+    """
+    heads, per_key = (net.n_key_heads, "kv_heads"), (net.value_heads_per_key, "q_per_kv")
+    key_dim, value_dim, taps = net.key_dim, net.value_dim, net.taps
+    convolved = replace(_bias("attention", heads), std=taps**-0.5)
+    qk, v = (taps, 2, heads[0], key_dim), (taps, heads[0], per_key[0], value_dim)
+    return {
+        "norm": _norm(d_model),
+        "qk": _matrix("attention", d_model, 2, heads, key_dim),
+        "vz": _matrix("attention", d_model, 2, heads, per_key, value_dim),
+        "ba": _matrix("router", d_model, 2, heads, per_key),
+        "qk_taps": replace(convolved, shape=qk, axes=(None, None, "kv_heads", None)),
+        "v_taps": replace(convolved, shape=v, axes=(None, "kv_heads", "q_per_kv", None)),
+        # How fast a head forgets: positive, as norms are.
+        "fading": replace(_bias("norm", heads, per_key), std=0.0),
+        "fading_bias": _bias("attention", heads, per_key),
+        "out_norm": _norm(value_dim),
+        "o": _matrix("attention", heads, per_key, value_dim, (d_model, "d_out"), rows=3),
+    }
 
 
 def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
@@ -226,6 +259,8 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     params |= expert_params(d_model, moe)
     if moe.n_shared:
         shared = (moe.d_shared, "shared_mlp")
+        if moe.gated_shared:
+            params["shared_gate"] = _matrix("router", d_model, 1)
         params["shared_gate_up"] = _matrix("shared", d_model, 2, shared)
         params["shared_down"] = _matrix("shared", shared, (d_model, "shared_d_out"))
     return params
@@ -251,6 +286,7 @@ _PARAMS: Mapping[str, Callable[[ModelConfig], dict[str, ParamSpec]]] = {
     "attention": _attention,
     "sliding": _attention,
     "unrotated": _attention,
+    "recurrent": _recurrent,
     "dense": _dense,
     "moe": _mixture,
     "head": _head,
@@ -262,10 +298,11 @@ def model_params(model_cfg: ModelConfig) -> tuple[tuple[int, ParamSpec], ...]:
 
     A tied embedding table is left out: it is the head's.
     """
-    n_moe = model_cfg.n_moe_layers
+    n_moe, n_recurrent = model_cfg.n_moe_layers, len(model_cfg.recurrent_layers)
     counts: dict[Kind, int] = {
         "embed": 0 if model_cfg.tie_embeddings else 1,
-        "attention": model_cfg.n_layers,
+        "attention": model_cfg.n_layers - n_recurrent,
+        "recurrent": n_recurrent,
         "dense": model_cfg.n_layers - n_moe,
         "moe": n_moe,
         "head": 1,

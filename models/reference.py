@@ -1,8 +1,8 @@
 """A plain float32 transformer in Flax NNX: the independent answer the emulator is compared with.
 
 Every module maps a whole prompt to a whole prompt, norm and residual included. No cache, no
-rounding to chip formats, no sharding. The blocks are in `reference_attention` and
-`reference_mixture`; of the emulated layers nothing is used.
+rounding to chip formats, no sharding. The blocks are in `reference_attention`,
+`reference_recurrence` and `reference_mixture`; of the emulated layers nothing is used.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from .params import Kind, block_params, expert_params
 from .reference_attention import GqaAttention, MlaAttention
 from .reference_mixture import Mlp, Moe
 from .reference_parts import Hidden, Params, RmsNorm, contract, param
+from .reference_recurrence import DeltaNet
 from .weights.source import WeightSource
 from .weights.stored import dequantised
 
@@ -49,7 +50,7 @@ class Head(nnx.Module):
         return contract("btd,dv->btv", self.norm(x), self.out[...]) / self.divisor
 
 
-Module = Embed | GqaAttention | MlaAttention | Mlp | Moe | Head
+Module = Embed | GqaAttention | MlaAttention | DeltaNet | Mlp | Moe | Head
 
 
 def reference_block(
@@ -84,6 +85,8 @@ def reference_block(
             window = attention.window if kind == "sliding" else None
             rope = None if kind == "unrotated" else model_cfg.rope
             return GqaAttention(model_cfg, attention, params, window=window, rope=rope)
+        case "recurrent" if model_cfg.recurrent is not None:
+            return DeltaNet(model_cfg, model_cfg.recurrent, params)
         case "dense":
             return Mlp(model_cfg, params)
         case "moe" if moe is not None:
@@ -107,7 +110,9 @@ def _chain(model_cfg: ModelConfig) -> Iterator[tuple[Kind, int]]:
     """List the blocks in the order a token meets them: kind and layer."""
     yield "embed", 0
     for layer in range(model_cfg.n_layers):
-        if layer in model_cfg.unrotated_layers:
+        if layer in model_cfg.recurrent_layers:
+            yield "recurrent", layer
+        elif layer in model_cfg.unrotated_layers:
             yield "unrotated", layer
         else:
             yield "sliding" if layer in model_cfg.sliding_layers else "attention", layer

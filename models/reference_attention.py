@@ -86,6 +86,8 @@ class GqaAttention(nnx.Module):
     ) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.q, self.kv, self.o = (param(params, name) for name in ("q", "kv", "o"))
+        if gqa.gated:
+            self.gate = param(params, "gate")
         if gqa.qkv_bias:
             self.q_bias, self.kv_bias = param(params, "q_bias"), param(params, "kv_bias")
         if gqa.qk_norm:
@@ -113,6 +115,8 @@ class GqaAttention(nnx.Module):
         scores = contract("btkgh,bskh->bkgts", query, key) * gqa.softmax_scale
         sinks = self.sinks[...] if gqa.sinks else None
         mixed = contract("bkgts,bskh->btkgh", causal_softmax(scores, self.window, sinks), value)
+        if gqa.gated:
+            mixed = mixed * jax.nn.sigmoid(contract("btd,dkgh->btkgh", normed, self.gate[...]))
         out = contract("btkgh,kghd->btd", mixed, self.o[...])
         return x + self.multiplier * (out + self.o_bias[None] if gqa.o_bias else out)
 

@@ -63,6 +63,8 @@ class Moe(nnx.Module):
         if moe.n_shared:
             self.shared_gate_up = param(params, "shared_gate_up")
             self.shared_down = param(params, "shared_down")
+        if moe.gated_shared:
+            self.shared_gate = param(params, "shared_gate")
         self.moe = moe
         self.held = held
         self.multiplier = model_cfg.multipliers.residual
@@ -85,6 +87,9 @@ class Moe(nnx.Module):
         total = x
         if self.moe.n_shared:
             shared = swiglu(normed, self.shared_gate_up[...], self.shared_down[...])
+            if self.moe.gated_shared:
+                gate = contract("btd,dc->btc", normed, self.shared_gate[...])
+                shared = jax.nn.sigmoid(gate) * shared
             total = total + self.multiplier * shared
         for slot, expert_id in enumerate(self.held):
             weight = jnp.sum(jnp.where(ids == expert_id, weights, 0.0), axis=-1, keepdims=True)

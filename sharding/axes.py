@@ -105,7 +105,7 @@ def degrees(plan: Plan, kind: Kind, cfg: ModelConfig) -> dict[str, int]:
     for axis in _ordered(shard.part, shard.order):
         ways[axis.name] = getattr(shard, axis.name)
         if axis.inner is not None:
-            ways[axis.name], ways[axis.inner.name] = split_heads(cfg, ways[axis.name])
+            ways[axis.name], ways[axis.inner.name] = split_heads(cfg, kind, ways[axis.name])
     return ways
 
 
@@ -123,10 +123,22 @@ def strides(ways_by_axis: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def split_heads(cfg: ModelConfig, tensor: int) -> tuple[int, int]:
-    """Split a tensor degree into ways over key/value heads and over the query heads of one."""
-    if isinstance(cfg.attention, GqaConfig) and tensor > cfg.attention.n_kv_heads:
-        return cfg.attention.n_kv_heads, tensor // cfg.attention.n_kv_heads
+def shared_heads(cfg: ModelConfig, kind: Kind) -> int | None:
+    """Heads of which each has several inside: of keys and values, or of the keys of a recurrence.
+
+    None where every head is its own.
+    """
+    if BLOCK_KINDS[kind].is_recurrent:
+        assert cfg.recurrent is not None
+        return cfg.recurrent.n_key_heads
+    return cfg.attention.n_kv_heads if isinstance(cfg.attention, GqaConfig) else None
+
+
+def split_heads(cfg: ModelConfig, kind: Kind, tensor: int) -> tuple[int, int]:
+    """Split a tensor degree into ways over the heads that have several inside, and over these."""
+    heads = shared_heads(cfg, kind)
+    if heads is not None and tensor > heads:
+        return heads, tensor // heads
     return tensor, 1
 
 

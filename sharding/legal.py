@@ -174,7 +174,16 @@ def wide_reason(part: str, policy: Policy) -> Reason | None:
 
 def attention_reason(cfg: ModelConfig, tensor: int) -> Reason | None:
     """Why attention cannot be split over `tensor` chips; None if it can."""
-    attention = cfg.attention
+    attention, net = cfg.attention, cfg.recurrent if cfg.recurrent_layers else None
+    if net is not None and tensor > net.n_key_heads:
+        inside = tensor // net.n_key_heads
+        if tensor % net.n_key_heads or net.value_heads_per_key % inside:
+            return Reason(
+                "attention: more ways than heads, or heads not divisible",
+                f"attention: tensor {tensor} is more ways than the {net.n_key_heads} recurrent key "
+                f"heads of {cfg.name} and not {net.n_key_heads} times a divisor of the "
+                f"{net.value_heads_per_key} value heads of each.",
+            )
     if isinstance(attention, GqaConfig):
         kv = attention.n_kv_heads
         if tensor <= kv or (tensor % kv == 0 and attention.q_per_kv % (tensor // kv) == 0):

@@ -65,8 +65,8 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
 
     Raises:
         LpuError: batch, tokens, context or most_tokens is not a whole number of at least 1, the
-            context exceeds the model's positions, the new tokens exceed the context, or the
-            acceptance is not a probability.
+            context exceeds the model's positions, the new tokens exceed the context, the acceptance
+            is not a probability, or the model cannot be given drafts.
     """
     for name in ("batch", "tokens", "context", "most_tokens"):
         number = getattr(request, name)
@@ -89,6 +89,20 @@ def check_request(request: Request, cfg: ModelConfig) -> None:
             )
     if request.acceptance is not None:
         _check_acceptance(request.acceptance)
+        check_drafts(cfg)
+
+
+def check_drafts(cfg: ModelConfig) -> None:
+    """Refuse drafts for a model, or by one, whose state cannot forget those that are not kept.
+
+    Raises:
+        LpuError: it has recurrent layers.
+    """
+    if cfg.recurrent_layers:
+        raise LpuError(
+            f"{cfg.name} has recurrent layers, whose states would keep drafts that are not "
+            "accepted; drafts are not built for it."
+        )
 
 
 def _check_acceptance(rate: object) -> None:

@@ -25,7 +25,7 @@ from models.weights.source import WeightSource
 from models.zoo import model as named_model
 
 from .plan import FFN_PARTS, Plan, check_is_plan
-from .request import NEXT_TOKEN, Request, check_request
+from .request import NEXT_TOKEN, Request, check_drafts, check_request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +213,8 @@ def _check_draft(draft: Draft, asked: Scenario) -> None:
     """Refuse a draft model that cannot draft for a model.
 
     Raises:
-        LpuError: nothing is to be drafted, its tokens are others, its context is too short, or
-            no chip is left.
+        LpuError: nothing is to be drafted, its tokens are others, its context is too short, it
+            has recurrent layers, or no chip is left.
     """
     name, cfg, request = draft.model.name, asked.model, asked.request
     if request.acceptance is None:
@@ -230,6 +230,7 @@ def _check_draft(draft: Draft, asked: Scenario) -> None:
         )
     if asked.mixed is None and asked.system.n_chips < 2:
         raise LpuError(f"{asked.system.name} has one chip; draft model {name} needs its own.")
+    check_drafts(draft.model)
     check_request(asked.draft_step.request, draft.model)
 
 
@@ -442,7 +443,8 @@ def check_formats(policy: Policy, cfg: ModelConfig, system: System) -> None:
         for role, rows in policy.rows.items()
     ):
         system.chip.check_operand("fp8")
-    for spec in block_params(cfg, "attention").values():
+    kinds = [kind for kind in block_kinds(cfg) if BLOCK_KINDS[kind].part == "attention"]
+    for spec in (spec for kind in kinds for spec in block_params(cfg, kind).values()):
         scheme = policy.scheme(spec)
         if scheme is None or spec.rows < 2:
             continue

@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from ..policy import Policy
 from .experts import ExpertSizes, in_slots, local_experts, sum_of_experts
 from .linear import Split, linear, narrowed, operand_rows
-from .mlp import swiglu
+from .mlp import shared_swiglu
 from .norm import rms_norm
 from .router import route, router_logits
 
@@ -106,7 +106,8 @@ def exchanged_mixture(
         _exchanged(gate_weights, sent, among),
     )
     if gate_up is not None:  # while rows are on their way
-        h = operand_rows(swiglu(shared, gate_up.shape[2]), policy, "shared")
+        gate_rows = operand_rows(y, policy, "router") if "shared_gate" in weights else None
+        h = shared_swiglu(shared, gate_rows, weights, policy)
         partial_sums = narrowed(linear(h, weights["shared_down"], policy=policy), policy)
         if among.algorithm == "ring":  # whose order for a share is that of the share's owner
             own_sums = own(c2c.all_reduce(partial_sums, among))

@@ -97,6 +97,10 @@ def grouped_attention(
         held=held,
         sinks=_sinks(weights, b, t),
     )
+    if "gate" in weights:
+        gate = vxm.sigmoid(linear(y, weights["gate"], policy=policy))
+        gate = sxm.rearrange(gate, "(b t) (k g h) -> (b k) (g t) h", b=b, t=t, k=k, g=g, h=h)
+        heads = vxm.mul(heads, gate)
     heads = sxm.rearrange(
         operand_rows(heads, policy, "attention"),
         "(b k) (g t) h -> (b t) (k g h)",

@@ -45,6 +45,30 @@ def clamped_swiglu(
     return vxm.mul(vxm.add(up, 1.0), vxm.mul(gate, vxm.sigmoid(vxm.mul(gate, alpha))))
 
 
+def shared_swiglu(
+    gate_up: Float32[Array, "m two_f"],
+    rows: Any,
+    weights: Mapping[str, Any],
+    policy: Policy,
+) -> Float[Array, "m f"]:
+    """Make the rows that multiply the shared experts' `down`.
+
+    Args:
+        gate_up: gate and up projections side by side.
+        rows: normalised rows in the router's format, of a model that gates the shared experts.
+        weights: `shared_gate_up`, and `shared_gate` where the model has it.
+        policy: formats, and how products are made.
+
+    Fidelity:
+        As `swiglu`. A gate, the same for a whole row, multiplies before `down` instead of after it.
+    """
+    h = swiglu(gate_up, weights["shared_gate_up"].shape[2])
+    if "shared_gate" in weights:
+        h = vxm.mul(h, vxm.sigmoid(linear(rows, weights["shared_gate"], policy=policy)))
+    found: Array = operand_rows(h, policy, "shared")
+    return found
+
+
 def dense_mlp(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],

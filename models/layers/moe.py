@@ -20,7 +20,7 @@ from .expert_sums import summed_by_tree, summed_exactly
 from .experts import ExpertSizes as ExpertSizes
 from .experts import InSlots, in_slots, local_experts, sum_of_experts
 from .linear import Split, add_residual, linear, narrowed, operand_rows, project_out
-from .mlp import swiglu
+from .mlp import shared_swiglu
 from .norm import rms_norm
 from .router import route, router_logits
 
@@ -73,7 +73,7 @@ def mixture(
     ids, gate_weights = route(logits, weights, moe)
     h = None
     if shared is not None:
-        h = operand_rows(swiglu(shared, weights["shared_gate_up"].shape[2]), policy, "shared")
+        h = shared_swiglu(shared, router_rows, weights, policy)
     first = placement["first_expert"].reshape(())
     slots = partial(in_slots, expert_rows, ids, gate_weights, placement, moe=moe, sizes=sizes)
     how: dict[str, Any] = {"cfg": cfg, "policy": policy, "sizes": sizes}

@@ -102,11 +102,16 @@ class StoredTensors:
         found = [_finite(tensor.rows(int(run[0]), int(run[-1]) + 1), name) for run in runs]
         return float32_values(np.concatenate(found))
 
-    def fused_matrix(self, name: str, shape: tuple[int, ...], index: int) -> Matrix:
-        """Read one of the matrices `[in, out]` that lie in one tensor, as `[out, in]`."""
+    def fused_matrix(
+        self, name: str, shape: tuple[int, ...], index: int, *, is_turned: bool = False
+    ) -> Matrix:
+        """Read one of the matrices `[in, out]` that lie in one tensor, as `[out, in]`.
+
+        If `is_turned`, plain ones lie as `[out, in]`.
+        """
         if f"{name}_blocks" not in self._tensors:
             plain: np.ndarray = _finite(self._plain(name, shape).rows(index, index + 1), name)
-            turned: np.ndarray = plain[0].T
+            turned: np.ndarray = plain[0] if is_turned else plain[0].T
             return turned
         blocks, scales = (t.rows(index, index + 1) for t in self._mxfp4(name, shape))
         codes = unpacked(blocks.read().reshape(shape[2], -1))

@@ -7,7 +7,7 @@ as to be left out.
 
 from collections.abc import Iterator, Mapping
 
-from ..config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+from ..config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
 from ..hf_families import TENSOR_NAMES, TensorNames
 
 Shape = tuple[int, ...]
@@ -72,7 +72,10 @@ def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[t
     d_model, attention = model_cfg.d_model, model_cfg.attention
     yield f"{names.attention_norm}.weight", (d_model,)
     yield f"{names.mlp_norm}.weight", (d_model,)
-    if isinstance(attention, MlaConfig):
+    if layer in model_cfg.recurrent_layers:
+        assert model_cfg.recurrent is not None  # the configuration says so
+        yield from _recurrent(d_model, names, model_cfg.recurrent)
+    elif isinstance(attention, MlaConfig):
         yield from _latent(d_model, names, attention)
     else:
         yield from _grouped(d_model, names, attention)
@@ -85,7 +88,9 @@ def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[t
 
 def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple[str, Shape]]:
     n_query, n_kv = gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim
-    rows = (n_query, n_kv, n_kv) if len(names.qkv) > 1 else (n_query + 2 * n_kv,)
+    # A gate lies beside each query head.
+    of_queries = 2 * n_query if gqa.gated else n_query
+    rows = (of_queries, n_kv, n_kv) if len(names.qkv) > 1 else (n_query + 2 * n_kv,)
     for name, length in zip(names.qkv, rows, strict=True):
         yield f"{name}.weight", (length, d_model)
         if gqa.qkv_bias:
@@ -98,6 +103,22 @@ def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple
     yield f"{names.output}.weight", (d_model, n_query)
     if gqa.o_bias:
         yield f"{names.output}.bias", (d_model,)
+
+
+def _recurrent(
+    d_model: int, names: TensorNames, net: RecurrentConfig
+) -> Iterator[tuple[str, Shape]]:
+    values, per_head = net.n_value_heads * net.value_dim, net.n_value_heads
+    rows: tuple[int, ...] = (net.convolved_values + values, 2 * per_head)
+    if len(names.recurrent) > len(rows):
+        rows = (net.convolved_values, values, per_head, per_head)
+    for name, length in zip(names.recurrent, rows, strict=True):
+        yield f"{name}.weight", (length, d_model)
+    yield f"{names.recurrent_taps}.weight", (net.convolved_values, 1, net.taps)
+    yield names.recurrent_fading, (per_head,)
+    yield names.recurrent_fading_bias, (per_head,)
+    yield f"{names.recurrent_norm}.weight", (net.value_dim,)
+    yield f"{names.recurrent_output}.weight", (d_model, values)
 
 
 def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[str, Shape]]:
@@ -132,6 +153,8 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
         yield names.correction_bias, (moe.n_experts,)
     if moe.n_shared:
         yield from _mlp(d_model, moe.d_shared, names.shared, names.gate_up_down)
+    if moe.gated_shared:
+        yield f"{names.shared_gate}.weight", (1, d_model)
     if names.has_fused_experts:
         yield from _fused_experts(d_model, names, moe)
         return
@@ -142,8 +165,8 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
 
 def _fused_experts(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple[str, Shape]]:
     gate_up, down = (names.expert + part for part in names.fused_gate_up_down)
-    yield gate_up, (moe.n_experts, d_model, 2 * moe.d_expert)
-    yield down, (moe.n_experts, moe.d_expert, d_model)
+    for name, k, n in ((gate_up, d_model, 2 * moe.d_expert), (down, moe.d_expert, d_model)):
+        yield name, (moe.n_experts, *((n, k) if names.are_fused_turned else (k, n)))
     if moe.expert_bias:
         yield f"{gate_up}_bias", (moe.n_experts, 2 * moe.d_expert)
         yield f"{down}_bias", (moe.n_experts, d_model)

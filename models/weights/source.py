@@ -6,6 +6,7 @@ scales of a quantised file. Rounding to another storage format is not done here.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from jaxtyping import Int
 from lpu_jax.errors import WeightsError
 from lpu_jax.quantities import format_given
 
-from ..config import GqaConfig, MlaConfig, ModelConfig
+from ..config import GqaConfig, MlaConfig, ModelConfig, RecurrentConfig
 from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
@@ -46,7 +47,8 @@ class WeightSource(Protocol):
         """Return one block's parameters without its routed experts.
 
         Args:
-            kind: "embed", "attention", "sliding", "unrotated", "dense", "moe" or "head".
+            kind: "embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe" or
+                "head".
             layer: the layer from 0; ignored for "embed" and "head".
         """
 
@@ -81,7 +83,7 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     if kind in ("embed", "head"):
         return
     actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
-    if kind in ("attention", "sliding", "unrotated"):
+    if kind in ("attention", "sliding", "unrotated", "recurrent"):
         actual = model_cfg.attention_kind(layer)
     if kind != actual:
         article = "an" if actual in ("attention", "unrotated") else "a"
@@ -167,6 +169,8 @@ class HfTensors:
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
             case "attention" | "sliding" | "unrotated":
                 return self._attention(prefix)
+            case "recurrent":
+                return self._recurrent(prefix)
             case "dense":
                 specs = block_params(self.config, "dense")
                 arrays = self._mlp(prefix + self._names.mlp, self._names.gate_up_down, specs)
@@ -174,8 +178,7 @@ class HfTensors:
             case "moe":
                 return {"norm": self._mlp_norm(prefix), **self._mixture(prefix)}
             case _:
-                norm = self._vector(f"{self._names.final_norm}.weight")
-                return {"norm": norm, "out": self._head()}
+                return {"norm": self._norm(self._names.final_norm), "out": self._head()}
 
     def of_tokens(self, kind: str, tokens: Int[np.ndarray, " n"]) -> Weights:
         """Return "embed" with the table's rows, or "head" with the columns, of these tokens alone.
@@ -193,7 +196,7 @@ class HfTensors:
         rows = self._stored.rows(name, self._shapes[name], tokens)
         if kind == "embed":
             return {"table": rows}
-        norm = self._vector(f"{self._names.final_norm}.weight")
+        norm = self._norm(self._names.final_norm)
         return {"norm": norm, "out": np.ascontiguousarray(rows.T)}
 
     def expert(self, layer: int, expert_id: int) -> Weights:
@@ -220,8 +223,13 @@ class HfTensors:
     def _matrix(self, name: str) -> Matrix:
         return self._stored.matrix(f"{name}.weight", self._shapes[f"{name}.weight"])
 
+    def _norm(self, name: str) -> np.ndarray:
+        """Read the weights of a norm, as what multiplies."""
+        weight = self._vector(f"{name}.weight")
+        return weight + np.float32(1) if self._names.are_norms_centred else weight
+
     def _mlp_norm(self, prefix: str) -> np.ndarray:
-        return self._vector(f"{prefix}{self._names.mlp_norm}.weight")
+        return self._norm(prefix + self._names.mlp_norm)
 
     def _head(self) -> Weight:
         spec = block_params(self.config, "head")["out"]
@@ -231,7 +239,7 @@ class HfTensors:
 
     def _attention(self, prefix: str) -> Weights:
         attention = self.config.attention
-        norm = self._vector(f"{prefix}{self._names.attention_norm}.weight")
+        norm = self._norm(prefix + self._names.attention_norm)
         if isinstance(attention, MlaConfig):
             return {"norm": norm, **self._latent_attention(prefix, attention)}
         return {"norm": norm, **self._grouped_attention(prefix, attention)}
@@ -241,10 +249,15 @@ class HfTensors:
         heads = {"k": gqa.n_kv_heads, "g": gqa.q_per_kv}
         qkv = [prefix + name for name in names.qkv]
         q, k, v = self._three(gqa, [self._matrix(name) for name in qkv])
+        of_gate: Weights = {}
+        if gqa.gated:
+            q, gate = self._halves(q, gqa)
+            of_gate = {"gate": laid_out(gate, specs["gate"], "(k g h) d -> d k g h", **heads)}
         kv = joined((k, v), np.stack)
         arrays: Weights = {
             "q": laid_out(q, specs["q"], "(k g h) d -> d k g h", **heads),
             "kv": laid_out(kv, specs["kv"], "two (k h) d -> d k two h", k=gqa.n_kv_heads),
+            **of_gate,
         }
         if gqa.qkv_bias:
             q_bias, *kv_bias = self._three(gqa, [self._vector(f"{name}.bias") for name in qkv])
@@ -252,8 +265,8 @@ class HfTensors:
             both = np.stack(kv_bias)
             arrays["kv_bias"] = packed(both, "two (k h) -> k two h", k=gqa.n_kv_heads)
         if gqa.qk_norm:
-            arrays["q_norm"] = self._vector(f"{prefix}{names.q_norm}.weight")
-            arrays["k_norm"] = self._vector(f"{prefix}{names.k_norm}.weight")
+            arrays["q_norm"] = self._norm(prefix + names.q_norm)
+            arrays["k_norm"] = self._norm(prefix + names.k_norm)
         if gqa.sinks:
             arrays["sinks"] = self._vector(prefix + names.sinks).reshape(specs["sinks"].shape)
         o = self._matrix(prefix + names.output)
@@ -270,6 +283,64 @@ class HfTensors:
         n_query, n_kv = gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim
         edges = [0, n_query, n_query + n_kv, n_query + 2 * n_kv]
         return [moved(arrays[0], itemgetter(slice(*ends))) for ends in pairwise(edges)]
+
+    @staticmethod
+    def _halves(q: Matrix, gqa: GqaConfig) -> tuple[Matrix, Matrix]:
+        """Cut the rows of query heads from those of their gates, which lie beside each."""
+        pattern, lengths = "(n two h) d -> two (n h) d", {"two": 2, "h": gqa.head_dim}
+        both = [
+            moved(q, lambda rows, i=i: rearrange(rows, pattern, **lengths)[i])  # type: ignore[misc]
+            for i in (0, 1)
+        ]
+        return both[0], both[1]
+
+    def _recurrent(self, prefix: str) -> Weights:
+        names, specs, net = self._names, block_params(self.config, "recurrent"), self.config.recurrent
+        assert net is not None  # check_block refused models without recurrent layers
+        heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
+        qk, vz, ba = self._projections(prefix, net)
+        taps = self._vector(f"{prefix}{names.recurrent_taps}.weight")[:, 0]
+        n_qk = 2 * net.n_key_heads * net.key_dim
+        fading = np.exp(self._vector(prefix + names.recurrent_fading))
+        bias = self._vector(prefix + names.recurrent_fading_bias)
+        o = self._matrix(prefix + names.recurrent_output)
+        by_head = {"two": 2, **heads}
+        return {
+            "norm": self._norm(prefix + names.attention_norm),
+            "qk": laid_out(qk, specs["qk"], "(two k h) d -> d two k h", two=2, k=heads["k"]),
+            "vz": laid_out(vz, specs["vz"], "(two k g h) d -> d two k g h", **by_head),
+            "ba": laid_out(ba, specs["ba"], "(two k g) d -> d two k g", **by_head),
+            "qk_taps": packed(taps[:n_qk], "(two k h) taps -> taps two k h", two=2, k=heads["k"]),
+            "v_taps": packed(taps[n_qk:], "(k g h) taps -> taps k g h", **heads),
+            "fading": fading.reshape(specs["fading"].shape),
+            "fading_bias": bias.reshape(specs["fading_bias"].shape),
+            "out_norm": self._vector(f"{prefix}{names.recurrent_norm}.weight"),
+            "o": laid_out(o, specs["o"], "d (k g h) -> k g h d", **heads),
+        }
+
+    def _projections(self, prefix: str, net: RecurrentConfig) -> tuple[Matrix, Matrix, Matrix]:
+        """Return queries and keys, values and gates, rates and decays; heads in order in each."""
+        found = [self._matrix(prefix + name) for name in self._names.recurrent]
+        n_qk = 2 * net.n_key_heads * net.key_dim
+        if len(found) > 2:
+            qkv, *others = found
+            qk = moved(qkv, lambda rows: rows[:n_qk])
+            v = moved(qkv, lambda rows: rows[n_qk:])
+            z, b, a = others
+            return qk, joined((v, z), np.concatenate), joined((b, a), np.concatenate)
+        k, g, qk_width = net.n_key_heads, net.value_heads_per_key, 2 * net.key_dim
+
+        def of_heads(rows: np.ndarray, span: slice) -> np.ndarray:
+            # Each key head has two parts: queries and keys, or values and gates, or rates and decays
+            part = rearrange(rows, "(k rest) d -> k rest d", k=k)[:, span]
+            return rearrange(part, "k (two rest) d -> (two k rest) d", two=2)
+
+        qkvz, ba = found
+        return (
+            moved(qkvz, lambda rows: of_heads(rows, slice(0, qk_width))),
+            moved(qkvz, lambda rows: of_heads(rows, slice(qk_width, None))),
+            moved(ba, lambda rows: of_heads(rows, slice(0, 2 * g))),
+        )
 
     def _latent_attention(self, prefix: str, mla: MlaConfig) -> Weights:
         names, specs = self._names, block_params(self.config, "attention")
@@ -316,7 +387,8 @@ class HfTensors:
 
     def _fused_expert(self, prefix: str, expert_id: int, specs: Mapping[str, ParamSpec]) -> Weights:
         gate_up, down = (prefix + name for name in self._names.fused_gate_up_down)
-        read, shapes = self._stored.fused_matrix, self._shapes
+        is_turned = self._names.are_fused_turned
+        read, shapes = partial(self._stored.fused_matrix, is_turned=is_turned), self._shapes
         columns = "(f two)" if self._names.do_columns_alternate else "(two f)"
         both = read(gate_up, shapes[gate_up], expert_id)
         lowering = read(down, shapes[down], expert_id)
@@ -343,6 +415,9 @@ class HfTensors:
             arrays["router_offset"] = self._vector(f"{prefix}{names.router}.bias")
         if moe.correction_bias:
             arrays["router_bias"] = self._vector(prefix + names.correction_bias)
+        if moe.gated_shared:
+            gate = self._matrix(prefix + names.shared_gate)
+            arrays["shared_gate"] = laid_out(gate, specs["shared_gate"], "one d -> d one")
         if moe.n_shared:
             of_shared = {name: specs[f"shared_{name}"] for name in ("gate_up", "down")}
             shared = self._mlp(prefix + names.shared, names.gate_up_down, of_shared)

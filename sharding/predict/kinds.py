@@ -145,7 +145,7 @@ def _dram_cycles(arguments: Any, system: System) -> dict[int, tuple[str, Quantit
     clock_hz = float(system.chip.clock_hz)
     leaves = jax.tree_util.tree_flatten_with_path(arguments, is_leaf=is_leaf)[0]
     for place, (path, leaf) in enumerate(leaves):
-        if leaf.kind == "cache":
+        if leaf.kind == "cache" and not leaf.stays:
             n_bytes = n_bytes + bare_bytes(leaf)
             cycles = ceil(system.dram.read_s(n_bytes) * clock_hz)
             found[place] = path[-1].key, cycles if np.ndim(cycles) else float(cycles)

@@ -77,7 +77,7 @@ def block_bytes(
 def held_bytes(arguments: Any, chip: Accelerator, dram: TrayDram | None) -> dict[str, Quantity]:
     """Add up the stored bytes of a block's arguments by their kind (`Leaf.kind`).
 
-    A cache that lies in DRAM counts as `dram`, and not as `cache`.
+    A cache that lies in DRAM counts as `dram`, and not as `cache`; states never do.
     """
     held: dict[str, Quantity] = {
         "weights": 0.0,
@@ -88,7 +88,7 @@ def held_bytes(arguments: Any, chip: Accelerator, dram: TrayDram | None) -> dict
         "state": 0.0,
     }
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
-        if leaf.kind == "cache" and dram is not None:
+        if leaf.kind == "cache" and dram is not None and not leaf.stays:
             held["dram"] = held["dram"] + bare_bytes(leaf)
         else:
             held[leaf.kind] = held[leaf.kind] + padded_bytes(leaf, chip)

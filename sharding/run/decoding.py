@@ -16,7 +16,7 @@ from lpu_jax.arguments import described
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from lpu_jax.predicates import is_whole
-from models.blocks import CACHING_KINDS, Block, block_chain
+from models.blocks import BLOCK_KINDS, CACHING_KINDS, Block, block_chain
 from models.config import ModelConfig
 from models.policy import Policy
 from models.weights.source import WeightSource
@@ -92,13 +92,13 @@ class Decoder:
         """Read the prompts, all at once.
 
         The padding after a prompt writes cache entries that its later tokens overwrite before any
-        query may see them.
+        query may see them, and does not count for states.
         """
         ids = np.zeros((len(self._prompts), self._bucket), np.int32)
         for row, prompt in zip(ids, self._prompts, strict=True):
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in self._prompts], np.int32)
-        made = self._run(ids, lengths - 1)
+        made = self._run(ids, lengths - 1, lengths)
         self.positions = lengths
         return made
 
@@ -108,7 +108,7 @@ class Decoder:
         Args:
             tokens: of each sequence.
             kept: sequences that grow; what the others are given leaves no trace that matters, as
-                their next token takes its place.
+                their next token takes its place, and changes no state.
 
         Raises:
             PlanError: a token that the model does not have, or a cache that is full.
@@ -118,8 +118,9 @@ class Decoder:
             raise PlanError(
                 f"generate: the cache has {self._context} positions, and a sequence has filled it."
             )
-        made = self._run(np.array(tokens, np.int32)[:, None], np.zeros(len(tokens), np.int32))
         grown = np.ones(len(tokens), np.int32) if kept is None else np.array(kept, np.int32)
+        ids, rows = np.array(tokens, np.int32)[:, None], np.zeros(len(tokens), np.int32)
+        made = self._run(ids, rows, grown)
         self.positions = self.positions + grown
         return made
 
@@ -141,15 +142,20 @@ class Decoder:
                 # One copy of the weights in memory, whatever the number of tokens.
                 shared = loaded.arguments[1] if shared is None else shared
                 arguments = (loaded.arguments[0], shared, *loaded.arguments[2:])
-                if block.kind in CACHING_KINDS:
+                if BLOCK_KINDS[block.kind].has_tables:
                     tables = arguments[3] if tables is None else tables
                     arguments = (*arguments[:3], tables, *arguments[4:])
                 loaded = on_chips(replace(loaded, arguments=arguments), self._execution)
                 shared = loaded.arguments[1]
                 placed.append(loaded)
 
-    def _run(self, ids: Int[np.ndarray, "b t"], rows: Int[np.ndarray, " b"]) -> Prediction:
-        """Run tokens through all blocks; of each sequence one row reaches the head."""
+    def _run(
+        self,
+        ids: Int[np.ndarray, "b t"],
+        rows: Int[np.ndarray, " b"],
+        counts: Int[np.ndarray, " b"],
+    ) -> Prediction:
+        """Run tokens, of which some count, through all blocks; one row of each reaches the head."""
         hidden: Any = ids
         for i, block in enumerate(self._placed[ids.shape[1]]):
             if block.kind in CACHING_KINDS:
@@ -159,6 +165,7 @@ class Decoder:
                     hidden,
                     self._caches[i],
                     self.positions,
+                    counts,
                     execution=self._execution,
                 )
             elif block.kind == "head":

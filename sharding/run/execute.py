@@ -139,8 +139,8 @@ def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
 
     Args:
         block: the placed block.
-        inputs: for `attention`: hidden state, cache, positions; for `head`: hidden state, rows;
-            else the first input.
+        inputs: for `attention`: hidden state, cache, positions; for `recurrent`: hidden state,
+            cache, counts; for `head`: hidden state, rows; else the first input.
 
     Raises:
         PlanError: an input has another shape than the block was placed for.
@@ -160,6 +160,7 @@ def run_attention(
     hidden: Float[Array | np.ndarray, "b t d"],
     cache: Any,
     positions: Int32[Array | np.ndarray, " b"],
+    counts: Int32[Array | np.ndarray, " b"] | None = None,
     *,
     execution: str = "virtual",
 ) -> tuple[Float[Array, "b t d"], Any]:
@@ -167,10 +168,12 @@ def run_attention(
 
     Args:
         cfg: the model.
-        block: the placed attention block.
+        block: the placed block, of attention or what has its place.
         hidden: hidden state of the new tokens.
         cache: what the last call returned, or `block.arguments[2]`.
         positions: position of each sequence's first new token.
+        counts: new tokens of each sequence that count, its first ones; None: all. A cache with
+            positions needs no such number: the next token takes the place of one that does not.
         execution: as for `run_block`.
 
     Returns:
@@ -178,6 +181,10 @@ def run_attention(
     """
     missing = block.request.batch - hidden.shape[0]
     padded = np.pad(np.asarray(hidden), ((0, missing), (0, 0), (0, 0))) if missing else hidden
-    starts = np.pad(np.asarray(positions), (0, missing)) if missing else positions
-    out, cache = run_block(cfg, with_inputs(block, padded, cache, starts), execution=execution)
+    told = positions
+    if BLOCK_KINDS[block.kind].is_recurrent:
+        everything = np.full(hidden.shape[0], hidden.shape[1], np.int32)
+        told = everything if counts is None else counts
+    told = np.pad(np.asarray(told), (0, missing)) if missing else told
+    out, cache = run_block(cfg, with_inputs(block, padded, cache, told), execution=execution)
     return (out[: hidden.shape[0]] if missing else out), cache

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from lpu_jax.numerics.quantized import QuantizedArray
-from models.blocks import CACHING_KINDS, Leaf, block_arguments, is_leaf
+from models.blocks import BLOCK_KINDS, CACHING_KINDS, Leaf, block_arguments, is_leaf
 from models.config import GqaConfig, ModelConfig
 from models.layers.linear import Split
 from models.params import Kind, expert_params
@@ -29,8 +29,8 @@ from .load import LoadedBlock, StoredBlock, place_block
 
 #: Which dimension of a cache counts positions; that of a sliding layer is a ring.
 _POSITIONS_AXIS = {"keys": -1, "values": -2}
-#: The arrays of a cache.
-CACHE_NAMES = tuple(_POSITIONS_AXIS)
+#: The arrays of a cache: by position, or what recurrent layers keep.
+CACHE_NAMES = (*_POSITIONS_AXIS, "state", "qk_inputs", "v_inputs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class BlockState:
 
     layer: int
     stored: StoredBlock
-    #: `keys` and `values` in order of position; None if no later token can see any
+    #: `keys` and `values` in order of position; None if no later token can see any. Of a recurrent
+    #: layer its states and the last inputs of its convolutions
     cache: Mapping[str, Float[np.ndarray, "..."]] | None = None
 
 
@@ -86,6 +87,10 @@ def block_state(
     shapes = cache_leaves(
         cfg, block.kind, block.policy, replace(block.request, batch=len(positions))
     )
+    if BLOCK_KINDS[block.kind].is_recurrent:
+        spans = {name: tuple(map(slice, leaf.shape)) for name, leaf in shapes.items()}
+        states = {name: np.asarray(cache[name])[span] for name, span in spans.items()}
+        return BlockState(layer=layer, stored=stored, cache=states)
     at, is_kept = _kept_positions(cfg, block.kind, positions)
     kept = {}
     for name, leaf in shapes.items():
@@ -172,8 +177,9 @@ def restored_block(
         arguments = list(block.arguments)
         if state.cache is not None:
             arguments[2] = _placed_cache(state, arguments[2], positions)
-        starts = np.pad(positions, (0, block.request.batch - len(positions)))
-        arguments[4] = starts.astype(np.int32)
+        if not BLOCK_KINDS[block.kind].is_recurrent:
+            starts = np.pad(positions, (0, block.request.batch - len(positions)))
+            arguments[4] = starts.astype(np.int32)
         block = replace(block, arguments=tuple(arguments))
     return on_chips(block, execution)
 
@@ -183,6 +189,8 @@ def _placed_cache(
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Write what a later token can see into the empty cache of a placed block."""
     assert state.cache is not None
+    if BLOCK_KINDS[state.stored.kind].is_recurrent:
+        return {name: _padded(values, empty[name]) for name, values in state.cache.items()}
     at, is_kept = _kept_positions(state.stored.cfg, state.stored.kind, positions)
     sequence, column = np.nonzero(is_kept)
     placed = {}
@@ -195,6 +203,13 @@ def _placed_cache(
         by_position[(sequence, slot, *inside)] = kept[sequence, column]
         placed[name] = cache
     return placed
+
+
+def _padded(values: Float[np.ndarray, "..."], empty: Any) -> Float[np.ndarray, "..."]:
+    """Append zeros to every dimension up to those of an empty array."""
+    padded = np.zeros(empty.shape, empty.dtype)
+    padded[tuple(map(slice, values.shape))] = values
+    return padded
 
 
 def _kept_positions(

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from models.blocks import Kind
-from models.config import GqaConfig, ModelConfig
+from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
-from ..axes import MESH_AXES
+from ..axes import MESH_AXES, shared_heads
 from ..plan import AXES, PARTS, Shard
 
 Column = Int[np.ndarray, " rows"]
@@ -124,7 +124,7 @@ class ShardTable:
         ways = dict(self.degrees)
         inner = {axis.name: axis.inner.name for axis in AXES[self.part] if axis.inner is not None}
         for outer, own in inner.items():
-            ways[outer], ways[own] = split_heads(cfg, ways[outer])
+            ways[outer], ways[own] = split_heads(cfg, kind, ways[outer])
         strides = {axis: np.ones(len(self), np.int64) for axis in ways}
         for number in np.unique(self.order):
             rows = self.order == number
@@ -140,11 +140,12 @@ class ShardTable:
         )
 
 
-def split_heads(cfg: ModelConfig, tensor: Column) -> tuple[Column, Column]:
+def split_heads(cfg: ModelConfig, kind: Kind, tensor: Column) -> tuple[Column, Column]:
     """Split tensor degrees as `axes.split_heads` does one."""
-    if not isinstance(cfg.attention, GqaConfig):
+    heads = shared_heads(cfg, kind)
+    if heads is None:
         return tensor, np.ones_like(tensor)
-    outer = np.minimum(tensor, cfg.attention.n_kv_heads)
+    outer = np.minimum(tensor, heads)
     return outer, tensor // outer
 
 

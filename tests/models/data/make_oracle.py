@@ -63,7 +63,10 @@ def randomise_constants(model: Any) -> None:
             elif name.endswith("sinks"):
                 values.normal_(0, 0.5)
             elif "norm" in name and name.endswith("weight"):
-                values.uniform_(0.5, 1.5)
+                first = 0.5 if values.any() else -0.5  # zeros count from one
+                values.uniform_(first, first + 1)
+            elif name.endswith("A_log"):
+                values.uniform_(-3, 0)  # so slow a fading that early tokens matter
             elif name.endswith("q_a_proj.weight"):
                 values *= 0.05
             elif name.endswith("kv_a_proj_with_mqa.weight"):

@@ -129,6 +129,47 @@ QWEN3_VL_MOE: Fields = QWEN3_VL | {
         "mlp_only_layers": [],
     },
 }
+#: Two recurrent layers, of two key heads with two value heads each, around one of attention, which
+#: is the second of each interval of two; a shared expert twice as wide as the others.
+QWEN3_NEXT: Fields = WIDE_HEADS | {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": True,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "partial_rotary_factor": 0.25,
+    },
+}
+_QWEN3_5_TEXT: Fields = {
+    key: value
+    for key, value in QWEN3_NEXT.items()
+    if key not in ("norm_topk_prob", "moe_intermediate_size", "full_attention_interval")
+    and "expert" not in key
+} | {
+    "rope_parameters": QWEN3_NEXT["rope_parameters"]
+    | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
+}
+QWEN3_5: Fields = QWEN3_VL | {"text_config": _QWEN3_5_TEXT}
+QWEN3_5_MOE: Fields = QWEN3_VL | {
+    "text_config": {k: v for k, v in _QWEN3_5_TEXT.items() if k != "intermediate_size"}
+    | {
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+    },
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -247,6 +288,9 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen3_moe": ("Qwen3Moe", QWEN3_MOE, "f32"),
     "qwen3_vl": ("Qwen3VL", QWEN3_VL, "f32"),
     "qwen3_vl_moe": ("Qwen3VLMoe", QWEN3_VL_MOE, "f32"),
+    "qwen3_next": ("Qwen3Next", QWEN3_NEXT, "f32"),
+    "qwen3_5": ("Qwen3_5", QWEN3_5, "f32"),
+    "qwen3_5_moe": ("Qwen3_5Moe", QWEN3_5_MOE, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),

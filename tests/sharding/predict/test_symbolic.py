@@ -93,7 +93,7 @@ def random_cases(seed: int, cfg: ModelConfig, kind: Kind, n: int) -> Iterator[Ca
             ways[axis] = rng.choice([1, 1, 2, 3, 4, 8])
         if kind in CACHING_KINDS:
             tensor = rng.choice([1, 2, 3, 4, 8, 16])
-            ways["tensor"], ways["query"] = axes.split_heads(cfg, tensor)
+            ways["tensor"], ways["query"] = axes.split_heads(cfg, kind, tensor)
         split, policy = rng.choice(list(Split)), rng.choice(HELD)
         if split is Split.TREE:  # powers of two
             ways = {axis: 1 << (n.bit_length() - 1) for axis, n in ways.items()}

@@ -1,0 +1,242 @@
+"""Recurrences of the vector unit: a state that each new token updates, and short convolutions.
+
+What it computes: the gated delta rule in fp32, token after token, and causal convolutions over a
+few tokens; both keep what the next token needs, and tokens that do not count change nothing. What
+it costs: the state, read twice and written once for each token, at the rate of the streams. Not
+modelled: chunks of tokens as products of the matrix unit, whose sums have another order.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32
+
+from ..arguments import checked, described
+from ..errors import LpuError
+from ..numerics import elementary
+from ..predicates import divides, may_equal
+from .primitive import primitive
+from .work import Call, Hardware, Quantity, Unit, Work, largest, product, vectors
+
+#: ALU operations for each value of a state and token: to decay it and to read it by a key; then to
+#: decay it again, to add the change, to keep the old value where the token does not count, and to
+#: read the result by a query.
+_READ_OPERATIONS, _WRITE_OPERATIONS = 3, 6
+#: Streams in for each value: state, decay and key; then these, the change and the query.
+_READ_STREAMS, _WRITE_STREAMS = 3, 5
+
+
+def _delta_rule_meaning(
+    state: Array,
+    queries: Array,
+    keys: Array,
+    values: Array,
+    decay: Array,
+    rates: Array,
+    counts: Array,
+) -> tuple[Array, Array]:
+    n_groups, n_new = values.shape[:2]
+    counts = jnp.repeat(counts, n_groups // counts.shape[0])
+    inside = jnp.moveaxis(state, 1, 0)  # [key, groups, value]
+
+    def spread(x: Array) -> Array:
+        return jnp.broadcast_to(x[..., None], inside.shape)
+
+    def step(state: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
+        token, query, key, value, kept, rate = at
+        faded = elementary.mul(state, spread(kept))
+        held = elementary.sum_leading(elementary.mul(faded, spread(key)))
+        rate = jnp.broadcast_to(rate[0][:, None], value.shape)
+        change = elementary.mul(elementary.sub(value, held), rate)
+        change = jnp.broadcast_to(change[None], inside.shape)
+        new = elementary.add(faded, elementary.mul(spread(key), change))
+        read = elementary.sum_leading(elementary.mul(new, spread(query)))
+        return jnp.where((token < counts)[None, :, None], new, state), read
+
+    by_token = (jnp.moveaxis(x, 1, 0) for x in (queries, keys, values, decay, rates))
+    tokens = jnp.arange(n_new, dtype=jnp.int32)
+    last, reads = lax.scan(step, inside, (tokens, *by_token))
+    return jnp.moveaxis(reads, 0, 1), jnp.moveaxis(last, 0, 1)
+
+
+def _update_limits(machine: Hardware, n_vectors: Quantity) -> dict[str, Quantity]:
+    """Cycles that the updates of so many vectors of states take for one token."""
+    chip = machine.chip
+    operations, streams = (
+        _READ_OPERATIONS + _WRITE_OPERATIONS,
+        _READ_STREAMS + _WRITE_STREAMS,
+    )
+    return {
+        "ALUs": n_vectors * operations / chip.vxm_alus_per_lane,
+        "streams in": n_vectors * streams / chip.vxm_stream_groups,
+    }
+
+
+def _delta_rule_cost(machine: Hardware, call: Call) -> Work:
+    """Cost the updates of all states, token after token.
+
+    A state is read once for its result by the key, and once more for the change and the result by
+    the query. States take turns, so that what one waits for between the two is hidden behind the
+    others, if there are enough of them. Numbers of a key channel are spread over the lanes of their
+    vector as they are read (assumed).
+    """
+    chip = machine.chip
+    state, n_new = call.operands[0], call.operands[3].shape[1]
+    limits = _update_limits(machine, vectors(state, chip))
+    alone = product(state.shape[1:]) / chip.lanes
+    depth = _READ_OPERATIONS + _WRITE_OPERATIONS
+    limits["one state after itself"] = (
+        largest(*_update_limits(machine, alone).values())
+        + 2 * chip.vxm_entry_cycles
+        + chip.alu_cycles * depth
+    )
+    limits = {name: n_new * cycles for name, cycles in limits.items()}
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=largest(*limits.values()),
+        limits=limits,
+        latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles,
+        result_is_last=True,
+    )
+
+
+_delta_rule = primitive(
+    "vxm_delta_rule",
+    abstract=lambda state, queries, keys, values, *_: (
+        jax.ShapeDtypeStruct(values.shape, values.dtype),
+        jax.ShapeDtypeStruct(state.shape, state.dtype),
+    ),
+    meaning=_delta_rule_meaning,
+    cost=_delta_rule_cost,
+)
+
+
+@checked
+def delta_rule(
+    state: Float32[Array, "groups key value"],
+    queries: Float32[Array, "key t groups"],
+    keys: Float32[Array, "key t groups"],
+    values: Float32[Array, "groups t value"],
+    decay: Float32[Array, "channels t groups"],
+    rates: Float32[Array, "1 t groups"],
+    counts: Int32[Array, " b"],
+) -> tuple[Float32[Array, "groups t value"], Float32[Array, "groups key value"]]:
+    """Update states by the gated delta rule, token after token, and read them.
+
+    With `S` the state, and of a token the query `q`, key `k`, value `v`, decay `a` and rate `b`:
+
+        S = a S;  S = S + k (b (v - k S));  result = q S
+
+    Args:
+        state: of each group before the first token.
+        queries: of each token; the numbers of a channel lie in one vector.
+        keys: likewise.
+        values: of each token.
+        decay: what multiplies the state first: one number for all channels, or one for each.
+        rates: how much of a difference is made up for.
+        counts: tokens of each sequence that count, its first ones: the others change no state. The
+            groups are a multiple of the sequences, sequence by sequence.
+
+    Returns:
+        The result of each token, whatever it is where a token does not count; and the states.
+
+    Raises:
+        LpuError: groups that are no multiple of the sequences, or decays of neither one nor all
+            channels.
+
+    Fidelity:
+        Order-dependent, the order is fixed: each operation is rounded once to fp32, sums over
+        channels are made in ascending order from +0. Tokens one by one give the bits of all at
+        once.
+
+    Source:
+        Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10;
+        `torch_recurrent_gated_delta_rule` in modeling_qwen3_next.py of Hugging Face transformers.
+    """
+    if not divides(counts.shape[0], state.shape[0]):
+        raise LpuError(
+            f"recurrence.delta_rule: {state.shape[0]} groups of states were given for "
+            f"{counts.shape[0]} sequences; each must have as many groups as the others."
+        )
+    if not (may_equal(decay.shape[0], 1) or may_equal(decay.shape[0], state.shape[1])):
+        raise LpuError(
+            f"recurrence.delta_rule: decay {described(decay)} was given for states "
+            f"{described(state)}; it must have one channel or as many as the keys."
+        )
+    return _delta_rule(  # type: ignore[no-any-return]
+        state, queries, keys, values, decay, rates, counts
+    )
+
+
+def _short_convolution_meaning(
+    before: Array, x: Array, taps: Array, counts: Array
+) -> tuple[Array, Array]:
+    n_taps, n_new = taps.shape[0], x.shape[1]
+    row = jnp.concatenate([before, x], axis=1)
+    shifted = jnp.stack([row[:, i : i + n_new] for i in range(n_taps)]).astype(jnp.float32)
+    weights = jnp.broadcast_to(taps[:, None, None, :], shifted.shape)
+    kept = jax.vmap(lambda one, n: lax.dynamic_slice_in_dim(one, n, n_taps - 1, axis=0))
+    return elementary.sum_leading(elementary.mul(shifted, weights)), kept(row, counts)
+
+
+def _short_convolution_cost(machine: Hardware, call: Call) -> Work:
+    """Cost a multiplication and an addition for each value and tap; earlier tokens are read anew."""
+    chip = machine.chip
+    x, taps = call.operands[1:3]
+    n_taps = taps.shape[0]
+    total = vectors(x, chip)
+    limits = {
+        "ALUs": 2 * n_taps * total / chip.vxm_alus_per_lane,
+        "streams in": 2 * n_taps * total / chip.vxm_stream_groups,
+    }
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=largest(*limits.values()),
+        limits=limits,
+        latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles * 2 * n_taps,
+    )
+
+
+_short_convolution = primitive(
+    "vxm_short_convolution",
+    abstract=lambda before, x, *_: (
+        jax.ShapeDtypeStruct(x.shape, jnp.float32),
+        jax.ShapeDtypeStruct(before.shape, before.dtype),
+    ),
+    meaning=_short_convolution_meaning,
+    cost=_short_convolution_cost,
+)
+
+
+@checked
+def short_convolution(
+    before: Float[Array, "b kept c"],
+    x: Float[Array, "b t c"],
+    taps: Float32[Array, "taps c"],
+    counts: Int32[Array, " b"],
+) -> tuple[Float32[Array, "b t c"], Float[Array, "b kept c"]]:
+    """Convolve each channel along the tokens with a few taps, the last of them for the token.
+
+    Args:
+        before: the last `taps - 1` tokens before these; zeros where there were none.
+        x: new tokens, in the same format.
+        taps: of each channel.
+        counts: new tokens of each sequence that count, its first ones.
+
+    Returns:
+        `y[t] = sum_i taps[i] * x[t - taps + 1 + i]`, and the last tokens that count, for the next.
+
+    Raises:
+        LpuError: another number of earlier tokens, or another format.
+
+    Fidelity:
+        Order-dependent, the order is fixed: one rounding of each product, then fp32 additions from
+        +0 in the order of the tokens. What is kept is exact.
+    """
+    if not may_equal(before.shape[1], taps.shape[0] - 1) or before.dtype != x.dtype:
+        raise LpuError(
+            f"recurrence.short_convolution: before={described(before)} was given for "
+            f"x={described(x)} and {taps.shape[0]} taps; it must have one token fewer than taps, "
+            "of the same type."
+        )
+    return _short_convolution(before, x, taps, counts)  # type: ignore[no-any-return]

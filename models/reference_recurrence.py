@@ -1,0 +1,104 @@
+"""Gated DeltaNet in the float32 reference: whole prompts, a state that steps from token to token.
+
+A plain recurrence, as its paper writes it: no cache, no sharding, no chunks.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float32
+
+from .config import ModelConfig, RecurrentConfig
+from .reference_parts import Hidden, Params, RmsNorm, contract, param
+
+
+def convolve(
+    x: Float32[Array, "b t *channels"], taps: Float32[Array, "taps *channels"]
+) -> Float32[Array, "b t *channels"]:
+    """Convolve each channel along the tokens, causally; the last tap is that of the token itself.
+
+    Args:
+        x: of every token, position 0 first; zeros before it.
+        taps: of each channel.
+    """
+    n_taps, n_tokens = taps.shape[0], x.shape[1]
+    before = [(0, 0), (n_taps - 1, 0)] + [(0, 0)] * (x.ndim - 2)
+    padded = jnp.pad(x, before)
+    lead = (None, None)
+    return sum(
+        (padded[:, i : i + n_tokens] * taps[i][lead] for i in range(n_taps)), jnp.zeros_like(x)
+    )
+
+
+def unit_length(x: Float32[Array, "*rows width"]) -> Float32[Array, "*rows width"]:
+    """Divide each vector by its length."""
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def delta_rule(
+    query: Float32[Array, "b t n key"],
+    key: Float32[Array, "b t n key"],
+    value: Float32[Array, "b t n value"],
+    decay: Float32[Array, "b t n"],
+    rate: Float32[Array, "b t n"],
+) -> Float32[Array, "b t n value"]:
+    """Return what each token reads of the state of each head, which begins as zeros.
+
+    Source:
+        Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10.
+    """
+
+    def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, a, b = token
+        state = state * a[..., None, None]
+        error = v - contract("bnkv,bnk->bnv", state, k)
+        state = state + contract("bnk,bnv->bnkv", k, error * b[..., None])
+        return state, contract("bnkv,bnk->bnv", state, q)
+
+    batch, _, heads, width = query.shape
+    begin = jnp.zeros((batch, heads, width, value.shape[-1]), jnp.float32)
+    by_token = tuple(jnp.moveaxis(x, 1, 0) for x in (query, key, value, decay, rate))
+    return jnp.moveaxis(jax.lax.scan(step, begin, by_token)[1], 0, 1)
+
+
+class DeltaNet(nnx.Module):
+    """Gated DeltaNet block: `x + recurrence(norm(x))`."""
+
+    def __init__(self, model_cfg: ModelConfig, net: RecurrentConfig, params: Params) -> None:
+        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.out_norm = RmsNorm(params, "out_norm", model_cfg.norm_eps)
+        self.qk, self.vz, self.ba = (param(params, name) for name in ("qk", "vz", "ba"))
+        self.qk_taps, self.v_taps = param(params, "qk_taps"), param(params, "v_taps")
+        self.fading, self.fading_bias = param(params, "fading"), param(params, "fading_bias")
+        self.o = param(params, "o")
+        self.net = net
+        self.multiplier = model_cfg.multipliers.residual
+
+    def __call__(self, x: Hidden) -> Hidden:
+        """Run the block on a whole prompt."""
+        normed = self.norm(x)
+        qk = contract("btd,dckh->btckh", normed, self.qk[...])
+        value, gate = rearrange(
+            contract("btd,dckgh->btckgh", normed, self.vz[...]), "b t c k g h -> c b t k g h"
+        )
+        rate, fade = rearrange(
+            contract("btd,dckg->btckg", normed, self.ba[...]), "b t c k g -> c b t (k g)"
+        )
+        query, key = rearrange(
+            jax.nn.silu(convolve(qk, self.qk_taps[...])), "b t c k h -> c b t k h"
+        )
+        value = jax.nn.silu(convolve(value, self.v_taps[...]))
+        inside = self.net.value_heads_per_key
+        query, key = (jnp.repeat(unit_length(part), inside, axis=2) for part in (query, key))
+        fade = jax.nn.softplus(fade + self.fading_bias[...].reshape(1, 1, -1))
+        read = delta_rule(
+            query * self.net.key_dim**-0.5,
+            key,
+            rearrange(value, "b t k g h -> b t (k g) h"),
+            jnp.exp(-self.fading[...].reshape(1, 1, -1) * fade),
+            jax.nn.sigmoid(rate),
+        )
+        heads = rearrange(self.out_norm(read), "b t (k g) h -> b t k g h", g=inside)
+        out = contract("btkgh,kghd->btd", heads * jax.nn.silu(gate), self.o[...])
+        return x + self.multiplier * out
