@@ -6,7 +6,7 @@ Holds no values and knows no plan.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -17,6 +17,9 @@ import jax.numpy as jnp
 from lpu_jax.numerics.quantized import QuantizedArray
 from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
 
+from .block_leaves import Dimension, recurrent_cache
+from .block_leaves import Leaf as Leaf
+from .block_leaves import Sizes as Sizes
 from .config import GqaConfig, MlaConfig, ModelConfig
 from .layers.dispatch import Dispatch, exchanged_mixture
 from .layers.grouped import grouped_attention
@@ -30,9 +33,6 @@ from .params import OUTPUT_AXES, ParamSpec, block_params
 from .params import Kind as Kind
 from .policy import Policy
 
-#: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
-Dimension = tuple[Any, str | None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -40,59 +40,6 @@ class Block:
 
     kind: Kind
     layer: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leaf:
-    """One array of a block's arguments, as one chip holds it."""
-
-    dimensions: tuple[Dimension, ...]
-    dtype: Any
-    #: `weights` and `cache` are held for the whole life of the program; `tables` are constants; the
-    #: rest come and go.
-    kind: Literal["weights", "scales", "cache", "tables", "state"]
-    bits: float | int  #: stored bits per value
-    #: for matrices: how many leading dimensions are separate matrices, and how many after them are
-    #: rows
-    batch: int = 0
-    rows: int = 0
-    #: for a cache: what another leaf holds too, in the layout of another product
-    is_copy: bool = False
-    #: for a cache: it is written whole with every token, and lies in the chip wherever caches lie
-    stays: bool = False
-    #: before anything runs: zeros; the number of a chip's first row, or of the chip, along an axis;
-    #: a table of the rotation; the row of the store in which each expert lies
-    begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "address"] = "zeros"
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """Lengths on one chip."""
-        return tuple(length for length, _ in self.dimensions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Lengths on one chip by logical axis, and over how many chips each axis is split.
-
-    All may be symbolic or arrays.
-    """
-
-    local: Mapping[str, Any]
-    ways: Mapping[str, Any]
-    #: chips share out the positions of the cache, so that programs merge their results
-    splits_context: bool = False
-    #: lengths that a local one is a multiple of, whatever the plan; 1 where it is not named
-    steps: Mapping[str, int] = field(default_factory=dict)
-
-    def share(self, axis: str | None, length: int) -> Dimension:
-        """This chip's share of a dimension of `length`."""
-        return (
-            (self.local[axis], axis) if axis is not None and axis in self.local else (length, None)
-        )
-
-    def gathered(self, axis: str) -> Dimension:
-        """The whole dimension, padding included, on every chip."""
-        return (self.local[axis] * self.ways[axis], None)
 
 
 @cache
@@ -244,7 +191,7 @@ def _recurrent_program(variant: _Variant) -> Callable[..., Any]:
 def _recurrent_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
     return (
         _hidden(variant, sizes),
-        _states(variant.cfg, variant.policy, sizes),
+        recurrent_cache(variant.cfg, variant.policy, sizes),
         _state(jnp.int32, sizes.local["batch"]),
         _number("chip", "batch_local"),
     )
@@ -521,29 +468,6 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) 
     return {
         "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
         "values": leaf(dimensions=(*lead, context, (value_dim, None)), is_copy=is_latent),
-    }
-
-
-def _states(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
-    """States of the heads of a recurrent layer, and the last inputs of its convolutions."""
-    net = cfg.recurrent
-    assert net is not None
-    batch: Dimension = (sizes.local["batch_local"], "batch_local")
-    heads = sizes.share("kv_heads", net.n_key_heads)
-    per_key = sizes.share("q_per_kv", net.value_heads_per_key)
-    key, value, kept = (net.key_dim, None), (net.value_dim, None), (net.taps - 1, None)
-    state = Leaf(
-        dimensions=(batch, heads, per_key, key, value),
-        dtype=jnp.float32,
-        kind="cache",
-        bits=32,
-        stays=True,
-    )
-    inputs = replace(state, dtype=policy.dtype, bits=policy.base_bits)
-    return {
-        "state": state,
-        "qk_inputs": replace(inputs, dimensions=(batch, kept, (2, None), heads, key)),
-        "v_inputs": replace(inputs, dimensions=(batch, kept, heads, per_key, value)),
     }
 
 

@@ -235,7 +235,9 @@ def _read_recurrent_layers(keys: Keys, rules: FamilyRules, n_layers: int) -> tup
     if not rules.has_recurrent_layers:
         return ()
     interval = keys.integer("full_attention_interval")
-    usual = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(n_layers)]
+    usual = [
+        "linear_attention" if (i + 1) % interval else "full_attention" for i in range(n_layers)
+    ]
     kinds = list(keys.texts("layer_types")) or usual
     if len(kinds) != n_layers or not set(kinds) <= set(_RECURRENT_KINDS):
         raise keys.complain(
@@ -290,9 +292,7 @@ def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
     )
 
 
-def _listed_as_sliding(
-    keys: Keys, rules: FamilyRules, n_layers: int
-) -> tuple[int, ...] | None:
+def _listed_as_sliding(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...] | None:
     """Return the sliding layers of `layer_types`; None where the file has no such list."""
     kinds = keys.texts("layer_types")
     if rules.has_recurrent_layers:  # none of which slides

@@ -14,8 +14,8 @@ from .reference_parts import Hidden, Params, RmsNorm, contract, param
 
 
 def convolve(
-    x: Float32[Array, "b t *channels"], taps: Float32[Array, "taps *channels"]
-) -> Float32[Array, "b t *channels"]:
+    x: Float32[Array, "b t ..."], taps: Float32[Array, "taps ..."]
+) -> Float32[Array, "b t ..."]:
     """Convolve each channel along the tokens, causally; the last tap is that of the token itself.
 
     Args:

@@ -175,12 +175,16 @@ def _short_convolution_meaning(
     row = jnp.concatenate([before, x], axis=1)
     shifted = jnp.stack([row[:, i : i + n_new] for i in range(n_taps)]).astype(jnp.float32)
     weights = jnp.broadcast_to(taps[:, None, None, :], shifted.shape)
-    kept = jax.vmap(lambda one, n: lax.dynamic_slice_in_dim(one, n, n_taps - 1, axis=0))
-    return elementary.sum_leading(elementary.mul(shifted, weights)), kept(row, counts)
+
+    def last(row: Array, count: Array) -> Array:
+        return lax.dynamic_slice_in_dim(row, count, n_taps - 1, axis=0)
+
+    kept: Array = jax.vmap(last)(row, counts)
+    return elementary.sum_leading(elementary.mul(shifted, weights)), kept
 
 
 def _short_convolution_cost(machine: Hardware, call: Call) -> Work:
-    """Cost a multiplication and an addition for each value and tap; earlier tokens are read anew."""
+    """Cost a multiplication and an addition for each value and tap; each tap reads its tokens."""
     chip = machine.chip
     x, taps = call.operands[1:3]
     n_taps = taps.shape[0]

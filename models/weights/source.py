@@ -295,7 +295,8 @@ class HfTensors:
         return both[0], both[1]
 
     def _recurrent(self, prefix: str) -> Weights:
-        names, specs, net = self._names, block_params(self.config, "recurrent"), self.config.recurrent
+        names, net = self._names, self.config.recurrent
+        specs = block_params(self.config, "recurrent")
         assert net is not None  # check_block refused models without recurrent layers
         heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
         qk, vz, ba = self._projections(prefix, net)
@@ -331,7 +332,7 @@ class HfTensors:
         k, g, qk_width = net.n_key_heads, net.value_heads_per_key, 2 * net.key_dim
 
         def of_heads(rows: np.ndarray, span: slice) -> np.ndarray:
-            # Each key head has two parts: queries and keys, or values and gates, or rates and decays
+            # A key head has two: queries and keys, values and gates, or rates and decays.
             part = rearrange(rows, "(k rest) d -> k rest d", k=k)[:, span]
             return rearrange(part, "k (two rest) d -> (two k rest) d", two=2)
 

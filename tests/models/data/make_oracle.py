@@ -267,6 +267,26 @@ def as_qwen_vl(tensors: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def as_qwen_3_5(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Put the experts of a layer into two tensors `[experts, out, in]`, as Qwen3.5 is released.
+
+    Source:
+        `split_fused_expert_weights` in lightllm's models/qwen3_5_moe; transformers 5.24 reads such
+        files and writes experts one by one.
+    """
+    import torch
+
+    fused = {name: values for name, values in tensors.items() if ".mlp.experts." not in name}
+    for layer in {name.partition(".mlp.experts.")[0] for name in tensors.keys() - fused.keys()}:
+        stem, parts = f"{layer}.mlp.experts.", ("gate_proj", "up_proj", "down_proj")
+        n = sum(name.startswith(stem) for name in tensors) // len(parts)
+        gate, up, down = (
+            torch.stack([tensors[f"{stem}{i}.{part}.weight"] for i in range(n)]) for part in parts
+        )
+        fused |= {f"{stem}gate_up_proj": torch.cat((gate, up), 1), f"{stem}down_proj": down}
+    return fused
+
+
 # --- one checkpoint ----------------------------------------------------------------------------
 
 
@@ -319,6 +339,8 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
         saved, stored = as_ling(saved, stored)
     if name == "qwen3_vl_moe":
         stored = as_qwen_vl(stored)
+    if name == "qwen3_5_moe":
+        stored = as_qwen_3_5(stored)
     if form != "f32":
         saved["dtype"] = "bfloat16"
     if form in QUANTIZATION:

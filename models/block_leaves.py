@@ -1,0 +1,99 @@
+"""What the arguments of a block's program are on one chip: lengths, axes and storage, no values.
+
+The leaves of weights and of caches with positions are in `blocks`, which knows the kinds of block;
+here are those of states.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from .config import ModelConfig
+from .policy import Policy
+
+#: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
+Dimension = tuple[Any, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One array of a block's arguments, as one chip holds it."""
+
+    dimensions: tuple[Dimension, ...]
+    dtype: Any
+    #: `weights` and `cache` are held for the whole life of the program; `tables` are constants; the
+    #: rest come and go.
+    kind: Literal["weights", "scales", "cache", "tables", "state"]
+    bits: float | int  #: stored bits per value
+    #: for matrices: how many leading dimensions are separate matrices, and how many after them are
+    #: rows
+    batch: int = 0
+    rows: int = 0
+    #: for a cache: what another leaf holds too, in the layout of another product
+    is_copy: bool = False
+    #: for a cache: it is written whole with every token, and lies in the chip wherever caches lie
+    stays: bool = False
+    #: before anything runs: zeros; the number of a chip's first row, or of the chip, along an axis;
+    #: a table of the rotation; the row of the store in which each expert lies
+    begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "address"] = "zeros"
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Lengths on one chip."""
+        return tuple(length for length, _ in self.dimensions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Lengths on one chip by logical axis, and over how many chips each axis is split.
+
+    All may be symbolic or arrays.
+    """
+
+    local: Mapping[str, Any]
+    ways: Mapping[str, Any]
+    #: chips share out the positions of the cache, so that programs merge their results
+    splits_context: bool = False
+    #: lengths that a local one is a multiple of, whatever the plan; 1 where it is not named
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+    def share(self, axis: str | None, length: int) -> Dimension:
+        """This chip's share of a dimension of `length`."""
+        return (
+            (self.local[axis], axis) if axis is not None and axis in self.local else (length, None)
+        )
+
+    def gathered(self, axis: str) -> Dimension:
+        """The whole dimension, padding included, on every chip."""
+        return (self.local[axis] * self.ways[axis], None)
+
+
+def recurrent_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
+    """Describe the states of a recurrent layer's heads, and the last inputs of its convolutions.
+
+    Args:
+        cfg: a model with recurrent layers.
+        policy: format of the inputs; states are fp32.
+        sizes: lengths of one chip.
+    """
+    net = cfg.recurrent
+    assert net is not None
+    batch: Dimension = (sizes.local["batch_local"], "batch_local")
+    heads = sizes.share("kv_heads", net.n_key_heads)
+    per_key = sizes.share("q_per_kv", net.value_heads_per_key)
+    key, value, kept = (net.key_dim, None), (net.value_dim, None), (net.taps - 1, None)
+    state = Leaf(
+        dimensions=(batch, heads, per_key, key, value),
+        dtype=jnp.float32,
+        kind="cache",
+        bits=32,
+        stays=True,
+    )
+    inputs = replace(state, dtype=policy.dtype, bits=policy.base_bits)
+    return {
+        "state": state,
+        "qk_inputs": replace(inputs, dimensions=(batch, kept, (2, None), heads, key)),
+        "v_inputs": replace(inputs, dimensions=(batch, kept, heads, per_key, value)),
+    }
