@@ -86,6 +86,13 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
         ),
         "qwen3-32b": _own_file("qwen3-32b"),
         "qwen3-235b-a22b": _own_file("qwen3-235b-a22b"),
+        "qwen3-next-80b-a3b": _quoted_file(
+            "qwen3-next-80b-a3b", "Qwen/Qwen3-Next-80B-A3B-Instruct"
+        ),
+        "qwen3.5-397b-a17b": NamedModel(
+            file="qwen3.5-397b-a17b.json",
+            source=_AICONFIGURATOR + ", text part of Qwen/Qwen3.5-397B-A17B",
+        ),
         "gpt-oss-20b": _own_file("gpt-oss-20b"),
         "gpt-oss-120b": _own_file("gpt-oss-120b"),
         "glm-4.5": NamedModel(
