@@ -223,8 +223,6 @@ class MoeConfig:
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
                 f"{self.n_dense_layers}."
             )
-        if self.gated_shared and not self.n_shared:
-            raise ConfigError("gated_shared must be False without shared experts, got True.")
         if self.n_experts % self.n_groups or self.topk_groups > self.n_groups:
             raise ConfigError(
                 f"n_groups must divide n_experts and be at least topk_groups, got "

@@ -63,8 +63,8 @@ class Moe(nnx.Module):
         if moe.n_shared:
             self.shared_gate_up = param(params, "shared_gate_up")
             self.shared_down = param(params, "shared_down")
-        if moe.gated_shared:
-            self.shared_gate = param(params, "shared_gate")
+            if moe.gated_shared:
+                self.shared_gate = param(params, "shared_gate")
         self.moe = moe
         self.held = held
         self.multiplier = model_cfg.multipliers.residual

@@ -3,7 +3,7 @@
 A value takes up memory from its first vector until the last operation that reads it has ended.
 Values that go from unit to unit on streams alone are counted as if they were stored, so the peak is
 an upper bound. Not modelled: which slice and bank an address lies in, and values known before the
-program runs: weights, caches written in place, and the arguments.
+program runs: weights, caches and states written in place, and the arguments.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..datapath.work import Length, Quantity, Unit, ceil_div, choose, largest
-from .program import Program
+from .program import WRITES_OVER, Program
 from .schedule import Timing
 
 
@@ -83,7 +83,11 @@ def live_ranges(
         if operation.result_known or same is True:
             continue
         sizes = operation.result_bytes(symbols)
-        for value, size in reversed(list(zip(operation.makes, sizes, strict=True))):
+        over = WRITES_OVER.get(operation.name)
+        if over is not None and operation.reads[0] not in program.inputs:
+            over = None
+        made = [one for i, one in enumerate(zip(operation.makes, sizes, strict=True)) if i != over]
+        for value, size in reversed(made):
             stored = ceil_div(size, vector_bytes) * vector_bytes
             found.append(
                 LiveRange(

@@ -10,7 +10,7 @@ import ast
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ INLINED = {
 FREE_LAYOUT = frozenset({"reshape", "squeeze", "broadcast_in_dim", "slice", "copy"})
 #: Datapath operations that write into their first operand, which is also their result.
 IN_PLACE = frozenset({"mem_append", "mem_append_run", "mem_append_ring"})
+#: Those that write one of their results, of this number, over their first operand.
+WRITES_OVER = MappingProxyType({"vxm_delta_rule": 1, "vxm_short_convolution": 1})
 
 
 @dataclass(frozen=True)

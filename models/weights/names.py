@@ -153,8 +153,8 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
         yield names.correction_bias, (moe.n_experts,)
     if moe.n_shared:
         yield from _mlp(d_model, moe.d_shared, names.shared, names.gate_up_down)
-    if moe.gated_shared:
-        yield f"{names.shared_gate}.weight", (1, d_model)
+        if moe.gated_shared:
+            yield f"{names.shared_gate}.weight", (1, d_model)
     if names.has_fused_experts:
         yield from _fused_experts(d_model, names, moe)
         return

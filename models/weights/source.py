@@ -416,7 +416,7 @@ class HfTensors:
             arrays["router_offset"] = self._vector(f"{prefix}{names.router}.bias")
         if moe.correction_bias:
             arrays["router_bias"] = self._vector(prefix + names.correction_bias)
-        if moe.gated_shared:
+        if "shared_gate" in specs:
             gate = self._matrix(prefix + names.shared_gate)
             arrays["shared_gate"] = laid_out(gate, specs["shared_gate"], "one d -> d one")
         if moe.n_shared:
