@@ -86,8 +86,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         family=rules.family,
         n_layers=n_layers,
         d_model=keys.integer("hidden_size"),
-        # Without dense layers the width is of no use, and a file may lack it.
-        d_ff=keys.integer("intermediate_size", default=_width_of_experts(moe)),
+        d_ff=_read_dense_width(keys, rules, moe),
         vocab_size=keys.integer("vocab_size"),
         max_position=keys.integer("max_position_embeddings"),
         norm_eps=keys.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
@@ -265,9 +264,13 @@ def _read_recurrent(keys: Keys) -> RecurrentConfig:
     )
 
 
-def _width_of_experts(moe: MoeConfig | None) -> int | None:
-    """Return what stands for the width of dense layers where there are none."""
-    return None if moe is None or moe.n_dense_layers else moe.d_expert
+def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> int:
+    """Return the width of dense layers; that of an expert where the type has none."""
+    if moe is None or not rules.are_all_layers_mixtures:
+        return keys.integer("intermediate_size")
+    if moe.n_dense_layers:
+        raise keys.complain("mlp_only_layers", "empty, as all layers of this type are mixtures")
+    return keys.integer("intermediate_size", default=moe.d_expert)
 
 
 def _read_unrotated(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...]:

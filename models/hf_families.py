@@ -129,6 +129,7 @@ class FamilyRules:
     has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
     experts: ExpertRules | None = None
+    are_all_layers_mixtures: bool = False  #: there is no width of dense ones
     #: What the class takes for a key that the file leaves out. No width, depth or number of
     #: experts is among them: without these a file describes no model.
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -298,6 +299,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             _QWEN_3_5,
             architecture="Qwen3_5MoeForConditionalGeneration",
             experts=ExpertRules(scoring="softmax", is_normalised=True, has_gated_shared=True),
+            are_all_layers_mixtures=True,
             defaults=_QWEN_NEXT.defaults,
         ),
         "smollm3": FamilyRules(

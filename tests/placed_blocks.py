@@ -13,7 +13,7 @@ from lpu_jax.machine.system import System
 from lpu_jax.mesh import run_devices, run_nested, run_virtual
 from models import zoo
 from models.blocks import Kind, block_program
-from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
+from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
 from models.layers.linear import Split
 from models.policy import policy_named
 from models.weights.synthetic import SyntheticWeights
@@ -75,6 +75,28 @@ TINY_OSS = dataclasses.replace(
         expert_bias=True,
         swiglu_limit=0.5,
     ),
+)
+#: Two recurrent layers around one of gated attention, and a gated shared expert; key heads have two
+#: value heads each.
+TINY_NEXT = dataclasses.replace(
+    zoo.model("qwen3-next-80b-a3b"),
+    n_layers=3,
+    d_model=96,
+    d_ff=64,
+    vocab_size=128,
+    attention=GqaConfig(n_heads=4, n_kv_heads=2, head_dim=32, qk_norm=True, gated=True),
+    rope=dataclasses.replace(_LLAMA.rope, dim=8),
+    moe=MoeConfig(
+        n_experts=6,
+        top_k=2,
+        n_shared=1,
+        d_expert=32,
+        scoring="softmax",
+        correction_bias=False,
+        gated_shared=True,
+    ),
+    recurrent=RecurrentConfig(n_key_heads=2, n_value_heads=4, key_dim=16, value_dim=24, taps=4),
+    recurrent_layers=(0, 2),
 )
 #: Six heads, which no power of two divides, and 24 experts.
 SIX_HEADS_KIMI = dataclasses.replace(

@@ -9,7 +9,7 @@ import pytest
 from released_configs import CONFIGS, hub_fields
 
 from lpu_jax.errors import ConfigError
-from models.config import GqaConfig, MoeConfig, Multipliers
+from models.config import GqaConfig, MoeConfig, Multipliers, RecurrentConfig
 from models.hf_config import from_hf
 from models.params import n_parameters
 
@@ -35,6 +35,9 @@ GROUPED = {
     "qwen2.5-72b": (80, 8192, 64, 8, 128, 128, 29568, 152064, 32768, 1e-6, 1e6),
     "qwen3-32b": (64, 5120, 64, 8, 128, 128, 25600, 151936, 40960, 1e-6, 1e6),
     "qwen3-235b-a22b": (94, 4096, 64, 4, 128, 128, 12288, 151936, 40960, 1e-6, 1e6),
+    "qwen3-next-80b-a3b": (48, 2048, 16, 2, 256, 64, 5120, 151936, 262144, 1e-6, 1e7),
+    # No layer is dense: the width of an expert stands in its place.
+    "qwen3.5-397b-a17b": (60, 4096, 32, 2, 256, 64, 1024, 248320, 262144, 1e-6, 1e7),
     "gpt-oss-20b": (24, 2880, 64, 8, 64, 64, 2880, 201088, 131072, 1e-5, 150000),
     "gpt-oss-120b": (36, 2880, 64, 8, 64, 64, 2880, 201088, 131072, 1e-5, 150000),
     "glm-4.6": (92, 5120, 96, 8, 128, 64, 12288, 151552, 202752, 1e-5, 1e6),
@@ -46,6 +49,8 @@ ROUTED = {
     "mixtral-8x7b": (8, 2, 0, 14336, 0, "softmax", 1, 1, False, 1.0),
     "mixtral-8x22b": (8, 2, 0, 16384, 0, "softmax", 1, 1, False, 1.0),
     "qwen3-235b-a22b": (128, 8, 0, 1536, 0, "softmax", 1, 1, False, 1.0),
+    "qwen3-next-80b-a3b": (512, 10, 1, 512, 0, "softmax", 1, 1, False, 1.0),
+    "qwen3.5-397b-a17b": (512, 10, 1, 1024, 0, "softmax", 1, 1, False, 1.0),
     "gpt-oss-20b": (32, 4, 0, 2880, 0, "softmax_after_top_k", 1, 1, False, 1.0),
     "gpt-oss-120b": (128, 4, 0, 2880, 0, "softmax_after_top_k", 1, 1, False, 1.0),
     "glm-4.6": (160, 8, 1, 1536, 3, "sigmoid", 1, 1, True, 2.5),
@@ -98,6 +103,24 @@ def test_what_only_the_type_of_model_tells():
     # 0.1 ln 32 + 1
     assert gpt.rope.attention_factor == pytest.approx(1.3466, abs=5e-5)
     assert not gpt.rope.scaling.truncate
+
+
+@pytest.mark.parametrize(
+    ("name", "n_values"), [("qwen3-next-80b-a3b", 32), ("qwen3.5-397b-a17b", 64)]
+)
+def test_recurrent_layers_are_all_but_every_fourth(name: str, n_values: int):
+    cfg = from_hf(CONFIGS / f"{name}.json")
+    n = cfg.n_layers
+    assert cfg.recurrent_layers == tuple(i for i in range(n) if i % 4 != 3)
+    assert cfg.recurrent == RecurrentConfig(
+        n_key_heads=16, n_value_heads=n_values, key_dim=128, value_dim=128, taps=4
+    )
+    assert (cfg.attention.gated, cfg.attention.qk_norm, cfg.moe.gated_shared) == (True,) * 3
+    # Keys and values of 2 heads of 256 in a quarter of the layers, in 16 bits.
+    assert cfg.kv_bytes_per_token() == n // 4 * 2 * 2 * 256 * 2
+    # States in fp32, and three inputs of queries, keys and values in 16 bits, in all others.
+    kept = 4 * n_values * 128 * 128 + 3 * 2 * (2 * 16 + n_values) * 128
+    assert cfg.state_bytes_per_sequence() == n * 3 // 4 * kept
 
 
 @pytest.mark.parametrize("name", sorted(name for name in ROPE_FACTS if " " not in name))
@@ -354,6 +377,21 @@ MISTAKES = [
     ("deepseek-v3", {"first_k_dense_replace": 62}, "from 0 to 61; got 62"),
     ("deepseek-v3", {"num_experts": 8}, "'num_experts' must be 256, as 'n_routed_experts' says"),
     ("qwen3-235b-a22b", {"decoder_sparse_step": 2}, "'decoder_sparse_step' must be 1"),
+    ("qwen3-235b-a22b", {"layer_types": ["linear_attention"] * 94}, "'layer_types' must be a list"),
+    ("qwen3-next-80b-a3b", {"layer_types": ["linear_attention"] * 47}, "a list of 48 of"),
+    ("qwen3-next-80b-a3b", {"layer_types": ["sliding_attention"] * 48}, "or 'full_attention'"),
+    (
+        "qwen3-next-80b-a3b",
+        {"layer_types": ["linear_attention", "full_attention"] * 24},
+        "'full_attention_interval' must be that of 'layer_types'",
+    ),
+    ("qwen3-next-80b-a3b", {"linear_num_key_heads": None}, "'linear_num_key_heads' must be a whole"),
+    ("qwen3-next-80b-a3b", {"linear_num_value_heads": 24}, "a multiple of the 16 key heads"),
+    ("qwen3-next-80b-a3b", {"linear_conv_kernel_dim": 1}, "a whole number from 2 to"),
+    ("qwen3-next-80b-a3b", {"shared_expert_intermediate_size": 500}, "a multiple of the width of"),
+    ("qwen3-next-80b-a3b", {"attn_output_gate": False}, "'attn_output_gate' must be true"),
+    ("qwen3-next-80b-a3b", {"attention_bias": True}, "'attention_bias' must be false"),
+    ("qwen3-next-80b-a3b", {"mamba_ssm_dtype": "bfloat16"}, "'mamba_ssm_dtype' must be \"float32\""),
     ("qwen3-235b-a22b", {"decoder_sparse_step": True}, "'decoder_sparse_step' must be 1"),
     ("qwen3-235b-a22b", {"mlp_only_layers": [3]}, "'mlp_only_layers' must be the first layers"),
     ("qwen3-235b-a22b", {"mlp_only_layers": [-1]}, "must be a list of whole numbers, 0 or more"),

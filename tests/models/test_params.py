@@ -31,6 +31,8 @@ COUNTED = {
     "mixtral-8x22b": (140_620_634_112, 38_955_423_744, 39_152_031_744),
     "qwen3-32b": (32_762_123_264, 31_984_210_944, 32_762_123_264),
     "qwen3-235b-a22b": (235_093_634_560, 21_568_433_664, 22_190_763_520),
+    "qwen3-next-80b-a3b": (79_674_391_296, 3_563_764_480, 3_874_929_408),
+    "qwen3.5-397b-a17b": (396_346_350_336, 16_331_922_176, 17_349_040_896),
     "gpt-oss-20b": (20_914_757_184, 3_608_307_264, 4_187_440_704),
     "gpt-oss-120b": (116_829_156_672, 5_132_849_472, 5_711_982_912),
     "glm-4.6": (352_797_829_024, 32_856_319_904, 33_632_266_144),
@@ -137,7 +139,8 @@ def test_mixture_shapes():
 @pytest.mark.parametrize("name", sorted(named_models()))
 def test_specs_are_consistent(name):
     model_cfg = model(name)
-    for kind in (kind for kind in get_args(Kind) if model_cfg.moe or kind != "moe"):
+    absent = {"moe": not model_cfg.moe, "recurrent": not model_cfg.recurrent_layers}
+    for kind in (kind for kind in get_args(Kind) if not absent.get(kind)):
         for spec in block_params(model_cfg, kind).values():
             assert len(spec.axes) == len(spec.shape) >= spec.rows + spec.batch
             assert np.prod(spec.matrix_shape) == spec.n_values
@@ -146,5 +149,6 @@ def test_specs_are_consistent(name):
 def test_kinds_that_are_not_there_are_refused():
     with pytest.raises(UnknownNameError, match="unknown block kind 'atention'; nearest: attention"):
         block_params(model("kimi-k2"), "atention")
-    with pytest.raises(ConfigError, match=r"llama-3\.1-8b has no moe block"):
-        block_params(model("llama-3.1-8b"), "moe")
+    for kind in ("moe", "recurrent"):
+        with pytest.raises(ConfigError, match=rf"llama-3\.1-8b has no {kind} block"):
+            block_params(model("llama-3.1-8b"), kind)

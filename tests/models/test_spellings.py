@@ -51,6 +51,8 @@ DOUBLE = {("gpt_oss", "num_experts_per_tok")}
 def modern(fields: dict) -> dict:
     """Write the rotation as transformers 5 does."""
     fields = dict(fields)
+    if "rope_parameters" in fields:
+        return fields
     rules = fields.pop("rope_scaling", None) or {"rope_type": "default"}
     rules = {"rope_type" if key == "type" else key: value for key, value in rules.items()}
     rules["rope_theta"] = fields.pop("rope_theta")

@@ -24,11 +24,13 @@ from sharding import axes
 from sharding.request import Request
 
 KIMI, LLAMA = zoo.model("kimi-k2"), zoo.model("llama-3.1-405b")
+NEXT = zoo.model("qwen3-next-80b-a3b")
 #: Over 2,048 chips: experts and their columns; heads and sequences; columns and copies.
 WAYS: dict[Kind, dict[str, int]] = {
     "embed": {"tensor": 2048},
     "attention": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "sliding": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
+    "recurrent": {"replica": 4, "data": 32, "context": 1, "tensor": 8, "query": 2},
     "dense": {"replica": 16, "tensor": 128},
     "moe": {"replica": 1, "expert": 384, "tensor": 8},
     "head": {"tensor": 2048},
@@ -42,6 +44,7 @@ BLOCKS += [
     pytest.param(zoo.model("gpt-oss-120b"), "attention", id="gpt-oss-120b-attention"),
     pytest.param(zoo.model("gpt-oss-120b"), "sliding", id="gpt-oss-120b-sliding"),
     pytest.param(KIMI.with_latent_form("expanded"), "attention", id="kimi-k2-expanded"),
+    *(pytest.param(NEXT, kind, id=f"{NEXT.name}-{kind}") for kind in ("recurrent", "moe")),
 ]
 
 

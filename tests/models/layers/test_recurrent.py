@@ -1,0 +1,124 @@
+"""Recurrent blocks: decode is prefill, splits by columns and trees change no bit, padding nothing."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from placed_blocks import TINY_NEXT, hidden, place, plan, sqnr_db
+from slices import some_slow
+from small_machines import tiered
+
+from models.layers.linear import Split
+from models.reference import reference_block
+from models.weights.synthetic import SyntheticWeights
+from sharding.plan import Plan
+from sharding.request import Request
+from sharding.run.execute import run_attention
+
+BATCH, TOKENS = 2, 6
+#: The block's change of the hidden state against float32 weights that are not rounded to float16.
+SQNR_DB = 58.0
+ONE = plan("attention", tensor=1)
+
+
+def run(
+    the_plan: Plan = ONE,
+    *,
+    step: int = TOKENS,
+    counts: Any = None,
+    way: str = "virtual",
+    policy: str = "fp16",
+    batch: int = BATCH,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Give a block its tokens in steps of equal length; the hidden states and what it keeps."""
+    request = Request(batch=batch, tokens=step, context=320)
+    block = place(TINY_NEXT, "recurrent", the_plan, request, policy=policy, system=tiered(2))
+    x, cache, made = hidden(BATCH, TOKENS, TINY_NEXT.d_model)[:batch], block.arguments[2], []
+    for start in range(0, TOKENS, step):
+        positions = np.full(batch, start, np.int32)
+        given = x[:, start : start + step]
+        y, cache = run_attention(TINY_NEXT, block, given, cache, positions, counts, execution=way)
+        made.append(np.asarray(y))
+    return np.concatenate(made, axis=1), {name: np.asarray(kept) for name, kept in cache.items()}
+
+
+@pytest.fixture(scope="module")
+def prefilled() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return run()
+
+
+@pytest.mark.slow
+def test_a_block_is_that_of_the_reference(prefilled: Any) -> None:
+    x = np.asarray(hidden(BATCH, TOKENS, TINY_NEXT.d_model), np.float32)
+    layer = TINY_NEXT.n_layers - 1
+    weights = SyntheticWeights(TINY_NEXT).block("recurrent", layer)
+    expected = np.asarray(reference_block(TINY_NEXT, "recurrent", weights)(jnp.asarray(x)))
+    assert sqnr_db(expected - x, prefilled[0].astype(np.float32) - x) > SQNR_DB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2])
+def test_decode_is_prefill(prefilled: Any, step: int) -> None:
+    found, kept = run(step=step)
+    np.testing.assert_array_equal(found, prefilled[0])
+    for name, values in prefilled[1].items():
+        np.testing.assert_array_equal(kept[name], values, name)
+
+
+@pytest.mark.parametrize(
+    ("ways", "split", "way"),
+    some_slow(
+        [
+            # Key heads over two chips, then the value heads of each over two more.
+            ({"tensor": 4}, Split.COLUMN, "virtual"),
+            ({"data": 2, "tensor": 2}, Split.COLUMN, "devices"),
+            # There are no positions to share out: copies.
+            ({"context": 2, "tensor": 2}, Split.COLUMN, "virtual"),
+            ({"data": 3}, Split.COLUMN, "virtual"),
+        ],
+        count=1,
+    ),
+)
+def test_a_split_by_columns_moves_no_bit(
+    prefilled: Any, ways: dict[str, int], split: Split, way: str
+) -> None:
+    found, kept = run(plan("attention", split, **ways), step=2, way=way)
+    np.testing.assert_array_equal(found, prefilled[0])
+    np.testing.assert_array_equal(kept["state"][:BATCH], prefilled[1]["state"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("split", [Split.TREE, Split.WIDE])
+def test_trees_and_wide_sums_are_those_of_one_chip(split: Split) -> None:
+    alone, _ = run(plan("attention", split, tensor=1))
+    for n in (2, 4):
+        np.testing.assert_array_equal(run(plan("attention", split, tensor=n))[0], alone)
+
+
+@pytest.mark.slow
+def test_a_sequence_does_not_depend_on_its_companion(prefilled: Any) -> None:
+    alone, kept = run(batch=1)
+    np.testing.assert_array_equal(alone[0], prefilled[0][0])
+    np.testing.assert_array_equal(kept["state"][0], prefilled[1]["state"][0])
+
+
+@pytest.mark.slow
+def test_tokens_that_do_not_count_leave_no_trace(prefilled: Any) -> None:
+    n = 4  # of the first sequence; none of the second
+    _, kept = run(counts=np.array([n, 0], np.int32))
+    assert np.abs(prefilled[1]["state"][0] - kept["state"][0]).max() > 0
+    block = place(TINY_NEXT, "recurrent", ONE, Request(batch=1, tokens=n, context=320))
+    x = hidden(BATCH, TOKENS, TINY_NEXT.d_model)[:1, :n]
+    zeros = np.zeros(1, np.int32)
+    _, expected = run_attention(TINY_NEXT, block, x, block.arguments[2], zeros)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(kept[name][0], np.asarray(values)[0], name)
+        assert not kept[name][1].any()
+
+
+@pytest.mark.slow
+def test_a_cache_of_fp8_leaves_states_as_they_are(prefilled: Any) -> None:
+    found, kept = run(policy="fp16+fp8-cache")
+    np.testing.assert_array_equal(found, prefilled[0])
+    assert kept["state"].dtype == np.float32
