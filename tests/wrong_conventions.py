@@ -17,10 +17,11 @@ import pytest
 
 from lpu_jax.datapath import masks
 from models.config import ModelConfig
-from models.layers import grouped, mlp, rotary, router
+from models.layers import grouped, mlp, recurrent, rotary, router
 from models.params import block_params, expert_params
 from models.reference_attention import GqaAttention, causal_softmax, rotate
 from models.reference_mixture import Moe
+from models.reference_recurrence import DeltaNet, convolve, delta_rule, unit_length
 from models.weights.source import WeightSource
 from models.weights.stored import dequantised
 
@@ -55,7 +56,7 @@ class Mutant:
 
     def block(self, kind: str, layer: int = 0) -> Arrays:
         # A changed configuration may call the attention of a layer by another kind.
-        is_attention = kind in ("attention", "sliding", "unrotated")
+        is_attention = kind in ("attention", "sliding", "unrotated", "recurrent")
         own = self.right.config.attention_kind(layer) if is_attention else kind
         return self._changed(self.right.block(own, layer), block_params(self.config, kind))
 
@@ -143,6 +144,23 @@ def _alternating(gate_up: np.ndarray) -> np.ndarray:
 def _other_heads(q: np.ndarray) -> np.ndarray:
     """Take query heads `[d, kv, group, h]` for `[d, group, kv, h]`."""
     return q.swapaxes(1, 2).reshape(q.shape)
+
+
+def _gates_in_halves(arrays: Arrays) -> Arrays:
+    """Take a query head and its gate beside each other for all queries, then all gates."""
+    if "gate" not in arrays:
+        return arrays
+    shape = arrays["q"].shape
+    in_file = np.stack([arrays["q"], arrays["gate"]], axis=3).reshape(shape[0], 2, *shape[1:])
+    return arrays | {"q": in_file[:, 0], "gate": in_file[:, 1]}
+
+
+def _projected_in_order(arrays: Arrays) -> Arrays:
+    """Take values and gates by key head `[d, 2, k, g, h]` for all values, then all gates."""
+    if "vz" not in arrays:
+        return arrays
+    vz = arrays["vz"]
+    return arrays | {"vz": np.moveaxis(vz, 1, 2).reshape(vz.shape)}
 
 
 # --- the mistakes -------------------------------------------------------------------------------
@@ -259,6 +277,97 @@ MISTAKES: dict[str, Mistake] = {
     "attention: multiplier taken for the root of a head": Mistake(
         model="granite", config=_part("attention", scale=None)
     ),
+    "attention: gate dropped": Mistake(model="qwen3_next", config=_part("attention", gated=False)),
+    "attention: queries and gates in halves, not by head": Mistake(
+        model="qwen3_next", arrays=_gates_in_halves
+    ),
+    # recurrence
+    "recurrence: projections in order, not by key head": Mistake(
+        model="qwen3_next", arrays=_projected_in_order
+    ),
+    "recurrence: values and gates swapped": Mistake(
+        model="qwen3_5", arrays=_array("vz", lambda vz: vz[:, ::-1])
+    ),
+    "recurrence: rates and decays swapped": Mistake(
+        model="qwen3_next", arrays=_array("ba", lambda ba: ba[:, ::-1])
+    ),
+    "recurrence: bias of decays dropped": Mistake(
+        model="qwen3_next", arrays=_array("fading_bias", np.zeros_like)
+    ),
+    "recurrence: logarithm taken for the fading": Mistake(
+        model="qwen3_next", arrays=_array("fading", np.log)
+    ),
+    "recurrence: norm of results counts from one": Mistake(
+        model="qwen3_next", arrays=_array("out_norm", lambda x: x + np.float32(1))
+    ),
+    "recurrence: taps reversed": Mistake(
+        model="qwen3_next", arrays=_array("qk_taps", lambda taps: taps[::-1])
+    ),
+    "recurrence: taps one token late": Mistake(
+        model="qwen3_next",
+        reference=(
+            (convolve, "padded[:, i : i + n_tokens]", "padded[:, max(i - 1, 0) :][:, :n_tokens]"),
+        ),
+    ),
+    "recurrence: keys not of length one": Mistake(
+        model="qwen3_next",
+        reference=((unit_length, "x * jax.lax.rsqrt(", "x * 1.0 + 0.0 * jax.lax.rsqrt("),),
+        layers=((recurrent._columns, "rows = vxm.mul(rows, scale)", "pass"),),
+    ),
+    "recurrence: queries not divided by the root of a head": Mistake(
+        model="qwen3_next",
+        reference=(((DeltaNet, "__call__"), "query * self.net.key_dim**-0.5", "query"),),
+        layers=((recurrent._columns, "float(h**-0.5)", "1.0"),),
+    ),
+    "recurrence: state not faded before it is corrected": Mistake(
+        model="qwen3_next",
+        reference=(
+            (
+                delta_rule,
+                "state = state * a[..., None, None]",
+                "before, state = state, state * a[..., None, None]",
+            ),
+            (
+                delta_rule,
+                'v - contract("bnkv,bnk->bnv", state, k)',
+                'v - contract("bnkv,bnk->bnv", before, k)',
+            ),
+        ),
+    ),
+    "recurrence: state not corrected": Mistake(
+        model="qwen3_next",
+        reference=((delta_rule, 'v - contract("bnkv,bnk->bnv", state, k)', "v"),),
+    ),
+    "recurrence: read before it is written": Mistake(
+        model="qwen3_next",
+        reference=(
+            (
+                delta_rule,
+                'return state, contract("bnkv,bnk->bnv", state, q)',
+                "added = contract('bnk,bnv->bnkv', k, error * b[..., None])\n        "
+                'return state, contract("bnkv,bnk->bnv", state - added, q)',
+            ),
+        ),
+    ),
+    "recurrence: gate before the norm": Mistake(
+        model="qwen3_next",
+        reference=(
+            (
+                (DeltaNet, "__call__"),
+                "heads = rearrange(self.out_norm(read), ",
+                'bent = rearrange(jax.nn.silu(gate), "b t k g h -> b t (k g) h")\n    '
+                "heads = rearrange(self.out_norm(read * bent), ",
+            ),
+            ((DeltaNet, "__call__"), "heads * jax.nn.silu(gate)", "heads"),
+        ),
+    ),
+    "recurrence: sigmoid for silu in the gate": Mistake(
+        model="qwen3_next",
+        reference=(
+            ((DeltaNet, "__call__"), "heads * jax.nn.silu(gate)", "heads * jax.nn.sigmoid(gate)"),
+        ),
+        layers=((recurrent.delta_net, "vxm.silu(z)", "vxm.sigmoid(z)"),),
+    ),
     # router
     "router: softmax instead of sigmoid": Mistake(
         model="deepseek_v3", config=_part("moe", scoring="softmax")
@@ -341,6 +450,9 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "experts: biases dropped": Mistake(model="gpt_oss", config=_part("moe", expert_bias=False)),
     "experts: no shared expert": Mistake(model="deepseek_v3", config=_part("moe", n_shared=0)),
+    "experts: shared expert not gated": Mistake(
+        model="qwen3_next", config=_part("moe", gated_shared=False)
+    ),
     "experts: shared expert scaled too": Mistake(
         model="kimi_k2", arrays=_array("shared_down", lambda x: x * np.float32(2.827))
     ),
@@ -355,6 +467,9 @@ MISTAKES: dict[str, Mistake] = {
     "norm: eps of 1e-6 for 1e-5": Mistake(model="llama", config=_model(norm_eps=1e-6)),
     "norm: weights count from one": Mistake(
         model="llama", arrays=_array("norm", lambda x: x + np.float32(1))
+    ),
+    "norm: weights do not count from one": Mistake(
+        model="qwen3_next", arrays=_array("norm", lambda x: x - np.float32(1))
     ),
     "embedding: multiplier dropped": Mistake(
         model="granite", config=_part("multipliers", embedding=1.0)

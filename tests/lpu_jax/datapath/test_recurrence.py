@@ -45,10 +45,10 @@ def drawn(seed: int = 0, channels: int = 1, tokens: int = T, groups: int = B * G
 def twin(x: dict[str, Any], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """The rule of the docstring, group by group, in float64; results of what does not count: NaN"""
     x = {name: np.asarray(values, np.float64) for name, values in x.items()}
-    groups, tokens = x["values"].shape[:2]
+    groups = len(x["values"])
     states, read_out = x["state"].copy(), np.full(x["values"].shape, np.nan)
     for group in range(groups):
-        for t in range(counts[group // (groups // len(counts))]):
+        for t in range(counts[group * len(counts) // groups]):
             query, key = x["queries"][:, t, group], x["keys"][:, t, group]
             faded = x["decay"][:, t, group][:, None] * states[group]
             change = x["rates"][0, t, group] * (x["values"][group, t] - key @ faded)

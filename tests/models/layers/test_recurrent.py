@@ -1,4 +1,4 @@
-"""Recurrent blocks: decode is prefill, splits by columns and trees change no bit, padding nothing."""
+"""Recurrent blocks: decode is prefill, padding leaves no trace, columns and trees move no bit."""
 
 from typing import Any
 
