@@ -270,6 +270,15 @@ def test_a_draft_model_needs_something_to_draft(request_: Request, sentence: str
         compare(SMOLLM, NODE, request_, draft_model=SMALL)
 
 
+def test_states_keep_what_is_drafted_so_that_drafts_are_refused() -> None:
+    sentence = "qwen3-next-80b-a3b has recurrent layers, whose states would keep drafts"
+    with pytest.raises(LpuError, match=sentence):
+        compare("qwen3-next-80b-a3b", "lpx-4", REQUEST)
+    small = replace(model("qwen3-next-80b-a3b"), vocab_size=SMOLLM.vocab_size)
+    with pytest.raises(LpuError, match=sentence):
+        compare(SMOLLM, NODE, REQUEST, draft_model=small)
+
+
 def test_one_chip_has_no_room_for_two_models() -> None:
     with pytest.raises(LpuError, match="has one chip"):
         compare(SMOLLM, replace(NODE, n_chips=1), REQUEST, draft_model=SMALL)

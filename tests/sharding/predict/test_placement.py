@@ -13,6 +13,7 @@ from lpu_jax.cost.placed_machine import one_group
 from lpu_jax.cost.schedule import schedule
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.lpu_chips import GROQ3_LPU, GROQCHIP1
+from lpu_jax.machine.tray_dram import TrayDram
 from models.blocks import Kind, block_arguments, block_chain, is_leaf
 from models.config import ModelConfig
 from models.layers.linear import Split
@@ -21,11 +22,12 @@ from models.zoo import model
 from sharding.axes import MESH_AXES, sizes, strides
 from sharding.detail.explain import explain
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
-from sharding.predict.placement import block_bytes, padded_bytes, usable_bytes
+from sharding.predict.placement import block_bytes, held_bytes, padded_bytes, usable_bytes
 from sharding.predict.symbolic import symbol_values, trace_block
 from sharding.request import Request
 
 KIMI, LLAMA = model("kimi-k2"), model("llama-2-70b")
+NEXT = model("qwen3-next-80b-a3b")
 #: Each chip has one of eight key/value heads.
 HEADS = AttentionShard(tensor=8)
 PLANS = {
@@ -174,6 +176,38 @@ def test_a_cache_that_grows_in_place_is_not_counted_twice() -> None:
     # 64 heads, one token: fp32 scores, mask and weights grow, the cache itself does not come again
     assert long.activations - short.activations <= 4 * 64 * 2048 * 4
     assert long.weights == short.weights
+
+
+def test_a_state_is_constant_in_context_and_belongs_to_its_sequence_and_heads() -> None:
+    def held(dram: TrayDram | None = None, **asked: Any) -> dict[str, Any]:
+        request = Request(context=asked.pop("context", 4096), batch=asked.pop("batch", 1))
+        arguments = _arguments(NEXT, "recurrent", "fp16", request, **asked)
+        return held_bytes(arguments, GROQ3_LPU, dram)
+
+    # 32 states of 128 x 128 in fp32, and three inputs of 2 x 16 + 32 heads of 128 in fp16.
+    whole = 32 * 128 * 128 * 4 + 3 * (2 * 16 + 32) * 128 * 2
+    assert held()["cache"] == pytest.approx(whole, rel=1e-3)  # whole vectors of 320
+    assert held(context=262144) == held()
+    assert held(batch=8)["cache"] == pytest.approx(8 * whole, rel=1e-3)
+    assert held(batch=8, data=8)["cache"] == held()["cache"]
+    # One head: 51.2 vectors of states, 2.4 of queries and keys, 1.2 of values.
+    assert held(tensor=16, query=2)["cache"] == 52 * 320 * 4 + (3 + 2) * 320 * 2
+    # It is written whole with every token, so that it is in the chip where caches are not.
+    beside = held(TrayDram(dram_bytes=10**12))
+    assert (beside["cache"], beside["dram"]) == (held()["cache"], 0)
+
+
+def test_a_state_that_is_written_over_is_not_counted_twice() -> None:
+    request, policy = Request(batch=64), POLICIES["fp16"]
+    ways = dict.fromkeys(MESH_AXES["recurrent"], 1)
+    local = sizes(NEXT, "recurrent", policy, ways, request)
+    program = trace_block(NEXT, "recurrent", policy, Split.ROW, "auto").program
+    arguments = block_arguments(NEXT, "recurrent", policy, Split.ROW, local)
+    symbols = symbol_values(local, ways, strides(ways), {})
+    timing = schedule(program, one_group(system("groq-node"), 1), symbols)
+    found = block_bytes(arguments, program, timing, symbols, GROQCHIP1, None)
+    assert found.cached == 64 * (32 * 128 * 128 * 4 + 3 * (2 * 16 + 32) * 128 * 2)
+    assert found.activations < found.cached / 8
 
 
 def test_usable_bytes_leave_the_reserve() -> None:

@@ -44,6 +44,7 @@ TINY_KIMI = dataclasses.replace(
     moe=dataclasses.replace(KIMI.moe, n_experts=12, top_k=4, d_expert=64),
 )
 GPT = zoo.model("gpt-oss-20b")
+NEXT = zoo.model("qwen3-next-80b-a3b")
 EXPANDED = KIMI.with_latent_form("expanded")
 #: Policies that a chip can run.
 HELD = [name for name, policy in POLICIES.items() if policy is policy.on_chip]
@@ -205,6 +206,9 @@ def check_equal_cycles(case: Case) -> None:
         pytest.param(GPT, "sliding", id="window"),
         pytest.param(zoo.model("glm-4.6"), "attention", id="norms of heads, half rotated"),
         pytest.param(EXPANDED, "attention", id="expanded latent"),
+        pytest.param(NEXT, "attention", id="gated"),
+        pytest.param(NEXT, "recurrent", id="recurrent"),
+        pytest.param(NEXT, "moe", id="gated shared expert"),
     ],
 )
 def test_every_attention_has_one_program_for_all_plans(cfg: ModelConfig, kind: Kind) -> None:
@@ -252,7 +256,27 @@ def test_many_plans_at_once_are_timed_as_one_by_one(capacity: int | None, split:
 @pytest.mark.parametrize("kind", block_kinds(KIMI))
 @pytest.mark.parametrize("grown", ["batch_local", "tokens", "context", "slots"])
 def test_more_work_is_never_faster(kind: Kind, grown: str) -> None:
-    for case in random_cases(2, KIMI, kind, 3):
+    check_growth(KIMI, kind, grown)
+
+
+@pytest.mark.parametrize("grown", ["batch_local", "tokens"])
+def test_more_states_and_tokens_are_never_faster(grown: str) -> None:
+    check_growth(NEXT, "recurrent", grown)
+
+
+def test_the_context_is_nothing_to_a_recurrent_layer() -> None:
+    for case in random_cases(5, NEXT, "recurrent", 3):
+        found = {
+            symbolic_timing(
+                dataclasses.replace(case, request=dataclasses.replace(case.request, context=n))
+            ).cycles
+            for n in (64, 4096, 262144)
+        }
+        assert len(found) == 1
+
+
+def check_growth(cfg: ModelConfig, kind: Kind, grown: str) -> None:
+    for case in random_cases(2, cfg, kind, 3):
         machine = machine_of(case)
         n = np.asarray([1, 2, 3, 8, 31, 32, 33, 64, 320, 321, 1000, 4096])
         values: dict[str, Any] = {
