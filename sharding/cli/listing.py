@@ -154,6 +154,7 @@ class _Listed:
             "released_bytes": released_bytes(cfg),
             "bytes_16_bit": 2 * n_parameters(cfg),
             "cache_bytes_per_token_16_bit": cfg.kv_bytes_per_token(),
+            "state_bytes_per_sequence": cfg.state_bytes_per_sequence(),
             "left_out": list(self.left_out),
             "status": self.status,
             "source": self.source,
