@@ -45,6 +45,7 @@ class GqaConfig:
     qkv_bias: bool = False  #: queries, keys and values have biases
     o_bias: bool = False  #: the output projection has one
     qk_norm: bool = False  #: queries and keys of a head are RMS-normalised before rotation
+    is_qk_norm_joint: bool = False  #: such a norm is one of all heads of a token together
     sinks: bool = False  #: a learned logit per query head takes part in the softmax, with no value
     window: int | None = None  #: keys that a query of a sliding layer sees, its own included
     scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
@@ -58,6 +59,8 @@ class GqaConfig:
             _require_positive(self, "window")
         if self.gated and self.qkv_bias:
             raise ConfigError("gated attention must have no qkv_bias, got True.")
+        if self.is_qk_norm_joint and not self.qk_norm:
+            raise ConfigError("is_qk_norm_joint is about norms of queries and keys: it needs them.")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "

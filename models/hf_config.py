@@ -68,6 +68,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys.must_be("use_rmsnorm", True)
     n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
     recurrent_layers = _read_recurrent_layers(keys, rules, n_layers)
+    keys.must_be("attn_type_list", [1] * n_layers)  # others are linear
     window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
     if rules.is_latent:
@@ -99,14 +100,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         recurrent=_read_recurrent(keys) if rules.has_recurrent_layers else None,
         recurrent_layers=recurrent_layers,
         multipliers=_read_multipliers(keys, rules),
-        n_prediction_layers=keys.integer(
-            "num_nextn_predict_layers",
-            "num_mtp_layers",
-            "mtp_num_hidden_layers",
-            default=0,
-            least=0,
-            most=MOST_LAYERS,
-        ),
+        n_prediction_layers=_read_prediction_layers(keys),
         released_format=released_format,
         released_roles=released_roles,
         bos_token_id=bos_token_ids[0] if bos_token_ids else None,
@@ -114,6 +108,22 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     )
     keys.finish()
     return model_cfg
+
+
+def _read_prediction_layers(keys: Keys) -> int:
+    """Return how many layers the files have beyond those of the model: they predict tokens ahead.
+
+    `use_mtp` may switch them off; of several layers per prediction this program knows nothing.
+    """
+    keys.must_be("mtp_transformer_layers", 1)
+    spellings = (
+        "num_nextn_predict_layers",
+        "num_mtp_layers",
+        "num_mtp_modules",
+        "mtp_num_hidden_layers",
+    )
+    n_layers = keys.integer(*spellings, default=0, least=0, most=MOST_LAYERS)
+    return n_layers if keys.boolean("use_mtp", default=True) else 0
 
 
 def parts_left_out(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[str, ...]:
@@ -317,7 +327,8 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
         head_dim=_read_head_dim(keys, n_heads),
         qkv_bias=has_bias,
         o_bias=has_bias and rules.biases == "all",
-        qk_norm=keys.boolean("use_qk_norm") if rules.qk_norm == "file" else rules.qk_norm == "yes",
+        qk_norm=keys.boolean("use_qk_norm") if rules.qk_norm == "file" else rules.qk_norm != "no",
+        is_qk_norm_joint=rules.qk_norm == "joint",
         sinks=rules.has_sinks,
         window=window,
         scale=keys.number("attention_multiplier") if rules.has_multipliers else None,
@@ -325,6 +336,8 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
     )
     for key in ("use_qk_norm", "qk_norm"):
         keys.must_be(key, attention.qk_norm)
+    if attention.is_qk_norm_joint:
+        keys.must_be("qk_norm_type", "per_layer")
     for key in ("qkv_bias", "use_qkv_bias"):
         keys.must_be(key, attention.qkv_bias)
     keys.must_be("use_bias", attention.o_bias)

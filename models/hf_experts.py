@@ -37,6 +37,9 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         n_shared = _shared_of_own_width(keys, d_expert)
     if is_like:
         keys.must_be("topk_method", "noaux_tc")
+    if rules.is_corrected:
+        keys.must_be("use_routing_bias", True)
+    is_corrected = is_like and keys.boolean("moe_router_enable_expert_bias", default=True)
     return MoeConfig(
         n_experts=keys.integer("n_routed_experts", "num_local_experts", "num_experts"),
         top_k=keys.integer("num_experts_per_tok", "num_experts_per_token", "experts_per_token"),
@@ -48,7 +51,7 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         normalise=normalise,
         n_dense_layers=n_dense_layers,
         scoring=rules.scoring,
-        correction_bias=is_like and keys.boolean("moe_router_enable_expert_bias", default=True),
+        correction_bias=rules.is_corrected or is_corrected,
         router_offset=rules.has_biases,
         expert_bias=rules.has_biases,
         swiglu_limit=keys.number("swiglu_limit") if rules.is_clamped else None,

@@ -95,6 +95,7 @@ class ExpertRules:
     #: some dense layers: the file must say each of the numbers.
     is_deepseek_like: bool = False
     has_biases: bool = False  #: router and experts have biases
+    is_corrected: bool = False  #: chosen by scores plus a bias, in one group
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
     #: Beside them is a shared expert of a width of its own, gated by each row.
     has_gated_shared: bool = False
@@ -116,8 +117,9 @@ class FamilyRules:
     #: all four.
     biases: Literal["none", "qkv", "all"] = "none"
     are_biases_fixed: bool = False  #: they have them always; the key may only repeat it
-    #: Whether queries and keys of a head are normalised; "file": as `use_qk_norm` says.
-    qk_norm: Literal["no", "yes", "file"] = "no"
+    #: Whether queries and keys of a head are normalised; "file": as `use_qk_norm` says; "joint":
+    #: those of all heads together.
+    qk_norm: Literal["no", "yes", "file", "joint"] = "no"
     has_sinks: bool = False
     #: Which layers see `sliding_window` keys only: none may, all do, or those in `layer_types`,
     #: without which it is those from `max_window_layers` on ("late") or every other ("even").
@@ -402,6 +404,22 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 "partial_rotary_factor": 0.5,
                 "use_qk_norm": False,
             },
+        ),
+        "minimax_m2": FamilyRules(
+            family="minimax_m2",
+            architecture="MiniMaxM2ForCausalLM",
+            is_partial=True,
+            qk_norm="joint",
+            experts=ExpertRules(
+                scoring="sigmoid", width="intermediate_size", is_normalised=True, is_corrected=True
+            ),
+            defaults=_NORM | {"num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5e6},
+            names=TensorNames(
+                router="block_sparse_moe.gate",
+                correction_bias="block_sparse_moe.e_score_correction_bias",
+                expert="block_sparse_moe.experts.{}.",
+                expert_gate_up_down=("w1", "w3", "w2"),
+            ),
         ),
         "bailing_moe": _BAILING,
         "bailing_moe_v2": _BAILING,

@@ -85,7 +85,7 @@ def read_released_format(
 
 def _fp8(block: Keys) -> str:
     shape, fmt = block.integers("weight_block_size", default=[]), block.text("fmt", default="e4m3")
-    if shape == (128, 128) and fmt == "e4m3":
+    if shape == (128, 128) and fmt in ("e4m3", "float8_e4m3fn"):
         return "fp8"
     return f"fp8 {fmt} in blocks of {'x'.join(map(str, shape)) or 'a whole matrix'}"
 

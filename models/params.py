@@ -97,8 +97,8 @@ def _bias(role: Role, *dims: tuple[int, str | None], batch: int = 0) -> ParamSpe
     )
 
 
-def _norm(size: int) -> ParamSpec:
-    return ParamSpec(shape=(size,), axes=(None,), rows=0, role="norm", std=0.0)
+def _norm(*dims: tuple[int, str | None] | int) -> ParamSpec:
+    return replace(_matrix("norm", *dims, rows=0), std=0.0)
 
 
 def block_params(model_cfg: ModelConfig, kind: str) -> Mapping[str, ParamSpec]:
@@ -168,7 +168,10 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
     if gqa.qkv_bias:
         params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
         params["kv_bias"] = _bias("attention", kv_heads, (2, None), (head_dim, None))
-    if gqa.qk_norm:
+    if gqa.is_qk_norm_joint:
+        params["q_norm"] = _norm(kv_heads, per_kv, (head_dim, None))
+        params["k_norm"] = _norm(kv_heads, (head_dim, None))
+    elif gqa.qk_norm:
         params |= {"q_norm": _norm(head_dim), "k_norm": _norm(head_dim)}
     if gqa.sinks:
         params["sinks"] = _bias("attention", kv_heads, per_kv)

@@ -35,14 +35,15 @@ def param(params: Params, name: str) -> nnx.Param[Array]:
 
 
 class RmsNorm(nnx.Module):
-    """`x / sqrt(mean(x²) + eps) * weight` over the last axis."""
+    """`x / sqrt(mean(x²) + eps) * weight` over the axes that the weight has, which are the last."""
 
     def __init__(self, params: Params, name: str, eps: float) -> None:
         self.weight = param(params, name)
         self.eps = eps
 
     def __call__(self, x: Float32[Array, "*rows width"]) -> Float32[Array, "*rows width"]:
-        """Normalise each vector of the last axis."""
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        weight = self.weight[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        """Normalise each vector of these axes."""
+        weight = self.weight[...]
+        mean_square = jnp.mean(jnp.square(x), axis=tuple(range(-weight.ndim, 0)), keepdims=True)
+        weight = weight.reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
         return x * jax.lax.rsqrt(mean_square + self.eps) * weight

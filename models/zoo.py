@@ -95,6 +95,9 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
         ),
         "gpt-oss-20b": _own_file("gpt-oss-20b"),
         "gpt-oss-120b": _own_file("gpt-oss-120b"),
+        "minimax-m2.5": NamedModel(
+            file="minimax-m2.5.json", source=_AICONFIGURATOR + ", file of MiniMaxAI/MiniMax-M2.5"
+        ),
         "glm-4.5": NamedModel(
             file="glm-4.6.json",
             source=_GLM + "; 4.5 with fewer positions",

@@ -129,6 +129,12 @@ def _array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[A
     return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
 
 
+def _norms_of_first_heads(arrays: Arrays) -> Arrays:
+    """Take the part of the first head out of norms of all heads."""
+    names = [name for name in ("q_norm", "k_norm") if name in arrays]
+    return {name: arrays[name].reshape(-1, arrays[name].shape[-1])[0] for name in names}
+
+
 def _halves(gate_up: np.ndarray) -> np.ndarray:
     """Take alternating gate and up columns `[d, 2, f]` for two halves."""
     in_file = np.moveaxis(gate_up, 1, 2).reshape(len(gate_up), -1)
@@ -197,6 +203,9 @@ MISTAKES: dict[str, Mistake] = {
     "rope: whole head turned, not what phi3 says": Mistake(
         model="phi3", config=_part("rope", dim=8)
     ),
+    "rope: whole head turned, not the half of minimax": Mistake(
+        model="minimax_m2", config=_part("rope", dim=16)
+    ),
     "rope: every layer turned": Mistake(model="smollm3", config=_model(unrotated_layers=())),
     "rope: layers marked with 1 not turned": Mistake(
         model="smollm3", config=_model(unrotated_layers=(0, 2))
@@ -234,14 +243,19 @@ MISTAKES: dict[str, Mistake] = {
             (
                 grouped.grouped_attention,
                 "rotated(q, 1, 1)",
-                '_normed(rotated(q, 1, 1), weights["q_norm"], cfg.norm_eps)',
+                '_normed(rotated(q, 1, 1), weights["q_norm"], cfg.norm_eps, 4, axes["tensor"])',
             ),
             (
                 grouped.grouped_attention,
                 "rotated(key, 1)",
-                '_normed(rotated(key, 1), weights["k_norm"], cfg.norm_eps)',
+                '_normed(rotated(key, 1), weights["k_norm"], cfg.norm_eps, 2, axes["tensor"])',
             ),
         ),
+    ),
+    "attention: heads of minimax normalised one by one": Mistake(
+        model="minimax_m2",
+        config=_part("attention", is_qk_norm_joint=False),
+        arrays=lambda arrays: arrays | _norms_of_first_heads(arrays),
     ),
     "attention: q, k and v biases dropped": Mistake(
         model="glm4_moe", config=_part("attention", qkv_bias=False)
@@ -383,6 +397,9 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "router: sigmoid weights not renormalised": Mistake(
         model="deepseek_v3", config=_part("moe", normalise=False)
+    ),
+    "router: correction of minimax ignored": Mistake(
+        model="minimax_m2", config=_part("moe", correction_bias=False)
     ),
     "router: correction ignored": Mistake(
         model="kimi_k2", config=_part("moe", correction_bias=False)

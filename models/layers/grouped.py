@@ -21,7 +21,7 @@ from ..config import GqaConfig, ModelConfig
 from ..leaves import rows_of_leaf
 from ..policy import Policy
 from .linear import Split, add_residual, cached, linear, narrowed, operand_rows, project_out
-from .norm import rms_norm
+from .norm import joint_rms_norm, rms_norm
 from .rotary import rotate_first
 from .softmax import Cache, Held, attend
 
@@ -71,7 +71,8 @@ def grouped_attention(
     y = operand_rows(y, policy, "attention")
     turn = {name: mem.rows_from(table, positions, t) for name, table in tables.items()}
 
-    q, key, value = _heads(y, weights, cfg, policy, {"b": b, "t": t, "k": k, "g": g, "h": h})
+    lengths = {"b": b, "t": t, "k": k, "g": g, "h": h}
+    q, key, value = _heads(y, weights, cfg, policy, lengths, axes)
 
     def rotated(x: Array, *ones: int) -> Array:
         if not turn:
@@ -131,18 +132,22 @@ def _heads(
     cfg: ModelConfig,
     policy: Policy,
     lengths: Mapping[str, Any],
+    axes: Mapping[str, Axis],
 ) -> tuple[Float32[Array, "b k g t h"], Float32[Array, "b k t h"], Float32[Array, "b k t h"]]:
     """Make queries, keys and values: biases added and heads normalised, nothing rotated."""
+    gqa = cfg.attention
+    assert isinstance(gqa, GqaConfig)
     b, t, k, h = (lengths[name] for name in "btkh")
     q = _biased(linear(y, weights["q"], policy=policy), weights.get("q_bias"))
     q = sxm.rearrange(q, "(b t) (k g h) -> b k g t h", **lengths)
+    tensor, eps = axes["tensor"], cfg.norm_eps
     if "q_norm" in weights:
-        q = _normed(q, weights["q_norm"], cfg.norm_eps)
+        q = _normed(q, weights["q_norm"], eps, gqa.n_heads, c2c.joined(tensor, axes["query"]))
     kv = _biased(linear(y, weights["kv"], policy=policy), weights.get("kv_bias"))
     kv = sxm.rearrange(kv, "(b t) (k two h) -> two b k t h", b=b, t=t, k=k, two=2, h=h)
     key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, 1))
     if "k_norm" in weights:
-        key = _normed(key, weights["k_norm"], cfg.norm_eps)
+        key = _normed(key, weights["k_norm"], eps, gqa.n_kv_heads, tensor)
     return q, key, value
 
 
@@ -162,8 +167,14 @@ def _biased(y: Float32[Array, "m n"], bias: Float32[Array, "..."] | None) -> Flo
 
 
 def _normed(
-    x: Float32[Array, "..."], weight: Float32[Array, " h"], eps: float
+    x: Float32[Array, "..."],
+    weight: Float32[Array, "*heads h"],
+    eps: float,
+    n_heads: int,
+    axis: Axis,
 ) -> Float32[Array, "..."]:
-    """Normalise every head alone."""
+    """Normalise every head alone, or all of a token where the weight is one of all heads."""
+    if weight.ndim > 1:
+        return joint_rms_norm(x, weight, eps, n_heads=n_heads, axis=axis)
     rows = prod(x.shape[:-1])  # symbols too
     return rms_norm(x.reshape(rows, x.shape[-1]), weight, eps).reshape(x.shape)

@@ -1,9 +1,12 @@
-"""RMS normalisation."""
+"""RMS normalisation, of rows that a chip has whole or that chips share out by heads."""
+
+from math import prod
 
 import numpy as np
 from jaxtyping import Array, Float32
 
-from lpu_jax.datapath import vxm
+from lpu_jax.datapath import c2c, sxm, vxm
+from lpu_jax.datapath.axis import Axis
 
 
 def rms_norm(
@@ -17,3 +20,33 @@ def rms_norm(
     mean = vxm.mul(vxm.sum_lanes(vxm.mul(x, x)), float(np.float32(1 / d_model)))
     scale = vxm.rsqrt(vxm.add(mean, eps))
     return vxm.mul(vxm.mul(x, scale), weight.reshape(1, d_model))
+
+
+def joint_rms_norm(
+    x: Float32[Array, "b *heads t h"],
+    weight: Float32[Array, "*heads h"],
+    eps: float,
+    *,
+    n_heads: int,
+    axis: Axis,
+) -> Float32[Array, "b *heads t h"]:
+    """Normalise all heads of a token together, though chips share them out.
+
+    Args:
+        x: this chip's heads of every token; those that fill its share up are zeros.
+        weight: of this chip's heads.
+        eps: as in `rms_norm`.
+        n_heads: of the model.
+        axis: the chips that share the heads out, in their order.
+
+    Fidelity:
+        Approximate, order-dependent: the sums of squares of heads are gathered in fp32 and added in
+        the order of `vxm.sum_lanes`, so that no split moves a rounding.
+    """
+    b, *heads, t, h = x.shape
+    sums = vxm.sum_lanes(vxm.mul(x, x)).reshape(b, prod(heads), t)
+    sums = sxm.rearrange(sums, "b n t -> (b t) n", b=b, n=prod(heads), t=t)
+    total = vxm.sum_lanes(c2c.all_gather(sums, axis, dim=-1, keep=n_heads))
+    mean = vxm.mul(total, float(np.float32(1 / (n_heads * h))))
+    scale = vxm.rsqrt(vxm.add(mean, eps)).reshape(b, *(1 for _ in heads), t, 1)
+    return vxm.mul(vxm.mul(x, scale), weight.reshape(1, *heads, 1, h))

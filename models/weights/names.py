@@ -96,8 +96,8 @@ def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple
         if gqa.qkv_bias:
             yield f"{name}.bias", (length,)
     if gqa.qk_norm:
-        yield f"{names.q_norm}.weight", (gqa.head_dim,)
-        yield f"{names.k_norm}.weight", (gqa.head_dim,)
+        yield f"{names.q_norm}.weight", (n_query if gqa.is_qk_norm_joint else gqa.head_dim,)
+        yield f"{names.k_norm}.weight", (n_kv if gqa.is_qk_norm_joint else gqa.head_dim,)
     if gqa.sinks:
         yield names.sinks, (gqa.n_heads,)
     yield f"{names.output}.weight", (d_model, n_query)

@@ -265,8 +265,8 @@ class HfTensors:
             both = np.stack(kv_bias)
             arrays["kv_bias"] = packed(both, "two (k h) -> k two h", k=gqa.n_kv_heads)
         if gqa.qk_norm:
-            arrays["q_norm"] = self._norm(prefix + names.q_norm)
-            arrays["k_norm"] = self._norm(prefix + names.k_norm)
+            for name, stored in (("q_norm", names.q_norm), ("k_norm", names.k_norm)):
+                arrays[name] = self._norm(prefix + stored).reshape(specs[name].shape)
         if gqa.sinks:
             arrays["sinks"] = self._vector(prefix + names.sinks).reshape(specs["sinks"].shape)
         o = self._matrix(prefix + names.output)

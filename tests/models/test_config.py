@@ -41,6 +41,7 @@ GROUPED = {
     "gpt-oss-20b": (24, 2880, 64, 8, 64, 64, 2880, 201088, 131072, 1e-5, 150000),
     "gpt-oss-120b": (36, 2880, 64, 8, 64, 64, 2880, 201088, 131072, 1e-5, 150000),
     "glm-4.6": (92, 5120, 96, 8, 128, 64, 12288, 151552, 202752, 1e-5, 1e6),
+    "minimax-m2.5": (62, 3072, 48, 8, 128, 64, 1536, 200064, 196608, 1e-6, 5e6),
     "ling-1t": (80, 8192, 64, 8, 128, 64, 18432, 157184, 32768, 1e-6, 6e5),
 }
 # Routed experts, top-k, shared, width, dense layers, score, groups and those kept, correction
@@ -57,6 +58,7 @@ ROUTED = {
     "deepseek-v3": (256, 8, 1, 2048, 3, "sigmoid", 8, 4, True, 2.5),
     "kimi-k2-instruct": (384, 8, 1, 2048, 1, "sigmoid", 1, 1, True, 2.827),
     "kimi-k2.5": (384, 8, 1, 2048, 1, "sigmoid", 1, 1, True, 2.827),
+    "minimax-m2.5": (256, 8, 0, 1536, 0, "sigmoid", 1, 1, True, 1.0),
     "ling-1t": (256, 8, 1, 2048, 4, "sigmoid", 8, 4, True, 2.5),
 }
 
@@ -97,6 +99,9 @@ def test_what_only_the_type_of_model_tells():
     ]
     assert biases == [(False, False), (True, True), (True, False), (False, False), (True, False)]
     assert not old_qwen.attention.qk_norm
+    minimax = from_hf(CONFIGS / "minimax-m2.5.json")
+    assert [cfg.attention.is_qk_norm_joint for cfg in (qwen, glm, minimax)] == [False, False, True]
+    assert (minimax.n_prediction_layers, minimax.released_format) == (3, "fp8")
     assert (gpt.moe.router_offset, gpt.moe.expert_bias) == (True, True)
     assert (gpt.moe.swiglu_limit, gpt.moe.swiglu_alpha) == (7.0, 1.702)
     assert (gpt.attention.window, gpt.sliding_layers) == (128, tuple(range(0, 24, 2)))

@@ -25,6 +25,7 @@ CLASSES = {
     "mixtral": "Mixtral",
     "gpt_oss": "GptOss",
     "glm4_moe": "Glm4Moe",
+    "minimax_m2": "MiniMaxM2",
 }
 #: Keys of which a class has a default that a row must have too; None says nothing.
 KEYS = """

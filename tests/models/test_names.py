@@ -41,6 +41,7 @@ FAMILIES = {
     "kimi_k2": "deepseek",
     "gpt_oss": "gpt_oss",
     "glm4_moe": "glm4_moe",
+    "minimax_m2": "minimax_m2",
     "ling": "bailing_moe",
 }
 

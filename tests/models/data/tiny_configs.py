@@ -264,6 +264,18 @@ GLM4_MOE: Fields = GROUPED | {
         "partial_rotary_factor": 0.5,
     },
 }
+#: One norm for all query heads together, one for all key heads; half a head is rotated.
+MINIMAX_M2: Fields = GROUPED | {
+    "head_dim": 16,
+    "intermediate_size": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 5e6,
+        "partial_rotary_factor": 0.5,
+    },
+}
 #: GLM's class computes what Ling's does, without biases and with groups of experts.
 LING: Fields = GLM4_MOE | {"attention_bias": False, "n_group": 4, "topk_group": 2}
 #: Two blocks of 128 rows, the second not full, in the dense layer.
@@ -300,5 +312,6 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "gpt_oss": ("GptOss", GPT_OSS, "f32"),
     "gpt_oss_mxfp4": ("GptOss", GPT_OSS_MXFP4, "mxfp4"),
     "glm4_moe": ("Glm4Moe", GLM4_MOE, "f32"),
+    "minimax_m2": ("MiniMaxM2", MINIMAX_M2, "f32"),
     "ling": ("Glm4Moe", LING, "f32"),
 }
