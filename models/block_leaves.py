@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from .config import ModelConfig
 from .policy import Policy
+from .rope import RopeConfig
 
 #: A length of this chip, and the logical axis it is a share of (None: the same on every chip).
 Dimension = tuple[Any, str | None]
@@ -35,9 +36,12 @@ class Leaf:
     is_copy: bool = False
     #: for a cache: it is written whole with every token, and lies in the chip wherever caches lie
     stays: bool = False
+    #: for a table: blocks of another kind have it, with which it is counted
+    is_shared: bool = False
     #: before anything runs: zeros; the number of a chip's first row, or of the chip, along an axis;
     #: a table of the rotation; the row of the store in which each expert lies
     begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "address"] = "zeros"
+    rope: RopeConfig | None = None  #: of a table of the rotation
 
     @property
     def shape(self) -> tuple[Any, ...]:

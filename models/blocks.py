@@ -161,11 +161,10 @@ def _head_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
 
 
 def _attention_program(variant: _Variant, *, is_sliding: bool = False) -> Callable[..., Any]:
-    attention = variant.cfg.attention
-    if isinstance(attention, MlaConfig):
+    if isinstance(variant.cfg.attention, MlaConfig):
         return partial(latent_attention, **variant.projects)
-    window = attention.window if is_sliding else None
-    return partial(grouped_attention, **variant.projects, window=window)
+    kind: Kind = "sliding" if is_sliding else "attention"
+    return partial(grouped_attention, **variant.projects, kind=kind)
 
 
 def _attention_arguments(
@@ -174,10 +173,11 @@ def _attention_arguments(
     # Where the context is split, a chip also knows its first position; of a short cache each chip
     # holds all.
     is_split = sizes.splits_context and not is_sliding
+    kind: Kind = "sliding" if is_sliding else "attention"
     return (
         _hidden(variant, sizes),
         _cache(variant.cfg, variant.policy, sizes, is_sliding=is_sliding),
-        _tables(variant.cfg, sizes) if is_rotated else {},
+        _tables(variant.cfg, kind, sizes) if is_rotated else {},
         _state(jnp.int32, sizes.local["batch"]),
         _number("chip", "batch_local"),
         *([_number("first row", "kv_length")] if is_split else []),
@@ -195,14 +195,6 @@ def _recurrent_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
         _state(jnp.int32, sizes.local["batch"]),
         _number("chip", "batch_local"),
     )
-
-
-def _dense_program(variant: _Variant) -> Callable[..., Any]:
-    return partial(dense_mlp, **variant.projects)
-
-
-def _dense_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
-    return (_hidden(variant, sizes),)
 
 
 def _moe_program(variant: _Variant) -> Callable[..., Any]:
@@ -299,8 +291,8 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             title="dense",
             result="dense MLP output",
             part="mlp",
-            program=_dense_program,
-            arguments=_dense_arguments,
+            program=lambda variant: partial(dense_mlp, **variant.projects),
+            arguments=lambda variant, sizes: (_hidden(variant, sizes),),
         ),
         "moe": BlockKind(
             title="moe",
@@ -441,7 +433,7 @@ def _scales(
 
 def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) -> dict[str, Leaf]:
     """Keys and values in the layouts that the matrix unit installs."""
-    attention = cfg.attention
+    attention = cfg.attention_of("sliding" if is_sliding else "attention")
     batch: Dimension = (sizes.local["batch_local"], "batch_local")
     context: Dimension = (sizes.local["kv_length"], "kv_length")
     if is_sliding:
@@ -471,11 +463,14 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) 
     }
 
 
-def _tables(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
+def _tables(cfg: ModelConfig, kind: Kind, sizes: Sizes) -> dict[str, Leaf]:
+    rope, is_own = cfg.rope_of(kind), kind == "attention" or cfg.sliding_rope is not None
     table = Leaf(
-        dimensions=((sizes.local["context"], None), (cfg.rope.dim, None)),
+        dimensions=((sizes.local["context"], None), (rope.dim, None)),
         dtype=jnp.float32,
         kind="tables",
         bits=32,
+        rope=rope,
+        is_shared=not is_own and "attention" in block_kinds(cfg),
     )
     return {"cos": replace(table, begins_as="cos"), "sin": replace(table, begins_as="sin")}

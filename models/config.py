@@ -6,6 +6,7 @@ is refused, because a reader that skips an unknown key miscounts the model.
 """
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -13,7 +14,7 @@ from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
 from lpu_jax.predicates import is_number, is_whole
 
-from .hf_families import TENSOR_NAMES, Scoring
+from .hf_families import TENSOR_NAMES, Activation, Scoring
 from .rope import RopeConfig
 
 #: Latent attention over the cached latent itself, or over keys and values made from it per head.
@@ -50,13 +51,15 @@ class GqaConfig:
     window: int | None = None  #: keys that a query of a sliding layer sees, its own included
     scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
     gated: bool = False  #: results of heads are multiplied by the sigmoid of a projection
+    cap: float | None = None  #: scores stay within it on either side: `cap * tanh(score / cap)`
+    norms_values: bool = False  #: values of a head are RMS-normalised, without weights
+    #: One matrix makes both: values are keys before their norm and rotation.
+    are_values_keys: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
-        if self.scale is not None:
-            _require_positive(self, "scale")
-        if self.window is not None:
-            _require_positive(self, "window")
+        given = [name for name in ("scale", "window", "cap") if getattr(self, name) is not None]
+        _require_positive(self, *given)
         if self.gated and self.qkv_bias:
             raise ConfigError("gated attention must have no qkv_bias, got True.")
         if self.is_qk_norm_joint and not self.qk_norm:
@@ -290,10 +293,16 @@ class ModelConfig:
     rope: RopeConfig
     moe: MoeConfig | None = None
     sliding_layers: tuple[int, ...] = ()  #: layers that see only the attention's window, ascending
+    sliding_attention: GqaConfig | None = None  #: theirs, where it is not that of other layers
+    sliding_rope: RopeConfig | None = None  #: likewise
     unrotated_layers: tuple[int, ...] = ()  #: layers without rotation ("NoPE"), ascending
     recurrent: RecurrentConfig | None = None
     recurrent_layers: tuple[int, ...] = ()  #: layers that have it in place of attention, ascending
     multipliers: Multipliers = Multipliers()
+    activation: Activation = "silu"  #: of dense MLPs
+    norms_results: bool = False  #: what a block adds is RMS-normalised before
+    scales_layers: bool = False  #: a stored number multiplies the hidden state behind each layer
+    logit_cap: float | None = None  #: logits stay within it on either side, as `GqaConfig.cap`
     #: Further layers of the released files, which predict tokens ahead and are left out here.
     n_prediction_layers: int = 0
     released_format: str = "bf16"
@@ -316,6 +325,14 @@ class ModelConfig:
                 f"{self.name}: n_prediction_layers must be 0 or more, got "
                 f"{self.n_prediction_layers}."
             )
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"{self.name}: activation must be one of {', '.join(get_args(Activation))}, got "
+                f"{self.activation!r}."
+            )
+        if self.logit_cap is not None:
+            _require_positive(self, "logit_cap")
+        self._check_results()
         self._check_rotation()
         self._check_windows()
 
@@ -328,14 +345,32 @@ class ModelConfig:
             ("rope", RopeConfig, "a RopeConfig"),
             ("moe", MoeConfig | None, "a MoeConfig or None"),
             ("sliding_layers", tuple, "a tuple of layers"),
+            ("sliding_attention", GqaConfig | None, "a GqaConfig or None"),
+            ("sliding_rope", RopeConfig | None, "a RopeConfig or None"),
             ("unrotated_layers", tuple, "a tuple of layers"),
             ("recurrent", RecurrentConfig | None, "a RecurrentConfig or None"),
             ("recurrent_layers", tuple, "a tuple of layers"),
             ("multipliers", Multipliers, "a Multipliers"),
+            ("norms_results", bool, "True or False"),
+            ("scales_layers", bool, "True or False"),
         ):
             if not isinstance(getattr(self, field), kind):
                 given = described(getattr(self, field))
                 raise ConfigError(f"ModelConfig.{field} must be {allowed}, got {given}.")
+
+    def _check_results(self) -> None:
+        """Refuse what only dense layers with grouped attention have in layers of other kinds."""
+        is_plain = self.moe is None and isinstance(self.attention, GqaConfig)
+        named = {
+            "activation": self.activation != "silu",
+            "norms_results": self.norms_results,
+            "scales_layers": self.scales_layers,
+        }
+        for name in (name for name, is_used in named.items() if is_used and not is_plain):
+            raise ConfigError(
+                f"{self.name}: {name} is about dense layers with grouped attention; this model has "
+                "experts or latent attention."
+            )
 
     def _check_rotation(self) -> None:
         attention = self.attention
@@ -344,15 +379,20 @@ class ModelConfig:
                 f"{self.name}: rope.dim must equal the rotated head width "
                 f"{attention.rope_head_dim}, got {self.rope.dim}."
             )
-        if isinstance(attention, GqaConfig) and self.rope.dim > attention.head_dim:
-            raise ConfigError(
-                f"{self.name}: rope.dim must be at most the head width {attention.head_dim}, got "
-                f"{self.rope.dim}."
-            )
+        for kind in ("attention", "sliding"):
+            own, rope = self.attention_of(kind), self.rope_of(kind)
+            if isinstance(own, GqaConfig) and rope.width > own.head_dim:
+                name = "dim" if rope.span is None else "span"
+                raise ConfigError(
+                    f"{self.name}: rope.{name} must be at most the head width {own.head_dim}, got "
+                    f"{rope.width}."
+                )
 
     def _check_windows(self) -> None:
-        if self.sliding_layers and getattr(self.attention, "window", None) is None:
+        if self.sliding_layers and getattr(self.attention_of("sliding"), "window", None) is None:
             raise ConfigError(f"{self.name}: sliding layers need an attention with a window.")
+        if not self.sliding_layers and (self.sliding_attention or self.sliding_rope):
+            raise ConfigError(f"{self.name}: no layer slides, so none has an attention of its own.")
         if self.unrotated_layers and not isinstance(self.attention, GqaConfig):
             raise ConfigError(f"{self.name}: layers without rotation need grouped attention.")
         if self.recurrent_layers and self.recurrent is None:
@@ -396,6 +436,16 @@ class ModelConfig:
             return "sliding"
         return "unrotated" if layer in self.unrotated_layers else "attention"
 
+    def attention_of(self, kind: str) -> GqaConfig | MlaConfig:
+        """Return the attention of a kind of block: sliding layers may have their own."""
+        own = self.sliding_attention if kind == "sliding" else None
+        return self.attention if own is None else own
+
+    def rope_of(self, kind: str) -> RopeConfig:
+        """Return the rotation of a kind of block: sliding layers may have their own."""
+        own = self.sliding_rope if kind == "sliding" else None
+        return self.rope if own is None else own
+
     def is_moe_layer(self, layer: int) -> bool:
         """Return whether layer `layer` (from 0) holds experts rather than a dense MLP.
 
@@ -413,8 +463,13 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, bytes_per_value: int | float = 2) -> float:
         """Return the cache bytes of one token over all layers; recurrent ones keep none."""
-        n_layers = self.n_layers - len(self.recurrent_layers)
-        return float(n_layers * self.attention.cached_values_per_token * bytes_per_value)
+        kinds = Counter(self.attention_kind(layer) for layer in range(self.n_layers))
+        values = sum(
+            n * self.attention_of(kind).cached_values_per_token
+            for kind, n in kinds.items()
+            if kind != "recurrent"
+        )
+        return float(values * bytes_per_value)
 
     def state_bytes_per_sequence(self, bytes_per_value: int | float = 2) -> float:
         """Return the bytes of one sequence's states over all recurrent layers.

@@ -21,7 +21,8 @@ from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
-from .rope import Llama3Scaling, RopeConfig, YarnScaling
+from .hf_layers import read_cap, read_scale, rotation_parts
+from .rope import LinearScaling, Llama3Scaling, RopeConfig, Scaling, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
 #: about its other parts: towers, projectors, and where their tokens stand among those of the text.
@@ -31,7 +32,7 @@ _ABOUT_OTHER_PARTS = re.compile(
     r"|text_hidden_size|use_unified_vision_chunk"
 )
 #: Rules of the rotation that are modelled; the first scales nothing.
-_SCALINGS = ("default", "llama3", "yarn")
+_SCALINGS = ("default", "llama3", "yarn", "linear")
 #: Kinds of layer in a model with recurrent ones, these first.
 _RECURRENT_KINDS = ("linear_attention", "full_attention")
 #: A model's name on the hub, alone or behind its owner's; a path is none.
@@ -63,7 +64,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys.defaults = rules.defaults
     if rules.architecture not in (keys.texts("architectures") or (rules.architecture,)):
         raise keys.complain("architectures", f"[{rules.architecture!r}] for a {model_type!r} model")
-    keys.must_be("hidden_act", "silu")
+    for key in ("hidden_act", "hidden_activation"):
+        keys.must_be(key, {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[rules.activation])
     keys.must_be("mlp_bias", False)
     keys.must_be("use_rmsnorm", True)
     n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
@@ -71,12 +73,17 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys.must_be("attn_type_list", [1] * n_layers)  # others are linear
     window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
+    sliding_rope = None
     if rules.is_latent:
         rope = _read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
         attention = _read_mla(keys, rope)
     else:
         attention = _read_gqa(keys, rules, window)
-        rope = _read_rope(keys, rules, attention.head_dim)
+        if rules.has_local_rotation:
+            parts = rotation_parts(keys, rules)
+            rope, sliding_rope = (_read_rope(part, rules, attention.head_dim) for part in parts)
+        else:
+            rope = _read_rope(keys, rules, attention.head_dim)
     moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
     bos_token_ids = keys.token_ids("bos_token_id")
     released_format, released_roles = read_released_format(
@@ -96,10 +103,14 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         rope=rope,
         moe=moe,
         sliding_layers=sliding_layers,
+        sliding_rope=sliding_rope if sliding_layers else None,
         unrotated_layers=_read_unrotated(keys, rules, n_layers),
         recurrent=_read_recurrent(keys) if rules.has_recurrent_layers else None,
         recurrent_layers=recurrent_layers,
         multipliers=_read_multipliers(keys, rules),
+        activation=rules.activation,
+        norms_results=rules.is_gemma,
+        logit_cap=read_cap(keys, rules, "logits"),
         n_prediction_layers=_read_prediction_layers(keys),
         released_format=released_format,
         released_roles=released_roles,
@@ -229,6 +240,9 @@ def _read_windows(
     match rules.windows:
         case "even":
             usual = everyone[::2]
+        case "most":
+            every = keys.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+            usual = tuple(layer for layer in everyone if (layer + 1) % every)
         case "late":
             usual = everyone[keys.integer("max_window_layers", least=0) :]
         case _:
@@ -296,6 +310,8 @@ def _read_unrotated(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int,
 
 
 def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
+    if rules.is_gemma:
+        return Multipliers(embedding=keys.integer("hidden_size") ** 0.5)
     if not rules.has_multipliers:
         return Multipliers()
     return Multipliers(
@@ -331,7 +347,8 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
         is_qk_norm_joint=rules.qk_norm == "joint",
         sinks=rules.has_sinks,
         window=window,
-        scale=keys.number("attention_multiplier") if rules.has_multipliers else None,
+        scale=read_scale(keys, rules),
+        cap=read_cap(keys, rules, "scores"),
         gated=rules.has_recurrent_layers,
     )
     for key in ("use_qk_norm", "qk_norm"):
@@ -402,7 +419,7 @@ def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
     theta = _holder("rope_theta", modern, keys).number("rope_theta")
     keys.must_be("rope_theta", theta)
     dim = _rotated(keys, _holder("partial_rotary_factor", modern, keys), rules, head_dim)
-    scaling: Llama3Scaling | YarnScaling | None = None
+    scaling: Scaling | None = None
     if numbers is not None:
         scaling = _read_scaling(numbers, rules)
         if rules.has_picture_axes:
@@ -446,7 +463,7 @@ def _rotated(keys: Keys, holder: Keys, rules: FamilyRules, head_dim: int) -> int
     return dim
 
 
-def _read_scaling(numbers: Keys, rules: FamilyRules) -> Llama3Scaling | YarnScaling | None:
+def _read_scaling(numbers: Keys, rules: FamilyRules) -> Scaling | None:
     kind = numbers.text("rope_type", "type")
     if kind not in (_SCALINGS if rules.is_scaled else _SCALINGS[:1]):
         spelling = "rope_type" if numbers.has("rope_type") else "type"
@@ -456,6 +473,8 @@ def _read_scaling(numbers: Keys, rules: FamilyRules) -> Llama3Scaling | YarnScal
         )
     if kind == "default":
         return None
+    if kind == "linear":
+        return LinearScaling(factor=numbers.number("factor"))
     if kind == "llama3":
         return Llama3Scaling(
             factor=numbers.number("factor"),

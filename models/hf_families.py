@@ -13,6 +13,9 @@ from typing import Any, Literal
 #: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
 #: softmax over the chosen logits only.
 Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
+#: What the gates of dense MLPs go through: the logistic function times its argument, or GELU in its
+#: tanh form.
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,10 @@ class TensorNames:
     kv_a_norm: str = "self_attn.kv_a_layernorm"
     kv_b: str = "self_attn.kv_b_proj"
 
+    attention_result_norm: str = "post_attention_layernorm"
     mlp_norm: str = "post_attention_layernorm"
+    mlp_result_norm: str = "post_feedforward_layernorm"
+    layer_scale: str = "layer_scalar"
     mlp: str = "mlp."
     router: str = "mlp.gate"
     correction_bias: str = "mlp.gate.e_score_correction_bias"
@@ -122,14 +128,26 @@ class FamilyRules:
     qk_norm: Literal["no", "yes", "file", "joint"] = "no"
     has_sinks: bool = False
     #: Which layers see `sliding_window` keys only: none may, all do, or those in `layer_types`,
-    #: without which it is those from `max_window_layers` on ("late") or every other ("even").
-    windows: Literal["none", "all", "late", "even"] = "none"
+    #: without which it is those from `max_window_layers` on ("late"), every other ("even"), or all
+    #: but every sixth, or as `sliding_window_pattern` says ("most").
+    windows: Literal["none", "all", "late", "even", "most"] = "none"
     has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
     #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; attention
     #: has a gate for its results.
     has_recurrent_layers: bool = False
     has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
+    activation: Activation = "silu"
+    #: Gemma: embeddings are multiplied by the root of their width, results of blocks normalised.
+    is_gemma: bool = False
+    #: The scores' multiplier is one over the root of `query_pre_attn_scalar`.
+    has_query_scalar: bool = False
+    #: Whether `final_logit_softcapping` and `attn_logit_softcapping` may cap logits and scores.
+    caps: frozenset[Literal["logits", "scores"]] = frozenset()
+    has_local_rotation: bool = False  #: sliding layers have a rotation of their own
+    #: Gemma 4: layers that do not slide have heads of their own, whose values may be keys; values
+    #: are normalised, scores not multiplied, and a stored number scales every layer.
+    has_global_heads: bool = False
     experts: ExpertRules | None = None
     are_all_layers_mixtures: bool = False  #: there is no width of dense ones
     #: What the class takes for a key that the file leaves out. No width, depth or number of
@@ -164,6 +182,59 @@ _BAILING = FamilyRules(
         output="attention.dense",
         correction_bias="mlp.gate.expert_bias",
     ),
+)
+
+_GEMMA2 = FamilyRules(
+    family="gemma2",
+    architecture="Gemma2ForCausalLM",
+    biases="all",
+    windows="even",
+    activation="gelu_tanh",
+    is_gemma=True,
+    has_query_scalar=True,
+    caps=frozenset(("logits", "scores")),
+    defaults={
+        "vocab_size": 256_000,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+        "rope_theta": 10_000.0,
+    },
+    names=TensorNames(
+        attention_result_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        are_norms_centred=True,
+    ),
+)
+#: Scores and logits are never capped: no class caps the former, that with pictures not the latter.
+_GEMMA3 = replace(
+    _GEMMA2,
+    family="gemma3",
+    architecture="Gemma3ForCausalLM",
+    qk_norm="yes",
+    windows="most",
+    caps=frozenset(),
+    has_local_rotation=True,
+    defaults={
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10_000.0,
+    },
 )
 
 _ROTATION = {"rope_theta": 10_000.0}
@@ -332,6 +403,8 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 "logits_scaling": 1.0,
             },
         ),
+        "gemma2": _GEMMA2,
+        "gemma3_text": _GEMMA3,
         "phi3": FamilyRules(
             family="phi3",
             architecture="Phi3ForCausalLM",
@@ -432,4 +505,4 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 )
 
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
-WRAPPERS = ("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+WRAPPERS = ("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3")

@@ -5,9 +5,10 @@ Holds no values and no formats: which role is stored in which format is the prec
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -17,8 +18,9 @@ from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfi
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
 #: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
-#: "sliding" is attention over the last keys only, "unrotated" one without rotation; both have the
-#: parameters of "attention". "recurrent" stands in the place of attention.
+#: "sliding" is attention over the last keys only, "unrotated" one without rotation; the latter has
+#: the parameters of "attention", the former those of `ModelConfig.sliding_attention` if it has one.
+#: "recurrent" stands in the place of attention.
 Kind = Literal["embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe", "head"]
 
 #: Logical axes of the columns of output projections.
@@ -137,10 +139,17 @@ def _head(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     return {"norm": _norm(d_model), "out": out}
 
 
-def _attention(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
-    if isinstance(model_cfg.attention, MlaConfig):
-        return _latent_attention(model_cfg.d_model, model_cfg.attention)
-    return _grouped_attention(model_cfg.d_model, model_cfg.attention)
+def _attention(model_cfg: ModelConfig, kind: Kind = "attention") -> dict[str, ParamSpec]:
+    attention = model_cfg.attention_of(kind)
+    if isinstance(attention, MlaConfig):
+        return _latent_attention(model_cfg.d_model, attention)
+    params = _grouped_attention(model_cfg.d_model, attention)
+    return params | _of_result(model_cfg)
+
+
+def _of_result(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    """Describe the norm of what a block adds, where the model has one."""
+    return {"result_norm": _norm(model_cfg.d_model)} if model_cfg.norms_results else {}
 
 
 def _embedding(model_cfg: ModelConfig) -> ParamSpec:
@@ -157,17 +166,17 @@ def _embedding(model_cfg: ModelConfig) -> ParamSpec:
 
 def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
     kv_heads, per_kv = (gqa.n_kv_heads, "kv_heads"), (gqa.q_per_kv, "q_per_kv")
-    head_dim = gqa.head_dim
+    head_dim, both = gqa.head_dim, 1 if gqa.are_values_keys else 2
     params = {
         "norm": _norm(d_model),
         "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
-        "kv": _matrix("attention", d_model, kv_heads, 2, head_dim),
+        "kv": _matrix("attention", d_model, kv_heads, both, head_dim),
     }
     if gqa.gated:
         params["gate"] = _matrix("attention", d_model, kv_heads, per_kv, head_dim)
     if gqa.qkv_bias:
         params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
-        params["kv_bias"] = _bias("attention", kv_heads, (2, None), (head_dim, None))
+        params["kv_bias"] = _bias("attention", kv_heads, (both, None), (head_dim, None))
     if gqa.is_qk_norm_joint:
         params["q_norm"] = _norm(kv_heads, per_kv, (head_dim, None))
         params["k_norm"] = _norm(kv_heads, (head_dim, None))
@@ -246,6 +255,8 @@ def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
         "norm": _norm(d_model),
         "gate_up": _matrix("dense", d_model, 2, (d_ff, "mlp")),
         "down": _matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
+        **_of_result(model_cfg),
+        **({"layer_scale": _norm(1)} if model_cfg.scales_layers else {}),
     }
 
 
@@ -287,7 +298,7 @@ def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
 _PARAMS: Mapping[str, Callable[[ModelConfig], dict[str, ParamSpec]]] = {
     "embed": _embed,
     "attention": _attention,
-    "sliding": _attention,
+    "sliding": partial(_attention, kind="sliding"),
     "unrotated": _attention,
     "recurrent": _recurrent,
     "dense": _dense,
@@ -301,11 +312,10 @@ def model_params(model_cfg: ModelConfig) -> tuple[tuple[int, ParamSpec], ...]:
 
     A tied embedding table is left out: it is the head's.
     """
-    n_moe, n_recurrent = model_cfg.n_moe_layers, len(model_cfg.recurrent_layers)
+    n_moe = model_cfg.n_moe_layers
     counts: dict[Kind, int] = {
         "embed": 0 if model_cfg.tie_embeddings else 1,
-        "attention": model_cfg.n_layers - n_recurrent,
-        "recurrent": n_recurrent,
+        **Counter(model_cfg.attention_kind(layer) for layer in range(model_cfg.n_layers)),
         "dense": model_cfg.n_layers - n_moe,
         "moe": n_moe,
         "head": 1,

@@ -19,7 +19,7 @@ from .config import GqaConfig, MlaConfig, ModelConfig
 from .params import Kind, block_params, expert_params
 from .reference_attention import GqaAttention, MlaAttention
 from .reference_mixture import Mlp, Moe
-from .reference_parts import Hidden, Params, RmsNorm, contract, param
+from .reference_parts import Hidden, Params, RmsNorm, capped, contract, param
 from .reference_recurrence import DeltaNet
 from .weights.source import WeightSource
 from .weights.stored import dequantised
@@ -43,11 +43,12 @@ class Head(nnx.Module):
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.out = param(params, "out")
-        self.divisor = model_cfg.multipliers.logits
+        self.divisor, self.cap = model_cfg.multipliers.logits, model_cfg.logit_cap
 
     def __call__(self, x: Hidden) -> Float32[Array, "b t vocab"]:
         """Return the logits of every position."""
-        return contract("btd,dv->btv", self.norm(x), self.out[...]) / self.divisor
+        logits = contract("btd,dv->btv", self.norm(x), self.out[...]) / self.divisor
+        return capped(logits, self.cap)
 
 
 Module = Embed | GqaAttention | MlaAttention | DeltaNet | Mlp | Moe | Head
@@ -75,7 +76,7 @@ def reference_block(
     missing = set(block_params(model_cfg, kind)).difference(params)
     if missing:
         raise ConfigError(f"a {kind} block needs parameter {min(missing)!r}; it is missing.")
-    attention, moe = model_cfg.attention, model_cfg.moe
+    attention, moe = model_cfg.attention_of(kind), model_cfg.moe
     match kind:
         case "embed":
             return Embed(model_cfg, params)
@@ -83,7 +84,7 @@ def reference_block(
             return MlaAttention(model_cfg, attention, params)
         case "attention" | "sliding" | "unrotated" if isinstance(attention, GqaConfig):
             window = attention.window if kind == "sliding" else None
-            rope = None if kind == "unrotated" else model_cfg.rope
+            rope = None if kind == "unrotated" else model_cfg.rope_of(kind)
             return GqaAttention(model_cfg, attention, params, window=window, rope=rope)
         case "recurrent" if model_cfg.recurrent is not None:
             return DeltaNet(model_cfg, model_cfg.recurrent, params)

@@ -12,17 +12,17 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 from .config import GqaConfig, MlaConfig, ModelConfig
-from .reference_parts import Hidden, Params, RmsNorm, contract, param
+from .reference_parts import Hidden, Params, Result, RmsNorm, capped, contract, param
 from .rope import RopeConfig
 
 
 def rotate(
     x: Float32[Array, "b t *heads dim"], rope: RopeConfig
 ) -> Float32[Array, "b t *heads dim"]:
-    """Rotate pairs of the first `rope.dim` values by their position (0, 1, … along `t`).
+    """Rotate pairs of the first `rope.width` values by their position (0, 1, … along `t`).
 
     Args:
-        x: queries or keys; values beyond `rope.dim` stay as they are.
+        x: queries or keys; values beyond `rope.width` stay as they are.
         rope: frequencies, and which two values form a pair.
 
     Returns:
@@ -31,7 +31,9 @@ def rotate(
     Fidelity:
         Approximate: angles in float64, their cos and sin rounded to float32.
     """
-    angles = np.outer(np.arange(x.shape[1]), rope.inverse_frequencies())  # [t, pairs]
+    frequencies = np.zeros(rope.width // 2)  # of pairs that do not turn
+    frequencies[: rope.dim // 2] = rope.inverse_frequencies()
+    angles = np.outer(np.arange(x.shape[1]), frequencies)  # [t, pairs]
     shape = (1, x.shape[1], *(1 for _ in x.shape[2:-1]), angles.shape[1])
     cos, sin = (
         jnp.asarray(rope.attention_factor * turn(angles), dtype=jnp.float32).reshape(shape)
@@ -40,7 +42,7 @@ def rotate(
     pairs = (
         "... (pair two) -> two ... pair" if rope.interleaved else "... (two pair) -> two ... pair"
     )
-    turned, kept = jnp.split(x, [rope.dim], axis=-1)
+    turned, kept = jnp.split(x, [rope.width], axis=-1)
     first, second = rearrange(turned, pairs, two=2)
     rotated = jnp.stack((first * cos - second * sin, second * cos + first * sin))
     source, target = pairs.split(" -> ")
@@ -97,8 +99,8 @@ class GqaAttention(nnx.Module):
             self.sinks = param(params, "sinks")
         if gqa.o_bias:
             self.o_bias = param(params, "o_bias")
-        self.gqa, self.rope, self.window = gqa, rope, window
-        self.multiplier = model_cfg.multipliers.residual
+        self.gqa, self.rope, self.window, self.eps = gqa, rope, window, model_cfg.norm_eps
+        self.result = Result(model_cfg, params)
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
@@ -107,18 +109,21 @@ class GqaAttention(nnx.Module):
         both = contract("btd,dkch->btkch", normed, self.kv[...])
         if gqa.qkv_bias:
             query, both = query + self.q_bias[None, None], both + self.kv_bias[None, None]
-        key, value = rearrange(both, "b t k c h -> c b t k h")
+        key, value = both[:, :, :, 0], both[:, :, :, -1]
         if gqa.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
+        if gqa.norms_values:
+            value = value / jnp.sqrt(jnp.mean(value**2, axis=-1, keepdims=True) + self.eps)
         if self.rope is not None:
             query, key = rotate(query, self.rope), rotate(key, self.rope)
         scores = contract("btkgh,bskh->bkgts", query, key) * gqa.softmax_scale
+        scores = capped(scores, gqa.cap)
         sinks = self.sinks[...] if gqa.sinks else None
         mixed = contract("bkgts,bskh->btkgh", causal_softmax(scores, self.window, sinks), value)
         if gqa.gated:
             mixed = mixed * jax.nn.sigmoid(contract("btd,dkgh->btkgh", normed, self.gate[...]))
         out = contract("btkgh,kghd->btd", mixed, self.o[...])
-        return x + self.multiplier * (out + self.o_bias[None] if gqa.o_bias else out)
+        return self.result(x, out + self.o_bias[None] if gqa.o_bias else out)
 
 
 class MlaAttention(nnx.Module):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float32, Int
 from lpu_jax.errors import ConfigError
 
 from .config import ModelConfig, MoeConfig
-from .reference_parts import Hidden, Params, RmsNorm, contract, param
+from .reference_parts import Hidden, Params, Result, RmsNorm, contract, param
 
 
 def swiglu(x: Hidden, gate_up: Float32[Array, "d 2 f"], down: Float32[Array, "f d"]) -> Hidden:
@@ -21,17 +21,24 @@ def swiglu(x: Hidden, gate_up: Float32[Array, "d 2 f"], down: Float32[Array, "f 
     return contract("btf,fd->btd", jax.nn.silu(gate) * up, down)
 
 
+def geglu(x: Hidden, gate_up: Float32[Array, "d 2 f"], down: Float32[Array, "f d"]) -> Hidden:
+    """Return `(gelu(x gate) * x up) down`, GELU in its tanh form."""
+    gate, up = rearrange(contract("btd,dcf->btcf", x, gate_up), "b t c f -> c b t f")
+    return contract("btf,fd->btd", jax.nn.gelu(gate, approximate=True) * up, down)
+
+
 class Mlp(nnx.Module):
-    """Dense SwiGLU block: `x + mlp(norm(x))`."""
+    """Dense block: `x + mlp(norm(x))`."""
 
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
-        self.multiplier = model_cfg.multipliers.residual
+        self.result = Result(model_cfg, params)
+        self.mlp = swiglu if model_cfg.activation == "silu" else geglu
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on every token."""
-        return x + self.multiplier * swiglu(self.norm(x), self.gate_up[...], self.down[...])
+        return self.result(x, self.mlp(self.norm(x), self.gate_up[...], self.down[...]))
 
 
 class Moe(nnx.Module):

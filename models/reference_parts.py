@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float32
 
+from .config import ModelConfig
 from .weights.stored import dequantised
 
 Hidden = Float32[Array, "b t d"]
@@ -32,6 +33,31 @@ def contract(pattern: str, *operands: Array) -> Array:
 def param(params: Params, name: str) -> nnx.Param[Array]:
     """Hold one parameter in float32."""
     return nnx.Param(jnp.asarray(dequantised(params[name]), dtype=jnp.float32))
+
+
+def capped(x: Array, cap: float | None) -> Array:
+    """Return `cap * tanh(x / cap)`, or values as they are without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+class Result(nnx.Module):
+    """What becomes of a block's result: its norm, the addition, a number for the whole layer.
+
+    `multiplier` scales what is added.
+    """
+
+    def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
+        self.has_norm, self.has_scale = model_cfg.norms_results, "layer_scale" in params
+        if self.has_norm:
+            self.norm = RmsNorm(params, "result_norm", model_cfg.norm_eps)
+        if self.has_scale:
+            self.scale = param(params, "layer_scale")
+        self.multiplier = model_cfg.multipliers.residual
+
+    def __call__(self, x: Hidden, result: Hidden) -> Hidden:
+        """Add a block's result to the hidden state before it."""
+        total = x + self.multiplier * (self.norm(result) if self.has_norm else result)
+        return total * self.scale[...].reshape(1, 1, 1) if self.has_scale else total
 
 
 class RmsNorm(nnx.Module):

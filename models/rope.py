@@ -44,6 +44,25 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Divide every frequency by `factor`: positions are that much closer together.
+
+    Source:
+        Rule "linear" of Hugging Face transformers' `modeling_rope_utils`.
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise ConfigError(f"LinearScaling needs a factor above 0, got {self.factor}.")
+
+    def apply(self, frequencies: Float64[np.ndarray, " pairs"]) -> Float64[np.ndarray, " pairs"]:
+        """Return the scaled frequencies, in radians per position."""
+        return np.asarray(frequencies / self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
 class YarnScaling:
     """YaRN: interpolate slow pairs, keep fast pairs, blend between two pair indices.
 
@@ -102,24 +121,44 @@ class YarnScaling:
         return dim * math.log(ratio) / (2 * math.log(theta))
 
 
+#: A rule that changes the frequencies of a rotation for longer contexts.
+Scaling = Llama3Scaling | LinearScaling | YarnScaling
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary embedding of `dim` values per head.
 
     `interleaved` tells which values form a pair: (0, 1), (2, 3), … when true, as DeepSeek and
     Kimi rotate; (0, dim/2), (1, dim/2 + 1), … when false, as Llama does.
+
+    With a `span` they are the fastest pairs of so many values, (0, span/2), (1, span/2 + 1), …, of
+    which the others do not turn ("proportional", Gemma 4).
     """
 
     theta: float
     dim: int
     interleaved: bool
-    scaling: Llama3Scaling | YarnScaling | None = None
+    scaling: Scaling | None = None
+    span: int | None = None
 
     def __post_init__(self) -> None:
+        if self.span is not None and (
+            self.span % 2 or self.span < self.dim or self.interleaved or self.scaling
+        ):
+            raise ConfigError(
+                f"rope.span must be an even number, at least dim ({self.dim}), of halves without "
+                f"scaling, got {self.span}."
+            )
         if self.dim <= 0 or self.dim % 2:
             raise ConfigError(f"rope.dim must be a positive even number, got {self.dim}.")
         if self.theta <= 1:
             raise ConfigError(f"rope.theta must be above 1, got {self.theta}.")
+
+    @property
+    def width(self) -> int:
+        """Values of a head over which the rotated ones are spread, from its first."""
+        return self.dim if self.span is None else self.span
 
     def inverse_frequencies(self) -> Float64[np.ndarray, " pairs"]:
         """Return the rotation of each pair, in radians per position.
@@ -130,12 +169,12 @@ class RopeConfig:
         Fidelity:
             Approximate: float64 evaluation of a real formula; frameworks hold these in float32.
         """
-        exponents = np.arange(0, self.dim, 2, dtype=np.float64) / self.dim
+        exponents = np.arange(0, self.dim, 2, dtype=np.float64) / self.width
         frequencies = np.asarray(np.power(self.theta, -exponents), dtype=np.float64)
         match self.scaling:
             case None:
                 return frequencies
-            case Llama3Scaling() as scaling:
+            case Llama3Scaling() | LinearScaling() as scaling:
                 return scaling.apply(frequencies)
             case YarnScaling() as scaling:
                 return scaling.apply(frequencies, self.theta)

@@ -74,6 +74,7 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             changes={"eos_token_id": None},
         ),
         "llama-3.1-405b": _own_file("llama-3.1-405b"),
+        "gemma-3-27b": _quoted_file("gemma-3-27b", "google/gemma-3-27b-it"),
         "mistral-7b": _quoted_file("mistral-7b", "Mistral-7B-v0.1"),
         "mixtral-8x7b": _own_file("mixtral-8x7b"),
         "mixtral-8x22b": _own_file("mixtral-8x22b"),

@@ -131,7 +131,8 @@ def shared_heads(cfg: ModelConfig, kind: Kind) -> int | None:
     if BLOCK_KINDS[kind].is_recurrent:
         assert cfg.recurrent is not None
         return cfg.recurrent.n_key_heads
-    return cfg.attention.n_kv_heads if isinstance(cfg.attention, GqaConfig) else None
+    attention = cfg.attention_of(kind)
+    return attention.n_kv_heads if isinstance(attention, GqaConfig) else None
 
 
 def split_heads(cfg: ModelConfig, kind: Kind, tensor: int) -> tuple[int, int]:
@@ -177,9 +178,10 @@ def sizes(
     if splits_context:
         runs = -(-request.context // POSITIONS_STEP)
         local["kv_length"] = -(-runs // ways["kv_length"]) * POSITIONS_STEP
-    if kind == "sliding" and isinstance(cfg.attention, GqaConfig):
-        assert cfg.attention.window is not None
-        local["window"] = ring_length(cfg.attention.window, request.longest_step, request.context)
+    attention = cfg.attention_of(kind)
+    if kind == "sliding" and isinstance(attention, GqaConfig):
+        assert attention.window is not None
+        local["window"] = ring_length(attention.window, request.longest_step, request.context)
     return Sizes(
         local=local,
         ways=ways,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError
-from models.blocks import BLOCK_KINDS, block_chain, block_kinds
-from models.config import GqaConfig, ModelConfig
+from models.blocks import BLOCK_KINDS, CACHING_KINDS, block_chain, block_kinds
+from models.config import GqaConfig, MlaConfig, ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import Policy
@@ -141,7 +141,7 @@ def most_ways(part: str, axis: PlanAxis, scenario: Scenario) -> int:
     cfg, request = scenario.model, scenario.request
     match part, axis.name:
         case "attention", "tensor":
-            return cfg.attention.n_heads
+            return max(cfg.attention_of(kind).n_heads for kind in CACHING_KINDS)
         case "attention", "data":
             return request.batch
         case "attention", "context":
@@ -173,32 +173,49 @@ def wide_reason(part: str, policy: Policy) -> Reason | None:
 
 
 def attention_reason(cfg: ModelConfig, tensor: int) -> Reason | None:
-    """Why attention cannot be split over `tensor` chips; None if it can."""
-    attention, net = cfg.attention, cfg.recurrent if cfg.recurrent_layers else None
-    if net is not None and tensor > net.n_key_heads:
-        inside = tensor // net.n_key_heads
-        if tensor % net.n_key_heads or net.value_heads_per_key % inside:
-            return Reason(
-                "attention: more ways than heads, or heads not divisible",
-                f"attention: tensor {tensor} is more ways than the {net.n_key_heads} recurrent key "
-                f"heads of {cfg.name} and not {net.n_key_heads} times a divisor of the "
-                f"{net.value_heads_per_key} value heads of each.",
-            )
+    """Why attention, or what stands in its place, cannot be split over `tensor` chips.
+
+    None if it can. Sliding and recurrent layers may have heads of their own: all must be split.
+    """
+    kinds = [kind for kind in block_kinds(cfg) if kind in CACHING_KINDS]
+    found = [
+        _states_reason(cfg, tensor)
+        if BLOCK_KINDS[kind].is_recurrent
+        else _heads_reason(cfg.name, cfg.attention_of(kind), tensor)
+        for kind in kinds
+    ]
+    return next(filter(None, found), None)
+
+
+def _states_reason(cfg: ModelConfig, tensor: int) -> Reason | None:
+    net = cfg.recurrent
+    assert net is not None  # a recurrent layer has one
+    inside = tensor // net.n_key_heads
+    if tensor > net.n_key_heads and (tensor % net.n_key_heads or net.value_heads_per_key % inside):
+        return Reason(
+            "attention: more ways than heads, or heads not divisible",
+            f"attention: tensor {tensor} is more ways than the {net.n_key_heads} recurrent key "
+            f"heads of {cfg.name} and not {net.n_key_heads} times a divisor of the "
+            f"{net.value_heads_per_key} value heads of each.",
+        )
+    return None
+
+
+def _heads_reason(name: str, attention: GqaConfig | MlaConfig, tensor: int) -> Reason | None:
     if isinstance(attention, GqaConfig):
         kv = attention.n_kv_heads
         if tensor <= kv or (tensor % kv == 0 and attention.q_per_kv % (tensor // kv) == 0):
             return None
         return Reason(
             "attention: more ways than heads, or heads not divisible",
-            f"attention: tensor {tensor} is more ways than the {kv} key/value heads of {cfg.name} "
+            f"attention: tensor {tensor} is more ways than the {kv} key/value heads of {name} "
             f"and not {kv} times a divisor of the {attention.q_per_kv} query heads of each.",
         )
     if tensor <= attention.n_heads:
         return None
     return Reason(
         "attention: more ways than heads, or heads not divisible",
-        f"attention: tensor {tensor} is more ways than the {attention.n_heads} heads of "
-        f"{cfg.name}.",
+        f"attention: tensor {tensor} is more ways than the {attention.n_heads} heads of {name}.",
     )
 
 

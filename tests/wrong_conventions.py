@@ -129,6 +129,14 @@ def _array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[A
     return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
 
 
+def _norms_as_stored(arrays: Arrays) -> Arrays:
+    """Multiply by the weights of norms as Gemma's files hold them, less one."""
+    return {
+        name: values - np.float32(1) if name.endswith("norm") else values
+        for name, values in arrays.items()
+    }
+
+
 def _norms_of_first_heads(arrays: Arrays) -> Arrays:
     """Take the part of the first head out of norms of all heads."""
     names = [name for name in ("q_norm", "k_norm") if name in arrays]
@@ -206,6 +214,10 @@ MISTAKES: dict[str, Mistake] = {
     "rope: whole head turned, not the half of minimax": Mistake(
         model="minimax_m2", config=_part("rope", dim=16)
     ),
+    "rope: linear scaling ignored": Mistake(model="gemma3", config=_part("rope", scaling=None)),
+    "rope: sliding layers turned as the others": Mistake(
+        model="gemma3", config=_model(sliding_rope=None)
+    ),
     "rope: every layer turned": Mistake(model="smollm3", config=_model(unrotated_layers=())),
     "rope: layers marked with 1 not turned": Mistake(
         model="smollm3", config=_model(unrotated_layers=(0, 2))
@@ -256,6 +268,10 @@ MISTAKES: dict[str, Mistake] = {
         model="minimax_m2",
         config=_part("attention", is_qk_norm_joint=False),
         arrays=lambda arrays: arrays | _norms_of_first_heads(arrays),
+    ),
+    "attention: scores not capped": Mistake(model="gemma2", config=_part("attention", cap=None)),
+    "attention: query_pre_attn_scalar taken for the width of a head": Mistake(
+        model="gemma2", config=_part("attention", scale=None)
     ),
     "attention: q, k and v biases dropped": Mistake(
         model="glm4_moe", config=_part("attention", qkv_bias=False)
@@ -497,6 +513,13 @@ MISTAKES: dict[str, Mistake] = {
     "head: logits multiplied, not divided": Mistake(
         model="granite", config=_part("multipliers", logits=1 / 0.6)
     ),
+    "norm: results not normalised": Mistake(model="gemma3", config=_model(norms_results=False)),
+    "norm: one not added to weights": Mistake(model="gemma3", arrays=_norms_as_stored),
+    "dense: silu instead of gelu": Mistake(model="gemma3", config=_model(activation="silu")),
+    "embedding: root of the width dropped": Mistake(
+        model="gemma3", config=_part("multipliers", embedding=1.0)
+    ),
+    "head: logits not capped": Mistake(model="gemma2", config=_model(logit_cap=None)),
     "head: norm dropped": Mistake(
         model="llama_tied",
         arrays=lambda a: a | ({"norm": np.ones_like(a["norm"])} if "out" in a else {}),

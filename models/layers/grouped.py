@@ -19,6 +19,7 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import GqaConfig, ModelConfig
 from ..leaves import rows_of_leaf
+from ..params import Kind
 from ..policy import Policy
 from .linear import Split, add_residual, cached, linear, narrowed, operand_rows, project_out
 from .norm import joint_rms_norm, rms_norm
@@ -39,7 +40,7 @@ def grouped_attention(
     policy: Policy,
     split: Split,
     axes: Mapping[str, Axis],
-    window: int | None = None,
+    kind: Kind = "attention",
 ) -> tuple[Float[Array, "b t d"], Cache]:
     """Grouped-query attention of new tokens over the cache.
 
@@ -56,12 +57,13 @@ def grouped_attention(
         policy: formats, and how products are made.
         split: how the output projection is split.
         axes: `data`, `context`, `tensor` and `query`.
-        window: keys that a query sees, for a sliding layer: its cache is a ring.
+        kind: of the block: the cache of a sliding one is a ring of the window.
 
     Returns:
         The new hidden state, replicated, and the new cache.
     """
-    assert isinstance(cfg.attention, GqaConfig)
+    gqa, rope = cfg.attention_of(kind), cfg.rope_of(kind)
+    assert isinstance(gqa, GqaConfig)
     b, k, h, s = cache["keys"].shape
     t, d = x.shape[1], x.shape[2]
     g = weights["q"].shape[2]
@@ -72,17 +74,18 @@ def grouped_attention(
     turn = {name: mem.rows_from(table, positions, t) for name, table in tables.items()}
 
     lengths = {"b": b, "t": t, "k": k, "g": g, "h": h}
-    q, key, value = _heads(y, weights, cfg, policy, lengths, axes)
+    q, key, value = _heads(y, weights, cfg, gqa, policy, lengths, axes)
 
     def rotated(x: Array, *ones: int) -> Array:
         if not turn:
             return x
-        shape = (b, *ones, t, cfg.rope.dim)
+        shape = (b, *ones, t, rope.dim)
         rows = {name: row.reshape(shape) for name, row in turn.items()}
-        return rotate_first(x, **rows, interleaved=cfg.rope.interleaved)
+        return rotate_first(x, **rows, rope=rope)
 
-    q = narrowed(vxm.mul(rotated(q, 1, 1), cfg.attention.softmax_scale), policy)
+    q = narrowed(vxm.mul(rotated(q, 1, 1), gqa.softmax_scale), policy)
     key = cached(rotated(key, 1), policy)
+    window = gqa.window if kind == "sliding" else None
     held = Held.of(positions, s, window=window, first=first, context=axes["context"])
     key = sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h)
     new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
@@ -97,6 +100,7 @@ def grouped_attention(
         policy,
         held=held,
         sinks=_sinks(weights, b, t),
+        cap=gqa.cap,
     )
     if "gate" in weights:
         gate = vxm.sigmoid(linear(y, weights["gate"], policy=policy))
@@ -119,24 +123,23 @@ def grouped_attention(
         split=split,
         axis=c2c.joined(axes["tensor"], axes["query"]),
         d_model=d,
-        leaf=rows_of_leaf(cfg, "attention", policy, "o"),
+        leaf=rows_of_leaf(cfg, kind, policy, "o"),
         bias=weights.get("o_bias"),
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out, cfg, policy), {"keys": new_keys, "values": new_values}
+    return add_residual(x, out, cfg, policy, weights), {"keys": new_keys, "values": new_values}
 
 
 def _heads(
     y: Float[Array, "m d"],
     weights: Mapping[str, Any],
     cfg: ModelConfig,
+    gqa: GqaConfig,
     policy: Policy,
     lengths: Mapping[str, Any],
     axes: Mapping[str, Axis],
 ) -> tuple[Float32[Array, "b k g t h"], Float32[Array, "b k t h"], Float32[Array, "b k t h"]]:
     """Make queries, keys and values: biases added and heads normalised, nothing rotated."""
-    gqa = cfg.attention
-    assert isinstance(gqa, GqaConfig)
     b, t, k, h = (lengths[name] for name in "btkh")
     q = _biased(linear(y, weights["q"], policy=policy), weights.get("q_bias"))
     q = sxm.rearrange(q, "(b t) (k g h) -> b k g t h", **lengths)
@@ -144,10 +147,13 @@ def _heads(
     if "q_norm" in weights:
         q = _normed(q, weights["q_norm"], eps, gqa.n_heads, c2c.joined(tensor, axes["query"]))
     kv = _biased(linear(y, weights["kv"], policy=policy), weights.get("kv_bias"))
-    kv = sxm.rearrange(kv, "(b t) (k two h) -> two b k t h", b=b, t=t, k=k, two=2, h=h)
-    key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, 1))
+    both = weights["kv"].shape[2]
+    kv = sxm.rearrange(kv, "(b t) (k two h) -> two b k t h", b=b, t=t, k=k, two=both, h=h)
+    key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, both - 1))
     if "k_norm" in weights:
         key = _normed(key, weights["k_norm"], eps, gqa.n_kv_heads, tensor)
+    if gqa.norms_values:
+        value = _normed(value, None, eps, gqa.n_kv_heads, tensor)
     return q, key, value
 
 
@@ -168,13 +174,13 @@ def _biased(y: Float32[Array, "m n"], bias: Float32[Array, "..."] | None) -> Flo
 
 def _normed(
     x: Float32[Array, "..."],
-    weight: Float32[Array, "*heads h"],
+    weight: Float32[Array, "*heads h"] | None,
     eps: float,
     n_heads: int,
     axis: Axis,
 ) -> Float32[Array, "..."]:
     """Normalise every head alone, or all of a token where the weight is one of all heads."""
-    if weight.ndim > 1:
+    if weight is not None and weight.ndim > 1:
         return joint_rms_norm(x, weight, eps, n_heads=n_heads, axis=axis)
     rows = prod(x.shape[:-1])  # symbols too
     return rms_norm(x.reshape(rows, x.shape[-1]), weight, eps).reshape(x.shape)

@@ -5,11 +5,14 @@ until it is used; here it becomes a matrix. How the chips of an axis join their 
 plan's choice (`Split`).
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -32,6 +35,7 @@ from lpu_jax.predicates import may_equal
 from ..config import ModelConfig
 from ..params import Role
 from ..policy import Policy
+from .norm import rms_norm
 
 Weight = Array | QuantizedArray
 
@@ -378,17 +382,47 @@ def project_out(
 
 
 def add_residual(
-    x: Float[Array, "b t d"], y: Float[Array, "b t d"], cfg: ModelConfig, policy: Policy
+    x: Float[Array, "b t d"],
+    y: Float[Array, "b t d"],
+    cfg: ModelConfig,
+    policy: Policy,
+    weights: Mapping[str, Any] = MappingProxyType({}),
 ) -> Float[Array, "b t d"]:
     """Add a block's result to the hidden state, which leaves every block in the base format.
 
+    Args:
+        x: hidden state.
+        y: the result.
+        cfg: the model.
+        policy: the base format.
+        weights: of the block: `result_norm` and `layer_scale`, where it has them.
+
     Fidelity: one fp32 addition, one rounding to the base format; before them one fp32 product, in
-    a model that scales what its blocks add.
+    a model that scales what its blocks add, or the operations of `rms_norm`; between them another
+    product, in a model that scales its layers.
     """
     # The hidden state is there first: units work in the order of the program.
     before = vxm.to_fp32(x)
-    added = scaled_by(vxm.to_fp32(y), cfg.multipliers.residual)
-    return narrowed(vxm.add(before, added), policy)
+    added = vxm.to_fp32(y)
+    if "result_norm" in weights:
+        b, t, d = x.shape
+        added = rms_norm(added.reshape(b * t, d), weights["result_norm"], cfg.norm_eps)
+        added = added.reshape(b, t, d)
+    total = vxm.add(before, scaled_by(added, cfg.multipliers.residual))
+    if "layer_scale" in weights:
+        total = vxm.mul(total, weights["layer_scale"].reshape(1, 1, 1))
+    return narrowed(total, policy)
+
+
+def capped(x: Float32[Array, "..."], cap: float | None) -> Float32[Array, "..."]:
+    """Keep values within a cap on either side, smoothly: `cap * tanh(x / cap)`; None does nothing.
+
+    Fidelity: approximate, see `vxm.tanh`; a product with the fp32 number nearest to one over the
+    cap before it, one with the cap after it.
+    """
+    if cap is None:
+        return x
+    return vxm.mul(vxm.tanh(vxm.mul(x, float(np.float32(1 / cap)))), cap)
 
 
 def scaled_by(x: Float32[Array, "..."], factor: float) -> Float32[Array, "..."]:

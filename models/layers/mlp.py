@@ -1,4 +1,4 @@
-"""The gated MLP (SwiGLU), dense or as one matrix of many."""
+"""The gated MLP (SwiGLU, GeGLU), dense or as one matrix of many."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,19 +9,22 @@ from lpu_jax.datapath import sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
+from ..hf_families import Activation
 from ..leaves import rows_of_leaf
 from ..policy import Policy
 from .linear import Split, add_residual, linear, operand_rows, project_out
 from .norm import rms_norm
 
 
-def swiglu(gate_up: Float32[Array, "*rows two_f"], width: Any) -> Float32[Array, "*rows f"]:
+def swiglu(
+    gate_up: Float32[Array, "*rows two_f"], width: Any, activation: Activation = "silu"
+) -> Float32[Array, "*rows f"]:
     """Combine gate and up projections that lie side by side: `silu(gate) * up`.
 
-    Fidelity: approximate, see `vxm.silu`.
+    Fidelity: approximate, see `vxm.silu`, or `vxm.gelu_tanh` for that activation.
     """
     gate, up = sxm.split(gate_up, (width, width))
-    return vxm.mul(vxm.silu(gate), up)
+    return vxm.mul(vxm.silu(gate) if activation == "silu" else vxm.gelu_tanh(gate), up)
 
 
 def clamped_swiglu(
@@ -82,7 +85,7 @@ def dense_mlp(
 
     Args:
         x: hidden state, replicated in the group.
-        weights: `norm`, `gate_up`, `down` (`models.params`), this chip's share.
+        weights: `norm`, `gate_up`, `down` and others (`models.params`), this chip's share.
         cfg: the model.
         policy: formats, and how products are made.
         split: how `down` is split.
@@ -94,7 +97,8 @@ def dense_mlp(
     b, t, d = x.shape
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
     y = linear(operand_rows(y, policy, "dense"), weights["gate_up"], policy=policy)
-    h = operand_rows(swiglu(y, weights["gate_up"].shape[2]), policy, "dense")
+    h = swiglu(y, weights["gate_up"].shape[2], cfg.activation)
+    h = operand_rows(h, policy, "dense")
     out = project_out(
         h,
         weights["down"],
@@ -105,4 +109,4 @@ def dense_mlp(
         d_model=d,
         leaf=rows_of_leaf(cfg, "dense", policy, "down"),
     )
-    return add_residual(x, out.reshape(b, t, d), cfg, policy)
+    return add_residual(x, out.reshape(b, t, d), cfg, policy, weights)

@@ -10,16 +10,17 @@ from lpu_jax.datapath.axis import Axis
 
 
 def rms_norm(
-    x: Float32[Array, "m d"], weight: Float32[Array, " d"], eps: float
+    x: Float32[Array, "m d"], weight: Float32[Array, " d"] | None, eps: float
 ) -> Float32[Array, "m d"]:
-    """Normalise rows: `x * rsqrt(mean(x^2) + eps) * weight`.
+    """Normalise rows: `x * rsqrt(mean(x^2) + eps) * weight`, or without a weight.
 
     Fidelity: approximate, order-dependent: the sum of squares is in the order of `vxm.sum_lanes`.
     """
     d_model = x.shape[-1]
     mean = vxm.mul(vxm.sum_lanes(vxm.mul(x, x)), float(np.float32(1 / d_model)))
     scale = vxm.rsqrt(vxm.add(mean, eps))
-    return vxm.mul(vxm.mul(x, scale), weight.reshape(1, d_model))
+    normed = vxm.mul(x, scale)
+    return normed if weight is None else vxm.mul(normed, weight.reshape(1, d_model))
 
 
 def joint_rms_norm(

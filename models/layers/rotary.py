@@ -53,7 +53,7 @@ def rotate(
 
 
 def rotate_first(
-    x: Float32[Array, "..."], cos: Any, sin: Any, *, interleaved: bool
+    x: Float32[Array, "..."], cos: Any, sin: Any, *, rope: RopeConfig
 ) -> Float32[Array, "..."]:
     """Rotate the first values of every head, as many as the tables have; the others stay.
 
@@ -61,11 +61,18 @@ def rotate_first(
         x: heads.
         cos: table rows, broadcast to `x` over dimensions of length one but for the last.
         sin: the same, signed.
-        interleaved: pairs are neighbours.
+        rope: which values make a pair; with a span, the first of each of its halves.
 
     Fidelity: see `rotate`.
     """
-    rotary, width = cos.shape[-1], x.shape[-1]
+    rotary, width, interleaved = cos.shape[-1], x.shape[-1], rope.interleaved
+    if rope.span is not None and rope.span != rotary:
+        half, still = rotary // 2, (rope.span - rotary) // 2
+        rest = (width - rope.span,) if width > rope.span else ()
+        first, between, second, *others = sxm.split(x, (half, still, half, still, *rest))
+        turned = rotate(sxm.join(first, second), cos, sin, interleaved=interleaved)
+        first, second = sxm.split(turned, (half, half))
+        return sxm.join(first, between, second, *others)
     if rotary == width:
         return rotate(x, cos, sin, interleaved=interleaved)
     turned, kept = sxm.split(x, (rotary, width - rotary))

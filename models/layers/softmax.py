@@ -15,7 +15,7 @@ from lpu_jax.datapath import c2c, masks, mem, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..policy import Policy
-from .linear import multiplied, narrowed
+from .linear import capped, multiplied, narrowed
 
 #: Stands for the largest score of a row that sees no key of a chip.
 _LOWEST = float(np.finfo(np.float32).min)
@@ -84,6 +84,7 @@ def attend(
     *,
     held: Held,
     sinks: Float32[Array, "groups rows 1"] | None = None,
+    cap: float | None = None,
 ) -> Float32[Array, "groups rows v"]:
     """Softmax attention of each group of rows over its own context; `q` is already scaled.
 
@@ -96,6 +97,7 @@ def attend(
         policy: formats, and how products are made.
         held: which positions these are.
         sinks: a logit of each row that takes part in the softmax without a value.
+        cap: keeps scores, not sinks, within it; see `capped`.
 
     Fidelity:
         Approximate, order-dependent; a longer allocated context changes no bit, because masked keys
@@ -103,7 +105,7 @@ def attend(
         320 positions. A sink is added last to the sum of the exponentials. A split of the positions
         moves roundings: see `_merged`.
     """
-    scores = multiplied(q, keys, policy)
+    scores = capped(multiplied(q, keys, policy), cap)
     if held.first is None:
         scores = masks.causal_mask(scores, positions, n_new)
     else:

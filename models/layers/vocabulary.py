@@ -10,7 +10,7 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
-from .linear import linear, narrowed, operand_rows, scaled_by
+from .linear import capped, linear, narrowed, operand_rows, scaled_by
 from .norm import rms_norm
 
 
@@ -70,6 +70,7 @@ def head(
     logits = linear(operand_rows(y, policy, "head"), weights["out"], policy=policy)
     if cfg.multipliers.logits != 1.0:
         logits = vxm.div(logits, cfg.multipliers.logits)
+    logits = capped(logits, cfg.logit_cap)
     best, token = selection.arg_max(logits, first.reshape(()), cfg.vocab_size)
     best = c2c.all_gather(best, axes["tensor"], dim=-1)
     token = c2c.all_gather(token, axes["tensor"], dim=-1)

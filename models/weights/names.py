@@ -13,10 +13,10 @@ from ..hf_families import TENSOR_NAMES, TensorNames
 Shape = tuple[int, ...]
 
 
-#: Text models inside multimodal checkpoints (Kimi K2.5), and the parts beside them. Second-hand:
-#: from the loaders of vLLM and SGLang for these files.
+#: Text models inside multimodal checkpoints (Kimi K2.5, Gemma 3), and the parts beside them; for
+#: Kimi second-hand: from the loaders of vLLM and SGLang for these files.
 TEXT_PREFIX = "language_model."
-BESIDE_TEXT = ("vision_tower.", "mm_projector.")
+BESIDE_TEXT = ("vision_tower.", "mm_projector.", "multi_modal_projector.")
 
 #: Buffers that old checkpoints store and every reader recomputes.
 _RECOMPUTED = "rotary_emb.inv_freq"
@@ -69,9 +69,14 @@ def is_left_out(model_cfg: ModelConfig, name: str, *, may_be_cut: bool = False) 
 
 
 def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[tuple[str, Shape]]:
-    d_model, attention = model_cfg.d_model, model_cfg.attention
+    d_model, attention = model_cfg.d_model, model_cfg.attention_of(model_cfg.attention_kind(layer))
     yield f"{names.attention_norm}.weight", (d_model,)
     yield f"{names.mlp_norm}.weight", (d_model,)
+    if model_cfg.norms_results:
+        yield f"{names.attention_result_norm}.weight", (d_model,)
+        yield f"{names.mlp_result_norm}.weight", (d_model,)
+    if model_cfg.scales_layers:
+        yield names.layer_scale, (1,)
     if layer in model_cfg.recurrent_layers:
         assert model_cfg.recurrent is not None  # the configuration says so
         yield from _recurrent(d_model, names, model_cfg.recurrent)
@@ -91,7 +96,8 @@ def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple
     # A gate lies beside each query head.
     of_queries = 2 * n_query if gqa.gated else n_query
     rows = (of_queries, n_kv, n_kv) if len(names.qkv) > 1 else (n_query + 2 * n_kv,)
-    for name, length in zip(names.qkv, rows, strict=True):
+    parts = list(zip(names.qkv, rows, strict=True))
+    for name, length in parts[:2] if gqa.are_values_keys else parts:
         yield f"{name}.weight", (length, d_model)
         if gqa.qkv_bias:
             yield f"{name}.bias", (length,)

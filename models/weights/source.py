@@ -168,13 +168,16 @@ class HfTensors:
             case "embed":
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
             case "attention" | "sliding" | "unrotated":
-                return self._attention(prefix)
+                return self._attention(kind, prefix)
             case "recurrent":
                 return self._recurrent(prefix)
             case "dense":
                 specs = block_params(self.config, "dense")
                 arrays = self._mlp(prefix + self._names.mlp, self._names.gate_up_down, specs)
-                return {"norm": self._mlp_norm(prefix), **arrays}
+                if self.config.scales_layers:
+                    arrays["layer_scale"] = self._vector(prefix + self._names.layer_scale)
+                result = self._of_result(prefix + self._names.mlp_result_norm)
+                return {"norm": self._mlp_norm(prefix), **arrays, **result}
             case "moe":
                 return {"norm": self._mlp_norm(prefix), **self._mixture(prefix)}
             case _:
@@ -237,23 +240,33 @@ class HfTensors:
         name = self._names.embedding if tied else self._names.head
         return laid_out(self._matrix(name), spec, "v d -> d v")
 
-    def _attention(self, prefix: str) -> Weights:
-        attention = self.config.attention
+    def _of_result(self, name: str) -> Weights:
+        """Read the norm of what a block adds, where the model has one."""
+        return {"result_norm": self._norm(name)} if self.config.norms_results else {}
+
+    def _attention(self, kind: str, prefix: str) -> Weights:
+        attention = self.config.attention_of(kind)
         norm = self._norm(prefix + self._names.attention_norm)
         if isinstance(attention, MlaConfig):
             return {"norm": norm, **self._latent_attention(prefix, attention)}
-        return {"norm": norm, **self._grouped_attention(prefix, attention)}
+        specs = block_params(self.config, kind)
+        arrays = self._grouped_attention(prefix, attention, specs)
+        result = self._of_result(prefix + self._names.attention_result_norm)
+        return {"norm": norm, **arrays, **result}
 
-    def _grouped_attention(self, prefix: str, gqa: GqaConfig) -> Weights:
-        names, specs = self._names, block_params(self.config, "attention")
+    def _grouped_attention(
+        self, prefix: str, gqa: GqaConfig, specs: Mapping[str, ParamSpec]
+    ) -> Weights:
+        names = self._names
         heads = {"k": gqa.n_kv_heads, "g": gqa.q_per_kv}
         qkv = [prefix + name for name in names.qkv]
-        q, k, v = self._three(gqa, [self._matrix(name) for name in qkv])
+        qkv = qkv[:2] if gqa.are_values_keys else qkv
+        q, *kv_parts = self._three(gqa, [self._matrix(name) for name in qkv])
         of_gate: Weights = {}
         if gqa.gated:
             q, gate = self._halves(q, gqa)
             of_gate = {"gate": laid_out(gate, specs["gate"], "(k g h) d -> d k g h", **heads)}
-        kv = joined((k, v), np.stack)
+        kv = joined(tuple(kv_parts), np.stack)
         arrays: Weights = {
             "q": laid_out(q, specs["q"], "(k g h) d -> d k g h", **heads),
             "kv": laid_out(kv, specs["kv"], "two (k h) d -> d k two h", k=gqa.n_kv_heads),
@@ -353,7 +366,7 @@ class HfTensors:
         else:
             q_b = self._matrix(prefix + names.q_b)
             a = joined((self._matrix(prefix + names.q_a), a), np.concatenate)
-            of_queries["q_norm"] = self._vector(f"{prefix}{names.q_a_norm}.weight")
+            of_queries["q_norm"] = self._norm(prefix + names.q_a_norm)
         kv_b = moved(
             self._matrix(prefix + names.kv_b),
             lambda rows: rearrange(rows, "(n e) c -> n e c", n=n_heads),
@@ -370,7 +383,7 @@ class HfTensors:
         return {
             "a": laid_out(a, specs["a"], "columns d -> d columns"),
             **of_queries,
-            "kv_norm": self._vector(f"{prefix}{names.kv_a_norm}.weight"),
+            "kv_norm": self._norm(prefix + names.kv_a_norm),
             "q_b": laid_out(q_b, specs["q_b"], "(n e) q -> q n e", n=n_heads),
             **from_latent,
             "o": laid_out(o, specs["o"], "d (n v) -> n v d", n=n_heads),

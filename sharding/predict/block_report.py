@@ -103,18 +103,12 @@ def mean_over_steps(
 def live_bytes(blocks: Mapping[Kind, BlockReport], n_plans: int) -> Float[np.ndarray, " plans"]:
     """Bytes of a chip for values in use and for tables, whatever its stage holds.
 
-    A stage may hold blocks of every kind; blocks of one kind share their tables, and sliding
-    layers those of the others.
+    A stage may hold blocks of every kind; blocks of one kind share their tables.
     """
     activations = np.max(
         [np.broadcast_to(block.held.activations, n_plans) for block in blocks.values()], axis=0
     )
     tables = np.sum(
-        [
-            np.broadcast_to(block.held.tables, n_plans)
-            for kind, block in blocks.items()
-            if kind != "sliding" or "attention" not in blocks
-        ],
-        axis=0,
+        [np.broadcast_to(block.held.tables, n_plans) for block in blocks.values()], axis=0
     )
     return np.asarray(activations + tables)

@@ -31,7 +31,7 @@ class BlockBytes:
     cache: Quantity
     dram_cache: Quantity  #: the cache where it lies in DRAM beside the chip, and not in it
     cached: Quantity  #: bytes of the cache's values, each once and without padding
-    tables: Quantity  #: constants that blocks of one kind share
+    tables: Quantity  #: constants that blocks of one kind share, and no other kind has
     activations: Quantity  #: live at once, at most
 
 
@@ -77,7 +77,8 @@ def block_bytes(
 def held_bytes(arguments: Any, chip: Accelerator, dram: TrayDram | None) -> dict[str, Quantity]:
     """Add up the stored bytes of a block's arguments by their kind (`Leaf.kind`).
 
-    A cache that lies in DRAM counts as `dram`, and not as `cache`; states never do.
+    A cache that lies in DRAM counts as `dram`, and not as `cache`; states never do. A table that
+    blocks of another kind have too counts there.
     """
     held: dict[str, Quantity] = {
         "weights": 0.0,
@@ -90,7 +91,7 @@ def held_bytes(arguments: Any, chip: Accelerator, dram: TrayDram | None) -> dict
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
         if leaf.kind == "cache" and dram is not None and not leaf.stays:
             held["dram"] = held["dram"] + bare_bytes(leaf)
-        else:
+        elif not leaf.is_shared:
             held[leaf.kind] = held[leaf.kind] + padded_bytes(leaf, chip)
     return held
 

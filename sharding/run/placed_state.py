@@ -48,8 +48,8 @@ def _beginning(leaf: Leaf, *, cfg: ModelConfig, sizes: Sizes, held: tuple[int, .
             return _first_rows(sizes, axis)
         case "chip" if axis is not None:
             return np.arange(sizes.ways[axis], dtype=np.int32)
-        case "cos" | "sin" as name:
-            return rotary_tables(cfg.rope, int(length))[name]
+        case "cos" | "sin" as name if leaf.rope is not None:
+            return rotary_tables(leaf.rope, int(length))[name]
         case _:
             return _addresses(cfg, sizes, held)
 

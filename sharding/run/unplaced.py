@@ -218,9 +218,10 @@ def _kept_positions(
     """Positions that the next token can see of each sequence, and which of them there are."""
     n_kept = int(positions.max(initial=0))
     if kind == "sliding":
-        assert isinstance(cfg.attention, GqaConfig)
-        assert cfg.attention.window is not None
-        n_kept = min(n_kept, cfg.attention.window - 1)  # its own key is the last of the window
+        attention = cfg.attention_of(kind)
+        assert isinstance(attention, GqaConfig)
+        assert attention.window is not None
+        n_kept = min(n_kept, attention.window - 1)  # its own key is the last of the window
     first = np.maximum(positions - n_kept, 0)
     at = first[:, None] + np.arange(n_kept)[None, :]
     return at, at < positions[:, None]

@@ -100,11 +100,10 @@ class Candidates:
     def room_bytes(self) -> Numbers:
         """Memory for weights and caches beside live values and tables."""
         live, tables = self.costs["activations"], self.costs["tables"]
-        held = [tables[k] for k in tables if k != "sliding" or "attention" not in tables]
         return np.asarray(
             usable_bytes(self.system.chip)
             - np.max(list(live.values()), axis=0)
-            - np.sum(held, axis=0)
+            - np.sum(list(tables.values()), axis=0)
         )
 
     def blocks(

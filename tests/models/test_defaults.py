@@ -24,6 +24,8 @@ CLASSES = {
     "granite": "Granite",
     "mixtral": "Mixtral",
     "gpt_oss": "GptOss",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
 }
@@ -31,6 +33,7 @@ CLASSES = {
 KEYS = """
 num_key_value_heads head_dim rms_norm_eps tie_word_embeddings attention_bias sliding_window
 use_sliding_window max_window_layers norm_topk_prob use_qk_norm swiglu_limit swiglu_alpha
+query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
 no_rope_layer_interval embedding_multiplier residual_multiplier attention_multiplier logits_scaling
 """
 #: What holds here where a row says nothing.
@@ -108,6 +111,10 @@ def test_the_classes_still_have_these_defaults(kind):
         else:
             assert key not in rules.defaults, key
     rotation = made.rope_parameters
+    if rules.has_local_rotation:
+        base = rules.defaults["rope_local_base_freq"]
+        assert rotation["sliding_attention"] == {"rope_type": "default", "rope_theta": base}
+        rotation = rotation["full_attention"]
     assert rules.defaults["rope_theta"] == rotation["rope_theta"]
     assert rules.defaults.get("partial_rotary_factor") == rotation.get("partial_rotary_factor")
     scaling = {key: rotation[key] for key in rotation if key != "rope_theta"}

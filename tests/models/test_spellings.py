@@ -55,9 +55,11 @@ def modern(fields: dict) -> dict:
         return fields
     rules = fields.pop("rope_scaling", None) or {"rope_type": "default"}
     rules = {"rope_type" if key == "type" else key: value for key, value in rules.items()}
-    rules["rope_theta"] = fields.pop("rope_theta")
-    if "partial_rotary_factor" in fields:
-        rules["partial_rotary_factor"] = fields.pop("partial_rotary_factor")
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in fields:
+            rules[key] = fields.pop(key)
+    if FAMILIES[fields["model_type"]].has_local_rotation:
+        rules = {"full_attention": rules}
     return fields | {"rope_parameters": rules}
 
 

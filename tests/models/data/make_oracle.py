@@ -63,10 +63,13 @@ def randomise_constants(model: Any) -> None:
             elif name.endswith("sinks"):
                 values.normal_(0, 0.5)
             elif "norm" in name and name.endswith("weight"):
-                first = 0.5 if values.any() else -0.5  # zeros count from one
+                # A class whose norms add one to what is stored begins with zeros.
+                first = 0.5 if values.any() else -0.5
                 values.uniform_(first, first + 1)
             elif name.endswith("A_log"):
                 values.uniform_(-3, 0)  # so slow a fading that early tokens matter
+            elif name.endswith("layer_scalar"):
+                values.uniform_(0.5, 1.5)
             elif name.endswith("q_a_proj.weight"):
                 values *= 0.05
             elif name.endswith("kv_a_proj_with_mqa.weight"):

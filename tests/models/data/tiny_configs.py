@@ -170,6 +170,44 @@ QWEN3_5_MOE: Fields = QWEN3_VL | {
         "num_experts_per_tok": 3,
     },
 }
+#: Caps at which scores and logits bend; `query_pre_attn_scalar` is not the width of a head.
+GEMMA2: Fields = WIDE_HEADS | {
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 9,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 1.5,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+#: A tower for pictures, which is left out. Two layers slide, the last one sees all keys.
+GEMMA3: Fields = {
+    "text_config": WIDE_HEADS
+    | {
+        "num_hidden_layers": 3,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 9,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+        "vision_use_head": False,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 61,
+    "boi_token_index": 62,
+    "eoi_token_index": 63,
+    "tie_word_embeddings": True,
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -303,6 +341,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen3_next": ("Qwen3Next", QWEN3_NEXT, "f32"),
     "qwen3_5": ("Qwen3_5", QWEN3_5, "f32"),
     "qwen3_5_moe": ("Qwen3_5Moe", QWEN3_5_MOE, "f32"),
+    "gemma2": ("Gemma2", GEMMA2, "f32"),
+    "gemma3": ("Gemma3", GEMMA3, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),
