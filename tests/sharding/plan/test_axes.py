@@ -26,7 +26,7 @@ from sharding.plan import AXES, AttentionShard, MlpShard, MoeShard, Plan
 from sharding.rank.choose import promises_one_chip_bits
 from sharding.request import Request
 
-KIMI, LLAMA = model("kimi-k2"), model("llama-3.1-8b")
+KIMI, LLAMA, QWEN = model("kimi-k2"), model("llama-3.1-8b"), model("qwen3-next-80b-a3b")
 ATTENTION = ("replica", "data", "context", "tensor", "query")
 HEADS = {
     "batch_local": ("data",),
@@ -50,6 +50,7 @@ def test_the_axes_of_every_kind() -> None:
         "attention": ATTENTION,
         "sliding": ATTENTION,
         "unrotated": ATTENTION,
+        "recurrent": ATTENTION,
         "dense": ("replica", "tensor"),
         "moe": ("replica", "expert", "tensor"),
         "head": ("replica", "tensor"),
@@ -62,6 +63,7 @@ def test_what_each_axis_shares_out() -> None:
         "attention": {**HEADS, "kv_length": ("context",)},
         "sliding": HEADS,
         "unrotated": {**HEADS, "kv_length": ("context",)},
+        "recurrent": HEADS,
         "dense": {"mlp": ("tensor",), "d_out": ("tensor",)},
         "moe": {
             "experts": ("expert",),
@@ -85,7 +87,7 @@ def test_letters_tell_the_axes_of_a_part_apart() -> None:
 
 def test_every_kind_has_a_row_and_the_cache_is_attentions() -> None:
     assert tuple(BLOCK_KINDS) == get_args(Kind)
-    assert {"attention", "sliding", "unrotated"} == CACHING_KINDS
+    assert {"attention", "sliding", "unrotated", "recurrent"} == CACHING_KINDS
 
 
 @pytest.mark.parametrize("name", ["kimi-k2", "llama-3.1-8b", "gpt-oss-20b"])
@@ -122,7 +124,9 @@ def test_degrees_are_those_of_the_part_in_its_order() -> None:
 def test_splits_of_the_kinds() -> None:
     assert [split_of(PLAN, kind) for kind in BLOCK_KINDS] == [
         # embedding and head have no output projection
-        *(Split.COLUMN, Split.ROW, Split.ROW, Split.ROW, Split.COLUMN, Split.ROW, Split.COLUMN)
+        Split.COLUMN,
+        *(Split.ROW, Split.ROW, Split.ROW, Split.ROW),  # attention, and what stands in its place
+        *(Split.COLUMN, Split.ROW, Split.COLUMN),
     ]
 
 
@@ -144,7 +148,8 @@ def test_bits_of_one_chip(change: dict[str, object], promises: bool) -> None:
 
 def test_only_a_shared_out_context_has_a_program_of_its_own() -> None:
     for kind in BLOCK_KINDS:
-        found = moving_axes(kind, degrees(PLAN, kind, KIMI))
+        cfg = QWEN if kind == "recurrent" else KIMI
+        found = moving_axes(kind, degrees(PLAN, kind, cfg))
         assert found == (("context",) if kind in CACHING_KINDS else ())
 
 
