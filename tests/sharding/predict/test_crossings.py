@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_scenarios import random_link
+from small_mixed import CLOSE, CUT, PLANS, asked_of, mixed_of, short_of_memory
 from tiny_models import checkpoint
 
 from lpu_jax.cost.placed_machine import Groups
-from lpu_jax.machine.built_topologies import LpxTopology
 from lpu_jax.machine.catalogue import any_system, system
 from lpu_jax.machine.lpu_chips import GROQ3_LPU
 from lpu_jax.machine.mixed import MixedSystem
@@ -25,7 +25,6 @@ from lpu_jax.machine.pool_link import PoolLink
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import CALLER, Constant, constants_of, vary
 from models.blocks import BLOCK_KINDS, block_chain
-from models.config import ModelConfig
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.legal import check_plan
@@ -37,50 +36,7 @@ from sharding.predict.serving import chunk_lengths, prefill
 from sharding.request import Request
 from sharding.scenario import Scenario
 
-#: Sums of the same terms in other orders.
-CLOSE = 1e-11
-#: The slowest stage is found to one part in 10^9.
-CUT = 2e-9
 WIRE_BYTES = {"fp8": 1, "fp16": 2, "fp32": 4}
-#: On GPUs and LPUs; their numbers of layers suit a machine of four GPUs and sixteen LPUs.
-PLANS = (
-    "1x1 a:1 + 1x1 f:1",
-    "1x2 a:2r + 2x3 f:3t column",
-    "2x2 a:2t v:2t + 1x4 f:4t row",
-    "4x1 a:1 + 3x2 f:2t row",
-    "3x1 a:1 + 1x9 f:9t row",
-    "1x4 a:2t·2r v:4t + 2x8 f:8t row",
-)
-
-
-def _lpus(n_chips: int, host_overhead_s: float = 0.0) -> System:
-    """LPUs in one tray, any two of them linked."""
-    return System(
-        name="tray",
-        chip=GROQ3_LPU,
-        topology=LpxTopology(n_chips=n_chips),
-        n_chips=n_chips,
-        host_overhead_s=host_overhead_s,
-    )
-
-
-def _mixed(link: PoolLink | None = None, **numbers: Any) -> MixedSystem:
-    """Four H100 beside sixteen LPUs; hosts of both take time, the GPUs' has the head."""
-    gpus = replace(system("h100x4"), host_overhead_s=numbers.pop("host_s", 5e-6))
-    return MixedSystem(
-        name="small",
-        gpus=gpus,
-        lpus=_lpus(16, host_overhead_s=9e-6),
-        link=replace(link or PoolLink(), **numbers),
-    )
-
-
-def _asked(
-    machine: MixedSystem, cfg: ModelConfig | None = None, policy: str = "fp16", **request: Any
-) -> Scenario:
-    asked = Request(**({"batch": 2, "context": 256} | request))
-    cfg = cfg or replace(model("smollm2-135m"), n_layers=3)
-    return Scenario(cfg, machine.lpus, asked, policy=POLICIES[policy]).on(machine)
 
 
 # --- one way across, by hand ----------------------------------------------------------------------
@@ -152,8 +108,8 @@ def _bytes(asked: Scenario) -> float:
 def test_a_way_across_is_the_quicker_of_two_by_hand(
     seed: int, gpus: int, lpus: int, batch: int
 ) -> None:
-    machine = _mixed(random_link(Random(seed)))
-    asked = _asked(machine, batch=batch)
+    machine = mixed_of(random_link(Random(seed)))
+    asked = asked_of(machine, batch=batch)
     found = crossings_of(_groups(gpus, lpus), asked)
     by_hand = np.array(_by_hand(machine, gpus, lpus, _bytes(asked)))
     clock_hz = GROQ3_LPU.clock_hz
@@ -189,9 +145,9 @@ def test_both_ways_of_a_hidden_state_of_kimi_k2_written_out() -> None:
 
 def test_either_of_the_two_is_taken_where_it_is_quicker() -> None:
     """With quick lanes the network brings whole vectors; with slow ones parts are gathered."""
-    quick, slow = _mixed(lane_bytes_per_s=1e12), _mixed(lane_bytes_per_s=1e8)
+    quick, slow = mixed_of(lane_bytes_per_s=1e12), mixed_of(lane_bytes_per_s=1e8)
     for machine, n_lanes in ((quick, 1), (slow, 16)):
-        asked = _asked(machine)
+        asked = asked_of(machine)
         (_, busy) = crossings_of(_groups(1, 16), asked).lpu_lanes
         of_lanes = _bytes(asked) / _lpu_rate(machine.link, n_lanes) * GROQ3_LPU.clock_hz
         assert busy == pytest.approx(of_lanes, rel=CLOSE)
@@ -316,21 +272,15 @@ def _cached(
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("seed", [None, 4])
 def test_a_plan_takes_what_its_blocks_and_ways_take(name: str, seed: int | None) -> None:
-    machine = _mixed(None if seed is None else random_link(Random(seed)))
-    _check_plan_by_hand(Plan.parse(name), _asked(machine))
-
-
-def _short_of_memory(machine: MixedSystem, n_bytes: int) -> MixedSystem:
-    """The same with so much memory in a GPU, no reserve."""
-    chip = replace(machine.gpus.chip, memory_bytes=n_bytes, reserved_fraction=0.1)
-    return replace(machine, gpus=replace(machine.gpus, chip=chip))
+    machine = mixed_of(None if seed is None else random_link(Random(seed)))
+    _check_plan_by_hand(Plan.parse(name), asked_of(machine))
 
 
 @pytest.mark.parametrize("mega_bytes", [66, 68, 70, 76])
 def test_caches_of_few_micro_batches_have_room(mega_bytes: int) -> None:
     """Of two stages there are up to four in flight: the caches of a GPU decide how many."""
-    machine = _short_of_memory(_mixed(), mega_bytes * 10**6)
-    asked = _asked(machine, batch=4, context=512)
+    machine = short_of_memory(mixed_of(), mega_bytes * 10**6)
+    asked = asked_of(machine, batch=4, context=512)
     _check_plan_by_hand(Plan.parse("1x1 a:1 + 1x2 f:2t row"), asked)
 
 
@@ -339,13 +289,13 @@ def test_tiny_models_take_what_their_blocks_and_ways_take(name: str) -> None:
     cfg = checkpoint(name).config
     moe = "" if cfg.moe is None else " m:2e"
     plan = Plan.parse(f"2x1 a:1 + 1x2 f:2t{moe} row")
-    _check_plan_by_hand(plan, _asked(_mixed(), cfg, context=64))
+    _check_plan_by_hand(plan, asked_of(mixed_of(), cfg, context=64))
 
 
 def test_the_host_of_the_gpus_is_in_every_time_and_that_of_the_lpus_in_none() -> None:
     """The head is on the GPUs: their host samples, and the first token waits for it too."""
     plans = [Plan.parse("1x1 a:1 + 1x2 f:2t row")]
-    quick, slow = (_asked(_mixed(host_s=host_s)) for host_s in (0.0, 7e-5))
+    quick, slow = (asked_of(mixed_of(host_s=host_s)) for host_s in (0.0, 7e-5))
     more = evaluate(plans, slow).latency_s - evaluate(plans, quick).latency_s
     assert more[0] == pytest.approx(7e-5, rel=1e-9)
     for asked, host_s in ((quick, 0.0), (slow, 7e-5)):
@@ -355,76 +305,14 @@ def test_the_host_of_the_gpus_is_in_every_time_and_that_of_the_lpus_in_none() ->
 
 
 def test_a_chunk_of_a_prompt_is_one_that_both_machines_take() -> None:
-    machine = _mixed()
-    assert chunk_lengths(_asked(machine, context=4096))[-1] == 128
+    machine = mixed_of()
+    assert chunk_lengths(asked_of(machine, context=4096))[-1] == 128
     few = replace(machine.gpus.chip, prefill_chunk_tokens=40)
-    asked = _asked(replace(machine, gpus=replace(machine.gpus, chip=few)), context=4096)
+    asked = asked_of(replace(machine, gpus=replace(machine.gpus, chip=few)), context=4096)
     assert chunk_lengths(asked)[-1] == 40
 
 
-# --- laws -----------------------------------------------------------------------------------------
-
-FASTER_AT = {
-    "lane_bytes_per_s": "high",
-    "fpga_port_bytes_per_s": "high",
-    "gpu_port_bytes_per_s": "high",
-    "lpu_lanes": "high",
-    "latency_s": "low",
-}
-
-
-def _faster(rng: Random, link: PoolLink) -> PoolLink:
-    """The same network, some of whose numbers are better."""
-    better: dict[str, Any] = {}
-    for name, end in FASTER_AT.items():
-        if rng.random() < 0.5:
-            factor = rng.choice([2, 3]) if name == "lpu_lanes" else rng.choice([1.01, 1.7, 30.0])
-            value = getattr(link, name)
-            better[name] = value * factor if end == "high" else value / factor
-    return replace(link, **better)
-
-
-few, many = settings(max_examples=5), settings(max_examples=200)
-
-
-def _faster_network(seed: int, name: str, batch: int) -> None:
-    rng, plans = Random(seed), [Plan.parse(name)]
-    link, n_mega_bytes = random_link(rng), rng.choice([45, 70, 80_000])
-    slow, fast = (
-        evaluate(plans, _asked(_short_of_memory(_mixed(one), n_mega_bytes * 10**6), batch=batch))
-        for one in (link, _faster(rng, link))
-    )
-    assert fast.latency_cycles[0] <= slow.latency_cycles[0] * (1 + CLOSE)
-    assert fast.slowest_stage_cycles[0] <= slow.slowest_stage_cycles[0] * (1 + CUT)
-    assert fast.cycles_per_batch[0] <= slow.cycles_per_batch[0] * (1 + CUT)
-
-
-def _more_room(seed: int, name: str, batch: int) -> None:
-    """Memory of the GPUs decides how many micro-batches are in flight."""
-    rng, plans = Random(seed), [Plan.parse(name)]
-    machine, n_mega_bytes = _mixed(random_link(rng)), rng.randint(30, 90)
-    less, more = (
-        evaluate(plans, _asked(_short_of_memory(machine, n * 10**6), batch=batch, context=512))
-        for n in (n_mega_bytes, n_mega_bytes + rng.choice([1, 3, 20]))
-    )
-    if less.fits[0]:
-        assert more.fits[0]
-        assert more.cycles_per_batch[0] <= less.cycles_per_batch[0] * (1 + CUT)
-
-
-LAWS = pytest.mark.parametrize("law", [_faster_network, _more_room])
-cases = given(st.integers(0, 1_000_000), st.sampled_from(PLANS), st.sampled_from([1, 4, 16]))
-
-
-@LAWS
-def test_more_never_makes_a_plan_slower(law: Any) -> None:
-    few(cases(law))()
-
-
-@pytest.mark.long
-@LAWS
-def test_more_never_makes_a_plan_slower_in_many_cases(law: Any) -> None:
-    many(cases(law))()
+# --- machines without any cost, and of the zoo ---------------------------------------------------
 
 
 def _free(spec: Any, **numbers: float) -> Any:
@@ -456,13 +344,13 @@ def test_beside_gpus_and_a_network_that_cost_nothing_only_ffns_take_time(
 ) -> None:
     rates = ("lane_bytes_per_s", "fpga_port_bytes_per_s", "gpu_port_bytes_per_s")
     link = _free(PoolLink(), latency_s=1e-30, **dict.fromkeys(rates, 1e40))
-    machine = replace(_mixed(link), gpus=_free_gpus())
+    machine = replace(mixed_of(link), gpus=_free_gpus())
     cfg, plan = model(zoo), Plan.parse(name)
     cfg = replace(cfg, n_layers=3, sliding_layers=cfg.sliding_layers[:2])
     if cfg.moe is not None:
         assert plan.ffn is not None
         plan = replace(plan, moe=MoeShard(expert=plan.ffn.group_chips))
-    asked = _asked(machine, cfg, policy, batch=1)
+    asked = asked_of(machine, cfg, policy, batch=1)
     check_plan(plan, asked)
     found, (_, lpus) = evaluate([plan], asked), _alone(plan, asked)
     ffns = [
@@ -494,7 +382,7 @@ def test_models_of_the_zoo_are_the_sum_of_their_blocks_and_ways(
     """Where groups are larger than a node, gathers among LPUs are not written out but asked for."""
     mixed, cfg, plan = any_system(machine), model(zoo), Plan.parse(name)
     assert isinstance(mixed, MixedSystem)
-    asked = _asked(mixed, cfg, policy, batch=8, context=4096)
+    asked = asked_of(mixed, cfg, policy, batch=8, context=4096)
     check_plan(plan, asked)
     found, alone = evaluate([plan], asked), _alone(plan, asked)
     total = 0.0
