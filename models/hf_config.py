@@ -21,14 +21,21 @@ from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
-from .hf_layers import read_cap, read_scale, rotation_parts
+from .hf_layers import (
+    has_still_pairs,
+    proportional_rope,
+    read_cap,
+    read_global_heads,
+    read_scale,
+    rotation_parts,
+)
 from .rope import LinearScaling, Llama3Scaling, RopeConfig, Scaling, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
 #: about its other parts: towers, projectors, and where their tokens stand among those of the text.
 _ABOUT_THE_WHOLE = ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype")
 _ABOUT_OTHER_PARTS = re.compile(
-    r"(vision|image|video|media|mm|projector)_\w+|\w+_token_(id|index)|ignore_index"
+    r"(vision|image|video|audio|media|mm|projector)_\w+|\w+_token_(id|index)|ignore_index"
     r"|text_hidden_size|use_unified_vision_chunk"
 )
 #: Rules of the rotation that are modelled; the first scales nothing.
@@ -73,15 +80,20 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys.must_be("attn_type_list", [1] * n_layers)  # others are linear
     window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
+    local: GqaConfig | None = None
     sliding_rope = None
     if rules.is_latent:
         rope = _read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
         attention = _read_mla(keys, rope)
     else:
         attention = _read_gqa(keys, rules, window)
+        local = attention
+        if rules.has_global_heads:
+            attention = read_global_heads(keys, local, n_layers, sliding_layers)
         if rules.has_local_rotation:
-            parts = rotation_parts(keys, rules)
-            rope, sliding_rope = (_read_rope(part, rules, attention.head_dim) for part in parts)
+            full, sliding = rotation_parts(keys, rules)
+            rope = _read_rope(full, rules, attention.head_dim)
+            sliding_rope = _read_rope(sliding, rules, local.head_dim)
         else:
             rope = _read_rope(keys, rules, attention.head_dim)
     moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
@@ -103,6 +115,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         rope=rope,
         moe=moe,
         sliding_layers=sliding_layers,
+        sliding_attention=local if sliding_layers and local != attention else None,
         sliding_rope=sliding_rope if sliding_layers else None,
         unrotated_layers=_read_unrotated(keys, rules, n_layers),
         recurrent=_read_recurrent(keys) if rules.has_recurrent_layers else None,
@@ -110,6 +123,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         multipliers=_read_multipliers(keys, rules),
         activation=rules.activation,
         norms_results=rules.is_gemma,
+        scales_layers=rules.has_global_heads,
         logit_cap=read_cap(keys, rules, "logits"),
         n_prediction_layers=_read_prediction_layers(keys),
         released_format=released_format,
@@ -348,6 +362,7 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
         sinks=rules.has_sinks,
         window=window,
         scale=read_scale(keys, rules),
+        norms_values=rules.has_global_heads,
         cap=read_cap(keys, rules, "scores"),
         gated=rules.has_recurrent_layers,
     )
@@ -418,6 +433,8 @@ def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
         numbers = Keys(rules.scaling_by_default, f"{keys.where}, rope_scaling by default")
     theta = _holder("rope_theta", modern, keys).number("rope_theta")
     keys.must_be("rope_theta", theta)
+    if rules.has_global_heads and numbers is not None and has_still_pairs(numbers):
+        return proportional_rope(numbers, theta, head_dim)
     dim = _rotated(keys, _holder("partial_rotary_factor", modern, keys), rules, head_dim)
     scaling: Scaling | None = None
     if numbers is not None:

@@ -207,11 +207,7 @@ _GEMMA2 = FamilyRules(
         "attn_logit_softcapping": 50.0,
         "rope_theta": 10_000.0,
     },
-    names=TensorNames(
-        attention_result_norm="post_attention_layernorm",
-        mlp_norm="pre_feedforward_layernorm",
-        are_norms_centred=True,
-    ),
+    names=TensorNames(mlp_norm="pre_feedforward_layernorm", are_norms_centred=True),
 )
 #: Scores and logits are never capped: no class caps the former, that with pictures not the latter.
 _GEMMA3 = replace(
@@ -235,6 +231,36 @@ _GEMMA3 = replace(
         "rope_theta": 1e6,
         "rope_local_base_freq": 10_000.0,
     },
+)
+
+#: The text part; its classes gate, cap and normalise as those of Gemma 2.
+_GEMMA4 = replace(
+    _GEMMA3,
+    family="gemma4",
+    architecture="Gemma4ForConditionalGeneration",
+    has_query_scalar=False,
+    caps=frozenset(("logits",)),
+    has_global_heads=True,
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "sliding_window": 512,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10_000.0,
+        "global_head_dim": 512,
+        "attention_k_eq_v": False,
+        "hidden_size_per_layer_input": 256,
+    },
+    scaling_by_default={"rope_type": "proportional", "partial_rotary_factor": 0.25},
+    names=TensorNames(
+        embedding="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
+        layer="model.language_model.layers.{}.",
+        mlp_norm="pre_feedforward_layernorm",
+        beside=("model.vision_", "model.embed_vision.", "model.audio_", "model.embed_audio."),
+    ),
 )
 
 _ROTATION = {"rope_theta": 10_000.0}
@@ -405,6 +431,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         ),
         "gemma2": _GEMMA2,
         "gemma3_text": _GEMMA3,
+        "gemma4_text": _GEMMA4,
         "phi3": FamilyRules(
             family="phi3",
             architecture="Phi3ForCausalLM",
@@ -505,4 +532,7 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 )
 
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
-WRAPPERS = ("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3")
+WRAPPERS = (
+    *("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("gemma3", "gemma4"),
+)

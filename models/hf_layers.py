@@ -1,13 +1,15 @@
 """Read what the layers of some types have of a Hugging Face `config.json` beside the usual keys.
 
-Caps and multipliers of scores, and what sliding layers have of their own. No rotation is read here,
-only which keys of the file are about the rotation of which layers.
+Caps and multipliers of scores, and heads and rotations of which sliding layers have others.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
+from .config import GqaConfig
 from .hf_families import FamilyRules
 from .hf_keys import Keys
+from .rope import RopeConfig
 
 _CAPS = {"logits": "final_logit_softcapping", "scores": "attn_logit_softcapping"}
 
@@ -21,7 +23,84 @@ def read_scale(keys: Keys, rules: FamilyRules) -> float | None:
     """Return what multiplies q·k, where it is not one over the root of a head's width."""
     if rules.has_multipliers:
         return keys.number("attention_multiplier")
+    if rules.has_global_heads:
+        return 1.0
     return keys.number("query_pre_attn_scalar") ** -0.5 if rules.has_query_scalar else None
+
+
+def read_global_heads(
+    keys: Keys, local: GqaConfig, n_layers: int, sliding_layers: tuple[int, ...]
+) -> GqaConfig:
+    """Return the attention of layers that do not slide, from that of sliding ones (Gemma 4).
+
+    Released files say it once, transformers 5 in `per_layer_config` for each of these layers.
+
+    Args:
+        keys: of the file.
+        local: attention of sliding layers.
+        n_layers: layers of the model.
+        sliding_layers: those that slide.
+
+    Raises:
+        ConfigError: a key is of the wrong type, or the file asks for experts, for embeddings of
+            every layer, or for layers that share keys, which are not modelled.
+    """
+    keys.must_be("enable_moe_block", False)
+    keys.must_be("use_double_wide_mlp", False)
+    keys.must_be("num_kv_shared_layers", 0)
+    keys.must_be("use_bidirectional_attention", "vision")  # pictures alone
+    if keys.integer("hidden_size_per_layer_input", least=0):
+        raise keys.complain("hidden_size_per_layer_input", "0, the only value supported")
+    keys.read.add("vocab_size_per_layer_input")  # of these
+    are_values_keys = keys.boolean("attention_k_eq_v")
+    width, n_kv_heads = keys.integer("global_head_dim"), local.n_kv_heads
+    own_heads = keys.optional_integer("num_global_key_value_heads")
+    if are_values_keys and own_heads is not None:
+        n_kv_heads = own_heads
+    by_layer = keys.mapping("per_layer_config")
+    if by_layer is not None:
+        layers = [str(layer) for layer in range(n_layers) if layer not in sliding_layers]
+        parts = list(by_layer.values.values())
+        if sorted(by_layer.values) != sorted(layers) or any(part != parts[0] for part in parts):
+            raise keys.complain("per_layer_config", "the same for all layers that do not slide")
+        own = Keys(parts[0], f"{by_layer.where}, {layers[0]}")
+        width = own.integer("head_dim", default=local.head_dim)
+        n_kv_heads = own.integer("num_key_value_heads", default=local.n_kv_heads)
+        own.finish()
+    return replace(
+        local,
+        n_kv_heads=n_kv_heads,
+        head_dim=width,
+        are_values_keys=are_values_keys,
+        window=None,
+    )
+
+
+def has_still_pairs(numbers: Keys) -> bool:
+    """Whether a rotation is "proportional": pairs of all values of a head, of which some turn."""
+    return numbers.values.get("rope_type") == "proportional"
+
+
+def proportional_rope(numbers: Keys, theta: float, head_dim: int) -> RopeConfig:
+    """Read such a rotation.
+
+    Args:
+        numbers: keys of the rotation.
+        theta: its base.
+        head_dim: values of a head.
+
+    Raises:
+        ConfigError: frequencies are scaled besides, or no pair turns.
+
+    Source: rule "proportional" of Hugging Face transformers' `modeling_rope_utils`.
+    """
+    numbers.text("rope_type")
+    numbers.must_be("factor", 1.0)
+    numbers.must_be("rope_theta", theta)
+    share = numbers.number("partial_rotary_factor", default=1.0)
+    numbers.finish()
+    dim = 2 * int(share * head_dim // 2)
+    return RopeConfig(theta=theta, dim=dim, interleaved=False, span=head_dim)
 
 
 def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
@@ -42,20 +121,21 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
     local: dict[str, Any]
     if modern is None:
         full = {key: keys.values[key] for key in ("rope_theta", "rope_scaling") if keys.has(key)}
-        local = {"rope_theta": keys.number("rope_local_base_freq")}
+        base = keys.number("rope_local_base_freq")
+        local = {"rope_theta": base, "rope_scaling": {"rope_type": "default"}}
         keys.read.update(("rope_theta", "rope_scaling"))
     else:
         for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
             if keys.has(key):
                 raise keys.complain(key, "absent beside 'rope_parameters'")
         full, local = (
-            {"rope_parameters": modern.values.get(kind)}
+            {"rope_parameters": modern.values.get(kind) or {"rope_type": "default"}}
             for kind in ("full_attention", "sliding_attention")
         )
         modern.read.update(("full_attention", "sliding_attention"))
         modern.finish()
-    usual = {"rope_theta": rules.defaults["rope_local_base_freq"]}
+    usual = ({"rope_theta": rules.defaults[key]} for key in ("rope_theta", "rope_local_base_freq"))
     return (
-        Keys(full, f"{keys.where}, rotation of layers that do not slide", keys.defaults),
-        Keys(local, f"{keys.where}, rotation of sliding layers", usual),
+        Keys(full, f"{keys.where}, rotation of layers that do not slide", next(usual)),
+        Keys(local, f"{keys.where}, rotation of sliding layers", next(usual)),
     )

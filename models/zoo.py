@@ -75,6 +75,12 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
         ),
         "llama-3.1-405b": _own_file("llama-3.1-405b"),
         "gemma-3-27b": _quoted_file("gemma-3-27b", "google/gemma-3-27b-it"),
+        "gemma-4-31b": NamedModel(
+            file="gemma-4-31b.json",
+            source=_AICONFIGURATOR + ", file of nvidia/Gemma-4-31B-IT-NVFP4 without its "
+            "quantisation; that google/gemma-4-31B-it is else the same is not checked",
+            status="second-hand",
+        ),
         "mistral-7b": _quoted_file("mistral-7b", "Mistral-7B-v0.1"),
         "mixtral-8x7b": _own_file("mixtral-8x7b"),
         "mixtral-8x22b": _own_file("mixtral-8x22b"),

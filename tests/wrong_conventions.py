@@ -124,6 +124,11 @@ def _temperature_once(cfg: ModelConfig) -> ModelConfig:
     return _part("attention", rope_temperature=cfg.attention.rope_temperature**0.5)(cfg)
 
 
+def _both_attentions(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
+    """Change the attention of all layers where sliding ones have their own."""
+    return lambda cfg: _part("attention", **changes)(_part("sliding_attention", **changes)(cfg))
+
+
 def _array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
     """Change one array wherever a block has it."""
     return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
@@ -218,6 +223,12 @@ MISTAKES: dict[str, Mistake] = {
     "rope: sliding layers turned as the others": Mistake(
         model="gemma3", config=_model(sliding_rope=None)
     ),
+    "rope: every pair of global heads turned": Mistake(
+        model="gemma4", config=_part("rope", dim=16, span=None)
+    ),
+    "rope: pairs of global heads within their first part": Mistake(
+        model="gemma4", config=_part("rope", span=None)
+    ),
     "rope: every layer turned": Mistake(model="smollm3", config=_model(unrotated_layers=())),
     "rope: layers marked with 1 not turned": Mistake(
         model="smollm3", config=_model(unrotated_layers=(0, 2))
@@ -272,6 +283,12 @@ MISTAKES: dict[str, Mistake] = {
     "attention: scores not capped": Mistake(model="gemma2", config=_part("attention", cap=None)),
     "attention: query_pre_attn_scalar taken for the width of a head": Mistake(
         model="gemma2", config=_part("attention", scale=None)
+    ),
+    "attention: values not normalised": Mistake(
+        model="gemma4", config=_both_attentions(norms_values=False)
+    ),
+    "attention: scores of gemma4 multiplied": Mistake(
+        model="gemma4", config=_both_attentions(scale=None)
     ),
     "attention: q, k and v biases dropped": Mistake(
         model="glm4_moe", config=_part("attention", qkv_bias=False)
@@ -514,6 +531,7 @@ MISTAKES: dict[str, Mistake] = {
         model="granite", config=_part("multipliers", logits=1 / 0.6)
     ),
     "norm: results not normalised": Mistake(model="gemma3", config=_model(norms_results=False)),
+    "residual: layers not scaled": Mistake(model="gemma4", config=_model(scales_layers=False)),
     "norm: one not added to weights": Mistake(model="gemma3", arrays=_norms_as_stored),
     "dense: silu instead of gelu": Mistake(model="gemma3", config=_model(activation="silu")),
     "embedding: root of the width dropped": Mistake(

@@ -26,6 +26,7 @@ CLASSES = {
     "gpt_oss": "GptOss",
     "gemma2": "Gemma2",
     "gemma3_text": "Gemma3Text",
+    "gemma4_text": "Gemma4Text",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
 }
@@ -34,7 +35,8 @@ KEYS = """
 num_key_value_heads head_dim rms_norm_eps tie_word_embeddings attention_bias sliding_window
 use_sliding_window max_window_layers norm_topk_prob use_qk_norm swiglu_limit swiglu_alpha
 query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
-no_rope_layer_interval embedding_multiplier residual_multiplier attention_multiplier logits_scaling
+attention_k_eq_v hidden_size_per_layer_input no_rope_layer_interval
+embedding_multiplier residual_multiplier attention_multiplier logits_scaling
 """
 #: What holds here where a row says nothing.
 UNSAID = {
@@ -116,7 +118,9 @@ def test_the_classes_still_have_these_defaults(kind):
         assert rotation["sliding_attention"] == {"rope_type": "default", "rope_theta": base}
         rotation = rotation["full_attention"]
     assert rules.defaults["rope_theta"] == rotation["rope_theta"]
-    assert rules.defaults.get("partial_rotary_factor") == rotation.get("partial_rotary_factor")
+    if not rules.has_global_heads:
+        assert rules.defaults.get("partial_rotary_factor") == rotation.get("partial_rotary_factor")
     scaling = {key: rotation[key] for key in rotation if key != "rope_theta"}
-    scaling.pop("partial_rotary_factor", None)
+    if not rules.has_global_heads:
+        scaling.pop("partial_rotary_factor", None)
     assert dict(rules.scaling_by_default or {"rope_type": "default"}) == scaling

@@ -43,6 +43,7 @@ FAMILIES = {
     "glm4_moe": "glm4_moe",
     "gemma2": "gemma2",
     "gemma3": "gemma3",
+    "gemma4": "gemma4",
     "minimax_m2": "minimax_m2",
     "ling": "bailing_moe",
 }

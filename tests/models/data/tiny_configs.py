@@ -208,6 +208,51 @@ GEMMA3: Fields = {
     "eoi_token_index": 63,
     "tie_word_embeddings": True,
 }
+#: Layers that do not slide have wider heads and fewer of keys, which are values too; a quarter of
+#: their pairs turns.
+GEMMA4: Fields = {
+    "text_config": WIDE_HEADS
+    | {
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_global_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 64,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "final_logit_softcapping": 2.0,
+        "use_bidirectional_attention": "vision",
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": 1e6,
+                "partial_rotary_factor": 0.25,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "patch_size": 4,
+        "position_embedding_size": 16,
+    },
+    "audio_config": None,
+    "image_token_id": 61,
+    "video_token_id": 62,
+    "audio_token_id": 63,
+    "tie_word_embeddings": True,
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -342,6 +387,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen3_5": ("Qwen3_5", QWEN3_5, "f32"),
     "qwen3_5_moe": ("Qwen3_5Moe", QWEN3_5_MOE, "f32"),
     "gemma2": ("Gemma2", GEMMA2, "f32"),
+    "gemma4": ("Gemma4", GEMMA4, "f32"),
     "gemma3": ("Gemma3", GEMMA3, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),

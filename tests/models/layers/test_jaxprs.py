@@ -45,7 +45,9 @@ BLOCKS += [
     pytest.param(zoo.model("gpt-oss-120b"), "sliding", id="gpt-oss-120b-sliding"),
     pytest.param(zoo.model("minimax-m2.5"), "attention", id="minimax-m2.5-attention"),
     pytest.param(zoo.model("gemma-3-27b"), "sliding", id="gemma-3-27b-sliding"),
-    pytest.param(zoo.model("gemma-3-27b"), "dense", id="gemma-3-27b-dense"),
+    pytest.param(zoo.model("gemma-4-31b"), "attention", id="gemma-4-31b-attention"),
+    pytest.param(zoo.model("gemma-4-31b"), "dense", id="gemma-4-31b-dense"),
+    pytest.param(zoo.model("gemma-4-31b"), "head", id="gemma-4-31b-head"),
     pytest.param(KIMI.with_latent_form("expanded"), "attention", id="kimi-k2-expanded"),
     *(pytest.param(NEXT, kind, id=f"{NEXT.name}-{kind}") for kind in ("recurrent", "moe")),
 ]
