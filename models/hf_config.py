@@ -33,7 +33,10 @@ from .rope import LinearScaling, Llama3Scaling, RopeConfig, Scaling, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
 #: about its other parts: towers, projectors, and where their tokens stand among those of the text.
-_ABOUT_THE_WHOLE = ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype")
+_ABOUT_THE_WHOLE = (
+    *("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype"),
+    *("bos_token_id", "eos_token_id"),
+)
 _ABOUT_OTHER_PARTS = re.compile(
     r"(vision|image|video|audio|media|mm|projector)_\w+|\w+_token_(id|index)|ignore_index"
     r"|text_hidden_size|use_unified_vision_chunk"

@@ -35,6 +35,7 @@ def test_layers_of_gemma_3():
     assert cfg.rope_of("sliding") == RopeConfig(theta=1e4, dim=128, interleaved=False)
     assert (cfg.multipliers.embedding, cfg.activation) == (5376**0.5, "gelu_tanh")
     assert cfg.norms_results
+    assert cfg.eos_token_ids == (1, 106)  # of the whole; the text part says none
     assert (cfg.logit_cap, cfg.attention.cap, cfg.scales_layers) == (None, None, False)
 
 
