@@ -149,7 +149,8 @@ class RecurrentConfig:
 
     Queries and keys of a key head serve its `value_heads_per_key` value heads, each with a state, a
     decay and a rate of its own. Queries, keys and values pass a causal convolution over `taps`
-    tokens each.
+    tokens each. With a `channel_rank` it is Kimi Delta Attention: every key channel has a decay of
+    its own, decays and gates come through so many values each, and gates are sigmoids.
     """
 
     n_key_heads: int
@@ -157,8 +158,11 @@ class RecurrentConfig:
     key_dim: int
     value_dim: int
     taps: int
+    channel_rank: int | None = None
 
     def __post_init__(self) -> None:
+        if self.channel_rank is not None:
+            _require_positive(self, "channel_rank")
         _require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
         if self.n_value_heads % self.n_key_heads:
             raise ConfigError(
@@ -393,8 +397,6 @@ class ModelConfig:
             raise ConfigError(f"{self.name}: sliding layers need an attention with a window.")
         if not self.sliding_layers and (self.sliding_attention or self.sliding_rope):
             raise ConfigError(f"{self.name}: no layer slides, so none has an attention of its own.")
-        if self.unrotated_layers and not isinstance(self.attention, GqaConfig):
-            raise ConfigError(f"{self.name}: layers without rotation need grouped attention.")
         if self.recurrent_layers and self.recurrent is None:
             raise ConfigError(f"{self.name}: recurrent layers need a RecurrentConfig.")
         for name in ("sliding_layers", "unrotated_layers", "recurrent_layers"):

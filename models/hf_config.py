@@ -16,7 +16,7 @@ from typing import Any
 from lpu_jax.errors import ConfigError
 from lpu_jax.quantities import format_given
 
-from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers, RecurrentConfig
+from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers
 from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
@@ -29,6 +29,7 @@ from .hf_layers import (
     read_scale,
     rotation_parts,
 )
+from .hf_recurrence import read_recurrence
 from .rope import LinearScaling, Llama3Scaling, RopeConfig, Scaling, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
@@ -43,8 +44,6 @@ _ABOUT_OTHER_PARTS = re.compile(
 )
 #: Rules of the rotation that are modelled; the first scales nothing.
 _SCALINGS = ("default", "llama3", "yarn", "linear")
-#: Kinds of layer in a model with recurrent ones, these first.
-_RECURRENT_KINDS = ("linear_attention", "full_attention")
 #: A model's name on the hub, alone or behind its owner's; a path is none.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
@@ -79,7 +78,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys.must_be("mlp_bias", False)
     keys.must_be("use_rmsnorm", True)
     n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
-    recurrent_layers = _read_recurrent_layers(keys, rules, n_layers)
+    recurrent, recurrent_layers = read_recurrence(keys, rules, n_layers)
     keys.must_be("attn_type_list", [1] * n_layers)  # others are linear
     window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
@@ -111,7 +110,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         d_model=keys.integer("hidden_size"),
         d_ff=_read_dense_width(keys, rules, moe),
         vocab_size=keys.integer("vocab_size"),
-        max_position=keys.integer("max_position_embeddings"),
+        max_position=keys.integer(*_positions_of(rules)),
         norm_eps=keys.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
         tie_embeddings=keys.boolean("tie_word_embeddings", default=False),
         attention=attention,
@@ -120,8 +119,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         sliding_layers=sliding_layers,
         sliding_attention=local if sliding_layers and local != attention else None,
         sliding_rope=sliding_rope if sliding_layers else None,
-        unrotated_layers=_read_unrotated(keys, rules, n_layers),
-        recurrent=_read_recurrent(keys) if rules.has_recurrent_layers else None,
+        unrotated_layers=_read_unrotated(keys, rules, n_layers, recurrent_layers),
+        recurrent=recurrent,
         recurrent_layers=recurrent_layers,
         multipliers=_read_multipliers(keys, rules),
         activation=rules.activation,
@@ -270,41 +269,6 @@ def _read_windows(
     return (window, sliding) if sliding else (None, ())
 
 
-def _read_recurrent_layers(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...]:
-    """Return the recurrent layers: those listed, or all but the last of each interval."""
-    if not rules.has_recurrent_layers:
-        return ()
-    interval = keys.integer("full_attention_interval")
-    usual = [
-        "linear_attention" if (i + 1) % interval else "full_attention" for i in range(n_layers)
-    ]
-    kinds = list(keys.texts("layer_types")) or usual
-    if len(kinds) != n_layers or not set(kinds) <= set(_RECURRENT_KINDS):
-        raise keys.complain(
-            "layer_types", f"a list of {n_layers} of " + " or ".join(map(repr, _RECURRENT_KINDS))
-        )
-    if keys.has("full_attention_interval") and kinds != usual:
-        raise keys.complain("full_attention_interval", "that of 'layer_types'")
-    return tuple(layer for layer, kind in enumerate(kinds) if kind == _RECURRENT_KINDS[0])
-
-
-def _read_recurrent(keys: Keys) -> RecurrentConfig:
-    keys.must_be("attn_output_gate", True)
-    keys.must_be("output_gate_type", "swish")
-    keys.must_be("mamba_ssm_dtype", "float32")
-    n_key_heads = keys.integer("linear_num_key_heads")
-    n_value_heads = keys.integer("linear_num_value_heads")
-    if n_value_heads % n_key_heads:
-        raise keys.complain("linear_num_value_heads", f"a multiple of the {n_key_heads} key heads")
-    return RecurrentConfig(
-        n_key_heads=n_key_heads,
-        n_value_heads=n_value_heads,
-        key_dim=keys.integer("linear_key_head_dim"),
-        value_dim=keys.integer("linear_value_head_dim"),
-        taps=keys.integer("linear_conv_kernel_dim", least=2),
-    )
-
-
 def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> int:
     """Return the width of dense layers; that of an expert where the type has none."""
     if moe is None or not rules.are_all_layers_mixtures:
@@ -314,8 +278,19 @@ def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> 
     return keys.integer("intermediate_size", default=moe.d_expert)
 
 
-def _read_unrotated(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...]:
+def _positions_of(rules: FamilyRules) -> tuple[str, ...]:
+    """Return the spellings of the key of positions; elsewhere the other is that of a tokenizer."""
+    spellings = ("max_position_embeddings", "model_max_length")
+    return spellings if rules.is_kimi_linear else spellings[:1]
+
+
+def _read_unrotated(
+    keys: Keys, rules: FamilyRules, n_layers: int, recurrent_layers: tuple[int, ...]
+) -> tuple[int, ...]:
     """Return the layers without rotation: those that `no_rope_layers` marks with 0."""
+    if rules.is_kimi_linear:
+        keys.must_be("mla_use_nope", True)
+        return tuple(layer for layer in range(n_layers) if layer not in recurrent_layers)
     if not rules.has_unrotated_layers:
         return ()
     interval = keys.integer("no_rope_layer_interval")

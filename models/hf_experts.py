@@ -45,7 +45,7 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         top_k=keys.integer("num_experts_per_tok", "num_experts_per_token", "experts_per_token"),
         n_shared=n_shared,
         d_expert=d_expert,
-        n_groups=keys.integer("n_group") if is_like else 1,
+        n_groups=keys.integer("n_group", "num_expert_group") if is_like else 1,
         topk_groups=keys.integer("topk_group") if is_like else 1,
         routed_scaling=keys.number("routed_scaling_factor") if is_like else 1.0,
         normalise=normalise,

@@ -43,9 +43,10 @@ class TensorNames:
 
     #: The projections of a recurrent layer: queries, keys, values and gates, by key head, then
     #: rates and decays, by key head; or, in four, queries with keys and values, gates, rates,
-    #: decays.
+    #: decays; or, in eight, queries, keys, values, both of decays, both of gates, rates.
     recurrent: tuple[str, ...] = ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")
-    recurrent_taps: str = "linear_attn.conv1d"
+    #: Taps of queries, keys and values, together or one by one.
+    recurrent_taps: tuple[str, ...] = ("linear_attn.conv1d",)
     recurrent_fading: str = "linear_attn.A_log"
     recurrent_fading_bias: str = "linear_attn.dt_bias"
     recurrent_norm: str = "linear_attn.norm"
@@ -132,9 +133,11 @@ class FamilyRules:
     #: but every sixth, or as `sliding_window_pattern` says ("most").
     windows: Literal["none", "all", "late", "even", "most"] = "none"
     has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
-    #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; attention
-    #: has a gate for its results.
+    #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; grouped
+    #: attention has a gate for its results.
     has_recurrent_layers: bool = False
+    #: Recurrent layers are Kimi Delta Attention, which the file lists, and nothing is rotated.
+    is_kimi_linear: bool = False
     has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
     activation: Activation = "silu"
@@ -400,6 +403,30 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             experts=ExpertRules(scoring="softmax", is_normalised=True, has_gated_shared=True),
             are_all_layers_mixtures=True,
             defaults=_QWEN_NEXT.defaults,
+        ),
+        "kimi_linear": FamilyRules(
+            family="kimi_linear",
+            architecture="KimiLinearForCausalLM",
+            is_latent=True,
+            has_recurrent_layers=True,
+            is_kimi_linear=True,
+            experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True),
+            names=TensorNames(
+                recurrent=tuple(
+                    f"self_attn.{part}_proj"
+                    for part in ("q", "k", "v", "f_a", "f_b", "g_a", "g_b", "b")
+                ),
+                recurrent_taps=tuple(f"self_attn.{part}_conv1d" for part in "qkv"),
+                recurrent_fading="self_attn.A_log",
+                recurrent_fading_bias="self_attn.dt_bias",
+                recurrent_norm="self_attn.o_norm",
+                recurrent_output="self_attn.o_proj",
+                router="block_sparse_moe.gate",
+                correction_bias="block_sparse_moe.gate.e_score_correction_bias",
+                expert="block_sparse_moe.experts.{}.",
+                expert_gate_up_down=("w1", "w3", "w2"),
+                shared="block_sparse_moe.shared_experts.",
+            ),
         ),
         "smollm3": FamilyRules(
             family="smollm3",

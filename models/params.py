@@ -200,22 +200,36 @@ def _delta_net(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
     """Describe Gated DeltaNet; its key heads are split as the key/value heads of attention are.
 
     Of `qk` come queries and keys, of `vz` values and gates, of `ba` rates and decays: narrow, and
-    what the whole state is multiplied by, so that formats spare them as they spare routers.
+    what the whole state is multiplied by, so that formats spare them as they spare routers. With
+    decays of channels, these and gates come through `fg_a`.
     """
     heads, per_key = (net.n_key_heads, "kv_heads"), (net.value_heads_per_key, "q_per_kv")
     key_dim, value_dim, taps = net.key_dim, net.value_dim, net.taps
     convolved = replace(_bias("attention", heads), std=taps**-0.5)
     qk, v = (taps, 2, heads[0], key_dim), (taps, heads[0], per_key[0], value_dim)
+    of_gates = {
+        "vz": _matrix("attention", d_model, 2, heads, per_key, value_dim),
+        "ba": _matrix("router", d_model, 2, heads, per_key),
+    }
+    fading_bias, rank = _bias("attention", heads, per_key), net.channel_rank
+    if rank is not None:
+        of_gates = {
+            "v": _matrix("attention", d_model, heads, per_key, value_dim),
+            "fg_a": _matrix("attention", d_model, 2, rank),
+            "f_b": _matrix("attention", rank, heads, per_key, key_dim),
+            "g_b": _matrix("attention", rank, heads, per_key, value_dim),
+            "b": _matrix("router", d_model, heads, per_key),
+        }
+        fading_bias = _bias("attention", heads, per_key, (key_dim, None))
     return {
         "norm": _norm(d_model),
         "qk": _matrix("attention", d_model, 2, heads, key_dim),
-        "vz": _matrix("attention", d_model, 2, heads, per_key, value_dim),
-        "ba": _matrix("router", d_model, 2, heads, per_key),
+        **of_gates,
         "qk_taps": replace(convolved, shape=qk, axes=(None, None, "kv_heads", None)),
         "v_taps": replace(convolved, shape=v, axes=(None, "kv_heads", "q_per_kv", None)),
         # How fast a head forgets: positive, as norms are.
         "fading": replace(_bias("norm", heads, per_key), std=0.0),
-        "fading_bias": _bias("attention", heads, per_key),
+        "fading_bias": fading_bias,
         "out_norm": _norm(value_dim),
         "o": _matrix("attention", heads, per_key, value_dim, (d_model, "d_out"), rows=3),
     }

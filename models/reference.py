@@ -80,8 +80,9 @@ def reference_block(
     match kind:
         case "embed":
             return Embed(model_cfg, params)
-        case "attention" if isinstance(attention, MlaConfig):
-            return MlaAttention(model_cfg, attention, params)
+        case "attention" | "unrotated" if isinstance(attention, MlaConfig):
+            rope = None if kind == "unrotated" else model_cfg.rope
+            return MlaAttention(model_cfg, attention, params, rope=rope)
         case "attention" | "sliding" | "unrotated" if isinstance(attention, GqaConfig):
             window = attention.window if kind == "sliding" else None
             rope = None if kind == "unrotated" else model_cfg.rope_of(kind)

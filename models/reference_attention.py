@@ -127,9 +127,14 @@ class GqaAttention(nnx.Module):
 
 
 class MlaAttention(nnx.Module):
-    """Latent attention block, keys and values expanded per head: `x + attention(norm(x))`."""
+    """Latent attention block, keys and values expanded per head: `x + attention(norm(x))`.
 
-    def __init__(self, model_cfg: ModelConfig, mla: MlaConfig, params: Params) -> None:
+    `rope` is None for one without rotation.
+    """
+
+    def __init__(
+        self, model_cfg: ModelConfig, mla: MlaConfig, params: Params, *, rope: RopeConfig | None
+    ) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         if mla.q_lora_rank is not None:
             self.q_norm = RmsNorm(params, "q_norm", mla.latent_norm_eps)
@@ -139,7 +144,7 @@ class MlaAttention(nnx.Module):
             self.kv_b = param(params, "kv_b")
         else:
             self.k_b, self.v_b = param(params, "k_b"), param(params, "v_b")
-        self.mla, self.rope = mla, model_cfg.rope
+        self.mla, self.rope = mla, rope
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
@@ -153,10 +158,12 @@ class MlaAttention(nnx.Module):
         of_query = normed if mla.q_lora_rank is None else self.q_norm(query_latent)
         query = contract("btq,qne->btne", of_query, self.q_b[...])
         query_nope, query_rope = jnp.split(query, [mla.nope_head_dim], axis=-1)
-        query = jnp.concatenate((query_nope, rotate(query_rope, self.rope)), axis=-1)
+        if self.rope is not None:
+            query_rope, key_rope = (rotate(part, self.rope) for part in (query_rope, key_rope))
+        query = jnp.concatenate((query_nope, query_rope), axis=-1)
 
         key_nope, value = self._of_latent(self.kv_norm(latent))
-        key_rope = rotate(key_rope, self.rope)  # [b, s, rope], shared by all heads
+        # [b, s, rope], shared by all heads
         shared = jnp.broadcast_to(key_rope[:, :, None, :], (*key_nope.shape[:3], mla.rope_head_dim))
         key = jnp.concatenate((key_nope, shared), axis=-1)
 

@@ -40,10 +40,12 @@ def delta_rule(
     query: Float32[Array, "b t n key"],
     key: Float32[Array, "b t n key"],
     value: Float32[Array, "b t n value"],
-    decay: Float32[Array, "b t n"],
+    decay: Float32[Array, "b t n channels"],
     rate: Float32[Array, "b t n"],
 ) -> Float32[Array, "b t n value"]:
     """Return what each token reads of the state of each head, which begins as zeros.
+
+    A decay is one for all key channels, or one for each.
 
     Source:
         Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10.
@@ -51,7 +53,7 @@ def delta_rule(
 
     def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
         q, k, v, a, b = token
-        state = state * a[..., None, None]
+        state = state * a[..., None]
         error = v - contract("bnkv,bnk->bnv", state, k)
         state = state + contract("bnk,bnv->bnkv", k, error * b[..., None])
         return state, contract("bnkv,bnk->bnv", state, q)
@@ -68,7 +70,9 @@ class DeltaNet(nnx.Module):
     def __init__(self, model_cfg: ModelConfig, net: RecurrentConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.out_norm = RmsNorm(params, "out_norm", model_cfg.norm_eps)
-        self.qk, self.vz, self.ba = (param(params, name) for name in ("qk", "vz", "ba"))
+        names = ("vz", "ba") if net.channel_rank is None else ("v", "fg_a", "f_b", "g_b", "b")
+        self.of_gates = nnx.Dict({name: param(params, name) for name in names})
+        self.qk = param(params, "qk")
         self.qk_taps, self.v_taps = param(params, "qk_taps"), param(params, "v_taps")
         self.fading, self.fading_bias = param(params, "fading"), param(params, "fading_bias")
         self.o = param(params, "o")
@@ -79,26 +83,37 @@ class DeltaNet(nnx.Module):
         """Run the block on a whole prompt."""
         normed = self.norm(x)
         qk = contract("btd,dckh->btckh", normed, self.qk[...])
-        value, gate = rearrange(
-            contract("btd,dckgh->btckgh", normed, self.vz[...]), "b t c k g h -> c b t k g h"
-        )
-        rate, fade = rearrange(
-            contract("btd,dckg->btckg", normed, self.ba[...]), "b t c k g -> c b t (k g)"
-        )
+        value, gate, rate, fade = self._projected(normed)
         query, key = rearrange(
             jax.nn.silu(convolve(qk, self.qk_taps[...])), "b t c k h -> c b t k h"
         )
         value = jax.nn.silu(convolve(value, self.v_taps[...]))
         inside = self.net.value_heads_per_key
         query, key = (jnp.repeat(unit_length(part), inside, axis=2) for part in (query, key))
-        fade = jax.nn.softplus(fade + self.fading_bias[...].reshape(1, 1, -1))
+        bias = self.fading_bias[...].reshape(1, 1, *fade.shape[2:])
+        fade = jax.nn.softplus(fade + bias)
         read = delta_rule(
             query * self.net.key_dim**-0.5,
             key,
             rearrange(value, "b t k g h -> b t (k g) h"),
-            jnp.exp(-self.fading[...].reshape(1, 1, -1) * fade),
+            jnp.exp(-self.fading[...].reshape(1, 1, -1, 1) * fade),
             jax.nn.sigmoid(rate),
         )
         heads = rearrange(self.out_norm(read), "b t (k g) h -> b t k g h", g=inside)
-        out = contract("btkgh,kghd->btd", heads * jax.nn.silu(gate), self.o[...])
+        out = contract("btkgh,kghd->btd", heads * gate, self.o[...])
         return x + self.multiplier * out
+
+    def _projected(self, x: Hidden) -> tuple[Array, Array, Array, Array]:
+        """Make values and bent gates `[b, t, k, g, h]`, rates and what decays come of."""
+        given = {name: values[...] for name, values in self.of_gates.items()}
+        if self.net.channel_rank is None:
+            value, gate = jnp.moveaxis(contract("btd,dckgh->btckgh", x, given["vz"]), 2, 0)
+            both = contract("btd,dckg->btckg", x, given["ba"])
+            rate, fade = rearrange(both, "b t c k g -> c b t (k g)")
+            return value, jax.nn.silu(gate), rate, fade[..., None]
+        of_decay, of_gate = jnp.moveaxis(contract("btd,dcr->btcr", x, given["fg_a"]), 2, 0)
+        fade = contract("btr,rkgh->btkgh", of_decay, given["f_b"])
+        gate = contract("btr,rkgh->btkgh", of_gate, given["g_b"])
+        rate = rearrange(contract("btd,dkg->btkg", x, given["b"]), "b t k g -> b t (k g)")
+        value = contract("btd,dkgh->btkgh", x, given["v"])
+        return value, jax.nn.sigmoid(gate), rate, rearrange(fade, "b t k g h -> b t (k g) h")

@@ -130,6 +130,9 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
         "kimi-k2.5": NamedModel(
             file="kimi-k2.5.json", source=_AICONFIGURATOR + ", text part of Kimi-K2.5"
         ),
+        "kimi-linear-48b-a3b": _quoted_file(
+            "kimi-linear-48b-a3b", "moonshotai/Kimi-Linear-48B-A3B-Instruct"
+        ),
         "ling-1t": NamedModel(
             file="ling-1t.json",
             source="sizes in a load log of ik_llama.cpp issue 873, 4 dense layers and 64 rotated "

@@ -44,8 +44,7 @@ class _Rows:
     q_low: Float[Array, "m q_rank"]  #: of which queries are made; without a latent, the input
     kv_low: Float32[Array, "m latent"]  #: normalised
     key_rope: Float32[Array, "m rope"]
-    cos: Float32[Array, "b t rope"]
-    sin: Float32[Array, "b t rope"]
+    turn: tuple[Float32[Array, "b t rope"], ...]  #: cos and sin; none where nothing is rotated
     positions: Int32[Array, " b"]
     cfg: ModelConfig
     policy: Policy
@@ -73,7 +72,7 @@ def latent_attention(
         cache: of this chip's sequences and positions. Absorbed: `keys` `[b, latent + rope, s]` and
             `values` `[b, s, latent]`, the latent in both layouts. Expanded, of this chip's heads:
             `keys` `[b, n, nope + rope, s]` and `values` `[b, n, s, v]`.
-        tables: `cos` and `sin`, `[context, rope]`.
+        tables: `cos` and `sin`, `[context, rope]`; none of a layer without rotation.
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         first: the first position that this chip holds, where the context is split.
@@ -93,7 +92,7 @@ def latent_attention(
     mine = mem.take_share(x, share.reshape(()), b)
     y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
     y = operand_rows(y, policy, "attention")
-    cos, sin = (mem.rows_from(tables[name], positions, t) for name in ("cos", "sin"))
+    turn = tuple(mem.rows_from(tables[name], positions, t) for name in tables)
 
     widths = (mla.kv_lora_rank, mla.rope_head_dim)
     narrow = linear(y, weights["a"], policy=policy)
@@ -107,8 +106,7 @@ def latent_attention(
         q_low=q_low,
         kv_low=rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps),
         key_rope=key_rope,
-        cos=cos,
-        sin=sin,
+        turn=turn,
         positions=positions,
         cfg=cfg,
         policy=policy,
@@ -211,7 +209,9 @@ def _expanded(
 def _rotated_key(rows: _Rows, mla: MlaConfig) -> Float32[Array, "b t rope"]:
     """Rotate the part of the keys that all heads share."""
     key_rope = rows.key_rope.reshape(rows.b, rows.t, mla.rope_head_dim)
-    return rotate(key_rope, rows.cos, rows.sin, interleaved=rows.cfg.rope.interleaved)
+    if not rows.turn:
+        return key_rope
+    return rotate(key_rope, *rows.turn, interleaved=rows.cfg.rope.interleaved)
 
 
 def _queries(
@@ -227,10 +227,11 @@ def _queries(
     q = linear(q_low, weights["q_b"], policy=rows.policy)
     q = sxm.rearrange(q, "m (n h) -> n m h", n=n, h=mla.query_head_dim, m=b * t)
     q_nope, q_rope = sxm.split(q, (mla.nope_head_dim, rope))
+    if not rows.turn:
+        return q_nope, q_rope
     q_rope = rotate(
         q_rope.reshape(n, b, t, rope),
-        rows.cos.reshape(1, b, t, rope),
-        rows.sin.reshape(1, b, t, rope),
+        *(row.reshape(1, b, t, rope) for row in rows.turn),
         interleaved=rows.cfg.rope.interleaved,
     )
     return q_nope, q_rope.reshape(n, b * t, rope)

@@ -1,4 +1,4 @@
-"""Gated DeltaNet: attention's place taken by heads with a state that every token updates.
+"""Gated DeltaNet and Kimi Delta Attention: heads with a state, which every token updates.
 
 Per-chip program: the `tensor` axis splits key heads, `query` the value heads of one key head,
 `data` sequences; chips along `context` are copies, for there are no positions to share out. A
@@ -75,8 +75,15 @@ def delta_net(
 
     qk = linear(rows, weights["qk"], policy=policy)
     width = k * g * value_dim
-    v, z = sxm.split(linear(rows, weights["vz"], policy=policy), (width, width))
-    decay, rates = _gates(linear(gate_rows, weights["ba"], policy=policy), weights, sizes)
+    if cfg.recurrent.channel_rank is None:
+        v, z = sxm.split(linear(rows, weights["vz"], policy=policy), (width, width))
+        decay, rates = _gates(linear(gate_rows, weights["ba"], policy=policy), weights, sizes)
+        gate = vxm.silu
+    else:
+        v = linear(rows, weights["v"], policy=policy)
+        decay, z = _through_rank(rows, weights, sizes | {"h": key_dim}, policy)
+        rates = _by_token(vxm.sigmoid(linear(gate_rows, weights["b"], policy=policy)), sizes)
+        gate = vxm.sigmoid
     qk, qk_inputs = _convolved(qk, weights["qk_taps"], cache["qk_inputs"], counts, policy)
     v, v_inputs = _convolved(v, weights["v_taps"], cache["v_inputs"], counts, policy)
     queries, keys = _columns(qk, sizes | {"h": key_dim})
@@ -92,7 +99,7 @@ def delta_net(
     )
     heads = rms_norm(read.reshape(-1, value_dim), weights["out_norm"], cfg.norm_eps)
     z = sxm.rearrange(z, "(b t) (k g h) -> (b k g t) h", **sizes, h=value_dim)
-    heads = operand_rows(vxm.mul(heads, vxm.silu(z)), policy, "attention")
+    heads = operand_rows(vxm.mul(heads, gate(z)), policy, "attention")
     out = project_out(
         sxm.rearrange(heads, "(b k g t) h -> (b t) (k g h)", **sizes, h=value_dim),
         weights["o"],
@@ -156,12 +163,32 @@ def _gates(
     a = vxm.add(a, weights["fading_bias"].reshape(1, n))
     lasting = vxm.mul(_softplus(a), weights["fading"].reshape(1, n))
     decay = vxm.exp(vxm.sub(0.0, lasting))
+    return _by_token(decay, sizes), _by_token(vxm.sigmoid(b), sizes)
 
-    def by_token(gate: Float32[Array, "m n"]) -> Float32[Array, "1 t groups"]:
-        turned = sxm.rearrange(gate, "(b t) (k g) -> t (b k g)", **sizes)
-        return turned.reshape(1, *turned.shape)
 
-    return by_token(decay), by_token(vxm.sigmoid(b))
+def _by_token(
+    gate: Float32[Array, "m n"], sizes: Mapping[str, Any]
+) -> Float32[Array, "1 t groups"]:
+    turned = sxm.rearrange(gate, "(b t) (k g) -> t (b k g)", **sizes)
+    return turned.reshape(1, *turned.shape)
+
+
+def _through_rank(
+    rows: Float[Array, "m d"], weights: Mapping[str, Any], sizes: Mapping[str, Any], policy: Policy
+) -> tuple[Float32[Array, "h t groups"], Float32[Array, "m n"]]:
+    """Make the decays of every channel, and what gates the results, from few values each."""
+    low = linear(rows, weights["fg_a"], policy=policy)
+    rank = weights["fg_a"].shape[-1]
+    of_decay, of_gate = (
+        operand_rows(part, policy, "attention") for part in sxm.split(low, (rank, rank))
+    )
+    k, g, h = (sizes[name] for name in "kgh")
+    a = linear(of_decay, weights["f_b"], policy=policy)
+    a = vxm.add(a, weights["fading_bias"].reshape(1, k * g * h))
+    fading = jnp.broadcast_to(weights["fading"].reshape(1, k * g, 1), (1, k * g, h))
+    lasting = vxm.mul(_softplus(a), fading.reshape(1, k * g * h))
+    decay = sxm.rearrange(vxm.exp(vxm.sub(0.0, lasting)), "(b t) (k g h) -> h t (b k g)", **sizes)
+    return decay, linear(of_gate, weights["g_b"], policy=policy)
 
 
 def _softplus(x: Float32[Array, "m n"]) -> Float32[Array, "m n"]:

@@ -115,14 +115,21 @@ def _recurrent(
     d_model: int, names: TensorNames, net: RecurrentConfig
 ) -> Iterator[tuple[str, Shape]]:
     values, per_head = net.n_value_heads * net.value_dim, net.n_value_heads
+    rank, keys = net.channel_rank, net.n_key_heads * net.key_dim
     rows: tuple[int, ...] = (net.convolved_values + values, 2 * per_head)
     if len(names.recurrent) > len(rows):
         rows = (net.convolved_values, values, per_head, per_head)
+    if rank is not None:
+        decays = per_head * net.key_dim
+        rows = (keys, keys, values, rank, decays, rank, values, per_head)
     for name, length in zip(names.recurrent, rows, strict=True):
-        yield f"{name}.weight", (length, d_model)
-    yield f"{names.recurrent_taps}.weight", (net.convolved_values, 1, net.taps)
-    yield names.recurrent_fading, (per_head,)
-    yield names.recurrent_fading_bias, (per_head,)
+        is_second = rank is not None and "_b_" in name
+        yield f"{name}.weight", (length, rank if is_second and rank else d_model)
+    parts = (net.convolved_values,) if len(names.recurrent_taps) == 1 else (keys, keys, values)
+    for name, length in zip(names.recurrent_taps, parts, strict=True):
+        yield f"{name}.weight", (length, 1, net.taps)
+    yield names.recurrent_fading, (per_head,) if rank is None else (1, 1, per_head, 1)
+    yield names.recurrent_fading_bias, (per_head if rank is None else per_head * net.key_dim,)
     yield f"{names.recurrent_norm}.weight", (net.value_dim,)
     yield f"{names.recurrent_output}.weight", (d_model, values)
 

@@ -312,24 +312,49 @@ class HfTensors:
         specs = block_params(self.config, "recurrent")
         assert net is not None  # check_block refused models without recurrent layers
         heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
-        qk, vz, ba = self._projections(prefix, net)
-        taps = self._vector(f"{prefix}{names.recurrent_taps}.weight")[:, 0]
+        parts = [self._vector(f"{prefix}{name}.weight") for name in names.recurrent_taps]
+        taps = np.concatenate(parts)[:, 0]
         n_qk = 2 * net.n_key_heads * net.key_dim
         fading = np.exp(self._vector(prefix + names.recurrent_fading))
         bias = self._vector(prefix + names.recurrent_fading_bias)
         o = self._matrix(prefix + names.recurrent_output)
-        by_head = {"two": 2, **heads}
+        by_channel = net.channel_rank is not None
         return {
             "norm": self._norm(prefix + names.attention_norm),
-            "qk": laid_out(qk, specs["qk"], "(two k h) d -> d two k h", two=2, k=heads["k"]),
-            "vz": laid_out(vz, specs["vz"], "(two k g h) d -> d two k g h", **by_head),
-            "ba": laid_out(ba, specs["ba"], "(two k g) d -> d two k g", **by_head),
+            **(self._by_channel(prefix, net) if by_channel else self._by_head(prefix, net)),
             "qk_taps": packed(taps[:n_qk], "(two k h) taps -> taps two k h", two=2, k=heads["k"]),
             "v_taps": packed(taps[n_qk:], "(k g h) taps -> taps k g h", **heads),
             "fading": fading.reshape(specs["fading"].shape),
             "fading_bias": bias.reshape(specs["fading_bias"].shape),
             "out_norm": self._vector(f"{prefix}{names.recurrent_norm}.weight"),
             "o": laid_out(o, specs["o"], "d (k g h) -> k g h d", **heads),
+        }
+
+    def _by_head(self, prefix: str, net: RecurrentConfig) -> Weights:
+        """Read the projections of Gated DeltaNet."""
+        specs = block_params(self.config, "recurrent")
+        qk, vz, ba = self._projections(prefix, net)
+        by_head = {"two": 2, "k": net.n_key_heads, "g": net.value_heads_per_key}
+        return {
+            "qk": laid_out(qk, specs["qk"], "(two k h) d -> d two k h", two=2, k=net.n_key_heads),
+            "vz": laid_out(vz, specs["vz"], "(two k g h) d -> d two k g h", **by_head),
+            "ba": laid_out(ba, specs["ba"], "(two k g) d -> d two k g", **by_head),
+        }
+
+    def _by_channel(self, prefix: str, net: RecurrentConfig) -> Weights:
+        """Read the projections of Kimi Delta Attention."""
+        specs = block_params(self.config, "recurrent")
+        heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
+        found = [self._matrix(prefix + name) for name in self._names.recurrent]
+        q, k, v, f_a, f_b, g_a, g_b, b = found
+        qk, low = joined((q, k), np.concatenate), joined((f_a, g_a), np.stack)
+        return {
+            "qk": laid_out(qk, specs["qk"], "(two k h) d -> d two k h", two=2, k=heads["k"]),
+            "v": laid_out(v, specs["v"], "(k g h) d -> d k g h", **heads),
+            "fg_a": laid_out(low, specs["fg_a"], "two rank d -> d two rank"),
+            "f_b": laid_out(f_b, specs["f_b"], "(k g h) rank -> rank k g h", **heads),
+            "g_b": laid_out(g_b, specs["g_b"], "(k g h) rank -> rank k g h", **heads),
+            "b": laid_out(b, specs["b"], "(k g) d -> d k g", **heads),
         }
 
     def _projections(self, prefix: str, net: RecurrentConfig) -> tuple[Matrix, Matrix, Matrix]:

@@ -14,6 +14,7 @@ those of transformers with the dequantised values.
 import argparse
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -290,6 +291,46 @@ def as_qwen_3_5(tensors: dict[str, Any]) -> dict[str, Any]:
     return fused
 
 
+#: What the released file of Kimi Linear says beside the keys of its class, and what it lacks.
+KIMI_LINEAR_ONLY = {
+    "mla_use_nope": True,
+    "moe_layer_freq": 1,
+    "moe_router_activation_func": "sigmoid",
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "use_grouped_topk": True,
+}
+NOT_KIMI_LINEAR = (
+    *("layer_types", "mlp_layer_types", "linear_head_dim", "linear_num_heads"),
+    *("linear_conv_kernel_dim", "n_routed_experts", "qk_head_dim", "rope_interleave"),
+)
+
+
+def as_kimi_linear(
+    fields: dict[str, Any], tensors: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write what Kimi Linear's files hold: the recurrence's keys in a part, layers from 1 on.
+
+    transformers gives dense layers the names of mixtures as it writes.
+
+    Source:
+        `KimiLinearConfig` of transformers 5.24, which reads both; for the dense layers
+        `KimiDecoderLayer` in modeling_kimi.py of moonshotai/Kimi-Linear-48B-A3B-Instruct.
+    """
+    kinds = list(enumerate(fields["layer_types"], 1))
+    of_recurrence = {
+        "full_attn_layers": [i for i, kind in kinds if kind == "full_attention"],
+        "head_dim": fields["linear_head_dim"],
+        "kda_layers": [i for i, kind in kinds if kind == "linear_attention"],
+        "num_heads": fields["linear_num_heads"],
+        "short_conv_kernel_size": fields["linear_conv_kernel_dim"],
+    }
+    rest = {key: value for key, value in fields.items() if key not in NOT_KIMI_LINEAR}
+    rest |= KIMI_LINEAR_ONLY | {"linear_attn_config": of_recurrence}
+    dense = re.compile(r"block_sparse_moe\.(?=(gate|up|down)_proj)")
+    return rest, {dense.sub("mlp.", name): values for name, values in tensors.items()}
+
+
 # --- one checkpoint ----------------------------------------------------------------------------
 
 
@@ -342,6 +383,8 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
         saved, stored = as_ling(saved, stored)
     if name == "qwen3_vl_moe":
         stored = as_qwen_vl(stored)
+    if name == "kimi_linear":
+        saved, stored = as_kimi_linear(saved, stored)
     if name == "qwen3_5_moe":
         stored = as_qwen_3_5(stored)
     if form != "f32":

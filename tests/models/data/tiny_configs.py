@@ -309,6 +309,23 @@ KIMI: Fields = LATENT | {
         "original_max_position_embeddings": 1024,
     },
 }
+#: A dense layer, then experts; the second of three layers attends. Keys of `linear_attn_config`, by
+#: which the hub writes them, are those of transformers here.
+KIMI_LINEAR: Fields = LATENT | {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "linear_conv_kernel_dim": 4,
+    "q_lora_rank": None,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 3,
+    "num_local_experts": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.446,
+}
 GPT_OSS: Fields = GROUPED | {
     "intermediate_size": 16,
     "head_dim": 16,
@@ -395,6 +412,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "deepseek_v3_plain_queries": ("DeepseekV3", DEEPSEEK_NO_LATENT, "f32"),
     "kimi_k2": ("DeepseekV3", KIMI, "f32"),
     "kimi_k2_int4": ("DeepseekV3", KIMI_INT4, "int4"),
+    "kimi_linear": ("KimiLinear", KIMI_LINEAR, "f32"),
     "gpt_oss": ("GptOss", GPT_OSS, "f32"),
     "gpt_oss_mxfp4": ("GptOss", GPT_OSS_MXFP4, "mxfp4"),
     "glm4_moe": ("Glm4Moe", GLM4_MOE, "f32"),
