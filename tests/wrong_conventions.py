@@ -371,8 +371,8 @@ MISTAKES: dict[str, Mistake] = {
         reference=(
             (
                 delta_rule,
-                "state = state * a[..., None, None]",
-                "before, state = state, state * a[..., None, None]",
+                "state = state * a[..., None]",
+                "before, state = state, state * a[..., None]",
             ),
             (
                 delta_rule,
@@ -402,18 +402,37 @@ MISTAKES: dict[str, Mistake] = {
             (
                 (DeltaNet, "__call__"),
                 "heads = rearrange(self.out_norm(read), ",
-                'bent = rearrange(jax.nn.silu(gate), "b t k g h -> b t (k g) h")\n    '
+                'bent = rearrange(gate, "b t k g h -> b t (k g) h")\n    '
                 "heads = rearrange(self.out_norm(read * bent), ",
             ),
-            ((DeltaNet, "__call__"), "heads * jax.nn.silu(gate)", "heads"),
+            ((DeltaNet, "__call__"), "heads * gate", "heads"),
         ),
     ),
     "recurrence: sigmoid for silu in the gate": Mistake(
         model="qwen3_next",
+        reference=(((DeltaNet, "_projected"), "jax.nn.silu(gate)", "jax.nn.sigmoid(gate)"),),
+        layers=((recurrent.delta_net, "gate = vxm.silu", "gate = vxm.sigmoid"),),
+    ),
+    "recurrence: one decay for all channels": Mistake(
+        model="kimi_linear",
         reference=(
-            ((DeltaNet, "__call__"), "heads * jax.nn.silu(gate)", "heads * jax.nn.sigmoid(gate)"),
+            (
+                delta_rule,
+                "state = state * a[..., None]",
+                "state = state * jnp.mean(a, -1, keepdims=True)[..., None]",
+            ),
         ),
-        layers=((recurrent.delta_net, "vxm.silu(z)", "vxm.sigmoid(z)"),),
+    ),
+    "recurrence: low ranks of decays and gates swapped": Mistake(
+        model="kimi_linear", arrays=_array("fg_a", lambda x: x[:, ::-1])
+    ),
+    "recurrence: silu for sigmoid in the gate": Mistake(
+        model="kimi_linear",
+        reference=(((DeltaNet, "_projected"), "jax.nn.sigmoid(gate)", "jax.nn.silu(gate)"),),
+        layers=((recurrent.delta_net, "gate = vxm.sigmoid", "gate = vxm.silu"),),
+    ),
+    "rope: latent attention turned though its model says no": Mistake(
+        model="kimi_linear", config=_model(unrotated_layers=())
     ),
     # router
     "router: softmax instead of sigmoid": Mistake(

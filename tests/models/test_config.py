@@ -56,6 +56,7 @@ ROUTED = {
     "gpt-oss-120b": (128, 4, 0, 2880, 0, "softmax_after_top_k", 1, 1, False, 1.0),
     "glm-4.6": (160, 8, 1, 1536, 3, "sigmoid", 1, 1, True, 2.5),
     "deepseek-v3": (256, 8, 1, 2048, 3, "sigmoid", 8, 4, True, 2.5),
+    "kimi-linear-48b-a3b": (256, 8, 1, 1024, 1, "sigmoid", 1, 1, True, 2.446),
     "kimi-k2-instruct": (384, 8, 1, 2048, 1, "sigmoid", 1, 1, True, 2.827),
     "kimi-k2.5": (384, 8, 1, 2048, 1, "sigmoid", 1, 1, True, 2.827),
     "minimax-m2.5": (256, 8, 0, 1536, 0, "sigmoid", 1, 1, True, 1.0),
@@ -126,6 +127,18 @@ def test_recurrent_layers_are_all_but_every_fourth(name: str, n_values: int):
     # States in fp32, and three inputs of queries, keys and values in 16 bits, in all others.
     kept = 4 * n_values * 128 * 128 + 3 * 2 * (2 * 16 + n_values) * 128
     assert cfg.state_bytes_per_sequence() == n * 3 // 4 * kept
+
+
+def test_kimi_linear_attends_where_its_file_says_and_turns_nothing():
+    cfg = from_hf(CONFIGS / "kimi-linear-48b-a3b.json")
+    assert cfg.unrotated_layers == (3, 7, 11, 15, 19, 23, 26)
+    assert sorted(cfg.unrotated_layers + cfg.recurrent_layers) == list(range(27))
+    assert cfg.recurrent == RecurrentConfig(
+        n_key_heads=32, n_value_heads=32, key_dim=128, value_dim=128, taps=4, channel_rank=128
+    )
+    assert (cfg.n_layers, cfg.d_model, cfg.d_ff, cfg.max_position) == (27, 2304, 9216, 1048576)
+    assert cfg.attention.cached_values_per_token == 512 + 64
+    assert cfg.kv_bytes_per_token() == 7 * 576 * 2
 
 
 @pytest.mark.parametrize("name", sorted(name for name in ROPE_FACTS if " " not in name))
@@ -264,8 +277,11 @@ def test_layers_without_rotation_are_listed_or_follow_from_an_interval():
     windowed = replace(listed, attention=replace(listed.attention, window=8))
     with pytest.raises(ConfigError, match=r"without rotation must not be a sliding one, got \[3\]"):
         replace(windowed, sliding_layers=(2, 3))
-    with pytest.raises(ConfigError, match="without rotation need grouped attention"):
-        replace(from_hf(hub_fields("deepseek-v3")), unrotated_layers=(1,))
+    with pytest.raises(ConfigError, match=r"neither a sliding one nor one .* rotation, got \[3\]"):
+        net = from_hf(hub_fields("qwen3-next-80b-a3b")).recurrent
+        replace(listed, recurrent=net, recurrent_layers=(3, 4))
+    with pytest.raises(ConfigError, match="recurrent layers need a RecurrentConfig"):
+        replace(listed, recurrent_layers=(0,))
 
 
 def test_queries_may_have_no_latent():
@@ -384,6 +400,9 @@ MISTAKES = [
     ("qwen3-235b-a22b", {"decoder_sparse_step": 2}, "'decoder_sparse_step' must be 1"),
     ("qwen3-235b-a22b", {"layer_types": ["linear_attention"] * 94}, "'layer_types' must be a list"),
     ("qwen3-next-80b-a3b", {"layer_types": ["linear_attention"] * 47}, "a list of 48 of"),
+    ("kimi-linear-48b-a3b", {"linear_attn_config": None}, "'linear_attn_config' must be an object"),
+    ("kimi-linear-48b-a3b", {"mla_use_nope": False}, "'mla_use_nope' must be true"),
+    ("kimi-linear-48b-a3b", {"num_hidden_layers": 26}, "'kda_layers' must be the layers from 1"),
     ("qwen3-next-80b-a3b", {"layer_types": ["sliding_attention"] * 48}, "or 'full_attention'"),
     (
         "qwen3-next-80b-a3b",

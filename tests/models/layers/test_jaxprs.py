@@ -30,6 +30,7 @@ WAYS: dict[Kind, dict[str, int]] = {
     "embed": {"tensor": 2048},
     "attention": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "sliding": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
+    "unrotated": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "recurrent": {"replica": 4, "data": 32, "context": 1, "tensor": 8, "query": 2},
     "dense": {"replica": 16, "tensor": 128},
     "moe": {"replica": 1, "expert": 384, "tensor": 8},
@@ -49,6 +50,8 @@ BLOCKS += [
     pytest.param(zoo.model("gemma-4-31b"), "dense", id="gemma-4-31b-dense"),
     pytest.param(zoo.model("gemma-4-31b"), "head", id="gemma-4-31b-head"),
     pytest.param(KIMI.with_latent_form("expanded"), "attention", id="kimi-k2-expanded"),
+    pytest.param(zoo.model("kimi-linear-48b-a3b"), "recurrent", id="kimi-linear-recurrent"),
+    pytest.param(zoo.model("kimi-linear-48b-a3b"), "unrotated", id="kimi-linear-unrotated"),
     *(pytest.param(NEXT, kind, id=f"{NEXT.name}-{kind}") for kind in ("recurrent", "moe")),
 ]
 

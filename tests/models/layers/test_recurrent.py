@@ -1,5 +1,6 @@
 """Recurrent blocks: decode is prefill, padding leaves no trace, columns and trees move no bit."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from placed_blocks import TINY_NEXT, hidden, place, plan, sqnr_db
 from slices import some_slow
 from small_machines import tiered
 
+from models.config import ModelConfig
 from models.layers.linear import Split
 from models.reference import reference_block
 from models.weights.synthetic import SyntheticWeights
@@ -22,9 +24,16 @@ SQNR_DB = 58.0
 ONE = plan("attention", tensor=1)
 
 
+#: Kimi Delta Attention: a decay of every channel.
+CHANNELS = replace(
+    TINY_NEXT, recurrent=replace(TINY_NEXT.recurrent, n_key_heads=4, channel_rank=20)
+)
+
+
 def run(
     the_plan: Plan = ONE,
     *,
+    cfg: ModelConfig = TINY_NEXT,
     step: int = TOKENS,
     counts: Any = None,
     way: str = "virtual",
@@ -33,12 +42,12 @@ def run(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Give a block its tokens in steps of equal length; the hidden states and what it keeps."""
     request = Request(batch=batch, tokens=step, context=320)
-    block = place(TINY_NEXT, "recurrent", the_plan, request, policy=policy, system=tiered(2))
-    x, cache, made = hidden(BATCH, TOKENS, TINY_NEXT.d_model)[:batch], block.arguments[2], []
+    block = place(cfg, "recurrent", the_plan, request, policy=policy, system=tiered(2))
+    x, cache, made = hidden(BATCH, TOKENS, cfg.d_model)[:batch], block.arguments[2], []
     for start in range(0, TOKENS, step):
         positions = np.full(batch, start, np.int32)
         given = x[:, start : start + step]
-        y, cache = run_attention(TINY_NEXT, block, given, cache, positions, counts, execution=way)
+        y, cache = run_attention(cfg, block, given, cache, positions, counts, execution=way)
         made.append(np.asarray(y))
     return np.concatenate(made, axis=1), {name: np.asarray(kept) for name, kept in cache.items()}
 
@@ -86,6 +95,15 @@ def test_a_split_by_columns_moves_no_bit(
     found, kept = run(plan("attention", split, **ways), step=2, way=way)
     np.testing.assert_array_equal(found, prefilled[0])
     np.testing.assert_array_equal(kept["state"][:BATCH], prefilled[1]["state"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ways", [{"tensor": 4}, {"data": 2, "tensor": 2}])
+def test_decays_of_channels_keep_the_bits_of_one_chip_at_prefill(ways: dict[str, int]) -> None:
+    alone, states = run(cfg=CHANNELS)
+    found, kept = run(plan("attention", Split.COLUMN, **ways), cfg=CHANNELS, step=1)
+    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(kept["state"], states["state"])
 
 
 @pytest.mark.long

@@ -45,6 +45,7 @@ TINY_KIMI = dataclasses.replace(
 )
 GPT = zoo.model("gpt-oss-20b")
 NEXT = zoo.model("qwen3-next-80b-a3b")
+KIMI_LINEAR = zoo.model("kimi-linear-48b-a3b")
 EXPANDED = KIMI.with_latent_form("expanded")
 #: Policies that a chip can run.
 HELD = [name for name, policy in POLICIES.items() if policy is policy.on_chip]
@@ -213,6 +214,8 @@ def check_equal_cycles(case: Case) -> None:
         pytest.param(NEXT, "attention", id="gated"),
         pytest.param(NEXT, "recurrent", id="recurrent"),
         pytest.param(NEXT, "moe", id="gated shared expert"),
+        pytest.param(KIMI_LINEAR, "recurrent", id="decays of channels"),
+        pytest.param(KIMI_LINEAR, "unrotated", id="latent, not rotated"),
     ],
 )
 def test_every_attention_has_one_program_for_all_plans(cfg: ModelConfig, kind: Kind) -> None:
