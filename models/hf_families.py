@@ -1,8 +1,8 @@
 """What a Hugging Face model type fixes without saying so in its `config.json`, names included.
 
 One row per model type, read off the code that the type names: a type of known parts needs no more.
-Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet,
-which this program does not model.
+Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet
+and Kimi Delta Attention, which this program does not model.
 """
 
 from collections.abc import Mapping

@@ -277,8 +277,8 @@ def test_layers_without_rotation_are_listed_or_follow_from_an_interval():
     windowed = replace(listed, attention=replace(listed.attention, window=8))
     with pytest.raises(ConfigError, match=r"without rotation must not be a sliding one, got \[3\]"):
         replace(windowed, sliding_layers=(2, 3))
+    net = from_hf(hub_fields("qwen3-next-80b-a3b")).recurrent
     with pytest.raises(ConfigError, match=r"neither a sliding one nor one .* rotation, got \[3\]"):
-        net = from_hf(hub_fields("qwen3-next-80b-a3b")).recurrent
         replace(listed, recurrent=net, recurrent_layers=(3, 4))
     with pytest.raises(ConfigError, match="recurrent layers need a RecurrentConfig"):
         replace(listed, recurrent_layers=(0,))
