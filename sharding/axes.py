@@ -129,8 +129,7 @@ def shared_heads(cfg: ModelConfig, kind: Kind) -> int | None:
     None where every head is its own.
     """
     if BLOCK_KINDS[kind].is_recurrent:
-        assert cfg.recurrent is not None
-        return cfg.recurrent.n_key_heads
+        return None if cfg.recurrent is None else cfg.recurrent.n_key_heads
     attention = cfg.attention_of(kind)
     return attention.n_kv_heads if isinstance(attention, GqaConfig) else None
 

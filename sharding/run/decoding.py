@@ -165,7 +165,7 @@ class Decoder:
                     hidden,
                     self._caches[i],
                     self.positions,
-                    counts,
+                    counts=counts,
                     execution=self._execution,
                 )
             elif block.kind == "head":

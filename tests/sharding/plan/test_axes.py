@@ -124,9 +124,7 @@ def test_degrees_are_those_of_the_part_in_its_order() -> None:
 def test_splits_of_the_kinds() -> None:
     assert [split_of(PLAN, kind) for kind in BLOCK_KINDS] == [
         # embedding and head have no output projection
-        Split.COLUMN,
-        *(Split.ROW, Split.ROW, Split.ROW, Split.ROW),  # attention, and what stands in its place
-        *(Split.COLUMN, Split.ROW, Split.COLUMN),
+        *(Split.COLUMN, *(Split.ROW,) * 4, Split.COLUMN, Split.ROW, Split.COLUMN)
     ]
 
 
@@ -165,6 +163,25 @@ def test_more_ways_than_key_value_heads_cut_the_query_heads_of_each_evenly(
         len({head // q_per_kv for head in share}) == 1 for share in shares
     )
     assert (attention_reason(cfg, ways) is None) == (ways <= n_kv_heads or is_even)
+
+
+def test_a_recurrent_layer_is_split_over_its_own_heads() -> None:
+    cfg = model("qwen3-next-80b-a3b")  # 2 key/value heads of 8; 16 recurrent key heads of 2
+    for tensor, attention, recurrent in ((2, (2, 1), (2, 1)), (16, (2, 8), (16, 1))):
+        plan = Plan(
+            group_chips=tensor,
+            attention=AttentionShard(tensor=tensor),
+            mlp=MlpShard(tensor=tensor),
+            moe=MoeShard(expert=tensor),
+        )
+        for kind, ways in (("attention", attention), ("recurrent", recurrent)):
+            found = degrees(plan, kind, cfg)
+            assert (found["tensor"], found["query"]) == ways
+    net = replace(cfg.recurrent, n_key_heads=4, n_value_heads=8)
+    narrow = replace(cfg, recurrent=net)
+    assert attention_reason(narrow, 8) is None
+    reason = attention_reason(narrow, 16)
+    assert "16 is more ways than the 4 recurrent key heads" in reason.sentence
 
 
 def test_the_parameters_of_a_block_are_described_once() -> None:

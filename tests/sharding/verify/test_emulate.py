@@ -60,7 +60,7 @@ def test_errors_are_those_of_the_state_and_of_what_a_block_added():
 
 def test_a_decoder_reads_the_last_token_of_each_prompt_and_counts_those_that_grow(monkeypatch):
     """Chips that copy: hidden states are token numbers, and the head says the row it is given."""
-    begun = []
+    begun, counted = [], []
 
     def run_block(cfg, block, execution):
         if block.kind == "embed":
@@ -74,6 +74,7 @@ def test_a_decoder_reads_the_last_token_of_each_prompt_and_counts_those_that_gro
 
     def run_attention(cfg, block, hidden, cache, positions, counts, execution):
         begun.append(np.asarray(positions).tolist())
+        counted.append(np.asarray(counts).tolist())
         return hidden, cache
 
     monkeypatch.setattr(decoding, "run_block", run_block)
@@ -86,4 +87,5 @@ def test_a_decoder_reads_the_last_token_of_each_prompt_and_counts_those_that_gro
     decoder.advance([14, 15, 16], kept=[True, False, True])
     decoder.advance([17, 18, 19], kept=[False, False, True])
     assert begun == [[0, 0, 0], [1, 3, 33], [2, 4, 34], [3, 4, 35]]
+    assert counted == [[1, 3, 33], [1, 1, 1], [1, 0, 1], [0, 0, 1]]
     assert decoder.positions.tolist() == [3, 4, 36]
