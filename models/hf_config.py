@@ -21,16 +21,10 @@ from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
-from .hf_layers import (
-    has_still_pairs,
-    proportional_rope,
-    read_cap,
-    read_global_heads,
-    read_scale,
-    rotation_parts,
-)
+from .hf_layers import read_cap, read_global_heads, read_scale
 from .hf_recurrence import read_recurrence
-from .rope import LinearScaling, Llama3Scaling, RopeConfig, Scaling, YarnScaling
+from .hf_rope import read_rope, rotation_parts
+from .rope import RopeConfig, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
 #: about its other parts: towers, projectors, and where their tokens stand among those of the text.
@@ -42,8 +36,6 @@ _ABOUT_OTHER_PARTS = re.compile(
     r"(vision|image|video|audio|media|mm|projector)_\w+|\w+_token_(id|index)|ignore_index"
     r"|text_hidden_size|use_unified_vision_chunk"
 )
-#: Rules of the rotation that are modelled; the first scales nothing.
-_SCALINGS = ("default", "llama3", "yarn", "linear")
 #: A model's name on the hub, alone or behind its owner's; a path is none.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
@@ -85,7 +77,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     local: GqaConfig | None = None
     sliding_rope = None
     if rules.is_latent:
-        rope = _read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
+        rope = read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
         attention = _read_mla(keys, rope)
     else:
         attention = _read_gqa(keys, rules, window)
@@ -94,10 +86,10 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
             attention = read_global_heads(keys, local, n_layers, sliding_layers)
         if rules.has_local_rotation:
             full, sliding = rotation_parts(keys, rules)
-            rope = _read_rope(full, rules, attention.head_dim)
-            sliding_rope = _read_rope(sliding, rules, local.head_dim)
+            rope = read_rope(full, rules, attention.head_dim)
+            sliding_rope = read_rope(sliding, rules, local.head_dim)
         else:
-            rope = _read_rope(keys, rules, attention.head_dim)
+            rope = read_rope(keys, rules, attention.head_dim)
     moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
     bos_token_ids = keys.token_ids("bos_token_id")
     released_format, released_roles = read_released_format(
@@ -398,99 +390,3 @@ def _read_query_rank(keys: Keys) -> int | None:
     keys.read.add("q_lora_rank")
     is_null = "q_lora_rank" in keys.values and not keys.has("q_lora_rank")
     return None if is_null else keys.integer("q_lora_rank")
-
-
-def _read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
-    for key in ("rope_interleave", "rope_interleaved"):
-        keys.must_be(key, rules.is_interleaved)
-    modern, hub = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
-    if modern is not None and hub is not None and not _are_equal(modern, hub):
-        raise keys.complain("rope_scaling", "absent beside 'rope_parameters', or equal to it")
-    numbers = modern or hub
-    if numbers is None and rules.scaling_by_default:
-        numbers = Keys(rules.scaling_by_default, f"{keys.where}, rope_scaling by default")
-    theta = _holder("rope_theta", modern, keys).number("rope_theta")
-    keys.must_be("rope_theta", theta)
-    if rules.has_global_heads and numbers is not None and has_still_pairs(numbers):
-        return proportional_rope(numbers, theta, head_dim)
-    dim = _rotated(keys, _holder("partial_rotary_factor", modern, keys), rules, head_dim)
-    scaling: Scaling | None = None
-    if numbers is not None:
-        scaling = _read_scaling(numbers, rules)
-        if rules.has_picture_axes:
-            numbers.read.update(("mrope_section", "mrope_interleaved"))
-        numbers.must_be("rope_theta", theta)
-        numbers.finish()
-    if scaling is None:  # it tells nothing else
-        keys.read.add("original_max_position_embeddings")
-    if isinstance(scaling, YarnScaling):
-        keys.must_be("initial_context_length", scaling.original_max_position)
-    return RopeConfig(theta=theta, dim=dim, interleaved=rules.is_interleaved, scaling=scaling)
-
-
-def _are_equal(modern: Keys, hub: Keys) -> bool:
-    """Whether both spellings scale alike: the old one has no keys of the rotation itself."""
-    said, old = (
-        {"rope_type" if key == "type" else key: v for key, v in part.values.items()}
-        for part in (modern, hub)
-    )
-    of_rotation = {"rope_theta", "partial_rotary_factor"}
-    return said == {key: said[key] for key in of_rotation & said.keys()} | old
-
-
-def _holder(key: str, modern: Keys | None, keys: Keys) -> Keys:
-    """Return where a file has a key of the rotation: the modern place, unless only the old has."""
-    return keys if modern is None or (keys.has(key) and not modern.has(key)) else modern
-
-
-def _rotated(keys: Keys, holder: Keys, rules: FamilyRules, head_dim: int) -> int:
-    """Return how many values of a head are rotated."""
-    if not rules.is_partial:
-        for part in (keys, holder):
-            part.must_be("partial_rotary_factor", 1.0)
-        return head_dim
-    if not holder.has("partial_rotary_factor") and keys.has("rotary_dim"):
-        return keys.integer("rotary_dim")
-    factor = holder.number("partial_rotary_factor")
-    keys.must_be("partial_rotary_factor", factor)
-    dim = int(head_dim * factor)  # Hugging Face cuts the product down to a whole number
-    keys.must_be("rotary_dim", dim)
-    return dim
-
-
-def _read_scaling(numbers: Keys, rules: FamilyRules) -> Scaling | None:
-    kind = numbers.text("rope_type", "type")
-    if kind not in (_SCALINGS if rules.is_scaled else _SCALINGS[:1]):
-        spelling = "rope_type" if numbers.has("rope_type") else "type"
-        alone = '"default", the only rule modelled for this type of model'
-        raise numbers.complain(
-            spelling, f"one of {', '.join(_SCALINGS)}" if rules.is_scaled else alone
-        )
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return LinearScaling(factor=numbers.number("factor"))
-    if kind == "llama3":
-        return Llama3Scaling(
-            factor=numbers.number("factor"),
-            low_freq_factor=numbers.number("low_freq_factor"),
-            high_freq_factor=numbers.number("high_freq_factor"),
-            original_max_position=numbers.integer("original_max_position_embeddings"),
-        )
-    numbers.read.add("finetuned")  # how the model came to be
-    return YarnScaling(
-        factor=numbers.number("factor"),
-        beta_fast=numbers.number("beta_fast", default=32.0),
-        beta_slow=numbers.number("beta_slow", default=1.0),
-        original_max_position=numbers.integer("original_max_position_embeddings"),
-        mscale=_unless_zero(numbers, "mscale"),
-        mscale_all_dim=_unless_zero(numbers, "mscale_all_dim"),
-        cos_sin_factor=numbers.optional_number("attention_factor"),
-        truncate=numbers.boolean("truncate", default=True),
-    )
-
-
-def _unless_zero(numbers: Keys, key: str) -> float | None:
-    """Read a number for which 0 says as much as null."""
-    numbers.read.add(key)
-    return numbers.number(key) if numbers.values.get(key) else None

@@ -1,15 +1,14 @@
 """Read what the layers of some types have of a Hugging Face `config.json` beside the usual keys.
 
-Caps and multipliers of scores, and heads and rotations of which sliding layers have others.
+Caps and multipliers of scores, and heads of which sliding layers have others.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from .config import GqaConfig
 from .hf_families import FamilyRules
 from .hf_keys import Keys
-from .rope import RopeConfig
 
 _CAPS = {"logits": "final_logit_softcapping", "scores": "attn_logit_softcapping"}
 
@@ -73,69 +72,4 @@ def read_global_heads(
         head_dim=width,
         are_values_keys=are_values_keys,
         window=None,
-    )
-
-
-def has_still_pairs(numbers: Keys) -> bool:
-    """Whether a rotation is "proportional": pairs of all values of a head, of which some turn."""
-    return numbers.values.get("rope_type") == "proportional"
-
-
-def proportional_rope(numbers: Keys, theta: float, head_dim: int) -> RopeConfig:
-    """Read such a rotation.
-
-    Args:
-        numbers: keys of the rotation.
-        theta: its base.
-        head_dim: values of a head.
-
-    Raises:
-        ConfigError: frequencies are scaled besides, or no pair turns.
-
-    Source: rule "proportional" of Hugging Face transformers' `modeling_rope_utils`.
-    """
-    numbers.text("rope_type")
-    numbers.must_be("factor", 1.0)
-    numbers.must_be("rope_theta", theta)
-    share = numbers.number("partial_rotary_factor", default=1.0)
-    numbers.finish()
-    dim = 2 * int(share * head_dim // 2)
-    return RopeConfig(theta=theta, dim=dim, interleaved=False, span=head_dim)
-
-
-def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
-    """Return the keys of the rotation of layers that see all keys, and of those that slide.
-
-    `rope_parameters` has a part for each. On the hub `rope_theta` and `rope_scaling` are about the
-    former, `rope_local_base_freq` about the latter.
-
-    Args:
-        keys: of the file.
-        rules: of its type, which has both rotations.
-
-    Raises:
-        ConfigError: the file has both spellings, or a part of the rotation that is not known.
-    """
-    modern = keys.mapping("rope_parameters")
-    full: dict[str, Any]
-    local: dict[str, Any]
-    if modern is None:
-        full = {key: keys.values[key] for key in ("rope_theta", "rope_scaling") if keys.has(key)}
-        base = keys.number("rope_local_base_freq")
-        local = {"rope_theta": base, "rope_scaling": {"rope_type": "default"}}
-        keys.read.update(("rope_theta", "rope_scaling"))
-    else:
-        for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
-            if keys.has(key):
-                raise keys.complain(key, "absent beside 'rope_parameters'")
-        full, local = (
-            {"rope_parameters": modern.values.get(kind) or {"rope_type": "default"}}
-            for kind in ("full_attention", "sliding_attention")
-        )
-        modern.read.update(("full_attention", "sliding_attention"))
-        modern.finish()
-    usual = ({"rope_theta": rules.defaults[key]} for key in ("rope_theta", "rope_local_base_freq"))
-    return (
-        Keys(full, f"{keys.where}, rotation of layers that do not slide", next(usual)),
-        Keys(local, f"{keys.where}, rotation of sliding layers", next(usual)),
     )

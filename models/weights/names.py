@@ -1,6 +1,6 @@
 """Which tensors a Hugging Face checkpoint of a model must hold, and which shape each must have.
 
-What a family calls them is in `hf_families`; how numbers are packed in tensors is the job of
+What a family calls them is in `tensor_names`; how numbers are packed in tensors is the job of
 `forms`, their order in memory that of `source`. Vision towers and prediction layers are known, so
 as to be left out.
 """
@@ -8,7 +8,8 @@ as to be left out.
 from collections.abc import Iterator, Mapping
 
 from ..config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
-from ..hf_families import TENSOR_NAMES, TensorNames
+from ..hf_families import TENSOR_NAMES
+from ..tensor_names import TensorNames
 
 Shape = tuple[int, ...]
 

@@ -1,0 +1,74 @@
+"""What the checkpoints of a family of models call their tensors; `hf_families` says which do."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorNames:
+    """What the checkpoints of a family call their tensors.
+
+    Those of a layer follow `layer`, in which `{}` is its number. Matrices are named without the
+    `.weight` and `.bias` that follow. A matrix is `[out, in]`.
+    """
+
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    layer: str = "model.layers.{}."
+
+    attention_norm: str = "input_layernorm"
+    #: Query, key and value matrices; a family that stores them as one names only that.
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    sinks: str = "self_attn.sinks"
+    output: str = "self_attn.o_proj"
+    #: Weights of norms are stored as their distance from one, but for those of a recurrence.
+    are_norms_centred: bool = False
+
+    #: The projections of a recurrent layer: queries, keys, values and gates, by key head, then
+    #: rates and decays, by key head; or, in four, queries with keys and values, gates, rates,
+    #: decays; or, in eight, queries, keys, values, both of decays, both of gates, rates.
+    recurrent: tuple[str, ...] = ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")
+    #: Taps of queries, keys and values, together or one by one.
+    recurrent_taps: tuple[str, ...] = ("linear_attn.conv1d",)
+    recurrent_fading: str = "linear_attn.A_log"
+    recurrent_fading_bias: str = "linear_attn.dt_bias"
+    recurrent_norm: str = "linear_attn.norm"
+    recurrent_output: str = "linear_attn.out_proj"
+
+    q: str = "self_attn.q_proj"  #: where queries have no latent
+    q_a: str = "self_attn.q_a_proj"
+    q_a_norm: str = "self_attn.q_a_layernorm"
+    q_b: str = "self_attn.q_b_proj"
+    kv_a: str = "self_attn.kv_a_proj_with_mqa"
+    kv_a_norm: str = "self_attn.kv_a_layernorm"
+    kv_b: str = "self_attn.kv_b_proj"
+
+    attention_result_norm: str = "post_attention_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    mlp_result_norm: str = "post_feedforward_layernorm"
+    layer_scale: str = "layer_scalar"
+    mlp: str = "mlp."
+    router: str = "mlp.gate"
+    correction_bias: str = "mlp.gate.e_score_correction_bias"
+    #: `{}` is the expert's number. Without it all experts of a layer lie in two tensors
+    #: `[experts, in, out]`.
+    expert: str = "mlp.experts.{}."
+    fused_gate_up_down: tuple[str, str] = ("gate_up_proj", "down_proj")
+    #: In such a tensor, gate and up columns alternate, or the gate's stand before all of the up's.
+    do_columns_alternate: bool = True
+    are_fused_turned: bool = False  #: such tensors are `[experts, out, in]`
+    shared: str = "mlp.shared_experts."
+    shared_gate: str = "mlp.shared_expert_gate"
+    #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert; a
+    #: family that stores gate and up as one names only that, before the down matrix.
+    gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    expert_gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    #: What the names of other parts, which are left out, start with: towers for pictures.
+    beside: tuple[str, ...] = ()
+
+    @property
+    def has_fused_experts(self) -> bool:
+        """Whether one tensor holds all experts of a layer."""
+        return "{}" not in self.expert
