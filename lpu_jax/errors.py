@@ -57,7 +57,11 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownNameError:
     """
     names = sorted(known)
     shown = repr(given if len(given) <= _MOST_SHOWN else f"{given[: _MOST_SHOWN - 3]}...")
-    nearest = difflib.get_close_matches(given.lower(), names, n=_NEAREST_SHOWN, cutoff=0.5)
-    if nearest:
-        return UnknownNameError(f"unknown {kind} {shown}; nearest: {', '.join(nearest)}")
+    if near := nearest(given, names):
+        return UnknownNameError(f"unknown {kind} {shown}; nearest: {', '.join(near)}")
     return UnknownNameError(f"unknown {kind} {shown}; known: {', '.join(names)}")
+
+
+def nearest(given: str, known: Iterable[str]) -> list[str]:
+    """Find the few known names that are most like one; none where none is near."""
+    return difflib.get_close_matches(given.lower(), sorted(known), n=_NEAREST_SHOWN, cutoff=0.5)

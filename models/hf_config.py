@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpu_jax.errors import ConfigError
+from lpu_jax.errors import ConfigError, nearest
 from lpu_jax.quantities import format_given
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers
@@ -60,7 +60,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys = _open(source)
     model_type = keys.text("model_type")
     if model_type not in FAMILIES:
-        raise keys.complain("model_type", "one of " + ", ".join(FAMILIES))
+        raise keys.complain("model_type", _known_types(model_type))
     rules = FAMILIES[model_type]
     keys.defaults = rules.defaults
     if rules.architecture not in (keys.texts("architectures") or (rules.architecture,)):
@@ -127,6 +127,13 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     )
     keys.finish()
     return model_cfg
+
+
+def _known_types(model_type: str) -> str:
+    """Name the types that are read: those most like another one, or all."""
+    near = nearest(model_type, FAMILIES)
+    named = f"the nearest of {len(FAMILIES)}" if near else "all that are read"
+    return f"one of {', '.join(near or FAMILIES)} ({named})"
 
 
 def _read_prediction_layers(keys: Keys) -> int:

@@ -336,7 +336,7 @@ def test_a_folder_gives_its_whole_name(tmp_path):
 
 
 LLAMA_MISTAKES = [
-    ({"model_type": "gpt2"}, "'model_type' must be one of llama, mistral, .*; got 'gpt2'"),
+    ({"model_type": "gpt2"}, "'model_type' must be one of gpt_oss .*; got 'gpt2'"),
     ({"model_type": None}, "'model_type' must be a string of printable characters; got None"),
     ({"architectures": ["AquilaForCausalLM"]}, r"'architectures' must be \['LlamaForCausalLM'\]"),
     (

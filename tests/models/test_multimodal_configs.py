@@ -41,8 +41,23 @@ def test_a_text_part_in_an_unknown_model_is_refused_by_its_type():
         from_hf({"model_type": "deep_vision", "text_config": inner})
     with pytest.raises(ConfigError, match="type None in a model of type 'deep_vision'"):
         from_hf({"model_type": "deep_vision", "text_config": {}})
-    with pytest.raises(ConfigError, match="text_config: key 'model_type' must be one of llama"):
+    with pytest.raises(ConfigError, match="text_config: key 'model_type' must be one of kimi_k2"):
         from_hf({"model_type": "kimi_k25", "text_config": inner | {"model_type": "kimi_k26"}})
+
+
+@pytest.mark.parametrize(
+    ("given", "first"), [("glm_moe_dsa", "glm4_moe"), ("deepseek_v32", "deepseek_v3")]
+)
+def test_an_unknown_type_is_told_of_the_nearest(given: str, first: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"must be one of {first}\b.* \(the nearest of \d+\); got"
+    ):
+        from_hf({"model_type": given})
+
+
+def test_a_type_like_no_other_is_told_of_all() -> None:
+    with pytest.raises(ConfigError, match=r"one of llama, mistral, .* \(all that are read\); got"):
+        from_hf({"model_type": "zzz"})
 
 
 #: Sizes of the released text parts: width, width of MLPs, layers, heads, of keys, words tied.
