@@ -35,6 +35,9 @@ N_TRIPLES = len(MODELS)
 #: Families whose blocks are those of others, under other names, but for layers without rotation
 #: and constants that scale values.
 ALIKE = {"mistral", "qwen2", "qwen3_vl", "phi3", "smollm3", "granite"}
+#: Families that are not drawn: no triple has norms over all heads, norms behind blocks, sliding
+#: layers with heads of their own, or states.
+NOT_DRAWN = {"minimax_m2", "gemma2", "gemma3", "gemma4", "qwen3_next", "qwen3_5", "kimi_linear"}
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
 FEW_SPLITS, MANY_SPLITS = 4, 200
 
@@ -79,7 +82,7 @@ def test_a_seed_is_one_triple_and_every_family_has_some() -> None:
     assert triple(5) == triple(5)
     assert len({str(triple(seed)) for seed in range(20)}) == 20
     assert not any("\n" in str(triple(seed)) for seed in range(20))
-    assert {zoo.model(name).family for name in MODELS} == set(TENSOR_NAMES) - ALIKE
+    assert {zoo.model(name).family for name in MODELS} == set(TENSOR_NAMES) - ALIKE - NOT_DRAWN
 
 
 def test_triples_have_all_that_a_plan_can_say() -> None:
