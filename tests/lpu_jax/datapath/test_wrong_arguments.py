@@ -112,6 +112,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mxm.widened": {},
     "quantized.partition": {"spec": PartitionSpec("x")},
     "quantized.quantize": {"scheme": "mxfp4"},
+    "recurrence.short_convolution": {"before": jnp.ones((4, 3, 4), jnp.float32)},
     "rounding.to_signed": {"fmt": INT8},
     "scaled.fp8_product": {
         "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
