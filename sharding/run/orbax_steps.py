@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ STEPS_KEPT = 2
 _CONTENTS = "contents.json"
 #: How Orbax names a directory that is being written, and we one that is being deleted.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+#: How often to look for more remains of a save that failed, and after how long.
+_MOST_LOOKS, _LOOK_S = 20, 0.1
 
 Item = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -127,7 +130,7 @@ def write_step(
         with _checkpointer() as checkpointer:
             checkpointer.save(target, args=_Save(items=items, describe=describe))
     except BaseException as error:
-        _delete_remains(folder)
+        _delete_what_still_comes(folder)
         if is_new and folder.is_dir():
             folder.rmdir()
         reason = _of_the_system(error)
@@ -191,13 +194,30 @@ def read_item(folder: Path, step: int, name: str, contents: Contents) -> Item:
     return item
 
 
-def _delete_remains(folder: Path) -> None:
-    """Delete what an interrupted save, or an interrupted deletion, left behind."""
+def _remains(folder: Path) -> list[Path]:
+    """What an interrupted save, or an interrupted deletion, left behind."""
     if not folder.is_dir():
-        return
-    for path in list(folder.iterdir()):
-        if path.name.partition(".")[0].isdecimal() and _UNFINISHED in path.name:
-            shutil.rmtree(path)
+        return []
+    return [
+        path
+        for path in folder.iterdir()
+        if path.name.partition(".")[0].isdecimal() and _UNFINISHED in path.name
+    ]
+
+
+def _delete_remains(folder: Path) -> None:
+    for path in _remains(folder):
+        shutil.rmtree(path)
+
+
+def _delete_what_still_comes(folder: Path) -> None:
+    """Delete the remains of a save that failed: its other writes end in threads, a moment later."""
+    for _ in range(_MOST_LOOKS):
+        for path in _remains(folder):
+            shutil.rmtree(path, ignore_errors=True)
+        time.sleep(_LOOK_S)
+        if not _remains(folder):
+            return
 
 
 def _digests(directory: Path) -> dict[str, str]:
