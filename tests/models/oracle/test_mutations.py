@@ -2,17 +2,18 @@
 
 `EXPECTED` is the table of what was measured: the largest change of a logit, with the reference in
 float32 and one convention wrong, on the tiny model whose convention it is (logits reach 3 to 4).
-Right implementations differ from transformers by 3e-6 at most, so the bound of 2e-5 parts them
-from the weakest mistake here by a factor of 50.
+Right implementations stay within the bound of 2e-5 of transformers; the weakest mistake here is 50
+times beyond it.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mistakes import Mutant, edit
 from slices import some_slow
 from small_machines import NODE
 from tiny_models import HF_BOUND, checkpoint, difference, oracle
-from wrong_conventions import MISTAKES, Mutant, edit
+from wrong_conventions import MISTAKES
 
 from models.policy import FLOAT32
 from models.reference import stream
