@@ -21,6 +21,7 @@ class Placements:
     system: System
     groups: list[Groups] = field(default_factory=list)
     _number: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    _of_spans: dict[tuple[int, bytes], int] = field(default_factory=dict)
 
     def number(self, group_chips: int, bases: Int[np.ndarray, " stages"]) -> int:
         """Number the placement of groups of so many chips that begin at these ones."""
@@ -43,9 +44,26 @@ class Placements:
     def _numbered(self, groups: Groups) -> int:
         key = groups.chips, groups.bases.tobytes()
         if key not in self._number:
-            self._number[key] = len(self.groups)
-            self.groups.append(groups)
+            alike = groups.chips, self._touched(groups)
+            if alike not in self._of_spans:
+                self._of_spans[alike] = len(self.groups)
+                self.groups.append(groups)
+            self._number[key] = self._of_spans[alike]
         return self._number[key]
+
+    def _touched(self, groups: Groups) -> bytes:
+        """What runs of every length touch, on which alone their collectives depend."""
+        if self.system.lpus is None:
+            return b""
+        chips = np.arange(1, groups.chips + 1)
+        lengths = chips[groups.chips % chips == 0]
+        spans = self.system.lpus[1].spans(
+            [groups.bases],
+            np.zeros_like(lengths),
+            np.full_like(lengths, groups.chips),
+            lengths,
+        )
+        return np.stack(list(vars(spans).values())).tobytes()
 
 
 @dataclass

@@ -56,7 +56,8 @@ def shapes(n_chips: int, most_stages: int) -> tuple[Whole, Whole]:
 
 #: Keeps the best plans of some branches up to latencies; returns up to which they were seen.
 LookAt = Callable[[Whole, Numbers], Numbers]
-#: Bounds the latency of what was not seen of some branches, by what looking at others has told.
+#: Bounds the latency of what was not seen of some branches, by what looking at others has told;
+#: infinite where there is nothing.
 Raised = Callable[[Whole], Numbers]
 
 
@@ -90,6 +91,7 @@ def look_at_best_first(
         if raised is not None:
             seen = np.maximum(seen, raised(rows))
         wanted = _may_be_wanted(branches, record, rows, seen) & (seen <= most_cycles)
+        wanted &= np.isfinite(seen)
         beyond += int(np.sum(~wanted))
         rows, seen = rows[wanted], seen[wanted]
         if not len(rows):

@@ -29,6 +29,8 @@ from .sought import Sought
 
 #: Cycles and cores of none.
 _NO_WAYS = np.zeros(0), np.zeros(0, np.int64)
+#: Of a branch, that nobody looked for room.
+_UNKNOWN = -1
 #: Stages that hold anything.
 _ENDLESS = 1 << 40
 Numbers = Float[np.ndarray, " plans"]
@@ -61,7 +63,8 @@ class TwoPools:
         self.apart = tuple(part for pool in self.pools for part in told_apart(pool.bound))
         self.plans = PairPlans(sought, self.apart)
         self._places: dict[int, tuple[tuple[Groups, Groups], int]] = {}
-        self._have_room: tuple[dict[int, bool], dict[int, bool]] = {}, {}
+        #: Whether each branch of a pool has room for some way, or `_UNKNOWN`.
+        self._has_room = tuple(np.full(len(pool.stages), _UNKNOWN) for pool in self.pools)
         self._least_of_all = [pool.cycles[0].min(initial=np.inf) for pool in self.pools]
         self._least_rest = 0.0
         # FFNs on the machine of attention lie behind it, in every pair elsewhere.
@@ -96,7 +99,19 @@ class TwoPools:
         return np.asarray(least)
 
     def _raised(self, pairs: Pairs, rows: Whole) -> Numbers:
-        """Bound the latency of what was not seen of pairs and may be the best of its form."""
+        """Bound the latency of what was not seen of pairs and may be the best of its form.
+
+        It is infinite of pairs that are known to have no room.
+        """
+        own, other = (branch[rows] for branch in pairs.branch)
+        full = (self._has_room[0][own] == 0) | (self._has_room[1][other] == 0)
+        least = np.full(len(rows), np.inf)
+        if not full.all():
+            least[~full] = self._least_new(pairs, rows[~full])
+        return least
+
+    def _least_new(self, pairs: Pairs, rows: Whole) -> Numbers:
+        """Bound the same of pairs that may have room."""
         own, other = (branch[rows] for branch in pairs.branch)
         there, back = (cycles[rows] for cycles in pairs.crossings)
         rest = self.pairing.rest((there, back), own)
@@ -121,9 +136,17 @@ class TwoPools:
 
     def _look_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
         """Keep the best plans of pairs up to a latency; return up to which they were seen."""
-        now = self._tell_most(pairs, rows)
         seen = pairs.bounds.latency[rows]
-        seen[now] = self._looked_now(pairs, rows[now], latency[now])
+        may = np.ones(len(rows), bool)
+        if np.all(np.isinf(self.record.latency_limit(pairs.bounds.shape.take(rows)))):
+            # Nothing is known to beat, and what has no room would come again and again.
+            may = self._with_room(pairs, rows)
+            seen[~may] = np.inf
+        hopeful = np.flatnonzero(may)
+        now = hopeful[self._tell_most(pairs, rows[hopeful])]
+        if len(now):
+            self.counts.looked_at += len(now)
+            seen[now] = self._quick_ways(pairs, rows[now], latency[now])
         return np.asarray(seen)
 
     def _tell_most(self, pairs: Pairs, rows: Whole) -> Int[np.ndarray, " now"]:
@@ -142,32 +165,20 @@ class TwoPools:
                 now &= is_first | seen.is_noted[branch[rows]]
         return np.flatnonzero(now) if now.any() else np.arange(len(rows))
 
-    def _looked_now(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
-        """Keep the best plans of pairs; return up to which latency they were seen."""
-        self.counts.looked_at += len(rows)
-        seen = latency.copy()
-        if np.all(np.isinf(self.record.latency_limit(pairs.bounds.shape.take(rows)))):
-            # Nothing is known to beat, and what has no room would come again and again.
-            room = self._with_room(pairs, rows)
-            seen[~room] = np.inf
-            if room.any():
-                seen[room] = self._quick_ways(pairs, rows[room], latency[room])
-            return seen
-        return self._quick_ways(pairs, rows, latency)
-
     def _with_room(self, pairs: Pairs, rows: Whole) -> Bool[np.ndarray, " pairs"]:
         """Say which pairs have room in both pools for some way, however slow."""
-        found = np.ones(len(rows), bool)
-        for number, known in enumerate(self._have_room):
-            branches = pairs.branch[number][rows]
+        left = np.arange(len(rows))
+        for number, known in enumerate(self._has_room):
+            branches = pairs.branch[number][rows[left]]
             new, first = np.unique(branches, return_index=True)
-            first = first[[branch not in known for branch in new.tolist()]]
-            if len(first):
-                looked_at = self._looked_at(pairs, rows[first], np.full(len(first), np.inf))
-                known |= zip(
-                    branches[first].tolist(), self._some_fit(number, looked_at), strict=True
-                )
-            found &= np.array([known[branch] for branch in branches.tolist()])
+            unknown = known[new] == _UNKNOWN
+            if unknown.any():
+                asked = rows[left[first[unknown]]]
+                looked_at = self._looked_at(pairs, asked, np.full(len(asked), np.inf))
+                known[new[unknown]] = self._some_fit(number, looked_at)
+            left = left[known[branches] == 1]
+        found = np.zeros(len(rows), bool)
+        found[left] = True
         return found
 
     def _some_fit(self, number: int, looked_at: Sequence[LookedAt]) -> list[bool]:
