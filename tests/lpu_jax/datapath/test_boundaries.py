@@ -205,32 +205,38 @@ TAKERS = {
     ("wrong", "message"),
     [
         (
-            replace(stored("mxfp4"), scales=jnp.full((1, 3), 127, jnp.uint8)),
+            lambda: replace(stored("mxfp4"), scales=jnp.full((1, 3), 127, jnp.uint8)),
             r"must have shape \(2, 3\), but have \(1, 3\)",
         ),
         (
-            QuantizedArray(
+            lambda: QuantizedArray(
                 codes=jnp.ones((64, 3), jnp.int8), scales=stored("mxfp4").scales, scheme=MXFP4
             ),
             "codes of scheme mxfp4 must be uint8, but are int8",
         ),
         (
-            replace(stored("mxfp4"), codes=jnp.full((64, 3), 0x13, jnp.uint8)),
+            lambda: replace(stored("mxfp4"), codes=jnp.full((64, 3), 0x13, jnp.uint8)),
             "code 19 was given; it must be 0 to 15 for scheme mxfp4",
         ),
         (
-            replace(stored("int4"), codes=jnp.full((64, 3), 9, jnp.int8)),
+            lambda: replace(stored("int4"), codes=jnp.full((64, 3), 9, jnp.int8)),
             "code 9 was given; it must be -8 to 7 for scheme int4",
         ),
-        (replace(stored("mxfp4"), scales=None), "scales .* must have shape .* but have None"),
-        (replace(stored("mxfp4"), scales="ones"), "scales must be an array or None, but is 'ones'"),
-        (replace(stored("nvfp4"), tensor_scale=None), "tensor scale .* but have None"),
-        (replace(stored("mxfp4"), axis=0), "axis 0"),
+        (
+            lambda: replace(stored("mxfp4"), scales=None),
+            "scales .* must have shape .* but have None",
+        ),
+        (
+            lambda: replace(stored("mxfp4"), scales="ones"),
+            "scales must be an array or None, but is 'ones'",
+        ),
+        (lambda: replace(stored("nvfp4"), tensor_scale=None), "tensor scale .* but have None"),
+        (lambda: replace(stored("mxfp4"), axis=0), "axis 0"),
     ],
 )
 def test_an_invalid_array_is_refused_wherever_it_enters(taker, wrong, message):
     with pytest.raises(LpuError, match=message) as error:
-        TAKERS[taker](wrong)
+        TAKERS[taker](wrong())
     assert_one_sentence(error)
 
 

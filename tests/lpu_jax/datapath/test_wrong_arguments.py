@@ -86,68 +86,76 @@ FUNCTIONS = public_functions()
 
 # --- right arguments ------------------------------------------------------------------------------
 
-SPECIAL: dict[str, dict[str, Any]] = {
-    "accumulate.product_kind": {"x_dtype": "float16", "w_dtype": "int8"},
-    "accumulate.matmul": {"x": jnp.ones((2, 4), jnp.int8), "w": jnp.ones((4, 3), jnp.int8)},
-    "blocks.to_blocks": {"axis": -1},
-    "blocks.from_blocks": {"axis": -1, "length": 5},
-    "blocks.block_maxima": {"axis": -1},
-    "blocks.float_scales": {"scheme": NVFP4},
-    "c2c.all_gather": {"dim": 0},
-    "c2c.all_to_all": {"dim": 0},
-    "c2c.reduce_scatter": {"dim": 0},
-    "c2c.tree_reduce_scatter": {"dim": 0},
-    "formats.floating": {"exponent_bits": 4, "mantissa_bits": 3},
-    "formats.integer": {"bits": 8},
-    "mem.append": {"axis": 1, "positions": jnp.zeros(4, jnp.int32)},
-    "mem.append_ring": {"axis": 1},
-    "mem.append_run": {"axis": 1},
-    "mem.ring_view": {"axis": 1},
-    "mem.pad_rows": {"n": 6},
-    "mxm.matmul": {"x": jnp.ones((2, 4), jnp.int8), "w": jnp.ones((4, 3), jnp.int8)},
-    "mxm.wide_matmul": {
-        "x": jnp.ones((2, 4), jnp.float16),
-        "w": jnp.ones((4, 3), jnp.int8),
-    },
-    "mxm.widened": {},
-    "quantized.partition": {"spec": PartitionSpec("x")},
-    "quantized.quantize": {"scheme": "mxfp4"},
-    "recurrence.short_convolution": {"before": jnp.ones((4, 3, 4), jnp.float32)},
-    "rounding.to_signed": {"fmt": INT8},
-    "scaled.fp8_product": {
-        "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
-        "w": quantize(jnp.ones((4, 3), jnp.float32), "fp8"),
-    },
-    "scaled.wide_fp8_product": {
-        "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
-        "w": quantize(jnp.ones((4, 3), jnp.float32), "fp8"),
-    },
-    "scaled.int8_product": {"w": quantize(jnp.ones((4, 3), jnp.float32), "int8")},
-    "schemes.block_floating_point": {"block_rows": 16, "mantissa_bits": 3},
-    "schemes.scheme_named": {"name": "mxfp4"},
-    "selection.keep_groups": {"n_groups": 2},
-    "sxm.rearrange": {"x": jnp.ones((4, 4), jnp.float32), "pattern": "b (n h) -> n b h", "n": 2},
-    "sxm.split": {"sizes": (1, 3)},
-    "tensor_core.kind_of": {"x_dtype": "float16", "w_dtype": "float16"},
-    "tensor_core.matmul": {
-        "x": jnp.ones((2, 4), jnp.float16),
-        "w": jnp.ones((4, 3), jnp.float16),
-    },
-    "tensor_core.scaled_kind_of": {"x": NVFP4, "w": NVFP4},
-}
+
+@functools.cache
+def special() -> dict[str, dict[str, Any]]:
+    """Return arguments that annotations do not tell, by function; made when a test needs them."""
+    return {
+        "accumulate.product_kind": {"x_dtype": "float16", "w_dtype": "int8"},
+        "accumulate.matmul": {"x": jnp.ones((2, 4), jnp.int8), "w": jnp.ones((4, 3), jnp.int8)},
+        "blocks.to_blocks": {"axis": -1},
+        "blocks.from_blocks": {"axis": -1, "length": 5},
+        "blocks.block_maxima": {"axis": -1},
+        "blocks.float_scales": {"scheme": NVFP4},
+        "c2c.all_gather": {"dim": 0},
+        "c2c.all_to_all": {"dim": 0},
+        "c2c.reduce_scatter": {"dim": 0},
+        "c2c.tree_reduce_scatter": {"dim": 0},
+        "formats.floating": {"exponent_bits": 4, "mantissa_bits": 3},
+        "formats.integer": {"bits": 8},
+        "mem.append": {"axis": 1, "positions": jnp.zeros(4, jnp.int32)},
+        "mem.append_ring": {"axis": 1},
+        "mem.append_run": {"axis": 1},
+        "mem.ring_view": {"axis": 1},
+        "mem.pad_rows": {"n": 6},
+        "mxm.matmul": {"x": jnp.ones((2, 4), jnp.int8), "w": jnp.ones((4, 3), jnp.int8)},
+        "mxm.wide_matmul": {
+            "x": jnp.ones((2, 4), jnp.float16),
+            "w": jnp.ones((4, 3), jnp.int8),
+        },
+        "mxm.widened": {},
+        "quantized.partition": {"spec": PartitionSpec("x")},
+        "quantized.quantize": {"scheme": "mxfp4"},
+        "recurrence.short_convolution": {"before": jnp.ones((4, 3, 4), jnp.float32)},
+        "rounding.to_signed": {"fmt": INT8},
+        "scaled.fp8_product": {
+            "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
+            "w": quantize(jnp.ones((4, 3), jnp.float32), "fp8"),
+        },
+        "scaled.wide_fp8_product": {
+            "x": jnp.ones((2, 4), jnp.float8_e4m3fn),
+            "w": quantize(jnp.ones((4, 3), jnp.float32), "fp8"),
+        },
+        "scaled.int8_product": {"w": quantize(jnp.ones((4, 3), jnp.float32), "int8")},
+        "schemes.block_floating_point": {"block_rows": 16, "mantissa_bits": 3},
+        "schemes.scheme_named": {"name": "mxfp4"},
+        "selection.keep_groups": {"n_groups": 2},
+        "sxm.rearrange": {
+            "x": jnp.ones((4, 4), jnp.float32),
+            "pattern": "b (n h) -> n b h",
+            "n": 2,
+        },
+        "sxm.split": {"sizes": (1, 3)},
+        "tensor_core.kind_of": {"x_dtype": "float16", "w_dtype": "float16"},
+        "tensor_core.matmul": {
+            "x": jnp.ones((2, 4), jnp.float16),
+            "w": jnp.ones((4, 3), jnp.float16),
+        },
+        "tensor_core.scaled_kind_of": {"x": NVFP4, "w": NVFP4},
+    }
 
 
 @functools.cache
 def right_arguments(name: str) -> dict[str, Any]:
     """Return arguments that a function accepts; those with defaults are left out."""
-    special = SPECIAL.get(name, {})
+    own = special().get(name, {})
     made = {}
     for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
-        if parameter.name not in special and parameter.default is parameter.empty:
+        if parameter.name not in own and parameter.default is parameter.empty:
             made[parameter.name] = right_value(parameter.annotation)
-    return made | special
+    return made | own
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
@@ -239,21 +247,37 @@ class Stranger:
         return "a stranger\n" * 100
 
 
-_WITHOUT_SCHEME = quantize(jnp.ones((4, 3), jnp.float32), "int8")
-object.__setattr__(_WITHOUT_SCHEME, "scheme", "int8")  # past the hook, which knows the annotation
+@functools.cache
+def without_scheme() -> QuantizedArray:
+    """Return a stored array whose scheme is none: past the hook, which knows the annotation."""
+    array = quantize(jnp.ones((4, 3), jnp.float32), "int8")
+    object.__setattr__(array, "scheme", "int8")
+    return array
 
-OBJECTS = [
-    *(None, True, 0, -3, 7, 2**31, 2**70, -(2**70), 0.5, float("nan"), 1e300, 1 + 2j),
-    *("rne", "fp16", "tensor", "a\nb", "x" * 1000, b"x", [], [1, 2], (), (1, -2), {}, {1: 2}),
-    *(Stranger(), Stranger, len, ..., np.float32, slice(1)),
-    *(np.int64(2**40 + 1), np.float64(1e300), np.complex64(1j), np.bool_(True), np.str_("a")),
-    *(np.longdouble(1), np.int8(-1), np.float16(1), Fraction(1, 3), [1.0, None], ["1"]),
-    *(FP32, MXFP4, PartitionSpec("x"), Axis(names=("other",), size=2, tiers=()), jax.random.key(0)),
-    quantize(jnp.ones((4, 3), jnp.float32), "mxfp4"),
-    QuantizedArray(codes=None, scales=None, scheme=MXFP4),
-    _WITHOUT_SCHEME,
-    *(jax.ShapeDtypeStruct((4, 4), jnp.float32), np.dtype("float32")),
-]
+
+@functools.cache
+def objects() -> list[Any]:
+    """Return what is no array."""
+    return [
+        *(None, True, 0, -3, 7, 2**31, 2**70, -(2**70), 0.5, float("nan"), 1e300, 1 + 2j),
+        *("rne", "fp16", "tensor", "a\nb", "x" * 1000, b"x", [], [1, 2], (), (1, -2), {}, {1: 2}),
+        *(Stranger(), Stranger, len, ..., np.float32, slice(1)),
+        *(np.int64(2**40 + 1), np.float64(1e300), np.complex64(1j), np.bool_(True), np.str_("a")),
+        *(np.longdouble(1), np.int8(-1), np.float16(1), Fraction(1, 3), [1.0, None], ["1"]),
+        *(
+            FP32,
+            MXFP4,
+            PartitionSpec("x"),
+            Axis(names=("other",), size=2, tiers=()),
+            jax.random.key(0),
+        ),
+        quantize(jnp.ones((4, 3), jnp.float32), "mxfp4"),
+        QuantizedArray(codes=None, scales=None, scheme=MXFP4),
+        without_scheme(),
+        *(jax.ShapeDtypeStruct((4, 4), jnp.float32), np.dtype("float32")),
+    ]
+
+
 TYPES = [
     *("bool", "int8", "uint8", "int32", "int64", "uint64", "float16", "float32", "float64"),
     *("complex64", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, "U1", "object", ">f4", "M8[s]"),
@@ -268,15 +292,22 @@ def arrays_of(dtype: Any, shape: tuple[int, ...]) -> list[Any]:
     return [array, jnp.asarray(array)] if is_jax else [array]
 
 
-ARRAYS = [a for dtype in TYPES for shape in SHAPES for a in arrays_of(dtype, shape)]
-#: One of each kind, for the test that is run every time.
-FEW = [
-    *(None, True, 7, -3, 2**70, 0.5, 1e300, 1 + 2j, "fp16", "a\nb", [1, 2], (), {}, Stranger()),
-    *(np.int64(2**40 + 1), np.float64(1e300), np.float16(1), FP32, MXFP4, jax.random.key(0)),
-    *(np.zeros((2, 3), dtype) for dtype in ("int32", "int64", "float64", "object")),
-    *(jnp.zeros((2, 3), dtype) for dtype in ("bool", "int8", "float16")),
-    *(jnp.zeros(5, jnp.float32), jax.ShapeDtypeStruct((4, 4), jnp.float32), _WITHOUT_SCHEME),
-]
+@functools.cache
+def arrays() -> list[Any]:
+    """Return arrays of every type and shape."""
+    return [a for dtype in TYPES for shape in SHAPES for a in arrays_of(dtype, shape)]
+
+
+@functools.cache
+def few() -> list[Any]:
+    """Return one of each kind, for the test that is run every time."""
+    return [
+        *(None, True, 7, -3, 2**70, 0.5, 1e300, 1 + 2j, "fp16", "a\nb", [1, 2], (), {}, Stranger()),
+        *(np.int64(2**40 + 1), np.float64(1e300), np.float16(1), FP32, MXFP4, jax.random.key(0)),
+        *(np.zeros((2, 3), dtype) for dtype in ("int32", "int64", "float64", "object")),
+        *(jnp.zeros((2, 3), dtype) for dtype in ("bool", "int8", "float16")),
+        *(jnp.zeros(5, jnp.float32), jax.ShapeDtypeStruct((4, 4), jnp.float32), without_scheme()),
+    ]
 
 
 def is_of(value: Any, annotation: Any) -> bool:
@@ -330,7 +361,7 @@ def assert_is_a_sentence(message: str, name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_wrong_argument_is_refused_in_one_sentence(name):
     for argument in inspect.signature(FUNCTIONS[name]).parameters:
-        for value in FEW:
+        for value in few():
             try_one(name, argument, value, trace)
 
 
@@ -342,7 +373,7 @@ def test_any_wrong_argument_is_refused_in_one_sentence(name, data):
     simple = st.one_of(
         *(st.integers(-(2**40), 100), st.floats(), st.complex_numbers(), st.text(), st.binary()),
         *(st.lists(st.floats()), st.tuples(st.integers(-2, 9)), st.decimals(), st.fractions()),
-        *(st.sampled_from(ARRAYS), st.sampled_from(OBJECTS)),
+        *(st.sampled_from(arrays()), st.sampled_from(objects())),
     )
     value = data.draw(simple)
     got = try_one(name, argument, value, call)
