@@ -109,10 +109,10 @@ def peak_bytes(ranges: Sequence[LiveRange]) -> Quantity:
         return 0.0
     fields = [(live.size_bytes, live.start, live.end) for live in ranges]
     plans = np.broadcast_shapes(*(np.shape(number) for row in fields for number in row))
-    size, start, end = (
-        np.stack([np.broadcast_to(np.asarray(number, np.float64), plans) for number in column])
-        for column in zip(*fields, strict=True)
-    )
+    size, start, end = columns = np.empty((3, len(fields), *plans))
+    for column, numbers in zip(columns, zip(*fields, strict=True), strict=True):
+        for row, number in enumerate(numbers):
+            column[row] = number
     peak = np.zeros(plans)
     for instant in start:
         peak = np.maximum(peak, (size * ((start <= instant) & (instant < end))).sum(0))

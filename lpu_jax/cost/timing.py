@@ -4,6 +4,7 @@ What differs between them is decided here and nowhere else: callers give a progr
 Knows no rule of either.
 """
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,6 +50,12 @@ def best_placed(system: System, n_plans: int) -> Placed | BestPlaced:
     """
     if system.gpus is not None:  # behind one switch all places are alike
         return placed(system, (Groups.first(system, 1),), np.zeros(n_plans, np.int64))
+    return _best_placed(system)
+
+
+@functools.lru_cache(maxsize=8)
+def _best_placed(system: System) -> BestPlaced:
+    """Keep prices of collectives: they are those of every model, policy and batch."""
     return BestPlaced(system=system)
 
 

@@ -71,10 +71,7 @@ class BestPlacements:
     """Stands for every place of every group: no row sees a machine better."""
 
     system: System
-    _machine: Placed | BestPlaced | None = None
 
     def machine(self, placement: Int[np.ndarray, " rows"]) -> Placed | BestPlaced:
         """View the machine as well placed as any."""
-        if self.system.gpus is not None or self._machine is None:
-            self._machine = best_placed(self.system, len(placement))
-        return self._machine
+        return best_placed(self.system, len(placement))

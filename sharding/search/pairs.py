@@ -5,6 +5,7 @@ shape of a plan of two pools. Its bound adds those of its pools, and a hand-over
 crosses between them.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,36 +78,37 @@ class Pairing:
         """List the branches of both pools."""
         self.sought, self.scenario, self.record = sought, sought.scenario, sought.record
         self.is_mixed = sought.scenario.crosses
-        n_chips, n_blocks = sought.n_chips, len(block_chain(sought.scenario.model))
+        n_blocks = len(block_chain(sought.scenario.model))
         #: Micro-batches that find something to do, at most.
         (self.most_flying,) = most_in_flight(np.array([n_blocks]), sought.scenario).tolist()
         if self.is_mixed:
-            self.least_hand_over = np.zeros(1)
             self.least_gather = least_gathers(sought.scenario)
-        else:
-            self.least_hand_over = least_hand_over_cycles(sought.scenario, n_chips // 2)
         #: Of the token ids, from the last stage to the first.
-        _, self.least_return = least_hop_cycles(sought.scenario.pools[0])
+        self.least_hop, self.least_return = least_hop_cycles(sought.scenario.pools[0])
         self.pools = self._branches(0), self._branches(1)
+
+    @functools.cached_property
+    def least_hand_over(self) -> Float[np.ndarray, " chips"]:
+        """Bound hand-overs between two groups of as many chips of one machine."""
+        return least_hand_over_cycles(self.scenario, self.sought.n_chips // 2)
 
     def pairs(self) -> Pairs:
         """Pair branches that leave each other enough chips; keep what may be wanted."""
         first, second = self.pools
+        left = self.sought.n_chips - (0 if self.is_mixed else first.chips)
+        n_others = np.searchsorted(np.sort(second.chips), left, side="right")
         order = np.argsort(first.cycles[0], kind="stable")
-        if not self.is_mixed:
-            n_chips = self.sought.n_chips
-            most_chips = n_chips - second.chips.min(initial=n_chips)
-            order = order[first.chips[order] <= most_chips]
+        order = order[(n_others > 0)[order] & self._may_be_wanted()[order]]
         found = [self._paired(i) for i in order.tolist()]
-        own = np.repeat(order, [len(rows) for _, rows, *_ in found])
-        other = np.concatenate([*(rows for _, rows, *_ in found), np.zeros(0, np.int64)])
+        own = np.repeat(order, [len(rows) for rows, *_ in found])
+        other = np.concatenate([*(rows for rows, *_ in found), np.zeros(0, np.int64)])
         latency = np.concatenate([*(least for *_, least, _ in found), np.zeros(0)])
         period = np.concatenate([*(least for *_, least in found), np.zeros(0)])
         # As many in flight as are told apart, less one: those have the bound of the fewer.
         have_room = np.isfinite(first.cycles).sum(0)[own]
         crossings = self._crossings(first.group_chips[own], second.group_chips[other])
         return Pairs(
-            n_all=sum(n for n, *_ in found),
+            n_all=int(n_others.sum()),
             bounds=Branches(
                 shape=self._shape(own, other),
                 latency=latency,
@@ -116,6 +118,19 @@ class Pairing:
             branch=(own, other),
             crossings=crossings,
         )
+
+    def _may_be_wanted(self) -> Bool[np.ndarray, " branches"]:
+        """Say which branches of attention's pool may be wanted beside the least of the other."""
+        first, second = self.pools
+        if self.record.goal.needs_period or not len(second.stages):
+            return np.ones(len(first.stages), bool)
+        rows = np.arange(len(first.stages))
+        # Over the links of a machine each crossing takes a hop.
+        hops = 0.0 if self.is_mixed else (first.crossings + second.crossings) * self.least_hop
+        latency = first.cycles[0] + second.cycles[0].min() + hops + self.scenario.host_cycles
+        shape = self._shape(rows, np.full_like(rows, np.argmin(second.chips)))
+        wanted = self.record.wants(latency, np.zeros_like(latency), shape)
+        return np.asarray(wanted & (latency <= self.sought.most_cycles))
 
     def _branches(self, number: int) -> PoolBranches:
         """List the branches of a pool, and bound them."""
@@ -136,7 +151,9 @@ class Pairing:
         cycles = np.stack(
             [bound.blocks_cycles(f, stages, chips, room) for f in range(len(bound.flights))]
         )
-        hop = self.busy_share * float(self.least_hand_over.min())
+        hop = 0.0
+        if goal.needs_period and not self.is_mixed:
+            hop = self.busy_share * float(self.least_hand_over.min())
         leanest = bound.chain(
             kinds,
             stages,
@@ -156,7 +173,9 @@ class Pairing:
             stages=stages,
             group_chips=chips,
             cycles=cycles[:, rows],
-            period=leanest.take(rows).shortest_period if len(rows) else np.zeros(0),
+            period=leanest.take(rows).shortest_period
+            if goal.needs_period and len(rows)
+            else np.zeros(len(rows)),
             giver_cycles=np.min([bound.kind_cycles[kind][chips] for kind in givers], axis=0),
         )
 
@@ -165,16 +184,15 @@ class Pairing:
         """Micro-batches in flight for which each of the bounds' flights holds."""
         return np.append(self.pools[0].bound.flights[1:] - 1, self.most_flying)
 
-    def _paired(self, i: int) -> tuple[int, Whole, Numbers, Numbers]:
+    def _paired(self, i: int) -> tuple[Whole, Numbers, Numbers]:
         """Pair one branch of attention's pool with those of the other.
 
         Returns:
-            How many others leave it chips enough; those that may be wanted; latency and period.
+            Those others that leave it chips enough and may be wanted; latency and period.
         """
         first, second = self.pools
         left = self.sought.n_chips - (0 if self.is_mixed else first.chips[i])
         rows = np.flatnonzero(second.chips <= left)
-        n_all = len(rows)
         chips = second.group_chips[rows]
         there, back = self._crossings(np.full_like(chips, first.group_chips[i]), chips)
         rest = second.cycles[0, rows] + self.rest((there, back), i)
@@ -193,7 +211,7 @@ class Pairing:
                 period = np.maximum(period, shared.min(0))
             kept = self.record.wants(latency, period, shape) & (latency <= self.sought.most_cycles)
             rows, rest, latency, period = rows[kept], rest[kept], latency[kept], period[kept]
-        return n_all, rows, latency, period
+        return rows, latency, period
 
     def _crossings(self, first: Whole, second: Whole) -> tuple[Numbers, Numbers]:
         """Bound a hand-over between pools with so many chips to a stage, there and back."""
