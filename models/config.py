@@ -5,85 +5,21 @@ blocks (used for speculation only), sparse attention. A file that asks for one o
 is refused, because a reader that skips an unknown key miscounts the model.
 """
 
-import dataclasses
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
-from lpu_jax.predicates import is_number, is_whole
 
+from .config_parts import GqaConfig as GqaConfig
+from .config_parts import Multipliers as Multipliers
+from .config_parts import require_positive
 from .hf_families import TENSOR_NAMES, Activation, Scoring
 from .rope import RopeConfig
 
 #: Latent attention over the cached latent itself, or over keys and values made from it per head.
 LatentForm = Literal["absorbed", "expanded"]
-
-
-def _require_positive(owner: object, *fields: str) -> None:
-    types = {each.name: each.type for each in dataclasses.fields(owner)}  # type: ignore[arg-type]
-    for field in fields:
-        value, is_float = getattr(owner, field), "float" in str(types[field])
-        name = f"{type(owner).__name__}.{field}"
-        if not (is_number(value) if is_float else is_whole(value) and value < 2**31):
-            kind = "a number" if is_float else "a whole number below 2**31"
-            raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
-        if value <= 0:
-            raise ConfigError(f"{name} must be above 0, got {value}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GqaConfig:
-    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key and value heads.
-
-    Rotation may cover only the first `RopeConfig.dim` values of a head.
-    """
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    qkv_bias: bool = False  #: queries, keys and values have biases
-    o_bias: bool = False  #: the output projection has one
-    qk_norm: bool = False  #: queries and keys of a head are RMS-normalised before rotation
-    is_qk_norm_joint: bool = False  #: such a norm is one of all heads of a token together
-    sinks: bool = False  #: a learned logit per query head takes part in the softmax, with no value
-    window: int | None = None  #: keys that a query of a sliding layer sees, its own included
-    scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
-    gated: bool = False  #: results of heads are multiplied by the sigmoid of a projection
-    cap: float | None = None  #: scores stay within it on either side: `cap * tanh(score / cap)`
-    norms_values: bool = False  #: values of a head are RMS-normalised, without weights
-    #: One matrix makes both: values are keys before their norm and rotation.
-    are_values_keys: bool = False
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
-        given = [name for name in ("scale", "window", "cap") if getattr(self, name) is not None]
-        _require_positive(self, *given)
-        if self.gated and self.qkv_bias:
-            raise ConfigError("gated attention must have no qkv_bias, got True.")
-        if self.is_qk_norm_joint and not self.qk_norm:
-            raise ConfigError("is_qk_norm_joint is about norms of queries and keys: it needs them.")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(
-                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
-                f"{self.n_kv_heads}."
-            )
-
-    @property
-    def q_per_kv(self) -> int:
-        """Query heads that read one key/value head."""
-        return self.n_heads // self.n_kv_heads
-
-    @property
-    def softmax_scale(self) -> float:
-        """What multiplies q·k before the softmax."""
-        return float(self.head_dim**-0.5) if self.scale is None else self.scale
-
-    @property
-    def cached_values_per_token(self) -> int:
-        """Values a layer keeps per token: a key and a value per KV head."""
-        return 2 * self.n_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +44,7 @@ class MlaConfig:
     form: LatentForm = "absorbed"
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             "n_heads",
             *(() if self.q_lora_rank is None else ("q_lora_rank",)),
@@ -162,8 +98,8 @@ class RecurrentConfig:
 
     def __post_init__(self) -> None:
         if self.channel_rank is not None:
-            _require_positive(self, "channel_rank")
-        _require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
+            require_positive(self, "channel_rank")
+        require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
         if self.n_value_heads % self.n_key_heads:
             raise ConfigError(
                 f"n_value_heads must be a multiple of n_key_heads, got {self.n_value_heads} and "
@@ -220,14 +156,14 @@ class MoeConfig:
     gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
 
     def __post_init__(self) -> None:
-        _require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
+        require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
         if self.scoring not in get_args(Scoring):
             raise ConfigError(
                 f"MoeConfig.scoring must be one of {', '.join(get_args(Scoring))}, got "
                 f"{self.scoring!r}."
             )
         if self.swiglu_limit is not None:
-            _require_positive(self, "swiglu_limit", "swiglu_alpha")
+            require_positive(self, "swiglu_limit", "swiglu_alpha")
         if self.n_shared < 0 or self.n_dense_layers < 0:
             raise ConfigError(
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
@@ -262,18 +198,6 @@ class MoeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multipliers:
-    """Constants by which a model scales values on their way; 1 changes nothing."""
-
-    embedding: float = 1.0  #: multiplies the embedding of a token
-    residual: float = 1.0  #: multiplies what a block adds to the hidden state
-    logits: float = 1.0  #: divides the logits
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "embedding", "residual", "logits")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer with RMS norms and SwiGLU MLPs.
 
@@ -302,7 +226,7 @@ class ModelConfig:
     unrotated_layers: tuple[int, ...] = ()  #: layers without rotation ("NoPE"), ascending
     recurrent: RecurrentConfig | None = None
     recurrent_layers: tuple[int, ...] = ()  #: layers that have it in place of attention, ascending
-    multipliers: Multipliers = Multipliers()
+    multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = "silu"  #: of dense MLPs
     norms_results: bool = False  #: what a block adds is RMS-normalised before
     scales_layers: bool = False  #: a stored number multiplies the hidden state behind each layer
@@ -316,7 +240,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        _require_positive(
+        require_positive(
             self, "n_layers", "d_model", "d_ff", "vocab_size", "max_position", "norm_eps"
         )
         if self.family not in TENSOR_NAMES:
@@ -335,7 +259,7 @@ class ModelConfig:
                 f"{self.activation!r}."
             )
         if self.logit_cap is not None:
-            _require_positive(self, "logit_cap")
+            require_positive(self, "logit_cap")
         self._check_results()
         self._check_rotation()
         self._check_windows()
