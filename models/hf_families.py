@@ -1,8 +1,8 @@
 """What a Hugging Face model type fixes without saying so in its `config.json`, names included.
 
 One row per model type, read off the code that the type names: a type of known parts needs no more.
-Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet
-and Kimi Delta Attention, which this program does not model.
+Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet,
+Kimi Delta Attention and Mamba2, which this program does not model.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,10 @@ from types import MappingProxyType
 
 from .hf_local_families import GEMMA2, GEMMA3, GEMMA4
 from .hf_rules import Activation as Activation
-from .hf_rules import ExpertRules, FamilyRules
+from .hf_rules import ExpertRules
+from .hf_rules import FamilyRules as FamilyRules
 from .hf_rules import Scoring as Scoring
+from .hf_rules import up_matrices as up_matrices
 from .tensor_names import TensorNames
 
 _DEEPSEEK = FamilyRules(
@@ -320,6 +322,51 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 correction_bias="block_sparse_moe.e_score_correction_bias",
                 expert="block_sparse_moe.experts.{}.",
                 expert_gate_up_down=("w1", "w3", "w2"),
+            ),
+        ),
+        "nemotron_h": FamilyRules(
+            family="nemotron_h",
+            architecture="NemotronHForCausalLM",
+            has_single_blocks=True,
+            is_scaled=False,
+            activation="relu2",
+            experts=ExpertRules(scoring="sigmoid", is_nemotron_like=True),
+            defaults=_ROTATION
+            | {
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "rms_norm_eps": 1e-5,
+                "n_group": 1,
+                "topk_group": 1,
+                "norm_topk_prob": True,
+                "routed_scaling_factor": 1.0,
+                "n_shared_experts": 1,
+            },
+            names=TensorNames(
+                embedding="backbone.embeddings",
+                final_norm="backbone.norm_f",
+                layer="backbone.layers.{}.",
+                attention_norm="norm",
+                qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
+                output="mixer.o_proj",
+                recurrent=("mixer.in_proj",),
+                recurrent_taps=("mixer.conv1d",),
+                recurrent_fading="mixer.A_log",
+                recurrent_fading_bias="mixer.dt_bias",
+                recurrent_norm="mixer.norm",
+                recurrent_output="mixer.out_proj",
+                recurrent_skip="mixer.D",
+                mlp_norm="norm",
+                mlp="mixer.",
+                gate_up_down=("up_proj", "down_proj"),
+                router="mixer.gate",
+                correction_bias="mixer.gate.e_score_correction_bias",
+                expert="mixer.experts.{}.",
+                expert_gate_up_down=("up_proj", "down_proj"),
+                latent_in="mixer.fc1_latent_proj",
+                latent_out="mixer.fc2_latent_proj",
+                shared="mixer.shared_experts.",
+                beside=("mtp.",),
             ),
         ),
         "bailing_moe": _BAILING,

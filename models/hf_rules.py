@@ -12,9 +12,14 @@ from .tensor_names import TensorNames
 #: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
 #: softmax over the chosen logits only.
 Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
-#: What the gates of dense MLPs go through: the logistic function times its argument, or GELU in its
-#: tanh form.
-Activation = Literal["silu", "gelu_tanh"]
+#: What the gates of MLPs go through: the logistic function times its argument, or GELU in its tanh
+#: form; or there are no gates, and the up projection itself is squared where it is above 0.
+Activation = Literal["silu", "gelu_tanh", "relu2"]
+
+
+def up_matrices(activation: Activation) -> int:
+    """Count the matrices of an MLP before its activation: gate and up, or the latter alone."""
+    return 1 if activation == "relu2" else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,9 @@ class ExpertRules:
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
     #: Beside them is a shared expert of a width of its own, gated by each row.
     has_gated_shared: bool = False
+    #: As `is_deepseek_like`, but the file lists the layers that have experts, experts may work in a
+    #: narrower space, and the shared one has a width of its own.
+    is_nemotron_like: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,9 @@ class FamilyRules:
     #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; grouped
     #: attention has a gate for its results.
     has_recurrent_layers: bool = False
+    #: A layer is one block, of the kind that the file lists for it; recurrent ones are Mamba2, and
+    #: nothing is rotated.
+    has_single_blocks: bool = False
     #: Recurrent layers are Kimi Delta Attention, which the file lists, and nothing is rotated.
     is_kimi_linear: bool = False
     has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention

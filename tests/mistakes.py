@@ -50,7 +50,7 @@ class Mutant:
     def block(self, kind: str, layer: int = 0) -> Arrays:
         # A changed configuration may call the attention of a layer by another kind.
         is_attention = kind in ("attention", "sliding", "unrotated", "recurrent")
-        own = self.right.config.attention_kind(layer) if is_attention else kind
+        own = self.right.config.layer_kinds(layer)[0] if is_attention else kind
         return self._changed(self.right.block(own, layer), block_params(self.config, kind))
 
     def expert(self, layer: int, expert_id: int) -> Arrays:
