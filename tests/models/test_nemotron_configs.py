@@ -45,7 +45,7 @@ def test_a_layer_is_one_block() -> None:
     cfg = from_hf(hub_fields("nemotron-3-nano-30b-a3b"))
     pattern = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
     letters = {"recurrent": "M", "moe": "E", "unrotated": "*"}
-    embed, *body, head = block_chain(cfg)
+    body = block_chain(cfg)[1:-1]
     assert "".join(letters[block.kind] for block in body) == pattern
     assert [block.layer for block in body] == list(range(52))
     # Keys and values of two heads of 128 in six layers, in 16 bits.
@@ -60,11 +60,13 @@ def test_a_list_and_a_pattern_say_the_same() -> None:
     words = {"M": "mamba", "E": "moe", "*": "attention", "-": "mlp"}
     pattern = fields.pop("hybrid_override_pattern")
     listed = [words[letter] for letter in pattern]
-    modern = [{"mamba": "linear_attention", "attention": "full_attention"}.get(w, w) for w in listed]
+    anew = {"mamba": "linear_attention", "attention": "full_attention"}
+    modern = [anew.get(word, word) for word in listed]
     by_pattern = from_hf(fields | {"hybrid_override_pattern": pattern})
     for key, layers in (("layers_block_type", listed), ("layer_types", modern)):
         assert from_hf(fields | {key: layers}) == by_pattern
-        assert from_hf({k: v for k, v in fields.items() if k[:5] != "num_h"} | {key: layers})
+        shorter = {k: v for k, v in fields.items() if k != "num_hidden_layers"}
+        assert from_hf(shorter | {key: layers}) == by_pattern
     with pytest.raises(ConfigError, match="'hybrid_override_pattern' must be the layers that the"):
         from_hf(fields | {"hybrid_override_pattern": pattern, "layer_types": modern[::-1]})
 

@@ -46,9 +46,7 @@ FIXED = {
     ("minimax_m2", "use_qk_norm"),
     ("nemotron_h", "num_hidden_layers"),  # as many as it lists
     ("nemotron_h", "partial_rotary_factor"),  # of no layer
-} | {
-    (kind, key) for kind, rules in FAMILIES.items() for key in rules.defaults
-}
+} | {(kind, key) for kind, rules in FAMILIES.items() for key in rules.defaults}
 #: Several spellings of these stand side by side in some files.
 DOUBLE = {("gpt_oss", "num_experts_per_tok")}
 
