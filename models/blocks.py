@@ -27,7 +27,7 @@ from .layers.latent import latent_attention
 from .layers.linear import Split
 from .layers.mlp import dense_mlp
 from .layers.moe import ExpertSizes, mixture
-from .layers.recurrent import delta_net
+from .layers.recurrent import recurrent_layer
 from .layers.vocabulary import embed, head
 from .params import OUTPUT_AXES, ParamSpec, block_params
 from .params import Kind as Kind
@@ -46,12 +46,9 @@ class Block:
 def block_chain(cfg: ModelConfig) -> tuple[Block, ...]:
     """List the blocks a token passes through, from the embedding to the head."""
     layers = [
-        block
-        for i in range(cfg.n_layers)
-        for block in (
-            Block(kind=cfg.attention_kind(i), layer=i),
-            Block(kind="moe" if cfg.is_moe_layer(i) else "dense", layer=i),
-        )
+        Block(kind=kind, layer=layer)
+        for layer in range(cfg.n_layers)
+        for kind in cfg.layer_kinds(layer)
     ]
     return (
         Block(kind="embed", layer=0),
@@ -185,7 +182,7 @@ def _attention_arguments(
 
 
 def _recurrent_program(variant: _Variant) -> Callable[..., Any]:
-    return partial(delta_net, **variant.projects)
+    return partial(recurrent_layer, **variant.projects)
 
 
 def _recurrent_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
@@ -369,7 +366,7 @@ def _output_share(
     if axis in OUTPUT_AXES:
         if split is Split.COLUMN:
             return sizes.share(axis, length)
-        if split is Split.TREE and spec.role in ("expert", "shared"):
+        if split is Split.TREE and spec.role in ("expert", "shared") and axis != "alone_d_out":
             return sizes.gathered("d_out") if spec.rows else sizes.share("d_out", length)
         return (length, None)
     if axis == "once" and (split is Split.TREE or (split is Split.WIDE and spec.role != "expert")):

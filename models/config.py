@@ -5,85 +5,28 @@ blocks (used for speculation only), sparse attention. A file that asks for one o
 is refused, because a reader that skips an unknown key miscounts the model.
 """
 
-import dataclasses
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal, get_args
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
-from lpu_jax.predicates import is_number, is_whole
+from lpu_jax.predicates import is_number
 
+from .config_parts import GqaConfig as GqaConfig
+from .config_parts import Multipliers as Multipliers
+from .config_parts import require_positive
 from .hf_families import TENSOR_NAMES, Activation, Scoring
 from .rope import RopeConfig
 
 #: Latent attention over the cached latent itself, or over keys and values made from it per head.
 LatentForm = Literal["absorbed", "expanded"]
-
-
-def _require_positive(owner: object, *fields: str) -> None:
-    types = {each.name: each.type for each in dataclasses.fields(owner)}  # type: ignore[arg-type]
-    for field in fields:
-        value, is_float = getattr(owner, field), "float" in str(types[field])
-        name = f"{type(owner).__name__}.{field}"
-        if not (is_number(value) if is_float else is_whole(value) and value < 2**31):
-            kind = "a number" if is_float else "a whole number below 2**31"
-            raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
-        if value <= 0:
-            raise ConfigError(f"{name} must be above 0, got {value}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GqaConfig:
-    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key and value heads.
-
-    Rotation may cover only the first `RopeConfig.dim` values of a head.
-    """
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    qkv_bias: bool = False  #: queries, keys and values have biases
-    o_bias: bool = False  #: the output projection has one
-    qk_norm: bool = False  #: queries and keys of a head are RMS-normalised before rotation
-    is_qk_norm_joint: bool = False  #: such a norm is one of all heads of a token together
-    sinks: bool = False  #: a learned logit per query head takes part in the softmax, with no value
-    window: int | None = None  #: keys that a query of a sliding layer sees, its own included
-    scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
-    gated: bool = False  #: results of heads are multiplied by the sigmoid of a projection
-    cap: float | None = None  #: scores stay within it on either side: `cap * tanh(score / cap)`
-    norms_values: bool = False  #: values of a head are RMS-normalised, without weights
-    #: One matrix makes both: values are keys before their norm and rotation.
-    are_values_keys: bool = False
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
-        given = [name for name in ("scale", "window", "cap") if getattr(self, name) is not None]
-        _require_positive(self, *given)
-        if self.gated and self.qkv_bias:
-            raise ConfigError("gated attention must have no qkv_bias, got True.")
-        if self.is_qk_norm_joint and not self.qk_norm:
-            raise ConfigError("is_qk_norm_joint is about norms of queries and keys: it needs them.")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(
-                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
-                f"{self.n_kv_heads}."
-            )
-
-    @property
-    def q_per_kv(self) -> int:
-        """Query heads that read one key/value head."""
-        return self.n_heads // self.n_kv_heads
-
-    @property
-    def softmax_scale(self) -> float:
-        """What multiplies q·k before the softmax."""
-        return float(self.head_dim**-0.5) if self.scale is None else self.scale
-
-    @property
-    def cached_values_per_token(self) -> int:
-        """Values a layer keeps per token: a key and a value per KV head."""
-        return 2 * self.n_kv_heads * self.head_dim
+#: Rules of a recurrence: the delta rule, or that of Mamba2, which corrects nothing.
+RecurrentRule = Literal["delta", "mamba2"]
+#: Kinds of block that a layer may have, as `models.params` calls them.
+LayerKind = Literal["attention", "sliding", "unrotated", "recurrent", "dense", "moe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +51,7 @@ class MlaConfig:
     form: LatentForm = "absorbed"
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             "n_heads",
             *(() if self.q_lora_rank is None else ("q_lora_rank",)),
@@ -145,12 +88,17 @@ class MlaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentConfig:
-    """Gated DeltaNet: heads with a state `[key_dim, value_dim]` in place of a cache.
+    """A gated linear recurrence: heads with a state `[key_dim, value_dim]` in place of a cache.
 
     Queries and keys of a key head serve its `value_heads_per_key` value heads, each with a state, a
     decay and a rate of its own. Queries, keys and values pass a causal convolution over `taps`
-    tokens each. With a `channel_rank` it is Kimi Delta Attention: every key channel has a decay of
-    its own, decays and gates come through so many values each, and gates are sigmoids.
+    tokens each. By the rule "delta" it is Gated DeltaNet; with a `channel_rank` Kimi Delta
+    Attention: every key channel has a decay of its own, decays and gates come through so many
+    values each, and gates are sigmoids.
+
+    By the rule "mamba2" queries, keys and rates are what its paper calls C, B and steps. A decay
+    follows from its step, convolutions have biases, each head adds its value times a number to its
+    result, and the results of a key head are gated, then normalised together.
     """
 
     n_key_heads: int
@@ -159,11 +107,14 @@ class RecurrentConfig:
     value_dim: int
     taps: int
     channel_rank: int | None = None
+    rule: RecurrentRule = "delta"
+    least_step: float = 0.0  #: steps of Mamba2 are kept from it
+    most_step: float | None = None  #: to it, where there is such a limit
 
     def __post_init__(self) -> None:
-        if self.channel_rank is not None:
-            _require_positive(self, "channel_rank")
-        _require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
+        given = [name for name in ("channel_rank", "most_step") if getattr(self, name) is not None]
+        require_positive(self, *given)
+        require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
         if self.n_value_heads % self.n_key_heads:
             raise ConfigError(
                 f"n_value_heads must be a multiple of n_key_heads, got {self.n_value_heads} and "
@@ -171,6 +122,20 @@ class RecurrentConfig:
             )
         if self.taps < 2:
             raise ConfigError(f"taps must be at least 2, got {self.taps}.")
+        if self.rule not in get_args(RecurrentRule):
+            raise ConfigError(
+                f"RecurrentConfig.rule must be one of {', '.join(get_args(RecurrentRule))}, got "
+                f"{self.rule!r}."
+            )
+        if not is_number(self.least_step) or not 0 <= self.least_step < (self.most_step or inf):
+            raise ConfigError(
+                f"least_step must be a number from 0 to below most_step, got "
+                f"{described(self.least_step)} and {described(self.most_step)}."
+            )
+        if self.rule == "delta" and (self.least_step, self.most_step) != (0.0, None):
+            raise ConfigError("limits of steps are about the rule mamba2; this one is delta.")
+        if self.rule == "mamba2" and self.channel_rank is not None:
+            raise ConfigError("channel_rank is about the rule delta; this one is mamba2.")
 
     @property
     def value_heads_per_key(self) -> int:
@@ -188,6 +153,14 @@ class RecurrentConfig:
         return 2 * self.n_key_heads * self.key_dim + self.n_value_heads * self.value_dim
 
 
+def _check_activation(owner: str, activation: str) -> None:
+    if activation not in get_args(Activation):
+        raise ConfigError(
+            f"{owner}: activation must be one of {', '.join(get_args(Activation))}, got "
+            f"{activation!r}."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
     """Mixture of experts and its router.
@@ -199,7 +172,8 @@ class MoeConfig:
 
     `swiglu_limit` makes experts compute `(up + 1) * gate * sigmoid(swiglu_alpha * gate)` with gate
     at most the limit and up between minus and plus the limit, as gpt-oss does; None is plain
-    SwiGLU.
+    SwiGLU. With a `d_latent` routed experts take and give rows of so many values: one matrix before
+    them makes these of the hidden state, one behind their sum is its way back.
     """
 
     n_experts: int
@@ -218,16 +192,25 @@ class MoeConfig:
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
     gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
+    activation: Activation = "silu"  #: of experts, the shared ones too
+    d_latent: int | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
+        require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
         if self.scoring not in get_args(Scoring):
             raise ConfigError(
                 f"MoeConfig.scoring must be one of {', '.join(get_args(Scoring))}, got "
                 f"{self.scoring!r}."
             )
+        if self.d_latent is not None:
+            require_positive(self, "d_latent")
         if self.swiglu_limit is not None:
-            _require_positive(self, "swiglu_limit", "swiglu_alpha")
+            require_positive(self, "swiglu_limit", "swiglu_alpha")
+        _check_activation("MoeConfig", self.activation)
+        if self.activation != "silu" and (self.swiglu_limit is not None or self.gated_shared):
+            raise ConfigError(
+                f"clamped or gated experts have the activation silu, got {self.activation!r}."
+            )
         if self.n_shared < 0 or self.n_dense_layers < 0:
             raise ConfigError(
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
@@ -262,18 +245,6 @@ class MoeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multipliers:
-    """Constants by which a model scales values on their way; 1 changes nothing."""
-
-    embedding: float = 1.0  #: multiplies the embedding of a token
-    residual: float = 1.0  #: multiplies what a block adds to the hidden state
-    logits: float = 1.0  #: divides the logits
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "embedding", "residual", "logits")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer with RMS norms and SwiGLU MLPs.
 
@@ -302,7 +273,10 @@ class ModelConfig:
     unrotated_layers: tuple[int, ...] = ()  #: layers without rotation ("NoPE"), ascending
     recurrent: RecurrentConfig | None = None
     recurrent_layers: tuple[int, ...] = ()  #: layers that have it in place of attention, ascending
-    multipliers: Multipliers = Multipliers()
+    #: The kind of each layer's only block, where layers are one block each; else a layer is an
+    #: attention, or what stands in its place, and an MLP, as the fields above say.
+    single_blocks: tuple[LayerKind, ...] = ()
+    multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = "silu"  #: of dense MLPs
     norms_results: bool = False  #: what a block adds is RMS-normalised before
     scales_layers: bool = False  #: a stored number multiplies the hidden state behind each layer
@@ -316,7 +290,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        _require_positive(
+        require_positive(
             self, "n_layers", "d_model", "d_ff", "vocab_size", "max_position", "norm_eps"
         )
         if self.family not in TENSOR_NAMES:
@@ -329,19 +303,16 @@ class ModelConfig:
                 f"{self.name}: n_prediction_layers must be 0 or more, got "
                 f"{self.n_prediction_layers}."
             )
-        if self.activation not in get_args(Activation):
-            raise ConfigError(
-                f"{self.name}: activation must be one of {', '.join(get_args(Activation))}, got "
-                f"{self.activation!r}."
-            )
+        _check_activation(self.name, self.activation)
         if self.logit_cap is not None:
-            _require_positive(self, "logit_cap")
+            require_positive(self, "logit_cap")
         self._check_results()
         self._check_rotation()
         self._check_windows()
+        self._check_single_blocks()
 
     def _check_types(self) -> None:
-        for field, kind, allowed in (
+        for name, kind, allowed in (
             ("name", str, "a string"),
             ("released_format", str, "a string"),
             ("tie_embeddings", bool, "True or False"),
@@ -354,19 +325,19 @@ class ModelConfig:
             ("unrotated_layers", tuple, "a tuple of layers"),
             ("recurrent", RecurrentConfig | None, "a RecurrentConfig or None"),
             ("recurrent_layers", tuple, "a tuple of layers"),
+            ("single_blocks", tuple, "a tuple of kinds"),
             ("multipliers", Multipliers, "a Multipliers"),
             ("norms_results", bool, "True or False"),
             ("scales_layers", bool, "True or False"),
         ):
-            if not isinstance(getattr(self, field), kind):
-                given = described(getattr(self, field))
-                raise ConfigError(f"ModelConfig.{field} must be {allowed}, got {given}.")
+            if not isinstance(getattr(self, name), kind):
+                given = described(getattr(self, name))
+                raise ConfigError(f"ModelConfig.{name} must be {allowed}, got {given}.")
 
     def _check_results(self) -> None:
         """Refuse what only dense layers with grouped attention have in layers of other kinds."""
         is_plain = self.moe is None and isinstance(self.attention, GqaConfig)
         named = {
-            "activation": self.activation != "silu",
             "norms_results": self.norms_results,
             "scales_layers": self.scales_layers,
         }
@@ -418,6 +389,26 @@ class ModelConfig:
                 f"{self.name}: a layer without rotation must not be a sliding one, got {both}."
             )
 
+    def _check_single_blocks(self) -> None:
+        kinds = self.single_blocks
+        if not kinds:
+            return
+        if len(kinds) != self.n_layers or not set(kinds) <= set(get_args(LayerKind)):
+            raise ConfigError(
+                f"{self.name}: single_blocks must be {self.n_layers} of "
+                f"{', '.join(get_args(LayerKind))}, got {kinds}."
+            )
+        if self.sliding_layers or self.unrotated_layers or self.recurrent_layers:
+            raise ConfigError(f"{self.name}: single_blocks alone must say what layers are.")
+        parts = {"recurrent": self.recurrent, "moe": self.moe}
+        for kind in (kind for kind, part in parts.items() if kind in kinds and part is None):
+            raise ConfigError(f"{self.name}: {kind} blocks were given, but not what they are.")
+        if "sliding" in kinds or (self.moe is not None and self.moe.n_dense_layers):
+            raise ConfigError(
+                f"{self.name}: layers of one block each must not slide, nor may n_dense_layers say "
+                "which have no experts."
+            )
+
     def with_latent_form(self, form: LatentForm) -> "ModelConfig":
         """Return the same model with its latent attention computed in another form.
 
@@ -428,15 +419,28 @@ class ModelConfig:
             raise ConfigError(f"{self.name} has no latent attention: form {form} does not apply.")
         return replace(self, attention=replace(self.attention, form=form))
 
-    def attention_kind(
-        self, layer: int
-    ) -> Literal["attention", "sliding", "unrotated", "recurrent"]:
-        """Return which kind of attention block layer `layer` (from 0) has, or has in its place."""
+    def layer_kinds(self, layer: int) -> tuple[LayerKind, ...]:
+        """Return the kinds of the blocks of layer `layer` (from 0), as a token meets them.
+
+        Raises:
+            ConfigError: if the model has no such layer.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise ConfigError(f"{self.name}: layer must be 0 to {self.n_layers - 1}, got {layer}.")
+        if self.single_blocks:
+            return (self.single_blocks[layer],)
+        mixes: LayerKind = "unrotated" if layer in self.unrotated_layers else "attention"
         if layer in self.recurrent_layers:
-            return "recurrent"
-        if layer in self.sliding_layers:
-            return "sliding"
-        return "unrotated" if layer in self.unrotated_layers else "attention"
+            mixes = "recurrent"
+        elif layer in self.sliding_layers:
+            mixes = "sliding"
+        has_experts = self.moe is not None and layer >= self.moe.n_dense_layers
+        return mixes, "moe" if has_experts else "dense"
+
+    @property
+    def kind_counts(self) -> Mapping[str, int]:
+        """How many blocks of each kind the layers have."""
+        return Counter(kind for layer in range(self.n_layers) for kind in self.layer_kinds(layer))
 
     def attention_of(self, kind: str) -> GqaConfig | MlaConfig:
         """Return the attention of a kind of block: sliding layers may have their own."""
@@ -449,27 +453,30 @@ class ModelConfig:
         return self.rope if own is None else own
 
     def is_moe_layer(self, layer: int) -> bool:
-        """Return whether layer `layer` (from 0) holds experts rather than a dense MLP.
+        """Return whether layer `layer` (from 0) holds experts.
 
         Raises:
             ConfigError: if the model has no such layer.
         """
-        if not 0 <= layer < self.n_layers:
-            raise ConfigError(f"{self.name}: layer must be 0 to {self.n_layers - 1}, got {layer}.")
-        return self.moe is not None and layer >= self.moe.n_dense_layers
+        return "moe" in self.layer_kinds(layer)
 
     @property
     def n_moe_layers(self) -> int:
         """Layers that hold experts."""
-        return 0 if self.moe is None else max(0, self.n_layers - self.moe.n_dense_layers)
+        return self.kind_counts.get("moe", 0)
+
+    @property
+    def d_routed(self) -> int:
+        """Width of the rows that routed experts take and give: the model's, or of a latent."""
+        latent = None if self.moe is None else self.moe.d_latent
+        return self.d_model if latent is None else latent
 
     def kv_bytes_per_token(self, bytes_per_value: int | float = 2) -> float:
         """Return the cache bytes of one token over all layers; recurrent ones keep none."""
-        kinds = Counter(self.attention_kind(layer) for layer in range(self.n_layers))
         values = sum(
             n * self.attention_of(kind).cached_values_per_token
-            for kind, n in kinds.items()
-            if kind != "recurrent"
+            for kind, n in self.kind_counts.items()
+            if kind in ("attention", "sliding", "unrotated")
         )
         return float(values * bytes_per_value)
 
@@ -483,4 +490,4 @@ class ModelConfig:
             return 0.0
         kept = (self.recurrent.taps - 1) * self.recurrent.convolved_values
         layer = 4 * self.recurrent.state_values + kept * bytes_per_value
-        return float(len(self.recurrent_layers) * layer)
+        return float(self.kind_counts.get("recurrent", 0) * layer)

@@ -16,13 +16,13 @@ from typing import Any
 from lpu_jax.errors import ConfigError, nearest
 from lpu_jax.quantities import format_given
 
-from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers
+from .config import GqaConfig, LayerKind, MlaConfig, ModelConfig, MoeConfig, Multipliers
 from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
 from .hf_layers import read_cap, read_global_heads, read_scale
-from .hf_recurrence import read_recurrence
+from .hf_recurrence import read_recurrence, read_single_blocks
 from .hf_rope import read_rope, rotation_parts
 from .rope import RopeConfig, YarnScaling
 
@@ -38,6 +38,8 @@ _ABOUT_OTHER_PARTS = re.compile(
 )
 #: A model's name on the hub, alone or behind its owner's; a path is none.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+#: What files call activations.
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
 _MODELOPT = "hf_quant_config.json"
 
@@ -65,11 +67,14 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     keys.defaults = rules.defaults
     if rules.architecture not in (keys.texts("architectures") or (rules.architecture,)):
         raise keys.complain("architectures", f"[{rules.architecture!r}] for a {model_type!r} model")
-    for key in ("hidden_act", "hidden_activation"):
-        keys.must_be(key, {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}[rules.activation])
+    for key in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
+        keys.must_be(key, _ACTIVATIONS[rules.activation])
     keys.must_be("mlp_bias", False)
     keys.must_be("use_rmsnorm", True)
-    n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
+    single_blocks = read_single_blocks(keys) if rules.has_single_blocks else ()
+    n_layers = keys.integer(
+        "num_hidden_layers", default=len(single_blocks) or None, most=MOST_LAYERS
+    )
     recurrent, recurrent_layers = read_recurrence(keys, rules, n_layers)
     keys.must_be("attn_type_list", [1] * n_layers)  # others are linear
     window, sliding_layers = _read_windows(keys, rules, n_layers)
@@ -90,10 +95,10 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
             sliding_rope = read_rope(sliding, rules, local.head_dim)
         else:
             rope = read_rope(keys, rules, attention.head_dim)
-    moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
+    moe = _read_mixture(keys, rules, n_layers, single_blocks)
     bos_token_ids = keys.token_ids("bos_token_id")
     released_format, released_roles = read_released_format(
-        keys, rules, n_layers, moe, recurrent_layers
+        keys, rules, n_layers, moe, recurrent_layers, single_blocks
     )
     model_cfg = ModelConfig(
         name=_name(keys, source, model_type),
@@ -114,6 +119,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         unrotated_layers=_read_unrotated(keys, rules, n_layers, recurrent_layers),
         recurrent=recurrent,
         recurrent_layers=recurrent_layers,
+        single_blocks=single_blocks,
         multipliers=_read_multipliers(keys, rules),
         activation=rules.activation,
         norms_results=rules.is_gemma,
@@ -129,6 +135,17 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     return model_cfg
 
 
+def _read_mixture(
+    keys: Keys, rules: FamilyRules, n_layers: int, single_blocks: tuple[LayerKind, ...]
+) -> MoeConfig | None:
+    """Return the experts; a file may describe some of which its layers have none."""
+    has_none = bool(single_blocks) and "moe" not in single_blocks
+    if rules.experts is None or (has_none and not keys.has("n_routed_experts")):
+        return None
+    moe = read_experts(keys, rules.experts, n_layers, rules.activation)
+    return None if has_none else moe
+
+
 def _known_types(model_type: str) -> str:
     """Name the types that are read: those most like another one, or all."""
     near = nearest(model_type, FAMILIES)
@@ -142,6 +159,7 @@ def _read_prediction_layers(keys: Keys) -> int:
     `use_mtp` may switch them off; of several layers per prediction this program knows nothing.
     """
     keys.must_be("mtp_transformer_layers", 1)
+    keys.read.update(("mtp_layers_block_type", "mtp_hybrid_override_pattern"))  # their blocks
     spellings = (
         "num_nextn_predict_layers",
         "num_mtp_layers",
@@ -315,7 +333,7 @@ def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
 def _listed_as_sliding(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...] | None:
     """Return the sliding layers of `layer_types`; None where the file has no such list."""
     kinds = keys.texts("layer_types")
-    if rules.has_recurrent_layers:  # none of which slides
+    if rules.has_recurrent_layers or rules.has_single_blocks:  # none of which slides
         return None
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
@@ -364,7 +382,7 @@ def _read_biases(keys: Keys, rules: FamilyRules) -> bool:
 def _read_head_dim(keys: Keys, n_heads: int) -> int:
     """Return the width of a head: its own key's, or an equal share of the model's width."""
     width = keys.integer("hidden_size")
-    head_dim = keys.optional_integer("head_dim")
+    head_dim = keys.optional_integer("head_dim", "attention_head_dim")
     if head_dim is not None:
         return head_dim
     if width % n_heads:

@@ -4,24 +4,28 @@ Experts must fill every layer behind some leading dense ones; other patterns are
 """
 
 from .config import MoeConfig
-from .hf_families import ExpertRules
 from .hf_keys import Keys
+from .hf_rules import Activation, ExpertRules
 
 
-def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
+def read_experts(
+    keys: Keys, rules: ExpertRules, n_layers: int, activation: Activation = "silu"
+) -> MoeConfig:
     """Read sizes and router of a mixture of experts.
 
     Args:
         keys: of the file.
         rules: what the type of model fixes.
         n_layers: layers of the model.
+        activation: of its MLPs.
 
     Raises:
         ConfigError: a key is missing, of the wrong type, or asks for what is not modelled.
     """
     n_dense_layers = _dense_layers(keys, rules, n_layers)
     d_expert = keys.integer(rules.width)
-    keys.must_be("moe_shared_expert_intermediate_size", d_expert)
+    if not rules.is_nemotron_like:
+        keys.must_be("moe_shared_expert_intermediate_size", d_expert)
     keys.must_be("router_dtype", "fp32")
     score = "sigmoid" if rules.scoring == "sigmoid" else "softmax"
     for key in ("scoring_func", "score_function", "moe_router_activation_func"):
@@ -31,10 +35,13 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
     )
     if rules.is_normalised and not normalise:
         raise keys.complain("norm_topk_prob", "true, as this type of model always does")
-    is_like = rules.is_deepseek_like
+    is_like = rules.is_deepseek_like or rules.is_nemotron_like
     n_shared = keys.integer("n_shared_experts", "num_shared_experts", least=0) if is_like else 0
     if rules.has_gated_shared:
         n_shared = _shared_of_own_width(keys, d_expert)
+    if rules.is_nemotron_like:
+        keys.must_be("n_shared_experts", 1)
+        n_shared = _shared_of_own_width(keys, d_expert, "moe_shared_expert_intermediate_size")
     if is_like:
         keys.must_be("topk_method", "noaux_tc")
     if rules.is_corrected:
@@ -58,21 +65,25 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         # The number of the released code, which files of before transformers 5 do not hold.
         swiglu_alpha=keys.number("swiglu_alpha", default=1.702) if rules.is_clamped else 1.702,
         gated_shared=rules.has_gated_shared,
+        activation=activation,
+        d_latent=keys.optional_integer("moe_latent_size") if rules.is_nemotron_like else None,
     )
 
 
-def _shared_of_own_width(keys: Keys, d_expert: int) -> int:
+def _shared_of_own_width(
+    keys: Keys, d_expert: int, key: str = "shared_expert_intermediate_size"
+) -> int:
     """Return how many experts the shared one is as wide as."""
-    width = keys.integer("shared_expert_intermediate_size")
+    width = keys.integer(key)
     if width % d_expert:
-        raise keys.complain(
-            "shared_expert_intermediate_size", f"a multiple of the width of an expert, {d_expert}"
-        )
+        raise keys.complain(key, f"a multiple of the width of an expert, {d_expert}")
     return width // d_expert
 
 
 def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     """Return how many layers, all at the start, have a dense MLP."""
+    if rules.is_nemotron_like:
+        return 0
     if rules.is_deepseek_like:
         n_dense = keys.integer("first_k_dense_replace", least=0, most=n_layers)
     else:

@@ -1,97 +1,21 @@
 """What a Hugging Face model type fixes without saying so in its `config.json`, names included.
 
 One row per model type, read off the code that the type names: a type of known parts needs no more.
-Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet
-and Kimi Delta Attention, which this program does not model.
+Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet,
+Kimi Delta Attention and Mamba2, which this program does not model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
 
+from .hf_local_families import GEMMA2, GEMMA3, GEMMA4
+from .hf_rules import Activation as Activation
+from .hf_rules import ExpertRules
+from .hf_rules import FamilyRules as FamilyRules
+from .hf_rules import Scoring as Scoring
+from .hf_rules import up_matrices as up_matrices
 from .tensor_names import TensorNames
-
-#: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
-#: softmax over the chosen logits only.
-Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
-#: What the gates of dense MLPs go through: the logistic function times its argument, or GELU in its
-#: tanh form.
-Activation = Literal["silu", "gelu_tanh"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertRules:
-    """The rules of a mixture of experts that the type fixes."""
-
-    scoring: Scoring
-    #: Key of the width of an expert.
-    width: Literal["moe_intermediate_size", "intermediate_size"] = "moe_intermediate_size"
-    #: Weights are divided by their sum, whatever the file says; else the file must say.
-    is_normalised: bool = False
-    #: Chosen by scores plus a bias ("noaux_tc"), in groups, beside shared experts, scaled, after
-    #: some dense layers: the file must say each of the numbers.
-    is_deepseek_like: bool = False
-    has_biases: bool = False  #: router and experts have biases
-    is_corrected: bool = False  #: chosen by scores plus a bias, in one group
-    is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
-    #: Beside them is a shared expert of a width of its own, gated by each row.
-    has_gated_shared: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FamilyRules:
-    """The rules of a model type."""
-
-    family: str  #: types of one family name their tensors alike
-    architecture: str  #: the class that the rules are read off; a file must not name another
-    is_latent: bool = False
-    is_interleaved: bool = False  #: rotation turns neighbours, not halves
-    is_partial: bool = False  #: the file says which part of a head is rotated
-    is_scaled: bool = True  #: the file may scale the rotation for longer contexts
-    #: The file shares the rotation out to time, height and width: one position each, in text.
-    has_picture_axes: bool = False
-    #: Which projections have biases if `attention_bias` is true: none may, all but the output's, or
-    #: all four.
-    biases: Literal["none", "qkv", "all"] = "none"
-    are_biases_fixed: bool = False  #: they have them always; the key may only repeat it
-    #: Whether queries and keys of a head are normalised; "file": as `use_qk_norm` says; "joint":
-    #: those of all heads together.
-    qk_norm: Literal["no", "yes", "file", "joint"] = "no"
-    has_sinks: bool = False
-    #: Which layers see `sliding_window` keys only: none may, all do, or those in `layer_types`,
-    #: without which it is those from `max_window_layers` on ("late"), every other ("even"), or all
-    #: but every sixth, or as `sliding_window_pattern` says ("most").
-    windows: Literal["none", "all", "late", "even", "most"] = "none"
-    has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
-    #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; grouped
-    #: attention has a gate for its results.
-    has_recurrent_layers: bool = False
-    #: Recurrent layers are Kimi Delta Attention, which the file lists, and nothing is rotated.
-    is_kimi_linear: bool = False
-    has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
-    has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
-    activation: Activation = "silu"
-    #: Gemma: embeddings are multiplied by the root of their width, results of blocks normalised.
-    is_gemma: bool = False
-    #: The scores' multiplier is one over the root of `query_pre_attn_scalar`.
-    has_query_scalar: bool = False
-    #: Whether `final_logit_softcapping` and `attn_logit_softcapping` may cap logits and scores.
-    caps: frozenset[Literal["logits", "scores"]] = frozenset()
-    has_local_rotation: bool = False  #: sliding layers have a rotation of their own
-    #: Gemma 4: layers that do not slide have heads of their own, whose values may be keys; values
-    #: are normalised, scores not multiplied, and a stored number scales every layer.
-    has_global_heads: bool = False
-    experts: ExpertRules | None = None
-    are_all_layers_mixtures: bool = False  #: there is no width of dense ones
-    #: What the class takes for a key that the file leaves out. No width, depth or number of
-    #: experts is among them: without these a file describes no model.
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    #: How the class scales the rotation where a file has neither `rope_parameters` nor
-    #: `rope_scaling`.
-    scaling_by_default: Mapping[str, Any] = field(default_factory=dict)
-    names: TensorNames = field(default_factory=TensorNames)
-
 
 _DEEPSEEK = FamilyRules(
     family="deepseek",
@@ -115,85 +39,6 @@ _BAILING = FamilyRules(
         k_norm="attention.key_layernorm",
         output="attention.dense",
         correction_bias="mlp.gate.expert_bias",
-    ),
-)
-
-_GEMMA2 = FamilyRules(
-    family="gemma2",
-    architecture="Gemma2ForCausalLM",
-    biases="all",
-    windows="even",
-    activation="gelu_tanh",
-    is_gemma=True,
-    has_query_scalar=True,
-    caps=frozenset(("logits", "scores")),
-    defaults={
-        "vocab_size": 256_000,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "final_logit_softcapping": 30.0,
-        "attn_logit_softcapping": 50.0,
-        "rope_theta": 10_000.0,
-    },
-    names=TensorNames(mlp_norm="pre_feedforward_layernorm", are_norms_centred=True),
-)
-#: Scores and logits are never capped: no class caps the former, that with pictures not the latter.
-_GEMMA3 = replace(
-    _GEMMA2,
-    family="gemma3",
-    architecture="Gemma3ForCausalLM",
-    qk_norm="yes",
-    windows="most",
-    caps=frozenset(),
-    has_local_rotation=True,
-    defaults={
-        "vocab_size": 262_208,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "rope_theta": 1e6,
-        "rope_local_base_freq": 10_000.0,
-    },
-)
-
-#: The text part; its classes gate, cap and normalise as those of Gemma 2.
-_GEMMA4 = replace(
-    _GEMMA3,
-    family="gemma4",
-    architecture="Gemma4ForConditionalGeneration",
-    has_query_scalar=False,
-    caps=frozenset(("logits",)),
-    has_global_heads=True,
-    defaults={
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "sliding_window": 512,
-        "rope_theta": 1e6,
-        "rope_local_base_freq": 10_000.0,
-        "global_head_dim": 512,
-        "attention_k_eq_v": False,
-        "hidden_size_per_layer_input": 256,
-    },
-    scaling_by_default={"rope_type": "proportional", "partial_rotary_factor": 0.25},
-    names=TensorNames(
-        embedding="model.language_model.embed_tokens",
-        final_norm="model.language_model.norm",
-        layer="model.language_model.layers.{}.",
-        mlp_norm="pre_feedforward_layernorm",
-        beside=("model.vision_", "model.embed_vision.", "model.audio_", "model.embed_audio."),
     ),
 )
 
@@ -387,9 +232,9 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 "logits_scaling": 1.0,
             },
         ),
-        "gemma2": _GEMMA2,
-        "gemma3_text": _GEMMA3,
-        "gemma4_text": _GEMMA4,
+        "gemma2": GEMMA2,
+        "gemma3_text": GEMMA3,
+        "gemma4_text": GEMMA4,
         "phi3": FamilyRules(
             family="phi3",
             architecture="Phi3ForCausalLM",
@@ -477,6 +322,51 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 correction_bias="block_sparse_moe.e_score_correction_bias",
                 expert="block_sparse_moe.experts.{}.",
                 expert_gate_up_down=("w1", "w3", "w2"),
+            ),
+        ),
+        "nemotron_h": FamilyRules(
+            family="nemotron_h",
+            architecture="NemotronHForCausalLM",
+            has_single_blocks=True,
+            is_scaled=False,
+            activation="relu2",
+            experts=ExpertRules(scoring="sigmoid", is_nemotron_like=True),
+            defaults=_ROTATION
+            | {
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "rms_norm_eps": 1e-5,
+                "n_group": 1,
+                "topk_group": 1,
+                "norm_topk_prob": True,
+                "routed_scaling_factor": 1.0,
+                "n_shared_experts": 1,
+            },
+            names=TensorNames(
+                embedding="backbone.embeddings",
+                final_norm="backbone.norm_f",
+                layer="backbone.layers.{}.",
+                attention_norm="norm",
+                qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
+                output="mixer.o_proj",
+                recurrent=("mixer.in_proj",),
+                recurrent_taps=("mixer.conv1d",),
+                recurrent_fading="mixer.A_log",
+                recurrent_fading_bias="mixer.dt_bias",
+                recurrent_norm="mixer.norm",
+                recurrent_output="mixer.out_proj",
+                recurrent_skip="mixer.D",
+                mlp_norm="norm",
+                mlp="mixer.",
+                gate_up_down=("up_proj", "down_proj"),
+                router="mixer.gate",
+                correction_bias="mixer.gate.e_score_correction_bias",
+                expert="mixer.experts.{}.",
+                expert_gate_up_down=("up_proj", "down_proj"),
+                latent_in="mixer.fc1_latent_proj",
+                latent_out="mixer.fc2_latent_proj",
+                shared="mixer.shared_experts.",
+                beside=("mtp.",),
             ),
         ),
         "bailing_moe": _BAILING,

@@ -5,10 +5,10 @@ policy holds keeps the file's own words, because sizes can be read without it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from .config import MoeConfig
+from .config import LayerKind, MoeConfig
 from .hf_families import FamilyRules
 from .hf_keys import Keys
 
@@ -34,6 +34,7 @@ def read_released_format(
     n_layers: int,
     moe: MoeConfig | None,
     recurrent_layers: tuple[int, ...] = (),
+    single_blocks: tuple[LayerKind, ...] = (),
 ) -> tuple[str, tuple[str, ...] | None]:
     """Read the format of the weights.
 
@@ -43,6 +44,7 @@ def read_released_format(
         n_layers: layers of the model.
         moe: its experts.
         recurrent_layers: those that do not attend.
+        single_blocks: the kind of each layer, where it is one block.
 
     Returns:
         "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", or words for anything else; and the roles
@@ -69,9 +71,8 @@ def read_released_format(
             return method, None
     if found not in USUAL_ROLES:
         return found, None
-    modules = _modules(
-        rules, n_layers, moe, recurrent_layers, has_query_latent=keys.has("q_lora_rank")
-    )
+    layers = _layers_of_kinds(n_layers, moe, recurrent_layers, single_blocks)
+    modules = _modules(rules, layers, moe, has_query_latent=keys.has("q_lora_rank"))
     narrow = []
     for role in (role for role in roles if role in modules):
         spared = {spares(name) for name in modules[role]}
@@ -81,6 +82,28 @@ def read_released_format(
             narrow.append(role)
     usual = [role for role in USUAL_ROLES[found] if role in modules]
     return found, None if narrow == usual else tuple(narrow)
+
+
+def _layers_of_kinds(
+    n_layers: int,
+    moe: MoeConfig | None,
+    recurrent_layers: tuple[int, ...],
+    single_blocks: tuple[LayerKind, ...],
+) -> dict[str, list[int]]:
+    """List the layers that attend, that are recurrent, and that have either kind of MLP."""
+    if single_blocks:
+        own = {"attention": "unrotated", "recurrent": "recurrent", "dense": "dense", "moe": "moe"}
+        return {
+            kind: [i for i, found in enumerate(single_blocks) if found == word]
+            for kind, word in own.items()
+        }
+    n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
+    return {
+        "attention": [i for i in range(n_layers) if i not in recurrent_layers],
+        "recurrent": list(recurrent_layers),
+        "dense": list(range(n_dense)),
+        "moe": list(range(n_dense, n_layers)),
+    }
 
 
 def _fp8(block: Keys) -> str:
@@ -164,13 +187,15 @@ def _compile(block: Keys, key: str, text: str, is_library: bool = False) -> re.P
 
 def _modules(
     rules: FamilyRules,
-    n_layers: int,
+    layers: Mapping[str, Sequence[int]],
     moe: MoeConfig | None,
-    recurrent_layers: tuple[int, ...],
     *,
     has_query_latent: bool,
 ) -> dict[str, tuple[str, ...]]:
-    """List the modules of each role; the first expert stands for all of its layer."""
+    """List the modules of each role in the layers that have it.
+
+    The first expert stands for all of its layer.
+    """
     names = rules.names
     of_queries = (names.q_a, names.q_b) if has_query_latent else (names.q,)
     latent = (*of_queries, names.kv_a, names.kv_b)
@@ -183,21 +208,21 @@ def _modules(
         tuple(prefix + part for part in names.gate_up_down) for prefix in (names.mlp, names.shared)
     )
 
-    # Rates and decays, the last of the projections, are never narrow.
-    recurrent = (*names.recurrent[: len(names.recurrent) // 2], names.recurrent_output)
+    # Rates and decays, the last of the projections, are never narrow, unless they are in the only
+    # one.
+    n_narrow = max(1, len(names.recurrent) // 2)
+    recurrent = (*names.recurrent[:n_narrow], names.recurrent_output)
 
-    def of(layers: Iterable[int], modules: tuple[str, ...]) -> tuple[str, ...]:
+    def of(layers: Sequence[int], modules: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(names.layer.format(i) + module for i in layers for module in modules)
 
-    n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
-    sparse = range(n_dense, n_layers)
     found = {
-        "attention": of((i for i in range(n_layers) if i not in recurrent_layers), attention)
-        + of(recurrent_layers, recurrent),
-        "dense": of(range(n_dense), dense),
-        "expert": of(sparse, experts),
+        "attention": of(layers["attention"], attention) + of(layers["recurrent"], recurrent),
+        "dense": of(layers["dense"], dense),
+        "expert": of(layers["moe"], experts),
         "head": (names.head,),
     }
-    if moe is not None and moe.n_shared:
-        found["shared"] = of(sparse, shared)
+    if moe is not None:
+        latent = () if moe.d_latent is None else (names.latent_in, names.latent_out)
+        found["shared"] = of(layers["moe"], (*(shared if moe.n_shared else ()), *latent))
     return {role: modules for role, modules in found.items() if modules}

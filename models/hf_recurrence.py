@@ -1,11 +1,25 @@
 """Read the recurrent layers of a Hugging Face `config.json`: which they are, and their sizes.
 
-Gated DeltaNet and Kimi Delta Attention; other recurrences have types that are not read.
+Gated DeltaNet, Kimi Delta Attention and Mamba2; other recurrences have types that are not read.
 """
 
-from .config import RecurrentConfig
+from math import inf
+
+import numpy as np
+
+from .config import LayerKind, RecurrentConfig
 from .hf_families import FamilyRules
 from .hf_keys import Keys
+
+#: Layers of one block each: a letter of `hybrid_override_pattern`, words of lists, and its kind.
+_SINGLE_BLOCKS: tuple[tuple[str, tuple[str, ...], LayerKind], ...] = (
+    ("M", ("mamba", "linear_attention"), "recurrent"),
+    ("*", ("attention", "full_attention"), "unrotated"),
+    ("-", ("mlp",), "dense"),
+    ("E", ("moe",), "moe"),
+)
+#: No step is longer.
+_LARGEST = float(np.finfo(np.float32).max)
 
 #: Kinds of layer in a model with recurrent ones, these first.
 _RECURRENT_KINDS = ("linear_attention", "full_attention")
@@ -14,7 +28,7 @@ _RECURRENT_KINDS = ("linear_attention", "full_attention")
 def read_recurrence(
     keys: Keys, rules: FamilyRules, n_layers: int
 ) -> tuple[RecurrentConfig | None, tuple[int, ...]]:
-    """Read what recurrent layers are, and which layers are recurrent.
+    """Read what recurrent layers are, and which are recurrent beside an MLP.
 
     Args:
         keys: of the file.
@@ -26,9 +40,86 @@ def read_recurrence(
     """
     if rules.is_kimi_linear:
         return _read_kimi_delta(keys, n_layers)
+    if rules.has_single_blocks:
+        return _read_mamba2(keys), ()
     if not rules.has_recurrent_layers:
         return None, ()
     return _read_delta_net(keys), _read_layers(keys, n_layers)
+
+
+def read_single_blocks(keys: Keys) -> tuple[LayerKind, ...]:
+    """Return the kind of each layer's only block: from a list, or a pattern of letters.
+
+    Args:
+        keys: of the file.
+
+    Raises:
+        ConfigError: there is neither, both differ, or one has other kinds.
+    """
+    by_letter = {letter: kind for letter, _, kind in _SINGLE_BLOCKS}
+    by_word = {word: kind for _, words, kind in _SINGLE_BLOCKS for word in words}
+    found: list[tuple[LayerKind, ...]] = []
+    for key in ("layers_block_type", "layer_types"):
+        if keys.has(key):
+            words = keys.texts(key)
+            if not set(words) <= set(by_word):
+                raise keys.complain(key, f"a list of {', '.join(map(repr, by_word))}")
+            found.append(tuple(by_word[word] for word in words))
+    if keys.has("hybrid_override_pattern") or not found:
+        letters = keys.text("hybrid_override_pattern", default="")
+        if not letters or not set(letters) <= set(by_letter):
+            raise keys.complain("hybrid_override_pattern", f"letters of {''.join(by_letter)}")
+        found.append(tuple(by_letter[letter] for letter in letters))
+    if len(set(found)) > 1:
+        raise keys.complain("hybrid_override_pattern", "the layers that the file lists")
+    return found[0]
+
+
+def _read_mamba2(keys: Keys) -> RecurrentConfig:
+    keys.must_be("mamba_hidden_act", "silu")
+    keys.must_be("mamba_proj_bias", False)
+    keys.must_be("use_conv_bias", True)
+    keys.must_be("mamba_ssm_cache_dtype", "float32")
+    # Beginnings of the training; how a prompt is cut; and widths that the class does not use.
+    keys.read.update(("time_step_min", "time_step_max", "time_step_floor", "time_step_rank"))
+    keys.read.update(("chunk_size", "expand", "use_mamba_kernels"))
+    n_groups, n_heads = keys.integer("n_groups"), keys.integer("mamba_num_heads")
+    if n_heads % n_groups:
+        raise keys.complain("mamba_num_heads", f"a multiple of the {n_groups} groups")
+    least_step, most_step = _read_step_limits(keys)
+    return RecurrentConfig(
+        n_key_heads=n_groups,
+        n_value_heads=n_heads,
+        key_dim=keys.integer("ssm_state_size"),
+        value_dim=keys.integer("mamba_head_dim"),
+        taps=keys.integer("conv_kernel", least=2),
+        rule="mamba2",
+        least_step=least_step,
+        most_step=most_step,
+    )
+
+
+def _read_step_limits(keys: Keys) -> tuple[float, float | None]:
+    """Return within what steps stay; a limit beyond all numbers is none.
+
+    The class of transformers 5.24 takes `time_step_min` for the lower limit at prefill, and no
+    limit as it decodes; the publisher's code, vLLM and this program take `time_step_limit`.
+
+    Source:
+        Pull request 48989 of huggingface/transformers, which is to mend that class.
+    """
+    key = "time_step_limit"
+    keys.read.add(key)
+    given = keys.values.get(key)
+    if given is None:
+        return 0.0, None
+    # Strict JSON has no infinity; transformers 5 writes it as an object.
+    listed = given if isinstance(given, list) else []
+    pair = [inf if one == {"__float__": "Infinity"} else one for one in listed]
+    if [type(one) for one in pair] != [float, float] or not 0 <= pair[0] < pair[1]:
+        raise keys.complain(key, "two numbers, the lower first")
+    least, most = pair
+    return least, None if most > _LARGEST else most
 
 
 def _read_kimi_delta(keys: Keys, n_layers: int) -> tuple[RecurrentConfig, tuple[int, ...]]:

@@ -5,7 +5,6 @@ Holds no values and no formats: which role is stored in which format is the prec
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,6 +14,7 @@ from typing import Literal, get_args
 from lpu_jax.errors import ConfigError, unknown
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
+from .hf_families import up_matrices
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
 #: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
@@ -23,8 +23,9 @@ Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embe
 #: "recurrent" stands in the place of attention.
 Kind = Literal["embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe", "head"]
 
-#: Logical axes of the columns of output projections.
-OUTPUT_AXES = frozenset({"d_out", "shared_d_out"})
+#: Logical axes of the columns of output projections: "alone" where no other sum of the block has as
+#: many.
+OUTPUT_AXES = frozenset({"d_out", "shared_d_out", "alone_d_out"})
 
 #: Spread of random biases: small against what they are added to, yet large enough to see.
 _BIAS_STD = 0.1
@@ -193,45 +194,67 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
 def _recurrent(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     if model_cfg.recurrent is None:
         raise ConfigError(f"{model_cfg.name} has no recurrent block: all its layers attend.")
-    return _delta_net(model_cfg.d_model, model_cfg.recurrent)
+    return _recurrence(model_cfg.d_model, model_cfg.recurrent)
 
 
-def _delta_net(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
-    """Describe Gated DeltaNet; its key heads are split as the key/value heads of attention are.
+def _recurrence(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
+    """Describe a recurrence; its key heads are split as the key/value heads of attention are.
 
     Of `qk` come queries and keys, of `vz` values and gates, of `ba` rates and decays: narrow, and
     what the whole state is multiplied by, so that formats spare them as they spare routers. With
-    decays of channels, these and gates come through `fg_a`.
+    decays of channels, these and gates come through `fg_a`. Mamba2 has no decays of their own, and
+    its rates are columns of the matrix that makes all the rest, which formats take as one.
     """
-    heads, per_key = (net.n_key_heads, "kv_heads"), (net.value_heads_per_key, "q_per_kv")
-    key_dim, value_dim, taps = net.key_dim, net.value_dim, net.taps
-    convolved = replace(_bias("attention", heads), std=taps**-0.5)
-    qk, v = (taps, 2, heads[0], key_dim), (taps, heads[0], per_key[0], value_dim)
-    of_gates = {
-        "vz": _matrix("attention", d_model, 2, heads, per_key, value_dim),
-        "ba": _matrix("router", d_model, 2, heads, per_key),
-    }
-    fading_bias, rank = _bias("attention", heads, per_key), net.channel_rank
-    if rank is not None:
-        of_gates = {
-            "v": _matrix("attention", d_model, heads, per_key, value_dim),
-            "fg_a": _matrix("attention", d_model, 2, rank),
-            "f_b": _matrix("attention", rank, heads, per_key, key_dim),
-            "g_b": _matrix("attention", rank, heads, per_key, value_dim),
-            "b": _matrix("router", d_model, heads, per_key),
+    heads, per_key, value_dim = *_heads(net), net.value_dim
+    convolved = replace(_bias("attention", heads), std=net.taps**-0.5)
+    qk = (net.taps, 2, net.n_key_heads, net.key_dim)
+    v = (net.taps, net.n_key_heads, net.value_heads_per_key, value_dim)
+    by_channel: tuple[tuple[int, str | None], ...] = ()
+    if net.channel_rank is not None:
+        by_channel = ((net.key_dim, None),)
+    out_norm, of_mamba2 = _norm(value_dim), {}
+    if net.rule == "mamba2":
+        out_norm = _norm(heads, per_key, value_dim)
+        of_mamba2 = {
+            "qk_taps_bias": _bias("attention", (2, None), heads, (net.key_dim, None)),
+            "v_taps_bias": _bias("attention", heads, per_key, (value_dim, None)),
+            "skip": replace(_bias("norm", heads, per_key), std=0.0),
         }
-        fading_bias = _bias("attention", heads, per_key, (key_dim, None))
     return {
         "norm": _norm(d_model),
-        "qk": _matrix("attention", d_model, 2, heads, key_dim),
-        **of_gates,
+        "qk": _matrix("attention", d_model, 2, heads, net.key_dim),
+        **_of_gates(d_model, net),
         "qk_taps": replace(convolved, shape=qk, axes=(None, None, "kv_heads", None)),
         "v_taps": replace(convolved, shape=v, axes=(None, "kv_heads", "q_per_kv", None)),
         # How fast a head forgets: positive, as norms are.
         "fading": replace(_bias("norm", heads, per_key), std=0.0),
-        "fading_bias": fading_bias,
-        "out_norm": _norm(value_dim),
+        "fading_bias": _bias("attention", heads, per_key, *by_channel),
+        **of_mamba2,
+        "out_norm": out_norm,
         "o": _matrix("attention", heads, per_key, value_dim, (d_model, "d_out"), rows=3),
+    }
+
+
+def _heads(net: RecurrentConfig) -> tuple[tuple[int, str], tuple[int, str]]:
+    """Return the dimensions of key heads, and of the value heads of each."""
+    return (net.n_key_heads, "kv_heads"), (net.value_heads_per_key, "q_per_kv")
+
+
+def _of_gates(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
+    """Describe what makes the values of a recurrence, its gates, rates and decays."""
+    heads, per_key = _heads(net)
+    vz = _matrix("attention", d_model, 2, heads, per_key, net.value_dim)
+    if net.rule == "mamba2":
+        return {"vz": vz, "b": _matrix("attention", d_model, heads, per_key)}
+    rank = net.channel_rank
+    if rank is None:
+        return {"vz": vz, "ba": _matrix("router", d_model, 2, heads, per_key)}
+    return {
+        "v": _matrix("attention", d_model, heads, per_key, net.value_dim),
+        "fg_a": _matrix("attention", d_model, 2, rank),
+        "f_b": _matrix("attention", rank, heads, per_key, net.key_dim),
+        "g_b": _matrix("attention", rank, heads, per_key, net.value_dim),
+        "b": _matrix("router", d_model, heads, per_key),
     }
 
 
@@ -267,7 +290,7 @@ def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model, d_ff = model_cfg.d_model, model_cfg.d_ff
     return {
         "norm": _norm(d_model),
-        "gate_up": _matrix("dense", d_model, 2, (d_ff, "mlp")),
+        "gate_up": _matrix("dense", d_model, up_matrices(model_cfg.activation), (d_ff, "mlp")),
         "down": _matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
         **_of_result(model_cfg),
         **({"layer_scale": _norm(1)} if model_cfg.scales_layers else {}),
@@ -284,13 +307,18 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     if moe.correction_bias:
         # Small against the router's scores (0 to 1), large enough to change which are chosen.
         params["router_bias"] = replace(_bias("router", (moe.n_experts, None)), std=0.05)
+    if moe.d_latent is not None:
+        # Every row passes them, as it passes the shared expert.
+        params["latent_in"] = _matrix("shared", d_model, (moe.d_latent, "latent"))
+        params["latent_out"] = _matrix("shared", moe.d_latent, (d_model, "latent_d_out"))
     params |= expert_params(d_model, moe)
     if moe.n_shared:
         shared = (moe.d_shared, "shared_mlp")
         if moe.gated_shared:
             params["shared_gate"] = _matrix("router", d_model, 1)
-        params["shared_gate_up"] = _matrix("shared", d_model, 2, shared)
-        params["shared_down"] = _matrix("shared", shared, (d_model, "shared_d_out"))
+        params["shared_gate_up"] = _matrix("shared", d_model, up_matrices(moe.activation), shared)
+        columns = "shared_d_out" if moe.d_latent is None else "alone_d_out"
+        params["shared_down"] = _matrix("shared", shared, (d_model, columns))
     return params
 
 
@@ -300,12 +328,13 @@ def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
     The first dimension of each counts experts.
     """
     experts, width = (moe.n_experts, "experts"), (moe.d_expert, "expert_mlp")
-    params = {"gate_up": _matrix("expert", experts, d_model, 2, width, batch=1)}
+    d_row, n_up = d_model if moe.d_latent is None else moe.d_latent, up_matrices(moe.activation)
+    params = {"gate_up": _matrix("expert", experts, d_row, n_up, width, batch=1)}
     if moe.expert_bias:
-        params["gate_up_bias"] = _bias("expert", experts, (2, None), width, batch=1)
-    params["down"] = _matrix("expert", experts, width, (d_model, "d_out"), batch=1)
+        params["gate_up_bias"] = _bias("expert", experts, (n_up, None), width, batch=1)
+    params["down"] = _matrix("expert", experts, width, (d_row, "d_out"), batch=1)
     if moe.expert_bias:
-        params["down_bias"] = _bias("expert", experts, (1, "once"), (d_model, "d_out"), batch=1)
+        params["down_bias"] = _bias("expert", experts, (1, "once"), (d_row, "d_out"), batch=1)
     return params
 
 
@@ -326,14 +355,8 @@ def model_params(model_cfg: ModelConfig) -> tuple[tuple[int, ParamSpec], ...]:
 
     A tied embedding table is left out: it is the head's.
     """
-    n_moe = model_cfg.n_moe_layers
-    counts: dict[Kind, int] = {
-        "embed": 0 if model_cfg.tie_embeddings else 1,
-        **Counter(model_cfg.attention_kind(layer) for layer in range(model_cfg.n_layers)),
-        "dense": model_cfg.n_layers - n_moe,
-        "moe": n_moe,
-        "head": 1,
-    }
+    counts: dict[str, int] = {"embed": 0 if model_cfg.tie_embeddings else 1, "head": 1}
+    counts.update(model_cfg.kind_counts)
     return tuple(
         (count, spec)
         for kind, count in counts.items()

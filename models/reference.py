@@ -20,7 +20,7 @@ from .params import Kind, block_params, expert_params
 from .reference_attention import GqaAttention, MlaAttention
 from .reference_mixture import Mlp, Moe
 from .reference_parts import Hidden, Params, RmsNorm, capped, contract, param
-from .reference_recurrence import DeltaNet
+from .reference_recurrence import DeltaNet, Mamba2
 from .weights.source import WeightSource
 from .weights.stored import dequantised
 
@@ -51,7 +51,7 @@ class Head(nnx.Module):
         return capped(logits, self.cap)
 
 
-Module = Embed | GqaAttention | MlaAttention | DeltaNet | Mlp | Moe | Head
+Module = Embed | GqaAttention | MlaAttention | DeltaNet | Mamba2 | Mlp | Moe | Head
 
 
 def reference_block(
@@ -88,6 +88,8 @@ def reference_block(
             rope = None if kind == "unrotated" else model_cfg.rope_of(kind)
             return GqaAttention(model_cfg, attention, params, window=window, rope=rope)
         case "recurrent" if model_cfg.recurrent is not None:
+            if model_cfg.recurrent.rule == "mamba2":
+                return Mamba2(model_cfg, model_cfg.recurrent, params)
             return DeltaNet(model_cfg, model_cfg.recurrent, params)
         case "dense":
             return Mlp(model_cfg, params)
@@ -112,13 +114,8 @@ def _chain(model_cfg: ModelConfig) -> Iterator[tuple[Kind, int]]:
     """List the blocks in the order a token meets them: kind and layer."""
     yield "embed", 0
     for layer in range(model_cfg.n_layers):
-        if layer in model_cfg.recurrent_layers:
-            yield "recurrent", layer
-        elif layer in model_cfg.unrotated_layers:
-            yield "unrotated", layer
-        else:
-            yield "sliding" if layer in model_cfg.sliding_layers else "attention", layer
-        yield "moe" if model_cfg.is_moe_layer(layer) else "dense", layer
+        for kind in model_cfg.layer_kinds(layer):
+            yield kind, layer
     yield "head", 0
 
 

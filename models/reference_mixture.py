@@ -12,19 +12,29 @@ from jaxtyping import Array, Float32, Int
 from lpu_jax.errors import ConfigError
 
 from .config import ModelConfig, MoeConfig
+from .hf_families import Activation
 from .reference_parts import Hidden, Params, Result, RmsNorm, contract, param
 
 
-def swiglu(x: Hidden, gate_up: Float32[Array, "d 2 f"], down: Float32[Array, "f d"]) -> Hidden:
-    """Return `(silu(x gate) * x up) down`."""
-    gate, up = rearrange(contract("btd,dcf->btcf", x, gate_up), "b t c f -> c b t f")
-    return contract("btf,fd->btd", jax.nn.silu(gate) * up, down)
+def activated(both: Float32[Array, "b t n f"], activation: Activation) -> Float32[Array, "b t f"]:
+    """Return `silu(gate) * up`, `gelu(gate) * up` with GELU in its tanh form, or `max(up, 0)²`."""
+    if activation == "relu2":
+        squared: Array = jnp.square(jnp.maximum(both[:, :, 0], 0.0))
+        return squared
+    gate, up = rearrange(both, "b t c f -> c b t f")
+    bent: Array = jax.nn.silu(gate) if activation == "silu" else jax.nn.gelu(gate, approximate=True)
+    return bent * up
 
 
-def geglu(x: Hidden, gate_up: Float32[Array, "d 2 f"], down: Float32[Array, "f d"]) -> Hidden:
-    """Return `(gelu(x gate) * x up) down`, GELU in its tanh form."""
-    gate, up = rearrange(contract("btd,dcf->btcf", x, gate_up), "b t c f -> c b t f")
-    return contract("btf,fd->btd", jax.nn.gelu(gate, approximate=True) * up, down)
+def mlp(
+    x: Hidden,
+    gate_up: Float32[Array, "d n f"],
+    down: Float32[Array, "f d"],
+    activation: Activation,
+) -> Hidden:
+    """Return `activated(x gate, x up) down`."""
+    both = contract("btd,dcf->btcf", x, gate_up)
+    return contract("btf,fd->btd", activated(both, activation), down)
 
 
 class Mlp(nnx.Module):
@@ -34,11 +44,12 @@ class Mlp(nnx.Module):
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
         self.result = Result(model_cfg, params)
-        self.mlp = swiglu if model_cfg.activation == "silu" else geglu
+        self.activation = model_cfg.activation
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on every token."""
-        return self.result(x, self.mlp(self.norm(x), self.gate_up[...], self.down[...]))
+        added = mlp(self.norm(x), self.gate_up[...], self.down[...], self.activation)
+        return self.result(x, added)
 
 
 class Moe(nnx.Module):
@@ -67,6 +78,10 @@ class Moe(nnx.Module):
         if moe.expert_bias:
             self.gate_up_bias = param(params, "gate_up_bias")
             self.down_bias = param(params, "down_bias")
+        if moe.d_latent is not None:
+            self.latent_in, self.latent_out = (
+                param(params, name) for name in ("latent_in", "latent_out")
+            )
         if moe.n_shared:
             self.shared_gate_up = param(params, "shared_gate_up")
             self.shared_down = param(params, "shared_down")
@@ -93,14 +108,28 @@ class Moe(nnx.Module):
         ids, weights = self._choose(normed, forced_ids)
         total = x
         if self.moe.n_shared:
-            shared = swiglu(normed, self.shared_gate_up[...], self.shared_down[...])
+            gate_up, down = self.shared_gate_up[...], self.shared_down[...]
+            shared = mlp(normed, gate_up, down, self.moe.activation)
             if self.moe.gated_shared:
                 gate = contract("btd,dc->btc", normed, self.shared_gate[...])
                 shared = jax.nn.sigmoid(gate) * shared
             total = total + self.multiplier * shared
+        routed = self._routed(normed, ids, weights)
+        return total + self.multiplier * routed
+
+    def _routed(
+        self, normed: Hidden, ids: Int[Array, "b t k"], weights: Float32[Array, "b t k"]
+    ) -> Hidden:
+        """Add the weighted results of the experts held, in a latent space where there is one."""
+        rows = normed
+        if self.moe.d_latent is not None:
+            rows = contract("btd,dc->btc", normed, self.latent_in[...])
+        total = jnp.zeros_like(rows)
         for slot, expert_id in enumerate(self.held):
             weight = jnp.sum(jnp.where(ids == expert_id, weights, 0.0), axis=-1, keepdims=True)
-            total = total + self.multiplier * weight * self._expert(normed, slot)
+            total = total + weight * self._expert(rows, slot)
+        if self.moe.d_latent is not None:
+            total = contract("btc,cd->btd", total, self.latent_out[...])
         return total
 
     def _expert(self, x: Hidden, slot: int) -> Hidden:
@@ -108,10 +137,10 @@ class Moe(nnx.Module):
         both = contract("btd,dcf->btcf", x, self.gate_up[slot])
         if moe.expert_bias:
             both = both + self.gate_up_bias[slot][None, None]
-        gate, up = rearrange(both, "b t c f -> c b t f")
         if moe.swiglu_limit is None:
-            hidden = jax.nn.silu(gate) * up
+            hidden = activated(both, moe.activation)
         else:
+            gate, up = rearrange(both, "b t c f -> c b t f")
             gate = jnp.minimum(gate, moe.swiglu_limit)
             up = jnp.clip(up, -moe.swiglu_limit, moe.swiglu_limit)
             hidden = (up + 1.0) * gate * jax.nn.sigmoid(moe.swiglu_alpha * gate)

@@ -1,6 +1,6 @@
-"""Gated DeltaNet in the float32 reference: whole prompts, a state that steps from token to token.
+"""Recurrences in the float32 reference: whole prompts, a state that steps from token to token.
 
-A plain recurrence, as its paper writes it: no cache, no sharding, no chunks.
+Plain ones, as their papers write them: no cache, no sharding, no chunks.
 """
 
 import jax
@@ -36,25 +36,29 @@ def unit_length(x: Float32[Array, "*rows width"]) -> Float32[Array, "*rows width
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-def delta_rule(
+def linear_recurrence(
     query: Float32[Array, "b t n key"],
     key: Float32[Array, "b t n key"],
     value: Float32[Array, "b t n value"],
     decay: Float32[Array, "b t n channels"],
     rate: Float32[Array, "b t n"],
+    *,
+    corrects: bool,
 ) -> Float32[Array, "b t n value"]:
     """Return what each token reads of the state of each head, which begins as zeros.
 
-    A decay is one for all key channels, or one for each.
+    A decay is one for all key channels, or one for each. By the delta rule a value is corrected by
+    what the state holds of its key.
 
     Source:
-        Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10.
+        Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10; Dao, Gu,
+        "Transformers are SSMs" (arXiv 2405.21060).
     """
 
     def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
         q, k, v, a, b = token
         state = state * a[..., None]
-        error = v - contract("bnkv,bnk->bnv", state, k)
+        error = v - contract("bnkv,bnk->bnv", state, k) if corrects else v
         state = state + contract("bnk,bnv->bnkv", k, error * b[..., None])
         return state, contract("bnkv,bnk->bnv", state, q)
 
@@ -92,12 +96,13 @@ class DeltaNet(nnx.Module):
         query, key = (jnp.repeat(unit_length(part), inside, axis=2) for part in (query, key))
         bias = self.fading_bias[...].reshape(1, 1, *fade.shape[2:])
         fade = jax.nn.softplus(fade + bias)
-        read = delta_rule(
+        read = linear_recurrence(
             query * self.net.key_dim**-0.5,
             key,
             rearrange(value, "b t k g h -> b t (k g) h"),
             jnp.exp(-self.fading[...].reshape(1, 1, -1, 1) * fade),
             jax.nn.sigmoid(rate),
+            corrects=True,
         )
         heads = rearrange(self.out_norm(read), "b t (k g) h -> b t k g h", g=inside)
         out = contract("btkgh,kghd->btd", heads * gate, self.o[...])
@@ -117,3 +122,49 @@ class DeltaNet(nnx.Module):
         rate = rearrange(contract("btd,dkg->btkg", x, given["b"]), "b t k g -> b t (k g)")
         value = contract("btd,dkgh->btkgh", x, given["v"])
         return value, jax.nn.sigmoid(gate), rate, rearrange(fade, "b t k g h -> b t (k g) h")
+
+
+class Mamba2(nnx.Module):
+    """Mamba2 block: `x + recurrence(norm(x))`."""
+
+    def __init__(self, model_cfg: ModelConfig, net: RecurrentConfig, params: Params) -> None:
+        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.qk, self.vz, self.b = (param(params, name) for name in ("qk", "vz", "b"))
+        self.qk_taps, self.v_taps = param(params, "qk_taps"), param(params, "v_taps")
+        self.qk_bias, self.v_bias = param(params, "qk_taps_bias"), param(params, "v_taps_bias")
+        self.fading, self.fading_bias = param(params, "fading"), param(params, "fading_bias")
+        self.skip, self.out_norm = param(params, "skip"), param(params, "out_norm")
+        self.o = param(params, "o")
+        self.net, self.eps = net, model_cfg.norm_eps
+        self.multiplier = model_cfg.multipliers.residual
+
+    def __call__(self, x: Hidden) -> Hidden:
+        """Run the block on a whole prompt."""
+        normed, inside = self.norm(x), self.net.value_heads_per_key
+        qk = contract("btd,dckh->btckh", normed, self.qk[...])
+        value, gate = jnp.moveaxis(contract("btd,dckgh->btckgh", normed, self.vz[...]), 2, 0)
+        qk = jax.nn.silu(convolve(qk, self.qk_taps[...]) + self.qk_bias[...][None, None])
+        value = jax.nn.silu(convolve(value, self.v_taps[...]) + self.v_bias[...][None, None])
+        step = contract("btd,dkg->btkg", normed, self.b[...]) + self.fading_bias[...][None, None]
+        step = jnp.clip(jax.nn.softplus(step), self.net.least_step, self.net.most_step)
+        decay = jnp.exp(-self.fading[...][None, None] * step)
+        query, key = (
+            jnp.repeat(part, inside, axis=2) for part in rearrange(qk, "b t c k h -> c b t k h")
+        )
+        read = linear_recurrence(
+            query,
+            key,
+            rearrange(value, "b t k g h -> b t (k g) h"),
+            rearrange(decay, "b t k g -> b t (k g) 1"),
+            rearrange(step, "b t k g -> b t (k g)"),
+            corrects=False,
+        )
+        read = rearrange(read, "b t (k g) h -> b t k g h", g=inside)
+        read = read + self.skip[...][None, None, :, :, None] * value
+        heads = self._normed(read * jax.nn.silu(gate))
+        return x + self.multiplier * contract("btkgh,kghd->btd", heads, self.o[...])
+
+    def _normed(self, heads: Float32[Array, "b t k g h"]) -> Float32[Array, "b t k g h"]:
+        """Normalise the value heads of a key head together."""
+        mean_square = jnp.mean(jnp.square(heads), axis=(-2, -1), keepdims=True)
+        return heads * jax.lax.rsqrt(mean_square + self.eps) * self.out_norm[...][None, None]

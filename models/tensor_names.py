@@ -28,7 +28,8 @@ class TensorNames:
 
     #: The projections of a recurrent layer: queries, keys, values and gates, by key head, then
     #: rates and decays, by key head; or, in four, queries with keys and values, gates, rates,
-    #: decays; or, in eight, queries, keys, values, both of decays, both of gates, rates.
+    #: decays; or, in eight, queries, keys, values, both of decays, both of gates, rates. Of Mamba2
+    #: one: gates, values, keys, queries, steps.
     recurrent: tuple[str, ...] = ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")
     #: Taps of queries, keys and values, together or one by one.
     recurrent_taps: tuple[str, ...] = ("linear_attn.conv1d",)
@@ -36,6 +37,7 @@ class TensorNames:
     recurrent_fading_bias: str = "linear_attn.dt_bias"
     recurrent_norm: str = "linear_attn.norm"
     recurrent_output: str = "linear_attn.out_proj"
+    recurrent_skip: str = "linear_attn.D"  #: by which a head's value is added to its result
 
     q: str = "self_attn.q_proj"  #: where queries have no latent
     q_a: str = "self_attn.q_a_proj"
@@ -59,10 +61,13 @@ class TensorNames:
     #: In such a tensor, gate and up columns alternate, or the gate's stand before all of the up's.
     do_columns_alternate: bool = True
     are_fused_turned: bool = False  #: such tensors are `[experts, out, in]`
+    latent_in: str = "mlp.latent_in"  #: into the space of experts that work in a narrower one
+    latent_out: str = "mlp.latent_out"
     shared: str = "mlp.shared_experts."
     shared_gate: str = "mlp.shared_expert_gate"
     #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert; a
-    #: family that stores gate and up as one names only that, before the down matrix.
+    #: family that stores gate and up as one, or has no gates, names only that before the down
+    #: matrix.
     gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     expert_gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     #: What the names of other parts, which are left out, start with: towers for pictures.

@@ -100,6 +100,22 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             file="qwen3.5-397b-a17b.json",
             source=_AICONFIGURATOR + ", text part of Qwen/Qwen3.5-397B-A17B",
         ),
+        "nemotron-h-56b": NamedModel(
+            file="nemotron-h-56b.json", source=_AICONFIGURATOR + ", file of Nemotron-H-56B-Base-8K"
+        ),
+        "nemotron-3-nano-30b-a3b": NamedModel(
+            file="nemotron-3-nano-30b-a3b.json",
+            source=_AICONFIGURATOR + ", file of NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+        ),
+        "nemotron-3-super-120b-a12b": NamedModel(
+            file="nemotron-3-super-120b-a12b.json",
+            source=_AICONFIGURATOR + ", file of NVIDIA-Nemotron-3-Super-120B-A12B-FP8, which says "
+            "of the formats of its weights nothing",
+        ),
+        "nemotron-3-ultra-550b-a55b": NamedModel(
+            file="nemotron-3-ultra-550b-a55b.json",
+            source=_AICONFIGURATOR + ", file of NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16",
+        ),
         "gpt-oss-20b": _own_file("gpt-oss-20b"),
         "gpt-oss-120b": _own_file("gpt-oss-120b"),
         "minimax-m2.5": NamedModel(

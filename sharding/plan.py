@@ -237,6 +237,10 @@ class MlpShard(Shard):
     order: tuple[str, ...] = ("replica", "tensor")
 
 
+#: Logical axes of a mixture's matrices that every row passes: all its chips share them out.
+_OF_EVERY_ROW = ("shared_mlp", "shared_d_out", "alone_d_out", "latent", "latent_d_out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MoeShard(Shard):
     """How a MoE block splits its group.
@@ -256,10 +260,8 @@ class MoeShard(Shard):
 
     part, letter, title = "moe", "m", "experts"
 
-    expert: int = _axis("e", "experts", "shared_mlp", "shared_d_out", pieces="experts", sums=True)
-    tensor: int = _axis(
-        "t", *("expert_mlp", "d_out", "once", "shared_mlp", "shared_d_out"), sums=True
-    )
+    expert: int = _axis("e", "experts", *_OF_EVERY_ROW, pieces="experts", sums=True)
+    tensor: int = _axis("t", "expert_mlp", "d_out", "once", *_OF_EVERY_ROW, sums=True)
     replica: int = _axis("r")
     split: Split = Split.ROW
     slots: int | None = None

@@ -98,7 +98,7 @@ def check_drafts(cfg: ModelConfig) -> None:
     Raises:
         LpuError: it has recurrent layers.
     """
-    if cfg.recurrent_layers:
+    if "recurrent" in cfg.kind_counts:
         raise LpuError(
             f"{cfg.name} has recurrent layers, whose states would keep drafts that are not "
             "accepted; drafts are not built for it."

@@ -3,6 +3,7 @@
 `wrong_conventions` lists them.
 """
 
+import dataclasses
 import inspect
 import sys
 import textwrap
@@ -50,7 +51,7 @@ class Mutant:
     def block(self, kind: str, layer: int = 0) -> Arrays:
         # A changed configuration may call the attention of a layer by another kind.
         is_attention = kind in ("attention", "sliding", "unrotated", "recurrent")
-        own = self.right.config.attention_kind(layer) if is_attention else kind
+        own = self.right.config.layer_kinds(layer)[0] if is_attention else kind
         return self._changed(self.right.block(own, layer), block_params(self.config, kind))
 
     def expert(self, layer: int, expert_id: int) -> Arrays:
@@ -62,6 +63,25 @@ class Mutant:
         """Change arrays; what the changed configuration does not know is left out."""
         values = self.change({name: dequantised(weight) for name, weight in arrays.items()})
         return {name: value for name, value in values.items() if name in wanted}
+
+
+def change_model(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
+    """Change fields of the configuration."""
+    return lambda cfg: dataclasses.replace(cfg, **changes)
+
+
+def change_part(part: str, **changes: Any) -> Callable[[ModelConfig], ModelConfig]:
+    """Change fields of a part of the configuration."""
+    return lambda cfg: dataclasses.replace(
+        cfg, **{part: dataclasses.replace(getattr(cfg, part), **changes)}
+    )
+
+
+def change_array(
+    name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[Arrays], Arrays]:
+    """Change one array wherever a block has it."""
+    return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
 
 
 def edit(patch: pytest.MonkeyPatch, edits: tuple[Edit, ...]) -> None:

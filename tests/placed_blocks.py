@@ -98,6 +98,36 @@ TINY_NEXT = dataclasses.replace(
     recurrent=RecurrentConfig(n_key_heads=2, n_value_heads=4, key_dim=16, value_dim=24, taps=4),
     recurrent_layers=(0, 2),
 )
+#: One block a layer: Mamba2, whose two groups have two heads each, experts in a narrower space, and
+#: attention without rotation. Steps are long enough for the limit to be met by some.
+TINY_NEMOTRON = dataclasses.replace(
+    zoo.model("nemotron-3-ultra-550b-a55b"),
+    n_layers=4,
+    d_model=96,
+    d_ff=64,
+    vocab_size=128,
+    attention=GqaConfig(n_heads=4, n_kv_heads=2, head_dim=32),
+    rope=dataclasses.replace(_LLAMA.rope, dim=32),
+    moe=MoeConfig(
+        n_experts=6,
+        top_k=2,
+        n_shared=2,
+        d_expert=32,
+        d_latent=48,
+        routed_scaling=2.5,
+        activation="relu2",
+    ),
+    recurrent=RecurrentConfig(
+        n_key_heads=2,
+        n_value_heads=4,
+        key_dim=16,
+        value_dim=24,
+        taps=4,
+        rule="mamba2",
+        least_step=0.5,
+    ),
+    single_blocks=("recurrent", "moe", "unrotated", "dense"),
+)
 #: Six heads, which no power of two divides, and 24 experts.
 SIX_HEADS_KIMI = dataclasses.replace(
     _KIMI,
@@ -139,9 +169,10 @@ def place(
     policy: str = "fp16",
     system: System = NODE,
 ) -> LoadedBlock:
-    """Load a block of the last layer with random weights of seed 0."""
+    """Load a block of the last layer that has one, with random weights of seed 0."""
     source = SyntheticWeights(cfg)
-    layer = cfg.n_layers - 1
+    layers = [i for i in range(cfg.n_layers) if kind in cfg.layer_kinds(i)]
+    layer = layers[-1] if layers else 0  # the embedding and the head are of none
     return load_block(source, system, the_plan, kind, layer, request, policy=policy_named(policy))
 
 

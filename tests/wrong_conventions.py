@@ -10,23 +10,22 @@ from typing import Any
 
 import numpy as np
 from mistakes import Arrays, Mistake
+from mistakes import change_array as _array
+from mistakes import change_model as _model
+from mistakes import change_part as _part
+from wrong_nemotron import NEMOTRON
 
 from lpu_jax.datapath import masks
 from models.config import ModelConfig
 from models.layers import grouped, mlp, recurrent, rotary, router
 from models.reference_attention import GqaAttention, causal_softmax, rotate
 from models.reference_mixture import Moe
-from models.reference_recurrence import DeltaNet, convolve, delta_rule, unit_length
-
-
-def _model(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
-    return lambda cfg: dataclasses.replace(cfg, **changes)
-
-
-def _part(part: str, **changes: Any) -> Callable[[ModelConfig], ModelConfig]:
-    return lambda cfg: dataclasses.replace(
-        cfg, **{part: dataclasses.replace(getattr(cfg, part), **changes)}
-    )
+from models.reference_recurrence import (
+    DeltaNet,
+    convolve,
+    linear_recurrence,
+    unit_length,
+)
 
 
 def _scaling(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
@@ -44,11 +43,6 @@ def _temperature_once(cfg: ModelConfig) -> ModelConfig:
 def _both_attentions(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
     """Change the attention of all layers where sliding ones have their own."""
     return lambda cfg: _part("attention", **changes)(_part("sliding_attention", **changes)(cfg))
-
-
-def _array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
-    """Change one array wherever a block has it."""
-    return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
 
 
 def _norms_as_stored(arrays: Arrays) -> Arrays:
@@ -285,12 +279,12 @@ MISTAKES: dict[str, Mistake] = {
         model="qwen3_next",
         reference=(
             (
-                delta_rule,
+                linear_recurrence,
                 "state = state * a[..., None]",
                 "before, state = state, state * a[..., None]",
             ),
             (
-                delta_rule,
+                linear_recurrence,
                 'v - contract("bnkv,bnk->bnv", state, k)',
                 'v - contract("bnkv,bnk->bnv", before, k)',
             ),
@@ -298,13 +292,13 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "recurrence: state not corrected": Mistake(
         model="qwen3_next",
-        reference=((delta_rule, 'v - contract("bnkv,bnk->bnv", state, k)', "v"),),
+        reference=((linear_recurrence, 'v - contract("bnkv,bnk->bnv", state, k)', "v"),),
     ),
     "recurrence: read before it is written": Mistake(
         model="qwen3_next",
         reference=(
             (
-                delta_rule,
+                linear_recurrence,
                 'return state, contract("bnkv,bnk->bnv", state, q)',
                 "added = contract('bnk,bnv->bnkv', k, error * b[..., None])\n        "
                 'return state, contract("bnkv,bnk->bnv", state - added, q)',
@@ -326,13 +320,13 @@ MISTAKES: dict[str, Mistake] = {
     "recurrence: sigmoid for silu in the gate": Mistake(
         model="qwen3_next",
         reference=(((DeltaNet, "_projected"), "jax.nn.silu(gate)", "jax.nn.sigmoid(gate)"),),
-        layers=((recurrent.delta_net, "gate = vxm.silu", "gate = vxm.sigmoid"),),
+        layers=((recurrent.recurrent_layer, "gate = vxm.silu if", "gate = vxm.sigmoid if"),),
     ),
     "recurrence: one decay for all channels": Mistake(
         model="kimi_linear",
         reference=(
             (
-                delta_rule,
+                linear_recurrence,
                 "state = state * a[..., None]",
                 "state = state * jnp.mean(a, -1, keepdims=True)[..., None]",
             ),
@@ -344,7 +338,7 @@ MISTAKES: dict[str, Mistake] = {
     "recurrence: silu for sigmoid in the gate": Mistake(
         model="kimi_linear",
         reference=(((DeltaNet, "_projected"), "jax.nn.sigmoid(gate)", "jax.nn.silu(gate)"),),
-        layers=((recurrent.delta_net, "gate = vxm.sigmoid", "gate = vxm.silu"),),
+        layers=((recurrent.recurrent_layer, "else vxm.sigmoid", "else vxm.silu"),),
     ),
     "rope: latent attention turned though its model says no": Mistake(
         model="kimi_linear", config=_model(unrotated_layers=())
@@ -476,4 +470,5 @@ MISTAKES: dict[str, Mistake] = {
         model="llama_tied",
         arrays=lambda a: a | ({"norm": np.ones_like(a["norm"])} if "out" in a else {}),
     ),
+    **NEMOTRON,
 }

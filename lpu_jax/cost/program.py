@@ -40,7 +40,7 @@ FREE_LAYOUT = frozenset({"reshape", "squeeze", "broadcast_in_dim", "slice", "cop
 #: Datapath operations that write into their first operand, which is also their result.
 IN_PLACE = frozenset({"mem_append", "mem_append_run", "mem_append_ring"})
 #: Those that write one of their results, of this number, over their first operand.
-WRITES_OVER = MappingProxyType({"vxm_delta_rule": 1, "vxm_short_convolution": 1})
+WRITES_OVER = MappingProxyType({"vxm_linear_recurrence": 1, "vxm_short_convolution": 1})
 
 
 @dataclass(frozen=True)

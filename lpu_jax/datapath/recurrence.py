@@ -1,9 +1,10 @@
 """Recurrences of the vector unit: a state that each new token updates, and short convolutions.
 
-What it computes: the gated delta rule in fp32, token after token, and causal convolutions over a
-few tokens; both keep what the next token needs, and tokens that do not count change nothing. What
-it costs: the state, read twice and written once for each token, at the rate of the streams. Not
-modelled: chunks of tokens as products of the matrix unit, whose sums have another order.
+What it computes: gated linear recurrences in fp32, token after token, with or without the delta
+rule, and causal convolutions over a few tokens; both keep what the next token needs, and tokens
+that do not count change nothing. What it costs: the state, read once or (delta rule) twice and
+written once for each token, at the rate of the streams. Not modelled: chunks of tokens as products
+of the matrix unit, whose sums have another order.
 """
 
 import jax
@@ -18,15 +19,15 @@ from ..predicates import divides, may_equal
 from .primitive import primitive
 from .work import Call, Hardware, Quantity, Unit, Work, largest, product, vectors
 
-#: ALU operations for each value of a state and token: to decay it and to read it by a key; then to
-#: decay it again, to add the change, to keep the old value where the token does not count, and to
-#: read the result by a query.
+#: ALU operations for each value of a state and token: to decay it and to read it by a key, which
+#: the delta rule alone does; then to decay it, to add the change, to keep the old value where the
+#: token does not count, and to read the result by a query.
 _READ_OPERATIONS, _WRITE_OPERATIONS = 3, 6
 #: Streams in for each value: state, decay and key; then these, the change and the query.
 _READ_STREAMS, _WRITE_STREAMS = 3, 5
 
 
-def _delta_rule_meaning(
+def _linear_recurrence_meaning(
     state: Array,
     queries: Array,
     keys: Array,
@@ -34,6 +35,8 @@ def _delta_rule_meaning(
     decay: Array,
     rates: Array,
     counts: Array,
+    *,
+    corrects: bool,
 ) -> tuple[Array, Array]:
     n_groups, n_new = values.shape[:2]
     counts = jnp.repeat(counts, n_groups // counts.shape[0])
@@ -45,9 +48,11 @@ def _delta_rule_meaning(
     def step(state: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
         token, query, key, value, kept, rate = at
         faded = elementary.mul(state, spread(kept))
-        held = elementary.sum_leading(elementary.mul(faded, spread(key)))
+        if corrects:
+            held = elementary.sum_leading(elementary.mul(faded, spread(key)))
+            value = elementary.sub(value, held)
         rate = jnp.broadcast_to(rate[0][:, None], value.shape)
-        change = elementary.mul(elementary.sub(value, held), rate)
+        change = elementary.mul(value, rate)
         change = jnp.broadcast_to(change[None], inside.shape)
         new = elementary.add(faded, elementary.mul(spread(key), change))
         read = elementary.sum_leading(elementary.mul(new, spread(query)))
@@ -59,36 +64,37 @@ def _delta_rule_meaning(
     return jnp.moveaxis(reads, 0, 1), jnp.moveaxis(last, 0, 1)
 
 
-def _update_limits(machine: Hardware, n_vectors: Quantity) -> dict[str, Quantity]:
+def _update_limits(machine: Hardware, n_vectors: Quantity, corrects: bool) -> dict[str, Quantity]:
     """Cycles that the updates of so many vectors of states take for one token."""
     chip = machine.chip
-    operations, streams = (
-        _READ_OPERATIONS + _WRITE_OPERATIONS,
-        _READ_STREAMS + _WRITE_STREAMS,
-    )
+    streams = _READ_STREAMS * corrects + _WRITE_STREAMS
     return {
-        "ALUs": n_vectors * operations / chip.vxm_alus_per_lane,
+        "ALUs": n_vectors * _operations(corrects) / chip.vxm_alus_per_lane,
         "streams in": n_vectors * streams / chip.vxm_stream_groups,
     }
 
 
-def _delta_rule_cost(machine: Hardware, call: Call) -> Work:
+def _operations(corrects: bool) -> int:
+    """ALU operations of a value and a token, each behind the other."""
+    return _READ_OPERATIONS * corrects + _WRITE_OPERATIONS
+
+
+def _linear_recurrence_cost(machine: Hardware, call: Call) -> Work:
     """Cost the updates of all states, token after token.
 
-    A state is read once for its result by the key, and once more for the change and the result by
-    the query. States take turns, so that what one waits for between the two is hidden behind the
-    others, if there are enough of them. Numbers of a key channel are spread over the lanes of their
-    vector as they are read (assumed).
+    By the delta rule a state is read once for its result by the key, and once more for the change
+    and the result by the query. States take turns, so that what one waits for between the two is
+    hidden behind the others, if there are enough of them. Numbers of a key channel are spread over
+    the lanes of their vector as they are read (assumed).
     """
-    chip = machine.chip
+    chip, corrects = machine.chip, call.params["corrects"]
     state, n_new = call.operands[0], call.operands[3].shape[1]
-    limits = _update_limits(machine, vectors(state, chip))
+    limits = _update_limits(machine, vectors(state, chip), corrects)
     alone = product(state.shape[1:]) / chip.lanes
-    depth = _READ_OPERATIONS + _WRITE_OPERATIONS
     limits["one state after itself"] = (
-        largest(*_update_limits(machine, alone).values())
-        + 2 * chip.vxm_entry_cycles
-        + chip.alu_cycles * depth
+        largest(*_update_limits(machine, alone, corrects).values())
+        + (1 + corrects) * chip.vxm_entry_cycles
+        + chip.alu_cycles * _operations(corrects)
     )
     limits = {name: n_new * cycles for name, cycles in limits.items()}
     return Work(
@@ -100,19 +106,19 @@ def _delta_rule_cost(machine: Hardware, call: Call) -> Work:
     )
 
 
-_delta_rule = primitive(
-    "vxm_delta_rule",
-    abstract=lambda state, queries, keys, values, *_: (
+_linear_recurrence = primitive(
+    "vxm_linear_recurrence",
+    abstract=lambda state, queries, keys, values, *_, **params: (
         jax.ShapeDtypeStruct(values.shape, values.dtype),
         jax.ShapeDtypeStruct(state.shape, state.dtype),
     ),
-    meaning=_delta_rule_meaning,
-    cost=_delta_rule_cost,
+    meaning=_linear_recurrence_meaning,
+    cost=_linear_recurrence_cost,
 )
 
 
 @checked
-def delta_rule(
+def linear_recurrence(
     state: Float32[Array, "groups key value"],
     queries: Float32[Array, "key t groups"],
     keys: Float32[Array, "key t groups"],
@@ -120,12 +126,15 @@ def delta_rule(
     decay: Float32[Array, "channels t groups"],
     rates: Float32[Array, "1 t groups"],
     counts: Int32[Array, " b"],
+    *,
+    corrects: bool,
 ) -> tuple[Float32[Array, "groups t value"], Float32[Array, "groups key value"]]:
-    """Update states by the gated delta rule, token after token, and read them.
+    """Update states by a gated linear recurrence, token after token, and read them.
 
     With `S` the state, and of a token the query `q`, key `k`, value `v`, decay `a` and rate `b`:
 
-        S = a S;  S = S + k (b (v - k S));  result = q S
+        S = a S;  S = S + k (b (v - k S));  result = q S       (the delta rule)
+        S = a S;  S = S + k (b v);          result = q S       (without)
 
     Args:
         state: of each group before the first token.
@@ -133,9 +142,11 @@ def delta_rule(
         keys: likewise.
         values: of each token.
         decay: what multiplies the state first: one number for all channels, or one for each.
-        rates: how much of a difference is made up for.
+        rates: how much of a difference is made up for, or of a value is added.
         counts: tokens of each sequence that count, its first ones: the others change no state. The
             groups are a multiple of the sequences, sequence by sequence.
+        corrects: whether a value is corrected by what the state holds of its key, as by the delta
+            rule.
 
     Returns:
         The result of each token, whatever it is where a token does not count; and the states.
@@ -152,19 +163,21 @@ def delta_rule(
     Source:
         Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10;
         `torch_recurrent_gated_delta_rule` in modeling_qwen3_next.py of Hugging Face transformers.
+        Without the rule: Dao, Gu, "Transformers are SSMs" (arXiv 2405.21060), whose `B`, `C` and
+        step are key, query and rate; `mamba2_selective_state_update` in modeling_nemotron_h.py.
     """
     if not divides(counts.shape[0], state.shape[0]):
         raise LpuError(
-            f"recurrence.delta_rule: {state.shape[0]} groups of states were given for "
+            f"recurrence.linear_recurrence: {state.shape[0]} groups of states were given for "
             f"{counts.shape[0]} sequences; each must have as many groups as the others."
         )
     if not (may_equal(decay.shape[0], 1) or may_equal(decay.shape[0], state.shape[1])):
         raise LpuError(
-            f"recurrence.delta_rule: decay {described(decay)} was given for states "
+            f"recurrence.linear_recurrence: decay {described(decay)} was given for states "
             f"{described(state)}; it must have one channel or as many as the keys."
         )
-    return _delta_rule(  # type: ignore[no-any-return]
-        state, queries, keys, values, decay, rates, counts
+    return _linear_recurrence(  # type: ignore[no-any-return]
+        state, queries, keys, values, decay, rates, counts, corrects=corrects
     )
 
 

@@ -17,8 +17,9 @@ from lpu_jax.datapath.axis import Axis
 from ..config import ModelConfig
 from ..policy import Policy
 from .experts import ExpertSizes, in_slots, local_experts, sum_of_experts
-from .linear import Split, linear, narrowed, operand_rows
-from .mlp import shared_swiglu
+from .latent_experts import into_latent, out_of_latent, shared_beside
+from .linear import Split, add_residual, linear, narrowed, operand_rows
+from .mlp import shared_activations
 from .norm import rms_norm
 from .router import route, router_logits
 
@@ -66,7 +67,9 @@ def exchanged_mixture(
         hidden state, and rounds once. The shared expert's partial sums are rounded to the base
         format and added in chip order over the expert axis (`c2c.reduce_scatter`; with `ring` by
         `c2c.all_reduce`, so that no row's place in the batch decides its order), then over the
-        tensor axis. The choice of experts is that of `moe.mixture`.
+        tensor axis. With a latent, sums over experts are
+        rounded and gathered, and taken back on all chips (`latent_experts`). The choice of experts
+        is that of `moe.mixture`.
     """
     moe = cfg.moe
     assert moe is not None
@@ -82,13 +85,18 @@ def exchanged_mixture(
         return mem.take_share(whole_shares(values), share, n_own)
 
     x_own, gate_up = vxm.to_fp32(own(rows)), weights.get("shared_gate_up")
-    if gate_up is None:
+    across = c2c.joined(*(axis for name, axis in axes.items() if name in ("expert", "tensor")))
+    how: dict[str, Any] = {"cfg": cfg, "policy": policy, "across": across}
+    is_latent = moe.d_latent is not None
+    if gate_up is None and not is_latent:
         y_own = rms_norm(x_own, weights["norm"], cfg.norm_eps)
-    else:  # every chip holds a piece of the shared expert, so it takes all rows
+    else:  # every chip holds a piece of what every row passes, so it takes all rows
         y = rms_norm(vxm.to_fp32(rows), weights["norm"], cfg.norm_eps)
         y_own = own(y)
     router_rows, expert_rows = operand_rows(y_own, policy, "router", "expert")
     logits = router_logits(router_rows, weights, policy=policy)
+    if is_latent:
+        expert_rows = own(into_latent(operand_rows(y, policy, "shared"), weights, **how))
     if gate_up is not None:  # needs no route: the matrix unit is busy while experts are chosen
         shared = linear(operand_rows(y, policy, "shared"), gate_up, policy=policy)
     ids, gate_weights = route(logits, weights, moe)
@@ -105,9 +113,13 @@ def exchanged_mixture(
         _exchanged(ids, sent, among, missing=-1),
         _exchanged(gate_weights, sent, among),
     )
+    h = None
     if gate_up is not None:  # while rows are on their way
         gate_rows = operand_rows(y, policy, "router") if "shared_gate" in weights else None
-        h = shared_swiglu(shared, gate_rows, weights, policy)
+        h = shared_activations(shared, gate_rows, weights, policy, moe.activation)
+    if is_latent:
+        beside = shared_beside(h, weights, **how, split=split)
+    elif h is not None:
         partial_sums = narrowed(linear(h, weights["shared_down"], policy=policy), policy)
         if among.algorithm == "ring":  # whose order for a share is that of the share's owner
             own_sums = own(c2c.all_reduce(partial_sums, among))
@@ -120,6 +132,10 @@ def exchanged_mixture(
     results = c2c.all_reduce(narrowed(summed, policy), axes["tensor"])
     returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places)
     total = vxm.sum_leading(vxm.to_fp32(returned))
+    if is_latent:
+        total = c2c.all_gather(narrowed(total, policy), among, dim=-2, keep=m)
+        out = out_of_latent(total, beside, weights, **how)
+        return add_residual(x, out.reshape(b, t, d), cfg, policy)
     if gate_up is not None:
         total = vxm.add(total, shared_out)
     out = narrowed(vxm.add(x_own, total), policy)

@@ -78,7 +78,7 @@ def summed_by_tree(
     total = c2c.tree_all_reduce(total, axes["expert"])
     if shared is not None:
         total = vxm.add(_rows(total, 0, m), _rows(total, m, m + m))
-    return c2c.all_gather(narrowed(total, policy), axes["tensor"], dim=-1, keep=cfg.d_model)
+    return c2c.all_gather(narrowed(total, policy), axes["tensor"], dim=-1, keep=cfg.d_routed)
 
 
 def _whole_columns(

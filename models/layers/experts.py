@@ -18,7 +18,7 @@ from lpu_jax.datapath.axis import Axis
 from ..config import MoeConfig
 from ..policy import Policy
 from .linear import Split, operand_rows, product
-from .mlp import clamped_swiglu, swiglu
+from .mlp import activated, clamped_swiglu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,8 @@ def activations(
 
     Args:
         held: the slots.
-        weights: `gate_up` `[held, d, 2, f]`; with biases `gate_up_bias` `[held, 2, f]`.
+        weights: `gate_up` `[held, d, n, f]`; with biases `gate_up_bias` `[held, n, f]`; `n` is 2,
+            or 1 without gates.
         moe: the experts' activation.
         policy: formats, and how products are made.
 
@@ -103,7 +104,7 @@ def activations(
     h = product(held.rows, gate_up, policy=policy, slots=held.addresses)
     h = biased(h, bias, held.addresses)
     if moe.swiglu_limit is None:
-        return swiglu(h, gate_up.shape[3])
+        return activated(h, gate_up.shape[3], moe.activation)
     return clamped_swiglu(h, gate_up.shape[3], limit=moe.swiglu_limit, alpha=moe.swiglu_alpha)
 
 

@@ -1,4 +1,4 @@
-"""The gated MLP (SwiGLU, GeGLU), dense or as one matrix of many."""
+"""MLPs: gated (SwiGLU, GeGLU) or not, dense or as one matrix of many."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,19 @@ from .linear import Split, add_residual, linear, operand_rows, project_out
 from .norm import rms_norm
 
 
-def swiglu(
-    gate_up: Float32[Array, "*rows two_f"], width: Any, activation: Activation = "silu"
+def activated(
+    gate_up: Float32[Array, "*rows n_f"], width: Any, activation: Activation
 ) -> Float32[Array, "*rows f"]:
-    """Combine gate and up projections that lie side by side: `silu(gate) * up`.
+    """Combine gate and up projections that lie side by side, `silu(gate) * up`; or bend the latter.
 
-    Fidelity: approximate, see `vxm.silu`, or `vxm.gelu_tanh` for that activation.
+    Without gates there are up projections alone, of which the activation is `max(up, 0)²`.
+
+    Fidelity: approximate, see `vxm.silu`, or `vxm.gelu_tanh` for that activation; without gates
+    two operations in fp32.
     """
+    if activation == "relu2":
+        above = vxm.maximum(gate_up, 0.0)
+        return vxm.mul(above, above)
     gate, up = sxm.split(gate_up, (width, width))
     return vxm.mul(vxm.silu(gate) if activation == "silu" else vxm.gelu_tanh(gate), up)
 
@@ -48,24 +54,27 @@ def clamped_swiglu(
     return vxm.mul(vxm.add(up, 1.0), vxm.mul(gate, vxm.sigmoid(vxm.mul(gate, alpha))))
 
 
-def shared_swiglu(
-    gate_up: Float32[Array, "m two_f"],
+def shared_activations(
+    gate_up: Float32[Array, "m n_f"],
     rows: Any,
     weights: Mapping[str, Any],
     policy: Policy,
+    activation: Activation,
 ) -> Float[Array, "m f"]:
     """Make the rows that multiply the shared experts' `down`.
 
     Args:
-        gate_up: gate and up projections side by side.
+        gate_up: gate and up projections side by side, or the latter alone.
         rows: normalised rows in the router's format, of a model that gates the shared experts.
         weights: `shared_gate_up`, and `shared_gate` where the model has it.
         policy: formats, and how products are made.
+        activation: of the shared experts.
 
     Fidelity:
-        As `swiglu`. A gate, the same for a whole row, multiplies before `down` instead of after it.
+        As `activated`. A gate, the same for a whole row, multiplies before `down` instead of after
+        it.
     """
-    h = swiglu(gate_up, weights["shared_gate_up"].shape[2])
+    h = activated(gate_up, weights["shared_gate_up"].shape[2], activation)
     if "shared_gate" in weights:
         h = vxm.mul(h, vxm.sigmoid(linear(rows, weights["shared_gate"], policy=policy)))
     found: Array = operand_rows(h, policy, "shared")
@@ -97,7 +106,7 @@ def dense_mlp(
     b, t, d = x.shape
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
     y = linear(operand_rows(y, policy, "dense"), weights["gate_up"], policy=policy)
-    h = swiglu(y, weights["gate_up"].shape[2], cfg.activation)
+    h = activated(y, weights["gate_up"].shape[2], cfg.activation)
     h = operand_rows(h, policy, "dense")
     out = project_out(
         h,

@@ -19,8 +19,9 @@ from ..policy import Policy
 from .expert_sums import summed_by_tree, summed_exactly
 from .experts import ExpertSizes as ExpertSizes
 from .experts import InSlots, in_slots, local_experts, sum_of_experts
+from .latent_experts import into_latent, out_of_latent, shared_beside
 from .linear import Split, add_residual, linear, narrowed, operand_rows, project_out
-from .mlp import shared_swiglu
+from .mlp import shared_activations
 from .norm import rms_norm
 from .router import route, router_logits
 
@@ -55,7 +56,8 @@ def mixture(
 
     Fidelity:
         Order-dependent, the order is fixed. A chip adds its experts' results by ascending expert
-        id, then the shared expert's, in fp32. `ROW`: its sum is rounded to the base format and
+        id, then the shared expert's, in fp32; with a latent the shared expert's are a sum of their
+        own (`latent_experts`). `ROW`: its sum is rounded to the base format and
         added in chip order (`c2c.all_reduce`). `TREE` and `WIDE` have orders of their own, or none.
         The hidden state is added last.
     """
@@ -67,24 +69,40 @@ def mixture(
     y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
     router_rows, expert_rows, shared_rows = operand_rows(y, policy, "router", "expert", "shared")
     logits = router_logits(router_rows, weights, policy=policy)
+    how: dict[str, Any] = {"cfg": cfg, "policy": policy}
+    if moe.d_latent is not None:
+        expert_rows = into_latent(shared_rows, weights, **how, across=across)
     # The shared expert needs no route: its products keep the matrix unit busy while experts are
     # chosen on the vector unit.
     shared = linear(shared_rows, weights["shared_gate_up"], policy=policy) if moe.n_shared else None
     ids, gate_weights = route(logits, weights, moe)
-    h = None
+    h, beside = None, None
     if shared is not None:
-        h = shared_swiglu(shared, router_rows, weights, policy)
+        h = shared_activations(shared, router_rows, weights, policy, moe.activation)
+    if moe.d_latent is not None:  # needs no route either
+        beside = shared_beside(h, weights, **how, split=split, across=across)
+        h = None
     first = placement["first_expert"].reshape(())
     slots = partial(in_slots, expert_rows, ids, gate_weights, placement, moe=moe, sizes=sizes)
-    how: dict[str, Any] = {"cfg": cfg, "policy": policy, "sizes": sizes}
     if split is Split.TREE:
-        out = summed_by_tree(slots(), h, ids, first, weights, **how, axes=axes)
+        out = summed_by_tree(slots(), h, ids, first, weights, **how, sizes=sizes, axes=axes)
     elif split is Split.WIDE:
-        out = summed_exactly(slots(), h, ids, first, weights, **how, across=across)
+        out = summed_exactly(slots(), h, ids, first, weights, **how, sizes=sizes, across=across)
     else:
         out = _summed_in_order(
-            slots, h, ids, first, weights, **how, split=split, axes=axes, across=across
+            slots,
+            h,
+            ids,
+            first,
+            weights,
+            **how,
+            sizes=sizes,
+            split=split,
+            axes=axes,
+            across=across,
         )
+    if moe.d_latent is not None:
+        out = out_of_latent(out, beside, weights, **how, across=across)
     return add_residual(x, out.reshape(b, t, d), cfg, policy)
 
 
@@ -118,7 +136,7 @@ def _summed_in_order(
         across: the chips of both.
     """
     assert cfg.moe is not None
-    shared_out, d = None, cfg.d_model
+    shared_out, d = None, cfg.d_routed
     if shared is not None and split is Split.ROW:
         shared_out = linear(shared, weights["shared_down"], policy=policy)
     elif shared is not None:

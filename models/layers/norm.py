@@ -25,7 +25,7 @@ def rms_norm(
 
 def joint_rms_norm(
     x: Float32[Array, "b *heads t h"],
-    weight: Float32[Array, "*heads h"],
+    weight: Float32[Array, "*heads h"] | None,
     eps: float,
     *,
     n_heads: int,
@@ -35,9 +35,9 @@ def joint_rms_norm(
 
     Args:
         x: this chip's heads of every token; those that fill its share up are zeros.
-        weight: of this chip's heads.
+        weight: of this chip's heads; None without.
         eps: as in `rms_norm`.
-        n_heads: of the model.
+        n_heads: of all chips together.
         axis: the chips that share the heads out, in their order.
 
     Fidelity:
@@ -50,4 +50,5 @@ def joint_rms_norm(
     total = vxm.sum_lanes(c2c.all_gather(sums, axis, dim=-1, keep=n_heads))
     mean = vxm.mul(total, float(np.float32(1 / (n_heads * h))))
     scale = vxm.rsqrt(vxm.add(mean, eps)).reshape(b, *(1 for _ in heads), t, 1)
-    return vxm.mul(vxm.mul(x, scale), weight.reshape(1, *heads, 1, h))
+    normed = vxm.mul(x, scale)
+    return normed if weight is None else vxm.mul(normed, weight.reshape(1, *heads, 1, h))

@@ -7,8 +7,8 @@ as to be left out.
 
 from collections.abc import Iterator, Mapping
 
-from ..config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
-from ..hf_families import TENSOR_NAMES
+from ..config import GqaConfig, LayerKind, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
+from ..hf_families import TENSOR_NAMES, up_matrices
 from ..tensor_names import TensorNames
 
 Shape = tuple[int, ...]
@@ -70,26 +70,34 @@ def is_left_out(model_cfg: ModelConfig, name: str, *, may_be_cut: bool = False) 
 
 
 def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[tuple[str, Shape]]:
-    d_model, attention = model_cfg.d_model, model_cfg.attention_of(model_cfg.attention_kind(layer))
-    yield f"{names.attention_norm}.weight", (d_model,)
-    yield f"{names.mlp_norm}.weight", (d_model,)
-    if model_cfg.norms_results:
-        yield f"{names.attention_result_norm}.weight", (d_model,)
-        yield f"{names.mlp_result_norm}.weight", (d_model,)
+    for kind in model_cfg.layer_kinds(layer):
+        yield from _block(model_cfg, names, kind)
     if model_cfg.scales_layers:
         yield names.layer_scale, (1,)
-    if layer in model_cfg.recurrent_layers:
+
+
+def _block(
+    model_cfg: ModelConfig, names: TensorNames, kind: LayerKind
+) -> Iterator[tuple[str, Shape]]:
+    d_model, attention = model_cfg.d_model, model_cfg.attention_of(kind)
+    is_mlp = kind in ("dense", "moe")
+    yield f"{names.mlp_norm if is_mlp else names.attention_norm}.weight", (d_model,)
+    if model_cfg.norms_results:
+        norm = names.mlp_result_norm if is_mlp else names.attention_result_norm
+        yield f"{norm}.weight", (d_model,)
+    if kind == "recurrent":
         assert model_cfg.recurrent is not None  # the configuration says so
         yield from _recurrent(d_model, names, model_cfg.recurrent)
+    elif kind == "dense":
+        before = up_matrices(model_cfg.activation) * model_cfg.d_ff
+        yield from _mlp(d_model, before, model_cfg.d_ff, names.mlp, names.gate_up_down)
+    elif kind == "moe":
+        assert model_cfg.moe is not None  # the configuration says so
+        yield from _mixture(d_model, names, model_cfg.moe)
     elif isinstance(attention, MlaConfig):
         yield from _latent(d_model, names, attention)
     else:
         yield from _grouped(d_model, names, attention)
-    if not model_cfg.is_moe_layer(layer):
-        yield from _mlp(d_model, model_cfg.d_ff, names.mlp, names.gate_up_down)
-        return
-    assert model_cfg.moe is not None  # is_moe_layer says so
-    yield from _mixture(d_model, names, model_cfg.moe)
 
 
 def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple[str, Shape]]:
@@ -118,7 +126,9 @@ def _recurrent(
     values, per_head = net.n_value_heads * net.value_dim, net.n_value_heads
     rank, keys = net.channel_rank, net.n_key_heads * net.key_dim
     rows: tuple[int, ...] = (net.convolved_values + values, 2 * per_head)
-    if len(names.recurrent) > len(rows):
+    if net.rule == "mamba2":
+        rows = (values + net.convolved_values + per_head,)
+    elif len(names.recurrent) > len(rows):
         rows = (net.convolved_values, values, per_head, per_head)
     if rank is not None:
         decays = per_head * net.key_dim
@@ -131,7 +141,12 @@ def _recurrent(
         yield f"{name}.weight", (length, 1, net.taps)
     yield names.recurrent_fading, (per_head,) if rank is None else (1, 1, per_head, 1)
     yield names.recurrent_fading_bias, (per_head if rank is None else per_head * net.key_dim,)
-    yield f"{names.recurrent_norm}.weight", (net.value_dim,)
+    width = net.value_dim
+    if net.rule == "mamba2":
+        width = values
+        yield f"{names.recurrent_taps[0]}.bias", (net.convolved_values,)
+        yield names.recurrent_skip, (per_head,)
+    yield f"{names.recurrent_norm}.weight", (width,)
     yield f"{names.recurrent_output}.weight", (d_model, values)
 
 
@@ -151,11 +166,12 @@ def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[
 
 
 def _mlp(
-    d_model: int, width: int, prefix: str, gate_up_down: tuple[str, ...]
+    d_model: int, before: int, width: int, prefix: str, gate_up_down: tuple[str, ...]
 ) -> Iterator[tuple[str, Shape]]:
+    """List the matrices of an MLP, of which so many rows lie before the activation."""
     *gate_up, down = gate_up_down
     for name in gate_up:
-        yield f"{prefix}{name}.weight", (2 * width // len(gate_up), d_model)
+        yield f"{prefix}{name}.weight", (before // len(gate_up), d_model)
     yield f"{prefix}{down}.weight", (d_model, width)
 
 
@@ -165,8 +181,14 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
         yield f"{names.router}.bias", (moe.n_experts,)
     if moe.correction_bias:
         yield names.correction_bias, (moe.n_experts,)
+    n_up, d_row = up_matrices(moe.activation), d_model
+    if moe.d_latent is not None:
+        d_row = moe.d_latent
+        yield f"{names.latent_in}.weight", (d_row, d_model)
+        yield f"{names.latent_out}.weight", (d_model, d_row)
     if moe.n_shared:
-        yield from _mlp(d_model, moe.d_shared, names.shared, names.gate_up_down)
+        before = n_up * moe.d_shared
+        yield from _mlp(d_model, before, moe.d_shared, names.shared, names.gate_up_down)
         if moe.gated_shared:
             yield f"{names.shared_gate}.weight", (1, d_model)
     if names.has_fused_experts:
@@ -174,7 +196,8 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
         return
     for number in range(moe.n_experts):
         prefix = names.expert.format(number)
-        yield from _mlp(d_model, moe.d_expert, prefix, names.expert_gate_up_down)
+        before, parts = n_up * moe.d_expert, names.expert_gate_up_down
+        yield from _mlp(d_row, before, moe.d_expert, prefix, parts)
 
 
 def _fused_experts(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple[str, Shape]]:

@@ -18,11 +18,12 @@ from jaxtyping import Int
 from lpu_jax.errors import WeightsError
 from lpu_jax.quantities import format_given
 
-from ..config import GqaConfig, MlaConfig, ModelConfig, RecurrentConfig
+from ..config import GqaConfig, MlaConfig, ModelConfig
 from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
 from .names import file_tensors, is_left_out
+from .recurrent import recurrent_arrays
 from .stored import Matrix, Weight, joined, laid_across, laid_out, moved, one_of_batch, packed
 from .tensor import Tensor, quoted
 
@@ -53,7 +54,7 @@ class WeightSource(Protocol):
         """
 
     def expert(self, layer: int, expert_id: int) -> Mapping[str, Weight]:
-        """Return one routed expert: `gate_up` `[d, 2, fe]`, `down` `[fe, d]` and their biases."""
+        """Return one routed expert: `gate_up` `[d, n, fe]`, `down` `[fe, d]` and their biases."""
 
 
 def check_expert(model_cfg: ModelConfig, layer: int, expert_id: int) -> None:
@@ -77,18 +78,18 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     Raises:
         UnknownNameError: if `kind` is not a block kind.
         ConfigError: if the model has no such layer or no such kind.
-        WeightsError: if layer `layer` has the other kind of MLP, or of attention.
+        WeightsError: if layer `layer` has no block of this kind.
     """
     block_params(model_cfg, kind)
     if kind in ("embed", "head"):
         return
-    actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
-    if kind in ("attention", "sliding", "unrotated", "recurrent"):
-        actual = model_cfg.attention_kind(layer)
-    if kind != actual:
-        article = "an" if actual in ("attention", "unrotated") else "a"
+    actual = model_cfg.layer_kinds(layer)
+    if kind not in actual:
+        # Of two blocks, the one that stands where this one would.
+        own = actual[-1 if kind in ("dense", "moe") else 0]
+        article = "an" if own in ("attention", "unrotated") else "a"
         raise WeightsError(
-            f"{model_cfg.name}: layer {layer} has {article} {actual} block, not {kind}."
+            f"{model_cfg.name}: layer {layer} has {article} {own} block, not {kind}."
         )
 
 
@@ -308,78 +309,16 @@ class HfTensors:
         return both[0], both[1]
 
     def _recurrent(self, prefix: str) -> Weights:
-        names, net = self._names, self.config.recurrent
-        specs = block_params(self.config, "recurrent")
+        net = self.config.recurrent
         assert net is not None  # check_block refused models without recurrent layers
-        heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
-        parts = [self._vector(f"{prefix}{name}.weight") for name in names.recurrent_taps]
-        taps = np.concatenate(parts)[:, 0]
-        n_qk = 2 * net.n_key_heads * net.key_dim
-        fading = np.exp(self._vector(prefix + names.recurrent_fading))
-        bias = self._vector(prefix + names.recurrent_fading_bias)
-        o = self._matrix(prefix + names.recurrent_output)
-        by_channel = net.channel_rank is not None
-        return {
-            "norm": self._norm(prefix + names.attention_norm),
-            **(self._by_channel(prefix, net) if by_channel else self._by_head(prefix, net)),
-            "qk_taps": packed(taps[:n_qk], "(two k h) taps -> taps two k h", two=2, k=heads["k"]),
-            "v_taps": packed(taps[n_qk:], "(k g h) taps -> taps k g h", **heads),
-            "fading": fading.reshape(specs["fading"].shape),
-            "fading_bias": bias.reshape(specs["fading_bias"].shape),
-            "out_norm": self._vector(f"{prefix}{names.recurrent_norm}.weight"),
-            "o": laid_out(o, specs["o"], "d (k g h) -> k g h d", **heads),
-        }
-
-    def _by_head(self, prefix: str, net: RecurrentConfig) -> Weights:
-        """Read the projections of Gated DeltaNet."""
-        specs = block_params(self.config, "recurrent")
-        qk, vz, ba = self._projections(prefix, net)
-        by_head = {"two": 2, "k": net.n_key_heads, "g": net.value_heads_per_key}
-        return {
-            "qk": laid_out(qk, specs["qk"], "(two k h) d -> d two k h", two=2, k=net.n_key_heads),
-            "vz": laid_out(vz, specs["vz"], "(two k g h) d -> d two k g h", **by_head),
-            "ba": laid_out(ba, specs["ba"], "(two k g) d -> d two k g", **by_head),
-        }
-
-    def _by_channel(self, prefix: str, net: RecurrentConfig) -> Weights:
-        """Read the projections of Kimi Delta Attention."""
-        specs = block_params(self.config, "recurrent")
-        heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
-        found = [self._matrix(prefix + name) for name in self._names.recurrent]
-        q, k, v, f_a, f_b, g_a, g_b, b = found
-        qk, low = joined((q, k), np.concatenate), joined((f_a, g_a), np.stack)
-        return {
-            "qk": laid_out(qk, specs["qk"], "(two k h) d -> d two k h", two=2, k=heads["k"]),
-            "v": laid_out(v, specs["v"], "(k g h) d -> d k g h", **heads),
-            "fg_a": laid_out(low, specs["fg_a"], "two rank d -> d two rank"),
-            "f_b": laid_out(f_b, specs["f_b"], "(k g h) rank -> rank k g h", **heads),
-            "g_b": laid_out(g_b, specs["g_b"], "(k g h) rank -> rank k g h", **heads),
-            "b": laid_out(b, specs["b"], "(k g) d -> d k g", **heads),
-        }
-
-    def _projections(self, prefix: str, net: RecurrentConfig) -> tuple[Matrix, Matrix, Matrix]:
-        """Return queries and keys, values and gates, rates and decays; heads in order in each."""
-        found = [self._matrix(prefix + name) for name in self._names.recurrent]
-        n_qk = 2 * net.n_key_heads * net.key_dim
-        if len(found) > 2:
-            qkv, *others = found
-            qk = moved(qkv, lambda rows: rows[:n_qk])
-            v = moved(qkv, lambda rows: rows[n_qk:])
-            z, b, a = others
-            return qk, joined((v, z), np.concatenate), joined((b, a), np.concatenate)
-        k, g, qk_width = net.n_key_heads, net.value_heads_per_key, 2 * net.key_dim
-
-        def of_heads(rows: np.ndarray, span: slice) -> np.ndarray:
-            # A key head has two: queries and keys, values and gates, or rates and decays.
-            part = rearrange(rows, "(k rest) d -> k rest d", k=k)[:, span]
-            return rearrange(part, "k (two rest) d -> (two k rest) d", two=2)
-
-        qkvz, ba = found
-        return (
-            moved(qkvz, lambda rows: of_heads(rows, slice(0, qk_width))),
-            moved(qkvz, lambda rows: of_heads(rows, slice(qk_width, None))),
-            moved(ba, lambda rows: of_heads(rows, slice(0, 2 * g))),
+        arrays = recurrent_arrays(
+            net,
+            block_params(self.config, "recurrent"),
+            self._names,
+            lambda name: self._matrix(prefix + name),
+            lambda name: self._vector(prefix + name),
         )
+        return {"norm": self._norm(prefix + self._names.attention_norm), **arrays}
 
     def _latent_attention(self, prefix: str, mla: MlaConfig) -> Weights:
         names, specs = self._names, block_params(self.config, "attention")
@@ -418,9 +357,9 @@ class HfTensors:
         self, prefix: str, gate_up_down: tuple[str, ...], specs: Mapping[str, ParamSpec]
     ) -> Weights:
         *gate_up, down = (self._matrix(prefix + name) for name in gate_up_down)
-        both = joined(tuple(gate_up), np.concatenate)
+        both, n_up = joined(tuple(gate_up), np.concatenate), specs["gate_up"].shape[1]
         return {
-            "gate_up": laid_out(both, specs["gate_up"], "(two f) d -> d two f", two=2),
+            "gate_up": laid_out(both, specs["gate_up"], "(n f) d -> d n f", n=n_up),
             "down": laid_out(down, specs["down"], "d f -> f d"),
         }
 
@@ -457,6 +396,9 @@ class HfTensors:
         if "shared_gate" in specs:
             gate = self._matrix(prefix + names.shared_gate)
             arrays["shared_gate"] = laid_out(gate, specs["shared_gate"], "one d -> d one")
+        if moe.d_latent is not None:
+            for name, stored in (("latent_in", names.latent_in), ("latent_out", names.latent_out)):
+                arrays[name] = laid_out(self._matrix(prefix + stored), specs[name], "n k -> k n")
         if moe.n_shared:
             of_shared = {name: specs[f"shared_{name}"] for name in ("gate_up", "down")}
             shared = self._mlp(prefix + names.shared, names.gate_up_down, of_shared)

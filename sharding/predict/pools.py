@@ -346,10 +346,11 @@ def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
 def _between_machines(groups: tuple[Groups, ...], scenario: Scenario) -> float:
     """Cycles of a token's hand-overs on a mixed system, wherever its stages are cut.
 
-    Each layer crosses both ways, and ids go back from the last stage of the GPUs. An embedding with
-    a stage of its own has one more.
+    Each run of MLPs in the chain is crossed to and from, and ids go back from the last stage of the
+    GPUs. An embedding with a stage of its own has one more.
     """
-    cycles = scenario.model.n_layers * float(crossings_of(groups, scenario).cycles.sum())
+    n_visits = int(np.sum(np.diff(pool_of_block(scenario.model)) == 1))
+    cycles = n_visits * float(crossings_of(groups, scenario).cycles.sum())
     gpus, n_stages = groups[0], len(groups[0].bases)
     if n_stages > 1:
         ids = TOKEN_BYTES * scenario.request.batch * scenario.request.sampled_tokens

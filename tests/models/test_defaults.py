@@ -29,6 +29,7 @@ CLASSES = {
     "gemma4_text": "Gemma4Text",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
+    "nemotron_h": "NemotronH",
 }
 #: Keys of which a class has a default that a row must have too; None says nothing.
 KEYS = """

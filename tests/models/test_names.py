@@ -45,6 +45,8 @@ FAMILIES = {
     "gemma3": "gemma3",
     "gemma4": "gemma4",
     "minimax_m2": "minimax_m2",
+    "nemotron_h": "nemotron_h",
+    "nemotron_h_moe": "nemotron_h",
     "ling": "bailing_moe",
 }
 
@@ -70,8 +72,7 @@ def test_every_parameter_of_every_block_is_there(folder):
     cfg = weights.config
     blocks = [("embed", 0), ("head", 0)]
     for layer in range(cfg.n_layers):
-        blocks.append((cfg.attention_kind(layer), layer))
-        blocks.append(("moe" if cfg.is_moe_layer(layer) else "dense", layer))
+        blocks.extend((kind, layer) for kind in cfg.layer_kinds(layer))
     of_experts = expert_params(cfg.d_model, cfg.moe) if cfg.moe else {}
     for kind, layer in blocks:
         specs = block_params(cfg, kind)

@@ -39,6 +39,10 @@ COUNTED = {
     "minimax-m2.5": (228_689_764_864, 10_415_956_480, 11_030_553_088),
     "gemma-4-31b": (30_697_345_340, 30_697_345_340, 30_697_345_340),
     "gemma-3-27b": (27_009_346_304, 27_009_346_304, 27_009_346_304),
+    "nemotron-h-56b": (56_324_350_464, 55_250_608_640, 56_324_350_464),
+    "nemotron-3-nano-30b-a3b": (31_577_940_288, 3_227_754_816, 3_580_076_352),
+    "nemotron-3-super-120b-a12b": (120_668_707_840, 12_233_366_528, 12_770_237_440),
+    "nemotron-3-ultra-550b-a55b": (549_308_993_536, 54_985_101_312, 56_058_843_136),
     "deepseek-v3": (671_026_419_200, 36_625_618_432, 37_552_297_472),
     "kimi-linear-48b-a3b": (49_122_681_728, 3_106_972_544, 3_484_459_904),
     "kimi-k2": (1_026_408_232_448, 31_687_095_808, 32_861_500_928),
@@ -143,7 +147,7 @@ def test_mixture_shapes():
 @pytest.mark.parametrize("name", sorted(named_models()))
 def test_specs_are_consistent(name):
     model_cfg = model(name)
-    absent = {"moe": not model_cfg.moe, "recurrent": not model_cfg.recurrent_layers}
+    absent = {"moe": not model_cfg.moe, "recurrent": not model_cfg.recurrent}
     for kind in (kind for kind in get_args(Kind) if not absent.get(kind)):
         for spec in block_params(model_cfg, kind).values():
             assert len(spec.axes) == len(spec.shape) >= spec.rows + spec.batch

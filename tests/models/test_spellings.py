@@ -41,9 +41,12 @@ num_shared_experts moe_intermediate_size n_group topk_group routed_scaling_facto
 first_k_dense_replace partial_rotary_factor rotary_dim use_qk_norm swiglu_limit model_type
 """
 #: Types of model that do so whatever the file says, or whose class has a default.
-FIXED = {("bailing_moe_v2", "norm_topk_prob"), ("minimax_m2", "use_qk_norm")} | {
-    (kind, key) for kind, rules in FAMILIES.items() for key in rules.defaults
-}
+FIXED = {
+    ("bailing_moe_v2", "norm_topk_prob"),
+    ("minimax_m2", "use_qk_norm"),
+    ("nemotron_h", "num_hidden_layers"),  # as many as it lists
+    ("nemotron_h", "partial_rotary_factor"),  # of no layer
+} | {(kind, key) for kind, rules in FAMILIES.items() for key in rules.defaults}
 #: Several spellings of these stand side by side in some files.
 DOUBLE = {("gpt_oss", "num_experts_per_tok")}
 

@@ -1,6 +1,7 @@
 """Recurrences of the vector unit against float64 NumPy, token after token; what does not count."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,7 +43,9 @@ def drawn(seed: int = 0, channels: int = 1, tokens: int = T, groups: int = B * G
     }
 
 
-def twin(x: dict[str, Any], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def twin(
+    x: dict[str, Any], counts: list[int], corrects: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """The rule of the docstring, group by group, in float64; results of what does not count: NaN"""
     x = {name: np.asarray(values, np.float64) for name, values in x.items()}
     groups = len(x["values"])
@@ -51,22 +54,27 @@ def twin(x: dict[str, Any], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
         for t in range(counts[group * len(counts) // groups]):
             query, key = x["queries"][:, t, group], x["keys"][:, t, group]
             faded = x["decay"][:, t, group][:, None] * states[group]
-            change = x["rates"][0, t, group] * (x["values"][group, t] - key @ faded)
+            held = key @ faded if corrects else 0.0
+            change = x["rates"][0, t, group] * (x["values"][group, t] - held)
             states[group] = faded + np.outer(key, change)
             read_out[group, t] = query @ states[group]
     return read_out, states
 
 
-def run(x: dict[str, Any], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def run(
+    x: dict[str, Any], counts: list[int], corrects: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     given = {name: jnp.asarray(values) for name, values in x.items()}
-    found = recurrence.delta_rule(**given, counts=jnp.asarray(counts, jnp.int32))
+    given["counts"] = jnp.asarray(counts, jnp.int32)
+    found = recurrence.linear_recurrence(**given, corrects=corrects)
     return np.asarray(found[0]), np.asarray(found[1])
 
 
+@pytest.mark.parametrize("corrects", [True, False])
 @pytest.mark.parametrize("channels", [1, K])
-def test_the_delta_rule_is_that_of_its_docstring(channels: int) -> None:
+def test_a_recurrence_is_that_of_its_docstring(channels: int, corrects: bool) -> None:
     x, counts = drawn(channels=channels), [T, 3]
-    (results, states), (expected, last) = run(x, counts), twin(x, counts)
+    (results, states), (expected, last) = (way(x, counts, corrects) for way in (run, twin))
     is_told = ~np.isnan(expected)
     np.testing.assert_allclose(results[is_told], expected[is_told], rtol=0, atol=FP32)
     np.testing.assert_allclose(states, last, rtol=0, atol=FP32)
@@ -87,13 +95,15 @@ def test_a_wrong_operand_is_seen(name: str, change: Callable[[Any], Any]) -> Non
     assert np.abs(wrong - twin(x, [T, T])[0]).max() > 100 * FP32
 
 
-def test_tokens_one_by_one_give_the_bits_of_all_at_once() -> None:
+@pytest.mark.parametrize("corrects", [True, False])
+def test_tokens_one_by_one_give_the_bits_of_all_at_once(corrects: bool) -> None:
     x, counts = drawn(seed=1), [T, 4]
-    results, states = run(x, counts)
+    results, states = run(x, counts, corrects)
     state = x["state"]
     for t in range(T):
         one = {name: values[:, t : t + 1] for name, values in x.items() if name != "state"}
-        result, state = run(one | {"state": state}, [int(t < count) for count in counts])
+        now = [int(t < count) for count in counts]
+        result, state = run(one | {"state": state}, now, corrects)
         np.testing.assert_array_equal(result[:, 0], results[:, t])
     np.testing.assert_array_equal(state, states)
 
@@ -115,14 +125,14 @@ def test_batches_and_jit_give_the_same_bits_and_stay_one_operation() -> None:
     counts = jnp.asarray([T, 5], jnp.int32)
 
     def rule(x: dict[str, Any]) -> Any:
-        return recurrence.delta_rule(**x, counts=counts)
+        return recurrence.linear_recurrence(**x, counts=counts, corrects=True)
 
     batched = jax.jit(jax.vmap(rule))(stacked)
     for i, x in enumerate(many):
         for found, expected in zip(batched, run(x, [T, 5]), strict=True):
             np.testing.assert_array_equal(found[i], expected)
     names = [equation.primitive.name for equation in jax.make_jaxpr(jax.vmap(rule))(stacked).eqns]
-    assert names == ["vxm_delta_rule"]
+    assert names == ["vxm_linear_recurrence"]
 
 
 @pytest.mark.slow
@@ -139,7 +149,8 @@ def test_groups_shared_out_to_chips_give_the_bits_of_one(n: int) -> None:
     def program(*operands: Any, axes: Any) -> Any:
         given = dict(zip(at, operands, strict=True))
         given["values"] = given["values"] * given["values"]
-        return recurrence.delta_rule(**given, counts=jnp.asarray([T], jnp.int32))
+        given["counts"] = jnp.asarray([T], jnp.int32)
+        return recurrence.linear_recurrence(**given, corrects=True)
 
     for way in (run_virtual, run_devices):
         found = jax.jit(way(program, mesh, specs, (P("tensor"), P("tensor"))))(*x.values())
@@ -180,7 +191,7 @@ def busy(function: Callable[..., Any], *args: Any) -> float:
     return float(timing.busy_cycles[Unit.VXM])
 
 
-def updates(groups: int, key: int, value: int, tokens: int) -> float:
+def updates(groups: int, key: int, value: int, tokens: int, corrects: bool = True) -> float:
     shapes = {
         "state": (groups, key, value),
         "queries": (key, tokens, groups),
@@ -190,7 +201,8 @@ def updates(groups: int, key: int, value: int, tokens: int) -> float:
         "rates": (1, tokens, groups),
     }
     given = [jnp.zeros(shape, jnp.float32) for shape in shapes.values()]
-    return busy(recurrence.delta_rule, *given, jnp.zeros(1, jnp.int32))
+    rule = partial(recurrence.linear_recurrence, corrects=corrects)
+    return busy(rule, *given, jnp.zeros(1, jnp.int32))
 
 
 def test_the_time_of_states_is_that_of_their_streams() -> None:
@@ -198,11 +210,15 @@ def test_the_time_of_states_is_that_of_their_streams() -> None:
     assert updates(4, 128, 320, 1) == 512 * 8 / 8
     # Token after token: nothing of the next begins before.
     assert updates(4, 128, 320, 9) == 9 * 512
+    # Without the delta rule a state is read once.
+    assert updates(4, 128, 320, 9, corrects=False) == 9 * 512 * 5 / 8
 
 
 def test_a_lone_state_waits_for_itself() -> None:
     # 1024 values are 3.2 vectors; then two entries of 5 cycles, and nine ALUs in a row at 3 each
     assert updates(1, 32, 32, 3) == pytest.approx(3 * (3.2 + 10 + 27))
+    # One entry and six ALUs, behind two vectors a cycle of five streams from eight groups.
+    assert updates(1, 32, 32, 3, corrects=False) == pytest.approx(3 * (2.0 + 5 + 18))
 
 
 def test_the_time_of_a_convolution_is_that_of_its_taps() -> None:
@@ -216,13 +232,14 @@ def test_the_time_of_a_convolution_is_that_of_its_taps() -> None:
 
 def test_operands_that_do_not_go_together_are_named() -> None:
     x = {name: jnp.asarray(values) for name, values in drawn().items()}
+    rule = partial(recurrence.linear_recurrence, corrects=True)
     counts = jnp.zeros(B, jnp.int32)
     with pytest.raises(LpuError, match="6 groups of states were given for 4 sequences"):
-        recurrence.delta_rule(**x, counts=jnp.zeros(4, jnp.int32))
+        rule(**x, counts=jnp.zeros(4, jnp.int32))
     with pytest.raises(LpuError, match="it must have one channel or as many as the keys"):
-        recurrence.delta_rule(**x | {"decay": jnp.ones((3, T, B * G))}, counts=counts)
+        rule(**x | {"decay": jnp.ones((3, T, B * G))}, counts=counts)
     with pytest.raises(LpuError, match="state"):
-        recurrence.delta_rule(**x | {"state": x["state"].astype(jnp.float16)}, counts=counts)
+        rule(**x | {"state": x["state"].astype(jnp.float16)}, counts=counts)
     before, new, taps = jnp.zeros((B, 2, 4)), jnp.zeros((B, 1, 4)), jnp.zeros((4, 4))
     with pytest.raises(LpuError, match="one token fewer than taps, of the same type"):
         recurrence.short_convolution(before, new, taps, counts)

@@ -253,6 +253,36 @@ GEMMA4: Fields = {
     "audio_token_id": 63,
     "tie_word_embeddings": True,
 }
+#: Mamba2, attention and MLPs one by one; two groups of two heads each. Prompts pass three chunks.
+#: Steps are kept from a limit, which the class takes from `time_step_min`.
+NEMOTRON_H: Fields = GROUPED | {
+    "num_hidden_layers": 5,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+    "head_dim": 16,
+    "layer_norm_epsilon": 1e-5,
+    "mlp_hidden_act": "relu2",
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 12,
+    "ssm_state_size": 8,
+    "n_groups": 2,
+    "conv_kernel": 4,
+    "chunk_size": 8,
+    "time_step_min": 0.6,
+    "time_step_limit": [0.6, 1e308],
+}
+#: Experts work in a space half as wide; the shared one is twice as wide as another.
+NEMOTRON_H_MOE: Fields = NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "mlp"],
+    "moe_intermediate_size": 8,
+    "moe_shared_expert_intermediate_size": 16,
+    "moe_latent_size": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    # As released, there is no limit.
+    "time_step_min": 1e-9,
+    "time_step_limit": [0.0, 1e308],
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -406,6 +436,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "gemma2": ("Gemma2", GEMMA2, "f32"),
     "gemma4": ("Gemma4", GEMMA4, "f32"),
     "gemma3": ("Gemma3", GEMMA3, "f32"),
+    "nemotron_h": ("NemotronH", NEMOTRON_H, "f32"),
+    "nemotron_h_moe": ("NemotronH", NEMOTRON_H_MOE, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),

@@ -132,6 +132,23 @@ EXPECTED = {
     "embedding: root of the width dropped": 3.21e00,
     "head: logits not capped": 2.01e00,
     "head: norm dropped": 8.89e-01,
+    "recurrence: B and C swapped": 5.27e-01,
+    "recurrence: gates and values of mamba2 swapped": 3.39e00,
+    "recurrence: values not multiplied by their step": 1.09e-01,
+    "recurrence: steps not kept from their limit": 6.41e-02,
+    "recurrence: bias of steps dropped": 7.27e-03,
+    "recurrence: biases of convolutions dropped": 3.58e00,
+    "recurrence: skip of values dropped": 4.00e00,
+    "recurrence: results corrected as by the delta rule": 6.84e-02,
+    "recurrence: gate of mamba2 behind the norm": 2.03e00,
+    "recurrence: heads of mamba2 normalised one by one": 1.88e00,
+    "recurrence: all heads of mamba2 normalised together": 1.58e00,
+    "rope: attention of nemotron turned": 9.21e-01,
+    "experts: latent rows taken for scaled ones": 3.15e00,
+    "experts: not squared": 2.95e00,
+    "experts: scaling of nemotron dropped": 1.08e00,
+    "experts: shared one of nemotron left out": 5.07e00,
+    "dense: squares of what is below zero too": 3.09e00,
 }
 
 

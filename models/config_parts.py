@@ -1,0 +1,89 @@
+"""Parts of a model's description that stand alone: grouped attention, and constants that scale.
+
+`config` has the others, and the whole.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from lpu_jax.arguments import described
+from lpu_jax.errors import ConfigError
+from lpu_jax.predicates import is_number, is_whole
+
+
+def require_positive(owner: object, *fields: str) -> None:
+    """Refuse fields of a dataclass that are not numbers above 0, whole ones where it says `int`."""
+    types = {each.name: each.type for each in dataclasses.fields(owner)}  # type: ignore[arg-type]
+    for field in fields:
+        value, is_float = getattr(owner, field), "float" in str(types[field])
+        name = f"{type(owner).__name__}.{field}"
+        if not (is_number(value) if is_float else is_whole(value) and value < 2**31):
+            kind = "a number" if is_float else "a whole number below 2**31"
+            raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
+        if value <= 0:
+            raise ConfigError(f"{name} must be above 0, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GqaConfig:
+    """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key and value heads.
+
+    Rotation may cover only the first `RopeConfig.dim` values of a head.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False  #: queries, keys and values have biases
+    o_bias: bool = False  #: the output projection has one
+    qk_norm: bool = False  #: queries and keys of a head are RMS-normalised before rotation
+    is_qk_norm_joint: bool = False  #: such a norm is one of all heads of a token together
+    sinks: bool = False  #: a learned logit per query head takes part in the softmax, with no value
+    window: int | None = None  #: keys that a query of a sliding layer sees, its own included
+    scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
+    gated: bool = False  #: results of heads are multiplied by the sigmoid of a projection
+    cap: float | None = None  #: scores stay within it on either side: `cap * tanh(score / cap)`
+    norms_values: bool = False  #: values of a head are RMS-normalised, without weights
+    #: One matrix makes both: values are keys before their norm and rotation.
+    are_values_keys: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        given = [name for name in ("scale", "window", "cap") if getattr(self, name) is not None]
+        require_positive(self, *given)
+        if self.gated and self.qkv_bias:
+            raise ConfigError("gated attention must have no qkv_bias, got True.")
+        if self.is_qk_norm_joint and not self.qk_norm:
+            raise ConfigError("is_qk_norm_joint is about norms of queries and keys: it needs them.")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
+                f"{self.n_kv_heads}."
+            )
+
+    @property
+    def q_per_kv(self) -> int:
+        """Query heads that read one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def softmax_scale(self) -> float:
+        """What multiplies q·k before the softmax."""
+        return float(self.head_dim**-0.5) if self.scale is None else self.scale
+
+    @property
+    def cached_values_per_token(self) -> int:
+        """Values a layer keeps per token: a key and a value per KV head."""
+        return 2 * self.n_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multipliers:
+    """Constants by which a model scales values on their way; 1 changes nothing."""
+
+    embedding: float = 1.0  #: multiplies the embedding of a token
+    residual: float = 1.0  #: multiplies what a block adds to the hidden state
+    logits: float = 1.0  #: divides the logits
+
+    def __post_init__(self) -> None:
+        require_positive(self, "embedding", "residual", "logits")

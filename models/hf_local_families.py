@@ -1,0 +1,88 @@
+"""Rows of `hf_families` whose layers see the last keys but for some that see all: Gemma.
+
+Both kinds of layer may differ in heads and rotation; tables of `hf_families` say what rules mean.
+"""
+
+from dataclasses import replace
+
+from .hf_rules import FamilyRules
+from .tensor_names import TensorNames
+
+GEMMA2 = FamilyRules(
+    family="gemma2",
+    architecture="Gemma2ForCausalLM",
+    biases="all",
+    windows="even",
+    activation="gelu_tanh",
+    is_gemma=True,
+    has_query_scalar=True,
+    caps=frozenset(("logits", "scores")),
+    defaults={
+        "vocab_size": 256_000,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+        "rope_theta": 10_000.0,
+    },
+    names=TensorNames(mlp_norm="pre_feedforward_layernorm", are_norms_centred=True),
+)
+#: Scores and logits are never capped: no class caps the former, that with pictures not the latter.
+GEMMA3 = replace(
+    GEMMA2,
+    family="gemma3",
+    architecture="Gemma3ForCausalLM",
+    qk_norm="yes",
+    windows="most",
+    caps=frozenset(),
+    has_local_rotation=True,
+    defaults={
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10_000.0,
+    },
+)
+
+#: The text part; its classes gate, cap and normalise as those of Gemma 2.
+GEMMA4 = replace(
+    GEMMA3,
+    family="gemma4",
+    architecture="Gemma4ForConditionalGeneration",
+    has_query_scalar=False,
+    caps=frozenset(("logits",)),
+    has_global_heads=True,
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "sliding_window": 512,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10_000.0,
+        "global_head_dim": 512,
+        "attention_k_eq_v": False,
+        "hidden_size_per_layer_input": 256,
+    },
+    scaling_by_default={"rope_type": "proportional", "partial_rotary_factor": 0.25},
+    names=TensorNames(
+        embedding="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
+        layer="model.language_model.layers.{}.",
+        mlp_norm="pre_feedforward_layernorm",
+        beside=("model.vision_", "model.embed_vision.", "model.audio_", "model.embed_audio."),
+    ),
+)
