@@ -130,8 +130,8 @@ class MoeConfig:
 
     Experts lie in `n_groups` equal groups, of which a token may use `topk_groups`. `normalise`
     divides the chosen scores by their sum; `routed_scaling` multiplies them afterwards. The first
-    `n_dense_layers` layers have a dense MLP instead. The defaults are the router of DeepSeek-V3
-    ("noaux_tc").
+    `n_dense_layers` layers have a dense MLP instead, and so have all but each `interval`-th. The
+    defaults are the router of DeepSeek-V3 ("noaux_tc").
 
     `swiglu_limit` makes experts compute `(up + 1) * gate * sigmoid(swiglu_alpha * gate)` with gate
     at most the limit and up between minus and plus the limit, as gpt-oss does; None is plain
@@ -147,16 +147,20 @@ class MoeConfig:
     routed_scaling: float = 1.0
     normalise: bool = True
     n_dense_layers: int = 0
+    interval: int = 1
     scoring: Scoring = "sigmoid"
     correction_bias: bool = True  #: added to the scores to choose experts, not to weigh them
     router_offset: bool = False  #: the router's matrix has a bias of its own
     expert_bias: bool = False  #: both matrices of every expert have biases
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
+    weighs_rows: bool = False  #: weights multiply what experts are given, not their results
     gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
+        require_positive(
+            self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups", "interval"
+        )
         if self.scoring not in get_args(Scoring):
             raise ConfigError(
                 f"MoeConfig.scoring must be one of {', '.join(get_args(Scoring))}, got "
@@ -164,6 +168,8 @@ class MoeConfig:
             )
         if self.swiglu_limit is not None:
             require_positive(self, "swiglu_limit", "swiglu_alpha")
+        if self.weighs_rows and self.expert_bias:
+            raise ConfigError("experts whose rows are weighed must have no biases, got True.")
         if self.n_shared < 0 or self.n_dense_layers < 0:
             raise ConfigError(
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
@@ -185,6 +191,10 @@ class MoeConfig:
                 f"top_k must fit in the chosen groups ({self.topk_groups} groups of "
                 f"{self.experts_per_group}), got {self.top_k}."
             )
+
+    def is_in_layer(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) of a model has these experts."""
+        return layer >= self.n_dense_layers and not (layer + 1) % self.interval
 
     @property
     def experts_per_group(self) -> int:
@@ -265,7 +275,7 @@ class ModelConfig:
         self._check_windows()
 
     def _check_types(self) -> None:
-        for field, kind, allowed in (
+        for name, kind, allowed in (
             ("name", str, "a string"),
             ("released_format", str, "a string"),
             ("tie_embeddings", bool, "True or False"),
@@ -282,9 +292,9 @@ class ModelConfig:
             ("norms_results", bool, "True or False"),
             ("scales_layers", bool, "True or False"),
         ):
-            if not isinstance(getattr(self, field), kind):
-                given = described(getattr(self, field))
-                raise ConfigError(f"ModelConfig.{field} must be {allowed}, got {given}.")
+            if not isinstance(getattr(self, name), kind):
+                given = described(getattr(self, name))
+                raise ConfigError(f"ModelConfig.{name} must be {allowed}, got {given}.")
 
     def _check_results(self) -> None:
         """Refuse what only dense layers with grouped attention have in layers of other kinds."""
@@ -380,12 +390,12 @@ class ModelConfig:
         """
         if not 0 <= layer < self.n_layers:
             raise ConfigError(f"{self.name}: layer must be 0 to {self.n_layers - 1}, got {layer}.")
-        return self.moe is not None and layer >= self.moe.n_dense_layers
+        return self.moe is not None and self.moe.is_in_layer(layer)
 
     @property
     def n_moe_layers(self) -> int:
         """Layers that hold experts."""
-        return 0 if self.moe is None else max(0, self.n_layers - self.moe.n_dense_layers)
+        return sum(map(self.is_moe_layer, range(self.n_layers)))
 
     def kv_bytes_per_token(self, bytes_per_value: int | float = 2) -> float:
         """Return the cache bytes of one token over all layers; recurrent ones keep none."""

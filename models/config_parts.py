@@ -6,6 +6,9 @@
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float64
+
 from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
 from lpu_jax.predicates import is_number, is_whole
@@ -22,6 +25,27 @@ def require_positive(owner: object, *fields: str) -> None:
             raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
         if value <= 0:
             raise ConfigError(f"{name} must be above 0, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warming:
+    """Queries that grow with their position: `1 + strength * ln(1 + floor((position + 1) / step))`.
+
+    Source:
+        `attn_temperature_tuning` of Hugging Face transformers' `modeling_llama4`, which cites
+        Nakanishi 2025, "Scalable-Softmax Is Superior for Attention".
+    """
+
+    step: int  #: positions
+    strength: float
+
+    def __post_init__(self) -> None:
+        require_positive(self, "step", "strength")
+
+    def factors(self, n_positions: int) -> Float64[np.ndarray, " n_positions"]:
+        """Return what multiplies the query of each position, from 0 on."""
+        steps = np.floor(np.arange(1, n_positions + 1, dtype=np.float64) / self.step)
+        return np.asarray(1.0 + self.strength * np.log1p(steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +70,11 @@ class GqaConfig:
     norms_values: bool = False  #: values of a head are RMS-normalised, without weights
     #: One matrix makes both: values are keys before their norm and rotation.
     are_values_keys: bool = False
+    #: A sliding layer's query sees the keys from the last multiple of `window` on, not the last so
+    #: many.
+    is_chunked: bool = False
+    norms_rotated: bool = False  #: rotated queries and keys are RMS-normalised, without weights
+    warming: Warming | None = None  #: of queries, in layers without rotation
 
     def __post_init__(self) -> None:
         require_positive(self, "n_heads", "n_kv_heads", "head_dim")
@@ -53,6 +82,8 @@ class GqaConfig:
         require_positive(self, *given)
         if self.gated and self.qkv_bias:
             raise ConfigError("gated attention must have no qkv_bias, got True.")
+        if self.is_chunked and self.window is None:
+            raise ConfigError("is_chunked is about the window of sliding layers: it needs one.")
         if self.is_qk_norm_joint and not self.qk_norm:
             raise ConfigError("is_qk_norm_joint is about norms of queries and keys: it needs them.")
         if self.n_heads % self.n_kv_heads:

@@ -21,7 +21,14 @@ from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
-from .hf_layers import read_cap, read_global_heads, read_scale
+from .hf_layers import (
+    read_cap,
+    read_chunks,
+    read_global_heads,
+    read_scale,
+    read_unrotated,
+    read_warming,
+)
 from .hf_recurrence import read_recurrence
 from .hf_rope import read_rope, rotation_parts
 from .rope import RopeConfig, YarnScaling
@@ -72,7 +79,11 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
     recurrent, recurrent_layers = read_recurrence(keys, rules, n_layers)
     keys.must_be("attn_type_list", [1] * n_layers)  # others are linear
-    window, sliding_layers = _read_windows(keys, rules, n_layers)
+    unrotated = read_unrotated(keys, rules, n_layers, recurrent_layers)
+    if rules.is_llama4:
+        window, sliding_layers = read_chunks(keys, n_layers, unrotated)
+    else:
+        window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
     local: GqaConfig | None = None
     sliding_rope = None
@@ -111,7 +122,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         sliding_layers=sliding_layers,
         sliding_attention=local if sliding_layers and local != attention else None,
         sliding_rope=sliding_rope if sliding_layers else None,
-        unrotated_layers=_read_unrotated(keys, rules, n_layers, recurrent_layers),
+        unrotated_layers=unrotated,
         recurrent=recurrent,
         recurrent_layers=recurrent_layers,
         multipliers=_read_multipliers(keys, rules),
@@ -270,6 +281,8 @@ def _read_windows(
 
 def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> int:
     """Return the width of dense layers; that of an expert where the type has none."""
+    if rules.is_llama4:
+        return keys.integer("intermediate_size_mlp")
     if moe is None or not rules.are_all_layers_mixtures:
         return keys.integer("intermediate_size")
     if moe.n_dense_layers:
@@ -281,23 +294,6 @@ def _positions_of(rules: FamilyRules) -> tuple[str, ...]:
     """Return the spellings of the key of positions; elsewhere the other is that of a tokenizer."""
     spellings = ("max_position_embeddings", "model_max_length")
     return spellings if rules.is_kimi_linear else spellings[:1]
-
-
-def _read_unrotated(
-    keys: Keys, rules: FamilyRules, n_layers: int, recurrent_layers: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return the layers without rotation: those that `no_rope_layers` marks with 0."""
-    if rules.is_kimi_linear:
-        keys.must_be("mla_use_nope", True)
-        return tuple(layer for layer in range(n_layers) if layer not in recurrent_layers)
-    if not rules.has_unrotated_layers:
-        return ()
-    interval = keys.integer("no_rope_layer_interval")
-    by_interval = [int((layer + 1) % interval != 0) for layer in range(n_layers)]
-    turns = keys.integers("no_rope_layers", default=by_interval)
-    if len(turns) < n_layers or not set(turns) <= {0, 1}:
-        raise keys.complain("no_rope_layers", f"a list of 0 or 1 for each of {n_layers} layers")
-    return tuple(layer for layer, turn in enumerate(turns[:n_layers]) if not turn)
 
 
 def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
@@ -342,9 +338,12 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
         norms_values=rules.has_global_heads,
         cap=read_cap(keys, rules, "scores"),
         gated=rules.has_recurrent_layers,
+        is_chunked=rules.is_llama4 and window is not None,
+        norms_rotated=rules.is_llama4 and keys.boolean("use_qk_norm"),
+        warming=read_warming(keys) if rules.is_llama4 else None,
     )
     for key in ("use_qk_norm", "qk_norm"):
-        keys.must_be(key, attention.qk_norm)
+        keys.must_be(key, attention.qk_norm or attention.norms_rotated)
     if attention.is_qk_norm_joint:
         keys.must_be("qk_norm_type", "per_layer")
     for key in ("qkv_bias", "use_qkv_bias"):

@@ -1,6 +1,7 @@
 """Read the mixture of experts of a Hugging Face `config.json`.
 
-Experts must fill every layer behind some leading dense ones; other patterns are refused.
+Experts must fill every layer behind some leading dense ones, or every so-many-th; other patterns
+are refused.
 """
 
 from .config import MoeConfig
@@ -23,16 +24,21 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
     d_expert = keys.integer(rules.width)
     keys.must_be("moe_shared_expert_intermediate_size", d_expert)
     keys.must_be("router_dtype", "fp32")
-    score = "sigmoid" if rules.scoring == "sigmoid" else "softmax"
+    score = rules.scoring.partition("_")[0]
     for key in ("scoring_func", "score_function", "moe_router_activation_func"):
         keys.must_be(key, score)
     normalise = keys.boolean(
-        "norm_topk_prob", "moe_renormalize", default=True if rules.is_normalised else None
+        "norm_topk_prob",
+        "moe_renormalize",
+        default=rules.is_normalised if rules.is_normalised or rules.weighs_rows else None,
     )
     if rules.is_normalised and not normalise:
         raise keys.complain("norm_topk_prob", "true, as this type of model always does")
     is_like = rules.is_deepseek_like
     n_shared = keys.integer("n_shared_experts", "num_shared_experts", least=0) if is_like else 0
+    if rules.weighs_rows:
+        keys.must_be("norm_topk_prob", False)
+        n_shared = 1
     if rules.has_gated_shared:
         n_shared = _shared_of_own_width(keys, d_expert)
     if is_like:
@@ -50,6 +56,7 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         routed_scaling=keys.number("routed_scaling_factor") if is_like else 1.0,
         normalise=normalise,
         n_dense_layers=n_dense_layers,
+        interval=_interval(keys, rules, n_layers),
         scoring=rules.scoring,
         correction_bias=rules.is_corrected or is_corrected,
         router_offset=rules.has_biases,
@@ -57,6 +64,7 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         swiglu_limit=keys.number("swiglu_limit") if rules.is_clamped else None,
         # The number of the released code, which files of before transformers 5 do not hold.
         swiglu_alpha=keys.number("swiglu_alpha", default=1.702) if rules.is_clamped else 1.702,
+        weighs_rows=rules.weighs_rows,
         gated_shared=rules.has_gated_shared,
     )
 
@@ -84,5 +92,14 @@ def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     keys.must_be("mlp_layer_types", ["dense"] * n_dense + ["sparse"] * n_sparse)
     keys.must_be("moe_layer_freq", 1, [0] * n_dense + [1] * n_sparse)
     keys.must_be("decoder_sparse_step", 1)
-    keys.must_be("interleave_moe_layer_step", 1)
     return n_dense
+
+
+def _interval(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
+    """Return how many layers lie from one with experts to the next; Llama 4 alone leaves some."""
+    if not rules.weighs_rows:
+        keys.must_be("interleave_moe_layer_step", 1)
+        return 1
+    interval = keys.integer("interleave_moe_layer_step")
+    keys.must_be("moe_layers", list(range(interval - 1, n_layers, interval)))
+    return interval

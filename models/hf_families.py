@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from .hf_local_families import GEMMA2, GEMMA3, GEMMA4
+from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4
 from .hf_rules import Activation as Activation
 from .hf_rules import ExpertRules, FamilyRules
 from .hf_rules import Scoring as Scoring
@@ -233,6 +233,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         "gemma2": GEMMA2,
         "gemma3_text": GEMMA3,
         "gemma4_text": GEMMA4,
+        "llama4_text": LLAMA4,
         "phi3": FamilyRules(
             family="phi3",
             architecture="Phi3ForCausalLM",
@@ -335,5 +336,5 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
 WRAPPERS = (
     *("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-    *("gemma3", "gemma4"),
+    *("gemma3", "gemma4", "llama4"),
 )

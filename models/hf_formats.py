@@ -189,12 +189,11 @@ def _modules(
     def of(layers: Iterable[int], modules: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(names.layer.format(i) + module for i in layers for module in modules)
 
-    n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
-    sparse = range(n_dense, n_layers)
+    sparse = [] if moe is None else [i for i in range(n_layers) if moe.is_in_layer(i)]
     found = {
         "attention": of((i for i in range(n_layers) if i not in recurrent_layers), attention)
         + of(recurrent_layers, recurrent),
-        "dense": of(range(n_dense), dense),
+        "dense": of((i for i in range(n_layers) if i not in sparse), dense),
         "expert": of(sparse, experts),
         "head": (names.head,),
     }

@@ -1,11 +1,11 @@
-"""Rows of `hf_families` whose layers see the last keys but for some that see all: Gemma.
+"""Rows of `hf_families` whose layers see near keys but for some that see all: Gemma, Llama 4.
 
 Both kinds of layer may differ in heads and rotation; tables of `hf_families` say what rules mean.
 """
 
 from dataclasses import replace
 
-from .hf_rules import FamilyRules
+from .hf_rules import ExpertRules, FamilyRules
 from .tensor_names import TensorNames
 
 GEMMA2 = FamilyRules(
@@ -84,5 +84,37 @@ GEMMA4 = replace(
         layer="model.language_model.layers.{}.",
         mlp_norm="pre_feedforward_layernorm",
         beside=("model.vision_", "model.embed_vision.", "model.audio_", "model.embed_audio."),
+    ),
+)
+
+#: The text part, whose experts are fused.
+LLAMA4 = FamilyRules(
+    family="llama4",
+    architecture="Llama4ForConditionalGeneration",
+    is_interleaved=True,
+    biases="all",
+    is_llama4=True,
+    has_unrotated_layers=True,
+    experts=ExpertRules(scoring="sigmoid_after_top_k", width="intermediate_size", weighs_rows=True),
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": True,
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+    },
+    names=TensorNames(
+        mlp="feed_forward.",
+        router="feed_forward.router",
+        expert="feed_forward.experts.",
+        do_columns_alternate=False,
+        shared="feed_forward.shared_expert.",
+        beside=("vision_model.",),
     ),
 )

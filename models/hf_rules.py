@@ -10,8 +10,8 @@ from typing import Any, Literal
 from .tensor_names import TensorNames
 
 #: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
-#: softmax over the chosen logits only.
-Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
+#: softmax over the chosen logits only, or the sigmoid of each.
+Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k", "sigmoid_after_top_k"]
 #: What the gates of dense MLPs go through: the logistic function times its argument, or GELU in its
 #: tanh form.
 Activation = Literal["silu", "gelu_tanh"]
@@ -32,6 +32,7 @@ class ExpertRules:
     has_biases: bool = False  #: router and experts have biases
     is_corrected: bool = False  #: chosen by scores plus a bias, in one group
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
+    weighs_rows: bool = False  #: weights multiply what experts are given
     #: Beside them is a shared expert of a width of its own, gated by each row.
     has_gated_shared: bool = False
 
@@ -79,6 +80,10 @@ class FamilyRules:
     #: Gemma 4: layers that do not slide have heads of their own, whose values may be keys; values
     #: are normalised, scores not multiplied, and a stored number scales every layer.
     has_global_heads: bool = False
+    #: Llama 4: rotated layers see chunks of `attention_chunk_size` positions, and `use_qk_norm`
+    #: says whether their queries and keys are normalised behind the rotation; in the others queries
+    #: grow with their position. Each so-many-th layer has experts, beside one for every row.
+    is_llama4: bool = False
     experts: ExpertRules | None = None
     are_all_layers_mixtures: bool = False  #: there is no width of dense ones
     #: What the class takes for a key that the file leaves out. No width, depth or number of

@@ -83,7 +83,7 @@ class Moe(nnx.Module):
             DeepSeek-V3's `noaux_tc` gate: groups are ranked by the sum of their two best biased
             scores, experts by biased score; weights are the unbiased scores. Mixtral and
             Qwen3-MoE: softmax over all experts, the largest taken. gpt-oss: the largest logits,
-            softmax over those alone.
+            softmax over those alone. Llama 4: likewise, sigmoids.
         """
         return self._choose(self.norm(x), None)
 
@@ -100,7 +100,11 @@ class Moe(nnx.Module):
             total = total + self.multiplier * shared
         for slot, expert_id in enumerate(self.held):
             weight = jnp.sum(jnp.where(ids == expert_id, weights, 0.0), axis=-1, keepdims=True)
-            total = total + self.multiplier * weight * self._expert(normed, slot)
+            if self.moe.weighs_rows:
+                routed = self._expert(normed * weight, slot)
+            else:
+                routed = weight * self._expert(normed, slot)
+            total = total + self.multiplier * routed
         return total
 
     def _expert(self, x: Hidden, slot: int) -> Hidden:
@@ -133,6 +137,8 @@ class Moe(nnx.Module):
         weights = jnp.take_along_axis(scores, ids, axis=-1)
         if moe.scoring == "softmax_after_top_k":
             weights = jax.nn.softmax(weights, axis=-1)
+        elif moe.scoring == "sigmoid_after_top_k":
+            weights = jax.nn.sigmoid(weights)
         elif moe.normalise:
             weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
         return ids, weights * moe.routed_scaling

@@ -9,7 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from changes import in_array as _array
+from changes import in_model as _model
+from changes import in_part as _part
 from mistakes import Arrays, Mistake
+from wrong_local_layers import MISTAKES as OF_LOCAL_LAYERS
 
 from lpu_jax.datapath import masks
 from models.config import ModelConfig
@@ -17,16 +21,6 @@ from models.layers import grouped, mlp, recurrent, rotary, router
 from models.reference_attention import GqaAttention, causal_softmax, rotate
 from models.reference_mixture import Moe
 from models.reference_recurrence import DeltaNet, convolve, delta_rule, unit_length
-
-
-def _model(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
-    return lambda cfg: dataclasses.replace(cfg, **changes)
-
-
-def _part(part: str, **changes: Any) -> Callable[[ModelConfig], ModelConfig]:
-    return lambda cfg: dataclasses.replace(
-        cfg, **{part: dataclasses.replace(getattr(cfg, part), **changes)}
-    )
 
 
 def _scaling(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
@@ -44,11 +38,6 @@ def _temperature_once(cfg: ModelConfig) -> ModelConfig:
 def _both_attentions(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
     """Change the attention of all layers where sliding ones have their own."""
     return lambda cfg: _part("attention", **changes)(_part("sliding_attention", **changes)(cfg))
-
-
-def _array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
-    """Change one array wherever a block has it."""
-    return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
 
 
 def _norms_as_stored(arrays: Arrays) -> Arrays:
@@ -476,4 +465,4 @@ MISTAKES: dict[str, Mistake] = {
         model="llama_tied",
         arrays=lambda a: a | ({"norm": np.ones_like(a["norm"])} if "out" in a else {}),
     ),
-}
+} | OF_LOCAL_LAYERS

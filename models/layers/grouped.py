@@ -49,7 +49,8 @@ def grouped_attention(
         weights: as in `models.params`, this chip's heads.
         cache: `keys` `[b, k, h, s]` and `values` `[b, k, s, h]` of this chip's sequences and heads,
             for its positions: all, a run of them, or a ring of the last ones.
-        tables: `cos` and `sin`, `[context, rotary]`; none of a layer without rotation.
+        tables: `cos` and `sin`, `[context, rotary]`; of a layer without rotation none, or `warming`
+            of queries, `[context, 1]`.
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         first: the first position that this chip holds, where the context is split.
@@ -77,16 +78,27 @@ def grouped_attention(
     q, key, value = _heads(y, weights, cfg, gqa, policy, lengths, axes)
 
     def rotated(x: Array, *ones: int) -> Array:
-        if not turn:
+        if "cos" not in turn:
             return x
         shape = (b, *ones, t, rope.dim)
         rows = {name: row.reshape(shape) for name, row in turn.items()}
-        return rotate_first(x, **rows, rope=rope)
+        x = rotate_first(x, **rows, rope=rope)
+        return _normed(x, None, cfg.norm_eps, 1, axes["tensor"]) if gqa.norms_rotated else x
 
-    q = narrowed(vxm.mul(rotated(q, 1, 1), gqa.softmax_scale), policy)
+    q = rotated(q, 1, 1)
+    if "warming" in turn:
+        q = vxm.mul(q, turn["warming"].reshape(b, 1, 1, t, 1))
+    q = narrowed(vxm.mul(q, gqa.softmax_scale), policy)
     key = cached(rotated(key, 1), policy)
     window = gqa.window if kind == "sliding" else None
-    held = Held.of(positions, s, window=window, first=first, context=axes["context"])
+    held = Held.of(
+        positions,
+        s,
+        window=window,
+        is_chunked=gqa.is_chunked,
+        first=first,
+        context=axes["context"],
+    )
     key = sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h)
     new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
     new_values, values = held.append(cache["values"], cached(value, policy), positions, axis=2)

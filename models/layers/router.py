@@ -44,7 +44,7 @@ def route(
 ) -> tuple[Int32[Array, "m k"], Float32[Array, "m k"]]:
     """Choose experts from their logits, and weight them.
 
-    Experts are ranked by their corrected scores, or by their logits where the softmax comes
+    Experts are ranked by their corrected scores, or by their logits where scores are made
     afterwards. Groups are ranked by the sum of their two best experts; the best experts of the kept
     groups are taken.
 
@@ -55,19 +55,21 @@ def route(
 
     Returns:
         Experts of each row, best first, and their weights: scores without correction, or the
-        softmax of the chosen logits, normalised and scaled as `moe` says.
+        softmax or the sigmoids of the chosen logits, normalised and scaled as `moe` says.
 
     Fidelity: approximate; of experts that rank alike the lower comes first.
 
     Source:
-        modeling_deepseek_v3.py, modeling_mixtral.py, modeling_qwen3_moe.py and modeling_gpt_oss.py
-        of Hugging Face transformers.
+        modeling_deepseek_v3.py, modeling_mixtral.py, modeling_qwen3_moe.py, modeling_gpt_oss.py
+        and modeling_llama4.py of Hugging Face transformers.
     """
     scores, ranking = _scored(logits, weights, moe)
     best, ids = selection.top_k(_in_kept_groups(ranking, moe), moe.top_k)
     chosen = best if ranking is scores else selection.take_lanes(scores, ids)
     if moe.scoring == "softmax_after_top_k":
         chosen = vxm.softmax(chosen)
+    elif moe.scoring == "sigmoid_after_top_k":
+        chosen = vxm.sigmoid(chosen)
     elif moe.normalise:
         chosen = vxm.div(chosen, vxm.add(vxm.sum_lanes(chosen), _LEAST_SUM))
     return ids, chosen if moe.routed_scaling == 1.0 else vxm.mul(chosen, moe.routed_scaling)
@@ -102,7 +104,7 @@ def _scored(
             scores = vxm.sigmoid(logits)
         case "softmax":
             scores = vxm.softmax(logits)
-        case "softmax_after_top_k":
+        case "softmax_after_top_k" | "sigmoid_after_top_k":
             scores = logits
     if "router_bias" not in weights:
         return scores, scores

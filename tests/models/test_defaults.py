@@ -27,6 +27,7 @@ CLASSES = {
     "gemma2": "Gemma2",
     "gemma3_text": "Gemma3Text",
     "gemma4_text": "Gemma4Text",
+    "llama4_text": "Llama4Text",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
 }
@@ -37,6 +38,7 @@ use_sliding_window max_window_layers norm_topk_prob use_qk_norm swiglu_limit swi
 query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
 attention_k_eq_v hidden_size_per_layer_input no_rope_layer_interval
 embedding_multiplier residual_multiplier attention_multiplier logits_scaling
+attention_chunk_size floor_scale attn_scale interleave_moe_layer_step
 """
 #: What holds here where a row says nothing.
 UNSAID = {

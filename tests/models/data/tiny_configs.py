@@ -253,6 +253,48 @@ GEMMA4: Fields = {
     "audio_token_id": 63,
     "tie_word_embeddings": True,
 }
+#: A tower for pictures, which is left out. Two layers see chunks, the last has no rotation; the
+#: second has experts. Queries without rotation grow every four positions.
+LLAMA4: Fields = {
+    "text_config": WIDE_HEADS
+    | {
+        "num_hidden_layers": 3,
+        "intermediate_size": 8,
+        "intermediate_size_mlp": 24,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 6,
+        "use_qk_norm": True,
+        "attn_temperature_tuning": True,
+        "floor_scale": 4,
+        "attn_scale": 0.5,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+    },
+    "image_token_index": 61,
+    "boi_token_index": 62,
+    "eoi_token_index": 63,
+    "tie_word_embeddings": False,
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -406,6 +448,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "gemma2": ("Gemma2", GEMMA2, "f32"),
     "gemma4": ("Gemma4", GEMMA4, "f32"),
     "gemma3": ("Gemma3", GEMMA3, "f32"),
+    "llama4": ("Llama4", LLAMA4, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),

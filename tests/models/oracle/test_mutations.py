@@ -132,6 +132,18 @@ EXPECTED = {
     "embedding: root of the width dropped": 3.21e00,
     "head: logits not capped": 2.01e00,
     "head: norm dropped": 8.89e-01,
+    "llama4: chunks taken for windows": 3.86e00,
+    "llama4: chunk one longer": 4.15e00,
+    "llama4: every layer sees all keys": 3.38e00,
+    "llama4: queries and keys not normalised": 1.02e00,
+    "llama4: queries do not grow": 3.08e-01,
+    "llama4: halves turned instead of neighbours": 1.41e00,
+    "llama4: slow pairs not slowed": 3.73e-01,
+    "llama4: the last layer turned too": 5.47e-01,
+    "llama4: results weighed instead of rows": 1.37e-01,
+    "llama4: softmax of all scores": 2.46e-01,
+    "llama4: no shared expert": 8.41e-01,
+    "llama4: gate after up": 1.20e00,
 }
 
 
