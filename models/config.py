@@ -155,6 +155,10 @@ class MoeConfig:
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
     weighs_rows: bool = False  #: weights multiply what experts are given, not their results
+    activation: Activation = "silu"  #: of experts, shared ones too
+    #: Gemma 4: experts, shared ones and the router each have a norm of their own, and so have the
+    #: results of either kind of expert; a stored number scales each expert's weight.
+    has_own_norms: bool = False
     gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
 
     def __post_init__(self) -> None:
@@ -170,6 +174,13 @@ class MoeConfig:
             require_positive(self, "swiglu_limit", "swiglu_alpha")
         if self.weighs_rows and self.expert_bias:
             raise ConfigError("experts whose rows are weighed must have no biases, got True.")
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"MoeConfig.activation must be one of {', '.join(get_args(Activation))}, got "
+                f"{self.activation!r}."
+            )
+        if self.has_own_norms and not self.n_shared:
+            raise ConfigError("experts with norms of their own must have shared ones beside them.")
         if self.n_shared < 0 or self.n_dense_layers < 0:
             raise ConfigError(
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
@@ -297,8 +308,12 @@ class ModelConfig:
                 raise ConfigError(f"ModelConfig.{name} must be {allowed}, got {given}.")
 
     def _check_results(self) -> None:
-        """Refuse what only dense layers with grouped attention have in layers of other kinds."""
-        is_plain = self.moe is None and isinstance(self.attention, GqaConfig)
+        """Refuse in other layers what those with grouped attention and without experts have.
+
+        Experts with norms of their own have it too.
+        """
+        has_experts = self.moe is not None and not self.moe.has_own_norms
+        is_plain = isinstance(self.attention, GqaConfig) and not has_experts
         named = {
             "activation": self.activation != "silu",
             "norms_results": self.norms_results,

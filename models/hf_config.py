@@ -18,7 +18,7 @@ from lpu_jax.quantities import format_given
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers
 from .hf_experts import read_experts
-from .hf_families import FAMILIES, WRAPPERS, FamilyRules
+from .hf_families import FAMILIES, WRAPPERS, ExpertRules, FamilyRules
 from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
 from .hf_layers import (
@@ -101,7 +101,9 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
             sliding_rope = read_rope(sliding, rules, local.head_dim)
         else:
             rope = read_rope(keys, rules, attention.head_dim)
-    moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
+    moe = None
+    if rules.experts is not None and _has_experts(keys, rules.experts):
+        moe = read_experts(keys, rules.experts, n_layers, rules.activation)
     bos_token_ids = keys.token_ids("bos_token_id")
     released_format, released_roles = read_released_format(
         keys, rules, n_layers, moe, recurrent_layers
@@ -277,6 +279,11 @@ def _read_windows(
     if rules.windows == "all" and sliding != everyone:
         raise keys.complain("layer_types", "sliding attention only, as this type of model has it")
     return (window, sliding) if sliding else (None, ())
+
+
+def _has_experts(keys: Keys, rules: ExpertRules) -> bool:
+    """Whether a model of a type with experts has them: Gemma 4 says so."""
+    return not rules.has_own_norms or keys.boolean("enable_moe_block", default=False)
 
 
 def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> int:

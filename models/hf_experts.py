@@ -5,17 +5,23 @@ are refused.
 """
 
 from .config import MoeConfig
-from .hf_families import ExpertRules
 from .hf_keys import Keys
+from .hf_rules import Activation, ExpertRules
+
+#: Spellings of how many experts a token uses.
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts")
 
 
-def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
+def read_experts(
+    keys: Keys, rules: ExpertRules, n_layers: int, activation: Activation = "silu"
+) -> MoeConfig:
     """Read sizes and router of a mixture of experts.
 
     Args:
         keys: of the file.
         rules: what the type of model fixes.
         n_layers: layers of the model.
+        activation: of its MLPs.
 
     Raises:
         ConfigError: a key is missing, of the wrong type, or asks for what is not modelled.
@@ -43,12 +49,14 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         n_shared = _shared_of_own_width(keys, d_expert)
     if is_like:
         keys.must_be("topk_method", "noaux_tc")
+    if rules.has_own_norms:
+        n_shared = _shared_of_own_width(keys, d_expert, "intermediate_size")
     if rules.is_corrected:
         keys.must_be("use_routing_bias", True)
     is_corrected = is_like and keys.boolean("moe_router_enable_expert_bias", default=True)
     return MoeConfig(
         n_experts=keys.integer("n_routed_experts", "num_local_experts", "num_experts"),
-        top_k=keys.integer("num_experts_per_tok", "num_experts_per_token", "experts_per_token"),
+        top_k=keys.integer(*_TOP_K),
         n_shared=n_shared,
         d_expert=d_expert,
         n_groups=keys.integer("n_group", "num_expert_group") if is_like else 1,
@@ -65,17 +73,19 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
         # The number of the released code, which files of before transformers 5 do not hold.
         swiglu_alpha=keys.number("swiglu_alpha", default=1.702) if rules.is_clamped else 1.702,
         weighs_rows=rules.weighs_rows,
+        activation=activation,
+        has_own_norms=rules.has_own_norms,
         gated_shared=rules.has_gated_shared,
     )
 
 
-def _shared_of_own_width(keys: Keys, d_expert: int) -> int:
+def _shared_of_own_width(
+    keys: Keys, d_expert: int, key: str = "shared_expert_intermediate_size"
+) -> int:
     """Return how many experts the shared one is as wide as."""
-    width = keys.integer("shared_expert_intermediate_size")
+    width = keys.integer(key)
     if width % d_expert:
-        raise keys.complain(
-            "shared_expert_intermediate_size", f"a multiple of the width of an expert, {d_expert}"
-        )
+        raise keys.complain(key, f"a multiple of the width of an expert, {d_expert}")
     return width // d_expert
 
 

@@ -104,7 +104,6 @@ def read_global_heads(
         ConfigError: a key is of the wrong type, or the file asks for experts, for embeddings of
             every layer, or for layers that share keys, which are not modelled.
     """
-    keys.must_be("enable_moe_block", False)
     keys.must_be("use_double_wide_mlp", False)
     keys.must_be("num_kv_shared_layers", 0)
     keys.must_be("use_bidirectional_attention", "vision")  # pictures alone

@@ -65,6 +65,7 @@ GEMMA4 = replace(
     has_query_scalar=False,
     caps=frozenset(("logits",)),
     has_global_heads=True,
+    experts=ExpertRules(scoring="softmax", is_normalised=True, has_own_norms=True),
     defaults={
         "num_key_value_heads": 4,
         "head_dim": 256,
@@ -83,6 +84,11 @@ GEMMA4 = replace(
         final_norm="model.language_model.norm",
         layer="model.language_model.layers.{}.",
         mlp_norm="pre_feedforward_layernorm",
+        router="router.proj",
+        expert="experts.",
+        do_columns_alternate=False,
+        are_fused_turned=True,
+        shared="mlp.",
         beside=("model.vision_", "model.embed_vision.", "model.audio_", "model.embed_audio."),
     ),
 )

@@ -33,6 +33,9 @@ class ExpertRules:
     is_corrected: bool = False  #: chosen by scores plus a bias, in one group
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
     weighs_rows: bool = False  #: weights multiply what experts are given
+    #: Gemma 4, if `enable_moe_block`: norms of their own, beside a dense MLP, which is read as a
+    #: shared expert.
+    has_own_norms: bool = False
     #: Beside them is a shared expert of a width of its own, gated by each row.
     has_gated_shared: bool = False
 

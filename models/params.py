@@ -26,6 +26,9 @@ Kind = Literal["embed", "attention", "sliding", "unrotated", "recurrent", "dense
 #: Logical axes of the columns of output projections.
 OUTPUT_AXES = frozenset({"d_out", "shared_d_out"})
 
+#: Norms of what router and experts are given, and of what shared experts and experts give.
+_OWN_NORMS = ("router_norm", "expert_norm", "shared_result_norm", "expert_result_norm")
+
 #: Spread of random biases: small against what they are added to, yet large enough to see.
 _BIAS_STD = 0.1
 
@@ -152,6 +155,12 @@ def _of_result(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     return {"result_norm": _norm(model_cfg.d_model)} if model_cfg.norms_results else {}
 
 
+def _of_layer(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    """Describe that norm, and what scales the hidden state behind a layer's last block."""
+    scale = {"layer_scale": _norm(1)} if model_cfg.scales_layers else {}
+    return _of_result(model_cfg) | scale
+
+
 def _embedding(model_cfg: ModelConfig) -> ParamSpec:
     # A look-up sums nothing, so its values start at 1; a tied table must also serve as the head.
     std = model_cfg.d_model**-0.5 if model_cfg.tie_embeddings else 1.0
@@ -269,8 +278,7 @@ def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
         "norm": _norm(d_model),
         "gate_up": _matrix("dense", d_model, 2, (d_ff, "mlp")),
         "down": _matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
-        **_of_result(model_cfg),
-        **({"layer_scale": _norm(1)} if model_cfg.scales_layers else {}),
+        **_of_layer(model_cfg),
     }
 
 
@@ -279,6 +287,9 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     if moe is None:
         raise ConfigError(f"{model_cfg.name} has no moe block: all its layers are dense.")
     params = {"norm": _norm(d_model), "router": _matrix("router", d_model, moe.n_experts)}
+    if moe.has_own_norms:
+        params |= {name: _norm(d_model) for name in _OWN_NORMS}
+        params["expert_scale"] = _norm(moe.n_experts)
     if moe.router_offset:
         params["router_offset"] = _bias("router", (moe.n_experts, None))
     if moe.correction_bias:
@@ -291,7 +302,7 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
             params["shared_gate"] = _matrix("router", d_model, 1)
         params["shared_gate_up"] = _matrix("shared", d_model, 2, shared)
         params["shared_down"] = _matrix("shared", shared, (d_model, "shared_d_out"))
-    return params
+    return params | _of_layer(model_cfg)
 
 
 def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:

@@ -72,9 +72,18 @@ class Moe(nnx.Module):
             self.shared_down = param(params, "shared_down")
             if moe.gated_shared:
                 self.shared_gate = param(params, "shared_gate")
+        if moe.has_own_norms:
+            self.expert_scale = param(params, "expert_scale")
+            self.router_norm, self.expert_norm, self.shared_result_norm, self.expert_result_norm = (
+                RmsNorm(params, name, model_cfg.norm_eps)
+                for name in (
+                    *("router_norm", "expert_norm"),
+                    *("shared_result_norm", "expert_result_norm"),
+                )
+            )
         self.moe = moe
         self.held = held
-        self.multiplier = model_cfg.multipliers.residual
+        self.result = Result(model_cfg, params)
 
     def route(self, x: Hidden) -> tuple[Int[Array, "b t k"], Float32[Array, "b t k"]]:
         """Return the experts each token chooses, best first, and their weights.
@@ -85,27 +94,35 @@ class Moe(nnx.Module):
             Qwen3-MoE: softmax over all experts, the largest taken. gpt-oss: the largest logits,
             softmax over those alone. Llama 4: likewise, sigmoids.
         """
-        return self._choose(self.norm(x), None)
+        return self._choose(self._of_router(x), None)
 
     def __call__(self, x: Hidden, forced_ids: Int[Array, "b t k"] | None = None) -> Hidden:
         """Run the block; `forced_ids` replaces the router's choice, not its weights."""
         normed = self.norm(x)
-        ids, weights = self._choose(normed, forced_ids)
-        total = x
-        if self.moe.n_shared:
-            shared = swiglu(normed, self.shared_gate_up[...], self.shared_down[...])
-            if self.moe.gated_shared:
-                gate = contract("btd,dc->btc", normed, self.shared_gate[...])
-                shared = jax.nn.sigmoid(gate) * shared
-            total = total + self.multiplier * shared
+        ids, weights = self._choose(self._of_router(x), forced_ids)
+        of_experts = self.expert_norm(x) if self.moe.has_own_norms else normed
+        routed = jnp.zeros_like(x)
         for slot, expert_id in enumerate(self.held):
             weight = jnp.sum(jnp.where(ids == expert_id, weights, 0.0), axis=-1, keepdims=True)
             if self.moe.weighs_rows:
-                routed = self._expert(normed * weight, slot)
+                routed = routed + self._expert(of_experts * weight, slot)
             else:
-                routed = weight * self._expert(normed, slot)
-            total = total + self.multiplier * routed
-        return total
+                routed = routed + weight * self._expert(of_experts, slot)
+        if self.moe.has_own_norms:
+            shared = self.shared_result_norm(self._shared(normed))
+            return self.result(x, self.expert_result_norm(routed) + shared)
+        return self.result(x, routed + self._shared(normed) if self.moe.n_shared else routed)
+
+    def _of_router(self, x: Hidden) -> Hidden:
+        """Normalise what the router is given."""
+        return self.router_norm(x) if self.moe.has_own_norms else self.norm(x)
+
+    def _shared(self, normed: Hidden) -> Hidden:
+        mlp = swiglu if self.moe.activation == "silu" else geglu
+        shared = mlp(normed, self.shared_gate_up[...], self.shared_down[...])
+        if not self.moe.gated_shared:
+            return shared
+        return jax.nn.sigmoid(contract("btd,dc->btc", normed, self.shared_gate[...])) * shared
 
     def _expert(self, x: Hidden, slot: int) -> Hidden:
         moe = self.moe
@@ -114,7 +131,9 @@ class Moe(nnx.Module):
             both = both + self.gate_up_bias[slot][None, None]
         gate, up = rearrange(both, "b t c f -> c b t f")
         if moe.swiglu_limit is None:
-            hidden = jax.nn.silu(gate) * up
+            silu = moe.activation == "silu"
+            bent = jax.nn.silu(gate) if silu else jax.nn.gelu(gate, approximate=True)
+            hidden = bent * up
         else:
             gate = jnp.minimum(gate, moe.swiglu_limit)
             up = jnp.clip(up, -moe.swiglu_limit, moe.swiglu_limit)
@@ -141,6 +160,8 @@ class Moe(nnx.Module):
             weights = jax.nn.sigmoid(weights)
         elif moe.normalise:
             weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
+        if moe.has_own_norms:
+            weights = weights * self.expert_scale[...][ids]
         return ids, weights * moe.routed_scaling
 
     def _best(self, scores: Float32[Array, "b t e"]) -> Int[Array, "b t k"]:

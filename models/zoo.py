@@ -83,6 +83,9 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             source=_AICONFIGURATOR + ", file of meta-llama/Llama-4-Maverick-17B-128E-Instruct",
         ),
         "gemma-3-27b": _quoted_file("gemma-3-27b", "google/gemma-3-27b-it"),
+        "gemma-4-26b-a4b": NamedModel(
+            file="gemma-4-26b-a4b.json", source=_AICONFIGURATOR + ", file of google/gemma-4-26B-A4B"
+        ),
         "gemma-4-31b": NamedModel(
             file="gemma-4-31b.json",
             source=_AICONFIGURATOR + ", file of nvidia/Gemma-4-31B-IT-NVFP4 without its "

@@ -3,8 +3,11 @@
 A part of `wrong_conventions`, which says what they are.
 """
 
+import numpy as np
 from changes import in_array, in_model, in_part
 from mistakes import Mistake
+
+from models.reference_mixture import Moe
 
 MISTAKES: dict[str, Mistake] = {
     "llama4: chunks taken for windows": Mistake(
@@ -36,5 +39,32 @@ MISTAKES: dict[str, Mistake] = {
     "llama4: no shared expert": Mistake(model="llama4", config=in_part("moe", n_shared=0)),
     "llama4: gate after up": Mistake(
         model="llama4", arrays=in_array("gate_up", lambda x: x[:, ::-1])
+    ),
+    "gemma4: router given what experts are": Mistake(
+        model="gemma4_moe",
+        reference=(((Moe, "_of_router"), "self.router_norm(x)", "self.expert_norm(x)"),),
+    ),
+    "gemma4: experts given what the dense MLP is": Mistake(
+        model="gemma4_moe",
+        reference=(((Moe, "__call__"), "self.expert_norm(x)", "normed"),),
+    ),
+    "gemma4: results added before they are normalised": Mistake(
+        model="gemma4_moe",
+        reference=(
+            (
+                (Moe, "__call__"),
+                "self.expert_result_norm(routed) + shared",
+                "self.expert_result_norm(routed + self._shared(normed))",
+            ),
+        ),
+    ),
+    "gemma4: weights of experts not scaled": Mistake(
+        model="gemma4_moe", arrays=in_array("expert_scale", np.ones_like)
+    ),
+    "gemma4: root of the width kept in the router's norm": Mistake(
+        model="gemma4_moe", arrays=in_array("router_norm", lambda x: x * np.float32(32**0.5))
+    ),
+    "gemma4: silu instead of gelu in experts": Mistake(
+        model="gemma4_moe", config=in_part("moe", activation="silu")
     ),
 }

@@ -16,10 +16,10 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
+from .expert_rows import joined_results, normed_rows, rounded
 from .experts import ExpertSizes, in_slots, local_experts, sum_of_experts
-from .linear import Split, linear, narrowed, operand_rows
+from .linear import Split, linear, narrowed, operand_rows, with_result
 from .mlp import shared_swiglu
-from .norm import rms_norm
 from .router import route, router_logits
 
 
@@ -83,11 +83,12 @@ def exchanged_mixture(
 
     x_own, gate_up = vxm.to_fp32(own(rows)), weights.get("shared_gate_up")
     if gate_up is None:
-        y_own = rms_norm(x_own, weights["norm"], cfg.norm_eps)
+        router_y, expert_y, _ = normed_rows(x_own, weights, cfg)
     else:  # every chip holds a piece of the shared expert, so it takes all rows
-        y = rms_norm(vxm.to_fp32(rows), weights["norm"], cfg.norm_eps)
-        y_own = own(y)
-    router_rows, expert_rows = operand_rows(y_own, policy, "router", "expert")
+        router_all, expert_all, y = normed_rows(vxm.to_fp32(rows), weights, cfg)
+        router_y = own(router_all)
+        expert_y = router_y if router_all is expert_all else own(expert_all)
+    router_rows, expert_rows = rounded((router_y, expert_y), policy, "router", "expert")
     logits = router_logits(router_rows, weights, policy=policy)
     if gate_up is not None:  # needs no route: the matrix unit is busy while experts are chosen
         shared = linear(operand_rows(y, policy, "shared"), gate_up, policy=policy)
@@ -107,7 +108,7 @@ def exchanged_mixture(
     )
     if gate_up is not None:  # while rows are on their way
         gate_rows = operand_rows(y, policy, "router") if "shared_gate" in weights else None
-        h = shared_swiglu(shared, gate_rows, weights, policy)
+        h = shared_swiglu(shared, gate_rows, weights, policy, moe.activation)
         partial_sums = narrowed(linear(h, weights["shared_down"], policy=policy), policy)
         if among.algorithm == "ring":  # whose order for a share is that of the share's owner
             own_sums = own(c2c.all_reduce(partial_sums, among))
@@ -121,8 +122,8 @@ def exchanged_mixture(
     returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places)
     total = vxm.sum_leading(vxm.to_fp32(returned))
     if gate_up is not None:
-        total = vxm.add(total, shared_out)
-    out = narrowed(vxm.add(x_own, total), policy)
+        total = joined_results(total, shared_out, weights, cfg)
+    out = with_result(x_own, total, cfg, policy, weights)
     return c2c.all_gather(out, among, dim=-2, keep=m).reshape(b, t, d)
 
 

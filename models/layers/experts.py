@@ -107,7 +107,7 @@ def activations(
     if moe.weighs_rows:
         h = weighted(h, held.gates)
     if moe.swiglu_limit is None:
-        return swiglu(h, gate_up.shape[3])
+        return swiglu(h, gate_up.shape[3], moe.activation)
     return clamped_swiglu(h, gate_up.shape[3], limit=moe.swiglu_limit, alpha=moe.swiglu_alpha)
 
 

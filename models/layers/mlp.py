@@ -53,6 +53,7 @@ def shared_swiglu(
     rows: Any,
     weights: Mapping[str, Any],
     policy: Policy,
+    activation: Activation = "silu",
 ) -> Float[Array, "m f"]:
     """Make the rows that multiply the shared experts' `down`.
 
@@ -61,11 +62,12 @@ def shared_swiglu(
         rows: normalised rows in the router's format, of a model that gates the shared experts.
         weights: `shared_gate_up`, and `shared_gate` where the model has it.
         policy: formats, and how products are made.
+        activation: of the gates.
 
     Fidelity:
         As `swiglu`. A gate, the same for a whole row, multiplies before `down` instead of after it.
     """
-    h = swiglu(gate_up, weights["shared_gate_up"].shape[2])
+    h = swiglu(gate_up, weights["shared_gate_up"].shape[2], activation)
     if "shared_gate" in weights:
         h = vxm.mul(h, vxm.sigmoid(linear(rows, weights["shared_gate"], policy=policy)))
     found: Array = operand_rows(h, policy, "shared")

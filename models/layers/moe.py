@@ -15,13 +15,14 @@ from lpu_jax.datapath import c2c, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
+from ..leaves import rows_of_leaf
 from ..policy import Policy
+from .expert_rows import joined_results, normed_rows, rounded
 from .expert_sums import summed_by_tree, summed_exactly
 from .experts import ExpertSizes as ExpertSizes
 from .experts import InSlots, in_slots, local_experts, sum_of_experts
-from .linear import Split, add_residual, linear, narrowed, operand_rows, project_out
+from .linear import Split, add_residual, linear, narrowed, project_out
 from .mlp import shared_swiglu
-from .norm import rms_norm
 from .router import route, router_logits
 
 
@@ -57,15 +58,16 @@ def mixture(
         Order-dependent, the order is fixed. A chip adds its experts' results by ascending expert
         id, then the shared expert's, in fp32. `ROW`: its sum is rounded to the base format and
         added in chip order (`c2c.all_reduce`). `TREE` and `WIDE` have orders of their own, or none.
-        The hidden state is added last.
+        The hidden state is added last. Where either kind of expert has norms of its own, their
+        results cross chips apart, and are normalised and added in fp32.
     """
     moe = cfg.moe
     assert moe is not None
     b, t, d = x.shape
     # In the order of the mesh: its shares and its sums follow the numbers of the chips.
     across = c2c.joined(*(axis for name, axis in axes.items() if name in ("expert", "tensor")))
-    y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
-    router_rows, expert_rows, shared_rows = operand_rows(y, policy, "router", "expert", "shared")
+    normed = normed_rows(vxm.to_fp32(x.reshape(b * t, d)), weights, cfg)
+    router_rows, expert_rows, shared_rows = rounded(normed, policy, "router", "expert", "shared")
     logits = router_logits(router_rows, weights, policy=policy)
     # The shared expert needs no route: its products keep the matrix unit busy while experts are
     # chosen on the vector unit.
@@ -73,10 +75,11 @@ def mixture(
     ids, gate_weights = route(logits, weights, moe)
     h = None
     if shared is not None:
-        h = shared_swiglu(shared, router_rows, weights, policy)
+        h = shared_swiglu(shared, router_rows, weights, policy, moe.activation)
     first = placement["first_expert"].reshape(())
     slots = partial(in_slots, expert_rows, ids, gate_weights, placement, moe=moe, sizes=sizes)
     how: dict[str, Any] = {"cfg": cfg, "policy": policy, "sizes": sizes}
+    beside, h = (h, None) if moe.has_own_norms else (None, h)
     if split is Split.TREE:
         out = summed_by_tree(slots(), h, ids, first, weights, **how, axes=axes)
     elif split is Split.WIDE:
@@ -85,7 +88,33 @@ def mixture(
         out = _summed_in_order(
             slots, h, ids, first, weights, **how, split=split, axes=axes, across=across
         )
-    return add_residual(x, out.reshape(b, t, d), cfg, policy)
+    if beside is not None:
+        alone = _shared_alone(beside, weights, cfg=cfg, policy=policy, split=split, across=across)
+        out = joined_results(vxm.to_fp32(out), vxm.to_fp32(alone), weights, cfg)
+    return add_residual(x, out.reshape(b, t, d), cfg, policy, weights)
+
+
+def _shared_alone(
+    rows: Float[Array, "m f"],
+    weights: Mapping[str, Any],
+    *,
+    cfg: ModelConfig,
+    policy: Policy,
+    split: Split,
+    across: Axis,
+) -> Float[Array, "m d"]:
+    """Finish shared experts whose result is not added to that of others as it is."""
+    whole = project_out(
+        rows,
+        weights["shared_down"],
+        rows=1,
+        policy=policy,
+        split=split,
+        axis=across,
+        d_model=cfg.d_model,
+        leaf=rows_of_leaf(cfg, "moe", policy, "shared_down"),
+    )
+    return sxm.keep_columns(whole, cfg.d_model)  # columns of a tree are padded
 
 
 def _summed_in_order(

@@ -7,6 +7,7 @@ limits on how many rows an expert takes.
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import selection, vxm
@@ -50,7 +51,8 @@ def route(
 
     Args:
         logits: as `router_logits` gives them.
-        weights: `router_bias` where the model corrects its scores.
+        weights: `router_bias` where the model corrects its scores, `expert_scale` where it scales
+            their weights.
         moe: the router's rules.
 
     Returns:
@@ -60,8 +62,8 @@ def route(
     Fidelity: approximate; of experts that rank alike the lower comes first.
 
     Source:
-        modeling_deepseek_v3.py, modeling_mixtral.py, modeling_qwen3_moe.py, modeling_gpt_oss.py
-        and modeling_llama4.py of Hugging Face transformers.
+        modeling_deepseek_v3.py, modeling_mixtral.py, modeling_qwen3_moe.py, modeling_gpt_oss.py,
+        modeling_llama4.py and modeling_gemma4.py of Hugging Face transformers.
     """
     scores, ranking = _scored(logits, weights, moe)
     best, ids = selection.top_k(_in_kept_groups(ranking, moe), moe.top_k)
@@ -72,6 +74,9 @@ def route(
         chosen = vxm.sigmoid(chosen)
     elif moe.normalise:
         chosen = vxm.div(chosen, vxm.add(vxm.sum_lanes(chosen), _LEAST_SUM))
+    if "expert_scale" in weights:
+        factors = jnp.broadcast_to(weights["expert_scale"].reshape(1, -1), logits.shape)
+        chosen = vxm.mul(chosen, selection.take_lanes(factors, ids))
     return ids, chosen if moe.routed_scaling == 1.0 else vxm.mul(chosen, moe.routed_scaling)
 
 
@@ -82,7 +87,7 @@ def choose_experts(
 
     Args:
         hidden: rows as they enter the block.
-        weights: `norm`, and what `router_logits` and `route` take.
+        weights: `norm`, or the router's own, and what `router_logits` and `route` take.
         cfg: the model.
         policy: formats, and how products are made.
 
@@ -90,8 +95,8 @@ def choose_experts(
         What `route` returns.
     """
     assert cfg.moe is not None
-    y = rms_norm(vxm.to_fp32(hidden), weights["norm"], cfg.norm_eps)
-    rows = operand_rows(y, policy, "router")
+    norm = weights.get("router_norm", weights["norm"])
+    rows = operand_rows(rms_norm(vxm.to_fp32(hidden), norm, cfg.norm_eps), policy, "router")
     return route(router_logits(rows, weights, policy=policy), weights, cfg.moe)
 
 

@@ -165,6 +165,11 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
         yield f"{names.router}.bias", (moe.n_experts,)
     if moe.correction_bias:
         yield names.correction_bias, (moe.n_experts,)
+    if moe.has_own_norms:
+        for name in (names.expert_norm, names.shared_result_norm, names.expert_result_norm):
+            yield f"{name}.weight", (d_model,)
+        yield names.router_norm, (d_model,)
+        yield names.expert_scale, (moe.n_experts,)
     if moe.n_shared:
         yield from _mlp(d_model, moe.d_shared, names.shared, names.gate_up_down)
         if moe.gated_shared:

@@ -1,15 +1,15 @@
-"""Weight sources: one interface for real checkpoints and for random values.
+"""A weight source over tensors under their Hugging Face names.
 
-A source hands out arrays in the shapes of `models.params`, one block or one routed expert at a
-time, so that a trillion-parameter model never has to exist at once: float32, or the codes and
-scales of a quantised file. Rounding to another storage format is not done here.
+It hands out arrays in the shapes of `models.params`, one block or one routed expert at a time, so
+that a trillion-parameter model never has to exist at once: float32, or the codes and scales of a
+quantised file. Rounding to another storage format is not done here.
 """
 
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -23,73 +23,14 @@ from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
 from .names import file_tensors, is_left_out
+from .protocol import WeightSource as WeightSource
+from .protocol import check_block, check_expert
 from .stored import Matrix, Weight, joined, laid_across, laid_out, moved, one_of_batch, packed
 from .tensor import Tensor, quoted
 
 Arrays = dict[str, np.ndarray]
 #: float32, or codes and scales as the files hold them (`models.weights.stored.dequantised`).
 Weights = dict[str, Weight]
-
-
-@runtime_checkable
-class WeightSource(Protocol):
-    """Anything that can produce the parameters of a model.
-
-    Rotary convention: query and key columns are in the pair order that `config.rope.interleaved`
-    tells: adjacent for deepseek, half-split for the other families.
-    """
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model these weights belong to."""
-
-    def block(self, kind: str, layer: int = 0) -> Mapping[str, Weight]:
-        """Return one block's parameters without its routed experts.
-
-        Args:
-            kind: "embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe" or
-                "head".
-            layer: the layer from 0; ignored for "embed" and "head".
-        """
-
-    def expert(self, layer: int, expert_id: int) -> Mapping[str, Weight]:
-        """Return one routed expert: `gate_up` `[d, 2, fe]`, `down` `[fe, d]` and their biases."""
-
-
-def check_expert(model_cfg: ModelConfig, layer: int, expert_id: int) -> None:
-    """Raise unless the model has this expert.
-
-    Raises:
-        WeightsError: if layer `layer` has no experts or fewer than `expert_id + 1`.
-    """
-    moe = model_cfg.moe
-    if moe is None or not model_cfg.is_moe_layer(layer):
-        raise WeightsError(f"{model_cfg.name}: layer {layer} has no routed experts.")
-    if not 0 <= expert_id < moe.n_experts:
-        raise WeightsError(
-            f"{model_cfg.name}: expert must be 0 to {moe.n_experts - 1}, got {expert_id}."
-        )
-
-
-def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
-    """Raise unless the model has a block of this kind at this layer.
-
-    Raises:
-        UnknownNameError: if `kind` is not a block kind.
-        ConfigError: if the model has no such layer or no such kind.
-        WeightsError: if layer `layer` has the other kind of MLP, or of attention.
-    """
-    block_params(model_cfg, kind)
-    if kind in ("embed", "head"):
-        return
-    actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
-    if kind in ("attention", "sliding", "unrotated", "recurrent"):
-        actual = model_cfg.attention_kind(layer)
-    if kind != actual:
-        article = "an" if actual in ("attention", "unrotated") else "a"
-        raise WeightsError(
-            f"{model_cfg.name}: layer {layer} has {article} {actual} block, not {kind}."
-        )
 
 
 #: Rows of a table that are compared at once.
@@ -174,12 +115,10 @@ class HfTensors:
             case "dense":
                 specs = block_params(self.config, "dense")
                 arrays = self._mlp(prefix + self._names.mlp, self._names.gate_up_down, specs)
-                if self.config.scales_layers:
-                    arrays["layer_scale"] = self._vector(prefix + self._names.layer_scale)
-                result = self._of_result(prefix + self._names.mlp_result_norm)
-                return {"norm": self._mlp_norm(prefix), **arrays, **result}
+                return {"norm": self._mlp_norm(prefix), **arrays, **self._of_layer(prefix)}
             case "moe":
-                return {"norm": self._mlp_norm(prefix), **self._mixture(prefix)}
+                arrays = self._mixture(prefix)
+                return {"norm": self._mlp_norm(prefix), **arrays, **self._of_layer(prefix)}
             case _:
                 return {"norm": self._norm(self._names.final_norm), "out": self._head()}
 
@@ -243,6 +182,13 @@ class HfTensors:
     def _of_result(self, name: str) -> Weights:
         """Read the norm of what a block adds, where the model has one."""
         return {"result_norm": self._norm(name)} if self.config.norms_results else {}
+
+    def _of_layer(self, prefix: str) -> Weights:
+        """Read that norm of an MLP, and what scales the layer, where the model has them."""
+        result = self._of_result(prefix + self._names.mlp_result_norm)
+        if self.config.scales_layers:
+            result["layer_scale"] = self._vector(prefix + self._names.layer_scale)
+        return result
 
     def _attention(self, kind: str, prefix: str) -> Weights:
         attention = self.config.attention_of(kind)
@@ -457,11 +403,24 @@ class HfTensors:
         if "shared_gate" in specs:
             gate = self._matrix(prefix + names.shared_gate)
             arrays["shared_gate"] = laid_out(gate, specs["shared_gate"], "one d -> d one")
+        if moe.has_own_norms:
+            arrays |= self._own_norms(prefix)
         if moe.n_shared:
             of_shared = {name: specs[f"shared_{name}"] for name in ("gate_up", "down")}
             shared = self._mlp(prefix + names.shared, names.gate_up_down, of_shared)
             arrays |= {f"shared_{name}": matrix for name, matrix in shared.items()}
         return arrays
+
+    def _own_norms(self, prefix: str) -> Weights:
+        """Read the norms of experts and router, and what scales an expert's weight."""
+        names, root = self._names, np.float32(self.config.d_model**0.5)
+        return {
+            "router_norm": self._vector(prefix + names.router_norm) / root,
+            "expert_norm": self._norm(prefix + names.expert_norm),
+            "shared_result_norm": self._norm(prefix + names.shared_result_norm),
+            "expert_result_norm": self._norm(prefix + names.expert_result_norm),
+            "expert_scale": self._vector(prefix + names.expert_scale),
+        }
 
     def _refuse_unknown_tensors(self, may_be_cut: bool) -> None:
         """Refuse tensors this program would skip silently (biases, scales, norms, layers)."""

@@ -44,6 +44,7 @@ FAMILIES = {
     "gemma2": "gemma2",
     "gemma3": "gemma3",
     "gemma4": "gemma4",
+    "gemma4_moe": "gemma4",
     "llama4": "llama4",
     "minimax_m2": "minimax_m2",
     "ling": "bailing_moe",

@@ -69,7 +69,7 @@ def randomise_constants(model: Any) -> None:
                 values.uniform_(first, first + 1)
             elif name.endswith("A_log"):
                 values.uniform_(-3, 0)  # so slow a fading that early tokens matter
-            elif name.endswith("layer_scalar"):
+            elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
                 values.uniform_(0.5, 1.5)
             elif name.endswith("q_a_proj.weight"):
                 values *= 0.05

@@ -295,6 +295,19 @@ LLAMA4: Fields = {
     "eoi_token_index": 63,
     "tie_word_embeddings": False,
 }
+#: The dense MLP of a layer is twice as wide as an expert.
+GEMMA4_MOE: Fields = GEMMA4 | {
+    "text_config": GEMMA4["text_config"]
+    | {
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "intermediate_size": 16,
+        "enable_moe_block": True,
+        "moe_intermediate_size": 8,
+        "num_experts": 8,
+        "top_k_experts": 3,
+    },
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -447,6 +460,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen3_5_moe": ("Qwen3_5Moe", QWEN3_5_MOE, "f32"),
     "gemma2": ("Gemma2", GEMMA2, "f32"),
     "gemma4": ("Gemma4", GEMMA4, "f32"),
+    "gemma4_moe": ("Gemma4", GEMMA4_MOE, "f32"),
     "gemma3": ("Gemma3", GEMMA3, "f32"),
     "llama4": ("Llama4", LLAMA4, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),

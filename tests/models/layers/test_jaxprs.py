@@ -49,6 +49,7 @@ BLOCKS += [
     pytest.param(zoo.model("gemma-4-31b"), "attention", id="gemma-4-31b-attention"),
     pytest.param(zoo.model("gemma-4-31b"), "dense", id="gemma-4-31b-dense"),
     pytest.param(zoo.model("gemma-4-31b"), "head", id="gemma-4-31b-head"),
+    pytest.param(zoo.model("gemma-4-26b-a4b"), "moe", id="gemma-4-26b-a4b-moe"),
     *(
         pytest.param(zoo.model("llama-4-maverick"), kind, id=f"llama-4-maverick-{kind}")
         for kind in ("sliding", "unrotated", "moe")

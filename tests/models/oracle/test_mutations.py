@@ -144,6 +144,12 @@ EXPECTED = {
     "llama4: softmax of all scores": 2.46e-01,
     "llama4: no shared expert": 8.41e-01,
     "llama4: gate after up": 1.20e00,
+    "gemma4: router given what experts are": 2.78e00,
+    "gemma4: experts given what the dense MLP is": 2.53e00,
+    "gemma4: results added before they are normalised": 2.26e00,
+    "gemma4: weights of experts not scaled": 1.34e00,
+    "gemma4: root of the width kept in the router's norm": 1.09e00,
+    "gemma4: silu instead of gelu in experts": 1.97e00,
 }
 
 
