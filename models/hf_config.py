@@ -257,7 +257,8 @@ def _read_windows(
         keys.must_be("use_sliding_window", False)
         if not rules.has_window_switch:
             keys.must_be("sliding_window", None)
-    window = keys.optional_integer("sliding_window")
+        keys.read.add("sliding_window")  # of a window that is not used; some files say 0
+    window = None if rules.windows == "none" else keys.optional_integer("sliding_window")
     is_on = not rules.has_window_switch or keys.boolean("use_sliding_window", default=False)
     listed = _listed_as_sliding(keys, rules, n_layers)
     if window is None or not is_on:

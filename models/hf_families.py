@@ -44,6 +44,19 @@ _ROTATION = {"rope_theta": 10_000.0}
 _NORM = {"rms_norm_eps": 1e-6}
 _QWEN_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096}
 
+_QWEN2 = FamilyRules(
+    family="qwen2",
+    architecture="Qwen2ForCausalLM",
+    biases="qkv",
+    are_biases_fixed=True,
+    windows="late",
+    has_window_switch=True,
+    defaults=_ROTATION
+    | _NORM
+    | _QWEN_WINDOWS
+    | {"num_key_value_heads": 32, "max_window_layers": 28},
+)
+
 #: The text part, whose experts are fused.
 _QWEN_VL = FamilyRules(
     family="qwen3_vl",
@@ -123,17 +136,23 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             windows="all",
             defaults=_ROTATION | _NORM | {"num_key_value_heads": 8, "sliding_window": 4096},
         ),
-        "qwen2": FamilyRules(
-            family="qwen2",
-            architecture="Qwen2ForCausalLM",
-            biases="qkv",
-            are_biases_fixed=True,
-            windows="late",
-            has_window_switch=True,
-            defaults=_ROTATION
-            | _NORM
-            | _QWEN_WINDOWS
-            | {"num_key_value_heads": 32, "max_window_layers": 28},
+        "qwen2": _QWEN2,
+        # Has windows too, on other layers; none is released with them.
+        "qwen2_moe": replace(
+            _QWEN2,
+            family="qwen2_moe",
+            architecture="Qwen2MoeForCausalLM",
+            windows="none",
+            experts=ExpertRules(scoring="softmax", has_gated_shared=True),
+            defaults=_ROTATION | _NORM | {"num_key_value_heads": 16, "norm_topk_prob": False},
+            names=TensorNames(shared="mlp.shared_expert."),
+        ),
+        # Qwen2's network (`MiMoForCausalLM` of its files is a Qwen2 with prediction layers).
+        "mimo": replace(
+            _QWEN2,
+            family="mimo",
+            architecture="MiMoForCausalLM",
+            names=TensorNames(beside=("model.mtp_layers.",)),
         ),
         "qwen3": FamilyRules(
             family="qwen3",

@@ -12,6 +12,8 @@ CLASSES = {
     "llama": "Llama",
     "mistral": "Mistral",
     "qwen2": "Qwen2",
+    "qwen2_moe": "Qwen2Moe",
+    "mimo": "Qwen2",
     "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3Moe",
     "qwen3_vl_text": "Qwen3VLText",

@@ -29,6 +29,8 @@ FAMILIES = {
     "llama": "llama",
     "mistral": "mistral",
     "qwen2": "qwen2",
+    "qwen2_moe": "qwen2_moe",
+    "mimo": "mimo",
     "phi3": "phi3",
     "smollm3": "smollm3",
     "granite": "granite",

@@ -258,6 +258,20 @@ def as_ling(fields: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str, 
     return ours, renamed
 
 
+def as_mimo(
+    fields: dict[str, Any], tensors: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rewrite a Qwen2 checkpoint as one of MiMo, with a norm of its prediction layer.
+
+    Source:
+        `MiMoForCausalLM` in modeling_mimo.py of XiaomiMiMo/MiMo-7B-Base, a `Qwen2ForCausalLM` whose
+        model has `mtp_layers` beside its layers (second-hand: from vLLM's loader of these files).
+    """
+    own = {"architectures": ["MiMoForCausalLM"], "model_type": "mimo", "attention_bias": True}
+    ahead = {"model.mtp_layers.0.input_layernorm.weight": tensors["model.norm.weight"].clone()}
+    return fields | own | {"num_nextn_predict_layers": 1, "use_mrope": False}, tensors | ahead
+
+
 def as_qwen_vl(tensors: dict[str, Any]) -> dict[str, Any]:
     """Turn fused experts `[experts, out, in]` over, as Qwen3-VL is released.
 
@@ -381,6 +395,8 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
         logits = reader(input_ids=torch.tensor(tokens)).logits.float().numpy()
     if name.startswith("kimi_k2"):
         saved["model_type"] = "kimi_k2"
+    if name == "mimo":
+        saved, stored = as_mimo(saved, stored)
     if name == "ling":
         saved, stored = as_ling(saved, stored)
     if name == "qwen3_vl_moe":

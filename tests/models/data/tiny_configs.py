@@ -55,6 +55,20 @@ QWEN2: Fields = GROUPED | {
     "max_window_layers": 1,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
+#: A shared expert three times as wide as the others; weights are as the softmax gives them.
+QWEN2_MOE: Fields = GROUPED | {
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+#: Qwen2's class computes what MiMo's does: it is a Qwen2 beside its prediction layers.
+MIMO: Fields = GROUPED | {
+    "head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 6.4e5},
+}
 MISTRAL: Fields = GROUPED | {
     "head_dim": 16,
     "sliding_window": 5,
@@ -448,6 +462,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "llama_bf16": ("Llama", LLAMA, "bf16"),
     "mistral": ("Mistral", MISTRAL, "f32"),
     "qwen2": ("Qwen2", QWEN2, "f32"),
+    "qwen2_moe": ("Qwen2Moe", QWEN2_MOE, "f32"),
+    "mimo": ("Qwen2", MIMO, "f32"),
     "phi3": ("Phi3", PHI3, "f32"),
     "smollm3": ("SmolLM3", SMOLLM3, "f32"),
     "granite": ("Granite", GRANITE, "f32"),
