@@ -441,7 +441,7 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) 
         context = (sizes.local["window"], None)
     if isinstance(attention, GqaConfig):
         lead: tuple[Dimension, ...] = (batch, sizes.share("kv_heads", attention.n_kv_heads))
-        key_dim = value_dim = attention.head_dim
+        key_dim, value_dim = attention.head_dim, attention.value_width
     elif attention.form == "expanded":
         lead = (batch, sizes.share("heads", attention.n_heads))
         key_dim, value_dim = attention.query_head_dim, attention.v_head_dim

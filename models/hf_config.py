@@ -29,6 +29,7 @@ from .hf_layers import (
     read_unrotated,
     read_warming,
 )
+from .hf_mimo import read_mimo_heads, read_mimo_windows
 from .hf_recurrence import read_recurrence
 from .hf_rope import read_rope, rotation_parts
 from .rope import RopeConfig, YarnScaling
@@ -45,6 +46,8 @@ _ABOUT_OTHER_PARTS = re.compile(
 )
 #: A model's name on the hub, alone or behind its owner's; a path is none.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+#: Spellings of what is added under the root of norms.
+_EPSILON = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon", "layernorm_epsilon")
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
 _MODELOPT = "hf_quant_config.json"
 
@@ -82,6 +85,9 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     unrotated = read_unrotated(keys, rules, n_layers, recurrent_layers)
     if rules.is_llama4:
         window, sliding_layers = read_chunks(keys, n_layers, unrotated)
+    elif rules.is_mimo_v2:
+        listed = _listed_as_sliding(keys, rules, n_layers)
+        window, sliding_layers = read_mimo_windows(keys, n_layers, listed)
     else:
         window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
@@ -95,6 +101,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         local = attention
         if rules.has_global_heads:
             attention = read_global_heads(keys, local, n_layers, sliding_layers)
+        if rules.is_mimo_v2:
+            attention, local = read_mimo_heads(keys, local)
         if rules.has_local_rotation:
             full, sliding = rotation_parts(keys, rules)
             rope = read_rope(full, rules, attention.head_dim)
@@ -116,7 +124,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         d_ff=_read_dense_width(keys, rules, moe),
         vocab_size=keys.integer("vocab_size"),
         max_position=keys.integer(*_positions_of(rules)),
-        norm_eps=keys.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
+        norm_eps=keys.number(*_EPSILON),
         tie_embeddings=keys.boolean("tie_word_embeddings", default=False),
         attention=attention,
         rope=rope,

@@ -41,7 +41,9 @@ def read_experts(
     if rules.is_normalised and not normalise:
         raise keys.complain("norm_topk_prob", "true, as this type of model always does")
     is_like = rules.is_deepseek_like
-    n_shared = keys.integer("n_shared_experts", "num_shared_experts", least=0) if is_like else 0
+    n_shared = 0
+    if is_like and not rules.is_mimo_v2:
+        n_shared = keys.integer("n_shared_experts", "num_shared_experts", least=0)
     if rules.weighs_rows:
         keys.must_be("norm_topk_prob", False)
         n_shared = 1
@@ -61,7 +63,7 @@ def read_experts(
         d_expert=d_expert,
         n_groups=keys.integer("n_group", "num_expert_group") if is_like else 1,
         topk_groups=keys.integer("topk_group") if is_like else 1,
-        routed_scaling=keys.number("routed_scaling_factor") if is_like else 1.0,
+        routed_scaling=_scaling(keys, rules),
         normalise=normalise,
         n_dense_layers=n_dense_layers,
         interval=_interval(keys, rules, n_layers),
@@ -79,6 +81,15 @@ def read_experts(
     )
 
 
+def _scaling(keys: Keys, rules: ExpertRules) -> float:
+    """Return what multiplies weights; MiMo-V2's null is 1."""
+    if not rules.is_deepseek_like:
+        return 1.0
+    if rules.is_mimo_v2:
+        return keys.optional_number("routed_scaling_factor") or 1.0
+    return keys.number("routed_scaling_factor")
+
+
 def _shared_of_own_width(
     keys: Keys, d_expert: int, key: str = "shared_expert_intermediate_size"
 ) -> int:
@@ -91,7 +102,9 @@ def _shared_of_own_width(
 
 def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     """Return how many layers, all at the start, have a dense MLP."""
-    if rules.is_deepseek_like:
+    if rules.is_mimo_v2:
+        n_dense = _marked_as_dense(keys, n_layers)
+    elif rules.is_deepseek_like:
         n_dense = keys.integer("first_k_dense_replace", least=0, most=n_layers)
     else:
         listed = keys.integers("mlp_only_layers", default=[])
@@ -103,6 +116,13 @@ def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     keys.must_be("moe_layer_freq", 1, [0] * n_dense + [1] * n_sparse)
     keys.must_be("decoder_sparse_step", 1)
     return n_dense
+
+
+def _marked_as_dense(keys: Keys, n_layers: int) -> int:
+    """Return how many layers MiMo-V2 marks as dense, from the first; by default it alone."""
+    kinds = [int(kind == "sparse") for kind in keys.texts("mlp_layer_types")]
+    usual = kinds or [0] + [1] * (n_layers - 1)
+    return [*keys.integers("moe_layer_freq", default=usual), 1].index(1)
 
 
 def _interval(keys: Keys, rules: ExpertRules, n_layers: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4
+from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2
 from .hf_rules import Activation as Activation
 from .hf_rules import ExpertRules, FamilyRules
 from .hf_rules import Scoring as Scoring
@@ -253,6 +253,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         "gemma3_text": GEMMA3,
         "gemma4_text": GEMMA4,
         "llama4_text": LLAMA4,
+        "mimo_v2_flash": MIMO_V2,
         "phi3": FamilyRules(
             family="phi3",
             architecture="Phi3ForCausalLM",

@@ -1,4 +1,4 @@
-"""Rows of `hf_families` whose layers see near keys but for some that see all: Gemma, Llama 4.
+"""Rows of `hf_families` whose layers see near keys but for some that see all.
 
 Both kinds of layer may differ in heads and rotation; tables of `hf_families` say what rules mean.
 """
@@ -123,4 +123,31 @@ LLAMA4 = FamilyRules(
         shared="feed_forward.shared_expert.",
         beside=("vision_model.",),
     ),
+)
+
+#: Dense layers and all sizes by the hub's own keys; see `hf_mimo`.
+MIMO_V2 = FamilyRules(
+    family="mimo_v2_flash",
+    architecture="MiMoV2FlashForCausalLM",
+    is_partial=True,
+    is_scaled=False,
+    biases="qkv",
+    has_local_rotation=True,
+    is_mimo_v2=True,
+    experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True, is_mimo_v2=True),
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 192,
+        "v_head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 129,
+        "attention_value_scale": 0.707,
+        "rope_theta": 5e6,
+        "rope_local_base_freq": 10_000.0,
+        "partial_rotary_factor": 0.334,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+    },
+    names=TensorNames(sinks="self_attn.attention_sink_bias", beside=("model.mtp.",)),
 )

@@ -29,6 +29,7 @@ class ExpertRules:
     #: Chosen by scores plus a bias ("noaux_tc"), in groups, beside shared experts, scaled, after
     #: some dense layers: the file must say each of the numbers.
     is_deepseek_like: bool = False
+    is_mimo_v2: bool = False  #: DeepSeek's, without shared ones; the file marks dense layers
     has_biases: bool = False  #: router and experts have biases
     is_corrected: bool = False  #: chosen by scores plus a bias, in one group
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
@@ -87,6 +88,9 @@ class FamilyRules:
     #: says whether their queries and keys are normalised behind the rotation; in the others queries
     #: grow with their position. Each so-many-th layer has experts, beside one for every row.
     is_llama4: bool = False
+    #: MiMo-V2: sliding layers have twice the heads of keys, sinks and a rotation of their own;
+    #: values are narrower than keys, and scaled.
+    is_mimo_v2: bool = False
     experts: ExpertRules | None = None
     are_all_layers_mixtures: bool = False  #: there is no width of dense ones
     #: What the class takes for a key that the file leaves out. No width, depth or number of

@@ -181,11 +181,14 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
         "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
         "kv": _matrix("attention", d_model, kv_heads, both, head_dim),
     }
+    if gqa.value_dim is not None:  # keys and values of a head lie side by side
+        params["kv"] = _matrix("attention", d_model, kv_heads, head_dim + gqa.value_dim)
     if gqa.gated:
         params["gate"] = _matrix("attention", d_model, kv_heads, per_kv, head_dim)
     if gqa.qkv_bias:
         params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
-        params["kv_bias"] = _bias("attention", kv_heads, (both, None), (head_dim, None))
+        columns = params["kv"].shape[2:]
+        params["kv_bias"] = _bias("attention", kv_heads, *((n, None) for n in columns))
     if gqa.is_qk_norm_joint:
         params["q_norm"] = _norm(kv_heads, per_kv, (head_dim, None))
         params["k_norm"] = _norm(kv_heads, (head_dim, None))
@@ -193,7 +196,8 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
         params |= {"q_norm": _norm(head_dim), "k_norm": _norm(head_dim)}
     if gqa.sinks:
         params["sinks"] = _bias("attention", kv_heads, per_kv)
-    params["o"] = _matrix("attention", kv_heads, per_kv, head_dim, (d_model, "d_out"), rows=3)
+    values = gqa.value_width
+    params["o"] = _matrix("attention", kv_heads, per_kv, values, (d_model, "d_out"), rows=3)
     if gqa.o_bias:
         params["o_bias"] = _bias("attention", (1, "once"), (d_model, "d_out"))
     return params

@@ -112,10 +112,15 @@ class GqaAttention(nnx.Module):
         """Run the block on a whole prompt, causally."""
         gqa, normed = self.gqa, self.norm(x)
         query = contract("btd,dkgh->btkgh", normed, self.q[...])
-        both = contract("btd,dkch->btkch", normed, self.kv[...])
+        joint = gqa.value_dim is not None
+        both = contract("btd,dke->btke" if joint else "btd,dkch->btkch", normed, self.kv[...])
         if gqa.qkv_bias:
             query, both = query + self.q_bias[None, None], both + self.kv_bias[None, None]
-        key, value = both[:, :, :, 0], both[:, :, :, -1]
+        if joint:
+            key, value = jnp.split(both, [gqa.head_dim], axis=-1)
+        else:
+            key, value = both[:, :, :, 0], both[:, :, :, -1]
+        value = gqa.value_scale * value
         if gqa.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if gqa.norms_values:

@@ -94,9 +94,10 @@ def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[t
 
 def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple[str, Shape]]:
     n_query, n_kv = gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim
+    n_values = gqa.n_kv_heads * gqa.value_width
     # A gate lies beside each query head.
     of_queries = 2 * n_query if gqa.gated else n_query
-    rows = (of_queries, n_kv, n_kv) if len(names.qkv) > 1 else (n_query + 2 * n_kv,)
+    rows = (of_queries, n_kv, n_values) if len(names.qkv) > 1 else (n_query + n_kv + n_values,)
     parts = list(zip(names.qkv, rows, strict=True))
     for name, length in parts[:2] if gqa.are_values_keys else parts:
         yield f"{name}.weight", (length, d_model)
@@ -107,7 +108,7 @@ def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple
         yield f"{names.k_norm}.weight", (n_kv if gqa.is_qk_norm_joint else gqa.head_dim,)
     if gqa.sinks:
         yield names.sinks, (gqa.n_heads,)
-    yield f"{names.output}.weight", (d_model, n_query)
+    yield f"{names.output}.weight", (d_model, gqa.n_heads * gqa.value_width)
     if gqa.o_bias:
         yield f"{names.output}.bias", (d_model,)
 

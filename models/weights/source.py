@@ -212,27 +212,38 @@ class HfTensors:
         if gqa.gated:
             q, gate = self._halves(q, gqa)
             of_gate = {"gate": laid_out(gate, specs["gate"], "(k g h) d -> d k g h", **heads)}
-        kv = joined(tuple(kv_parts), np.stack)
         arrays: Weights = {
             "q": laid_out(q, specs["q"], "(k g h) d -> d k g h", **heads),
-            "kv": laid_out(kv, specs["kv"], "two (k h) d -> d k two h", k=gqa.n_kv_heads),
+            "kv": self._keys_and_values(kv_parts, gqa, specs["kv"]),
             **of_gate,
         }
         if gqa.qkv_bias:
             q_bias, *kv_bias = self._three(gqa, [self._vector(f"{name}.bias") for name in qkv])
             arrays["q_bias"] = np.reshape(q_bias, specs["q_bias"].shape)
-            both = np.stack(kv_bias)
-            arrays["kv_bias"] = packed(both, "two (k h) -> k two h", k=gqa.n_kv_heads)
+            kv_bias = [bias.reshape(gqa.n_kv_heads, -1) for bias in kv_bias]
+            arrays["kv_bias"] = np.concatenate(kv_bias, 1).reshape(specs["kv_bias"].shape)
         if gqa.qk_norm:
             for name, stored in (("q_norm", names.q_norm), ("k_norm", names.k_norm)):
                 arrays[name] = self._norm(prefix + stored).reshape(specs[name].shape)
         if gqa.sinks:
             arrays["sinks"] = self._vector(prefix + names.sinks).reshape(specs["sinks"].shape)
         o = self._matrix(prefix + names.output)
-        arrays["o"] = laid_out(o, specs["o"], "d (k g h) -> k g h d", **heads)
+        arrays["o"] = laid_out(o, specs["o"], "d (k g v) -> k g v d", **heads)
         if gqa.o_bias:
             arrays["o_bias"] = self._vector(f"{prefix}{names.output}.bias")[None]
         return arrays
+
+    @staticmethod
+    def _keys_and_values(parts: list[Matrix], gqa: GqaConfig, spec: ParamSpec) -> Weight:
+        """Lay keys and values of each head side by side, or keys that are values too."""
+        k = gqa.n_kv_heads
+        if gqa.value_dim is None:
+            return laid_out(joined(parts, np.stack), spec, "two (k h) d -> d k two h", k=k)
+        heads = [
+            moved(part, lambda rows: rearrange(rows, "(k e) d -> k e d", k=k)) for part in parts
+        ]
+        both = joined(heads, partial(np.concatenate, axis=1))
+        return laid_out(both, spec, "k e d -> d k e")
 
     @staticmethod
     def _three(gqa: GqaConfig, arrays: list[Any]) -> list[Any]:
@@ -240,7 +251,7 @@ class HfTensors:
         if len(arrays) > 1:
             return arrays
         n_query, n_kv = gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim
-        edges = [0, n_query, n_query + n_kv, n_query + 2 * n_kv]
+        edges = [0, n_query, n_query + n_kv, n_query + n_kv + gqa.n_kv_heads * gqa.value_width]
         return [moved(arrays[0], itemgetter(slice(*ends))) for ends in pairwise(edges)]
 
     @staticmethod

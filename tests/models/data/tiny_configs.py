@@ -69,6 +69,29 @@ MIMO: Fields = GROUPED | {
     "head_dim": 16,
     "rope_parameters": {"rope_type": "default", "rope_theta": 6.4e5},
 }
+#: A dense layer that sees all keys, a sliding one with experts, and one more that sees all. Values
+#: are narrower than keys, of which half turns.
+MIMO_V2: Fields = GROUPED | {
+    "num_hidden_layers": 3,
+    "head_dim": 16,
+    "v_head_dim": 12,
+    "num_key_value_heads": 1,
+    "sliding_window": 5,
+    "attention_value_scale": 0.707,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5}
+        for kind, theta in (("full_attention", 5e6), ("sliding_attention", 1e4))
+    },
+}
 MISTRAL: Fields = GROUPED | {
     "head_dim": 16,
     "sliding_window": 5,
@@ -464,6 +487,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen2": ("Qwen2", QWEN2, "f32"),
     "qwen2_moe": ("Qwen2Moe", QWEN2_MOE, "f32"),
     "mimo": ("Qwen2", MIMO, "f32"),
+    "mimo_v2_flash": ("MiMoV2Flash", MIMO_V2, "f32"),
     "phi3": ("Phi3", PHI3, "f32"),
     "smollm3": ("SmolLM3", SMOLLM3, "f32"),
     "granite": ("Granite", GRANITE, "f32"),
