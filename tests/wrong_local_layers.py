@@ -67,4 +67,32 @@ MISTAKES: dict[str, Mistake] = {
     "gemma4: silu instead of gelu in experts": Mistake(
         model="gemma4_moe", config=in_part("moe", activation="silu")
     ),
+    "mimo: values not scaled": Mistake(
+        model="mimo_v2_flash",
+        config=lambda cfg: in_part("attention", value_scale=1.0)(
+            in_part("sliding_attention", value_scale=1.0)(cfg)
+        ),
+    ),
+    "mimo: sinks dropped": Mistake(
+        model="mimo_v2_flash", config=in_part("sliding_attention", sinks=False)
+    ),
+    "mimo: window without the query's own key": Mistake(
+        model="mimo_v2_flash", config=in_part("sliding_attention", window=4)
+    ),
+    "mimo: sliding layers turned as the others": Mistake(
+        model="mimo_v2_flash", config=in_model(sliding_rope=None)
+    ),
+    "mimo: values before keys": Mistake(
+        model="mimo_v2_flash", arrays=in_array("kv", lambda kv: np.roll(kv, 12, axis=-1))
+    ),
+    "mimo: correction ignored": Mistake(
+        model="mimo_v2_flash", config=in_part("moe", correction_bias=False)
+    ),
+    "qwen2_moe: softmax weights normalised": Mistake(
+        model="qwen2_moe", config=in_part("moe", normalise=True)
+    ),
+    "qwen2_moe: shared expert not gated": Mistake(
+        model="qwen2_moe", config=in_part("moe", gated_shared=False)
+    ),
+    "mimo: biases dropped": Mistake(model="mimo", config=in_part("attention", qkv_bias=False)),
 }

@@ -30,6 +30,7 @@ CLASSES = {
     "gemma3_text": "Gemma3Text",
     "gemma4_text": "Gemma4Text",
     "llama4_text": "Llama4Text",
+    "mimo_v2_flash": "MiMoV2Flash",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
 }
@@ -41,6 +42,7 @@ query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
 attention_k_eq_v hidden_size_per_layer_input no_rope_layer_interval
 embedding_multiplier residual_multiplier attention_multiplier logits_scaling
 attention_chunk_size floor_scale attn_scale interleave_moe_layer_step
+v_head_dim attention_value_scale
 """
 #: What holds here where a row says nothing.
 UNSAID = {
@@ -119,7 +121,10 @@ def test_the_classes_still_have_these_defaults(kind):
     rotation = made.rope_parameters
     if rules.has_local_rotation:
         base = rules.defaults["rope_local_base_freq"]
-        assert rotation["sliding_attention"] == {"rope_type": "default", "rope_theta": base}
+        of_sliding = {"rope_type": "default", "rope_theta": base}
+        if rules.is_partial:
+            of_sliding["partial_rotary_factor"] = rules.defaults["partial_rotary_factor"]
+        assert rotation["sliding_attention"] == of_sliding
         rotation = rotation["full_attention"]
     assert rules.defaults["rope_theta"] == rotation["rope_theta"]
     if not rules.has_global_heads:

@@ -48,6 +48,7 @@ FAMILIES = {
     "gemma4": "gemma4",
     "gemma4_moe": "gemma4",
     "llama4": "llama4",
+    "mimo_v2_flash": "mimo_v2_flash",
     "minimax_m2": "minimax_m2",
     "ling": "bailing_moe",
 }

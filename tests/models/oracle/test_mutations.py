@@ -150,6 +150,15 @@ EXPECTED = {
     "gemma4: weights of experts not scaled": 1.34e00,
     "gemma4: root of the width kept in the router's norm": 1.09e00,
     "gemma4: silu instead of gelu in experts": 1.97e00,
+    "mimo: values not scaled": 1.16e00,
+    "mimo: sinks dropped": 1.03e00,
+    "mimo: window without the query's own key": 1.02e00,
+    "mimo: sliding layers turned as the others": 2.66e-01,
+    "mimo: values before keys": 4.21e00,
+    "mimo: correction ignored": 5.65e-01,
+    "qwen2_moe: softmax weights normalised": 1.16e00,
+    "qwen2_moe: shared expert not gated": 1.91e00,
+    "mimo: biases dropped": 1.10e00,
 }
 
 
