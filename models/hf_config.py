@@ -204,6 +204,17 @@ def _parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping
     if not str(path).isprintable():
         raise ConfigError(f"{str(path)!r}: a path must have printable characters only.")
     path = path / "config.json" if os.path.isdir(path) else path  # False for too long a name
+    values = _read_object(path)
+    beside = path.parent / _MODELOPT
+    if beside.exists() and "quantization_config" not in values:
+        narrow = _read_object(beside).get("quantization")
+        narrow = narrow if isinstance(narrow, dict) else {}
+        values["quantization_config"] = narrow | {"quant_method": "modelopt"}
+    return values, str(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -218,9 +229,7 @@ def _parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping
         raise ConfigError(f"{path}: not valid JSON: nested too deeply.") from problem
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a JSON object, got {type(values).__name__}.")
-    if (path.parent / _MODELOPT).exists():
-        values.setdefault("quantization_config", {"quant_method": "modelopt"})
-    return values, str(path)
+    return values
 
 
 def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
