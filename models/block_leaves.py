@@ -1,7 +1,7 @@
 """What the arguments of a block's program are on one chip: lengths, axes and storage, no values.
 
 The leaves of weights and of caches with positions are in `blocks`, which knows the kinds of block;
-here are those of states.
+here are those of states, and of what multiplies queries.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from .config import ModelConfig
+from .config import GqaConfig, ModelConfig
 from .policy import Policy
 from .rope import RopeConfig
 
@@ -39,8 +39,9 @@ class Leaf:
     #: for a table: blocks of another kind have it, with which it is counted
     is_shared: bool = False
     #: before anything runs: zeros; the number of a chip's first row, or of the chip, along an axis;
-    #: a table of the rotation; the row of the store in which each expert lies
-    begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "address"] = "zeros"
+    #: a table of the rotation, or of what multiplies queries; the row of the store in which each
+    #: expert lies
+    begins_as: Literal["zeros", "first row", "chip", "cos", "sin", "warming", "address"] = "zeros"
     rope: RopeConfig | None = None  #: of a table of the rotation
 
     @property
@@ -101,3 +102,22 @@ def recurrent_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str,
         "qk_inputs": replace(inputs, dimensions=(batch, kept, (2, None), heads, key)),
         "v_inputs": replace(inputs, dimensions=(batch, kept, heads, per_key, value)),
     }
+
+
+def warming_table(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
+    """Describe what multiplies queries of layers without rotation, where the model has it.
+
+    Args:
+        cfg: the model.
+        sizes: lengths of one chip.
+    """
+    if not isinstance(cfg.attention, GqaConfig) or cfg.attention.warming is None:
+        return {}
+    table = Leaf(
+        dimensions=((sizes.local["context"], None), (1, None)),
+        dtype=jnp.float32,
+        kind="tables",
+        bits=32,
+        begins_as="warming",
+    )
+    return {"warming": table}

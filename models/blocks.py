@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from lpu_jax.numerics.quantized import QuantizedArray
 from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
 
-from .block_leaves import Dimension, recurrent_cache
+from .block_leaves import Dimension, recurrent_cache, warming_table
 from .block_leaves import Leaf as Leaf
 from .block_leaves import Sizes as Sizes
 from .config import GqaConfig, MlaConfig, ModelConfig
@@ -174,7 +174,7 @@ def _attention_arguments(
     return (
         _hidden(variant, sizes),
         _cache(variant.cfg, variant.policy, sizes, is_sliding=is_sliding),
-        _tables(variant.cfg, kind, sizes) if is_rotated else {},
+        _tables(variant.cfg, kind, sizes) if is_rotated else warming_table(variant.cfg, sizes),
         _state(jnp.int32, sizes.local["batch"]),
         _number("chip", "batch_local"),
         *([_number("first row", "kv_length")] if is_split else []),
@@ -226,7 +226,7 @@ class BlockKind:
     #: numbers of the arguments that change from call to call; the rest is placed with the weights
     inputs: tuple[int, ...] = (0,)
     has_cache: bool = False
-    #: behind the cache come tables of the rotation
+    #: behind the cache come tables of the rotation, or of what multiplies queries
     has_tables: bool = False
     #: it has a cache, but no positions: it is told how many new tokens of each sequence count
     is_recurrent: bool = False
@@ -272,6 +272,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             arguments=partial(_attention_arguments, is_rotated=False),
             inputs=(0, 2, 4),
             has_cache=True,
+            has_tables=True,
         ),
         "recurrent": BlockKind(
             title="recurrent",
@@ -437,7 +438,7 @@ def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) 
         context = (sizes.local["window"], None)
     if isinstance(attention, GqaConfig):
         lead: tuple[Dimension, ...] = (batch, sizes.share("kv_heads", attention.n_kv_heads))
-        key_dim = value_dim = attention.head_dim
+        key_dim, value_dim = attention.head_dim, attention.value_width
     elif attention.form == "expanded":
         lead = (batch, sizes.share("heads", attention.n_heads))
         key_dim, value_dim = attention.query_head_dim, attention.v_head_dim

@@ -167,8 +167,8 @@ class MoeConfig:
 
     Experts lie in `n_groups` equal groups, of which a token may use `topk_groups`. `normalise`
     divides the chosen scores by their sum; `routed_scaling` multiplies them afterwards. The first
-    `n_dense_layers` layers have a dense MLP instead. The defaults are the router of DeepSeek-V3
-    ("noaux_tc").
+    `n_dense_layers` layers have a dense MLP instead, and so have all but each `interval`-th. The
+    defaults are the router of DeepSeek-V3 ("noaux_tc").
 
     `swiglu_limit` makes experts compute `(up + 1) * gate * sigmoid(swiglu_alpha * gate)` with gate
     at most the limit and up between minus and plus the limit, as gpt-oss does; None is plain
@@ -185,18 +185,25 @@ class MoeConfig:
     routed_scaling: float = 1.0
     normalise: bool = True
     n_dense_layers: int = 0
+    interval: int = 1
     scoring: Scoring = "sigmoid"
     correction_bias: bool = True  #: added to the scores to choose experts, not to weigh them
     router_offset: bool = False  #: the router's matrix has a bias of its own
     expert_bias: bool = False  #: both matrices of every expert have biases
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
+    weighs_rows: bool = False  #: weights multiply what experts are given, not their results
+    activation: Activation = "silu"  #: of experts, shared ones too
+    #: Gemma 4: experts, shared ones and the router each have a norm of their own, and so have the
+    #: results of either kind of expert; a stored number scales each expert's weight.
+    has_own_norms: bool = False
     gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
-    activation: Activation = "silu"  #: of experts, the shared ones too
     d_latent: int | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
+        require_positive(
+            self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups", "interval"
+        )
         if self.scoring not in get_args(Scoring):
             raise ConfigError(
                 f"MoeConfig.scoring must be one of {', '.join(get_args(Scoring))}, got "
@@ -211,6 +218,10 @@ class MoeConfig:
             raise ConfigError(
                 f"clamped or gated experts have the activation silu, got {self.activation!r}."
             )
+        if self.weighs_rows and self.expert_bias:
+            raise ConfigError("experts whose rows are weighed must have no biases, got True.")
+        if self.has_own_norms and not self.n_shared:
+            raise ConfigError("experts with norms of their own must have shared ones beside them.")
         if self.n_shared < 0 or self.n_dense_layers < 0:
             raise ConfigError(
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
@@ -232,6 +243,10 @@ class MoeConfig:
                 f"top_k must fit in the chosen groups ({self.topk_groups} groups of "
                 f"{self.experts_per_group}), got {self.top_k}."
             )
+
+    def is_in_layer(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) of a model has these experts."""
+        return layer >= self.n_dense_layers and not (layer + 1) % self.interval
 
     @property
     def experts_per_group(self) -> int:
@@ -335,8 +350,12 @@ class ModelConfig:
                 raise ConfigError(f"ModelConfig.{name} must be {allowed}, got {given}.")
 
     def _check_results(self) -> None:
-        """Refuse what only dense layers with grouped attention have in layers of other kinds."""
-        is_plain = self.moe is None and isinstance(self.attention, GqaConfig)
+        """Refuse in other layers what those with grouped attention and without experts have.
+
+        Experts with norms of their own have it too.
+        """
+        has_experts = self.moe is not None and not self.moe.has_own_norms
+        is_plain = isinstance(self.attention, GqaConfig) and not has_experts
         named = {
             "norms_results": self.norms_results,
             "scales_layers": self.scales_layers,
@@ -434,7 +453,7 @@ class ModelConfig:
             mixes = "recurrent"
         elif layer in self.sliding_layers:
             mixes = "sliding"
-        has_experts = self.moe is not None and layer >= self.moe.n_dense_layers
+        has_experts = self.moe is not None and self.moe.is_in_layer(layer)
         return mixes, "moe" if has_experts else "dense"
 
     @property

@@ -6,6 +6,9 @@
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float64
+
 from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
 from lpu_jax.predicates import is_number, is_whole
@@ -22,6 +25,27 @@ def require_positive(owner: object, *fields: str) -> None:
             raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
         if value <= 0:
             raise ConfigError(f"{name} must be above 0, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warming:
+    """Queries that grow with their position: `1 + strength * ln(1 + floor((position + 1) / step))`.
+
+    Source:
+        `attn_temperature_tuning` of Hugging Face transformers' `modeling_llama4`, which cites
+        Nakanishi 2025, "Scalable-Softmax Is Superior for Attention".
+    """
+
+    step: int  #: positions
+    strength: float
+
+    def __post_init__(self) -> None:
+        require_positive(self, "step", "strength")
+
+    def factors(self, n_positions: int) -> Float64[np.ndarray, " n_positions"]:
+        """Return what multiplies the query of each position, from 0 on."""
+        steps = np.floor(np.arange(1, n_positions + 1, dtype=np.float64) / self.step)
+        return np.asarray(1.0 + self.strength * np.log1p(steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +67,31 @@ class GqaConfig:
     scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
     gated: bool = False  #: results of heads are multiplied by the sigmoid of a projection
     cap: float | None = None  #: scores stay within it on either side: `cap * tanh(score / cap)`
+    value_dim: int | None = None  #: width of values where it is not that of keys
+    value_scale: float = 1.0  #: multiplies values
     norms_values: bool = False  #: values of a head are RMS-normalised, without weights
     #: One matrix makes both: values are keys before their norm and rotation.
     are_values_keys: bool = False
+    #: A sliding layer's query sees the keys from the last multiple of `window` on, not the last so
+    #: many.
+    is_chunked: bool = False
+    norms_rotated: bool = False  #: rotated queries and keys are RMS-normalised, without weights
+    warming: Warming | None = None  #: of queries, in layers without rotation
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_heads", "n_kv_heads", "head_dim")
-        given = [name for name in ("scale", "window", "cap") if getattr(self, name) is not None]
+        require_positive(self, "n_heads", "n_kv_heads", "head_dim", "value_scale")
+        given = [
+            name
+            for name in ("scale", "window", "cap", "value_dim")
+            if getattr(self, name) is not None
+        ]
         require_positive(self, *given)
         if self.gated and self.qkv_bias:
             raise ConfigError("gated attention must have no qkv_bias, got True.")
+        if self.value_dim is not None and (self.gated or self.are_values_keys):
+            raise ConfigError("values of another width must have no gate, and be no keys.")
+        if self.is_chunked and self.window is None:
+            raise ConfigError("is_chunked is about the window of sliding layers: it needs one.")
         if self.is_qk_norm_joint and not self.qk_norm:
             raise ConfigError("is_qk_norm_joint is about norms of queries and keys: it needs them.")
         if self.n_heads % self.n_kv_heads:
@@ -74,7 +113,12 @@ class GqaConfig:
     @property
     def cached_values_per_token(self) -> int:
         """Values a layer keeps per token: a key and a value per KV head."""
-        return 2 * self.n_kv_heads * self.head_dim
+        return self.n_kv_heads * (self.head_dim + self.value_width)
+
+    @property
+    def value_width(self) -> int:
+        """Width of the values of a head."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
 
 @dataclass(frozen=True, kw_only=True)

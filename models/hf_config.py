@@ -21,9 +21,18 @@ from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
 from .hf_keys import MOST_LAYERS, Keys
-from .hf_layers import read_cap, read_global_heads, read_scale
+from .hf_layers import (
+    read_cap,
+    read_chunks,
+    read_global_heads,
+    read_scale,
+    read_unrotated,
+    read_warming,
+)
+from .hf_mimo import read_mimo_heads, read_mimo_windows
 from .hf_recurrence import read_recurrence, read_single_blocks
 from .hf_rope import read_rope, rotation_parts
+from .hf_rules import ExpertRules
 from .rope import RopeConfig, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
@@ -40,6 +49,8 @@ _ABOUT_OTHER_PARTS = re.compile(
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: What files call activations.
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
+#: Spellings of what is added under the root of norms.
+_EPSILON = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon", "layernorm_epsilon")
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
 _MODELOPT = "hf_quant_config.json"
 
@@ -77,7 +88,14 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     )
     recurrent, recurrent_layers = read_recurrence(keys, rules, n_layers)
     keys.must_be("attn_type_list", [1] * n_layers)  # others are linear
-    window, sliding_layers = _read_windows(keys, rules, n_layers)
+    unrotated = read_unrotated(keys, rules, n_layers, recurrent_layers)
+    if rules.is_llama4:
+        window, sliding_layers = read_chunks(keys, n_layers, unrotated)
+    elif rules.is_mimo_v2:
+        listed = _listed_as_sliding(keys, rules, n_layers)
+        window, sliding_layers = read_mimo_windows(keys, n_layers, listed)
+    else:
+        window, sliding_layers = _read_windows(keys, rules, n_layers)
     attention: GqaConfig | MlaConfig
     local: GqaConfig | None = None
     sliding_rope = None
@@ -89,6 +107,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         local = attention
         if rules.has_global_heads:
             attention = read_global_heads(keys, local, n_layers, sliding_layers)
+        if rules.is_mimo_v2:
+            attention, local = read_mimo_heads(keys, local)
         if rules.has_local_rotation:
             full, sliding = rotation_parts(keys, rules)
             rope = read_rope(full, rules, attention.head_dim)
@@ -108,7 +128,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         d_ff=_read_dense_width(keys, rules, moe),
         vocab_size=keys.integer("vocab_size"),
         max_position=keys.integer(*_positions_of(rules)),
-        norm_eps=keys.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
+        norm_eps=keys.number(*_EPSILON),
         tie_embeddings=keys.boolean("tie_word_embeddings", default=False),
         attention=attention,
         rope=rope,
@@ -116,7 +136,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         sliding_layers=sliding_layers,
         sliding_attention=local if sliding_layers and local != attention else None,
         sliding_rope=sliding_rope if sliding_layers else None,
-        unrotated_layers=_read_unrotated(keys, rules, n_layers, recurrent_layers),
+        unrotated_layers=unrotated,
         recurrent=recurrent,
         recurrent_layers=recurrent_layers,
         single_blocks=single_blocks,
@@ -140,7 +160,9 @@ def _read_mixture(
 ) -> MoeConfig | None:
     """Return the experts; a file may describe some of which its layers have none."""
     has_none = bool(single_blocks) and "moe" not in single_blocks
-    if rules.experts is None or (has_none and not keys.has("n_routed_experts")):
+    if rules.experts is None or not _has_experts(keys, rules.experts):
+        return None
+    if has_none and not keys.has("n_routed_experts"):
         return None
     moe = read_experts(keys, rules.experts, n_layers, rules.activation)
     return None if has_none else moe
@@ -201,6 +223,17 @@ def _parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping
     if not str(path).isprintable():
         raise ConfigError(f"{str(path)!r}: a path must have printable characters only.")
     path = path / "config.json" if os.path.isdir(path) else path  # False for too long a name
+    values = _read_object(path)
+    beside = path.parent / _MODELOPT
+    if beside.exists() and "quantization_config" not in values:
+        narrow = _read_object(beside).get("quantization")
+        narrow = narrow if isinstance(narrow, dict) else {}
+        values["quantization_config"] = narrow | {"quant_method": "modelopt"}
+    return values, str(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -215,9 +248,7 @@ def _parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping
         raise ConfigError(f"{path}: not valid JSON: nested too deeply.") from problem
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a JSON object, got {type(values).__name__}.")
-    if (path.parent / _MODELOPT).exists():
-        values.setdefault("quantization_config", {"quant_method": "modelopt"})
-    return values, str(path)
+    return values
 
 
 def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
@@ -262,7 +293,8 @@ def _read_windows(
         keys.must_be("use_sliding_window", False)
         if not rules.has_window_switch:
             keys.must_be("sliding_window", None)
-    window = keys.optional_integer("sliding_window")
+        keys.read.add("sliding_window")  # of a window that is not used; some files say 0
+    window = None if rules.windows == "none" else keys.optional_integer("sliding_window")
     is_on = not rules.has_window_switch or keys.boolean("use_sliding_window", default=False)
     listed = _listed_as_sliding(keys, rules, n_layers)
     if window is None or not is_on:
@@ -286,8 +318,15 @@ def _read_windows(
     return (window, sliding) if sliding else (None, ())
 
 
+def _has_experts(keys: Keys, rules: ExpertRules) -> bool:
+    """Whether a model of a type with experts has them: Gemma 4 says so."""
+    return not rules.has_own_norms or keys.boolean("enable_moe_block", default=False)
+
+
 def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> int:
     """Return the width of dense layers; that of an expert where the type has none."""
+    if rules.is_llama4:
+        return keys.integer("intermediate_size_mlp")
     if moe is None or not rules.are_all_layers_mixtures:
         return keys.integer("intermediate_size")
     if moe.n_dense_layers:
@@ -299,23 +338,6 @@ def _positions_of(rules: FamilyRules) -> tuple[str, ...]:
     """Return the spellings of the key of positions; elsewhere the other is that of a tokenizer."""
     spellings = ("max_position_embeddings", "model_max_length")
     return spellings if rules.is_kimi_linear else spellings[:1]
-
-
-def _read_unrotated(
-    keys: Keys, rules: FamilyRules, n_layers: int, recurrent_layers: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return the layers without rotation: those that `no_rope_layers` marks with 0."""
-    if rules.is_kimi_linear:
-        keys.must_be("mla_use_nope", True)
-        return tuple(layer for layer in range(n_layers) if layer not in recurrent_layers)
-    if not rules.has_unrotated_layers:
-        return ()
-    interval = keys.integer("no_rope_layer_interval")
-    by_interval = [int((layer + 1) % interval != 0) for layer in range(n_layers)]
-    turns = keys.integers("no_rope_layers", default=by_interval)
-    if len(turns) < n_layers or not set(turns) <= {0, 1}:
-        raise keys.complain("no_rope_layers", f"a list of 0 or 1 for each of {n_layers} layers")
-    return tuple(layer for layer, turn in enumerate(turns[:n_layers]) if not turn)
 
 
 def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
@@ -360,9 +382,12 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
         norms_values=rules.has_global_heads,
         cap=read_cap(keys, rules, "scores"),
         gated=rules.has_recurrent_layers,
+        is_chunked=rules.is_llama4 and window is not None,
+        norms_rotated=rules.is_llama4 and keys.boolean("use_qk_norm"),
+        warming=read_warming(keys) if rules.is_llama4 else None,
     )
     for key in ("use_qk_norm", "qk_norm"):
-        keys.must_be(key, attention.qk_norm)
+        keys.must_be(key, attention.qk_norm or attention.norms_rotated)
     if attention.is_qk_norm_joint:
         keys.must_be("qk_norm_type", "per_layer")
     for key in ("qkv_bias", "use_qkv_bias"):

@@ -1,11 +1,15 @@
 """Read the mixture of experts of a Hugging Face `config.json`.
 
-Experts must fill every layer behind some leading dense ones; other patterns are refused.
+Experts must fill every layer behind some leading dense ones, or every so-many-th; other patterns
+are refused.
 """
 
 from .config import MoeConfig
 from .hf_keys import Keys
 from .hf_rules import Activation, ExpertRules
+
+#: Spellings of how many experts a token uses.
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts")
 
 
 def read_experts(
@@ -27,16 +31,23 @@ def read_experts(
     if not rules.is_nemotron_like:
         keys.must_be("moe_shared_expert_intermediate_size", d_expert)
     keys.must_be("router_dtype", "fp32")
-    score = "sigmoid" if rules.scoring == "sigmoid" else "softmax"
+    score = rules.scoring.partition("_")[0]
     for key in ("scoring_func", "score_function", "moe_router_activation_func"):
         keys.must_be(key, score)
     normalise = keys.boolean(
-        "norm_topk_prob", "moe_renormalize", default=True if rules.is_normalised else None
+        "norm_topk_prob",
+        "moe_renormalize",
+        default=rules.is_normalised if rules.is_normalised or rules.weighs_rows else None,
     )
     if rules.is_normalised and not normalise:
         raise keys.complain("norm_topk_prob", "true, as this type of model always does")
     is_like = rules.is_deepseek_like or rules.is_nemotron_like
-    n_shared = keys.integer("n_shared_experts", "num_shared_experts", least=0) if is_like else 0
+    n_shared = 0
+    if is_like and not rules.is_mimo_v2:
+        n_shared = keys.integer("n_shared_experts", "num_shared_experts", least=0)
+    if rules.weighs_rows:
+        keys.must_be("norm_topk_prob", False)
+        n_shared = 1
     if rules.has_gated_shared:
         n_shared = _shared_of_own_width(keys, d_expert)
     if rules.is_nemotron_like:
@@ -44,19 +55,22 @@ def read_experts(
         n_shared = _shared_of_own_width(keys, d_expert, "moe_shared_expert_intermediate_size")
     if is_like:
         keys.must_be("topk_method", "noaux_tc")
+    if rules.has_own_norms:
+        n_shared = _shared_of_own_width(keys, d_expert, "intermediate_size")
     if rules.is_corrected:
         keys.must_be("use_routing_bias", True)
     is_corrected = is_like and keys.boolean("moe_router_enable_expert_bias", default=True)
     return MoeConfig(
         n_experts=keys.integer("n_routed_experts", "num_local_experts", "num_experts"),
-        top_k=keys.integer("num_experts_per_tok", "num_experts_per_token", "experts_per_token"),
+        top_k=keys.integer(*_TOP_K),
         n_shared=n_shared,
         d_expert=d_expert,
         n_groups=keys.integer("n_group", "num_expert_group") if is_like else 1,
         topk_groups=keys.integer("topk_group") if is_like else 1,
-        routed_scaling=keys.number("routed_scaling_factor") if is_like else 1.0,
+        routed_scaling=_scaling(keys, rules),
         normalise=normalise,
         n_dense_layers=n_dense_layers,
+        interval=_interval(keys, rules, n_layers),
         scoring=rules.scoring,
         correction_bias=rules.is_corrected or is_corrected,
         router_offset=rules.has_biases,
@@ -64,10 +78,21 @@ def read_experts(
         swiglu_limit=keys.number("swiglu_limit") if rules.is_clamped else None,
         # The number of the released code, which files of before transformers 5 do not hold.
         swiglu_alpha=keys.number("swiglu_alpha", default=1.702) if rules.is_clamped else 1.702,
-        gated_shared=rules.has_gated_shared,
+        weighs_rows=rules.weighs_rows,
         activation=activation,
+        has_own_norms=rules.has_own_norms,
+        gated_shared=rules.has_gated_shared,
         d_latent=keys.optional_integer("moe_latent_size") if rules.is_nemotron_like else None,
     )
+
+
+def _scaling(keys: Keys, rules: ExpertRules) -> float:
+    """Return what multiplies weights; MiMo-V2's null is 1."""
+    if not (rules.is_deepseek_like or rules.is_nemotron_like):
+        return 1.0
+    if rules.is_mimo_v2:
+        return keys.optional_number("routed_scaling_factor") or 1.0
+    return keys.number("routed_scaling_factor")
 
 
 def _shared_of_own_width(
@@ -84,7 +109,9 @@ def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     """Return how many layers, all at the start, have a dense MLP."""
     if rules.is_nemotron_like:
         return 0
-    if rules.is_deepseek_like:
+    if rules.is_mimo_v2:
+        n_dense = _marked_as_dense(keys, n_layers)
+    elif rules.is_deepseek_like:
         n_dense = keys.integer("first_k_dense_replace", least=0, most=n_layers)
     else:
         listed = keys.integers("mlp_only_layers", default=[])
@@ -95,5 +122,21 @@ def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     keys.must_be("mlp_layer_types", ["dense"] * n_dense + ["sparse"] * n_sparse)
     keys.must_be("moe_layer_freq", 1, [0] * n_dense + [1] * n_sparse)
     keys.must_be("decoder_sparse_step", 1)
-    keys.must_be("interleave_moe_layer_step", 1)
     return n_dense
+
+
+def _marked_as_dense(keys: Keys, n_layers: int) -> int:
+    """Return how many layers MiMo-V2 marks as dense, from the first; by default it alone."""
+    kinds = [int(kind == "sparse") for kind in keys.texts("mlp_layer_types")]
+    usual = kinds or [0] + [1] * (n_layers - 1)
+    return [*keys.integers("moe_layer_freq", default=usual), 1].index(1)
+
+
+def _interval(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
+    """Return how many layers lie from one with experts to the next; Llama 4 alone leaves some."""
+    if not rules.weighs_rows:
+        keys.must_be("interleave_moe_layer_step", 1)
+        return 1
+    interval = keys.integer("interleave_moe_layer_step")
+    keys.must_be("moe_layers", list(range(interval - 1, n_layers, interval)))
+    return interval

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from .hf_local_families import GEMMA2, GEMMA3, GEMMA4
+from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2
 from .hf_rules import Activation as Activation
 from .hf_rules import ExpertRules
 from .hf_rules import FamilyRules as FamilyRules
@@ -45,6 +45,19 @@ _BAILING = FamilyRules(
 _ROTATION = {"rope_theta": 10_000.0}
 _NORM = {"rms_norm_eps": 1e-6}
 _QWEN_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096}
+
+_QWEN2 = FamilyRules(
+    family="qwen2",
+    architecture="Qwen2ForCausalLM",
+    biases="qkv",
+    are_biases_fixed=True,
+    windows="late",
+    has_window_switch=True,
+    defaults=_ROTATION
+    | _NORM
+    | _QWEN_WINDOWS
+    | {"num_key_value_heads": 32, "max_window_layers": 28},
+)
 
 #: The text part, whose experts are fused.
 _QWEN_VL = FamilyRules(
@@ -125,17 +138,23 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             windows="all",
             defaults=_ROTATION | _NORM | {"num_key_value_heads": 8, "sliding_window": 4096},
         ),
-        "qwen2": FamilyRules(
-            family="qwen2",
-            architecture="Qwen2ForCausalLM",
-            biases="qkv",
-            are_biases_fixed=True,
-            windows="late",
-            has_window_switch=True,
-            defaults=_ROTATION
-            | _NORM
-            | _QWEN_WINDOWS
-            | {"num_key_value_heads": 32, "max_window_layers": 28},
+        "qwen2": _QWEN2,
+        # Has windows too, on other layers; none is released with them.
+        "qwen2_moe": replace(
+            _QWEN2,
+            family="qwen2_moe",
+            architecture="Qwen2MoeForCausalLM",
+            windows="none",
+            experts=ExpertRules(scoring="softmax", has_gated_shared=True),
+            defaults=_ROTATION | _NORM | {"num_key_value_heads": 16, "norm_topk_prob": False},
+            names=TensorNames(shared="mlp.shared_expert."),
+        ),
+        # Qwen2's network (`MiMoForCausalLM` of its files is a Qwen2 with prediction layers).
+        "mimo": replace(
+            _QWEN2,
+            family="mimo",
+            architecture="MiMoForCausalLM",
+            names=TensorNames(beside=("model.mtp_layers.",)),
         ),
         "qwen3": FamilyRules(
             family="qwen3",
@@ -235,6 +254,8 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         "gemma2": GEMMA2,
         "gemma3_text": GEMMA3,
         "gemma4_text": GEMMA4,
+        "llama4_text": LLAMA4,
+        "mimo_v2_flash": MIMO_V2,
         "phi3": FamilyRules(
             family="phi3",
             architecture="Phi3ForCausalLM",
@@ -382,5 +403,5 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
 WRAPPERS = (
     *("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-    *("gemma3", "gemma4"),
+    *("gemma3", "gemma4", "llama4"),
 )

@@ -6,6 +6,7 @@ policy holds keeps the file's own words, because sizes can be read without it.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from .config import LayerKind, MoeConfig
@@ -21,6 +22,7 @@ USUAL_ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "fp8": ("attention", "dense", "expert", "shared"),
         "int4": ("expert",),
         "mxfp4": ("expert",),
+        "nvfp4": ("attention", "dense", "expert", "shared"),
     }
 )
 
@@ -47,8 +49,8 @@ def read_released_format(
         single_blocks: the kind of each layer, where it is one block.
 
     Returns:
-        "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", or words for anything else; and the roles
-        that are narrow where they are not the usual ones of the format.
+        "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", "nvfp4", or words for anything else; and the
+        roles that are narrow where they are not the usual ones of the format.
 
     Raises:
         ConfigError: a key of the wrong type, or a pattern that is not a regular expression.
@@ -66,6 +68,9 @@ def read_released_format(
             found, spares, roles = "mxfp4", _spared_by_name(block), ("expert",)
         case "compressed-tensors":
             found, spares = _compressed(block)
+            roles = ("attention", "dense", "expert", "shared", "head")
+        case "modelopt":
+            found, spares = _modelopt(block)
             roles = ("attention", "dense", "expert", "shared", "head")
         case method:
             return method, None
@@ -136,6 +141,27 @@ def _compressed(block: Keys) -> tuple[str, _Spares]:
         return not is_target or any(pattern.match(name) for pattern in ignored)
 
     return _grid(weights), spares
+
+
+def _modelopt(block: Keys) -> tuple[str, _Spares]:
+    """Read the scheme of NVIDIA ModelOpt, and what it spares by patterns as of file names.
+
+    Of its schemes NVFP4 is read; others keep its name. Text models of multimodal files may have
+    their names there.
+    """
+    groups = block.mapping("config_groups")
+    first = None if groups is None else groups.mapping(next(iter(groups.values)))
+    weights = block if first is None else first.mapping("weights") or block
+    size = weights.integer("group_size", default=16)
+    if (block.text("quant_algo", default=""), size) != ("NVFP4", 16):
+        return "modelopt", _spares_nothing
+    patterns = (*block.texts("ignore"), *block.texts("exclude_modules"))
+
+    def spares(name: str) -> bool:
+        names = (name, f"language_model.{name}")
+        return any(fnmatchcase(one, pattern) for one in names for pattern in patterns)
+
+    return "nvfp4", spares
 
 
 def _spares_nothing(name: str) -> bool:

@@ -1,12 +1,14 @@
 """Read what the layers of some types have of a Hugging Face `config.json` beside the usual keys.
 
-Caps and multipliers of scores, and heads of which sliding layers have others.
+Caps and multipliers of scores, layers without rotation, chunks, and heads of which sliding layers
+have others.
 """
 
 from dataclasses import replace
 from typing import Literal
 
 from .config import GqaConfig
+from .config_parts import Warming
 from .hf_families import FamilyRules
 from .hf_keys import Keys
 
@@ -27,6 +29,64 @@ def read_scale(keys: Keys, rules: FamilyRules) -> float | None:
     return keys.number("query_pre_attn_scalar") ** -0.5 if rules.has_query_scalar else None
 
 
+def read_unrotated(
+    keys: Keys, rules: FamilyRules, n_layers: int, recurrent_layers: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the layers without rotation: those that `no_rope_layers` marks with 0.
+
+    Args:
+        keys: of the file.
+        rules: of its type.
+        n_layers: layers of the model.
+        recurrent_layers: those that do not attend.
+
+    Raises:
+        ConfigError: a list of other marks, or of too few.
+    """
+    if rules.is_kimi_linear:
+        keys.must_be("mla_use_nope", True)
+        return tuple(layer for layer in range(n_layers) if layer not in recurrent_layers)
+    if not rules.has_unrotated_layers:
+        return ()
+    interval = keys.integer("no_rope_layer_interval")
+    by_interval = [int((layer + 1) % interval != 0) for layer in range(n_layers)]
+    turns = keys.integers("no_rope_layers", default=by_interval)
+    if rules.is_llama4 and not turns:  # to its class an empty list is none
+        turns = tuple(by_interval)
+    if len(turns) < n_layers or not set(turns) <= {0, 1}:
+        raise keys.complain("no_rope_layers", f"a list of 0 or 1 for each of {n_layers} layers")
+    return tuple(layer for layer, turn in enumerate(turns[:n_layers]) if not turn)
+
+
+def read_chunks(
+    keys: Keys, n_layers: int, unrotated: tuple[int, ...]
+) -> tuple[int | None, tuple[int, ...]]:
+    """Return the positions of a chunk, and which layers see their own alone: the rotated ones.
+
+    Args:
+        keys: of a file of Llama 4.
+        n_layers: layers of the model.
+        unrotated: those without rotation.
+
+    Raises:
+        ConfigError: `layer_types` says otherwise.
+    """
+    chunk = keys.optional_integer("attention_chunk_size")
+    chunked = tuple(i for i in range(n_layers) if chunk is not None and i not in unrotated)
+    usual = ["chunked_attention" if i in chunked else "full_attention" for i in range(n_layers)]
+    if keys.texts("layer_types") not in ((), tuple(usual)):
+        raise keys.complain("layer_types", "chunked attention in layers with rotation alone")
+    return (chunk, chunked) if chunked else (None, ())
+
+
+def read_warming(keys: Keys) -> Warming | None:
+    """Return how queries of Llama 4's layers without rotation grow with their position, if so."""
+    # Files of before transformers 4.52 say 4 for true.
+    keys.must_be("attn_temperature_tuning", True, False, 4)
+    warming = Warming(step=keys.integer("floor_scale"), strength=keys.number("attn_scale"))
+    return warming if keys.values.get("attn_temperature_tuning", True) else None
+
+
 def read_global_heads(
     keys: Keys, local: GqaConfig, n_layers: int, sliding_layers: tuple[int, ...]
 ) -> GqaConfig:
@@ -44,7 +104,6 @@ def read_global_heads(
         ConfigError: a key is of the wrong type, or the file asks for experts, for embeddings of
             every layer, or for layers that share keys, which are not modelled.
     """
-    keys.must_be("enable_moe_block", False)
     keys.must_be("use_double_wide_mlp", False)
     keys.must_be("num_kv_shared_layers", 0)
     keys.must_be("use_bidirectional_attention", "vision")  # pictures alone

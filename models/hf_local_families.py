@@ -1,11 +1,11 @@
-"""Rows of `hf_families` whose layers see the last keys but for some that see all: Gemma.
+"""Rows of `hf_families` whose layers see near keys but for some that see all.
 
 Both kinds of layer may differ in heads and rotation; tables of `hf_families` say what rules mean.
 """
 
 from dataclasses import replace
 
-from .hf_rules import FamilyRules
+from .hf_rules import ExpertRules, FamilyRules
 from .tensor_names import TensorNames
 
 GEMMA2 = FamilyRules(
@@ -65,6 +65,7 @@ GEMMA4 = replace(
     has_query_scalar=False,
     caps=frozenset(("logits",)),
     has_global_heads=True,
+    experts=ExpertRules(scoring="softmax", is_normalised=True, has_own_norms=True),
     defaults={
         "num_key_value_heads": 4,
         "head_dim": 256,
@@ -83,6 +84,70 @@ GEMMA4 = replace(
         final_norm="model.language_model.norm",
         layer="model.language_model.layers.{}.",
         mlp_norm="pre_feedforward_layernorm",
+        router="router.proj",
+        expert="experts.",
+        do_columns_alternate=False,
+        are_fused_turned=True,
+        shared="mlp.",
         beside=("model.vision_", "model.embed_vision.", "model.audio_", "model.embed_audio."),
     ),
+)
+
+#: The text part, whose experts are fused.
+LLAMA4 = FamilyRules(
+    family="llama4",
+    architecture="Llama4ForConditionalGeneration",
+    is_interleaved=True,
+    biases="all",
+    is_llama4=True,
+    has_unrotated_layers=True,
+    experts=ExpertRules(scoring="sigmoid_after_top_k", width="intermediate_size", weighs_rows=True),
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": True,
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+    },
+    names=TensorNames(
+        mlp="feed_forward.",
+        router="feed_forward.router",
+        expert="feed_forward.experts.",
+        do_columns_alternate=False,
+        shared="feed_forward.shared_expert.",
+        beside=("vision_model.",),
+    ),
+)
+
+#: Dense layers and all sizes by the hub's own keys; see `hf_mimo`.
+MIMO_V2 = FamilyRules(
+    family="mimo_v2_flash",
+    architecture="MiMoV2FlashForCausalLM",
+    is_partial=True,
+    is_scaled=False,
+    biases="qkv",
+    has_local_rotation=True,
+    is_mimo_v2=True,
+    experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True, is_mimo_v2=True),
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 192,
+        "v_head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 129,
+        "attention_value_scale": 0.707,
+        "rope_theta": 5e6,
+        "rope_local_base_freq": 10_000.0,
+        "partial_rotary_factor": 0.334,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+    },
+    names=TensorNames(sinks="self_attn.attention_sink_bias", beside=("model.mtp.",)),
 )

@@ -17,7 +17,8 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
     """Return the keys of the rotation of layers that see all keys, and of those that slide.
 
     `rope_parameters` has a part for each. On the hub `rope_theta` and `rope_scaling` are about the
-    former, `rope_local_base_freq` about the latter.
+    former, `rope_local_base_freq` or `swa_rope_theta` about the latter, and the part of a head that
+    is rotated, where a type has one, is that of both.
 
     Args:
         keys: of the file.
@@ -31,9 +32,12 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
     local: dict[str, Any]
     if modern is None:
         full = {key: keys.values[key] for key in ("rope_theta", "rope_scaling") if keys.has(key)}
-        base = keys.number("rope_local_base_freq")
+        base = keys.number("rope_local_base_freq", "swa_rope_theta")
         local = {"rope_theta": base, "rope_scaling": {"rope_type": "default"}}
         keys.read.update(("rope_theta", "rope_scaling"))
+        if rules.is_partial:
+            turned = {"partial_rotary_factor": keys.number("partial_rotary_factor")}
+            full, local = full | turned, local | turned
     else:
         for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
             if keys.has(key):
@@ -44,7 +48,11 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
         )
         modern.read.update(("full_attention", "sliding_attention"))
         modern.finish()
-    usual = ({"rope_theta": rules.defaults[key]} for key in ("rope_theta", "rope_local_base_freq"))
+    share = {key: v for key, v in rules.defaults.items() if key == "partial_rotary_factor"}
+    usual = (
+        share | {"rope_theta": rules.defaults[key]}
+        for key in ("rope_theta", "rope_local_base_freq")
+    )
     return (
         Keys(full, f"{keys.where}, rotation of layers that do not slide", next(usual)),
         Keys(local, f"{keys.where}, rotation of sliding layers", next(usual)),

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from .tensor_names import TensorNames
 
 #: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
-#: softmax over the chosen logits only.
-Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
+#: softmax over the chosen logits only, or the sigmoid of each.
+Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k", "sigmoid_after_top_k"]
 #: What the gates of MLPs go through: the logistic function times its argument, or GELU in its tanh
 #: form; or there are no gates, and the up projection itself is squared where it is above 0.
 Activation = Literal["silu", "gelu_tanh", "relu2"]
@@ -34,9 +34,14 @@ class ExpertRules:
     #: Chosen by scores plus a bias ("noaux_tc"), in groups, beside shared experts, scaled, after
     #: some dense layers: the file must say each of the numbers.
     is_deepseek_like: bool = False
+    is_mimo_v2: bool = False  #: DeepSeek's, without shared ones; the file marks dense layers
     has_biases: bool = False  #: router and experts have biases
     is_corrected: bool = False  #: chosen by scores plus a bias, in one group
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
+    weighs_rows: bool = False  #: weights multiply what experts are given
+    #: Gemma 4, if `enable_moe_block`: norms of their own, beside a dense MLP, which is read as a
+    #: shared expert.
+    has_own_norms: bool = False
     #: Beside them is a shared expert of a width of its own, gated by each row.
     has_gated_shared: bool = False
     #: As `is_deepseek_like`, but the file lists the layers that have experts, experts may work in a
@@ -90,6 +95,13 @@ class FamilyRules:
     #: Gemma 4: layers that do not slide have heads of their own, whose values may be keys; values
     #: are normalised, scores not multiplied, and a stored number scales every layer.
     has_global_heads: bool = False
+    #: Llama 4: rotated layers see chunks of `attention_chunk_size` positions, and `use_qk_norm`
+    #: says whether their queries and keys are normalised behind the rotation; in the others queries
+    #: grow with their position. Each so-many-th layer has experts, beside one for every row.
+    is_llama4: bool = False
+    #: MiMo-V2: sliding layers have twice the heads of keys, sinks and a rotation of their own;
+    #: values are narrower than keys, and scaled.
+    is_mimo_v2: bool = False
     experts: ExpertRules | None = None
     are_all_layers_mixtures: bool = False  #: there is no width of dense ones
     #: What the class takes for a key that the file leaves out. No width, depth or number of

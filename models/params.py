@@ -27,6 +27,9 @@ Kind = Literal["embed", "attention", "sliding", "unrotated", "recurrent", "dense
 #: many.
 OUTPUT_AXES = frozenset({"d_out", "shared_d_out", "alone_d_out"})
 
+#: Norms of what router and experts are given, and of what shared experts and experts give.
+_OWN_NORMS = ("router_norm", "expert_norm", "shared_result_norm", "expert_result_norm")
+
 #: Spread of random biases: small against what they are added to, yet large enough to see.
 _BIAS_STD = 0.1
 
@@ -153,6 +156,12 @@ def _of_result(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     return {"result_norm": _norm(model_cfg.d_model)} if model_cfg.norms_results else {}
 
 
+def _of_layer(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    """Describe that norm, and what scales the hidden state behind a layer's last block."""
+    scale = {"layer_scale": _norm(1)} if model_cfg.scales_layers else {}
+    return _of_result(model_cfg) | scale
+
+
 def _embedding(model_cfg: ModelConfig) -> ParamSpec:
     # A look-up sums nothing, so its values start at 1; a tied table must also serve as the head.
     std = model_cfg.d_model**-0.5 if model_cfg.tie_embeddings else 1.0
@@ -173,11 +182,14 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
         "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
         "kv": _matrix("attention", d_model, kv_heads, both, head_dim),
     }
+    if gqa.value_dim is not None:  # keys and values of a head lie side by side
+        params["kv"] = _matrix("attention", d_model, kv_heads, head_dim + gqa.value_dim)
     if gqa.gated:
         params["gate"] = _matrix("attention", d_model, kv_heads, per_kv, head_dim)
     if gqa.qkv_bias:
         params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
-        params["kv_bias"] = _bias("attention", kv_heads, (both, None), (head_dim, None))
+        columns = params["kv"].shape[2:]
+        params["kv_bias"] = _bias("attention", kv_heads, *((n, None) for n in columns))
     if gqa.is_qk_norm_joint:
         params["q_norm"] = _norm(kv_heads, per_kv, (head_dim, None))
         params["k_norm"] = _norm(kv_heads, (head_dim, None))
@@ -185,7 +197,8 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
         params |= {"q_norm": _norm(head_dim), "k_norm": _norm(head_dim)}
     if gqa.sinks:
         params["sinks"] = _bias("attention", kv_heads, per_kv)
-    params["o"] = _matrix("attention", kv_heads, per_kv, head_dim, (d_model, "d_out"), rows=3)
+    values = gqa.value_width
+    params["o"] = _matrix("attention", kv_heads, per_kv, values, (d_model, "d_out"), rows=3)
     if gqa.o_bias:
         params["o_bias"] = _bias("attention", (1, "once"), (d_model, "d_out"))
     return params
@@ -292,8 +305,7 @@ def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
         "norm": _norm(d_model),
         "gate_up": _matrix("dense", d_model, up_matrices(model_cfg.activation), (d_ff, "mlp")),
         "down": _matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
-        **_of_result(model_cfg),
-        **({"layer_scale": _norm(1)} if model_cfg.scales_layers else {}),
+        **_of_layer(model_cfg),
     }
 
 
@@ -302,6 +314,9 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     if moe is None:
         raise ConfigError(f"{model_cfg.name} has no moe block: all its layers are dense.")
     params = {"norm": _norm(d_model), "router": _matrix("router", d_model, moe.n_experts)}
+    if moe.has_own_norms:
+        params |= {name: _norm(d_model) for name in _OWN_NORMS}
+        params["expert_scale"] = _norm(moe.n_experts)
     if moe.router_offset:
         params["router_offset"] = _bias("router", (moe.n_experts, None))
     if moe.correction_bias:
@@ -317,9 +332,10 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
         if moe.gated_shared:
             params["shared_gate"] = _matrix("router", d_model, 1)
         params["shared_gate_up"] = _matrix("shared", d_model, up_matrices(moe.activation), shared)
-        columns = "shared_d_out" if moe.d_latent is None else "alone_d_out"
+        is_alone = moe.d_latent is not None
+        columns = "alone_d_out" if is_alone else "shared_d_out"
         params["shared_down"] = _matrix("shared", shared, (d_model, columns))
-    return params
+    return params | _of_layer(model_cfg)
 
 
 def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:

@@ -53,6 +53,8 @@ def causal_softmax(
     scores: Float32[Array, "b *heads t s"],
     window: int | None = None,
     sinks: Float32[Array, "*heads"] | None = None,
+    *,
+    is_chunked: bool = False,
 ) -> Float32[Array, "b *heads t s"]:
     """Return softmax over the keys that each query sees.
 
@@ -60,9 +62,13 @@ def causal_softmax(
         scores: scaled products of queries and keys; position 0 first on both axes.
         window: how many keys a query sees, its own the last; None for all past ones.
         sinks: a logit of each head that takes part in the softmax and is dropped afterwards.
+        is_chunked: a query sees the keys of its own chunk of `window` positions, up to its own.
     """
-    distance = np.subtract.outer(np.arange(scores.shape[-2]), np.arange(scores.shape[-1]))
+    queries, keys = np.arange(scores.shape[-2])[:, None], np.arange(scores.shape[-1])[None]
+    distance = queries - keys
     is_seen = (distance >= 0) & (distance < (np.inf if window is None else window))
+    if window is not None and is_chunked:
+        is_seen = (distance >= 0) & (queries // window == keys // window)
     is_seen = is_seen.reshape((1,) * (scores.ndim - 2) + is_seen.shape)
     scores = jnp.where(jnp.asarray(is_seen), scores, -jnp.inf)
     if sinks is None:
@@ -106,24 +112,39 @@ class GqaAttention(nnx.Module):
         """Run the block on a whole prompt, causally."""
         gqa, normed = self.gqa, self.norm(x)
         query = contract("btd,dkgh->btkgh", normed, self.q[...])
-        both = contract("btd,dkch->btkch", normed, self.kv[...])
+        joint = gqa.value_dim is not None
+        both = contract("btd,dke->btke" if joint else "btd,dkch->btkch", normed, self.kv[...])
         if gqa.qkv_bias:
             query, both = query + self.q_bias[None, None], both + self.kv_bias[None, None]
-        key, value = both[:, :, :, 0], both[:, :, :, -1]
+        if joint:
+            key, value = jnp.split(both, [gqa.head_dim], axis=-1)
+        else:
+            key, value = both[:, :, :, 0], both[:, :, :, -1]
+        value = gqa.value_scale * value
         if gqa.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if gqa.norms_values:
-            value = value / jnp.sqrt(jnp.mean(value**2, axis=-1, keepdims=True) + self.eps)
+            value = self._unweighted(value)
         if self.rope is not None:
             query, key = rotate(query, self.rope), rotate(key, self.rope)
+            if gqa.norms_rotated:
+                query, key = self._unweighted(query), self._unweighted(key)
+        elif gqa.warming is not None:
+            warmth = jnp.asarray(gqa.warming.factors(x.shape[1]), jnp.float32)
+            query = query * warmth[None, :, None, None, None]
         scores = contract("btkgh,bskh->bkgts", query, key) * gqa.softmax_scale
         scores = capped(scores, gqa.cap)
         sinks = self.sinks[...] if gqa.sinks else None
-        mixed = contract("bkgts,bskh->btkgh", causal_softmax(scores, self.window, sinks), value)
+        seen = causal_softmax(scores, self.window, sinks, is_chunked=gqa.is_chunked)
+        mixed = contract("bkgts,bskh->btkgh", seen, value)
         if gqa.gated:
             mixed = mixed * jax.nn.sigmoid(contract("btd,dkgh->btkgh", normed, self.gate[...]))
         out = contract("btkgh,kghd->btd", mixed, self.o[...])
         return self.result(x, out + self.o_bias[None] if gqa.o_bias else out)
+
+    def _unweighted(self, heads: Float32[Array, "*rows h"]) -> Float32[Array, "*rows h"]:
+        """RMS-normalise every head, without weights."""
+        return heads / jnp.sqrt(jnp.mean(heads**2, axis=-1, keepdims=True) + self.eps)
 
 
 class MlaAttention(nnx.Module):

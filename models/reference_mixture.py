@@ -22,8 +22,9 @@ def activated(both: Float32[Array, "b t n f"], activation: Activation) -> Float3
         squared: Array = jnp.square(jnp.maximum(both[:, :, 0], 0.0))
         return squared
     gate, up = rearrange(both, "b t c f -> c b t f")
-    bent: Array = jax.nn.silu(gate) if activation == "silu" else jax.nn.gelu(gate, approximate=True)
-    return bent * up
+    bent = jax.nn.silu(gate) if activation == "silu" else jax.nn.gelu(gate, approximate=True)
+    product: Array = bent * up
+    return product
 
 
 def mlp(
@@ -87,9 +88,18 @@ class Moe(nnx.Module):
             self.shared_down = param(params, "shared_down")
             if moe.gated_shared:
                 self.shared_gate = param(params, "shared_gate")
+        if moe.has_own_norms:
+            self.expert_scale = param(params, "expert_scale")
+            self.router_norm, self.expert_norm, self.shared_result_norm, self.expert_result_norm = (
+                RmsNorm(params, name, model_cfg.norm_eps)
+                for name in (
+                    *("router_norm", "expert_norm"),
+                    *("shared_result_norm", "expert_result_norm"),
+                )
+            )
         self.moe = moe
         self.held = held
-        self.multiplier = model_cfg.multipliers.residual
+        self.result = Result(model_cfg, params)
 
     def route(self, x: Hidden) -> tuple[Int[Array, "b t k"], Float32[Array, "b t k"]]:
         """Return the experts each token chooses, best first, and their weights.
@@ -98,36 +108,45 @@ class Moe(nnx.Module):
             DeepSeek-V3's `noaux_tc` gate: groups are ranked by the sum of their two best biased
             scores, experts by biased score; weights are the unbiased scores. Mixtral and
             Qwen3-MoE: softmax over all experts, the largest taken. gpt-oss: the largest logits,
-            softmax over those alone.
+            softmax over those alone. Llama 4: likewise, sigmoids.
         """
-        return self._choose(self.norm(x), None)
+        return self._choose(self._of_router(x), None)
 
     def __call__(self, x: Hidden, forced_ids: Int[Array, "b t k"] | None = None) -> Hidden:
         """Run the block; `forced_ids` replaces the router's choice, not its weights."""
         normed = self.norm(x)
-        ids, weights = self._choose(normed, forced_ids)
-        total = x
-        if self.moe.n_shared:
-            gate_up, down = self.shared_gate_up[...], self.shared_down[...]
-            shared = mlp(normed, gate_up, down, self.moe.activation)
-            if self.moe.gated_shared:
-                gate = contract("btd,dc->btc", normed, self.shared_gate[...])
-                shared = jax.nn.sigmoid(gate) * shared
-            total = total + self.multiplier * shared
-        routed = self._routed(normed, ids, weights)
-        return total + self.multiplier * routed
+        ids, weights = self._choose(self._of_router(x), forced_ids)
+        of_experts = self.expert_norm(x) if self.moe.has_own_norms else normed
+        routed = self._routed(of_experts, ids, weights)
+        if self.moe.has_own_norms:
+            shared = self.shared_result_norm(self._shared(normed))
+            return self.result(x, self.expert_result_norm(routed) + shared)
+        return self.result(x, routed + self._shared(normed) if self.moe.n_shared else routed)
+
+    def _of_router(self, x: Hidden) -> Hidden:
+        """Normalise what the router is given."""
+        return self.router_norm(x) if self.moe.has_own_norms else self.norm(x)
+
+    def _shared(self, normed: Hidden) -> Hidden:
+        shared = mlp(normed, self.shared_gate_up[...], self.shared_down[...], self.moe.activation)
+        if not self.moe.gated_shared:
+            return shared
+        return jax.nn.sigmoid(contract("btd,dc->btc", normed, self.shared_gate[...])) * shared
 
     def _routed(
-        self, normed: Hidden, ids: Int[Array, "b t k"], weights: Float32[Array, "b t k"]
+        self, given: Hidden, ids: Int[Array, "b t k"], weights: Float32[Array, "b t k"]
     ) -> Hidden:
         """Add the weighted results of the experts held, in a latent space where there is one."""
-        rows = normed
+        rows = given
         if self.moe.d_latent is not None:
-            rows = contract("btd,dc->btc", normed, self.latent_in[...])
+            rows = contract("btd,dc->btc", given, self.latent_in[...])
         total = jnp.zeros_like(rows)
         for slot, expert_id in enumerate(self.held):
             weight = jnp.sum(jnp.where(ids == expert_id, weights, 0.0), axis=-1, keepdims=True)
-            total = total + weight * self._expert(rows, slot)
+            if self.moe.weighs_rows:
+                total = total + self._expert(rows * weight, slot)
+            else:
+                total = total + weight * self._expert(rows, slot)
         if self.moe.d_latent is not None:
             total = contract("btc,cd->btd", total, self.latent_out[...])
         return total
@@ -162,8 +181,12 @@ class Moe(nnx.Module):
         weights = jnp.take_along_axis(scores, ids, axis=-1)
         if moe.scoring == "softmax_after_top_k":
             weights = jax.nn.softmax(weights, axis=-1)
+        elif moe.scoring == "sigmoid_after_top_k":
+            weights = jax.nn.sigmoid(weights)
         elif moe.normalise:
             weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
+        if moe.has_own_norms:
+            weights = weights * self.expert_scale[...][ids]
         return ids, weights * moe.routed_scaling
 
     def _best(self, scores: Float32[Array, "b t e"]) -> Int[Array, "b t k"]:

@@ -29,9 +29,9 @@ class Llama3Scaling:
     def __post_init__(self) -> None:
         if min(self.factor, self.low_freq_factor, self.original_max_position) <= 0:
             raise ConfigError(f"Llama3Scaling needs positive numbers, got {self}.")
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise ConfigError(
-                f"Llama3Scaling needs high_freq_factor above low_freq_factor, "
+                f"Llama3Scaling needs high_freq_factor at least low_freq_factor, "
                 f"got {self.high_freq_factor} and {self.low_freq_factor}."
             )
 
@@ -39,6 +39,8 @@ class Llama3Scaling:
         """Return the scaled frequencies, in radians per position."""
         turns = self.original_max_position * frequencies / (2 * math.pi)
         span = self.high_freq_factor - self.low_freq_factor
+        if span == 0:  # nothing to blend, as in Llama 4 Scout
+            return np.where(turns < self.low_freq_factor, frequencies / self.factor, frequencies)
         kept_share = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
         return frequencies * (kept_share + (1.0 - kept_share) / self.factor)
 

@@ -65,6 +65,13 @@ class TensorNames:
     latent_out: str = "mlp.latent_out"
     shared: str = "mlp.shared_experts."
     shared_gate: str = "mlp.shared_expert_gate"
+    #: Norms of what experts and the router are given, and of what shared experts and experts give;
+    #: that of the router is without `.weight`, and less the root of the model's width.
+    expert_norm: str = "pre_feedforward_layernorm_2"
+    router_norm: str = "router.scale"
+    expert_scale: str = "router.per_expert_scale"
+    shared_result_norm: str = "post_feedforward_layernorm_1"
+    expert_result_norm: str = "post_feedforward_layernorm_2"
     #: Gate, up and down matrices of a dense MLP and of shared experts, and of a routed expert; a
     #: family that stores gate and up as one, or has no gates, names only that before the down
     #: matrix.

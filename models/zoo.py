@@ -74,7 +74,18 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             changes={"eos_token_id": None},
         ),
         "llama-3.1-405b": _own_file("llama-3.1-405b"),
+        "llama-4-scout": NamedModel(
+            file="llama-4-scout.json",
+            source=_AICONFIGURATOR + ", file of meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        ),
+        "llama-4-maverick": NamedModel(
+            file="llama-4-maverick.json",
+            source=_AICONFIGURATOR + ", file of meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+        ),
         "gemma-3-27b": _quoted_file("gemma-3-27b", "google/gemma-3-27b-it"),
+        "gemma-4-26b-a4b": NamedModel(
+            file="gemma-4-26b-a4b.json", source=_AICONFIGURATOR + ", file of google/gemma-4-26B-A4B"
+        ),
         "gemma-4-31b": NamedModel(
             file="gemma-4-31b.json",
             source=_AICONFIGURATOR + ", file of nvidia/Gemma-4-31B-IT-NVFP4 without its "

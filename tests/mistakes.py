@@ -3,7 +3,6 @@
 `wrong_conventions` lists them.
 """
 
-import dataclasses
 import inspect
 import sys
 import textwrap
@@ -63,25 +62,6 @@ class Mutant:
         """Change arrays; what the changed configuration does not know is left out."""
         values = self.change({name: dequantised(weight) for name, weight in arrays.items()})
         return {name: value for name, value in values.items() if name in wanted}
-
-
-def change_model(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
-    """Change fields of the configuration."""
-    return lambda cfg: dataclasses.replace(cfg, **changes)
-
-
-def change_part(part: str, **changes: Any) -> Callable[[ModelConfig], ModelConfig]:
-    """Change fields of a part of the configuration."""
-    return lambda cfg: dataclasses.replace(
-        cfg, **{part: dataclasses.replace(getattr(cfg, part), **changes)}
-    )
-
-
-def change_array(
-    name: str, change: Callable[[np.ndarray], np.ndarray]
-) -> Callable[[Arrays], Arrays]:
-    """Change one array wherever a block has it."""
-    return lambda arrays: arrays | ({name: change(arrays[name])} if name in arrays else {})
 
 
 def edit(patch: pytest.MonkeyPatch, edits: tuple[Edit, ...]) -> None:

@@ -5,7 +5,8 @@
 """
 
 import numpy as np
-from mistakes import Arrays, Mistake, change_array, change_model, change_part
+from changes import in_array, in_model, in_part
+from mistakes import Arrays, Mistake
 
 from models.layers import mlp, recurrent
 from models.reference_mixture import activated
@@ -28,7 +29,7 @@ NEMOTRON: dict[str, Mistake] = {
         arrays=_swapped,
     ),
     "recurrence: gates and values of mamba2 swapped": Mistake(
-        model="nemotron_h", arrays=change_array("vz", lambda vz: vz[:, ::-1])
+        model="nemotron_h", arrays=in_array("vz", lambda vz: vz[:, ::-1])
     ),
     "recurrence: values not multiplied by their step": Mistake(
         model="nemotron_h",
@@ -42,17 +43,17 @@ NEMOTRON: dict[str, Mistake] = {
         layers=((recurrent._steps, "_by_token(steps, sizes)", "_by_token(steps, sizes) * 0 + 1"),),
     ),
     "recurrence: steps not kept from their limit": Mistake(
-        model="nemotron_h", config=change_part("recurrent", least_step=0.0)
+        model="nemotron_h", config=in_part("recurrent", least_step=0.0)
     ),
     "recurrence: bias of steps dropped": Mistake(
-        model="nemotron_h", arrays=change_array("fading_bias", np.zeros_like)
+        model="nemotron_h", arrays=in_array("fading_bias", np.zeros_like)
     ),
     "recurrence: biases of convolutions dropped": Mistake(
         model="nemotron_h",
         arrays=_unbiased,
     ),
     "recurrence: skip of values dropped": Mistake(
-        model="nemotron_h", arrays=change_array("skip", np.zeros_like)
+        model="nemotron_h", arrays=in_array("skip", np.zeros_like)
     ),
     "recurrence: results corrected as by the delta rule": Mistake(
         model="nemotron_h",
@@ -79,12 +80,12 @@ NEMOTRON: dict[str, Mistake] = {
     ),
     "rope: attention of nemotron turned": Mistake(
         model="nemotron_h",
-        config=change_model(
+        config=in_model(
             single_blocks=("recurrent", "dense", "attention", "dense", "recurrent"),
         ),
     ),
     "experts: latent rows taken for scaled ones": Mistake(
-        model="nemotron_h_moe", arrays=change_array("latent_out", lambda x: x * np.float32(2.5))
+        model="nemotron_h_moe", arrays=in_array("latent_out", lambda x: x * np.float32(2.5))
     ),
     "experts: not squared": Mistake(
         model="nemotron_h_moe",
@@ -98,10 +99,10 @@ NEMOTRON: dict[str, Mistake] = {
         layers=((mlp.activated, "vxm.mul(above, above)", "above"),),
     ),
     "experts: scaling of nemotron dropped": Mistake(
-        model="nemotron_h_moe", config=change_part("moe", routed_scaling=1.0)
+        model="nemotron_h_moe", config=in_part("moe", routed_scaling=1.0)
     ),
     "experts: shared one of nemotron left out": Mistake(
-        model="nemotron_h_moe", config=change_part("moe", n_shared=0)
+        model="nemotron_h_moe", config=in_part("moe", n_shared=0)
     ),
     "dense: squares of what is below zero too": Mistake(
         model="nemotron_h",

@@ -64,7 +64,13 @@ def causal_mask(
 
 
 def _key_mask_meaning(
-    scores: Array, positions: Array, first: Array, *, query_stride: int, window: int | None
+    scores: Array,
+    positions: Array,
+    first: Array,
+    *,
+    query_stride: int,
+    window: int | None,
+    is_chunked: bool,
 ) -> Array:
     rows = jnp.arange(scores.shape[-2], dtype=jnp.int32) % query_stride
     last = (positions[:, None] + rows[None, :])[:, :, None]  # [b, rows, 1]
@@ -72,7 +78,7 @@ def _key_mask_meaning(
     keys = (first[:, None] + keys[None, :])[:, None, :]  # [b, 1, s]
     seen = keys <= last
     if window is not None:
-        seen = seen & (keys > last - window)
+        seen = seen & (keys >= (last // window * window if is_chunked else last - window + 1))
     seen = jnp.repeat(seen, scores.shape[0] // positions.shape[0], axis=0)
     return jnp.where(seen, scores, -jnp.inf)
 
@@ -93,6 +99,7 @@ def key_mask(
     first: Int32[Array, " keys_from"],
     n_new: Count,
     window: Positive | None = None,
+    is_chunked: bool = False,
 ) -> Float32[Array, "groups rows s"]:
     """Mask as `causal_mask` does where keys begin at a position other than 0.
 
@@ -102,6 +109,7 @@ def key_mask(
         first: position of the first key: of each sequence, or one for all.
         n_new: new tokens per sequence.
         window: keys that a query sees, its own included; None for all before it.
+        is_chunked: it sees those from the last multiple of the window on instead.
 
     Fidelity: exact.
     """
@@ -111,4 +119,6 @@ def key_mask(
             f"masks.key_mask: first of length {first.shape[0]} was given for {positions.shape[0]} "
             "sequences; it must have one position for all, or one for each."
         )
-    return _key_mask(scores, positions, first, query_stride=n_new, window=window)  # type: ignore[no-any-return]
+    return _key_mask(  # type: ignore[no-any-return]
+        scores, positions, first, query_stride=n_new, window=window, is_chunked=is_chunked
+    )

@@ -16,11 +16,11 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
+from .expert_rows import joined_results, normed_rows, rounded, shared_alone
 from .experts import ExpertSizes, in_slots, local_experts, sum_of_experts
-from .latent_experts import into_latent, out_of_latent, shared_beside
-from .linear import Split, add_residual, linear, narrowed, operand_rows
+from .latent_experts import into_latent, out_of_latent
+from .linear import Split, add_residual, linear, narrowed, operand_rows, with_result
 from .mlp import shared_activations
-from .norm import rms_norm
 from .router import route, router_logits
 
 
@@ -89,11 +89,12 @@ def exchanged_mixture(
     how: dict[str, Any] = {"cfg": cfg, "policy": policy, "across": across}
     is_latent = moe.d_latent is not None
     if gate_up is None and not is_latent:
-        y_own = rms_norm(x_own, weights["norm"], cfg.norm_eps)
+        router_y, expert_y, _ = normed_rows(x_own, weights, cfg)
     else:  # every chip holds a piece of what every row passes, so it takes all rows
-        y = rms_norm(vxm.to_fp32(rows), weights["norm"], cfg.norm_eps)
-        y_own = own(y)
-    router_rows, expert_rows = operand_rows(y_own, policy, "router", "expert")
+        router_all, expert_all, y = normed_rows(vxm.to_fp32(rows), weights, cfg)
+        router_y = own(router_all)
+        expert_y = router_y if router_all is expert_all else own(expert_all)
+    router_rows, expert_rows = rounded((router_y, expert_y), policy, "router", "expert")
     logits = router_logits(router_rows, weights, policy=policy)
     if is_latent:
         expert_rows = own(into_latent(operand_rows(y, policy, "shared"), weights, **how))
@@ -118,7 +119,7 @@ def exchanged_mixture(
         gate_rows = operand_rows(y, policy, "router") if "shared_gate" in weights else None
         h = shared_activations(shared, gate_rows, weights, policy, moe.activation)
     if is_latent:
-        beside = shared_beside(h, weights, **how, split=split)
+        beside = None if h is None else shared_alone(h, weights, **how, split=split)
     elif h is not None:
         partial_sums = narrowed(linear(h, weights["shared_down"], policy=policy), policy)
         if among.algorithm == "ring":  # whose order for a share is that of the share's owner
@@ -135,10 +136,10 @@ def exchanged_mixture(
     if is_latent:
         total = c2c.all_gather(narrowed(total, policy), among, dim=-2, keep=m)
         out = out_of_latent(total, beside, weights, **how)
-        return add_residual(x, out.reshape(b, t, d), cfg, policy)
+        return add_residual(x, out.reshape(b, t, d), cfg, policy, weights)
     if gate_up is not None:
-        total = vxm.add(total, shared_out)
-    out = narrowed(vxm.add(x_own, total), policy)
+        total = joined_results(total, shared_out, weights, cfg)
+    out = with_result(x_own, total, cfg, policy, weights)
     return c2c.all_gather(out, among, dim=-2, keep=m).reshape(b, t, d)
 
 

@@ -20,7 +20,15 @@ from lpu_jax.numerics.quantized import QuantizedArray
 from ..config import ModelConfig
 from ..leaves import expert_leaves, rows_of_leaf
 from ..policy import Policy
-from .experts import ExpertSizes, InSlots, activations, biased, biases, result_places, weighted
+from .experts import (
+    ExpertSizes,
+    InSlots,
+    activations,
+    biased,
+    biases,
+    result_places,
+    weighted_results,
+)
 from .linear import leaf_products, narrowed, operand_rows, tree_sum, wide_product, wide_total
 
 
@@ -71,7 +79,7 @@ def summed_by_tree(
     )
     n_slots = held.addresses.shape[0]
     parts = _rows(flat, 0, n_parts).reshape(n_slots, -1, flat.shape[-1])
-    parts = weighted(biased(parts, weights.get("down_bias"), held.addresses), held.gates)
+    parts = weighted_results(biased(parts, weights.get("down_bias"), held.addresses), held, moe)
     total = _sum_by_id(parts, held, ids, first, sizes, moe.n_experts)
     if shared is not None:
         total = matrix_blocks.stacked_rows(total, _rows(flat, n_parts, n_parts + m))
@@ -186,7 +194,7 @@ def summed_exactly(
             f"moe: split wide adds experts before scales follow, and weights format "
             f"{down.scheme.name} has a scale of a whole matrix; choose another split."
         )
-    h = weighted(activations(held, weights, moe=moe, policy=policy), held.gates)
+    h = weighted_results(activations(held, weights, moe=moe, policy=policy), held, moe)
     h = operand_rows(h, policy, "expert")
     parts = wide_product(h, down, policy=policy, slots=held.addresses)
     if "down_bias" in weights:

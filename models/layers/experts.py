@@ -98,11 +98,15 @@ def activations(
         moe: the experts' activation.
         policy: formats, and how products are made.
 
-    Fidelity: see `linear.product`; a bias is one fp32 addition.
+    Fidelity:
+        See `linear.product`; a bias is one fp32 addition. Where weights multiply what experts are
+        given, they multiply the products instead, in fp32, which is the same but for roundings.
     """
     gate_up, bias = weights["gate_up"], weights.get("gate_up_bias")
     h = product(held.rows, gate_up, policy=policy, slots=held.addresses)
     h = biased(h, bias, held.addresses)
+    if moe.weighs_rows:
+        h = weighted(h, held.gates)
     if moe.swiglu_limit is None:
         return activated(h, gate_up.shape[3], moe.activation)
     return clamped_swiglu(h, gate_up.shape[3], limit=moe.swiglu_limit, alpha=moe.swiglu_alpha)
@@ -128,6 +132,13 @@ def biases(
     return mem.lookup(table, addresses).reshape(addresses.shape[0], 1, width)
 
 
+def weighted_results(
+    out: Float32[Array, "n m d_out"], held: InSlots, moe: MoeConfig
+) -> Float32[Array, "n m d_out"]:
+    """Weight results, unless what experts were given was weighted: others are zeros already."""
+    return out if moe.weighs_rows else weighted(out, held.gates)
+
+
 def weighted(
     out: Float32[Array, "n m d_out"], gates: Float32[Array, "n m"]
 ) -> Float32[Array, "n m d_out"]:
@@ -151,7 +162,7 @@ def local_experts(
         held: the slots.
         weights: stores as for `activations`, and `down` `[held, f, d]`; with biases `down_bias`
             `[held, n, d]`, whose first row counts.
-        moe: the experts' activation.
+        moe: the experts' activation, and what weights multiply.
         policy: formats, and how products are made.
         split: how `down` is split over the tensor axis: `ROW` or `COLUMN`.
         axes: `expert` and `tensor`.
@@ -166,7 +177,7 @@ def local_experts(
     if split is Split.COLUMN:
         h = c2c.all_gather(h, axes["tensor"], dim=-1)
     out = product(h, weights["down"], policy=policy, slots=held.addresses)
-    return weighted(biased(out, weights.get("down_bias"), held.addresses), held.gates)
+    return weighted_results(biased(out, weights.get("down_bias"), held.addresses), held, moe)
 
 
 def sum_of_experts(

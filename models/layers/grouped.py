@@ -21,7 +21,16 @@ from ..config import GqaConfig, ModelConfig
 from ..leaves import rows_of_leaf
 from ..params import Kind
 from ..policy import Policy
-from .linear import Split, add_residual, cached, linear, narrowed, operand_rows, project_out
+from .linear import (
+    Split,
+    add_residual,
+    cached,
+    linear,
+    narrowed,
+    operand_rows,
+    project_out,
+    scaled_by,
+)
 from .norm import joint_rms_norm, rms_norm
 from .rotary import rotate_first
 from .softmax import Cache, Held, attend
@@ -47,9 +56,10 @@ def grouped_attention(
     Args:
         x: hidden state, replicated in the group.
         weights: as in `models.params`, this chip's heads.
-        cache: `keys` `[b, k, h, s]` and `values` `[b, k, s, h]` of this chip's sequences and heads,
+        cache: `keys` `[b, k, h, s]` and `values` `[b, k, s, v]` of this chip's sequences and heads,
             for its positions: all, a run of them, or a ring of the last ones.
-        tables: `cos` and `sin`, `[context, rotary]`; none of a layer without rotation.
+        tables: `cos` and `sin`, `[context, rotary]`; of a layer without rotation none, or `warming`
+            of queries, `[context, 1]`.
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
         first: the first position that this chip holds, where the context is split.
@@ -65,7 +75,7 @@ def grouped_attention(
     gqa, rope = cfg.attention_of(kind), cfg.rope_of(kind)
     assert isinstance(gqa, GqaConfig)
     b, k, h, s = cache["keys"].shape
-    t, d = x.shape[1], x.shape[2]
+    t, d, v = x.shape[1], x.shape[2], cache["values"].shape[-1]
     g = weights["q"].shape[2]
     positions = mem.take_share(positions, share.reshape(()), b)
     mine = mem.take_share(x, share.reshape(()), b)
@@ -73,20 +83,31 @@ def grouped_attention(
     y = operand_rows(y, policy, "attention")
     turn = {name: mem.rows_from(table, positions, t) for name, table in tables.items()}
 
-    lengths = {"b": b, "t": t, "k": k, "g": g, "h": h}
+    lengths = {"b": b, "t": t, "k": k, "g": g, "h": h, "v": v}
     q, key, value = _heads(y, weights, cfg, gqa, policy, lengths, axes)
 
     def rotated(x: Array, *ones: int) -> Array:
-        if not turn:
+        if "cos" not in turn:
             return x
         shape = (b, *ones, t, rope.dim)
         rows = {name: row.reshape(shape) for name, row in turn.items()}
-        return rotate_first(x, **rows, rope=rope)
+        x = rotate_first(x, **rows, rope=rope)
+        return _normed(x, None, cfg.norm_eps, 1, axes["tensor"]) if gqa.norms_rotated else x
 
-    q = narrowed(vxm.mul(rotated(q, 1, 1), gqa.softmax_scale), policy)
+    q = rotated(q, 1, 1)
+    if "warming" in turn:
+        q = vxm.mul(q, turn["warming"].reshape(b, 1, 1, t, 1))
+    q = narrowed(vxm.mul(q, gqa.softmax_scale), policy)
     key = cached(rotated(key, 1), policy)
     window = gqa.window if kind == "sliding" else None
-    held = Held.of(positions, s, window=window, first=first, context=axes["context"])
+    held = Held.of(
+        positions,
+        s,
+        window=window,
+        is_chunked=gqa.is_chunked,
+        first=first,
+        context=axes["context"],
+    )
     key = sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h)
     new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
     new_values, values = held.append(cache["values"], cached(value, policy), positions, axis=2)
@@ -94,7 +115,7 @@ def grouped_attention(
     heads = attend(
         q.reshape(b * k, g * t, h),
         keys.reshape(b * k, h, s),
-        values.reshape(b * k, s, h),
+        values.reshape(b * k, s, v),
         positions,
         t,
         policy,
@@ -108,12 +129,12 @@ def grouped_attention(
         heads = vxm.mul(heads, gate)
     heads = sxm.rearrange(
         operand_rows(heads, policy, "attention"),
-        "(b k) (g t) h -> (b t) (k g h)",
+        "(b k) (g t) v -> (b t) (k g v)",
         b=b,
         k=k,
         g=g,
         t=t,
-        h=h,
+        v=v,
     )
     out = project_out(
         heads,
@@ -138,23 +159,27 @@ def _heads(
     policy: Policy,
     lengths: Mapping[str, Any],
     axes: Mapping[str, Axis],
-) -> tuple[Float32[Array, "b k g t h"], Float32[Array, "b k t h"], Float32[Array, "b k t h"]]:
+) -> tuple[Float32[Array, "b k g t h"], Float32[Array, "b k t h"], Float32[Array, "b k t v"]]:
     """Make queries, keys and values: biases added and heads normalised, nothing rotated."""
-    b, t, k, h = (lengths[name] for name in "btkh")
+    b, t, k, h, v = (lengths[name] for name in "btkhv")
     q = _biased(linear(y, weights["q"], policy=policy), weights.get("q_bias"))
-    q = sxm.rearrange(q, "(b t) (k g h) -> b k g t h", **lengths)
+    q = sxm.rearrange(q, "(b t) (k g h) -> b k g t h", b=b, t=t, k=k, g=lengths["g"], h=h)
     tensor, eps = axes["tensor"], cfg.norm_eps
     if "q_norm" in weights:
         q = _normed(q, weights["q_norm"], eps, gqa.n_heads, c2c.joined(tensor, axes["query"]))
     kv = _biased(linear(y, weights["kv"], policy=policy), weights.get("kv_bias"))
-    both = weights["kv"].shape[2]
-    kv = sxm.rearrange(kv, "(b t) (k two h) -> two b k t h", b=b, t=t, k=k, two=both, h=h)
-    key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, both - 1))
+    if gqa.value_dim is None:
+        both = weights["kv"].shape[2]
+        kv = sxm.rearrange(kv, "(b t) (k two h) -> two b k t h", b=b, t=t, k=k, two=both, h=h)
+        key, value = (lax.slice_in_dim(kv, i, i + 1).reshape(b, k, t, h) for i in (0, both - 1))
+    else:
+        kv = sxm.rearrange(kv, "(b t) (k e) -> b k t e", b=b, t=t, k=k, e=h + v)
+        key, value = sxm.split(kv, (h, v))
     if "k_norm" in weights:
         key = _normed(key, weights["k_norm"], eps, gqa.n_kv_heads, tensor)
     if gqa.norms_values:
         value = _normed(value, None, eps, gqa.n_kv_heads, tensor)
-    return q, key, value
+    return q, key, scaled_by(value, gqa.value_scale)
 
 
 def _sinks(

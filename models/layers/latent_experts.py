@@ -14,9 +14,8 @@ from lpu_jax.datapath import c2c, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
-from ..leaves import rows_of_leaf
 from ..policy import Policy
-from .linear import Split, linear, narrowed, operand_rows, project_out
+from .linear import linear, narrowed, operand_rows
 
 
 def into_latent(
@@ -72,38 +71,3 @@ def out_of_latent(
     if beside is None:
         return out
     return narrowed(vxm.add(vxm.to_fp32(out), vxm.to_fp32(beside)), policy)
-
-
-def shared_beside(
-    h: Float[Array, "m f"] | None,
-    weights: Mapping[str, Any],
-    *,
-    cfg: ModelConfig,
-    policy: Policy,
-    split: Split,
-    across: Axis,
-) -> Float[Array, "m d"] | None:
-    """Multiply by the shared expert's `down`, whose sum has another width than the experts'.
-
-    Args:
-        h: rows that multiply it; None without a shared expert.
-        weights: `shared_down`, this chip's share.
-        cfg: the model.
-        policy: formats, and how products are made.
-        split: how it is split.
-        across: the chips that share it out.
-
-    Fidelity: see `linear.project_out`.
-    """
-    if h is None:
-        return None
-    return project_out(
-        h,
-        weights["shared_down"],
-        rows=1,
-        policy=policy,
-        split=split,
-        axis=across,
-        d_model=cfg.d_model,
-        leaf=rows_of_leaf(cfg, "moe", policy, "shared_down"),
-    )

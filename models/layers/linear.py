@@ -403,14 +403,23 @@ def add_residual(
     """
     # The hidden state is there first: units work in the order of the program.
     before = vxm.to_fp32(x)
-    added = vxm.to_fp32(y)
+    return with_result(before, vxm.to_fp32(y), cfg, policy, weights)
+
+
+def with_result(
+    before: Float32[Array, "*rows d"],
+    added: Float32[Array, "*rows d"],
+    cfg: ModelConfig,
+    policy: Policy,
+    weights: Mapping[str, Any],
+) -> Float[Array, "*rows d"]:
+    """Add rows of a block's result to those of the hidden state; see `add_residual`."""
     if "result_norm" in weights:
-        b, t, d = x.shape
-        added = rms_norm(added.reshape(b * t, d), weights["result_norm"], cfg.norm_eps)
-        added = added.reshape(b, t, d)
+        rows = added.reshape(-1, added.shape[-1])
+        added = rms_norm(rows, weights["result_norm"], cfg.norm_eps).reshape(added.shape)
     total = vxm.add(before, scaled_by(added, cfg.multipliers.residual))
     if "layer_scale" in weights:
-        total = vxm.mul(total, weights["layer_scale"].reshape(1, 1, 1))
+        total = vxm.mul(total, weights["layer_scale"].reshape((1,) * total.ndim))
     return narrowed(total, policy)
 
 

@@ -16,13 +16,13 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
+from .expert_rows import joined_results, normed_rows, rounded, shared_alone
 from .expert_sums import summed_by_tree, summed_exactly
 from .experts import ExpertSizes as ExpertSizes
 from .experts import InSlots, in_slots, local_experts, sum_of_experts
-from .latent_experts import into_latent, out_of_latent, shared_beside
-from .linear import Split, add_residual, linear, narrowed, operand_rows, project_out
+from .latent_experts import into_latent, out_of_latent
+from .linear import Split, add_residual, linear, narrowed, project_out
 from .mlp import shared_activations
-from .norm import rms_norm
 from .router import route, router_logits
 
 
@@ -59,15 +59,16 @@ def mixture(
         id, then the shared expert's, in fp32; with a latent the shared expert's are a sum of their
         own (`latent_experts`). `ROW`: its sum is rounded to the base format and
         added in chip order (`c2c.all_reduce`). `TREE` and `WIDE` have orders of their own, or none.
-        The hidden state is added last.
+        The hidden state is added last. Where either kind of expert has norms of its own, their
+        results cross chips apart, and are normalised and added in fp32.
     """
     moe = cfg.moe
     assert moe is not None
     b, t, d = x.shape
     # In the order of the mesh: its shares and its sums follow the numbers of the chips.
     across = c2c.joined(*(axis for name, axis in axes.items() if name in ("expert", "tensor")))
-    y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
-    router_rows, expert_rows, shared_rows = operand_rows(y, policy, "router", "expert", "shared")
+    normed = normed_rows(vxm.to_fp32(x.reshape(b * t, d)), weights, cfg)
+    router_rows, expert_rows, shared_rows = rounded(normed, policy, "router", "expert", "shared")
     logits = router_logits(router_rows, weights, policy=policy)
     how: dict[str, Any] = {"cfg": cfg, "policy": policy}
     if moe.d_latent is not None:
@@ -79,8 +80,8 @@ def mixture(
     h, beside = None, None
     if shared is not None:
         h = shared_activations(shared, router_rows, weights, policy, moe.activation)
-    if moe.d_latent is not None:  # needs no route either
-        beside = shared_beside(h, weights, **how, split=split, across=across)
+    if h is not None and (moe.d_latent is not None or moe.has_own_norms):  # needs no route either
+        beside = shared_alone(h, weights, **how, split=split, across=across)
         h = None
     first = placement["first_expert"].reshape(())
     slots = partial(in_slots, expert_rows, ids, gate_weights, placement, moe=moe, sizes=sizes)
@@ -103,7 +104,9 @@ def mixture(
         )
     if moe.d_latent is not None:
         out = out_of_latent(out, beside, weights, **how, across=across)
-    return add_residual(x, out.reshape(b, t, d), cfg, policy)
+    elif beside is not None:
+        out = joined_results(vxm.to_fp32(out), vxm.to_fp32(beside), weights, cfg)
+    return add_residual(x, out.reshape(b, t, d), cfg, policy, weights)
 
 
 def _summed_in_order(

@@ -7,6 +7,7 @@ limits on how many rows an expert takes.
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import selection, vxm
@@ -44,32 +45,38 @@ def route(
 ) -> tuple[Int32[Array, "m k"], Float32[Array, "m k"]]:
     """Choose experts from their logits, and weight them.
 
-    Experts are ranked by their corrected scores, or by their logits where the softmax comes
+    Experts are ranked by their corrected scores, or by their logits where scores are made
     afterwards. Groups are ranked by the sum of their two best experts; the best experts of the kept
     groups are taken.
 
     Args:
         logits: as `router_logits` gives them.
-        weights: `router_bias` where the model corrects its scores.
+        weights: `router_bias` where the model corrects its scores, `expert_scale` where it scales
+            their weights.
         moe: the router's rules.
 
     Returns:
         Experts of each row, best first, and their weights: scores without correction, or the
-        softmax of the chosen logits, normalised and scaled as `moe` says.
+        softmax or the sigmoids of the chosen logits, normalised and scaled as `moe` says.
 
     Fidelity: approximate; of experts that rank alike the lower comes first.
 
     Source:
-        modeling_deepseek_v3.py, modeling_mixtral.py, modeling_qwen3_moe.py and modeling_gpt_oss.py
-        of Hugging Face transformers.
+        modeling_deepseek_v3.py, modeling_mixtral.py, modeling_qwen3_moe.py, modeling_gpt_oss.py,
+        modeling_llama4.py and modeling_gemma4.py of Hugging Face transformers.
     """
     scores, ranking = _scored(logits, weights, moe)
     best, ids = selection.top_k(_in_kept_groups(ranking, moe), moe.top_k)
     chosen = best if ranking is scores else selection.take_lanes(scores, ids)
     if moe.scoring == "softmax_after_top_k":
         chosen = vxm.softmax(chosen)
+    elif moe.scoring == "sigmoid_after_top_k":
+        chosen = vxm.sigmoid(chosen)
     elif moe.normalise:
         chosen = vxm.div(chosen, vxm.add(vxm.sum_lanes(chosen), _LEAST_SUM))
+    if "expert_scale" in weights:
+        factors = jnp.broadcast_to(weights["expert_scale"].reshape(1, -1), logits.shape)
+        chosen = vxm.mul(chosen, selection.take_lanes(factors, ids))
     return ids, chosen if moe.routed_scaling == 1.0 else vxm.mul(chosen, moe.routed_scaling)
 
 
@@ -80,7 +87,7 @@ def choose_experts(
 
     Args:
         hidden: rows as they enter the block.
-        weights: `norm`, and what `router_logits` and `route` take.
+        weights: `norm`, or the router's own, and what `router_logits` and `route` take.
         cfg: the model.
         policy: formats, and how products are made.
 
@@ -88,8 +95,8 @@ def choose_experts(
         What `route` returns.
     """
     assert cfg.moe is not None
-    y = rms_norm(vxm.to_fp32(hidden), weights["norm"], cfg.norm_eps)
-    rows = operand_rows(y, policy, "router")
+    norm = weights.get("router_norm", weights["norm"])
+    rows = operand_rows(rms_norm(vxm.to_fp32(hidden), norm, cfg.norm_eps), policy, "router")
     return route(router_logits(rows, weights, policy=policy), weights, cfg.moe)
 
 
@@ -102,7 +109,7 @@ def _scored(
             scores = vxm.sigmoid(logits)
         case "softmax":
             scores = vxm.softmax(logits)
-        case "softmax_after_top_k":
+        case "softmax_after_top_k" | "sigmoid_after_top_k":
             scores = logits
     if "router_bias" not in weights:
         return scores, scores

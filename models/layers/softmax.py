@@ -30,6 +30,7 @@ class Held:
     #: position of the first one: one number for a run of positions, one per sequence for a ring
     first: Int32[Array, " keys_from"] | None = None
     window: int | None = None  #: the cache is a ring, of which a query sees so many positions
+    is_chunked: bool = False  #: it sees those from the last multiple of the window on instead
     context: Axis | None = None  #: the cache is a run of positions; these chips hold the others
 
     @staticmethod
@@ -38,6 +39,7 @@ class Held:
         n_positions: Any,
         *,
         window: int | None,
+        is_chunked: bool = False,
         first: Int32[Array, " 1"] | None,
         context: Axis,
     ) -> "Held":
@@ -47,12 +49,13 @@ class Held:
             positions: position of the first new token of each of its sequences.
             n_positions: how many positions of a sequence it holds.
             window: of a sliding layer.
+            is_chunked: as in `GqaConfig`.
             first: first position it holds, where chips share the positions out.
             context: these chips.
         """
         if window is not None:
             start = mem.ring_start(positions, window=window, n_positions=n_positions)
-            return Held(first=start, window=window)
+            return Held(first=start, window=window, is_chunked=is_chunked)
         return Held() if first is None else Held(first=first, context=context)
 
     def append(
@@ -109,7 +112,7 @@ def attend(
     if held.first is None:
         scores = masks.causal_mask(scores, positions, n_new)
     else:
-        scores = masks.key_mask(scores, positions, held.first, n_new, held.window)
+        scores = masks.key_mask(scores, positions, held.first, n_new, held.window, held.is_chunked)
     if held.context is not None:
         return _merged(scores, values, policy, held.context, sinks)
     largest = vxm.max_lanes(scores)

@@ -102,9 +102,10 @@ def _block(
 
 def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple[str, Shape]]:
     n_query, n_kv = gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim
+    n_values = gqa.n_kv_heads * gqa.value_width
     # A gate lies beside each query head.
     of_queries = 2 * n_query if gqa.gated else n_query
-    rows = (of_queries, n_kv, n_kv) if len(names.qkv) > 1 else (n_query + 2 * n_kv,)
+    rows = (of_queries, n_kv, n_values) if len(names.qkv) > 1 else (n_query + n_kv + n_values,)
     parts = list(zip(names.qkv, rows, strict=True))
     for name, length in parts[:2] if gqa.are_values_keys else parts:
         yield f"{name}.weight", (length, d_model)
@@ -115,7 +116,7 @@ def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple
         yield f"{names.k_norm}.weight", (n_kv if gqa.is_qk_norm_joint else gqa.head_dim,)
     if gqa.sinks:
         yield names.sinks, (gqa.n_heads,)
-    yield f"{names.output}.weight", (d_model, n_query)
+    yield f"{names.output}.weight", (d_model, gqa.n_heads * gqa.value_width)
     if gqa.o_bias:
         yield f"{names.output}.bias", (d_model,)
 
@@ -186,6 +187,11 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
         d_row = moe.d_latent
         yield f"{names.latent_in}.weight", (d_row, d_model)
         yield f"{names.latent_out}.weight", (d_model, d_row)
+    if moe.has_own_norms:
+        for name in (names.expert_norm, names.shared_result_norm, names.expert_result_norm):
+            yield f"{name}.weight", (d_model,)
+        yield names.router_norm, (d_model,)
+        yield names.expert_scale, (moe.n_experts,)
     if moe.n_shared:
         before = n_up * moe.d_shared
         yield from _mlp(d_model, before, moe.d_shared, names.shared, names.gate_up_down)

@@ -1,15 +1,15 @@
-"""Weight sources: one interface for real checkpoints and for random values.
+"""A weight source over tensors under their Hugging Face names.
 
-A source hands out arrays in the shapes of `models.params`, one block or one routed expert at a
-time, so that a trillion-parameter model never has to exist at once: float32, or the codes and
-scales of a quantised file. Rounding to another storage format is not done here.
+It hands out arrays in the shapes of `models.params`, one block or one routed expert at a time, so
+that a trillion-parameter model never has to exist at once: float32, or the codes and scales of a
+quantised file. Rounding to another storage format is not done here.
 """
 
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -23,6 +23,8 @@ from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
 from .names import file_tensors, is_left_out
+from .protocol import WeightSource as WeightSource
+from .protocol import check_block, check_expert
 from .recurrent import recurrent_arrays
 from .stored import Matrix, Weight, joined, laid_across, laid_out, moved, one_of_batch, packed
 from .tensor import Tensor, quoted
@@ -30,67 +32,6 @@ from .tensor import Tensor, quoted
 Arrays = dict[str, np.ndarray]
 #: float32, or codes and scales as the files hold them (`models.weights.stored.dequantised`).
 Weights = dict[str, Weight]
-
-
-@runtime_checkable
-class WeightSource(Protocol):
-    """Anything that can produce the parameters of a model.
-
-    Rotary convention: query and key columns are in the pair order that `config.rope.interleaved`
-    tells: adjacent for deepseek, half-split for the other families.
-    """
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model these weights belong to."""
-
-    def block(self, kind: str, layer: int = 0) -> Mapping[str, Weight]:
-        """Return one block's parameters without its routed experts.
-
-        Args:
-            kind: "embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe" or
-                "head".
-            layer: the layer from 0; ignored for "embed" and "head".
-        """
-
-    def expert(self, layer: int, expert_id: int) -> Mapping[str, Weight]:
-        """Return one routed expert: `gate_up` `[d, n, fe]`, `down` `[fe, d]` and their biases."""
-
-
-def check_expert(model_cfg: ModelConfig, layer: int, expert_id: int) -> None:
-    """Raise unless the model has this expert.
-
-    Raises:
-        WeightsError: if layer `layer` has no experts or fewer than `expert_id + 1`.
-    """
-    moe = model_cfg.moe
-    if moe is None or not model_cfg.is_moe_layer(layer):
-        raise WeightsError(f"{model_cfg.name}: layer {layer} has no routed experts.")
-    if not 0 <= expert_id < moe.n_experts:
-        raise WeightsError(
-            f"{model_cfg.name}: expert must be 0 to {moe.n_experts - 1}, got {expert_id}."
-        )
-
-
-def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
-    """Raise unless the model has a block of this kind at this layer.
-
-    Raises:
-        UnknownNameError: if `kind` is not a block kind.
-        ConfigError: if the model has no such layer or no such kind.
-        WeightsError: if layer `layer` has no block of this kind.
-    """
-    block_params(model_cfg, kind)
-    if kind in ("embed", "head"):
-        return
-    actual = model_cfg.layer_kinds(layer)
-    if kind not in actual:
-        # Of two blocks, the one that stands where this one would.
-        own = actual[-1 if kind in ("dense", "moe") else 0]
-        article = "an" if own in ("attention", "unrotated") else "a"
-        raise WeightsError(
-            f"{model_cfg.name}: layer {layer} has {article} {own} block, not {kind}."
-        )
 
 
 #: Rows of a table that are compared at once.
@@ -175,12 +116,10 @@ class HfTensors:
             case "dense":
                 specs = block_params(self.config, "dense")
                 arrays = self._mlp(prefix + self._names.mlp, self._names.gate_up_down, specs)
-                if self.config.scales_layers:
-                    arrays["layer_scale"] = self._vector(prefix + self._names.layer_scale)
-                result = self._of_result(prefix + self._names.mlp_result_norm)
-                return {"norm": self._mlp_norm(prefix), **arrays, **result}
+                return {"norm": self._mlp_norm(prefix), **arrays, **self._of_layer(prefix)}
             case "moe":
-                return {"norm": self._mlp_norm(prefix), **self._mixture(prefix)}
+                arrays = self._mixture(prefix)
+                return {"norm": self._mlp_norm(prefix), **arrays, **self._of_layer(prefix)}
             case _:
                 return {"norm": self._norm(self._names.final_norm), "out": self._head()}
 
@@ -245,6 +184,13 @@ class HfTensors:
         """Read the norm of what a block adds, where the model has one."""
         return {"result_norm": self._norm(name)} if self.config.norms_results else {}
 
+    def _of_layer(self, prefix: str) -> Weights:
+        """Read that norm of an MLP, and what scales the layer, where the model has them."""
+        result = self._of_result(prefix + self._names.mlp_result_norm)
+        if self.config.scales_layers:
+            result["layer_scale"] = self._vector(prefix + self._names.layer_scale)
+        return result
+
     def _attention(self, kind: str, prefix: str) -> Weights:
         attention = self.config.attention_of(kind)
         norm = self._norm(prefix + self._names.attention_norm)
@@ -267,27 +213,38 @@ class HfTensors:
         if gqa.gated:
             q, gate = self._halves(q, gqa)
             of_gate = {"gate": laid_out(gate, specs["gate"], "(k g h) d -> d k g h", **heads)}
-        kv = joined(tuple(kv_parts), np.stack)
         arrays: Weights = {
             "q": laid_out(q, specs["q"], "(k g h) d -> d k g h", **heads),
-            "kv": laid_out(kv, specs["kv"], "two (k h) d -> d k two h", k=gqa.n_kv_heads),
+            "kv": self._keys_and_values(kv_parts, gqa, specs["kv"]),
             **of_gate,
         }
         if gqa.qkv_bias:
             q_bias, *kv_bias = self._three(gqa, [self._vector(f"{name}.bias") for name in qkv])
             arrays["q_bias"] = np.reshape(q_bias, specs["q_bias"].shape)
-            both = np.stack(kv_bias)
-            arrays["kv_bias"] = packed(both, "two (k h) -> k two h", k=gqa.n_kv_heads)
+            kv_bias = [bias.reshape(gqa.n_kv_heads, -1) for bias in kv_bias]
+            arrays["kv_bias"] = np.concatenate(kv_bias, 1).reshape(specs["kv_bias"].shape)
         if gqa.qk_norm:
             for name, stored in (("q_norm", names.q_norm), ("k_norm", names.k_norm)):
                 arrays[name] = self._norm(prefix + stored).reshape(specs[name].shape)
         if gqa.sinks:
             arrays["sinks"] = self._vector(prefix + names.sinks).reshape(specs["sinks"].shape)
         o = self._matrix(prefix + names.output)
-        arrays["o"] = laid_out(o, specs["o"], "d (k g h) -> k g h d", **heads)
+        arrays["o"] = laid_out(o, specs["o"], "d (k g v) -> k g v d", **heads)
         if gqa.o_bias:
             arrays["o_bias"] = self._vector(f"{prefix}{names.output}.bias")[None]
         return arrays
+
+    @staticmethod
+    def _keys_and_values(parts: list[Matrix], gqa: GqaConfig, spec: ParamSpec) -> Weight:
+        """Lay keys and values of each head side by side, or keys that are values too."""
+        k = gqa.n_kv_heads
+        if gqa.value_dim is None:
+            return laid_out(joined(parts, np.stack), spec, "two (k h) d -> d k two h", k=k)
+        heads = [
+            moved(part, lambda rows: rearrange(rows, "(k e) d -> k e d", k=k)) for part in parts
+        ]
+        both = joined(heads, partial(np.concatenate, axis=1))
+        return laid_out(both, spec, "k e d -> d k e")
 
     @staticmethod
     def _three(gqa: GqaConfig, arrays: list[Any]) -> list[Any]:
@@ -295,7 +252,7 @@ class HfTensors:
         if len(arrays) > 1:
             return arrays
         n_query, n_kv = gqa.n_heads * gqa.head_dim, gqa.n_kv_heads * gqa.head_dim
-        edges = [0, n_query, n_query + n_kv, n_query + 2 * n_kv]
+        edges = [0, n_query, n_query + n_kv, n_query + n_kv + gqa.n_kv_heads * gqa.value_width]
         return [moved(arrays[0], itemgetter(slice(*ends))) for ends in pairwise(edges)]
 
     @staticmethod
@@ -399,11 +356,24 @@ class HfTensors:
         if moe.d_latent is not None:
             for name, stored in (("latent_in", names.latent_in), ("latent_out", names.latent_out)):
                 arrays[name] = laid_out(self._matrix(prefix + stored), specs[name], "n k -> k n")
+        if moe.has_own_norms:
+            arrays |= self._own_norms(prefix)
         if moe.n_shared:
             of_shared = {name: specs[f"shared_{name}"] for name in ("gate_up", "down")}
             shared = self._mlp(prefix + names.shared, names.gate_up_down, of_shared)
             arrays |= {f"shared_{name}": matrix for name, matrix in shared.items()}
         return arrays
+
+    def _own_norms(self, prefix: str) -> Weights:
+        """Read the norms of experts and router, and what scales an expert's weight."""
+        names, root = self._names, np.float32(self.config.d_model**0.5)
+        return {
+            "router_norm": self._vector(prefix + names.router_norm) / root,
+            "expert_norm": self._norm(prefix + names.expert_norm),
+            "shared_result_norm": self._norm(prefix + names.shared_result_norm),
+            "expert_result_norm": self._norm(prefix + names.expert_result_norm),
+            "expert_scale": self._vector(prefix + names.expert_scale),
+        }
 
     def _refuse_unknown_tensors(self, may_be_cut: bool) -> None:
         """Refuse tensors this program would skip silently (biases, scales, norms, layers)."""

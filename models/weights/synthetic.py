@@ -19,7 +19,8 @@ from lpu_jax.predicates import is_whole
 
 from ..config import ModelConfig
 from ..params import ParamSpec, block_params, expert_params
-from .source import Arrays, check_block, check_expert
+from .protocol import check_block, check_expert
+from .source import Arrays
 
 #: Norm weights are uniform in this range: near 1, yet wrong in every layer that ignores them.
 NORM_RANGE = (0.5, 1.5)

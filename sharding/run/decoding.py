@@ -16,7 +16,7 @@ from lpu_jax.arguments import described
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.system import System
 from lpu_jax.predicates import is_whole
-from models.blocks import BLOCK_KINDS, CACHING_KINDS, Block, block_chain
+from models.blocks import BLOCK_KINDS, CACHING_KINDS, Block, Kind, block_chain
 from models.config import ModelConfig
 from models.policy import Policy
 from models.weights.source import WeightSource
@@ -126,7 +126,7 @@ class Decoder:
 
     def _place(self, source: WeightSource, system: System, plan: Plan, policy: Policy) -> None:
         """Put every block onto the chips twice: for the prompts' length and for single tokens."""
-        tables: Any = None
+        tables: dict[Kind, Any] = {}  # one copy for each kind of block
         chain: tuple[Block, ...] = block_chain(self.cfg)
         for block in chain:
             stored = store_block(source, block.kind, block.layer, policy)
@@ -143,8 +143,8 @@ class Decoder:
                 shared = loaded.arguments[1] if shared is None else shared
                 arguments = (loaded.arguments[0], shared, *loaded.arguments[2:])
                 if BLOCK_KINDS[block.kind].has_tables:
-                    tables = arguments[3] if tables is None else tables
-                    arguments = (*arguments[:3], tables, *arguments[4:])
+                    own = tables.setdefault(block.kind, arguments[3])
+                    arguments = (*arguments[:3], own, *arguments[4:])
                 loaded = on_chips(replace(loaded, arguments=arguments), self._execution)
                 shared = loaded.arguments[1]
                 placed.append(loaded)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from models.blocks import Leaf, Sizes, is_leaf
-from models.config import ModelConfig
+from models.config import GqaConfig, ModelConfig
 from models.layers.rotary import rotary_tables
 
 
@@ -50,6 +50,8 @@ def _beginning(leaf: Leaf, *, cfg: ModelConfig, sizes: Sizes, held: tuple[int, .
             return np.arange(sizes.ways[axis], dtype=np.int32)
         case "cos" | "sin" as name if leaf.rope is not None:
             return rotary_tables(leaf.rope, int(length))[name]
+        case "warming" if isinstance(cfg.attention, GqaConfig) and cfg.attention.warming:
+            return cfg.attention.warming.factors(int(length)).astype(np.float32)[:, None]
         case _:
             return _addresses(cfg, sizes, held)
 

@@ -213,7 +213,7 @@ def _past(
 ) -> dict[str, np.ndarray] | None:
     """A cache of random values, as long as the longest sequence, or as its window."""
     n_kept = int(positions.max())
-    attention = triple.cfg.attention
+    attention = triple.cfg.attention_of(kind)
     if kind == "sliding" and isinstance(attention, GqaConfig):
         assert attention.window is not None
         n_kept = min(n_kept, attention.window - 1)

@@ -23,6 +23,7 @@ from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.policy import POLICIES, Policy
+from models.rope import RopeConfig
 from sharding.legal import check_plan
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
 from sharding.request import Request
@@ -39,6 +40,11 @@ MODELS = (
     "gpt-oss-20b",
     "glm-4.5",
     "ling-1t",
+    "minimax-m2.5",
+    "gemma-3-27b",
+    "gemma-4-31b",
+    "gemma-4-26b-a4b",
+    "llama-4-maverick",
 )
 MOST_CHIPS = 8
 _COLLECTIVES = (*ALGORITHMS, *(name + PIPELINED for name in ALGORITHMS))
@@ -129,10 +135,12 @@ def _model(rng: np.random.Generator, name: str, policy: Policy) -> ModelConfig:
     """Shrink a named model to two layers, its rules untouched."""
     cfg = zoo.model(name)
     attention = _attention(rng, cfg.attention, policy)
-    if isinstance(attention, MlaConfig):
-        rotated = attention.rope_head_dim
-    else:
-        rotated = attention.head_dim // (1 if cfg.rope.dim == cfg.attention.head_dim else 2)
+    own: dict[str, Any] = {}
+    if cfg.sliding_attention is not None:
+        own["sliding_attention"] = _attention(rng, cfg.sliding_attention, policy)
+    if cfg.sliding_rope is not None:
+        sliding = own.get("sliding_attention", attention)
+        own["sliding_rope"] = _rotation(cfg.sliding_rope, cfg.attention_of("sliding"), sliding)
     return replace(
         cfg,
         n_layers=2,
@@ -142,10 +150,21 @@ def _model(rng: np.random.Generator, name: str, policy: Policy) -> ModelConfig:
         max_position=4096,
         tie_embeddings=bool(rng.integers(2)),
         attention=attention,
-        rope=replace(cfg.rope, dim=rotated),
+        rope=_rotation(cfg.rope, cfg.attention, attention),
         moe=None if cfg.moe is None else _mixture(rng, cfg.moe),
         sliding_layers=(0,) if cfg.sliding_layers else (),
+        unrotated_layers=(1,) if cfg.unrotated_layers else (),
+        **own,
     )
+
+
+def _rotation(rope: RopeConfig, given: Any, drawn: Any) -> RopeConfig:
+    """Turn as much of a head as the named model does: all, a half, or the fastest quarter."""
+    if isinstance(drawn, MlaConfig):
+        return replace(rope, dim=drawn.rope_head_dim)
+    if rope.span is not None:
+        return replace(rope, dim=drawn.head_dim // 4, span=drawn.head_dim)
+    return replace(rope, dim=drawn.head_dim // (1 if rope.dim == given.head_dim else 2))
 
 
 def _attention(rng: np.random.Generator, given: Any, policy: Policy) -> Any:
@@ -169,6 +188,7 @@ def _attention(rng: np.random.Generator, given: Any, policy: Policy) -> Any:
         n_kv_heads=kv,
         head_dim=width,
         window=None if given.window is None else _one(rng, 2, 5),
+        warming=None if given.warming is None else replace(given.warming, step=_one(rng, 3, 100)),
     )
 
 

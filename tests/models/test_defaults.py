@@ -12,6 +12,8 @@ CLASSES = {
     "llama": "Llama",
     "mistral": "Mistral",
     "qwen2": "Qwen2",
+    "qwen2_moe": "Qwen2Moe",
+    "mimo": "Qwen2",
     "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3Moe",
     "qwen3_vl_text": "Qwen3VLText",
@@ -27,6 +29,8 @@ CLASSES = {
     "gemma2": "Gemma2",
     "gemma3_text": "Gemma3Text",
     "gemma4_text": "Gemma4Text",
+    "llama4_text": "Llama4Text",
+    "mimo_v2_flash": "MiMoV2Flash",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
     "nemotron_h": "NemotronH",
@@ -38,6 +42,8 @@ use_sliding_window max_window_layers norm_topk_prob use_qk_norm swiglu_limit swi
 query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
 attention_k_eq_v hidden_size_per_layer_input no_rope_layer_interval
 embedding_multiplier residual_multiplier attention_multiplier logits_scaling
+attention_chunk_size floor_scale attn_scale interleave_moe_layer_step
+v_head_dim attention_value_scale
 """
 #: What holds here where a row says nothing.
 UNSAID = {
@@ -116,7 +122,10 @@ def test_the_classes_still_have_these_defaults(kind):
     rotation = made.rope_parameters
     if rules.has_local_rotation:
         base = rules.defaults["rope_local_base_freq"]
-        assert rotation["sliding_attention"] == {"rope_type": "default", "rope_theta": base}
+        of_sliding = {"rope_type": "default", "rope_theta": base}
+        if rules.is_partial:
+            of_sliding["partial_rotary_factor"] = rules.defaults["partial_rotary_factor"]
+        assert rotation["sliding_attention"] == of_sliding
         rotation = rotation["full_attention"]
     assert rules.defaults["rope_theta"] == rotation["rope_theta"]
     if not rules.has_global_heads:

@@ -9,6 +9,7 @@ from models.blocks import block_arguments
 from models.config import GqaConfig
 from models.hf_config import from_hf
 from models.layers.linear import Split
+from models.params import block_params
 from models.policy import FP16
 from models.rope import LinearScaling, RopeConfig
 from models.zoo import model
@@ -57,6 +58,19 @@ def test_layers_of_gemma_4():
     assert cfg.kv_bytes_per_token() == 2 * (10 * 2 * 4 * 512 + 50 * 2 * 16 * 256)
 
 
+def test_experts_of_gemma_4_lie_beside_a_dense_mlp():
+    cfg = model("gemma-4-26b-a4b")
+    moe = cfg.moe
+    assert moe is not None
+    assert cfg.n_moe_layers == 30
+    assert (moe.n_experts, moe.top_k, moe.d_expert, moe.d_shared) == (128, 8, 704, 2112)
+    assert (moe.activation, moe.has_own_norms, moe.normalise) == ("gelu_tanh", True, True)
+    norms = {name for name, spec in block_params(cfg, "moe").items() if spec.role == "norm"}
+    results = {"shared_result_norm", "expert_result_norm", "result_norm"}
+    scales = {"expert_scale", "layer_scale"}
+    assert norms == {"norm", "router_norm", "expert_norm"} | results | scales
+
+
 def test_both_spellings_of_global_heads():
     fields = changed("gemma-4-31b", global_head_dim=None, num_global_key_value_heads=None)
     own = {str(i): {"head_dim": 512, "num_key_value_heads": 4} for i in range(5, 60, 6)}
@@ -67,7 +81,9 @@ def test_both_spellings_of_global_heads():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("gemma-4-31b", {"enable_moe_block": True}, "'enable_moe_block' must be false"),
+        ("gemma-4-31b", {"enable_moe_block": True}, "'moe_intermediate_size' must be"),
+        ("gemma-4-26b-a4b", {"enable_moe_block": False}, "key 'moe_intermediate_size' = 704"),
+        ("gemma-4-26b-a4b", {"intermediate_size": 2000}, "a multiple of the width of an expert"),
         ("gemma-4-31b", {"use_double_wide_mlp": True}, "'use_double_wide_mlp' must be false"),
         ("gemma-4-31b", {"num_kv_shared_layers": 4}, "'num_kv_shared_layers' must be 0"),
         ("gemma-4-31b", {"hidden_size_per_layer_input": 256}, "'hidden_size_per_layer_input'"),

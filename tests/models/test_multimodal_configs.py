@@ -33,8 +33,8 @@ def test_keys_about_the_whole_of_a_multimodal_file_count():
 def test_a_text_part_in_an_unknown_model_is_refused_by_its_type():
     inner = hub_fields("qwen3-32b")
     with pytest.raises(ConfigError) as problem:
-        from_hf({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}})
-    assert "a text part of type 'llama4_text' in a model of type 'llama4'" in str(problem.value)
+        from_hf({"model_type": "llama5", "text_config": {"model_type": "llama5_text"}})
+    assert "a text part of type 'llama5_text' in a model of type 'llama5'" in str(problem.value)
     assert "supported are llama, mistral, qwen2, " in str(problem.value)
     assert "alone or in one of type kimi_k25, qwen3_vl, " in str(problem.value)
     with pytest.raises(ConfigError, match="type 'qwen3' in a model of type 'deep_vision'"):

@@ -58,7 +58,7 @@ def test_the_tiny_models_have_what_their_families_bring():
     for feature in ("qkv_bias", "o_bias", "qk_norm", "sinks", "window"):
         assert {bool(getattr(attention, feature)) for attention in grouped} == {True, False}
     scorings = {cfg.moe.scoring for cfg in configs.values() if cfg.moe is not None}
-    assert scorings == {"sigmoid", "softmax", "softmax_after_top_k"}
+    assert scorings == {"sigmoid", "softmax", "softmax_after_top_k", "sigmoid_after_top_k"}
     assert isinstance(configs["kimi_k2"].attention, MlaConfig)
     assert isinstance(configs["kimi_k2"].rope.scaling, YarnScaling)
     assert configs["gpt_oss"].sliding_layers == (0,)

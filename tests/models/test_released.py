@@ -216,8 +216,49 @@ def test_other_formats_are_named_and_have_no_bytes(name, block, words):
 def test_a_second_file_about_formats_is_not_overlooked(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields_of("llama-3.1-8b")))
     assert from_hf(tmp_path).released_format == "bf16"
-    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text('{"quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}}')
+    cfg = from_hf(tmp_path)
+    assert (cfg.released_format, cfg.released_roles) == ("nvfp4", None)
+    beside.write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    assert from_hf(tmp_path).released_roles == ("attention", "dense", "head")
+    beside.write_text('{"quantization": {"quant_algo": "FP8"}}')
     assert from_hf(tmp_path).released_format == "modelopt"
+    beside.write_text("[1]")
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json: must hold a JSON object"):
+        from_hf(tmp_path)
+
+
+def modelopt(*spared: str, size: int = 16) -> dict:
+    """How ModelOpt writes NVFP4 into a config.json."""
+    narrow = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": size}
+    return {
+        "config_groups": {"group_0": {"weights": narrow, "targets": ["Linear"]}},
+        "ignore": list(spared),
+        "quant_algo": "NVFP4",
+        "quant_method": "modelopt",
+    }
+
+
+def test_nvfp4_of_modelopt_spares_what_its_patterns_name():
+    spared = ["lm_head", *(f"model.layers.{i}.self_attn*" for i in range(62))]
+    fields = fields_of("minimax-m2.5") | {"quantization_config": modelopt(*spared)}
+    cfg = from_hf(fields)
+    assert (cfg.released_format, cfg.released_roles) == ("nvfp4", ("expert",))
+    # Four bits a value, an 8-bit scale of 16, in experts; 16 bits elsewhere.
+    experts = 62 * 256 * 3 * 3072 * 1536
+    assert released_bytes(cfg) == experts * 4.5 / 8 + 2 * (n_parameters(cfg) - experts)
+    assert from_hf(
+        fields | {"quantization_config": modelopt(*spared, size=32)}
+    ).released_format == ("modelopt")
+    part = from_hf(fields | {"quantization_config": modelopt(*spared[:-1])})
+    assert part.released_format == "nvfp4 in part of attention"
+
+
+def test_modelopt_names_text_models_as_multimodal_files_do():
+    spared = ["language_model.lm_head", "language_model.model.layers.*.self_attn*"]
+    cfg = from_hf(fields_of("kimi-k2.5") | {"quantization_config": modelopt(*spared)})
+    assert cfg.released_roles == ("dense", "expert", "shared")
 
 
 def test_modelopt_is_known_by_its_algorithm():

@@ -101,16 +101,21 @@ def test_a_query_sees_its_own_position_and_those_before() -> None:
             np.testing.assert_array_equal(seen[group, row], np.arange(9) <= last)
 
 
-@pytest.mark.parametrize("window", [None, 1, 3])
-def test_keys_from_another_position_are_masked_alike(window: int | None) -> None:
+@pytest.mark.parametrize(
+    ("window", "is_chunked"), [(None, False), (1, False), (3, False), (1, True), (3, True)]
+)
+def test_keys_from_another_position_are_masked_alike(window: int | None, is_chunked: bool) -> None:
     positions, first = np.asarray([4, 9]), np.asarray([0, 7])
     scores = jnp.zeros((4, 6, 9), jnp.float32)
-    mask = masks.key_mask(scores, jnp.asarray(positions), jnp.asarray(first), 3, window)
+    ends = jnp.asarray(positions), jnp.asarray(first)
+    mask = masks.key_mask(scores, *ends, 3, window, is_chunked)
     for group in range(4):
         for row in range(6):
             query = positions[group // 2] + row % 3
             key = first[group // 2] + np.arange(9)
             seen = (key <= query) & (key > query - (window or 100))
+            if window and is_chunked:
+                seen = (key <= query) & (key // window == query // window)
             np.testing.assert_array_equal(np.asarray(mask)[group, row] == 0, seen)
 
 

@@ -35,7 +35,8 @@ def count(fields: dict[str, Any]) -> tuple[int, int, int]:
     experts = sum(tensor.numel() for name, tensor in tensors.items() if ".experts." in name)
     spellings = ("n_routed_experts", "num_local_experts", "num_experts")
     n_experts = next(filter(None, (getattr(config, key, None) for key in spellings)), 1)
-    used = experts * getattr(config, "num_experts_per_tok", 0) // n_experts
+    per_token = (getattr(config, key, None) for key in ("num_experts_per_tok", "top_k_experts"))
+    used = experts * next(filter(None, per_token), 0) // n_experts
     table = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
     active = total - experts + used
     return total, active - table, active

@@ -69,7 +69,7 @@ def randomise_constants(model: Any) -> None:
                 values.uniform_(first, first + 1)
             elif name.endswith("A_log"):
                 values.uniform_(-3, 0)  # so slow a fading that early tokens matter
-            elif name.endswith(("layer_scalar", "mixer.D")):
+            elif name.endswith(("layer_scalar", "mixer.D", "router.scale", "per_expert_scale")):
                 values.uniform_(0.5, 1.5)
             elif name.endswith("q_a_proj.weight"):
                 values *= 0.05
@@ -258,6 +258,20 @@ def as_ling(fields: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str, 
     return ours, renamed
 
 
+def as_mimo(
+    fields: dict[str, Any], tensors: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rewrite a Qwen2 checkpoint as one of MiMo, with a norm of its prediction layer.
+
+    Source:
+        `MiMoForCausalLM` in modeling_mimo.py of XiaomiMiMo/MiMo-7B-Base, a `Qwen2ForCausalLM` whose
+        model has `mtp_layers` beside its layers (second-hand: from vLLM's loader of these files).
+    """
+    own = {"architectures": ["MiMoForCausalLM"], "model_type": "mimo", "attention_bias": True}
+    ahead = {"model.mtp_layers.0.input_layernorm.weight": tensors["model.norm.weight"].clone()}
+    return fields | own | {"num_nextn_predict_layers": 1, "use_mrope": False}, tensors | ahead
+
+
 def as_qwen_vl(tensors: dict[str, Any]) -> dict[str, Any]:
     """Turn fused experts `[experts, out, in]` over, as Qwen3-VL is released.
 
@@ -375,10 +389,14 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
         model = model_class.from_pretrained(
             wide_folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
+    # The whole of Llama 4 fails without a picture in transformers 5.24: it asks for its features.
+    reader = model.language_model if family == "Llama4" else model
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor(tokens)).logits.float().numpy()
+        logits = reader(input_ids=torch.tensor(tokens)).logits.float().numpy()
     if name.startswith("kimi_k2"):
         saved["model_type"] = "kimi_k2"
+    if name == "mimo":
+        saved, stored = as_mimo(saved, stored)
     if name == "ling":
         saved, stored = as_ling(saved, stored)
     if name == "qwen3_vl_moe":

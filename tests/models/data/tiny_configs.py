@@ -55,6 +55,43 @@ QWEN2: Fields = GROUPED | {
     "max_window_layers": 1,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
+#: A shared expert three times as wide as the others; weights are as the softmax gives them.
+QWEN2_MOE: Fields = GROUPED | {
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+#: Qwen2's class computes what MiMo's does: it is a Qwen2 beside its prediction layers.
+MIMO: Fields = GROUPED | {
+    "head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 6.4e5},
+}
+#: A dense layer that sees all keys, a sliding one with experts, and one more that sees all. Values
+#: are narrower than keys, of which half turns.
+MIMO_V2: Fields = GROUPED | {
+    "num_hidden_layers": 3,
+    "head_dim": 16,
+    "v_head_dim": 12,
+    "num_key_value_heads": 1,
+    "sliding_window": 5,
+    "attention_value_scale": 0.707,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5}
+        for kind, theta in (("full_attention", 5e6), ("sliding_attention", 1e4))
+    },
+}
 MISTRAL: Fields = GROUPED | {
     "head_dim": 16,
     "sliding_window": 5,
@@ -283,6 +320,61 @@ NEMOTRON_H_MOE: Fields = NEMOTRON_H | {
     "time_step_min": 1e-9,
     "time_step_limit": [0.0, 1e308],
 }
+#: A tower for pictures, which is left out. Two layers see chunks, the last has no rotation; the
+#: second has experts. Queries without rotation grow every four positions.
+LLAMA4: Fields = {
+    "text_config": WIDE_HEADS
+    | {
+        "num_hidden_layers": 3,
+        "intermediate_size": 8,
+        "intermediate_size_mlp": 24,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 6,
+        "use_qk_norm": True,
+        "attn_temperature_tuning": True,
+        "floor_scale": 4,
+        "attn_scale": 0.5,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+    },
+    "image_token_index": 61,
+    "boi_token_index": 62,
+    "eoi_token_index": 63,
+    "tie_word_embeddings": False,
+}
+#: The dense MLP of a layer is twice as wide as an expert.
+GEMMA4_MOE: Fields = GEMMA4 | {
+    "text_config": GEMMA4["text_config"]
+    | {
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "intermediate_size": 16,
+        "enable_moe_block": True,
+        "moe_intermediate_size": 8,
+        "num_experts": 8,
+        "top_k_experts": 3,
+    },
+}
 MIXTRAL: Fields = GROUPED | {
     "intermediate_size": 12,
     "num_local_experts": 4,
@@ -423,6 +515,9 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "llama_bf16": ("Llama", LLAMA, "bf16"),
     "mistral": ("Mistral", MISTRAL, "f32"),
     "qwen2": ("Qwen2", QWEN2, "f32"),
+    "qwen2_moe": ("Qwen2Moe", QWEN2_MOE, "f32"),
+    "mimo": ("Qwen2", MIMO, "f32"),
+    "mimo_v2_flash": ("MiMoV2Flash", MIMO_V2, "f32"),
     "phi3": ("Phi3", PHI3, "f32"),
     "smollm3": ("SmolLM3", SMOLLM3, "f32"),
     "granite": ("Granite", GRANITE, "f32"),
@@ -435,9 +530,11 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen3_5_moe": ("Qwen3_5Moe", QWEN3_5_MOE, "f32"),
     "gemma2": ("Gemma2", GEMMA2, "f32"),
     "gemma4": ("Gemma4", GEMMA4, "f32"),
+    "gemma4_moe": ("Gemma4", GEMMA4_MOE, "f32"),
     "gemma3": ("Gemma3", GEMMA3, "f32"),
     "nemotron_h": ("NemotronH", NEMOTRON_H, "f32"),
     "nemotron_h_moe": ("NemotronH", NEMOTRON_H_MOE, "f32"),
+    "llama4": ("Llama4", LLAMA4, "f32"),
     "mixtral": ("Mixtral", MIXTRAL, "f32"),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),

@@ -49,6 +49,11 @@ BLOCKS += [
     pytest.param(zoo.model("gemma-4-31b"), "attention", id="gemma-4-31b-attention"),
     pytest.param(zoo.model("gemma-4-31b"), "dense", id="gemma-4-31b-dense"),
     pytest.param(zoo.model("gemma-4-31b"), "head", id="gemma-4-31b-head"),
+    pytest.param(zoo.model("gemma-4-26b-a4b"), "moe", id="gemma-4-26b-a4b-moe"),
+    *(
+        pytest.param(zoo.model("llama-4-maverick"), kind, id=f"llama-4-maverick-{kind}")
+        for kind in ("sliding", "unrotated", "moe")
+    ),
     pytest.param(KIMI.with_latent_form("expanded"), "attention", id="kimi-k2-expanded"),
     pytest.param(zoo.model("kimi-linear-48b-a3b"), "recurrent", id="kimi-linear-recurrent"),
     pytest.param(zoo.model("kimi-linear-48b-a3b"), "unrotated", id="kimi-linear-unrotated"),

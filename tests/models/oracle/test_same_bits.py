@@ -35,7 +35,27 @@ def test_no_number_of_chips_moves_a_bit(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["gemma3", "gemma4"])
+@pytest.mark.parametrize("name", ["gemma4_moe", "llama4"])
+@pytest.mark.parametrize("split", [Split.TREE, Split.WIDE, Split.COLUMN])
+def test_no_split_of_experts_moves_a_bit(name, split):
+    tokens, weights = oracle(name)[0], checkpoint(name).weights
+
+    def over(tensor: int, expert: int) -> np.ndarray:
+        plan = Plan(
+            group_chips=tensor * expert,
+            attention=AttentionShard(tensor=tensor * expert, split=split),
+            mlp=MlpShard(tensor=tensor * expert, split=split),
+            moe=MoeShard(tensor=tensor, expert=expert, split=split),
+        )
+        return forward(weights, tiered(2), plan, tokens, policy=FP16, context=24)
+
+    one = over(1, 1)
+    np.testing.assert_array_equal(one, over(2, 1))
+    np.testing.assert_array_equal(one, over(2, 2))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "llama4"])
 def test_decoding_gives_the_bits_of_prefill(name):
     tokens, weights = oracle(name)[0], checkpoint(name).weights
     options = {"policy": FP16, "context": 24}
