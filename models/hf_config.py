@@ -215,8 +215,12 @@ def _parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping
         raise ConfigError(f"{path}: not valid JSON: nested too deeply.") from problem
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a JSON object, got {type(values).__name__}.")
-    if (path.parent / _MODELOPT).exists():
-        values.setdefault("quantization_config", {"quant_method": "modelopt"})
+    beside = path.parent / _MODELOPT
+    if path.name != _MODELOPT and beside.exists() and "quantization_config" not in values:
+        said = _parsed(beside)[0].get("quantization")
+        if not isinstance(said, dict):
+            raise ConfigError(f"{beside}: key 'quantization' must be an object.")
+        values["quantization_config"] = {**said, "quant_method": "modelopt"}
     return values, str(path)
 
 

@@ -6,6 +6,7 @@ policy holds keeps the file's own words, because sizes can be read without it.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from .config import LayerKind, MoeConfig
@@ -21,6 +22,7 @@ USUAL_ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "fp8": ("attention", "dense", "expert", "shared"),
         "int4": ("expert",),
         "mxfp4": ("expert",),
+        "nvfp4": ("attention", "dense", "expert", "shared"),
     }
 )
 
@@ -47,8 +49,8 @@ def read_released_format(
         single_blocks: the kind of each layer, where it is one block.
 
     Returns:
-        "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", or words for anything else; and the roles
-        that are narrow where they are not the usual ones of the format.
+        "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", "nvfp4", or words for anything else; and the
+        roles that are narrow where they are not the usual ones of the format.
 
     Raises:
         ConfigError: a key of the wrong type, or a pattern that is not a regular expression.
@@ -64,6 +66,9 @@ def read_released_format(
             roles: tuple[str, ...] = USUAL_ROLES["fp8"]
         case "mxfp4":
             found, spares, roles = "mxfp4", _spared_by_name(block), ("expert",)
+        case "modelopt":
+            found, spares = _modelopt(block)
+            roles = ("attention", "dense", "expert", "shared", "head")
         case "compressed-tensors":
             found, spares = _compressed(block)
             roles = ("attention", "dense", "expert", "shared", "head")
@@ -111,6 +116,29 @@ def _fp8(block: Keys) -> str:
     if shape == (128, 128) and fmt in ("e4m3", "float8_e4m3fn"):
         return "fp8"
     return f"fp8 {fmt} in blocks of {'x'.join(map(str, shape)) or 'a whole matrix'}"
+
+
+def _modelopt(block: Keys) -> tuple[str, _Spares]:
+    """Read the scheme of NVIDIA ModelOpt, and what it spares: modules by names with wildcards.
+
+    A module within a spared one is spared too; where nothing is listed, the head alone. Text models
+    inside others are named behind "language_model.".
+    """
+    algorithm = block.text("quant_algo", default="")
+    listed = (*block.texts("exclude_modules"), *block.texts("ignore")) or ("lm_head",)
+    patterns = [text.removeprefix("language_model.") for text in listed]
+
+    def spares(name: str) -> bool:
+        parts = name.split(".")
+        within = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        return any(fnmatchcase(module, pattern) for module in within for pattern in patterns)
+
+    match algorithm:
+        case "NVFP4" if block.integer("group_size", default=16) == 16:
+            return "nvfp4", spares
+        case "FP8":
+            return "fp8 e4m3 with a scale of a whole matrix", spares
+    return f"modelopt {algorithm}".strip(), spares
 
 
 def _compressed(block: Keys) -> tuple[str, _Spares]:

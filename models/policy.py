@@ -291,8 +291,20 @@ _FP8_CACHE = "+fp8-cache"
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"
 #: Policies by `ModelConfig.released_format`, for the usual roles, and the scheme of narrow ones.
-_BY_RELEASED_FORMAT = {"fp16": FP16, "bf16": BF16, "fp8": FP8, "int4": INT4, "mxfp4": GPT_OSS}
-_RELEASED_SCHEMES = {"fp8": FP8_BLOCK128, "int4": INT4_GROUP32, "mxfp4": MXFP4}
+_BY_RELEASED_FORMAT = {
+    "fp16": FP16,
+    "bf16": BF16,
+    "fp8": FP8,
+    "int4": INT4,
+    "mxfp4": GPT_OSS,
+    "nvfp4": NV4,
+}
+_RELEASED_SCHEMES = {
+    "fp8": FP8_BLOCK128,
+    "int4": INT4_GROUP32,
+    "mxfp4": MXFP4,
+    "nvfp4": NVFP4,
+}
 
 
 def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:

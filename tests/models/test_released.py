@@ -216,16 +216,63 @@ def test_other_formats_are_named_and_have_no_bytes(name, block, words):
 def test_a_second_file_about_formats_is_not_overlooked(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields_of("llama-3.1-8b")))
     assert from_hf(tmp_path).released_format == "bf16"
-    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
-    assert from_hf(tmp_path).released_format == "modelopt"
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    assert from_hf(tmp_path).released_format == "nvfp4"
+    assert from_hf(tmp_path).released_roles is None
+    for text, message in (
+        ('{"a": 1}', "'quantization' must be an object"),
+        ("{", "not valid JSON"),
+    ):
+        beside.write_text(text)
+        with pytest.raises(ConfigError, match=f"hf_quant_config.json: .*{message}"):
+            from_hf(tmp_path)
 
 
 def test_modelopt_is_known_by_its_algorithm():
     block = {"quant_algo": "FP8", "producer": {"name": "modelopt"}}
     fields = fields_of("llama-3.1-8b")
-    assert from_hf(fields | {"quantization_config": block}).released_format == "modelopt"
+    words = "fp8 e4m3 with a scale of a whole matrix"
+    assert from_hf(fields | {"quantization_config": block}).released_format == words
+    block |= {"quant_algo": "MIXED_PRECISION"}
+    words = "modelopt MIXED_PRECISION"
+    assert from_hf(fields | {"quantization_config": block}).released_format == words
     with pytest.raises(ConfigError, match="'quant_method' must be a string"):
         from_hf(fields | {"quantization_config": {"producer": {"name": "modelopt"}}})
+
+
+@pytest.mark.parametrize(
+    ("name", "spared", "found"),
+    [
+        # As NVIDIA's files of these models spare modules: whole names, and wildcards.
+        ("kimi-k2.5", ["language_model.lm_head", "language_model.model.layers.*.self_attn*"], None),
+        ("nemotron-3-ultra-550b-a55b", ["lm_head", "backbone.layers.*.mixer.conv1d", "mtp*"], None),
+        ("nemotron-3-ultra-550b-a55b", ["lm_head", "backbone.layers.*.mixer.?_proj"], "attention"),
+        ("nemotron-3-ultra-550b-a55b", ["lm_head", "*latent_proj"], "shared"),
+        ("qwen3-235b-a22b", ["model.layers.*.self_attn"], ("expert", "head")),
+    ],
+)
+def test_modelopt_spares_modules_by_pattern(name, spared, found):
+    block = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": spared}
+    cfg = from_hf(fields_of(name) | {"quantization_config": block})
+    if isinstance(found, str):
+        assert cfg.released_format == f"nvfp4 in part of {found}"
+        return
+    roles = {"kimi-k2.5": ("dense", "expert", "shared")}.get(name, found)
+    assert (cfg.released_format, cfg.released_roles) == ("nvfp4", roles)
+
+
+def test_bytes_of_nvfp4_by_hand():
+    """Ultra: 4.5 bits of all matrices but embedding, head and routers; 16 of these and vectors."""
+    cfg = from_hf(
+        fields_of("nemotron-3-ultra-550b-a55b")
+        | {"quantization_config": {"quant_algo": "NVFP4", "quant_method": "modelopt"}}
+    )
+    ends = 2 * 131072 * 8192 + 48 * 512 * (8192 + 1)
+    # Norms; taps, biases, decays, steps and skips of Mamba2, and the norms of its results.
+    vectors = 109 * 8192 + 48 * (5 * (16384 + 2048) + 3 * 256 + 16384)
+    narrow = n_parameters(cfg) - ends - vectors
+    assert released_bytes(cfg) == narrow * 4.5 / 8 + (ends + vectors) * 2
 
 
 @pytest.mark.parametrize("bits", [None, "four", 0, 17])
