@@ -36,8 +36,11 @@ N_TRIPLES = len(MODELS)
 #: and constants that scale values.
 ALIKE = {"mistral", "qwen2", "qwen3_vl", "phi3", "smollm3", "granite"}
 #: Families that are not drawn: no triple has norms over all heads, norms behind blocks, sliding
-#: layers with heads of their own, or states.
-NOT_DRAWN = {"minimax_m2", "gemma2", "gemma3", "gemma4", "qwen3_next", "qwen3_5", "kimi_linear"}
+#: layers with heads of their own, states, or experts in a narrower space.
+NOT_DRAWN = {
+    *("minimax_m2", "gemma2", "gemma3", "gemma4"),
+    *("qwen3_next", "qwen3_5", "kimi_linear", "nemotron_h"),
+}
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
 FEW_SPLITS, MANY_SPLITS = 4, 200
 
