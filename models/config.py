@@ -264,10 +264,10 @@ class ModelConfig:
     """A decoder-only transformer with RMS norms and SwiGLU MLPs.
 
     `released_format` is a hint: the format of the published weight matrices ("bf16", "fp16",
-    "fp8" e4m3 in 128x128 blocks, "int4" in groups of 32, "mxfp4", or the file's own words).
-    `released_roles` names the roles of matrices that are narrow, as `models.params` calls them;
-    None stands for the usual ones: routed experts for "int4" and "mxfp4", all but embedding, head
-    and router for "fp8". A model without dense MLPs does not use `d_ff`.
+    "fp8" e4m3 in 128x128 blocks, "int4" in groups of 32, "mxfp4", "nvfp4", or the file's own
+    words). `released_roles` names the roles of matrices that are narrow, as `models.params` calls
+    them; None stands for the usual ones: routed experts for "int4" and "mxfp4", all but embedding,
+    head and router for "fp8" and "nvfp4". A model without dense MLPs does not use `d_ff`.
     """
 
     name: str

@@ -227,7 +227,8 @@ def _parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping
     beside = path.parent / _MODELOPT
     if beside.exists() and "quantization_config" not in values:
         narrow = _read_object(beside).get("quantization")
-        narrow = narrow if isinstance(narrow, dict) else {}
+        if not isinstance(narrow, dict):
+            raise ConfigError(f"{beside}: key 'quantization' must be an object.")
         values["quantization_config"] = narrow | {"quant_method": "modelopt"}
     return values, str(path)
 

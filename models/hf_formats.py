@@ -66,11 +66,11 @@ def read_released_format(
             roles: tuple[str, ...] = USUAL_ROLES["fp8"]
         case "mxfp4":
             found, spares, roles = "mxfp4", _spared_by_name(block), ("expert",)
-        case "compressed-tensors":
-            found, spares = _compressed(block)
-            roles = ("attention", "dense", "expert", "shared", "head")
         case "modelopt":
             found, spares = _modelopt(block)
+            roles = ("attention", "dense", "expert", "shared", "head")
+        case "compressed-tensors":
+            found, spares = _compressed(block)
             roles = ("attention", "dense", "expert", "shared", "head")
         case method:
             return method, None
@@ -102,12 +102,12 @@ def _layers_of_kinds(
             kind: [i for i, found in enumerate(single_blocks) if found == word]
             for kind, word in own.items()
         }
-    n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
+    sparse = [] if moe is None else [i for i in range(n_layers) if moe.is_in_layer(i)]
     return {
         "attention": [i for i in range(n_layers) if i not in recurrent_layers],
         "recurrent": list(recurrent_layers),
-        "dense": list(range(n_dense)),
-        "moe": list(range(n_dense, n_layers)),
+        "dense": [i for i in range(n_layers) if i not in sparse],
+        "moe": sparse,
     }
 
 
@@ -116,6 +116,32 @@ def _fp8(block: Keys) -> str:
     if shape == (128, 128) and fmt in ("e4m3", "float8_e4m3fn"):
         return "fp8"
     return f"fp8 {fmt} in blocks of {'x'.join(map(str, shape)) or 'a whole matrix'}"
+
+
+def _modelopt(block: Keys) -> tuple[str, _Spares]:
+    """Read the scheme of NVIDIA ModelOpt, and what it spares: modules by names with wildcards.
+
+    A module within a spared one is spared too; where nothing is listed, the head alone. Text models
+    inside others are named behind "language_model.".
+    """
+    algorithm = block.text("quant_algo", default="")
+    listed = (*block.texts("exclude_modules"), *block.texts("ignore")) or ("lm_head",)
+    patterns = [text.removeprefix("language_model.") for text in listed]
+
+    def spares(name: str) -> bool:
+        parts = name.split(".")
+        within = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        return any(fnmatchcase(module, pattern) for module in within for pattern in patterns)
+
+    groups = block.mapping("config_groups")
+    first = None if groups is None else groups.mapping(next(iter(groups.values), ""))
+    weights = (None if first is None else first.mapping("weights")) or block
+    match algorithm:
+        case "NVFP4" if weights.integer("group_size", default=16) == 16:
+            return "nvfp4", spares
+        case "FP8":
+            return "fp8 e4m3 with a scale of a whole matrix", spares
+    return f"modelopt {algorithm}".strip(), spares
 
 
 def _compressed(block: Keys) -> tuple[str, _Spares]:
@@ -141,27 +167,6 @@ def _compressed(block: Keys) -> tuple[str, _Spares]:
         return not is_target or any(pattern.match(name) for pattern in ignored)
 
     return _grid(weights), spares
-
-
-def _modelopt(block: Keys) -> tuple[str, _Spares]:
-    """Read the scheme of NVIDIA ModelOpt, and what it spares by patterns as of file names.
-
-    Of its schemes NVFP4 is read; others keep its name. Text models of multimodal files may have
-    their names there.
-    """
-    groups = block.mapping("config_groups")
-    first = None if groups is None else groups.mapping(next(iter(groups.values)))
-    weights = block if first is None else first.mapping("weights") or block
-    size = weights.integer("group_size", default=16)
-    if (block.text("quant_algo", default=""), size) != ("NVFP4", 16):
-        return "modelopt", _spares_nothing
-    patterns = (*block.texts("ignore"), *block.texts("exclude_modules"))
-
-    def spares(name: str) -> bool:
-        names = (name, f"language_model.{name}")
-        return any(fnmatchcase(one, pattern) for one in names for pattern in patterns)
-
-    return "nvfp4", spares
 
 
 def _spares_nothing(name: str) -> bool:

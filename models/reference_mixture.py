@@ -19,8 +19,8 @@ from .reference_parts import Hidden, Params, Result, RmsNorm, contract, param
 def activated(both: Float32[Array, "b t n f"], activation: Activation) -> Float32[Array, "b t f"]:
     """Return `silu(gate) * up`, `gelu(gate) * up` with GELU in its tanh form, or `max(up, 0)²`."""
     if activation == "relu2":
-        squared: Array = jnp.square(jnp.maximum(both[:, :, 0], 0.0))
-        return squared
+        found: Array = jnp.square(jnp.maximum(both[:, :, 0], 0.0))
+        return found
     gate, up = rearrange(both, "b t c f -> c b t f")
     bent = jax.nn.silu(gate) if activation == "silu" else jax.nn.gelu(gate, approximate=True)
     product: Array = bent * up

@@ -32,7 +32,8 @@ def released_bytes(model_cfg: ModelConfig) -> float:
 
     Source:
         Formats of DeepSeek-V3 and Kimi K2 (e4m3, an fp32 scale per 128 x 128 block), Kimi K2.5
-        (int4, a 16-bit scale per 32) and gpt-oss (MXFP4); what is left out has 16 bits.
+        (int4, a 16-bit scale per 32), gpt-oss (MXFP4) and NVIDIA ModelOpt (NVFP4); what is left out
+        has 16 bits.
     """
     narrow = _narrow_bits(model_cfg)
 

@@ -495,6 +495,6 @@ MISTAKES: dict[str, Mistake] = (
             arrays=lambda a: a | ({"norm": np.ones_like(a["norm"])} if "out" in a else {}),
         ),
     }
-    | OF_LOCAL_LAYERS
     | NEMOTRON
+    | OF_LOCAL_LAYERS
 )

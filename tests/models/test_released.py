@@ -220,13 +220,20 @@ def test_a_second_file_about_formats_is_not_overlooked(tmp_path):
     beside.write_text('{"quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}}')
     cfg = from_hf(tmp_path)
     assert (cfg.released_format, cfg.released_roles) == ("nvfp4", None)
+    # Where nothing is listed, the head alone is spared.
     beside.write_text('{"quantization": {"quant_algo": "NVFP4"}}')
-    assert from_hf(tmp_path).released_roles == ("attention", "dense", "head")
+    cfg = from_hf(tmp_path)
+    assert (cfg.released_format, cfg.released_roles) == ("nvfp4", None)
     beside.write_text('{"quantization": {"quant_algo": "FP8"}}')
-    assert from_hf(tmp_path).released_format == "modelopt"
-    beside.write_text("[1]")
-    with pytest.raises(ConfigError, match=r"hf_quant_config\.json: must hold a JSON object"):
-        from_hf(tmp_path)
+    assert from_hf(tmp_path).released_format == "fp8 e4m3 with a scale of a whole matrix"
+    for text, message in (
+        ('{"a": 1}', "'quantization' must be an object"),
+        ("[1]", "must hold a JSON object"),
+        ("{", "not valid JSON"),
+    ):
+        beside.write_text(text)
+        with pytest.raises(ConfigError, match=f"hf_quant_config.json: .*{message}"):
+            from_hf(tmp_path)
 
 
 def modelopt(*spared: str, size: int = 16) -> dict:
@@ -248,25 +255,56 @@ def test_nvfp4_of_modelopt_spares_what_its_patterns_name():
     # Four bits a value, an 8-bit scale of 16, in experts; 16 bits elsewhere.
     experts = 62 * 256 * 3 * 3072 * 1536
     assert released_bytes(cfg) == experts * 4.5 / 8 + 2 * (n_parameters(cfg) - experts)
-    assert from_hf(
-        fields | {"quantization_config": modelopt(*spared, size=32)}
-    ).released_format == ("modelopt")
+    wide = from_hf(fields | {"quantization_config": modelopt(*spared, size=32)})
+    assert wide.released_format == "modelopt NVFP4"
     part = from_hf(fields | {"quantization_config": modelopt(*spared[:-1])})
     assert part.released_format == "nvfp4 in part of attention"
-
-
-def test_modelopt_names_text_models_as_multimodal_files_do():
-    spared = ["language_model.lm_head", "language_model.model.layers.*.self_attn*"]
-    cfg = from_hf(fields_of("kimi-k2.5") | {"quantization_config": modelopt(*spared)})
-    assert cfg.released_roles == ("dense", "expert", "shared")
 
 
 def test_modelopt_is_known_by_its_algorithm():
     block = {"quant_algo": "FP8", "producer": {"name": "modelopt"}}
     fields = fields_of("llama-3.1-8b")
-    assert from_hf(fields | {"quantization_config": block}).released_format == "modelopt"
+    words = "fp8 e4m3 with a scale of a whole matrix"
+    assert from_hf(fields | {"quantization_config": block}).released_format == words
+    block |= {"quant_algo": "MIXED_PRECISION"}
+    words = "modelopt MIXED_PRECISION"
+    assert from_hf(fields | {"quantization_config": block}).released_format == words
     with pytest.raises(ConfigError, match="'quant_method' must be a string"):
         from_hf(fields | {"quantization_config": {"producer": {"name": "modelopt"}}})
+
+
+@pytest.mark.parametrize(
+    ("name", "spared", "found"),
+    [
+        # As NVIDIA's files of these models spare modules: whole names, and wildcards.
+        ("kimi-k2.5", ["language_model.lm_head", "language_model.model.layers.*.self_attn*"], None),
+        ("nemotron-3-ultra-550b-a55b", ["lm_head", "backbone.layers.*.mixer.conv1d", "mtp*"], None),
+        ("nemotron-3-ultra-550b-a55b", ["lm_head", "backbone.layers.*.mixer.?_proj"], "attention"),
+        ("nemotron-3-ultra-550b-a55b", ["lm_head", "*latent_proj"], "shared"),
+        ("qwen3-235b-a22b", ["model.layers.*.self_attn"], ("expert", "head")),
+    ],
+)
+def test_modelopt_spares_modules_by_pattern(name, spared, found):
+    block = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": spared}
+    cfg = from_hf(fields_of(name) | {"quantization_config": block})
+    if isinstance(found, str):
+        assert cfg.released_format == f"nvfp4 in part of {found}"
+        return
+    roles = {"kimi-k2.5": ("dense", "expert", "shared")}.get(name, found)
+    assert (cfg.released_format, cfg.released_roles) == ("nvfp4", roles)
+
+
+def test_bytes_of_nvfp4_by_hand():
+    """Ultra: 4.5 bits of all matrices but embedding, head and routers; 16 of these and vectors."""
+    cfg = from_hf(
+        fields_of("nemotron-3-ultra-550b-a55b")
+        | {"quantization_config": {"quant_algo": "NVFP4", "quant_method": "modelopt"}}
+    )
+    ends = 2 * 131072 * 8192 + 48 * 512 * (8192 + 1)
+    # Norms; taps, biases, decays, steps and skips of Mamba2, and the norms of its results.
+    vectors = 109 * 8192 + 48 * (5 * (16384 + 2048) + 3 * 256 + 16384)
+    narrow = n_parameters(cfg) - ends - vectors
+    assert released_bytes(cfg) == narrow * 4.5 / 8 + (ends + vectors) * 2
 
 
 @pytest.mark.parametrize("bits", [None, "four", 0, 17])

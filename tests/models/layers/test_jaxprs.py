@@ -25,6 +25,7 @@ from sharding.request import Request
 
 KIMI, LLAMA = zoo.model("kimi-k2"), zoo.model("llama-3.1-405b")
 NEXT = zoo.model("qwen3-next-80b-a3b")
+ULTRA = zoo.model("nemotron-3-ultra-550b-a55b")
 #: Over 2,048 chips: experts and their columns; heads and sequences; columns and copies.
 WAYS: dict[Kind, dict[str, int]] = {
     "embed": {"tensor": 2048},
@@ -56,6 +57,8 @@ BLOCKS += [
     ),
     pytest.param(KIMI.with_latent_form("expanded"), "attention", id="kimi-k2-expanded"),
     pytest.param(zoo.model("kimi-linear-48b-a3b"), "recurrent", id="kimi-linear-recurrent"),
+    *(pytest.param(ULTRA, kind, id=f"{ULTRA.name}-{kind}") for kind in ("recurrent", "moe")),
+    pytest.param(zoo.model("nemotron-h-56b"), "dense", id="nemotron-h-56b-dense"),
     pytest.param(zoo.model("kimi-linear-48b-a3b"), "unrotated", id="kimi-linear-unrotated"),
     *(pytest.param(NEXT, kind, id=f"{NEXT.name}-{kind}") for kind in ("recurrent", "moe")),
 ]

@@ -72,6 +72,9 @@ def test_what_each_axis_shares_out() -> None:
             "once": ("tensor",),
             "shared_mlp": ("expert", "tensor"),
             "shared_d_out": ("expert", "tensor"),
+            "alone_d_out": ("expert", "tensor"),
+            "latent": ("expert", "tensor"),
+            "latent_d_out": ("expert", "tensor"),
         },
         "head": {"vocab": ("tensor",)},
     }

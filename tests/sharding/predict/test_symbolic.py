@@ -46,6 +46,7 @@ TINY_KIMI = dataclasses.replace(
 GPT = zoo.model("gpt-oss-20b")
 NEXT = zoo.model("qwen3-next-80b-a3b")
 KIMI_LINEAR = zoo.model("kimi-linear-48b-a3b")
+ULTRA = zoo.model("nemotron-3-ultra-550b-a55b")
 EXPANDED = KIMI.with_latent_form("expanded")
 #: Policies that a chip can run.
 HELD = [name for name, policy in POLICIES.items() if policy is policy.on_chip]
@@ -215,6 +216,9 @@ def check_equal_cycles(case: Case) -> None:
         pytest.param(NEXT, "recurrent", id="recurrent"),
         pytest.param(NEXT, "moe", id="gated shared expert"),
         pytest.param(KIMI_LINEAR, "recurrent", id="decays of channels"),
+        pytest.param(ULTRA, "recurrent", id="steps"),
+        pytest.param(ULTRA, "moe", id="experts in a narrower space"),
+        pytest.param(zoo.model("nemotron-h-56b"), "dense", id="without gates"),
         pytest.param(KIMI_LINEAR, "unrotated", id="latent, not rotated"),
     ],
 )
