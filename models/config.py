@@ -1,36 +1,25 @@
 """One frozen description of a transformer, from a Hugging Face `config.json` or written by hand.
 
 Holds sizes and rules only, never a tensor. Not described: vision towers, multi-token-prediction
-blocks (used for speculation only), sparse attention. A file that asks for one of these
-is refused, because a reader that skips an unknown key miscounts the model.
+blocks (used for speculation only), sparse attention other than to latents that an index finds. A
+file that asks for one of these is refused, because a reader that skips an unknown key miscounts the
+model.
 """
 
-import dataclasses
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
-from lpu_jax.predicates import is_number, is_whole
 
+from .config_checks import require_positive
 from .hf_families import TENSOR_NAMES, Activation, Scoring
+from .index_config import IndexConfig, check_index
 from .rope import RopeConfig
 
 #: Latent attention over the cached latent itself, or over keys and values made from it per head.
 LatentForm = Literal["absorbed", "expanded"]
-
-
-def _require_positive(owner: object, *fields: str) -> None:
-    types = {each.name: each.type for each in dataclasses.fields(owner)}  # type: ignore[arg-type]
-    for field in fields:
-        value, is_float = getattr(owner, field), "float" in str(types[field])
-        name = f"{type(owner).__name__}.{field}"
-        if not (is_number(value) if is_float else is_whole(value) and value < 2**31):
-            kind = "a number" if is_float else "a whole number below 2**31"
-            raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
-        if value <= 0:
-            raise ConfigError(f"{name} must be above 0, got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +46,9 @@ class GqaConfig:
     are_values_keys: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        require_positive(self, "n_heads", "n_kv_heads", "head_dim")
         given = [name for name in ("scale", "window", "cap") if getattr(self, name) is not None]
-        _require_positive(self, *given)
+        require_positive(self, *given)
         if self.gated and self.qkv_bias:
             raise ConfigError("gated attention must have no qkv_bias, got True.")
         if self.is_qk_norm_joint and not self.qk_norm:
@@ -106,9 +95,10 @@ class MlaConfig:
     latent_norm_eps: float = 1e-6
     rope_temperature: float = 1.0
     form: LatentForm = "absorbed"
+    index: IndexConfig | None = None  #: tokens attend to what it finds, not to all positions
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self,
             "n_heads",
             *(() if self.q_lora_rank is None else ("q_lora_rank",)),
@@ -123,6 +113,11 @@ class MlaConfig:
             raise ConfigError(
                 f"MlaConfig.form must be one of {', '.join(get_args(LatentForm))}, got "
                 f"{self.form!r}."
+            )
+        if self.index is not None and (self.form == "expanded" or self.q_lora_rank is None):
+            raise ConfigError(
+                "sparse latent attention must have a latent of queries and be absorbed: its index "
+                "needs the former, and chosen positions are read as latents."
             )
 
     @property
@@ -162,8 +157,8 @@ class RecurrentConfig:
 
     def __post_init__(self) -> None:
         if self.channel_rank is not None:
-            _require_positive(self, "channel_rank")
-        _require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
+            require_positive(self, "channel_rank")
+        require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "taps")
         if self.n_value_heads % self.n_key_heads:
             raise ConfigError(
                 f"n_value_heads must be a multiple of n_key_heads, got {self.n_value_heads} and "
@@ -220,14 +215,14 @@ class MoeConfig:
     gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
 
     def __post_init__(self) -> None:
-        _require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
+        require_positive(self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups")
         if self.scoring not in get_args(Scoring):
             raise ConfigError(
                 f"MoeConfig.scoring must be one of {', '.join(get_args(Scoring))}, got "
                 f"{self.scoring!r}."
             )
         if self.swiglu_limit is not None:
-            _require_positive(self, "swiglu_limit", "swiglu_alpha")
+            require_positive(self, "swiglu_limit", "swiglu_alpha")
         if self.n_shared < 0 or self.n_dense_layers < 0:
             raise ConfigError(
                 f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
@@ -270,7 +265,7 @@ class Multipliers:
     logits: float = 1.0  #: divides the logits
 
     def __post_init__(self) -> None:
-        _require_positive(self, "embedding", "residual", "logits")
+        require_positive(self, "embedding", "residual", "logits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +297,8 @@ class ModelConfig:
     unrotated_layers: tuple[int, ...] = ()  #: layers without rotation ("NoPE"), ascending
     recurrent: RecurrentConfig | None = None
     recurrent_layers: tuple[int, ...] = ()  #: layers that have it in place of attention, ascending
+    #: Layers without an index of their own: they attend where the last layer with one does.
+    following_layers: tuple[int, ...] = ()
     multipliers: Multipliers = Multipliers()
     activation: Activation = "silu"  #: of dense MLPs
     norms_results: bool = False  #: what a block adds is RMS-normalised before
@@ -316,7 +313,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        _require_positive(
+        require_positive(
             self, "n_layers", "d_model", "d_ff", "vocab_size", "max_position", "norm_eps"
         )
         if self.family not in TENSOR_NAMES:
@@ -335,10 +332,13 @@ class ModelConfig:
                 f"{self.activation!r}."
             )
         if self.logit_cap is not None:
-            _require_positive(self, "logit_cap")
+            require_positive(self, "logit_cap")
         self._check_results()
         self._check_rotation()
         self._check_windows()
+        index = getattr(self.attention, "index", None)
+        others = (*self.sliding_layers, *self.unrotated_layers, *self.recurrent_layers)
+        check_index(self.name, index, self.following_layers, others, self.rope.dim)
 
     def _check_types(self) -> None:
         for field, kind, allowed in (
@@ -354,6 +354,7 @@ class ModelConfig:
             ("unrotated_layers", tuple, "a tuple of layers"),
             ("recurrent", RecurrentConfig | None, "a RecurrentConfig or None"),
             ("recurrent_layers", tuple, "a tuple of layers"),
+            ("following_layers", tuple, "a tuple of layers"),
             ("multipliers", Multipliers, "a Multipliers"),
             ("norms_results", bool, "True or False"),
             ("scales_layers", bool, "True or False"),
@@ -399,7 +400,7 @@ class ModelConfig:
             raise ConfigError(f"{self.name}: no layer slides, so none has an attention of its own.")
         if self.recurrent_layers and self.recurrent is None:
             raise ConfigError(f"{self.name}: recurrent layers need a RecurrentConfig.")
-        for name in ("sliding_layers", "unrotated_layers", "recurrent_layers"):
+        for name in ("sliding_layers", "unrotated_layers", "recurrent_layers", "following_layers"):
             layers = getattr(self, name)
             if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(self.n_layers)):
                 raise ConfigError(
@@ -430,13 +431,26 @@ class ModelConfig:
 
     def attention_kind(
         self, layer: int
-    ) -> Literal["attention", "sliding", "unrotated", "recurrent"]:
+    ) -> Literal["attention", "sliding", "unrotated", "recurrent", "indexed", "following"]:
         """Return which kind of attention block layer `layer` (from 0) has, or has in its place."""
+        if getattr(self.attention, "index", None) is not None:
+            return "following" if layer in self.following_layers else "indexed"
         if layer in self.recurrent_layers:
             return "recurrent"
         if layer in self.sliding_layers:
             return "sliding"
         return "unrotated" if layer in self.unrotated_layers else "attention"
+
+    @property
+    def index(self) -> IndexConfig:
+        """The index of the layers that have one."""
+        assert isinstance(self.attention, MlaConfig)
+        assert self.attention.index is not None
+        return self.attention.index
+
+    def followed_layer(self, layer: int) -> int:
+        """Return the layer whose index says where a layer attends: itself, if it has one."""
+        return max(one for one in range(layer + 1) if one not in self.following_layers)
 
     def attention_of(self, kind: str) -> GqaConfig | MlaConfig:
         """Return the attention of a kind of block: sliding layers may have their own."""
@@ -471,6 +485,8 @@ class ModelConfig:
             for kind, n in kinds.items()
             if kind != "recurrent"
         )
+        if kinds["indexed"]:
+            values += kinds["indexed"] * self.index.head_dim
         return float(values * bytes_per_value)
 
     def state_bytes_per_sequence(self, bytes_per_value: int | float = 2) -> float:

@@ -20,10 +20,12 @@ from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers
 from .hf_experts import read_experts
 from .hf_families import FAMILIES, WRAPPERS, FamilyRules
 from .hf_formats import read_released_format
+from .hf_index import read_index
 from .hf_keys import MOST_LAYERS, Keys
 from .hf_layers import read_cap, read_global_heads, read_scale
 from .hf_recurrence import read_recurrence
 from .hf_rope import read_rope, rotation_parts
+from .index_config import IndexConfig
 from .rope import RopeConfig, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
@@ -76,9 +78,10 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     attention: GqaConfig | MlaConfig
     local: GqaConfig | None = None
     sliding_rope = None
+    index, following_layers = read_index(keys, rules, n_layers)
     if rules.is_latent:
         rope = read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
-        attention = _read_mla(keys, rope)
+        attention = _read_mla(keys, rope, index)
     else:
         attention = _read_gqa(keys, rules, window)
         local = attention
@@ -93,7 +96,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     moe = None if rules.experts is None else read_experts(keys, rules.experts, n_layers)
     bos_token_ids = keys.token_ids("bos_token_id")
     released_format, released_roles = read_released_format(
-        keys, rules, n_layers, moe, recurrent_layers
+        keys, rules, n_layers, moe, recurrent_layers, following_layers
     )
     model_cfg = ModelConfig(
         name=_name(keys, source, model_type),
@@ -114,6 +117,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         unrotated_layers=_read_unrotated(keys, rules, n_layers, recurrent_layers),
         recurrent=recurrent,
         recurrent_layers=recurrent_layers,
+        following_layers=following_layers,
         multipliers=_read_multipliers(keys, rules),
         activation=rules.activation,
         norms_results=rules.is_gemma,
@@ -315,7 +319,7 @@ def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
 def _listed_as_sliding(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...] | None:
     """Return the sliding layers of `layer_types`; None where the file has no such list."""
     kinds = keys.texts("layer_types")
-    if rules.has_recurrent_layers:  # none of which slides
+    if rules.has_recurrent_layers or rules.has_index:  # none of which slides
         return None
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')
@@ -374,7 +378,7 @@ def _read_head_dim(keys: Keys, n_heads: int) -> int:
     return width // n_heads
 
 
-def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
+def _read_mla(keys: Keys, rope: RopeConfig, index: IndexConfig | None) -> MlaConfig:
     n_heads = keys.integer("num_attention_heads")
     keys.must_be("num_key_value_heads", n_heads)
     keys.must_be("attention_bias", False)
@@ -389,6 +393,7 @@ def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
         rope_head_dim=rope.dim,
         v_head_dim=keys.integer("v_head_dim"),
         rope_temperature=temperature,
+        index=index,
     )
 
 

@@ -23,6 +23,7 @@ def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:
     d_expert = keys.integer(rules.width)
     keys.must_be("moe_shared_expert_intermediate_size", d_expert)
     keys.must_be("router_dtype", "fp32")
+    keys.must_be("moe_router_dtype", "float32")
     score = "sigmoid" if rules.scoring == "sigmoid" else "softmax"
     for key in ("scoring_func", "score_function", "moe_router_activation_func"):
         keys.must_be(key, score)

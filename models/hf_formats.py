@@ -34,6 +34,7 @@ def read_released_format(
     n_layers: int,
     moe: MoeConfig | None,
     recurrent_layers: tuple[int, ...] = (),
+    following_layers: tuple[int, ...] = (),
 ) -> tuple[str, tuple[str, ...] | None]:
     """Read the format of the weights.
 
@@ -43,6 +44,7 @@ def read_released_format(
         n_layers: layers of the model.
         moe: its experts.
         recurrent_layers: those that do not attend.
+        following_layers: those without an index of their own, in a model with one.
 
     Returns:
         "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", or words for anything else; and the roles
@@ -70,7 +72,12 @@ def read_released_format(
     if found not in USUAL_ROLES:
         return found, None
     modules = _modules(
-        rules, n_layers, moe, recurrent_layers, has_query_latent=keys.has("q_lora_rank")
+        rules,
+        n_layers,
+        moe,
+        recurrent_layers,
+        following_layers,
+        has_query_latent=keys.has("q_lora_rank"),
     )
     narrow = []
     for role in (role for role in roles if role in modules):
@@ -167,6 +174,7 @@ def _modules(
     n_layers: int,
     moe: MoeConfig | None,
     recurrent_layers: tuple[int, ...],
+    following_layers: tuple[int, ...],
     *,
     has_query_latent: bool,
 ) -> dict[str, tuple[str, ...]]:
@@ -191,9 +199,12 @@ def _modules(
 
     n_dense = n_layers if moe is None else min(moe.n_dense_layers, n_layers)
     sparse = range(n_dense, n_layers)
+    # The weights of an index's heads are never narrow.
+    index = (names.index_q, names.index_k) if rules.has_index else ()
     found = {
         "attention": of((i for i in range(n_layers) if i not in recurrent_layers), attention)
-        + of(recurrent_layers, recurrent),
+        + of(recurrent_layers, recurrent)
+        + of((i for i in range(n_layers) if i not in following_layers), index),
         "dense": of(range(n_dense), dense),
         "expert": of(sparse, experts),
         "head": (names.head,),

@@ -222,15 +222,17 @@ def partition_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
             numbers of the chips.
     """
 
-    def split_over(axis: str | None) -> tuple[str, ...] | None:
-        if axis is None or axis not in LOGICAL[kind]:
-            return None
-        return tuple(sorted(LOGICAL[kind][axis], key=order.index))
-
     def spec(leaf: Leaf) -> P:
-        return P(*(split_over(axis) for _, axis in leaf.dimensions))
+        return P(*(_ordered_axes(kind, axis, order) for _, axis in leaf.dimensions))
 
     return jax.tree.map(spec, arguments, is_leaf=is_leaf)
+
+
+def _ordered_axes(kind: Kind, axis: str | None, order: Sequence[str]) -> tuple[str, ...] | None:
+    """Mesh axes that split a logical one, outermost first; None where none does."""
+    if axis is None or axis not in LOGICAL[kind]:
+        return None
+    return tuple(sorted(LOGICAL[kind][axis], key=order.index))
 
 
 def global_shapes(arguments: Any, sizes: Sizes) -> Any:
@@ -249,7 +251,10 @@ def global_shapes(arguments: Any, sizes: Sizes) -> Any:
 def result_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
     """How a block's results are split; arguments are those of `partition_specs`."""
     if BLOCK_KINDS[kind].has_cache:
-        return P(), partition_specs(kind, arguments[2], order)
+        results = P(), partition_specs(kind, arguments[2], order)
+        if BLOCK_KINDS[kind].positions == "chosen":
+            return *results, P(_ordered_axes(kind, "batch_local", order))
+        return results
     if kind == "head":
         return P(), P(None, LOGICAL[kind]["vocab"])
     return P()

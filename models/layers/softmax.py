@@ -31,6 +31,8 @@ class Held:
     first: Int32[Array, " keys_from"] | None = None
     window: int | None = None  #: the cache is a ring, of which a query sees so many positions
     context: Axis | None = None  #: the cache is a run of positions; these chips hold the others
+    #: what attention reads are the entries at these addresses of each group, -1 for none
+    addresses: Int32[Array, "groups s"] | None = None
 
     @staticmethod
     def of(
@@ -106,7 +108,9 @@ def attend(
         moves roundings: see `_merged`.
     """
     scores = capped(multiplied(q, keys, policy), cap)
-    if held.first is None:
+    if held.addresses is not None:
+        scores = masks.address_mask(scores, held.addresses)
+    elif held.first is None:
         scores = masks.causal_mask(scores, positions, n_new)
     else:
         scores = masks.key_mask(scores, positions, held.first, n_new, held.window)

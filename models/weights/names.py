@@ -83,6 +83,8 @@ def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[t
         yield from _recurrent(d_model, names, model_cfg.recurrent)
     elif isinstance(attention, MlaConfig):
         yield from _latent(d_model, names, attention)
+        if model_cfg.attention_kind(layer) == "indexed":
+            yield from _index(model_cfg, names, attention)
     else:
         yield from _grouped(d_model, names, attention)
     if not model_cfg.is_moe_layer(layer):
@@ -148,6 +150,17 @@ def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[
     yield f"{names.kv_a_norm}.weight", (latent,)
     yield f"{names.kv_b}.weight", (mla.n_heads * (mla.nope_head_dim + mla.v_head_dim), latent)
     yield f"{names.output}.weight", (d_model, mla.n_heads * mla.v_head_dim)
+
+
+def _index(
+    model_cfg: ModelConfig, names: TensorNames, mla: MlaConfig
+) -> Iterator[tuple[str, Shape]]:
+    index, d_model = model_cfg.index, model_cfg.d_model
+    yield f"{names.index_q}.weight", (index.n_heads * index.head_dim, mla.q_lora_rank or 0)
+    yield f"{names.index_k}.weight", (index.head_dim, d_model)
+    yield f"{names.index_k_norm}.weight", (index.head_dim,)
+    yield f"{names.index_k_norm}.bias", (index.head_dim,)
+    yield f"{names.index_weights}.weight", (index.n_heads, d_model)
 
 
 def _mlp(

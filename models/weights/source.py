@@ -22,6 +22,7 @@ from ..config import GqaConfig, MlaConfig, ModelConfig, RecurrentConfig
 from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
+from .index_tensors import index_weights
 from .names import file_tensors, is_left_out
 from .stored import Matrix, Weight, joined, laid_across, laid_out, moved, one_of_batch, packed
 from .tensor import Tensor, quoted
@@ -47,8 +48,7 @@ class WeightSource(Protocol):
         """Return one block's parameters without its routed experts.
 
         Args:
-            kind: "embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe" or
-                "head".
+            kind: one of `params.Kind`.
             layer: the layer from 0; ignored for "embed" and "head".
         """
 
@@ -83,10 +83,10 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     if kind in ("embed", "head"):
         return
     actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
-    if kind in ("attention", "sliding", "unrotated", "recurrent"):
+    if kind not in ("dense", "moe"):
         actual = model_cfg.attention_kind(layer)
     if kind != actual:
-        article = "an" if actual in ("attention", "unrotated") else "a"
+        article = "an" if actual in ("attention", "unrotated", "indexed") else "a"
         raise WeightsError(
             f"{model_cfg.name}: layer {layer} has {article} {actual} block, not {kind}."
         )
@@ -167,7 +167,7 @@ class HfTensors:
         match kind:
             case "embed":
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
-            case "attention" | "sliding" | "unrotated":
+            case "attention" | "sliding" | "unrotated" | "indexed" | "following":
                 return self._attention(kind, prefix)
             case "recurrent":
                 return self._recurrent(prefix)
@@ -248,7 +248,11 @@ class HfTensors:
         attention = self.config.attention_of(kind)
         norm = self._norm(prefix + self._names.attention_norm)
         if isinstance(attention, MlaConfig):
-            return {"norm": norm, **self._latent_attention(prefix, attention)}
+            of_latents = self._latent_attention(prefix, attention)
+            of_index: Weights = {}
+            if kind == "indexed":
+                of_index = index_weights(self.config, prefix, self._matrix, self._vector)
+            return {"norm": norm, **of_latents, **of_index}
         specs = block_params(self.config, kind)
         arrays = self._grouped_attention(prefix, attention, specs)
         result = self._of_result(prefix + self._names.attention_result_norm)

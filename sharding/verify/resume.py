@@ -102,6 +102,11 @@ def save_progress(path: Path, identity: Mapping[str, Any], progress: Progress) -
                 "reference": _packed(run.reference),
                 "routes": run.routes,
                 "checks": [asdict(check) for check in run.checks],
+                "relays": [
+                    None if relay.positions is None else _packed(np.asarray(relay.positions))
+                    for relay in run.relays
+                ],
+                "seen": None if run.seen is None else _packed(run.seen),
             }
             for run in progress.runs
         ],
@@ -158,6 +163,11 @@ def load_progress(
             reference=_unpacked(saved["reference"]),
             routes=saved["routes"],
             checks=[_check(values) for values in saved["checks"]],
+            relays=[
+                Relay() if values is None else Relay(_unpacked(values))
+                for values in saved["relays"]
+            ],
+            seen=None if saved["seen"] is None else _unpacked(saved["seen"]),
         )
         for plan, saved in zip(plans, state["runs"], strict=True)
     ]

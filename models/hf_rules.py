@@ -1,0 +1,89 @@
+"""The words in which `hf_families` says what a model type fixes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .tensor_names import TensorNames
+
+#: What a router makes of its logits: scores of all experts, of which the largest are taken, or the
+#: softmax over the chosen logits only.
+Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k"]
+#: What the gates of dense MLPs go through: the logistic function times its argument, or GELU in its
+#: tanh form.
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRules:
+    """The rules of a mixture of experts that the type fixes."""
+
+    scoring: Scoring
+    #: Key of the width of an expert.
+    width: Literal["moe_intermediate_size", "intermediate_size"] = "moe_intermediate_size"
+    #: Weights are divided by their sum, whatever the file says; else the file must say.
+    is_normalised: bool = False
+    #: Chosen by scores plus a bias ("noaux_tc"), in groups, beside shared experts, scaled, after
+    #: some dense layers: the file must say each of the numbers.
+    is_deepseek_like: bool = False
+    has_biases: bool = False  #: router and experts have biases
+    is_corrected: bool = False  #: chosen by scores plus a bias, in one group
+    is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
+    #: Beside them is a shared expert of a width of its own, gated by each row.
+    has_gated_shared: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyRules:
+    """The rules of a model type."""
+
+    family: str  #: types of one family name their tensors alike
+    architecture: str  #: the class that the rules are read off; a file must not name another
+    is_latent: bool = False
+    has_index: bool = False  #: latent attention is sparse: to what an index finds
+    has_followers: bool = False  #: the file may say which layers have no index of their own
+    is_interleaved: bool = False  #: rotation turns neighbours, not halves
+    is_partial: bool = False  #: the file says which part of a head is rotated
+    is_scaled: bool = True  #: the file may scale the rotation for longer contexts
+    #: The file shares the rotation out to time, height and width: one position each, in text.
+    has_picture_axes: bool = False
+    #: Which projections have biases if `attention_bias` is true: none may, all but the output's, or
+    #: all four.
+    biases: Literal["none", "qkv", "all"] = "none"
+    are_biases_fixed: bool = False  #: they have them always; the key may only repeat it
+    #: Whether queries and keys of a head are normalised; "file": as `use_qk_norm` says; "joint":
+    #: those of all heads together.
+    qk_norm: Literal["no", "yes", "file", "joint"] = "no"
+    has_sinks: bool = False
+    #: Which layers see `sliding_window` keys only: none may, all do, or those in `layer_types`,
+    #: without which it is those from `max_window_layers` on ("late"), every other ("even"), or all
+    #: but every sixth, or as `sliding_window_pattern` says ("most").
+    windows: Literal["none", "all", "late", "even", "most"] = "none"
+    has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
+    #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; grouped
+    #: attention has a gate for its results.
+    has_recurrent_layers: bool = False
+    #: Recurrent layers are Kimi Delta Attention, which the file lists, and nothing is rotated.
+    is_kimi_linear: bool = False
+    has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
+    has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
+    activation: Activation = "silu"
+    #: Gemma: embeddings are multiplied by the root of their width, results of blocks normalised.
+    is_gemma: bool = False
+    #: The scores' multiplier is one over the root of `query_pre_attn_scalar`.
+    has_query_scalar: bool = False
+    #: Whether `final_logit_softcapping` and `attn_logit_softcapping` may cap logits and scores.
+    caps: frozenset[Literal["logits", "scores"]] = frozenset()
+    has_local_rotation: bool = False  #: sliding layers have a rotation of their own
+    #: Gemma 4: layers that do not slide have heads of their own, whose values may be keys; values
+    #: are normalised, scores not multiplied, and a stored number scales every layer.
+    has_global_heads: bool = False
+    experts: ExpertRules | None = None
+    are_all_layers_mixtures: bool = False  #: there is no width of dense ones
+    #: What the class takes for a key that the file leaves out. No width, depth or number of
+    #: experts is among them: without these a file describes no model.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    #: How the class scales the rotation where a file has neither `rope_parameters` nor
+    #: `rope_scaling`.
+    scaling_by_default: Mapping[str, Any] = field(default_factory=dict)
+    names: TensorNames = field(default_factory=TensorNames)
