@@ -172,6 +172,7 @@ def sparse_cache(
     )
     if not has_index:
         return {"latents": latents}
+    positions = (sizes.local["index_length"], "index_length")
     keys = replace(latents, dimensions=(batch, (cfg.index.head_dim, None), positions))
     return {"latents": latents, "index_keys": keys}
 

@@ -116,7 +116,8 @@ def block_arguments(
         split: how the output projection is split.
         sizes: lengths of one chip: logical axes of `models.params`, `batch` (all sequences),
             `batch_local` (of one chip), `tokens` (new ones per sequence), `context` (allocated),
-            `kv_length` (its part of one chip) and `window` (positions of a sliding layer's ring).
+            `kv_length` (its part of one chip), `index_length` (that of an index's keys) and
+            `window` (positions of a sliding layer's ring).
         dispatch: how rows reach the chips of their experts.
     """
     weights = {
@@ -201,7 +202,7 @@ def _sparse_arguments(
         _tables(cfg, "indexed" if has_index else "following", sizes),
         _state(jnp.int32, sizes.local["batch"]),
         _number("chip", "batch_local"),
-        *([] if has_index else [chosen_positions(cfg, sizes)]),
+        _number("first row", "index_length") if has_index else chosen_positions(cfg, sizes),
         *([_number("first row", "kv_length")] if sizes.splits_context else []),
     )
 
@@ -289,7 +290,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             inputs=(0, 2, 4),
             has_cache=True,
             has_tables=True,
-            whole=frozenset({"kv_length"}),
+            whole=frozenset({"kv_length", "index_length"}),
         ),
         "unrotated": BlockKind(
             title="unrotated",
@@ -309,7 +310,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             inputs=(0, 2, 3),  # hidden state, cache, counts
             has_cache=True,
             is_recurrent=True,
-            whole=frozenset({"kv_length"}),
+            whole=frozenset({"kv_length", "index_length"}),
         ),
         "indexed": BlockKind(
             title="indexed",

@@ -177,6 +177,9 @@ def sizes(
     if splits_context:
         runs = -(-request.context // POSITIONS_STEP)
         local["kv_length"] = -(-runs // ways["kv_length"]) * POSITIONS_STEP
+    if BLOCK_KINDS[kind].positions == "chosen":
+        runs = -(-request.context // POSITIONS_STEP)
+        local["index_length"] = -(-runs // ways["index_length"]) * POSITIONS_STEP
     attention = cfg.attention_of(kind)
     if kind == "sliding" and isinstance(attention, GqaConfig):
         assert attention.window is not None
@@ -232,6 +235,8 @@ def _ordered_axes(kind: Kind, axis: str | None, order: Sequence[str]) -> tuple[s
     """Mesh axes that split a logical one, outermost first; None where none does."""
     if axis is None or axis not in LOGICAL[kind]:
         return None
+    if axis == "index_length":  # gathered axis by axis, the inner one first, however chips lie
+        return LOGICAL[kind][axis]
     return tuple(sorted(LOGICAL[kind][axis], key=order.index))
 
 

@@ -5,6 +5,7 @@ What it costs: passes over all scores, and an access for each chosen position, n
 by what the scores are. Not modelled: selection while scores are still being made.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from ..numerics import elementary
 from ..predicates import exceeds, may_equal, shorter
 from .mem import access_cost, row_accesses
 from .primitive import primitive
+from .selection import small_cost
 from .vxm import reduction_cost
 from .work import Call, Hardware, Operand, Unit, Work, ceil_div, largest, product, smallest, vectors
 
@@ -155,12 +157,13 @@ def _held_addresses_meaning(positions: Array, first: Array, *, n: int, n_kept: i
 
 
 _held_addresses = primitive(
-    "mem_held_addresses",
+    "vxm_held_addresses",
     abstract=lambda positions, first, *, n, n_kept: jax.ShapeDtypeStruct(
         (*positions.shape[:-1], n_kept), jnp.int32
     ),
     meaning=_held_addresses_meaning,
-    cost=lambda machine, call: access_cost(machine, call.results[0].size, call.results[0]),
+    # A difference, two comparisons, both, a selection, and where the run begins.
+    cost=partial(small_cost, operations=6),
 )
 
 

@@ -2,9 +2,9 @@
 
 The lightning indexer scores every position by a few heads over a short key of its own; the latents
 of the best ones are read by address. Layers may also follow: they attend where the last layer with
-an index did. Per-chip programs, split as `latent` says; every chip of the `tensor` axis runs the
-whole index, and chips of the `context` axis the part of their positions. Not modelled: latents
-expanded into heads, and the 8-bit index keys with scales of released kernels.
+an index did. Per-chip programs, split as `latent` says; index keys are shared out by position over
+the chips of `context`, and inside of it over those of `tensor`, which hold all the index's weights.
+Not modelled: latents expanded into heads, and the 8-bit index keys with scales of released kernels.
 """
 
 from collections.abc import Mapping
@@ -43,6 +43,7 @@ def indexed_attention(
     tables: Mapping[str, Array],
     positions: Int32[Array, " b"],
     share: Int32[Array, " 1"],
+    first_key: Int32[Array, " 1"],
     first: Int32[Array, " 1"] | None = None,
     *,
     cfg: ModelConfig,
@@ -56,10 +57,11 @@ def indexed_attention(
         x: hidden state, replicated in the group.
         weights: as in `models.params`, this chip's heads, and the whole index.
         cache: of this chip's sequences and positions: `latents` `[b, s, latent + rope]` and
-            `index_keys` `[b, index_dim, s]`.
+            `index_keys` `[b, index_dim, s_index]`.
         tables: `cos` and `sin`, `[context, rope]`.
         positions: position of the first new token of each sequence.
         share: number of this chip along the data axis.
+        first_key: the first position whose index key this chip holds.
         first: the first position that this chip holds, where the context is split.
         cfg: the model.
         policy: formats, and how products are made.
@@ -79,9 +81,11 @@ def indexed_attention(
     assert mla.index is not None
     rows, held, latents = _begun(x, weights, cache, tables, positions, share, first, cfg, policy, axes)
     q_low = query_latent(rows, weights, mla)
-    scores, index_keys = _scores(rows, q_low, weights, cache["index_keys"], held, mla.index)
-    scores = c2c.all_gather(scores, axes["context"], dim=-1)
-    chosen = sparse.best_positions(scores, shorter(mla.index.top_k, scores.shape[-1]))
+    scores, index_keys = _scores(rows, q_low, weights, cache["index_keys"], first_key, mla.index)
+    for axis in (axes["tensor"], axes["context"]):
+        scores = c2c.all_gather(scores, axis, dim=-1)
+    n_positions = latents.shape[1] * axes["context"].size
+    chosen = sparse.best_positions(scores, shorter(mla.index.top_k, n_positions))
     heads = _attended(rows, q_low, weights, latents, chosen, held, mla)
     out = with_heads(x, heads, rows, weights, split=split, axes=axes)
     return out, {"latents": latents, "index_keys": index_keys}, chosen
@@ -159,17 +163,17 @@ def _scores(
     q_low: Float[Array, "m q_rank"],
     weights: Mapping[str, Any],
     index_keys: Float[Array, "b h s"],
-    held: Held,
+    first_key: Int32[Array, " 1"],
     index: IndexConfig,
 ) -> tuple[Float32[Array, "b t s"], Float[Array, "b h s"]]:
-    """Score the positions that a chip holds; return the new index keys too."""
+    """Score the positions whose keys a chip holds; return the new keys too."""
     b, t, policy, n, h = rows.b, rows.t, rows.policy, index.n_heads, index.head_dim
     s = index_keys.shape[-1]
     key = linear(rows.normed, weights["index_k"], policy=policy)
     key = layer_norm(key, weights["index_k_norm"], weights["index_k_bias"], _KEY_NORM_EPS)
     key = cached(_rotated_first(key.reshape(b, t, h), rows, 0), policy)
     key = sxm.rearrange(key, "b t h -> b h t", b=b, t=t, h=h)
-    new_keys, keys = held.append(index_keys, key, rows.positions, axis=2)
+    keys = mem.append_run(index_keys, key, rows.positions, first_key, axis=2)
 
     q = linear(q_low, weights["index_q"], policy=policy)
     q = sxm.rearrange(q, "(b t) (n h) -> b n t h", b=b, t=t, n=n, h=h)
@@ -178,9 +182,7 @@ def _scores(
     importance = vxm.mul(linear(rows.normed, weights["index_weights"], policy=policy), index.scale)
     importance = sxm.rearrange(importance, "(b t) n -> b n t", b=b, t=t, n=n)
     scores = sparse.index_scores(per_head, importance.reshape(b, n, t, 1))
-    if held.first is None:
-        return masks.causal_mask(scores, rows.positions, t), new_keys
-    return masks.key_mask(scores, rows.positions, held.first, t), new_keys
+    return masks.key_mask(scores, rows.positions, first_key, t), keys
 
 
 def _rotated_first(
