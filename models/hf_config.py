@@ -18,13 +18,14 @@ from lpu_jax.quantities import format_given
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, Multipliers
 from .hf_experts import read_experts
-from .hf_families import FAMILIES, WRAPPERS, FamilyRules
+from .hf_families import FAMILIES, WRAPPERS
 from .hf_formats import read_released_format
 from .hf_index import read_index
 from .hf_keys import MOST_LAYERS, Keys
 from .hf_layers import read_cap, read_global_heads, read_scale
 from .hf_recurrence import read_recurrence
 from .hf_rope import read_rope, rotation_parts
+from .hf_rules import FamilyRules
 from .index_config import IndexConfig
 from .rope import RopeConfig, YarnScaling
 

@@ -4,7 +4,7 @@ Experts must fill every layer behind some leading dense ones; other patterns are
 """
 
 from .config import MoeConfig
-from .hf_families import ExpertRules
+from .hf_rules import ExpertRules
 from .hf_keys import Keys
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from .config import GqaConfig
-from .hf_families import FamilyRules
+from .hf_rules import FamilyRules
 from .hf_keys import Keys
 
 _CAPS = {"logits": "final_logit_softcapping", "scores": "attn_logit_softcapping"}

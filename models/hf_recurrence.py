@@ -4,7 +4,7 @@ Gated DeltaNet and Kimi Delta Attention; other recurrences have types that are n
 """
 
 from .config import RecurrentConfig
-from .hf_families import FamilyRules
+from .hf_rules import FamilyRules
 from .hf_keys import Keys
 
 #: Kinds of layer in a model with recurrent ones, these first.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from mistakes import Arrays, Mistake
+from wrong_indices import OF_INDICES
 
 from lpu_jax.datapath import masks
 from models.config import ModelConfig
@@ -476,4 +477,6 @@ MISTAKES: dict[str, Mistake] = {
         model="llama_tied",
         arrays=lambda a: a | ({"norm": np.ones_like(a["norm"])} if "out" in a else {}),
     ),
+    # the index of sparse attention
+    **OF_INDICES,
 }

@@ -5,24 +5,24 @@ What it costs: passes over all scores, and an access for each chosen position, n
 by what the scores are. Not modelled: selection while scores are still being made.
 """
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float32, Int32, Num
 
-from ..arguments import Count, check_not_empty, check_within, checked, described
+from ..arguments import Count, check_not_empty, check_within, checked
 from ..errors import LpuError
 from ..numerics import elementary
-from ..predicates import exceeds, may_equal, shorter
+from ..predicates import exceeds, shorter
 from .mem import access_cost, row_accesses
 from .primitive import primitive
 from .selection import small_cost
-from .vxm import reduction_cost
-from .work import Call, Hardware, Operand, Unit, Work, ceil_div, largest, product, smallest, vectors
+from .vxm import lane_fold_cycles
+from .work import Call, Hardware, Quantity, Unit, Work, ceil_div, largest, product, smallest, vectors
 
 #: Bits of a threshold that one pass over the scores may settle, and bits of a score.
 _BITS_OF_PASS, _BITS_OF_SCORE = (1, 2, 4), 32
@@ -96,17 +96,16 @@ def _best_positions_cost(machine: Hardware, call: Call) -> Work:
     scores, (chosen,) = call.operands[0], call.results
     rows = product(scores.shape[:-1])
     total = rows * ceil_div(scores.shape[-1], chip.lanes)
-    steps = np.ceil(np.log2(chip.lanes))
+    steps = math.ceil(math.log2(chip.lanes))
 
-    def search(bits: int) -> Any:
+    def search(bits: int) -> Quantity:
         thresholds = 2**bits - 1
         compared = largest(
             2 * thresholds * total / chip.vxm_alus_per_lane, total / chip.vxm_stream_groups
         )
-        counts = Operand(shape=(rows * thresholds, chip.lanes), dtype="float32")
-        folded = reduction_cost(machine, Call(operands=(counts,), results=()))
-        a_pass = compared + folded.busy_cycles + folded.latency_cycles
-        return _BITS_OF_SCORE / bits * a_pass
+        counted = lane_fold_cycles(machine, rows * thresholds)
+        entry = chip.vxm_entry_cycles + 2 * chip.alu_cycles
+        return _BITS_OF_SCORE / bits * (compared + counted + entry)
 
     limits = {
         "thresholds": smallest(*(search(bits) for bits in _BITS_OF_PASS)),
@@ -148,7 +147,7 @@ def best_positions(scores: Float32[Array, "*rows s"], k: Count) -> Int32[Array, 
 
 
 def _held_addresses_meaning(positions: Array, first: Array, *, n: int, n_kept: int) -> Array:
-    places = positions - first
+    places = positions - first.reshape((1,) * positions.ndim)
     is_held = (positions >= 0) & (places >= 0) & (places < n)
     # What is held is one run of ascending positions; a stable order puts it in front.
     order = jnp.argsort(~is_held, axis=-1, stable=True)[..., :n_kept]
@@ -211,10 +210,5 @@ def gather(cache: Num[Array, "b s c"], addresses: Int32[Array, "b t k"]) -> Num[
     Fidelity: exact. Takes an access for each address, whatever it is.
     """
     check_not_empty("sparse.gather", "cache", cache)
-    if not may_equal(cache.shape[0], addresses.shape[0]):
-        raise LpuError(
-            f"sparse.gather: addresses {described(addresses)} were given for a cache of "
-            f"{described(cache)}; both must be of the same sequences."
-        )
     check_within("sparse.gather", "addresses", addresses, -1, cache.shape[1] - 1, "the cache")
     return _gather(cache, addresses)  # type: ignore[no-any-return]

@@ -16,7 +16,8 @@ from lpu_jax.datapath import c2c, masks, mem, sparse, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.predicates import shorter
 
-from ..config import IndexConfig, MlaConfig, ModelConfig
+from ..config import MlaConfig, ModelConfig
+from ..index_config import IndexConfig
 from ..policy import Policy
 from .latent import (
     LatentRows,

@@ -147,7 +147,8 @@ def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
     Args:
         block: the placed block.
         inputs: for `attention`: hidden state, cache, positions, and for `following` where to
-            attend; for `recurrent`: hidden state, cache, counts; for `head`: hidden state, rows; else the first input.
+            attend; for `recurrent`: hidden state, cache, counts; for `head`: hidden state, rows;
+            else the first input.
 
     Raises:
         PlanError: an input has another shape than the block was placed for.
@@ -199,7 +200,7 @@ def run_attention(
         everything = np.full(hidden.shape[0], hidden.shape[1], np.int32)
         told = everything if counts is None else counts
     told = np.pad(np.asarray(told), (0, missing)) if missing else told
-    inputs = (padded, cache, told)
+    inputs: tuple[Any, ...] = (padded, cache, told)
     if BLOCK_KINDS[block.kind].positions == "told":
         if relay.positions is None:
             raise PlanError(

@@ -263,9 +263,11 @@ class Step:
         for run in runs:
             if run.routes not in known:
                 seen = None if run.seen is None else jnp.asarray(run.seen)[None]
-                found, seen = advanced(module, jnp.asarray(run.reference)[None], seen)
-                seen = None if seen is None else np.asarray(seen[0])
-                known[run.routes] = np.asarray(found[0]), seen
+                found, told = advanced(module, jnp.asarray(run.reference)[None], seen)
+                known[run.routes] = (
+                    np.asarray(found[0]),
+                    None if told is None else np.asarray(told[0]),
+                )
             run.seen = known[run.routes][1]
         return [known[run.routes][0] for run in runs]
 

@@ -1,7 +1,7 @@
 """What a long check knows after each block, in a file that is always whole.
 
 A run that was stopped goes on with the block it was in and ends with the same bits. The file holds
-hidden states and errors, no weights and no caches: a block is run on all tokens before the next.
+hidden states, where tokens attend, and errors, no weights and no caches: a block is run on all tokens before the next.
 Not here: what a run is identified by (`whole_model`).
 """
 
@@ -20,10 +20,11 @@ from lpu_jax.errors import LpuError
 
 from ..files import reading, write_file
 from ..plan import Plan
+from ..run.execute import Relay
 from .emulate import BlockCheck, Run
 from .routing import RoutingCheck
 
-_FORMAT = "lpu check, state 1"
+_FORMAT = "lpu check, state 2"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,10 @@ COUNTED = {
     "minimax-m2.5": (228_689_764_864, 10_415_956_480, 11_030_553_088),
     "gemma-4-31b": (30_697_345_340, 30_697_345_340, 30_697_345_340),
     "gemma-3-27b": (27_009_346_304, 27_009_346_304, 27_009_346_304),
+    "glm-5": (743_911_218_432, 40_833_146_112, 41_784_728_832),
+    "glm-5.2": (743_377_019_904, 40_298_947_584, 41_250_530_304),
     "deepseek-v3": (671_026_419_200, 36_625_618_432, 37_552_297_472),
+    "deepseek-v3.2": (671_877_944_064, 37_477_143_296, 38_403_822_336),
     "kimi-linear-48b-a3b": (49_122_681_728, 3_106_972_544, 3_484_459_904),
     "kimi-k2": (1_026_408_232_448, 31_687_095_808, 32_861_500_928),
     "kimi-k2.5": (1_026_408_232_448, 31_687_095_808, 32_861_500_928),
@@ -143,7 +146,13 @@ def test_mixture_shapes():
 @pytest.mark.parametrize("name", sorted(named_models()))
 def test_specs_are_consistent(name):
     model_cfg = model(name)
-    absent = {"moe": not model_cfg.moe, "recurrent": not model_cfg.recurrent_layers}
+    has_index = model_cfg.attention_kind(0) == "indexed"
+    absent = {
+        "moe": not model_cfg.moe,
+        "recurrent": not model_cfg.recurrent_layers,
+        "indexed": not has_index,
+        "following": not has_index,
+    }
     for kind in (kind for kind in get_args(Kind) if not absent.get(kind)):
         for spec in block_params(model_cfg, kind).values():
             assert len(spec.axes) == len(spec.shape) >= spec.rows + spec.batch
@@ -156,3 +165,6 @@ def test_kinds_that_are_not_there_are_refused():
     for kind in ("moe", "recurrent"):
         with pytest.raises(ConfigError, match=rf"llama-3\.1-8b has no {kind} block"):
             block_params(model("llama-3.1-8b"), kind)
+    for kind in ("indexed", "following"):
+        with pytest.raises(ConfigError, match="kimi-k2 has no index: its layers attend to all"):
+            block_params(model("kimi-k2"), kind)

@@ -132,6 +132,16 @@ EXPECTED = {
     "embedding: root of the width dropped": 3.21e00,
     "head: logits not capped": 2.01e00,
     "head: norm dropped": 8.89e-01,
+    "index: all positions attended to": 4.79e00,
+    "index: one position fewer": 4.14e00,
+    "index: scores below zero count": 5.45e00,
+    "index: weights of heads without their signs": 5.00e00,
+    "index: halves of deepseek taken for neighbours": 4.62e00,
+    "index: neighbours of glm taken for halves": 3.37e00,
+    "index: mean of keys not subtracted": 3.36e00,
+    "index: bias of keys dropped": 3.21e00,
+    "index: queries not rotated": 2.89e00,
+    "index: layers that follow attend to all": 1.78e00,
 }
 
 
