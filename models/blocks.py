@@ -192,9 +192,7 @@ def _attention_arguments(
     )
 
 
-def _sparse_arguments(
-    variant: _Variant, sizes: Sizes, *, has_index: bool
-) -> tuple[Any, ...]:
+def _sparse_arguments(variant: _Variant, sizes: Sizes, *, has_index: bool) -> tuple[Any, ...]:
     cfg = variant.cfg
     return (
         _hidden(variant, sizes),

@@ -4,8 +4,8 @@ Experts must fill every layer behind some leading dense ones; other patterns are
 """
 
 from .config import MoeConfig
-from .hf_rules import ExpertRules
 from .hf_keys import Keys
+from .hf_rules import ExpertRules
 
 
 def read_experts(keys: Keys, rules: ExpertRules, n_layers: int) -> MoeConfig:

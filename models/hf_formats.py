@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from .config import MoeConfig
-from .hf_rules import FamilyRules
 from .hf_keys import Keys
+from .hf_rules import FamilyRules
 
 _PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 

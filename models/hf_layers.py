@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from .config import GqaConfig
-from .hf_rules import FamilyRules
 from .hf_keys import Keys
+from .hf_rules import FamilyRules
 
 _CAPS = {"logits": "final_logit_softcapping", "scores": "attn_logit_softcapping"}
 

@@ -4,8 +4,8 @@ Gated DeltaNet and Kimi Delta Attention; other recurrences have types that are n
 """
 
 from .config import RecurrentConfig
-from .hf_rules import FamilyRules
 from .hf_keys import Keys
+from .hf_rules import FamilyRules
 
 #: Kinds of layer in a model with recurrent ones, these first.
 _RECURRENT_KINDS = ("linear_attention", "full_attention")

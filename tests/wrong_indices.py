@@ -99,7 +99,11 @@ OF_INDICES: dict[str, Mistake] = {
             ),
         ),
         layers=(
-            (indexed._scores, "narrowed(_rotated_first(q, rows, 1), policy)", "narrowed(q, policy)"),
+            (
+                indexed._scores,
+                "narrowed(_rotated_first(q, rows, 1), policy)",
+                "narrowed(q, policy)",
+            ),
         ),
     ),
     "index: layers that follow attend to all": Mistake(

@@ -7,7 +7,6 @@ by what the scores are. Not modelled: selection while scores are still being mad
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,18 @@ from .mem import access_cost, row_accesses
 from .primitive import primitive
 from .selection import small_cost
 from .vxm import lane_fold_cycles
-from .work import Call, Hardware, Quantity, Unit, Work, ceil_div, largest, product, smallest, vectors
+from .work import (
+    Call,
+    Hardware,
+    Quantity,
+    Unit,
+    Work,
+    ceil_div,
+    largest,
+    product,
+    smallest,
+    vectors,
+)
 
 #: Bits of a threshold that one pass over the scores may settle, and bits of a score.
 _BITS_OF_PASS, _BITS_OF_SCORE = (1, 2, 4), 32

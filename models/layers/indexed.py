@@ -80,7 +80,9 @@ def indexed_attention(
     mla = cfg.attention
     assert isinstance(mla, MlaConfig)
     assert mla.index is not None
-    rows, held, latents = _begun(x, weights, cache, tables, positions, share, first, cfg, policy, axes)
+    rows, held, latents = _begun(
+        x, weights, cache, tables, positions, share, first, cfg, policy, axes
+    )
     q_low = query_latent(rows, weights, mla)
     scores, index_keys = _scores(rows, q_low, weights, cache["index_keys"], first_key, mla.index)
     for axis in (axes["tensor"], axes["context"]):
@@ -128,7 +130,9 @@ def following_attention(
     """
     mla = cfg.attention
     assert isinstance(mla, MlaConfig)
-    rows, held, latents = _begun(x, weights, cache, tables, positions, share, first, cfg, policy, axes)
+    rows, held, latents = _begun(
+        x, weights, cache, tables, positions, share, first, cfg, policy, axes
+    )
     q_low = query_latent(rows, weights, mla)
     heads = _attended(rows, q_low, weights, latents, chosen, held, mla)
     return with_heads(x, heads, rows, weights, split=split, axes=axes), {"latents": latents}
@@ -150,9 +154,7 @@ def _begun(
     mla, latents = cfg.attention, cache["latents"]
     assert isinstance(mla, MlaConfig)
     b, s, _ = latents.shape
-    rows = latent_rows(
-        x, weights, tables, positions, share, n_sequences=b, cfg=cfg, policy=policy
-    )
+    rows = latent_rows(x, weights, tables, positions, share, n_sequences=b, cfg=cfg, policy=policy)
     held = Held.of(rows.positions, s, window=None, first=first, context=axes["context"])
     new = new_latents(rows, cached(rows.kv_low, policy), mla)
     latents, _ = held.append(latents, new, rows.positions, axis=1)

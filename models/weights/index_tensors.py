@@ -30,7 +30,11 @@ def index_weights(
         matrix: reads a matrix of a name without `.weight`.
         vector: reads a vector.
     """
-    names, specs, n_heads = TENSOR_NAMES[cfg.family], block_params(cfg, "indexed"), cfg.index.n_heads
+    names, specs, n_heads = (
+        TENSOR_NAMES[cfg.family],
+        block_params(cfg, "indexed"),
+        cfg.index.n_heads,
+    )
     order: Callable[..., np.ndarray] = _as_they_are
     if names.is_index_halved:
         order = partial(_neighbours, rotary=cfg.rope.dim)

@@ -1,8 +1,8 @@
 """What a long check knows after each block, in a file that is always whole.
 
 A run that was stopped goes on with the block it was in and ends with the same bits. The file holds
-hidden states, where tokens attend, and errors, no weights and no caches: a block is run on all tokens before the next.
-Not here: what a run is identified by (`whole_model`).
+hidden states, where tokens attend, and errors, no weights and no caches: a block is run on all
+tokens before the next. Not here: what a run is identified by (`whole_model`).
 """
 
 import base64

@@ -28,7 +28,9 @@ def best(row: list[float], k: int) -> list[int]:
 @settings(max_examples=60)
 @given(data=st.data(), n=st.integers(1, 40), rows=st.integers(1, 3))
 def test_the_best_positions_are_those_of_a_stable_sort(data, n, rows):
-    scores = data.draw(st.lists(st.lists(SCORES, min_size=n, max_size=n), min_size=rows, max_size=rows))
+    scores = data.draw(
+        st.lists(st.lists(SCORES, min_size=n, max_size=n), min_size=rows, max_size=rows)
+    )
     k = data.draw(st.integers(1, n))
     found = sparse.best_positions(jnp.asarray(scores, jnp.float32), k)
     assert found.tolist() == [best(row, k) for row in scores]

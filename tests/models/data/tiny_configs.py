@@ -294,18 +294,22 @@ DEEPSEEK: Fields = LATENT | {
 INDEX: Fields = {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 6}
 DEEPSEEK_V32: Fields = DEEPSEEK | INDEX
 #: The second and the fourth layer attend where the one before does.
-GLM_DSA: Fields = LATENT | INDEX | {
-    "num_hidden_layers": 4,
-    "indexer_types": ["full", "shared", "full", "shared"],
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "routed_scaling_factor": 2.5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-}
+GLM_DSA: Fields = (
+    LATENT
+    | INDEX
+    | {
+        "num_hidden_layers": 4,
+        "indexer_types": ["full", "shared", "full", "shared"],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }
+)
 #: Queries come from the hidden state by one matrix, as in Moonlight.
 DEEPSEEK_NO_LATENT: Fields = DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}
 KIMI: Fields = LATENT | {
