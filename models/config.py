@@ -1,9 +1,8 @@
 """One frozen description of a transformer, from a Hugging Face `config.json` or written by hand.
 
 Holds sizes and rules only, never a tensor. Not described: vision towers, multi-token-prediction
-blocks (used for speculation only), sparse attention other than to latents that an index finds. A
-file that asks for one of these is refused, because a reader that skips an unknown key miscounts the
-model.
+blocks (used for speculation only), sparse attention but to latents. A file that asks for one of
+these is refused, because a reader that skips an unknown key miscounts the model.
 """
 
 from collections import Counter
@@ -337,7 +336,7 @@ class ModelConfig:
         self._check_rotation()
         self._check_windows()
         index = getattr(self.attention, "index", None)
-        others = (*self.sliding_layers, *self.unrotated_layers, *self.recurrent_layers)
+        others = self.sliding_layers + self.unrotated_layers + self.recurrent_layers
         check_index(self.name, index, self.following_layers, others, self.rope.dim)
 
     def _check_types(self) -> None:
@@ -449,7 +448,7 @@ class ModelConfig:
         return self.attention.index
 
     def followed_layer(self, layer: int) -> int:
-        """Return the layer whose index says where a layer attends: itself, if it has one."""
+        """Return the layer whose index says where a layer attends, or itself."""
         return max(one for one in range(layer + 1) if one not in self.following_layers)
 
     def attention_of(self, kind: str) -> GqaConfig | MlaConfig:
@@ -485,8 +484,7 @@ class ModelConfig:
             for kind, n in kinds.items()
             if kind != "recurrent"
         )
-        if kinds["indexed"]:
-            values += kinds["indexed"] * self.index.head_dim
+        values += kinds["indexed"] * self.index.head_dim if kinds["indexed"] else 0
         return float(values * bytes_per_value)
 
     def state_bytes_per_sequence(self, bytes_per_value: int | float = 2) -> float:

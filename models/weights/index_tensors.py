@@ -18,23 +18,24 @@ from .stored import Matrix, Weight, laid_out, moved
 
 def index_weights(
     cfg: ModelConfig,
+    kind: str,
     prefix: str,
     matrix: Callable[[str], Matrix],
     vector: Callable[[str], np.ndarray],
 ) -> dict[str, Weight]:
-    """Read what a block of kind "indexed" has beside latent attention.
+    """Read what a block has beside latent attention: its index if it is "indexed", else nothing.
 
     Args:
-        cfg: a model with an index.
+        cfg: the model.
+        kind: of the block.
         prefix: of the names of the layer's tensors.
         matrix: reads a matrix of a name without `.weight`.
         vector: reads a vector.
     """
-    names, specs, n_heads = (
-        TENSOR_NAMES[cfg.family],
-        block_params(cfg, "indexed"),
-        cfg.index.n_heads,
-    )
+    if kind != "indexed":
+        return {}
+    names, specs = TENSOR_NAMES[cfg.family], block_params(cfg, kind)
+    n_heads = cfg.index.n_heads
     order: Callable[..., np.ndarray] = _as_they_are
     if names.is_index_halved:
         order = partial(_neighbours, rotary=cfg.rope.dim)

@@ -36,8 +36,7 @@ Weights = dict[str, Weight]
 class WeightSource(Protocol):
     """Anything that can produce the parameters of a model.
 
-    Rotary convention: query and key columns are in the pair order that `config.rope.interleaved`
-    tells: adjacent for deepseek, half-split for the other families.
+    Query and key columns are in the pair order that `config.rope.interleaved` tells.
     """
 
     @property
@@ -82,9 +81,8 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     block_params(model_cfg, kind)
     if kind in ("embed", "head"):
         return
-    actual = "moe" if model_cfg.is_moe_layer(layer) else "dense"
-    if kind not in ("dense", "moe"):
-        actual = model_cfg.attention_kind(layer)
+    of_mlp = "moe" if model_cfg.is_moe_layer(layer) else "dense"
+    actual = of_mlp if kind in ("dense", "moe") else model_cfg.attention_kind(layer)
     if kind != actual:
         article = "an" if actual in ("attention", "unrotated", "indexed") else "a"
         raise WeightsError(
@@ -248,11 +246,9 @@ class HfTensors:
         attention = self.config.attention_of(kind)
         norm = self._norm(prefix + self._names.attention_norm)
         if isinstance(attention, MlaConfig):
-            of_latents = self._latent_attention(prefix, attention)
-            of_index: Weights = {}
-            if kind == "indexed":
-                of_index = index_weights(self.config, prefix, self._matrix, self._vector)
-            return {"norm": norm, **of_latents, **of_index}
+            arrays = {"norm": norm, **self._latent_attention(prefix, attention)}
+            readers = self._matrix, self._vector
+            return arrays | index_weights(self.config, kind, prefix, *readers)
         specs = block_params(self.config, kind)
         arrays = self._grouped_attention(prefix, attention, specs)
         result = self._of_result(prefix + self._names.attention_result_norm)
