@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import jax
 import numpy as np
+from jax.export import is_symbolic_dim
 
 
 def is_whole(number: object) -> TypeGuard[int]:
@@ -56,3 +57,10 @@ def divides(part: Any, whole: Any) -> bool:
     if not (isinstance(part, int) and isinstance(whole, int)):
         return True
     return part != 0 and whole % part == 0
+
+
+def shorter(a: Any, b: Any) -> Any:
+    """Take the smaller of two lengths: numbers, symbols, or arrays with one number per plan."""
+    if is_symbolic_dim(a) or is_symbolic_dim(b):
+        return jax.core.min_dim(a, b)
+    return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)

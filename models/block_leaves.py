@@ -1,16 +1,19 @@
 """What the arguments of a block's program are on one chip: lengths, axes and storage, no values.
 
-The leaves of weights and of caches with positions are in `blocks`, which knows the kinds of block;
-here are those of states, and of what multiplies queries.
+The leaves of weights are in `blocks`, which knows the kinds of block; here are those of caches and
+states, and of what multiplies queries.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from .config import GqaConfig, ModelConfig
+from lpu_jax.predicates import shorter
+
+from .config import GqaConfig, MlaConfig, ModelConfig
 from .policy import Policy
 from .rope import RopeConfig
 
@@ -75,6 +78,47 @@ class Sizes:
         return (self.local[axis] * self.ways[axis], None)
 
 
+def attention_cache(
+    cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool
+) -> dict[str, Leaf]:
+    """Describe keys and values in the layouts that the matrix unit installs.
+
+    Args:
+        cfg: the model.
+        policy: their format.
+        sizes: lengths of one chip.
+        is_sliding: whether the layer sees its window only.
+    """
+    attention = cfg.attention_of("sliding" if is_sliding else "attention")
+    batch: Dimension = (sizes.local["batch_local"], "batch_local")
+    context: Dimension = (sizes.local["kv_length"], "kv_length")
+    if is_sliding:
+        context = (sizes.local["window"], None)
+    if isinstance(attention, GqaConfig):
+        lead: tuple[Dimension, ...] = (batch, sizes.share("kv_heads", attention.n_kv_heads))
+        key_dim, value_dim = attention.head_dim, attention.value_width
+    elif attention.form == "expanded":
+        lead = (batch, sizes.share("heads", attention.n_heads))
+        key_dim, value_dim = attention.query_head_dim, attention.v_head_dim
+    else:
+        lead = (batch,)
+        key_dim, value_dim = attention.cached_values_per_token, attention.kv_lora_rank
+    leaf = partial(
+        Leaf,
+        dtype=policy.cache_dtype,
+        kind="cache",
+        bits=policy.cache_bits,
+        batch=len(lead),
+        rows=1,
+    )
+    # A latent is key and value at once, and lies in both layouts.
+    is_latent = not isinstance(attention, GqaConfig) and attention.form != "expanded"
+    return {
+        "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
+        "values": leaf(dimensions=(*lead, context, (value_dim, None)), is_copy=is_latent),
+    }
+
+
 def recurrent_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
     """Describe the states of a recurrent layer's heads, and the last inputs of its convolutions.
 
@@ -121,3 +165,44 @@ def warming_table(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
         begins_as="warming",
     )
     return {"warming": table}
+
+
+def sparse_cache(
+    cfg: ModelConfig, policy: Policy, sizes: Sizes, *, has_index: bool
+) -> dict[str, Leaf]:
+    """Describe latents, which are read by address and so lie in rows, and the keys of an index.
+
+    Args:
+        cfg: a model with an index.
+        policy: format of both.
+        sizes: lengths of one chip.
+        has_index: whether the layer has an index of its own.
+    """
+    attention = cfg.attention
+    assert isinstance(attention, MlaConfig)
+    batch: Dimension = (sizes.local["batch_local"], "batch_local")
+    positions: Dimension = (sizes.local["kv_length"], "kv_length")
+    latents = Leaf(
+        dimensions=(batch, positions, (attention.cached_values_per_token, None)),
+        dtype=policy.cache_dtype,
+        kind="cache",
+        bits=policy.cache_bits,
+        batch=1,
+        rows=1,
+    )
+    if not has_index:
+        return {"latents": latents}
+    positions = (sizes.local["index_length"], "index_length")
+    keys = replace(latents, dimensions=(batch, (cfg.index.head_dim, None), positions))
+    return {"latents": latents, "index_keys": keys}
+
+
+def chosen_positions(cfg: ModelConfig, sizes: Sizes) -> Leaf:
+    """Describe the positions that each new token of a chip's sequences attends to."""
+    whole = sizes.local["kv_length"] * sizes.ways.get("kv_length", 1)
+    lengths: tuple[Dimension, ...] = (
+        (sizes.local["batch_local"], "batch_local"),
+        (sizes.local["tokens"], None),
+        (shorter(cfg.index.top_k, whole), None),
+    )
+    return Leaf(dimensions=lengths, dtype=jnp.int32, kind="state", bits=32)

@@ -17,12 +17,20 @@ import jax.numpy as jnp
 from lpu_jax.numerics.quantized import QuantizedArray
 from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
 
-from .block_leaves import Dimension, recurrent_cache, warming_table
+from .block_leaves import (
+    Dimension,
+    attention_cache,
+    chosen_positions,
+    recurrent_cache,
+    sparse_cache,
+    warming_table,
+)
 from .block_leaves import Leaf as Leaf
 from .block_leaves import Sizes as Sizes
-from .config import GqaConfig, MlaConfig, ModelConfig
+from .config import MlaConfig, ModelConfig
 from .layers.dispatch import Dispatch, exchanged_mixture
 from .layers.grouped import grouped_attention
+from .layers.indexed import following_attention, indexed_attention
 from .layers.latent import latent_attention
 from .layers.linear import Split
 from .layers.mlp import dense_mlp
@@ -106,7 +114,8 @@ def block_arguments(
         split: how the output projection is split.
         sizes: lengths of one chip: logical axes of `models.params`, `batch` (all sequences),
             `batch_local` (of one chip), `tokens` (new ones per sequence), `context` (allocated),
-            `kv_length` (its part of one chip) and `window` (positions of a sliding layer's ring).
+            `kv_length` (its part of one chip), `index_length` (that of an index's keys) and
+            `window` (positions of a sliding layer's ring).
         dispatch: how rows reach the chips of their experts.
     """
     weights = {
@@ -173,11 +182,24 @@ def _attention_arguments(
     kind: Kind = "sliding" if is_sliding else "attention"
     return (
         _hidden(variant, sizes),
-        _cache(variant.cfg, variant.policy, sizes, is_sliding=is_sliding),
+        attention_cache(variant.cfg, variant.policy, sizes, is_sliding=is_sliding),
         _tables(variant.cfg, kind, sizes) if is_rotated else warming_table(variant.cfg, sizes),
         _state(jnp.int32, sizes.local["batch"]),
         _number("chip", "batch_local"),
         *([_number("first row", "kv_length")] if is_split else []),
+    )
+
+
+def _sparse_arguments(variant: _Variant, sizes: Sizes, *, has_index: bool) -> tuple[Any, ...]:
+    cfg = variant.cfg
+    return (
+        _hidden(variant, sizes),
+        sparse_cache(cfg, variant.policy, sizes, has_index=has_index),
+        _tables(cfg, "indexed" if has_index else "following", sizes),
+        _state(jnp.int32, sizes.local["batch"]),
+        _number("chip", "batch_local"),
+        _number("first row", "index_length") if has_index else chosen_positions(cfg, sizes),
+        *([_number("first row", "kv_length")] if sizes.splits_context else []),
     )
 
 
@@ -230,6 +252,8 @@ class BlockKind:
     has_tables: bool = False
     #: it has a cache, but no positions: it is told how many new tokens of each sequence count
     is_recurrent: bool = False
+    #: whether it says behind its cache where it attended, or is told behind the share
+    positions: Literal["all", "chosen", "told"] = "all"
     #: logical axes that chips hold whole, though the part of the plan may split them
     whole: frozenset[str] = frozenset()
 
@@ -262,7 +286,7 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             inputs=(0, 2, 4),
             has_cache=True,
             has_tables=True,
-            whole=frozenset({"kv_length"}),
+            whole=frozenset({"kv_length", "index_length"}),
         ),
         "unrotated": BlockKind(
             title="unrotated",
@@ -283,7 +307,29 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             inputs=(0, 2, 3),  # hidden state, cache, counts
             has_cache=True,
             is_recurrent=True,
-            whole=frozenset({"kv_length"}),
+            whole=frozenset({"kv_length", "index_length"}),
+        ),
+        "indexed": BlockKind(
+            title="indexed",
+            result="sparse attention output",
+            part="attention",
+            program=lambda variant: partial(indexed_attention, **variant.projects),
+            arguments=partial(_sparse_arguments, has_index=True),
+            inputs=(0, 2, 4),
+            has_cache=True,
+            has_tables=True,
+            positions="chosen",
+        ),
+        "following": BlockKind(
+            title="following",
+            result="sparse attention output without an index",
+            part="attention",
+            program=lambda variant: partial(following_attention, **variant.projects),
+            arguments=partial(_sparse_arguments, has_index=False),
+            inputs=(0, 2, 4, 6),  # hidden state, cache, positions, where to attend
+            has_cache=True,
+            has_tables=True,
+            positions="told",
         ),
         "dense": BlockKind(
             title="dense",
@@ -429,46 +475,15 @@ def _scales(
     )
 
 
-def _cache(cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool) -> dict[str, Leaf]:
-    """Keys and values in the layouts that the matrix unit installs."""
-    attention = cfg.attention_of("sliding" if is_sliding else "attention")
-    batch: Dimension = (sizes.local["batch_local"], "batch_local")
-    context: Dimension = (sizes.local["kv_length"], "kv_length")
-    if is_sliding:
-        context = (sizes.local["window"], None)
-    if isinstance(attention, GqaConfig):
-        lead: tuple[Dimension, ...] = (batch, sizes.share("kv_heads", attention.n_kv_heads))
-        key_dim, value_dim = attention.head_dim, attention.value_width
-    elif attention.form == "expanded":
-        lead = (batch, sizes.share("heads", attention.n_heads))
-        key_dim, value_dim = attention.query_head_dim, attention.v_head_dim
-    else:
-        lead = (batch,)
-        key_dim, value_dim = attention.cached_values_per_token, attention.kv_lora_rank
-    leaf = partial(
-        Leaf,
-        dtype=policy.cache_dtype,
-        kind="cache",
-        bits=policy.cache_bits,
-        batch=len(lead),
-        rows=1,
-    )
-    # A latent is key and value at once, and lies in both layouts.
-    is_latent = not isinstance(attention, GqaConfig) and attention.form != "expanded"
-    return {
-        "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
-        "values": leaf(dimensions=(*lead, context, (value_dim, None)), is_copy=is_latent),
-    }
-
-
 def _tables(cfg: ModelConfig, kind: Kind, sizes: Sizes) -> dict[str, Leaf]:
-    rope, is_own = cfg.rope_of(kind), kind == "attention" or cfg.sliding_rope is not None
+    is_own = kind in ("attention", "indexed") or cfg.sliding_rope is not None
+    rope, kinds = cfg.rope_of(kind), block_kinds(cfg)
     table = Leaf(
         dimensions=((sizes.local["context"], None), (rope.dim, None)),
         dtype=jnp.float32,
         kind="tables",
         bits=32,
         rope=rope,
-        is_shared=not is_own and "attention" in block_kinds(cfg),
+        is_shared=not is_own and not {"attention", "indexed"}.isdisjoint(kinds),
     )
     return {"cos": replace(table, begins_as="cos"), "sin": replace(table, begins_as="sin")}

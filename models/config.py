@@ -1,8 +1,8 @@
 """One frozen description of a transformer, from a Hugging Face `config.json` or written by hand.
 
 Holds sizes and rules only, never a tensor. Not described: vision towers, multi-token-prediction
-blocks (used for speculation only), sparse attention. A file that asks for one of these
-is refused, because a reader that skips an unknown key miscounts the model.
+blocks (used for speculation only), sparse attention but to latents. A file that asks for one of
+these is refused, because a reader that skips an unknown key miscounts the model.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from .config_parts import GqaConfig as GqaConfig
 from .config_parts import Multipliers as Multipliers
 from .config_parts import require_positive
 from .hf_families import TENSOR_NAMES, Activation, Scoring
+from .index_config import IndexConfig, check_index
 from .rope import RopeConfig
 
 #: Latent attention over the cached latent itself, or over keys and values made from it per head.
@@ -26,7 +27,9 @@ LatentForm = Literal["absorbed", "expanded"]
 #: Rules of a recurrence: the delta rule, or that of Mamba2, which corrects nothing.
 RecurrentRule = Literal["delta", "mamba2"]
 #: Kinds of block that a layer may have, as `models.params` calls them.
-LayerKind = Literal["attention", "sliding", "unrotated", "recurrent", "dense", "moe"]
+LayerKind = Literal[
+    "attention", "sliding", "unrotated", "recurrent", "indexed", "following", "dense", "moe"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class MlaConfig:
     latent_norm_eps: float = 1e-6
     rope_temperature: float = 1.0
     form: LatentForm = "absorbed"
+    index: IndexConfig | None = None  #: tokens attend to what it finds, not to all positions
 
     def __post_init__(self) -> None:
         require_positive(
@@ -66,6 +70,11 @@ class MlaConfig:
             raise ConfigError(
                 f"MlaConfig.form must be one of {', '.join(get_args(LatentForm))}, got "
                 f"{self.form!r}."
+            )
+        if self.index is not None and (self.form == "expanded" or self.q_lora_rank is None):
+            raise ConfigError(
+                "sparse latent attention must have a latent of queries and be absorbed: its index "
+                "needs the former, and chosen positions are read as latents."
             )
 
     @property
@@ -291,6 +300,8 @@ class ModelConfig:
     #: The kind of each layer's only block, where layers are one block each; else a layer is an
     #: attention, or what stands in its place, and an MLP, as the fields above say.
     single_blocks: tuple[LayerKind, ...] = ()
+    #: Layers without an index of their own: they attend where the last layer with one does.
+    following_layers: tuple[int, ...] = ()
     multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = "silu"  #: of dense MLPs
     norms_results: bool = False  #: what a block adds is RMS-normalised before
@@ -325,6 +336,9 @@ class ModelConfig:
         self._check_rotation()
         self._check_windows()
         self._check_single_blocks()
+        index = getattr(self.attention, "index", None)
+        others = self.sliding_layers + self.unrotated_layers + self.recurrent_layers
+        check_index(self.name, index, self.following_layers, others, self.rope.dim)
 
     def _check_types(self) -> None:
         for name, kind, allowed in (
@@ -341,6 +355,7 @@ class ModelConfig:
             ("recurrent", RecurrentConfig | None, "a RecurrentConfig or None"),
             ("recurrent_layers", tuple, "a tuple of layers"),
             ("single_blocks", tuple, "a tuple of kinds"),
+            ("following_layers", tuple, "a tuple of layers"),
             ("multipliers", Multipliers, "a Multipliers"),
             ("norms_results", bool, "True or False"),
             ("scales_layers", bool, "True or False"),
@@ -389,7 +404,7 @@ class ModelConfig:
             raise ConfigError(f"{self.name}: no layer slides, so none has an attention of its own.")
         if self.recurrent_layers and self.recurrent is None:
             raise ConfigError(f"{self.name}: recurrent layers need a RecurrentConfig.")
-        for name in ("sliding_layers", "unrotated_layers", "recurrent_layers"):
+        for name in ("sliding_layers", "unrotated_layers", "recurrent_layers", "following_layers"):
             layers = getattr(self, name)
             if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(self.n_layers)):
                 raise ConfigError(
@@ -449,7 +464,9 @@ class ModelConfig:
         if self.single_blocks:
             return (self.single_blocks[layer],)
         mixes: LayerKind = "unrotated" if layer in self.unrotated_layers else "attention"
-        if layer in self.recurrent_layers:
+        if getattr(self.attention, "index", None) is not None:
+            mixes = "following" if layer in self.following_layers else "indexed"
+        elif layer in self.recurrent_layers:
             mixes = "recurrent"
         elif layer in self.sliding_layers:
             mixes = "sliding"
@@ -460,6 +477,17 @@ class ModelConfig:
     def kind_counts(self) -> Mapping[str, int]:
         """How many blocks of each kind the layers have."""
         return Counter(kind for layer in range(self.n_layers) for kind in self.layer_kinds(layer))
+
+    @property
+    def index(self) -> IndexConfig:
+        """The index of the layers that have one."""
+        assert isinstance(self.attention, MlaConfig)
+        assert self.attention.index is not None
+        return self.attention.index
+
+    def followed_layer(self, layer: int) -> int:
+        """Return the layer whose index says where a layer attends, or itself."""
+        return max(one for one in range(layer + 1) if one not in self.following_layers)
 
     def attention_of(self, kind: str) -> GqaConfig | MlaConfig:
         """Return the attention of a kind of block: sliding layers may have their own."""
@@ -495,8 +523,10 @@ class ModelConfig:
         values = sum(
             n * self.attention_of(kind).cached_values_per_token
             for kind, n in self.kind_counts.items()
-            if kind in ("attention", "sliding", "unrotated")
+            if kind not in ("recurrent", "dense", "moe")
         )
+        if n_indexed := self.kind_counts.get("indexed", 0):
+            values += n_indexed * self.index.head_dim
         return float(values * bytes_per_value)
 
     def state_bytes_per_sequence(self, bytes_per_value: int | float = 2) -> float:

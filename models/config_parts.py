@@ -15,7 +15,11 @@ from lpu_jax.predicates import is_number, is_whole
 
 
 def require_positive(owner: object, *fields: str) -> None:
-    """Refuse fields of a dataclass that are not numbers above 0, whole ones where it says `int`."""
+    """Refuse fields of a dataclass that are not numbers above 0, whole ones where it says `int`.
+
+    Raises:
+        ConfigError: with the first such field.
+    """
     types = {each.name: each.type for each in dataclasses.fields(owner)}  # type: ignore[arg-type]
     for field in fields:
         value, is_float = getattr(owner, field), "float" in str(types[field])

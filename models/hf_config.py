@@ -18,8 +18,9 @@ from lpu_jax.quantities import format_given
 
 from .config import GqaConfig, LayerKind, MlaConfig, ModelConfig, MoeConfig, Multipliers
 from .hf_experts import read_experts
-from .hf_families import FAMILIES, WRAPPERS, FamilyRules
+from .hf_families import FAMILIES, WRAPPERS
 from .hf_formats import read_released_format
+from .hf_index import read_index
 from .hf_keys import MOST_LAYERS, Keys
 from .hf_layers import (
     read_cap,
@@ -32,7 +33,8 @@ from .hf_layers import (
 from .hf_mimo import read_mimo_heads, read_mimo_windows
 from .hf_recurrence import read_recurrence, read_single_blocks
 from .hf_rope import read_rope, rotation_parts
-from .hf_rules import ExpertRules
+from .hf_rules import ExpertRules, FamilyRules
+from .index_config import IndexConfig
 from .rope import RopeConfig, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
@@ -99,9 +101,10 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     attention: GqaConfig | MlaConfig
     local: GqaConfig | None = None
     sliding_rope = None
+    index, following_layers = read_index(keys, rules, n_layers)
     if rules.is_latent:
         rope = read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
-        attention = _read_mla(keys, rope)
+        attention = _read_mla(keys, rope, index)
     else:
         attention = _read_gqa(keys, rules, window)
         local = attention
@@ -118,7 +121,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     moe = _read_mixture(keys, rules, n_layers, single_blocks)
     bos_token_ids = keys.token_ids("bos_token_id")
     released_format, released_roles = read_released_format(
-        keys, rules, n_layers, moe, recurrent_layers, single_blocks
+        keys, rules, n_layers, moe, recurrent_layers, single_blocks, following_layers
     )
     model_cfg = ModelConfig(
         name=_name(keys, source, model_type),
@@ -418,7 +421,7 @@ def _read_head_dim(keys: Keys, n_heads: int) -> int:
     return width // n_heads
 
 
-def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
+def _read_mla(keys: Keys, rope: RopeConfig, index: IndexConfig | None) -> MlaConfig:
     n_heads = keys.integer("num_attention_heads")
     keys.must_be("num_key_value_heads", n_heads)
     keys.must_be("attention_bias", False)
@@ -433,6 +436,7 @@ def _read_mla(keys: Keys, rope: RopeConfig) -> MlaConfig:
         rope_head_dim=rope.dim,
         v_head_dim=keys.integer("v_head_dim"),
         rope_temperature=temperature,
+        index=index,
     )
 
 

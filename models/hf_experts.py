@@ -31,6 +31,7 @@ def read_experts(
     if not rules.is_nemotron_like:
         keys.must_be("moe_shared_expert_intermediate_size", d_expert)
     keys.must_be("router_dtype", "fp32")
+    keys.must_be("moe_router_dtype", "float32")
     score = rules.scoring.partition("_")[0]
     for key in ("scoring_func", "score_function", "moe_router_activation_func"):
         keys.must_be(key, score)

@@ -1,8 +1,9 @@
 """What a Hugging Face model type fixes without saying so in its `config.json`, names included.
 
 One row per model type, read off the code that the type names: a type of known parts needs no more.
-Holds no size. Not here: types with sparse layers, or with recurrent ones other than Gated DeltaNet,
-Kimi Delta Attention and Mamba2, which this program does not model.
+Holds no size. Not here: types with sparse layers other than those of an index over latents, or with
+recurrent ones other than Gated DeltaNet, Kimi Delta Attention and Mamba2, which this program does
+not model.
 """
 
 from collections.abc import Mapping
@@ -281,6 +282,20 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         ),
         "deepseek_v3": _DEEPSEEK,
         "kimi_k2": _DEEPSEEK,
+        "deepseek_v32": replace(
+            _DEEPSEEK,
+            family="deepseek_v32",
+            architecture="DeepseekV32ForCausalLM",
+            has_index=True,
+            names=TensorNames(is_index_halved=True),
+        ),
+        "glm_moe_dsa": replace(
+            _DEEPSEEK,
+            family="glm_moe_dsa",
+            architecture="GlmMoeDsaForCausalLM",
+            has_index=True,
+            has_followers=True,
+        ),
         "gpt_oss": FamilyRules(
             family="gpt_oss",
             architecture="GptOssForCausalLM",

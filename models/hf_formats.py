@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from .config import LayerKind, MoeConfig
-from .hf_families import FamilyRules
 from .hf_keys import Keys
+from .hf_rules import FamilyRules
 
 _PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -37,6 +37,7 @@ def read_released_format(
     moe: MoeConfig | None,
     recurrent_layers: tuple[int, ...] = (),
     single_blocks: tuple[LayerKind, ...] = (),
+    following_layers: tuple[int, ...] = (),
 ) -> tuple[str, tuple[str, ...] | None]:
     """Read the format of the weights.
 
@@ -47,6 +48,7 @@ def read_released_format(
         moe: its experts.
         recurrent_layers: those that do not attend.
         single_blocks: the kind of each layer, where it is one block.
+        following_layers: those without an index of their own, in a model with one.
 
     Returns:
         "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", "nvfp4", or words for anything else; and the
@@ -77,6 +79,7 @@ def read_released_format(
     if found not in USUAL_ROLES:
         return found, None
     layers = _layers_of_kinds(n_layers, moe, recurrent_layers, single_blocks)
+    layers["indexed"] = [i for i in range(n_layers) if i not in following_layers]
     modules = _modules(rules, layers, moe, has_query_latent=keys.has("q_lora_rank"))
     narrow = []
     for role in (role for role in roles if role in modules):
@@ -247,8 +250,12 @@ def _modules(
     def of(layers: Sequence[int], modules: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(names.layer.format(i) + module for i in layers for module in modules)
 
+    # The weights of an index's heads are never narrow.
+    index = (names.index_q, names.index_k) if rules.has_index else ()
     found = {
-        "attention": of(layers["attention"], attention) + of(layers["recurrent"], recurrent),
+        "attention": of(layers["attention"], attention)
+        + of(layers["recurrent"], recurrent)
+        + of(layers["indexed"], index),
         "dense": of(layers["dense"], dense),
         "expert": of(layers["moe"], experts),
         "head": (names.head,),

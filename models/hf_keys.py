@@ -110,6 +110,11 @@ class Keys:
             raise self.complain(key, "a string of printable characters")
         return value
 
+    def optional_text(self, *spellings: str) -> str | None:
+        """Read a string, or None where the file gives none."""
+        _, value = self._take(spellings, None)
+        return None if value is None else self.text(*spellings)
+
     def texts(self, key: str) -> tuple[str, ...]:
         """Read a list of strings; an absent one is empty."""
         _, value = self._take((key,), [])

@@ -9,8 +9,8 @@ from typing import Literal
 
 from .config import GqaConfig
 from .config_parts import Warming
-from .hf_families import FamilyRules
 from .hf_keys import Keys
+from .hf_rules import FamilyRules
 
 _CAPS = {"logits": "final_logit_softcapping", "scores": "attn_logit_softcapping"}
 

@@ -8,8 +8,8 @@ from math import inf
 import numpy as np
 
 from .config import LayerKind, RecurrentConfig
-from .hf_families import FamilyRules
 from .hf_keys import Keys
+from .hf_rules import FamilyRules
 
 #: Layers of one block each: a letter of `hybrid_override_pattern`, words of lists, and its kind.
 _SINGLE_BLOCKS: tuple[tuple[str, tuple[str, ...], LayerKind], ...] = (

@@ -5,8 +5,8 @@ Both spellings are read: `rope_parameters`, and the hub's `rope_theta` and `rope
 
 from typing import Any
 
-from .hf_families import FamilyRules
 from .hf_keys import Keys
+from .hf_rules import FamilyRules
 from .rope import LinearScaling, Llama3Scaling, RopeConfig, Scaling, YarnScaling
 
 #: Rules of the rotation that are modelled; the first scales nothing.

@@ -56,6 +56,8 @@ class FamilyRules:
     family: str  #: types of one family name their tensors alike
     architecture: str  #: the class that the rules are read off; a file must not name another
     is_latent: bool = False
+    has_index: bool = False  #: latent attention is sparse: to what an index finds
+    has_followers: bool = False  #: the file may say which layers have no index of their own
     is_interleaved: bool = False  #: rotation turns neighbours, not halves
     is_partial: bool = False  #: the file says which part of a head is rotated
     is_scaled: bool = True  #: the file may scale the rotation for longer contexts

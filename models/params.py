@@ -20,8 +20,12 @@ Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embe
 #: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
 #: "sliding" is attention over the last keys only, "unrotated" one without rotation; the latter has
 #: the parameters of "attention", the former those of `ModelConfig.sliding_attention` if it has one.
-#: "recurrent" stands in the place of attention.
-Kind = Literal["embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe", "head"]
+#: "recurrent" stands in the place of attention. "indexed" attends to positions that an index of its
+#: own finds, "following" to those of the last indexed one.
+Kind = Literal[
+    "embed", "attention", "sliding", "unrotated", "recurrent", "indexed", "following",
+    "dense", "moe", "head",
+]  # fmt: skip
 
 #: Logical axes of the columns of output projections: "alone" where no other sum of the block has as
 #: many.
@@ -299,6 +303,34 @@ def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
     }
 
 
+def _indexed(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    """Describe latent attention with its index, which no axis splits.
+
+    The projection of the heads' weights is narrow and decides like a router, whose role it has.
+    """
+    of_latents, d_model = _following(model_cfg), model_cfg.d_model
+    mla = model_cfg.attention
+    assert isinstance(mla, MlaConfig)
+    assert mla.index is not None
+    assert mla.q_lora_rank is not None
+    n, h = mla.index.n_heads, mla.index.head_dim
+    return {
+        **of_latents,
+        "index_q": _matrix("attention", mla.q_lora_rank, n, h),
+        "index_k": _matrix("attention", d_model, h),
+        "index_k_norm": _norm(h),
+        "index_k_bias": _bias("norm", (h, None)),
+        "index_weights": _matrix("router", d_model, n),
+    }
+
+
+def _following(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    mla = model_cfg.attention
+    if not isinstance(mla, MlaConfig) or mla.index is None:
+        raise ConfigError(f"{model_cfg.name} has no index: its layers attend to all positions.")
+    return _latent_attention(model_cfg.d_model, mla)
+
+
 def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model, d_ff = model_cfg.d_model, model_cfg.d_ff
     return {
@@ -360,6 +392,8 @@ _PARAMS: Mapping[str, Callable[[ModelConfig], dict[str, ParamSpec]]] = {
     "sliding": partial(_attention, kind="sliding"),
     "unrotated": _attention,
     "recurrent": _recurrent,
+    "indexed": _indexed,
+    "following": _following,
     "dense": _dense,
     "moe": _mixture,
     "head": _head,

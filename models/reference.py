@@ -18,6 +18,7 @@ from lpu_jax.errors import ConfigError
 from .config import GqaConfig, MlaConfig, ModelConfig
 from .params import Kind, block_params, expert_params
 from .reference_attention import GqaAttention, MlaAttention
+from .reference_index import Seen, SparseAttention
 from .reference_mixture import Mlp, Moe
 from .reference_parts import Hidden, Params, RmsNorm, capped, contract, param
 from .reference_recurrence import DeltaNet, Mamba2
@@ -51,7 +52,23 @@ class Head(nnx.Module):
         return capped(logits, self.cap)
 
 
-Module = Embed | GqaAttention | MlaAttention | DeltaNet | Mamba2 | Mlp | Moe | Head
+Module = (
+    Embed | GqaAttention | MlaAttention | SparseAttention | DeltaNet | Mamba2 | Mlp | Moe | Head
+)
+
+
+def advanced(module: Module, x: Array, seen: Seen | None) -> tuple[Array, Seen | None]:
+    """Run a block; layers that follow an index see the keys that it chose.
+
+    Args:
+        module: of `reference_block`.
+        x: hidden states, or token numbers.
+        seen: which keys each query of the last layer with an index saw; None without one.
+
+    Returns:
+        The block's result, and which keys the next block may be told of.
+    """
+    return module(x, seen) if isinstance(module, SparseAttention) else (module(x), seen)
 
 
 def reference_block(
@@ -83,6 +100,8 @@ def reference_block(
         case "attention" | "unrotated" if isinstance(attention, MlaConfig):
             rope = None if kind == "unrotated" else model_cfg.rope
             return MlaAttention(model_cfg, attention, params, rope=rope)
+        case "indexed" | "following" if isinstance(attention, MlaConfig):
+            return SparseAttention(model_cfg, attention, params, has_index=kind == "indexed")
         case "attention" | "sliding" | "unrotated" if isinstance(attention, GqaConfig):
             window = attention.window if kind == "sliding" else None
             rope = None if kind == "unrotated" else model_cfg.rope_of(kind)
@@ -146,15 +165,17 @@ class Transformer(nnx.Module):
             2e-5 of Hugging Face's float32 logits on tiny models.
         """
         x: Array = tokens
+        seen: Seen | None = None
         for block in self.blocks:
-            x = block(x)
+            x, seen = advanced(block, x, seen)
         return x
 
 
 def stream(source: WeightSource, tokens: Int[Array, "b t"]) -> Float32[Array, "b t vocab"]:
     """Return what `Transformer` returns, with one block at a time in memory."""
     x: Array = tokens
+    seen: Seen | None = None
     for kind, layer in _chain(source.config):
         # Finished before the next block is read, so that this one can be dropped.
-        x = jax.block_until_ready(_read(source, kind, layer)(x))
+        x, seen = jax.block_until_ready(advanced(_read(source, kind, layer), x, seen))
     return x

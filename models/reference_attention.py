@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Bool, Float32
 
 from .config import GqaConfig, MlaConfig, ModelConfig
 from .reference_parts import Hidden, Params, Result, RmsNorm, capped, contract, param
@@ -169,14 +169,31 @@ class MlaAttention(nnx.Module):
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
-        mla = self.mla
         normed = self.norm(x)
+        of_query, latent, key_rope = self.narrow(normed)
+        return x + self.mixed(of_query, latent, key_rope, None)
+
+    def narrow(
+        self, normed: Hidden
+    ) -> tuple[Float32[Array, "b t q"], Float32[Array, "b t c"], Float32[Array, "b t rope"]]:
+        """Make what queries come from, the latent, and the key that all heads share."""
+        mla = self.mla
         columns = contract("btd,dc->btc", normed, self.a[...])
         n_query = mla.q_lora_rank or 0
         cuts = [n_query, n_query + mla.kv_lora_rank]
         query_latent, latent, key_rope = jnp.split(columns, cuts, axis=-1)
-
         of_query = normed if mla.q_lora_rank is None else self.q_norm(query_latent)
+        return of_query, latent, key_rope
+
+    def mixed(
+        self,
+        of_query: Float32[Array, "b t q"],
+        latent: Float32[Array, "b t c"],
+        key_rope: Float32[Array, "b t rope"],
+        seen: Bool[Array, "b t s"] | None,
+    ) -> Hidden:
+        """Attend, to all past keys or to those that are seen alone; project the heads."""
+        mla = self.mla
         query = contract("btq,qne->btne", of_query, self.q_b[...])
         query_nope, query_rope = jnp.split(query, [mla.nope_head_dim], axis=-1)
         if self.rope is not None:
@@ -189,8 +206,10 @@ class MlaAttention(nnx.Module):
         key = jnp.concatenate((key_nope, shared), axis=-1)
 
         scores = contract("btne,bsne->bnts", query, key) * mla.softmax_scale
+        if seen is not None:
+            scores = jnp.where(seen[:, None], scores, -jnp.inf)
         mixed = contract("bnts,bsnv->btnv", causal_softmax(scores), value)
-        return x + contract("btnv,nvd->btd", mixed, self.o[...])
+        return contract("btnv,nvd->btd", mixed, self.o[...])
 
     def _of_latent(
         self, latent: Float32[Array, "b s c"]

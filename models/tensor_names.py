@@ -47,6 +47,13 @@ class TensorNames:
     kv_a_norm: str = "self_attn.kv_a_layernorm"
     kv_b: str = "self_attn.kv_b_proj"
 
+    #: Queries, key, its norm and the heads' weights of an index.
+    index_q: str = "self_attn.indexer.wq_b"
+    index_k: str = "self_attn.indexer.wk"
+    index_k_norm: str = "self_attn.indexer.k_norm"
+    index_weights: str = "self_attn.indexer.weights_proj"
+    is_index_halved: bool = False  #: its rotation turns halves, though that of heads neighbours
+
     attention_result_norm: str = "post_attention_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     mlp_result_norm: str = "post_feedforward_layernorm"

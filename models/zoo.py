@@ -139,7 +139,20 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
             changes={"max_position_embeddings": 131072},
         ),
         "glm-4.6": NamedModel(file="glm-4.6.json", source=_GLM, status="second-hand"),
+        "glm-5": NamedModel(
+            file="glm-5.json",
+            source=_AICONFIGURATOR + ", file of zai-org/GLM-5, from which that of GLM-5.1 differs "
+            "in the version of transformers only",
+        ),
+        "glm-5.2": NamedModel(
+            file="glm-5.2.json",
+            source=_AICONFIGURATOR + ", file of zai-org/GLM-5.2, which GLM-5.3's equals",
+        ),
         "deepseek-v3": _own_file("deepseek-v3"),
+        "deepseek-v3.2": NamedModel(
+            file="deepseek-v3.2.json",
+            source=_AICONFIGURATOR + ", file of deepseek-ai/DeepSeek-V3.2",
+        ),
         "deepseek-r1": NamedModel(
             file="deepseek-v3.json",
             source=_AICONFIGURATOR + ", file of DeepSeek-V3, from which R1's differs in the "

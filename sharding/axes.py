@@ -177,6 +177,9 @@ def sizes(
     if splits_context:
         runs = -(-request.context // POSITIONS_STEP)
         local["kv_length"] = -(-runs // ways["kv_length"]) * POSITIONS_STEP
+    if BLOCK_KINDS[kind].positions == "chosen":
+        runs = -(-request.context // POSITIONS_STEP)
+        local["index_length"] = -(-runs // ways["index_length"]) * POSITIONS_STEP
     attention = cfg.attention_of(kind)
     if kind == "sliding" and isinstance(attention, GqaConfig):
         assert attention.window is not None
@@ -222,15 +225,19 @@ def partition_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
             numbers of the chips.
     """
 
-    def split_over(axis: str | None) -> tuple[str, ...] | None:
-        if axis is None or axis not in LOGICAL[kind]:
-            return None
-        return tuple(sorted(LOGICAL[kind][axis], key=order.index))
-
     def spec(leaf: Leaf) -> P:
-        return P(*(split_over(axis) for _, axis in leaf.dimensions))
+        return P(*(_ordered_axes(kind, axis, order) for _, axis in leaf.dimensions))
 
     return jax.tree.map(spec, arguments, is_leaf=is_leaf)
+
+
+def _ordered_axes(kind: Kind, axis: str | None, order: Sequence[str]) -> tuple[str, ...] | None:
+    """Mesh axes that split a logical one, outermost first; None where none does."""
+    if axis is None or axis not in LOGICAL[kind]:
+        return None
+    if axis == "index_length":  # gathered axis by axis, the inner one first, however chips lie
+        return LOGICAL[kind][axis]
+    return tuple(sorted(LOGICAL[kind][axis], key=order.index))
 
 
 def global_shapes(arguments: Any, sizes: Sizes) -> Any:
@@ -249,7 +256,10 @@ def global_shapes(arguments: Any, sizes: Sizes) -> Any:
 def result_specs(kind: Kind, arguments: Any, order: Sequence[str]) -> Any:
     """How a block's results are split; arguments are those of `partition_specs`."""
     if BLOCK_KINDS[kind].has_cache:
-        return P(), partition_specs(kind, arguments[2], order)
+        results = P(), partition_specs(kind, arguments[2], order)
+        if BLOCK_KINDS[kind].positions == "chosen":
+            return *results, P(_ordered_axes(kind, "batch_local", order))
+        return results
     if kind == "head":
         return P(), P(None, LOGICAL[kind]["vocab"])
     return P()

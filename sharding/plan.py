@@ -204,14 +204,15 @@ class AttentionShard(Shard):
     Heads over `tensor`, positions of the cache over `context`, sequences over `data`, copies over
     `replica`. One chip that holds all heads has all columns: `row` becomes `column`.
     Chips along the last axis of `order` are neighbours; an order without `context` has
-    it just outside `tensor`. Sliding layers have short caches: `context` copies them.
+    it just outside `tensor`. Sliding layers have short caches: `context` copies them. The keys of
+    an index are shared out by position over `context` and `tensor`.
     """
 
     part, letter, title = "attention", "a", "attention"
 
     tensor: int = _axis(
         "t",
-        *("kv_heads", "heads", "d_out", "once"),
+        *("kv_heads", "heads", "d_out", "once", "index_length"),
         pieces="heads",
         sums=True,
         inner=PlanAxis(
@@ -219,7 +220,7 @@ class AttentionShard(Shard):
         ),
     )
     data: int = _axis("d", "batch_local", pieces="sequences")
-    context: int = _axis("c", "kv_length", moves=_merge_in_words, outside="tensor")
+    context: int = _axis("c", "kv_length", "index_length", moves=_merge_in_words, outside="tensor")
     replica: int = _axis("r")
     split: Split = Split.ROW
     order: tuple[str, ...] = ("replica", "data", "context", "tensor")

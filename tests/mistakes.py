@@ -49,7 +49,7 @@ class Mutant:
 
     def block(self, kind: str, layer: int = 0) -> Arrays:
         # A changed configuration may call the attention of a layer by another kind.
-        is_attention = kind in ("attention", "sliding", "unrotated", "recurrent")
+        is_attention = kind not in ("embed", "dense", "moe", "head")
         own = self.right.config.layer_kinds(layer)[0] if is_attention else kind
         return self._changed(self.right.block(own, layer), block_params(self.config, kind))
 

@@ -13,6 +13,7 @@ from changes import in_array as _array
 from changes import in_model as _model
 from changes import in_part as _part
 from mistakes import Arrays, Mistake
+from wrong_indices import OF_INDICES
 from wrong_local_layers import MISTAKES as OF_LOCAL_LAYERS
 from wrong_nemotron import NEMOTRON
 
@@ -477,4 +478,6 @@ MISTAKES: dict[str, Mistake] = {
     ),
     **NEMOTRON,
     **OF_LOCAL_LAYERS,
+    # the index of sparse attention
+    **OF_INDICES,
 }

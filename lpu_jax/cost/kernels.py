@@ -34,7 +34,10 @@ _LAYOUT = frozenset({"transpose", "concatenate", "slice", "pad", "rev", "split"}
 _IN_PLACE = IN_PLACE | {"dynamic_update_slice"}
 #: Reads of as much of a table as the result holds.
 _LOOKUPS = frozenset(
-    {"mem_lookup", "mem_address", "mem_take_rows", "mem_gather_rows", "gather", "dynamic_slice"}
+    {
+        *("mem_lookup", "mem_address", "mem_take_rows", "mem_gather_rows", "mem_gather"),
+        *("gather", "dynamic_slice"),
+    }
 )
 _STATIONARY = 1
 #: Widest storage that a product reads: the matrix units take no 32-bit operands.

@@ -122,3 +122,22 @@ def key_mask(
     return _key_mask(  # type: ignore[no-any-return]
         scores, positions, first, query_stride=n_new, window=window, is_chunked=is_chunked
     )
+
+
+_address_mask = primitive(
+    "vxm_address_mask",
+    abstract=lambda scores, addresses: jax.ShapeDtypeStruct(scores.shape, scores.dtype),
+    meaning=lambda scores, addresses: jnp.where(addresses[:, None, :] >= 0, scores, -jnp.inf),
+    chain=lambda params: plain(2, 2),
+)
+
+
+@checked
+def address_mask(
+    scores: Float32[Array, "groups rows k"], addresses: Int32[Array, "groups k"]
+) -> Float32[Array, "groups rows k"]:
+    """Set scores of keys at no address, which -1 stands for, to minus infinity.
+
+    Fidelity: exact.
+    """
+    return _address_mask(scores, addresses)  # type: ignore[no-any-return]

@@ -24,7 +24,7 @@ from .work import Call, Hardware, Operand, Quantity, Unit, Work, ceil_div, produ
 POSITIONS_STEP = 320
 
 
-def _access_cost(machine: Hardware, n_accesses: Quantity, moved: Operand) -> Work:
+def access_cost(machine: Hardware, n_accesses: Quantity, moved: Operand) -> Work:
     """Access run-time addresses, some per cycle (assumed)."""
     chip = machine.chip
     busy = n_accesses / chip.mem_accesses_per_cycle
@@ -37,7 +37,7 @@ def _access_cost(machine: Hardware, n_accesses: Quantity, moved: Operand) -> Wor
     )
 
 
-def _row_accesses(machine: Hardware, rows: Operand) -> Quantity:
+def row_accesses(machine: Hardware, rows: Operand) -> Quantity:
     """Accesses to rows that each begin at an address of their own.
 
     The vectors of a row lie in neighbouring slices, several of which one address reaches.
@@ -63,8 +63,8 @@ _lookup = primitive(
         (*ids.shape, *table.shape[1:]), table.dtype
     ),
     meaning=_lookup_meaning,
-    cost=lambda machine, call: _access_cost(
-        machine, _row_accesses(machine, call.results[0]), call.results[0]
+    cost=lambda machine, call: access_cost(
+        machine, row_accesses(machine, call.results[0]), call.results[0]
     ),
 )
 
@@ -112,7 +112,7 @@ _address = primitive(
     "mem_address",
     abstract=lambda table, ids: jax.ShapeDtypeStruct(ids.shape, jnp.int32),
     meaning=lambda table, ids: jnp.where(ids >= 0, table[jnp.maximum(ids, 0)], -1),
-    cost=lambda machine, call: _access_cost(machine, call.results[0].size, call.results[0]),
+    cost=lambda machine, call: access_cost(machine, call.results[0].size, call.results[0]),
 )
 
 
@@ -181,7 +181,7 @@ def _append_meaning(cache: Array, new: Array, positions: Array, *, axis: int) ->
 def _append_cost(machine: Hardware, call: Call) -> Work:
     """New rows are written whole; new columns are one narrow write in every row they cross."""
     new = call.operands[1]
-    return _access_cost(machine, _row_accesses(machine, new), new)
+    return access_cost(machine, row_accesses(machine, new), new)
 
 
 _append = primitive(
@@ -322,7 +322,7 @@ _ring_start = primitive(
     meaning=lambda positions, *, window, n_positions: (
         jnp.maximum(positions - (window - 1), 0) // POSITIONS_STEP * POSITIONS_STEP
     ),
-    cost=lambda machine, call: _access_cost(
+    cost=lambda machine, call: access_cost(
         machine,
         call.operands[0].size * ceil_div(call.params["n_positions"], POSITIONS_STEP),
         call.results[0],
@@ -443,8 +443,8 @@ _take_rows = primitive(
     meaning=lambda x, rows: jax.vmap(
         lambda one, row: lax.dynamic_slice_in_dim(one, row, 1, axis=0)
     )(x, rows),
-    cost=lambda machine, call: _access_cost(
-        machine, _row_accesses(machine, call.results[0]), call.results[0]
+    cost=lambda machine, call: access_cost(
+        machine, row_accesses(machine, call.results[0]), call.results[0]
     ),
 )
 
@@ -470,8 +470,8 @@ _gather_rows = primitive(
     meaning=lambda table, positions, *, n_new: jax.vmap(
         lambda position: lax.dynamic_slice_in_dim(table, position, n_new, axis=0)
     )(positions),
-    cost=lambda machine, call: _access_cost(
-        machine, _row_accesses(machine, call.results[0]), call.results[0]
+    cost=lambda machine, call: access_cost(
+        machine, row_accesses(machine, call.results[0]), call.results[0]
     ),
 )
 

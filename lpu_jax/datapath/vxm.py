@@ -293,7 +293,7 @@ def to_int8(x: Float32[Array, "..."]) -> Int8[Array, "..."]:
 # --- reductions along lanes -----------------------------------------------------------------------
 
 
-def _lane_fold_cycles(machine: Hardware, rows: Quantity) -> Quantity:
+def lane_fold_cycles(machine: Hardware, rows: Quantity) -> Quantity:
     """Fold 320 lanes to one for each row: by rotations, or by a transpose and additions.
 
     Source: `9 * (9 + ceil(rows / 2) - 1)` for nine rotate-and-add steps over two hemispheres; a
@@ -319,7 +319,7 @@ def reduction_cost(machine: Hardware, call: Call) -> Work:
         "ALUs": rows * (per_row - 1) / chip.vxm_alus_per_lane,
         "streams in": rows * per_row / chip.vxm_stream_groups,
     }
-    fold = _lane_fold_cycles(machine, rows)
+    fold = lane_fold_cycles(machine, rows)
     return Work(
         unit=Unit.VXM,
         busy_cycles=largest(*across_vectors.values()) + fold,

@@ -36,11 +36,12 @@ from .softmax import Cache, Held, attend
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
+class LatentRows:
     """New tokens of a chip's sequences: the low-rank parts, and what their heads need."""
 
     b: Any
     t: Any
+    normed: Float[Array, "m d"]  #: the input of the projections
     q_low: Float[Array, "m q_rank"]  #: of which queries are made; without a latent, the input
     kv_low: Float32[Array, "m latent"]  #: normalised
     key_rope: Float32[Array, "m rope"]
@@ -86,8 +87,50 @@ def latent_attention(
     """
     mla = cfg.attention
     assert isinstance(mla, MlaConfig)
-    b = cache["keys"].shape[0]
-    t, d = x.shape[1], x.shape[2]
+    rows = latent_rows(
+        x,
+        weights,
+        tables,
+        positions,
+        share,
+        n_sequences=cache["keys"].shape[0],
+        cfg=cfg,
+        policy=policy,
+    )
+    held = Held.of(
+        rows.positions, cache["keys"].shape[-1], window=None, first=first, context=axes["context"]
+    )
+    form = _expanded if mla.form == "expanded" else _absorbed
+    heads, cache = form(rows, weights, cache, held, mla)
+    return with_heads(x, heads, rows, weights, split=split, axes=axes), cache
+
+
+def latent_rows(
+    x: Float[Array, "b t d"],
+    weights: Mapping[str, Any],
+    tables: Mapping[str, Array],
+    positions: Int32[Array, " b"],
+    share: Int32[Array, " 1"],
+    *,
+    n_sequences: Any,
+    cfg: ModelConfig,
+    policy: Policy,
+) -> LatentRows:
+    """Take a chip's sequences, normalise them and make what is narrow of queries and keys.
+
+    Args:
+        x: as for `latent_attention`, like all but one.
+        weights: likewise.
+        tables: likewise.
+        positions: likewise.
+        share: likewise.
+        n_sequences: of this chip.
+        cfg: likewise.
+        policy: likewise.
+    """
+    mla = cfg.attention
+    assert isinstance(mla, MlaConfig)
+    b, (t, d) = n_sequences, x.shape[1:]
     positions = mem.take_share(positions, share.reshape(()), b)
     mine = mem.take_share(x, share.reshape(()), b)
     y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
@@ -100,9 +143,10 @@ def latent_attention(
         q_low, (kv_low, key_rope) = y, sxm.split(narrow, widths)
     else:
         q_low, kv_low, key_rope = sxm.split(narrow, (mla.q_lora_rank, *widths))
-    rows = _Rows(
+    return LatentRows(
         b=b,
         t=t,
+        normed=y,
         q_low=q_low,
         kv_low=rms_norm(kv_low, weights["kv_norm"], mla.latent_norm_eps),
         key_rope=key_rope,
@@ -111,11 +155,19 @@ def latent_attention(
         cfg=cfg,
         policy=policy,
     )
-    held = Held.of(
-        positions, cache["keys"].shape[-1], window=None, first=first, context=axes["context"]
-    )
-    form = _expanded if mla.form == "expanded" else _absorbed
-    heads, cache = form(rows, weights, cache, held, mla)
+
+
+def with_heads(
+    x: Float[Array, "b t d"],
+    heads: Float[Array, "m heads_v"],
+    rows: LatentRows,
+    weights: Mapping[str, Any],
+    *,
+    split: Split,
+    axes: Mapping[str, Axis],
+) -> Float[Array, "b t d"]:
+    """Project the heads of a chip's tokens and add them to the hidden state, on every chip."""
+    cfg, policy, d = rows.cfg, rows.policy, x.shape[2]
     out = project_out(
         heads,
         weights["o"],
@@ -126,12 +178,12 @@ def latent_attention(
         d_model=d,
         leaf=rows_of_leaf(cfg, "attention", policy, "o"),
     )
-    out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out, cfg, policy), cache
+    out = c2c.all_gather(out.reshape(rows.b, rows.t, d), axes["data"], dim=-3)
+    return add_residual(x, out, cfg, policy)
 
 
 def _absorbed(
-    rows: _Rows,
+    rows: LatentRows,
     weights: Mapping[str, Any],
     cache: Mapping[str, Array],
     held: Held,
@@ -142,30 +194,55 @@ def _absorbed(
     latent, rope = mla.kv_lora_rank, mla.rope_head_dim
     n = weights["q_b"].shape[1]
     kv_low = cached(rows.kv_low, policy)
-    new = sxm.join(kv_low.reshape(b, t, latent), cached(_rotated_key(rows, mla), policy))
+    new = new_latents(rows, kv_low, mla)
     new = sxm.rearrange(new, "b t c -> b c t", b=b, t=t, c=latent + rope)
     new_keys, keys = held.append(cache["keys"], new, rows.positions, axis=2)
     new_values, values = held.append(
         cache["values"], kv_low.reshape(b, t, latent), rows.positions, axis=1
     )
 
-    q_nope, q_rope = _queries(rows, weights, mla)
-    q_latent = product(operand_rows(q_nope, policy, "attention"), weights["k_b"], policy=policy)
-    q = _scaled_queries(q_latent, q_rope, policy, mla)
+    q = latent_queries(rows, query_latent(rows, weights, mla), weights, mla)
     q = sxm.rearrange(q, "n (b t) c -> b (n t) c", n=n, b=b, t=t, c=latent + rope)
 
     mixed = attend(q, keys, values, rows.positions, t, policy, held=held)
     mixed = operand_rows(mixed, policy, "attention")
     mixed = sxm.rearrange(mixed, "b (n t) c -> n (b t) c", n=n, b=b, t=t, c=latent)
-    heads = product(mixed, weights["v_b"], policy=policy)
-    heads = sxm.rearrange(
-        operand_rows(heads, policy, "attention"), "n m v -> m (n v)", n=n, m=b * t, v=mla.v_head_dim
-    )
-    return heads, {"keys": new_keys, "values": new_values}
+    return heads_of_latents(mixed, rows, weights, mla), {"keys": new_keys, "values": new_values}
+
+
+def new_latents(
+    rows: LatentRows, kv_low: Float[Array, "m latent"], mla: MlaConfig
+) -> Float[Array, "b t whole"]:
+    """Put the latent of each new token, in the format of the cache, beside its rotated key."""
+    latent = kv_low.reshape(rows.b, rows.t, mla.kv_lora_rank)
+    return sxm.join(latent, cached(_rotated_key(rows, mla), rows.policy))
+
+
+def latent_queries(
+    rows: LatentRows, q_low: Float[Array, "m q_rank"], weights: Mapping[str, Any], mla: MlaConfig
+) -> Float[Array, "n m whole"]:
+    """Make every head's query and take it into the latent space, scaled."""
+    q_nope, q_rope = _queries(rows, q_low, weights, mla)
+    q_nope = operand_rows(q_nope, rows.policy, "attention")
+    q_latent = product(q_nope, weights["k_b"], policy=rows.policy)
+    return _scaled_queries(q_latent, q_rope, rows.policy, mla)
+
+
+def heads_of_latents(
+    mixed: Float[Array, "n m latent"],
+    rows: LatentRows,
+    weights: Mapping[str, Any],
+    mla: MlaConfig,
+) -> Float[Array, "m heads_v"]:
+    """Take mixed latents out of the latent space; return the heads side by side."""
+    n, m = weights["q_b"].shape[1], rows.b * rows.t
+    heads = product(mixed, weights["v_b"], policy=rows.policy)
+    heads = operand_rows(heads, rows.policy, "attention")
+    return sxm.rearrange(heads, "n m v -> m (n v)", n=n, m=m, v=mla.v_head_dim)
 
 
 def _expanded(
-    rows: _Rows,
+    rows: LatentRows,
     weights: Mapping[str, Any],
     cache: Mapping[str, Array],
     held: Held,
@@ -189,7 +266,8 @@ def _expanded(
     new_keys, keys = held.append(cache["keys"], key, rows.positions, axis=3)
     new_values, values = held.append(cache["values"], cached(value, policy), rows.positions, axis=2)
 
-    q = _scaled_queries(*_queries(rows, weights, mla), policy, mla)
+    q_low = query_latent(rows, weights, mla)
+    q = _scaled_queries(*_queries(rows, q_low, weights, mla), policy, mla)
     q = sxm.rearrange(q, "n (b t) c -> (b n) t c", n=n, b=b, t=t, c=c)
     heads = attend(
         q,
@@ -206,7 +284,7 @@ def _expanded(
     return heads, {"keys": new_keys, "values": new_values}
 
 
-def _rotated_key(rows: _Rows, mla: MlaConfig) -> Float32[Array, "b t rope"]:
+def _rotated_key(rows: LatentRows, mla: MlaConfig) -> Float32[Array, "b t rope"]:
     """Rotate the part of the keys that all heads share."""
     key_rope = rows.key_rope.reshape(rows.b, rows.t, mla.rope_head_dim)
     if not rows.turn:
@@ -214,16 +292,23 @@ def _rotated_key(rows: _Rows, mla: MlaConfig) -> Float32[Array, "b t rope"]:
     return rotate(key_rope, *rows.turn, interleaved=rows.cfg.rope.interleaved)
 
 
+def query_latent(
+    rows: LatentRows, weights: Mapping[str, Any], mla: MlaConfig
+) -> Float[Array, "m q_rank"]:
+    """Normalise the latent of the queries; without one, queries come from the input itself."""
+    if mla.q_lora_rank is None:
+        return rows.q_low
+    q_low = rms_norm(rows.q_low, weights["q_norm"], mla.latent_norm_eps)
+    rounded: Array = operand_rows(q_low, rows.policy, "attention")
+    return rounded
+
+
 def _queries(
-    rows: _Rows, weights: Mapping[str, Any], mla: MlaConfig
+    rows: LatentRows, q_low: Float[Array, "m q_rank"], weights: Mapping[str, Any], mla: MlaConfig
 ) -> tuple[Float32[Array, "n m nope"], Float32[Array, "n m rope"]]:
     """Make every head's query: the part without position, and the rotated part."""
     b, t, rope = rows.b, rows.t, mla.rope_head_dim
     n = weights["q_b"].shape[1]
-    q_low = rows.q_low
-    if mla.q_lora_rank is not None:
-        q_low = rms_norm(q_low, weights["q_norm"], mla.latent_norm_eps)
-        q_low = operand_rows(q_low, rows.policy, "attention")
     q = linear(q_low, weights["q_b"], policy=rows.policy)
     q = sxm.rearrange(q, "m (n h) -> n m h", n=n, h=mla.query_head_dim, m=b * t)
     q_nope, q_rope = sxm.split(q, (mla.nope_head_dim, rope))

@@ -1,4 +1,4 @@
-"""RMS normalisation, of rows that a chip has whole or that chips share out by heads."""
+"""Norms: RMS, of rows that a chip has whole or that chips share out by heads, and LayerNorm."""
 
 from math import prod
 
@@ -52,3 +52,21 @@ def joint_rms_norm(
     scale = vxm.rsqrt(vxm.add(mean, eps)).reshape(b, *(1 for _ in heads), t, 1)
     normed = vxm.mul(x, scale)
     return normed if weight is None else vxm.mul(normed, weight.reshape(1, *heads, 1, h))
+
+
+def layer_norm(
+    x: Float32[Array, "m d"],
+    weight: Float32[Array, " d"],
+    bias: Float32[Array, " d"],
+    eps: float,
+) -> Float32[Array, "m d"]:
+    """Normalise rows: `(x - mean) * rsqrt(mean((x - mean)^2) + eps) * weight + bias`.
+
+    Fidelity: approximate, order-dependent: sums are in the order of `vxm.sum_lanes`.
+    """
+    d = x.shape[-1]
+    share = float(np.float32(1 / d))
+    centred = vxm.sub(x, vxm.mul(vxm.sum_lanes(x), share))
+    variance = vxm.mul(vxm.sum_lanes(vxm.mul(centred, centred)), share)
+    normed = vxm.mul(centred, vxm.rsqrt(vxm.add(variance, eps)))
+    return vxm.add(vxm.mul(normed, weight.reshape(1, d)), bias.reshape(1, d))

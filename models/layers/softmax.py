@@ -32,6 +32,8 @@ class Held:
     window: int | None = None  #: the cache is a ring, of which a query sees so many positions
     is_chunked: bool = False  #: it sees those from the last multiple of the window on instead
     context: Axis | None = None  #: the cache is a run of positions; these chips hold the others
+    #: what attention reads are the entries at these addresses of each group, -1 for none
+    addresses: Int32[Array, "groups s"] | None = None
 
     @staticmethod
     def of(
@@ -109,7 +111,9 @@ def attend(
         moves roundings: see `_merged`.
     """
     scores = capped(multiplied(q, keys, policy), cap)
-    if held.first is None:
+    if held.addresses is not None:
+        scores = masks.address_mask(scores, held.addresses)
+    elif held.first is None:
         scores = masks.causal_mask(scores, positions, n_new)
     else:
         scores = masks.key_mask(scores, positions, held.first, n_new, held.window, held.is_chunked)

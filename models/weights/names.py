@@ -96,6 +96,8 @@ def _block(
         yield from _mixture(d_model, names, model_cfg.moe)
     elif isinstance(attention, MlaConfig):
         yield from _latent(d_model, names, attention)
+        if kind == "indexed":
+            yield from _index(model_cfg, names, attention)
     else:
         yield from _grouped(d_model, names, attention)
 
@@ -164,6 +166,17 @@ def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[
     yield f"{names.kv_a_norm}.weight", (latent,)
     yield f"{names.kv_b}.weight", (mla.n_heads * (mla.nope_head_dim + mla.v_head_dim), latent)
     yield f"{names.output}.weight", (d_model, mla.n_heads * mla.v_head_dim)
+
+
+def _index(
+    model_cfg: ModelConfig, names: TensorNames, mla: MlaConfig
+) -> Iterator[tuple[str, Shape]]:
+    index, d_model = model_cfg.index, model_cfg.d_model
+    yield f"{names.index_q}.weight", (index.n_heads * index.head_dim, mla.q_lora_rank or 0)
+    yield f"{names.index_k}.weight", (index.head_dim, d_model)
+    yield f"{names.index_k_norm}.weight", (index.head_dim,)
+    yield f"{names.index_k_norm}.bias", (index.head_dim,)
+    yield f"{names.index_weights}.weight", (index.n_heads, d_model)
 
 
 def _mlp(

@@ -17,8 +17,7 @@ from .stored import Weight
 class WeightSource(Protocol):
     """Anything that can produce the parameters of a model.
 
-    Rotary convention: query and key columns are in the pair order that `config.rope.interleaved`
-    tells: adjacent for deepseek, half-split for the other families.
+    Query and key columns are in the pair order that `config.rope.interleaved` tells.
     """
 
     @property
@@ -29,8 +28,7 @@ class WeightSource(Protocol):
         """Return one block's parameters without its routed experts.
 
         Args:
-            kind: "embed", "attention", "sliding", "unrotated", "recurrent", "dense", "moe" or
-                "head".
+            kind: one of `params.Kind`.
             layer: the layer from 0; ignored for "embed" and "head".
         """
 
@@ -68,7 +66,7 @@ def check_block(model_cfg: ModelConfig, kind: str, layer: int) -> None:
     if kind not in actual:
         # Of two blocks, the one that stands where this one would.
         own = actual[-1 if kind in ("dense", "moe") else 0]
-        article = "an" if own in ("attention", "unrotated") else "a"
+        article = "an" if own in ("attention", "unrotated", "indexed") else "a"
         raise WeightsError(
             f"{model_cfg.name}: layer {layer} has {article} {own} block, not {kind}."
         )

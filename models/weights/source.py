@@ -22,6 +22,7 @@ from ..config import GqaConfig, MlaConfig, ModelConfig
 from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
+from .index_tensors import index_weights
 from .names import file_tensors, is_left_out
 from .protocol import WeightSource as WeightSource
 from .protocol import check_block, check_expert
@@ -109,7 +110,7 @@ class HfTensors:
         match kind:
             case "embed":
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
-            case "attention" | "sliding" | "unrotated":
+            case "attention" | "sliding" | "unrotated" | "indexed" | "following":
                 return self._attention(kind, prefix)
             case "recurrent":
                 return self._recurrent(prefix)
@@ -195,7 +196,9 @@ class HfTensors:
         attention = self.config.attention_of(kind)
         norm = self._norm(prefix + self._names.attention_norm)
         if isinstance(attention, MlaConfig):
-            return {"norm": norm, **self._latent_attention(prefix, attention)}
+            arrays = {"norm": norm, **self._latent_attention(prefix, attention)}
+            readers = self._matrix, self._vector
+            return arrays | index_weights(self.config, kind, prefix, *readers)
         specs = block_params(self.config, kind)
         arrays = self._grouped_attention(prefix, attention, specs)
         result = self._of_result(prefix + self._names.attention_result_norm)

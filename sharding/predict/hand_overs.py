@@ -14,12 +14,21 @@ from ..scenario import Scenario
 Pairs = Int[np.ndarray, " pairs"]
 #: Bytes of a token id on its way back to the first stage.
 TOKEN_BYTES = 4
+#: Bytes of a position that an index chose.
+POSITION_BYTES = 4
 
 
 def hidden_bytes(scenario: Scenario) -> float:
-    """Bytes of the hidden state of a step on its way to the next stage."""
+    """Bytes of the hidden state of a step on its way to the next stage.
+
+    Where layers follow an index, the positions that it chose go along with every hand-over, as
+    int32 (assumed: a stage may begin between it and them).
+    """
     request, bits = scenario.request, scenario.system.chip.wire_value_bits
-    return request.batch * request.tokens * scenario.model.d_model * bits / 8
+    hidden = scenario.model.d_model * bits / 8
+    if scenario.model.following_layers:
+        hidden += POSITION_BYTES * min(scenario.model.index.top_k, request.context)
+    return request.batch * request.tokens * hidden
 
 
 def hand_over_times(

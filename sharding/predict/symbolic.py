@@ -26,7 +26,7 @@ from models.policy import Policy
 from ..axes import LOGICAL, MESH_AXES, MOVING, axis_lengths, logical_ways
 
 #: Lengths of every block that do not come from an axis of its weights.
-_COMMON = ("batch_local", "tokens", "context", "kv_length", "window")
+_COMMON = ("batch_local", "tokens", "context", "kv_length", "index_length", "window")
 #: Lengths of a mixture that a plan decides, beside its shares of the experts.
 _OF_SLOTS = ("slots", "capacity", "sent")
 
@@ -92,6 +92,7 @@ def trace_block(
         "tokens": symbol["tokens"],
         "context": symbol["context"],
         "kv_length": symbol["kv_length" if splits_context else "context"],
+        "index_length": symbol["index_length"],
         "window": symbol["window"],
     }
     sizes = Sizes(

@@ -24,7 +24,7 @@ from models.weights.source import WeightSource
 from ..axes import allocated_positions
 from ..plan import Plan
 from ..request import Request
-from .execute import check_execution, on_chips, run_attention, run_block, with_inputs
+from .execute import Relay, check_execution, on_chips, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
 #: Prompts are padded to a multiple of this many tokens.
@@ -157,6 +157,7 @@ class Decoder:
     ) -> Prediction:
         """Run tokens, of which some count, through all blocks; one row of each reaches the head."""
         hidden: Any = ids
+        relay = Relay()
         for i, block in enumerate(self._placed[ids.shape[1]]):
             if block.kind in CACHING_KINDS:
                 hidden, self._caches[i] = run_attention(
@@ -166,6 +167,7 @@ class Decoder:
                     self._caches[i],
                     self.positions,
                     counts=counts,
+                    relay=relay,
                     execution=self._execution,
                 )
             elif block.kind == "head":

@@ -5,7 +5,7 @@ cost reading.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +30,13 @@ from .load import LoadedBlock
 EXECUTIONS = ("virtual", "devices", "nested")
 #: Distinct programs kept compiled; a model has at most five kinds of block.
 _PROGRAMS_KEPT = 64
+
+
+@dataclass
+class Relay:
+    """Where the new tokens of a step attend: an indexed layer tells those that follow it."""
+
+    positions: Any = None  #: the last result of `layers.indexed.indexed_attention`
 
 
 def run_block(cfg: ModelConfig, block: LoadedBlock, *, execution: str = "virtual") -> Any:
@@ -139,8 +146,9 @@ def with_inputs(block: LoadedBlock, *inputs: Any) -> LoadedBlock:
 
     Args:
         block: the placed block.
-        inputs: for `attention`: hidden state, cache, positions; for `recurrent`: hidden state,
-            cache, counts; for `head`: hidden state, rows; else the first input.
+        inputs: for `attention`: hidden state, cache, positions, and for `following` where to
+            attend; for `recurrent`: hidden state, cache, counts; for `head`: hidden state, rows;
+            else the first input.
 
     Raises:
         PlanError: an input has another shape than the block was placed for.
@@ -162,6 +170,7 @@ def run_attention(
     positions: Int32[Array | np.ndarray, " b"],
     counts: Int32[Array | np.ndarray, " b"] | None = None,
     *,
+    relay: Relay | None = None,
     execution: str = "virtual",
 ) -> tuple[Float[Array, "b t d"], Any]:
     """Run an attention block on any number of sequences; the last data shares may stay empty.
@@ -174,11 +183,16 @@ def run_attention(
         positions: position of each sequence's first new token.
         counts: new tokens of each sequence that count, its first ones; None: all. A cache with
             positions needs no such number: the next token takes the place of one that does not.
+        relay: of this step, for layers that attend where another does.
         execution: as for `run_block`.
 
     Returns:
         The new hidden state and the new cache.
+
+    Raises:
+        PlanError: the block follows an indexed one, which no relay tells of.
     """
+    relay = Relay() if relay is None else relay
     missing = block.request.batch - hidden.shape[0]
     padded = np.pad(np.asarray(hidden), ((0, missing), (0, 0), (0, 0))) if missing else hidden
     told = positions
@@ -186,5 +200,15 @@ def run_attention(
         everything = np.full(hidden.shape[0], hidden.shape[1], np.int32)
         told = everything if counts is None else counts
     told = np.pad(np.asarray(told), (0, missing)) if missing else told
-    out, cache = run_block(cfg, with_inputs(block, padded, cache, told), execution=execution)
+    inputs: tuple[Any, ...] = (padded, cache, told)
+    if BLOCK_KINDS[block.kind].positions == "told":
+        if relay.positions is None:
+            raise PlanError(
+                f"{block.kind} block: where it attends is not known; run the last indexed block "
+                "before it with the same relay."
+            )
+        inputs = (*inputs, relay.positions)
+    out, cache, *chosen = run_block(cfg, with_inputs(block, *inputs), execution=execution)
+    if chosen:
+        relay.positions = chosen[0]
     return (out[: hidden.shape[0]] if missing else out), cache

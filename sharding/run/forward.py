@@ -35,7 +35,7 @@ from ..scenario import (
     require_values,
     source_config,
 )
-from .execute import check_execution, run_attention, run_block, with_inputs
+from .execute import Relay, check_execution, run_attention, run_block, with_inputs
 from .load import LoadedBlock, place_block, store_block
 
 #: Rows that the head takes at once: its results are as wide as the vocabulary.
@@ -115,10 +115,12 @@ def forward(
         request = Request(batch=batch, tokens=step, context=context)
         return place_block(stored, machine, plan, request, widen_once=True)
 
+    relays = [Relay() for _ in pieces]
     *body, head = block_chain(cfg)
     for done, block in enumerate(body):
         progress(done, len(body) + 1, f"{block.kind} of layer {block.layer}")
-        pieces = _run(cfg, placed(block.kind, block.layer, batch, step), pieces, execution)
+        loaded = placed(block.kind, block.layer, batch, step)
+        pieces = _run(cfg, loaded, pieces, relays, execution)
     progress(len(body), len(body) + 1, "head")
     rows = jnp.concatenate(pieces, axis=1)[:, :n_tokens].reshape(batch * n_tokens, 1, cfg.d_model)
     last = placed("head", head.layer, min(len(rows), _HEAD_ROWS), 1)
@@ -151,17 +153,23 @@ def _check_tokens(cfg: ModelConfig, tokens: Int[np.ndarray, "b t"], step: int | 
 
 
 def _run(
-    cfg: ModelConfig, block: LoadedBlock, pieces: Sequence[Any], execution: str
+    cfg: ModelConfig,
+    block: LoadedBlock,
+    pieces: Sequence[Any],
+    relays: Sequence[Relay],
+    execution: str,
 ) -> list[Float[Array, "b step d"]]:
     """Run a block on one piece of the sequences after the other."""
     if block.kind not in CACHING_KINDS:
         return [run_block(cfg, with_inputs(block, piece), execution=execution) for piece in pieces]
     outputs = []
     cache = block.arguments[2]
-    for i, piece in enumerate(pieces):
+    for i, (piece, relay) in enumerate(zip(pieces, relays, strict=True)):
         batch, step, _ = piece.shape
         starts = np.full(batch, i * step, np.int32)
-        out, cache = run_attention(cfg, block, piece, cache, starts, execution=execution)
+        out, cache = run_attention(
+            cfg, block, piece, cache, starts, relay=relay, execution=execution
+        )
         outputs.append(out)
     return outputs
 

@@ -28,7 +28,7 @@ from .execute import on_chips
 from .load import LoadedBlock, StoredBlock, place_block
 
 #: Which dimension of a cache counts positions; that of a sliding layer is a ring.
-_POSITIONS_AXIS = {"keys": -1, "values": -2}
+_POSITIONS_AXIS = {"keys": -1, "values": -2, "latents": -2, "index_keys": -1}
 #: The arrays of a cache: by position, or what recurrent layers keep.
 CACHE_NAMES = (*_POSITIONS_AXIS, "state", "qk_inputs", "v_inputs")
 
@@ -39,8 +39,8 @@ class BlockState:
 
     layer: int
     stored: StoredBlock
-    #: `keys` and `values` in order of position; None if no later token can see any. Of a recurrent
-    #: layer its states and the last inputs of its convolutions
+    #: entries in order of position, such as `keys` and `values`; None if no later token can see
+    #: any. Of a recurrent layer its states and the last inputs of its convolutions
     cache: Mapping[str, Float[np.ndarray, "..."]] | None = None
 
 

@@ -165,9 +165,10 @@ def check(
 
 
 def default_layers(cfg: ModelConfig) -> tuple[int, ...]:
-    """The first layer, and the first one with experts if there is one."""
+    """The first layer, and the first one with experts if there is one, behind what it follows."""
     with_experts = [layer for layer in range(cfg.n_layers) if cfg.is_moe_layer(layer)]
-    return tuple(dict.fromkeys([0, *with_experts[:1]]))
+    followed = [cfg.followed_layer(layer) for layer in with_experts[:1]]
+    return tuple(dict.fromkeys([0, *followed, *with_experts[:1]]))
 
 
 def check_n_tokens(n_tokens: int, cfg: ModelConfig, plans: Sequence[Plan]) -> None:
@@ -197,6 +198,14 @@ def check_layers(cfg: ModelConfig, layers: Sequence[int]) -> tuple[int, ...]:
             raise PlanError(
                 f"check: layer {described(layer)} was asked for; {cfg.name} has 0 to "
                 f"{cfg.n_layers - 1}."
+            )
+    for number, layer in enumerate(layers):
+        followed = cfg.followed_layer(layer)
+        before = [one for one in layers[:number] if one not in cfg.following_layers]
+        if followed != layer and before[-1:] != [followed]:
+            raise PlanError(
+                f"check: layer {layer} was asked for; it attends where layer {followed} of "
+                f"{cfg.name} does, which must be asked for before it."
             )
     return tuple(layers)
 

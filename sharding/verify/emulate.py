@@ -14,21 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from lpu_jax.machine.mixed import Machine
 from models.blocks import CACHING_KINDS, Block
 from models.config import ModelConfig
 from models.params import Kind, ParamSpec, block_params, expert_params
 from models.policy import Policy
-from models.reference import reference_block
+from models.reference import advanced, reference_block
 from models.weights.source import WeightSource
 from models.weights.stored import one_of_batch
 
 from ..axes import allocated_positions
 from ..plan import Plan
 from ..request import Request
-from ..run.execute import program_key, run_attention, run_block, with_inputs
+from ..run.execute import Relay, program_key, run_attention, run_block, with_inputs
 from ..run.load import (
     LoadedBlock,
     StoredBlock,
@@ -83,6 +83,10 @@ class Run:
     #: names the experts that the reference used so far: plans that agree share their reference
     routes: str = ""
     checks: list[BlockCheck] = field(default_factory=list)
+    #: where each token attends on the chips, and in the reference (None: to all), for layers that
+    #: attend where another does
+    relays: list[Relay] = field(default_factory=list)
+    seen: Bool[np.ndarray, "tokens tokens"] | None = None
 
     def advance(
         self,
@@ -200,7 +204,8 @@ class Step:
                 plan = runs[i].plan
                 request = Request(batch=1, tokens=1, context=allocated_positions(plan))
                 block = place_block(stored, self.system, plan, request)
-                outputs[i] = self._emulate(states[i], block)
+                runs[i].relays = runs[i].relays or [Relay() for _ in states[i]]
+                outputs[i] = self._emulate(states[i], block, runs[i].relays)
             return outputs
 
         done: dict[int, Any] = {}
@@ -222,7 +227,10 @@ class Step:
         return replace(stored, weights=weights)
 
     def _emulate(
-        self, state: Float[np.ndarray, "tokens d"], block: LoadedBlock
+        self,
+        state: Float[np.ndarray, "tokens d"],
+        block: LoadedBlock,
+        relays: Sequence[Relay],
     ) -> Float[np.ndarray, "tokens d"]:
         """Decode the tokens one after another."""
         rows = []
@@ -233,7 +241,13 @@ class Step:
             if has_cache:
                 start = np.full(1, position, np.int32)
                 out, cache = run_attention(
-                    self.cfg, block, hidden, cache, start, execution=self.execution
+                    self.cfg,
+                    block,
+                    hidden,
+                    cache,
+                    start,
+                    relay=relays[position],
+                    execution=self.execution,
                 )
             else:
                 out = run_block(self.cfg, with_inputs(block, hidden), execution=self.execution)
@@ -245,11 +259,17 @@ class Step:
     ) -> list[Float32[np.ndarray, "tokens d"]]:
         """Run the reference once for all plans whose tokens took the same experts so far."""
         module = reference_block(self.cfg, self.kind, values)
-        known: dict[str, Float32[np.ndarray, "tokens d"]] = {}
+        known: dict[str, tuple[Any, Any]] = {}
         for run in runs:
             if run.routes not in known:
-                known[run.routes] = np.asarray(module(jnp.asarray(run.reference)[None])[0])
-        return [known[run.routes] for run in runs]
+                seen = None if run.seen is None else jnp.asarray(run.seen)[None]
+                found, told = advanced(module, jnp.asarray(run.reference)[None], seen)
+                known[run.routes] = (
+                    np.asarray(found[0]),
+                    None if told is None else np.asarray(told[0]),
+                )
+            run.seen = known[run.routes][1]
+        return [known[run.routes][0] for run in runs]
 
     # mixture of experts: route first, then make only the experts in use
 

@@ -1,8 +1,8 @@
 """What a long check knows after each block, in a file that is always whole.
 
 A run that was stopped goes on with the block it was in and ends with the same bits. The file holds
-hidden states and errors, no weights and no caches: a block is run on all tokens before the next.
-Not here: what a run is identified by (`whole_model`).
+hidden states, where tokens attend, and errors, no weights and no caches: a block is run on all
+tokens before the next. Not here: what a run is identified by (`whole_model`).
 """
 
 import base64
@@ -20,10 +20,11 @@ from lpu_jax.errors import LpuError
 
 from ..files import reading, write_file
 from ..plan import Plan
+from ..run.execute import Relay
 from .emulate import BlockCheck, Run
 from .routing import RoutingCheck
 
-_FORMAT = "lpu check, state 1"
+_FORMAT = "lpu check, state 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,11 @@ def save_progress(path: Path, identity: Mapping[str, Any], progress: Progress) -
                 "reference": _packed(run.reference),
                 "routes": run.routes,
                 "checks": [asdict(check) for check in run.checks],
+                "relays": [
+                    None if relay.positions is None else _packed(np.asarray(relay.positions))
+                    for relay in run.relays
+                ],
+                "seen": None if run.seen is None else _packed(run.seen),
             }
             for run in progress.runs
         ],
@@ -158,6 +164,11 @@ def load_progress(
             reference=_unpacked(saved["reference"]),
             routes=saved["routes"],
             checks=[_check(values) for values in saved["checks"]],
+            relays=[
+                Relay() if values is None else Relay(_unpacked(values))
+                for values in saved["relays"]
+            ],
+            seen=None if saved["seen"] is None else _unpacked(saved["seen"]),
         )
         for plan, saved in zip(plans, state["runs"], strict=True)
     ]

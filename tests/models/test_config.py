@@ -60,7 +60,10 @@ ROUTED = {
     "gpt-oss-20b": (32, 4, 0, 2880, 0, "softmax_after_top_k", 1, 1, False, 1.0),
     "gpt-oss-120b": (128, 4, 0, 2880, 0, "softmax_after_top_k", 1, 1, False, 1.0),
     "glm-4.6": (160, 8, 1, 1536, 3, "sigmoid", 1, 1, True, 2.5),
+    "glm-5": (256, 8, 1, 2048, 3, "sigmoid", 1, 1, True, 2.5),
+    "glm-5.2": (256, 8, 1, 2048, 3, "sigmoid", 1, 1, True, 2.5),
     "deepseek-v3": (256, 8, 1, 2048, 3, "sigmoid", 8, 4, True, 2.5),
+    "deepseek-v3.2": (256, 8, 1, 2048, 3, "sigmoid", 8, 4, True, 2.5),
     "kimi-linear-48b-a3b": (256, 8, 1, 1024, 1, "sigmoid", 1, 1, True, 2.446),
     "kimi-k2-instruct": (384, 8, 1, 2048, 1, "sigmoid", 1, 1, True, 2.827),
     "kimi-k2.5": (384, 8, 1, 2048, 1, "sigmoid", 1, 1, True, 2.827),
@@ -207,8 +210,9 @@ def test_latent_softmax_scale_includes_the_squared_temperature(name):
 
 def test_rotated_pairs_are_neighbours_in_few_families():
     interleaved = {path.stem for path in CONFIGS.glob("*.json") if from_hf(path).rope.interleaved}
-    of_llama4 = {"llama-4-scout", "llama-4-maverick"}
-    assert interleaved == {"deepseek-v3", "kimi-k2-instruct", "kimi-k2.5"} | of_llama4
+    deepseek, kimi = {"deepseek-v3", "deepseek-v3.2"}, {"kimi-k2-instruct", "kimi-k2.5"}
+    others = {"glm-5", "glm-5.2", "llama-4-scout", "llama-4-maverick"}
+    assert interleaved == deepseek | kimi | others
 
 
 def test_layer_kinds_and_cache_bytes():

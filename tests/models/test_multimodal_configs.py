@@ -46,7 +46,7 @@ def test_a_text_part_in_an_unknown_model_is_refused_by_its_type():
 
 
 @pytest.mark.parametrize(
-    ("given", "first"), [("glm_moe_dsa", "glm4_moe"), ("deepseek_v32", "deepseek_v3")]
+    ("given", "first"), [("glm4_moe_lite", "glm4_moe"), ("deepseek_v33", "deepseek_v3")]
 )
 def test_an_unknown_type_is_told_of_the_nearest(given: str, first: str) -> None:
     with pytest.raises(

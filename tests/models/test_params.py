@@ -46,7 +46,10 @@ COUNTED = {
     "nemotron-3-nano-30b-a3b": (31_577_940_288, 3_227_754_816, 3_580_076_352),
     "nemotron-3-super-120b-a12b": (120_668_707_840, 12_233_366_528, 12_770_237_440),
     "nemotron-3-ultra-550b-a55b": (549_308_993_536, 54_985_101_312, 56_058_843_136),
+    "glm-5": (743_911_218_432, 40_833_146_112, 41_784_728_832),
+    "glm-5.2": (743_377_019_904, 40_298_947_584, 41_250_530_304),
     "deepseek-v3": (671_026_419_200, 36_625_618_432, 37_552_297_472),
+    "deepseek-v3.2": (671_877_944_064, 37_477_143_296, 38_403_822_336),
     "kimi-linear-48b-a3b": (49_122_681_728, 3_106_972_544, 3_484_459_904),
     "kimi-k2": (1_026_408_232_448, 31_687_095_808, 32_861_500_928),
     "kimi-k2.5": (1_026_408_232_448, 31_687_095_808, 32_861_500_928),
@@ -150,7 +153,13 @@ def test_mixture_shapes():
 @pytest.mark.parametrize("name", sorted(named_models()))
 def test_specs_are_consistent(name):
     model_cfg = model(name)
-    absent = {"moe": not model_cfg.moe, "recurrent": not model_cfg.recurrent}
+    has_index = "indexed" in model_cfg.layer_kinds(0)
+    absent = {
+        "moe": not model_cfg.moe,
+        "recurrent": not model_cfg.recurrent,
+        "indexed": not has_index,
+        "following": not has_index,
+    }
     for kind in (kind for kind in get_args(Kind) if not absent.get(kind)):
         for spec in block_params(model_cfg, kind).values():
             assert len(spec.axes) == len(spec.shape) >= spec.rows + spec.batch
@@ -163,3 +172,6 @@ def test_kinds_that_are_not_there_are_refused():
     for kind in ("moe", "recurrent"):
         with pytest.raises(ConfigError, match=rf"llama-3\.1-8b has no {kind} block"):
             block_params(model("llama-3.1-8b"), kind)
+    for kind in ("indexed", "following"):
+        with pytest.raises(ConfigError, match="kimi-k2 has no index: its layers attend to all"):
+            block_params(model("kimi-k2"), kind)

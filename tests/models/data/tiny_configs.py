@@ -412,6 +412,26 @@ DEEPSEEK: Fields = LATENT | {
     "routed_scaling_factor": 2.5,
     "rope_parameters": YARN | {"rope_theta": 1e4, "factor": 40.0, "beta_fast": 32, "beta_slow": 1},
 }
+#: Of 20 positions a token attends to 6. So many index heads that no two scores are both zero.
+INDEX: Fields = {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 6}
+DEEPSEEK_V32: Fields = DEEPSEEK | INDEX
+#: The second and the fourth layer attend where the one before does.
+GLM_DSA: Fields = (
+    LATENT
+    | INDEX
+    | {
+        "num_hidden_layers": 4,
+        "indexer_types": ["full", "shared", "full", "shared"],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }
+)
 #: Queries come from the hidden state by one matrix, as in Moonlight.
 DEEPSEEK_NO_LATENT: Fields = DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}
 KIMI: Fields = LATENT | {
@@ -539,6 +559,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "deepseek_v3": ("DeepseekV3", DEEPSEEK, "f32"),
     "deepseek_v3_fp8": ("DeepseekV3", DEEPSEEK_FP8, "fp8"),
     "deepseek_v3_plain_queries": ("DeepseekV3", DEEPSEEK_NO_LATENT, "f32"),
+    "deepseek_v32": ("DeepseekV32", DEEPSEEK_V32, "f32"),
+    "glm_moe_dsa": ("GlmMoeDsa", GLM_DSA, "f32"),
     "kimi_k2": ("DeepseekV3", KIMI, "f32"),
     "kimi_k2_int4": ("DeepseekV3", KIMI_INT4, "int4"),
     "kimi_linear": ("KimiLinear", KIMI_LINEAR, "f32"),

@@ -32,6 +32,8 @@ WAYS: dict[Kind, dict[str, int]] = {
     "attention": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "sliding": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "unrotated": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
+    "indexed": {"replica": 4, "data": 32, "context": 2, "tensor": 8, "query": 1},
+    "following": {"replica": 4, "data": 32, "context": 2, "tensor": 8, "query": 1},
     "recurrent": {"replica": 4, "data": 32, "context": 1, "tensor": 8, "query": 2},
     "dense": {"replica": 16, "tensor": 128},
     "moe": {"replica": 1, "expert": 384, "tensor": 8},
@@ -60,6 +62,8 @@ BLOCKS += [
     *(pytest.param(ULTRA, kind, id=f"{ULTRA.name}-{kind}") for kind in ("recurrent", "moe")),
     pytest.param(zoo.model("nemotron-h-56b"), "dense", id="nemotron-h-56b-dense"),
     pytest.param(zoo.model("kimi-linear-48b-a3b"), "unrotated", id="kimi-linear-unrotated"),
+    pytest.param(zoo.model("deepseek-v3.2"), "indexed", id="deepseek-v3.2-indexed"),
+    pytest.param(zoo.model("glm-5.2"), "following", id="glm-5.2-following"),
     *(pytest.param(NEXT, kind, id=f"{NEXT.name}-{kind}") for kind in ("recurrent", "moe")),
 ]
 

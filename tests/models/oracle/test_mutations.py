@@ -176,6 +176,16 @@ EXPECTED = {
     "qwen2_moe: softmax weights normalised": 1.16e00,
     "qwen2_moe: shared expert not gated": 1.91e00,
     "mimo: biases dropped": 1.10e00,
+    "index: all positions attended to": 4.79e00,
+    "index: one position fewer": 4.14e00,
+    "index: scores below zero count": 5.45e00,
+    "index: weights of heads without their signs": 5.00e00,
+    "index: halves of deepseek taken for neighbours": 4.62e00,
+    "index: neighbours of glm taken for halves": 3.37e00,
+    "index: mean of keys not subtracted": 3.36e00,
+    "index: bias of keys dropped": 3.21e00,
+    "index: queries not rotated": 2.89e00,
+    "index: layers that follow attend to all": 1.78e00,
 }
 
 

@@ -36,6 +36,7 @@ HEADS = {
     "d_out": ("tensor", "query"),
     "once": ("tensor", "query"),
 }
+POSITIONS = {"kv_length": ("context",), "index_length": ("context", "tensor")}
 PLAN = Plan(
     group_chips=12,
     attention=AttentionShard(tensor=2, context=3, replica=2),
@@ -51,6 +52,8 @@ def test_the_axes_of_every_kind() -> None:
         "sliding": ATTENTION,
         "unrotated": ATTENTION,
         "recurrent": ATTENTION,
+        "indexed": ATTENTION,
+        "following": ATTENTION,
         "dense": ("replica", "tensor"),
         "moe": ("replica", "expert", "tensor"),
         "head": ("replica", "tensor"),
@@ -60,10 +63,12 @@ def test_the_axes_of_every_kind() -> None:
 def test_what_each_axis_shares_out() -> None:
     assert LOGICAL == {
         "embed": {"vocab": ("tensor",)},
-        "attention": {**HEADS, "kv_length": ("context",)},
+        "attention": {**HEADS, **POSITIONS},
         "sliding": HEADS,
-        "unrotated": {**HEADS, "kv_length": ("context",)},
+        "unrotated": {**HEADS, **POSITIONS},
         "recurrent": HEADS,
+        "indexed": {**HEADS, **POSITIONS},
+        "following": {**HEADS, **POSITIONS},
         "dense": {"mlp": ("tensor",), "d_out": ("tensor",)},
         "moe": {
             "experts": ("expert",),
@@ -90,10 +95,11 @@ def test_letters_tell_the_axes_of_a_part_apart() -> None:
 
 def test_every_kind_has_a_row_and_the_cache_is_attentions() -> None:
     assert tuple(BLOCK_KINDS) == get_args(Kind)
-    assert {"attention", "sliding", "unrotated", "recurrent"} == CACHING_KINDS
+    attend = {"attention", "sliding", "unrotated", "indexed", "following"}
+    assert attend | {"recurrent"} == CACHING_KINDS
 
 
-@pytest.mark.parametrize("name", ["kimi-k2", "llama-3.1-8b", "gpt-oss-20b"])
+@pytest.mark.parametrize("name", ["kimi-k2", "llama-3.1-8b", "gpt-oss-20b", "glm-5.2"])
 def test_the_inputs_of_a_kind_are_what_comes_and_goes(name: str) -> None:
     """Everything else a program takes is placed once: weights, tables, numbers of shares."""
     cfg = model(name)
@@ -104,7 +110,7 @@ def test_the_inputs_of_a_kind_are_what_comes_and_goes(name: str) -> None:
             number
             for number, argument in enumerate(arguments)
             if (isinstance(argument, Leaf) and argument.kind == "state")
-            or (isinstance(argument, dict) and "keys" in argument)
+            or (isinstance(argument, dict) and not {"keys", "latents"}.isdisjoint(argument))
         }
         assert comes == set(BLOCK_KINDS[kind].inputs), kind
 
@@ -127,7 +133,7 @@ def test_degrees_are_those_of_the_part_in_its_order() -> None:
 def test_splits_of_the_kinds() -> None:
     assert [split_of(PLAN, kind) for kind in BLOCK_KINDS] == [
         # embedding and head have no output projection
-        *(Split.COLUMN, *(Split.ROW,) * 4, Split.COLUMN, Split.ROW, Split.COLUMN)
+        *(Split.COLUMN, *(Split.ROW,) * 6, Split.COLUMN, Split.ROW, Split.COLUMN)
     ]
 
 

@@ -220,6 +220,8 @@ def check_equal_cycles(case: Case) -> None:
         pytest.param(ULTRA, "moe", id="experts in a narrower space"),
         pytest.param(zoo.model("nemotron-h-56b"), "dense", id="without gates"),
         pytest.param(KIMI_LINEAR, "unrotated", id="latent, not rotated"),
+        pytest.param(zoo.model("glm-5.2"), "indexed", id="an index"),
+        pytest.param(zoo.model("glm-5.2"), "following", id="positions of another layer's index"),
     ],
 )
 def test_every_attention_has_one_program_for_all_plans(cfg: ModelConfig, kind: Kind) -> None:
