@@ -359,7 +359,8 @@ def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
 def _listed_as_sliding(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[int, ...] | None:
     """Return the sliding layers of `layer_types`; None where the file has no such list."""
     kinds = keys.texts("layer_types")
-    if rules.has_recurrent_layers or rules.has_single_blocks:  # none of which slides
+    # None of these slides.
+    if rules.has_recurrent_layers or rules.has_single_blocks or rules.has_index:
         return None
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')

@@ -4,13 +4,16 @@ Nothing is computed here.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from lpu_jax.machine.mixed import Machine
+from models.blocks import BLOCK_KINDS
 from models.config import ModelConfig
 from models.policy import Policy
 
 from .. import report
+from ..plan import FFN_PARTS
 from ..report import versions
 from .emulate import BlockCheck
 from .one_chip_bits import as_promised
@@ -61,7 +64,7 @@ def _routing_sentence(result: WholeCheck) -> str:
 
 
 def _layers_table(result: WholeCheck, title: str) -> Any:
-    """Two blocks of a layer in one row; SQNR of the state behind them, and of what they added."""
+    """Blocks of a layer in one row; SQNR of the state behind them, and of what they added."""
     rows = report.table(
         ("layer", "right"),
         ("attention", "left"),
@@ -75,23 +78,26 @@ def _layers_table(result: WholeCheck, title: str) -> Any:
         ("router margin", "right"),
         title=title,
     )
-    for attention, mlp in zip(result.blocks[::2], result.blocks[1::2], strict=True):
-        routing = mlp.routing
+    for layer, blocks in groupby(result.blocks, lambda block: block.layer):
+        by_part = {BLOCK_KINDS[block.kind].part in FFN_PARTS: block for block in blocks}
+        last = by_part.get(True) or by_part[False]
+        routing = last.routing
         rows.add_row(
-            str(mlp.layer),
-            attention.kind,
-            *_decibels(attention),
-            mlp.kind,
-            *_decibels(mlp),
-            f"{mlp.max_abs_err:.3g}",
+            str(layer),
+            *_half(by_part.get(False)),
+            *_half(by_part.get(True)),
+            f"{last.max_abs_err:.3g}",
             "" if routing is None else f"{routing.flips}/{routing.choices}",
             "" if routing is None else f"{routing.margin:.2g}",
         )
     return rows
 
 
-def _decibels(block: BlockCheck) -> tuple[str, str]:
-    return f"{block.sqnr_db:.2f} dB", f"{block.change_sqnr_db:.2f} dB"
+def _half(block: BlockCheck | None) -> tuple[str, str, str]:
+    """Kind and SQNR of one of a layer's blocks, which may have the other alone."""
+    if block is None:
+        return "", "", ""
+    return block.kind, f"{block.sqnr_db:.2f} dB", f"{block.change_sqnr_db:.2f} dB"
 
 
 def _summary(result: WholeCheck) -> list[str]:

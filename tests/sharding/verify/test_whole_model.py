@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from placed_blocks import TINY_KIMI
+from placed_blocks import TINY_KIMI, TINY_NEMOTRON
 
 from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.machine.catalogue import system
@@ -84,6 +84,18 @@ def test_the_report_says_what_was_run(exact):
     assert "3 tokens decoded through embedding, 2 of 2 layers and head; fast numerics" in text
     assert "0 of 9 choices of experts flip" in text
     assert "No plan fits; it lacks much." in text
+
+
+@pytest.mark.slow
+def test_layers_of_one_block_have_a_row_each():
+    source = SyntheticWeights(TINY_NEMOTRON, 3)
+    (found,) = check_whole(source, NODE, [ONE_CHIP], policy=FLOAT32, token_ids=IDS)
+    assert [block.kind for block in found.blocks] == list(TINY_NEMOTRON.single_blocks)
+    assert found.kl_nats < 1e-10
+    text = whole_text(TINY_NEMOTRON, NODE, [found], policy=FLOAT32)
+    rows = [line.split()[:2] for line in text.splitlines()]
+    for layer, kind in enumerate(TINY_NEMOTRON.single_blocks):
+        assert [str(layer), kind] in rows
 
 
 @pytest.mark.long
