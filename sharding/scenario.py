@@ -110,18 +110,6 @@ class Scenario:
             return replace(self, system=_main_machine(machine), mixed=machine)
         return replace(self, system=machine, mixed=None)
 
-    def require_one_machine(self, caller: str) -> None:
-        """Raise unless there is one machine; `caller` goes into the message.
-
-        Raises:
-            LpuError: it is a mixed system.
-        """
-        if self.mixed is not None:
-            raise LpuError(
-                f"{caller}: {self.mixed.name} is a mixed system; give one of its machines, "
-                f"{self.mixed.gpus.name} or {self.mixed.lpus.name}."
-            )
-
     @property
     def host_cycles(self) -> float:
         """Host and sampling in every latency: of the machine of the head."""

@@ -10,19 +10,14 @@ import typer
 
 from ..rank import compare as comparing
 from ..rank import sensitivity as ranking
-from ..rank.chip_figures import figures_by_system
 from ..rank.comparison import Comparison
-from ..rank.fewest import smallest_part
 from ..request import decode_request
 from ..scenario import (
-    check_policy,
     machine_of,
     policy_of,
     policy_of_values,
     require_values,
-    scenario,
 )
-from ..search.find import INVARIANT
 from .common import (
     NO,
     Acceptance,
@@ -38,6 +33,7 @@ from .common import (
     interruptible,
     model_in_form,
     read_shares,
+    searching,
     watched,
 )
 from .several import (
@@ -204,6 +200,7 @@ def compare(
         "invariant": invariant.value,
         "min_rate": min_rate,
         "max_first_token_s": max_first_token,
+        "min_chips": min_chips,
         "chip_watts": figure("--chip-watts", chip_watts),
         "chip_hour_cost": figure("--chip-hour-cost", chip_hour_cost),
     }
@@ -211,13 +208,13 @@ def compare(
         if len(cases) > 1 or (per, shards, shard) != (None, None, None):
             refuse_for_several(cases, check=check, sensitivity=sensitivity)
             out.check_outside(shards)
-            options |= {"top": top, "per": per, "min_chips": min_chips}
+            options |= {"top": top, "per": per}
             part = share_of(shard)
             compare_several(cases, options, out, workers=workers, shards=shards, shard=part)
             return
         if check:
             _require_values(cases)
-        found = _compare_one(cases, options | {"top": top or _TOP}, min_chips=min_chips)
+        found = _compare_one(cases, options | {"top": top or _TOP})
         _give_one(found, out, check=check, sensitivity=sensitivity, seed=seed)
 
 
@@ -228,25 +225,12 @@ def _require_values(cases: Cases) -> None:
     policy_of_values(policy_of(cases.policies[0], cases.model), machine)
 
 
-def _compare_one(cases: Cases, options: Mapping[str, Any], *, min_chips: bool) -> Comparison:
+def _compare_one(cases: Cases, options: Mapping[str, Any]) -> Comparison:
     """Compare plans of the only scenario."""
     (system,), (policy,), (batch,) = cases.systems, cases.policies, cases.batches
     request = replace(cases.request, batch=batch)
-    machine = machine_of(system)
-    given = (options["chip_watts"], options["chip_hour_cost"])
-    figures = figures_by_system([machine.name], *given)[machine.name]
-    if min_chips:
-        beside = {name: options[name] for name in ("draft_model", "expert_shares")}
-        asked = scenario(cases.model, machine, request, policy=policy, **beside)
-        check_policy(asked.policy, asked.model, asked.system)
-        # Where it fits nowhere, the whole machine says by how much.
-        machine = smallest_part(asked, INVARIANT[options["invariant"]]) or machine
-    return comparing.compare(
-        cases.model,
-        machine,
-        request,
-        policy=policy,
-        **{**options, **vars(figures)},
+    return searching(
+        lambda: comparing.compare(cases.model, system, request, policy=policy, **options)
     )
 
 

@@ -28,7 +28,7 @@ from ..scenario import Scenario
 from ..search.find import Searched
 from ..search.goals import FRONTS
 from . import exports
-from .chip_figures import ChipFigures
+from .chip_figures import Figures
 from .draft_row import DraftRow, draft_note, draft_table
 from .limits import Limits
 from .ranking import Objective
@@ -56,7 +56,7 @@ class Comparison:
     searched: Searched | None  #: what was searched; None: plans were given
     excluded: str | None  #: which limit leaves no plan, though some fit
     drafts: tuple[Plan, ...]  #: plans that the draft model could get
-    figures: ChipFigures  #: of a chip, as they were given
+    figures: Figures  #: of the chips, as they were given
     assumed: tuple[Constant, ...] = field(repr=False)
     evaluation: Evaluation = field(repr=False, compare=False)  #: all plans that were ranked
 

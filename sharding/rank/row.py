@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from lpu_jax.machine.mixed import Machine, MixedSystem, Split
+
 from ..plan import Plan
 from ..plan_file import plan_from_dict
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation
 from ..predict.latency_range import latency_ranges_s
 from ..predict.slot_reading import SlotReading, slot_readings
-from .chip_figures import ChipFigures
+from .chip_figures import Figures
 from .draft_row import DraftRow, draft_row, draft_row_from_dict
 from .first_token import (
     PrefillElsewhere,
@@ -108,13 +110,27 @@ def row_from_dict(data: Mapping[str, Any]) -> Row:
     )
 
 
-def with_figures(row: Row, figures: ChipFigures) -> Row:
-    """Add what figures of a chip make of a row's rate: of the chips of a copy, no others."""
+def with_figures(row: Row, figures: Figures, machine: Machine) -> Row:
+    """Add what figures of chips make of a row's rate: of the chips of a copy, no others."""
+    own = figures.over(_chips_on(row, machine))
     return replace(
         row,
-        tokens_per_s_per_mw=figures.tokens_per_s_per_mw(row.tokens_per_s_per_chip),
-        cost_per_million_tokens=figures.cost_per_million_tokens(row.tokens_per_s_per_chip),
+        tokens_per_s_per_mw=own.tokens_per_s_per_mw(row.tokens_per_s_per_chip),
+        cost_per_million_tokens=own.cost_per_million_tokens(row.tokens_per_s_per_chip),
     )
+
+
+def _chips_on(row: Row, machine: Machine) -> list[int]:
+    """Count the chips of a row: of a mixed system those that are GPUs, and those that are LPUs."""
+    if not isinstance(machine, MixedSystem):
+        return [row.n_chips]
+    match machine.split:
+        case Split.ATTENTION_FFN:
+            return [pool.n_chips for pool in row.plan.pools]
+        case Split.PREFILL_DECODE:
+            return [0, row.n_chips]
+        case Split.DRAFT_VERIFY:
+            return [row.plan.n_chips, row.n_chips - row.plan.n_chips]
 
 
 def reason_of(evaluation: Evaluation, i: int, memory: str) -> str:

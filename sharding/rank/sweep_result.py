@@ -25,7 +25,7 @@ from ..predict.energy import MEANING, unknown_reason
 from ..report import versions
 from ..request import Request
 from . import exports
-from .chip_figures import ChipFigures
+from .chip_figures import Figures
 from .comparison import legend, serving_notes, serving_table
 from .ranking import Rates, best_first
 from .row import Row, with_figures
@@ -99,7 +99,7 @@ class Sweep:
     draft_model: str | None  #: who drafts
     wanted: Wanted
     cases: tuple[Case, ...]  #: each system with each policy and each batch size
-    figures: Mapping[str, ChipFigures]  #: by the name of a system
+    figures: Mapping[str, Figures]  #: by the name of a system
     top: int | None  #: rows that are kept; None: all
     per: int | None  #: rows that a case may have; None: its part of the front
 
@@ -107,7 +107,7 @@ class Sweep:
     def rows(self) -> tuple[SweepRow, ...]:
         """The best plans of all cases by the objective, best first."""
         found = [
-            (case, with_figures(row, self.figures[case.system.name]))
+            (case, with_figures(row, self.figures[case.system.name], case.system))
             for case in self.cases
             if case.answer is not None
             for row in case.answer.rows

@@ -69,8 +69,11 @@ def _is_one_sentence(result: tuple[int, str, str]) -> str:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--min-chips",), "fewest chips: small:attention-ffn is a mixed system; give one of its"),
-        (("--objective", "energy"), "that of two machines is not added up, which small:att"),
+        (("--objective", "energy"), "No energy: the power of NVIDIA Groq 3 LPU (LP30) is not pub"),
+        (
+            ("--chip-watts", "lpx-1=3"),
+            "chip_watts was given for 'lpx-1'; systems are h100x2, small",
+        ),
         (
             ("--draft-model", "smollm2-135m", "--draft-tokens", "1", "--acceptance", "0.5"),
             "a draft model was given for small:attention-ffn; it drafts in the split draft-verify",
@@ -78,7 +81,7 @@ def _is_one_sentence(result: tuple[int, str, str]) -> str:
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
-def test_what_needs_one_machine_is_refused(
+def test_what_a_mixed_system_cannot_tell_is_refused(
     small: str, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
 ) -> None:
     system = f"{small}:attention-ffn"
@@ -192,6 +195,35 @@ def test_files_with_mistakes_are_refused(
     path = tmp_path / "wrong.toml"
     path.write_text(content)
     assert sentence in _is_one_sentence(_run(_compare(str(path)), capsys))
+
+
+@pytest.mark.slow
+def test_the_smallest_part_of_both_machines_and_figures_of_its_chips(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watts = ("--chip-watts", "h100x2=700", "--chip-watts", "lpx-tray=500", "--chip-hour-cost", "2")
+    for split, power in (("attention-ffn", 1200.0), ("prefill-decode", 500.0)):
+        asked = _compare(f"{small}:{split}", "--min-chips", *watts, "--json", "-", top=1)
+        code, out, _ = _run(asked, capsys)
+        assert code == 0
+        data = json.loads(out)
+        assert data["system"]["name"] == f"1 of h100x2 and 1 of lpx-tray:{split}"
+        assert (data["gpus.chip_watts"], data["lpus.chip_watts"]) == (700.0, 500.0)
+        (row,) = data["rows"]
+        rate = row["tokens_per_s_per_chip"] * row["chips"]
+        assert math.isclose(row["tokens_per_s_per_mw"], rate / power * 1e6, rel_tol=1e-12)
+        cost = 2 * row["chips"] / 3600 / rate * 1e6
+        assert math.isclose(row["cost_per_million_tokens"], cost, rel_tol=1e-12)
+
+
+def test_figures_of_one_machine_alone_are_none_of_both(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (*_compare(f"{small}:attention-ffn", top=1), "--chip-watts", "h100x2=700")
+    code, out, _ = _run(asked, capsys)
+    assert code == 0
+    assert "tok/s MW" not in out
+    assert "given: 700 W a chip of h100x2, for the chips of a plan" in out
 
 
 # --- what is given --------------------------------------------------------------------------------
