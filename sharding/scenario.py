@@ -172,6 +172,11 @@ def scenario(
         return _with_draft(asked, draft_model, policy, draft_plan)
     if draft_plan is not None:
         raise LpuError("a draft plan was given without a draft model; give both.")
+    if asked.mixed is not None and asked.mixed.split is Split.DRAFT_VERIFY:
+        raise LpuError(
+            f"{machine.name} needs a draft model, which drafts on its LPUs, and draft tokens with "
+            "their acceptance."
+        )
     return asked
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lpu_jax.errors import LpuError
+
 from ..rank import compare as comparing
 from ..rank import sensitivity as ranking
 from ..rank.comparison import Comparison
@@ -173,7 +175,9 @@ def compare(
             min=0, help="Rank again on N machines drawn from the ranges of assumed constants."
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of these draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of these draws. Default: 0.")
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the rows' rates into FILE: .png, .svg or .pdf."),
@@ -185,6 +189,8 @@ def compare(
 ) -> None:
     """Search all legal plans for the best, with memory fit and, with --check, numerical error."""
     out = Outputs(as_json=as_json, csv=csv, plot=plot)
+    if seed is not None and not sensitivity:
+        raise LpuError(f"--seed {seed} is that of the draws of --sensitivity N; give both.")
     cases = Cases(
         model=model_in_form(model, mla),
         systems=split_names(system, drafts=draft_model is not None),
@@ -215,7 +221,7 @@ def compare(
         if check:
             _require_values(cases)
         found = _compare_one(cases, options | {"top": top or _TOP})
-        _give_one(found, out, check=check, sensitivity=sensitivity, seed=seed)
+        _give_one(found, out, check=check, sensitivity=sensitivity, seed=seed or 0)
 
 
 def _require_values(cases: Cases) -> None:

@@ -1,7 +1,7 @@
 """The result of a comparison: ranked rows, as plain values and as text."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -214,6 +214,7 @@ def comparison_text(comparison: Comparison) -> str:
         *dict.fromkeys(
             row.prefill_elsewhere.in_words for row in c.rows if row.prefill_elsewhere is not None
         ),
+        *_lone_micro_batches(c),
         *serving_notes(request, system, None if asked.draft is None else asked.draft.model.name),
         f"{len(c.assumed)} of the {len(system.constants())} numbers and rules of {system.name} are "
         "assumed: --json lists them, --sensitivity N draws them from their ranges. Over constants: "
@@ -226,6 +227,21 @@ def comparison_text(comparison: Comparison) -> str:
     elif not c.fitting and c.nearest is not None:
         lines += ["No plan fits.", *memory_maps(c.nearest, memory)]
     return report.render(*lines)
+
+
+def _lone_micro_batches(c: Comparison) -> Iterator[str]:
+    """Say what it costs where one micro-batch alone goes to and fro between two machines."""
+    found, plans = c.evaluation, list(c.evaluation.plans)
+    for number, row in enumerate(c.rows, 1) if c.scenario.crosses else ():
+        if row.fits and row.in_flight == 1:
+            i = plans.index(row.plan)
+            busy_s = float(found.slowest_stage_cycles[i] / found.clock_hz)
+            yield (
+                f"row {number}: one micro-batch in flight, so that GPUs and LPUs wait for one "
+                f"another: of the {format_seconds(row.decode_latency_s)} of a token its busiest "
+                f"stage or lane works {format_seconds(busy_s)}; were there more, the rate of all "
+                f"would be up to {row.decode_latency_s / busy_s:.3g} times as high."
+            )
 
 
 def legend(memory: str = "SRAM") -> str:

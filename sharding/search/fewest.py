@@ -40,8 +40,7 @@ def smallest_part(scenario: Scenario, choices: Choices = EVERYTHING) -> Machine 
         case Split.DRAFT_VERIFY:
             alone = replace(scenario, mixed=None, draft=None)
             gpus = _part_of(alone, mixed.gpus, choices)
-            drafts = None if scenario.draft is None else scenario.draft_step
-            lpus = mixed.lpus if drafts is None else _part_of(drafts, mixed.lpus, choices)
+            lpus = _part_of(scenario.draft_step, mixed.lpus, choices)
     return None if gpus is None or lpus is None else _parts(mixed, gpus, lpus)
 
 

@@ -182,6 +182,8 @@ def test_a_plan_of_two_machines_of_their_own_is_refused(
         (FILE.replace("h100x2", "lpx-1"), "MixedSystem.gpus is lpx-1, which is made of LPUs"),
         (FILE.replace("lpx-tray", "vr-lpx-1"), "vr-lpx-1 is a mixed system"),
         (FILE.replace("lpus", "cpus"), "unknown key 'pool.cpus'; allowed: gpus, lpus"),
+        (FILE.replace('"small"', "3"), "wrong.toml: key 'name' must be a string, got 3"),
+        (FILE.replace("small", "a:draft-verify"), "what it ends with names a split, which is"),
         (FILE + '[link]\nlatency = "-3 us"\n', "latency"),
         (FILE + '[link]\nlane = "100 us"\n', "lane"),
         (FILE + "[link]\nlpu_lanes = 60\n", "lanes"),
@@ -224,6 +226,35 @@ def test_figures_of_one_machine_alone_are_none_of_both(
     assert code == 0
     assert "tok/s MW" not in out
     assert "given: 700 W a chip of h100x2, for the chips of a plan" in out
+
+
+@pytest.mark.parametrize("name", ["{small}:afd", "vr-lpx-9:afd", "VR-LPX-9:afd"])
+def test_unknown_splits_are_refused_with_those_there_are(
+    small: str, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    result = _run(_compare(name.format(small=small)), capsys)
+    assert "unknown split 'afd'; known: attention-ffn, draft-verify, prefill-decode" in (
+        _is_one_sentence(result)
+    )
+
+
+def test_drafts_need_a_model_that_makes_them(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = _run(_compare(f"{small}:draft-verify"), capsys)
+    assert "small:draft-verify needs a draft model, which drafts on its LPUs" in (
+        _is_one_sentence(result)
+    )
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_a_lone_micro_batch_is_said_to_let_both_machines_wait(small: str, batch: int) -> None:
+    machine, plan = any_system(small), Plan.parse(TWO_POOLS)
+    found = compare("smollm2-135m", machine, Request(batch=batch, context=8192), plans=[plan])
+    (row,) = found.rows
+    assert row.fits
+    says = "row 1: one micro-batch in flight, so that GPUs and LPUs wait" in found.table()
+    assert says is (row.in_flight == 1) is (batch == 256)
 
 
 # --- what is given --------------------------------------------------------------------------------
