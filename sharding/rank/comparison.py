@@ -1,7 +1,7 @@
 """The result of a comparison: ranked rows, as plain values and as text."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -9,7 +9,7 @@ from typing import Any, overload
 from rich.table import Table
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.mixed import Machine
+from lpu_jax.machine.mixed import Machine, MixedSystem, Split
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_bytes, format_count, format_seconds
 from models.params import n_parameters
@@ -214,7 +214,7 @@ def comparison_text(comparison: Comparison) -> str:
         *dict.fromkeys(
             row.prefill_elsewhere.in_words for row in c.rows if row.prefill_elsewhere is not None
         ),
-        *_lone_micro_batches(c),
+        *lone_micro_batches((row, system) for row in c.rows),
         *serving_notes(request, system, None if asked.draft is None else asked.draft.model.name),
         f"{len(c.assumed)} of the {len(system.constants())} numbers and rules of {system.name} are "
         "assumed: --json lists them, --sensitivity N draws them from their ranges. Over constants: "
@@ -229,18 +229,20 @@ def comparison_text(comparison: Comparison) -> str:
     return report.render(*lines)
 
 
-def _lone_micro_batches(c: Comparison) -> Iterator[str]:
-    """Say what it costs where one micro-batch alone goes to and fro between two machines."""
-    found, plans = c.evaluation, list(c.evaluation.plans)
-    for number, row in enumerate(c.rows, 1) if c.scenario.crosses else ():
-        if row.fits and row.in_flight == 1:
-            i = plans.index(row.plan)
-            busy_s = float(found.slowest_stage_cycles[i] / found.clock_hz)
+def lone_micro_batches(rows: Iterable[tuple[Row, Machine]]) -> Iterator[str]:
+    """Say what it costs where one micro-batch alone goes to and fro between two machines.
+
+    Args:
+        rows: in order, each with its machine.
+    """
+    for number, (row, machine) in enumerate(rows, 1):
+        is_split = isinstance(machine, MixedSystem) and machine.split is Split.ATTENTION_FFN
+        if is_split and row.fits and row.in_flight == 1:
             yield (
                 f"row {number}: one micro-batch in flight, so that GPUs and LPUs wait for one "
                 f"another: of the {format_seconds(row.decode_latency_s)} of a token its busiest "
-                f"stage or lane works {format_seconds(busy_s)}; were there more, the rate of all "
-                f"would be up to {row.decode_latency_s / busy_s:.3g} times as high."
+                f"stage or lane works {format_seconds(row.busiest_s)}; were there more, the rate "
+                f"of all would be up to {row.decode_latency_s / row.busiest_s:.3g} times as high."
             )
 
 

@@ -44,6 +44,7 @@ class Row:
     in_flight: int  #: micro-batches of a copy
     copies: int  #: of the plan, side by side on the machine
     users_in_flight: int  #: of all copies
+    busiest_s: float  #: of a micro-batch on the slowest stage, or on its lanes into a network
     total_bound_by: str  #: `slowest stage`, `draft model` or `users in flight`
     reserve_limit_fraction: float  #: part of the memory that may be reserved until it fits no more
     hand_over_s: float
@@ -194,6 +195,7 @@ def rows_of(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -
             in_flight=int(evaluation.in_flight[i]),
             copies=int(evaluation.copies[i]),
             users_in_flight=int(evaluation.copies[i] * evaluation.in_flight[i]) * request.batch,
+            busiest_s=float(evaluation.slowest_stage_cycles[i] / evaluation.clock_hz),
             total_bound_by=_total_bound_by(evaluation, i),
             reserve_limit_fraction=float(evaluation.largest_reserve_fraction[i]),
             hand_over_s=float(evaluation.hand_over_cycles[i] / evaluation.clock_hz),
