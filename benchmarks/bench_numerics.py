@@ -8,8 +8,6 @@ one core prepend `XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0`.
   the same K tiles in float32: `tiled` reads tiles in place as the exact product does,
   `tiled_scan` copies them into a leading axis and scans, as one would write it first.
 - `data`: the same for data that the certificate decides less often.
-- `tensor_cores`: sums by the rules of tensor cores against the exact product of the same fp16
-  operands.
 - `chips`: 256 virtual chips against one chip with as much work.
 - `engines`: float64 and int8 residues against the native product of fp16 operands in fp32.
 - `codecs`: elements a second, beside a pass that adds 1.
@@ -29,11 +27,11 @@ from jax import lax
 from record import record
 from timing import ratios, shortest_s
 
-from lpu_jax.datapath import mxm, tensor_core
+from lpu_jax.datapath import mxm
 from lpu_jax.numerics import accumulate, rounding
 from lpu_jax.numerics.formats import FORMATS
 from lpu_jax.numerics.quantized import quantize
-from lpu_jax.numerics.schemes import MXFP4, MXFP8_E4M3, NVFP4
+from lpu_jax.numerics.schemes import MXFP4, MXFP8_E4M3
 
 K_TILE = 160
 SHAPES = ((64, 4096, 4096), (1, 4096, 4096), (256, 4096, 1024))
@@ -123,25 +121,6 @@ def bench_data() -> list[dict[str, Any]]:
     return rows
 
 
-def bench_tensor_cores() -> dict[str, Any]:
-    x, w = operands(*SHAPES[0])
-    calls: dict[str, Callable[[], Any]] = {"exact": partial(jax.jit(mxm.matmul), x, w)}
-    for generation, dtype in (
-        ("hopper", jnp.float16),
-        ("hopper", jnp.bfloat16),
-        ("hopper", jnp.float8_e4m3fn),
-        ("blackwell", jnp.float8_e4m3fn),
-    ):
-        call = jax.jit(partial(tensor_core.matmul, generation=generation))
-        given = (x.astype(dtype), (w * 64).astype(dtype))
-        calls[f"{generation} {jnp.dtype(dtype).name}"] = partial(call, *given)
-    for scheme in (MXFP8_E4M3, NVFP4):
-        call = jax.jit(partial(tensor_core.matmul, generation="blackwell"))
-        given = (quantize(v.astype(jnp.float32), scheme, axis) for v, axis in ((x, -1), (w, -2)))
-        calls[f"blackwell {scheme.name}"] = partial(call, *given)
-    return {"shape": SHAPES[0], **ratios(calls, "exact", repeats=7)}
-
-
 def bench_chips() -> dict[str, Any]:
     n_chips, k, n = 256, 7168, 64
     x, w = operands(1, k, n_chips * n)
@@ -228,7 +207,6 @@ def bench_blocks() -> list[dict[str, Any]]:
 SECTIONS: dict[str, Callable[[], Any]] = {
     "matmul": bench_matmul,
     "data": bench_data,
-    "tensor_cores": bench_tensor_cores,
     "chips": bench_chips,
     "engines": bench_engines,
     "codecs": bench_codecs,

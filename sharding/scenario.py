@@ -110,18 +110,6 @@ class Scenario:
             return replace(self, system=_main_machine(machine), mixed=machine)
         return replace(self, system=machine, mixed=None)
 
-    def require_one_machine(self, caller: str) -> None:
-        """Raise unless there is one machine; `caller` goes into the message.
-
-        Raises:
-            LpuError: it is a mixed system.
-        """
-        if self.mixed is not None:
-            raise LpuError(
-                f"{caller}: {self.mixed.name} is a mixed system; give one of its machines, "
-                f"{self.mixed.gpus.name} or {self.mixed.lpus.name}."
-            )
-
     @property
     def host_cycles(self) -> float:
         """Host and sampling in every latency: of the machine of the head."""
@@ -184,6 +172,11 @@ def scenario(
         return _with_draft(asked, draft_model, policy, draft_plan)
     if draft_plan is not None:
         raise LpuError("a draft plan was given without a draft model; give both.")
+    if asked.mixed is not None and asked.mixed.split is Split.DRAFT_VERIFY:
+        raise LpuError(
+            f"{machine.name} needs a draft model, which drafts on its LPUs, and draft tokens with "
+            "their acceptance."
+        )
     return asked
 
 

@@ -88,7 +88,7 @@ def any_system(name_or_path: str | Path) -> Machine:
         The system, or the mixed system.
 
     Raises:
-        UnknownNameError: if the name is not one of ours, or N is out of range.
+        UnknownNameError: if the name is not one of ours, nor the split, or N is out of range.
         ConfigError: if the file cannot be read as a system.
 
     Example:
@@ -104,6 +104,8 @@ def any_system(name_or_path: str | Path) -> Machine:
             f"{name_or_path} asks for a split of {found.name}, which is one machine; only a mixed "
             "system has splits."
         )
+    if name.endswith(".toml") or mixed_systems.pools_in(name.lower()) is not None:
+        raise unknown("split", split, tuple(Split))
     table, text = _file_or_name(name_or_path)
     if table is not None:
         return read_mixed_file(table, system) if is_mixed(table) else _read(table)

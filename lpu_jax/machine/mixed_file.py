@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, LpuError
 from ..provenance import vary
-from .mixed import MixedSystem
+from .mixed import MixedSystem, Split
 from .pool_link import LINKS, PoolLink
 from .system import System
 from .toml_table import Table, read_constants
@@ -38,11 +38,22 @@ def read_mixed_file(table: Table, find: Callable[[str | Path], System]) -> Mixed
     pools = table.table("pool")
     pools.allow(*MixedSystem.POOLS)
     gpus, lpus = (_read_pool(pools.table(pool), find) for pool in MixedSystem.POOLS)
-    link = _read_link(table, gpus)
+    name, link = _read_name(table), _read_link(table, gpus)
     try:
-        return MixedSystem(name=table.name(), gpus=gpus, lpus=lpus, link=link)
+        return MixedSystem(name=name, gpus=gpus, lpus=lpus, link=link)
     except LpuError as error:
         raise ConfigError(f"{table.path}: key 'pool': {error}") from None
+
+
+def _read_name(table: Table) -> str:
+    """Read the name, or take that of the file; only a split that is chosen ends it with its own."""
+    name = table.name()
+    if name.rpartition(":")[2] in tuple(Split):
+        raise ConfigError(
+            f"{table.path}: key 'name' is {name!r}; what it ends with names a split, which is "
+            "chosen behind the path of the file."
+        )
+    return name
 
 
 def _read_pool(pool: Table, find: Callable[[str | Path], System]) -> System:

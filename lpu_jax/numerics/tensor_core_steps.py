@@ -195,6 +195,15 @@ def _decoded(bits: Array, rule: Rule) -> tuple[Array, Array, Array]:
     return (magnitude & 0x7FFFFF) + (jnp.minimum(field, 1) << 23), exponent, bits >> 31
 
 
+def _at_most_31(shift: Array) -> Array:
+    """Bound counts of bits that are not negative by what a shift may take.
+
+    As unsigned numbers: the shift of x86 takes any count, and LLVM then leaves the bound out.
+    """
+    bounded: Array = jnp.minimum(shift.astype(jnp.uint32), jnp.uint32(31)).astype(jnp.int32)
+    return bounded
+
+
 def _packed(significand: Array, exponent: Array, sign: Array, rule: Rule) -> Array:
     """Return the fp32 number `significand * 2**(exponent - 23)`, cut to the bits of the result.
 
@@ -234,7 +243,7 @@ def product_step(
         raised = x.significand[:, k : k + 1] * w.significand[k : k + 1] + jnp.float32(8)
         term = lax.bitcast_convert_type(raised, jnp.int32) << 9
         term = (term ^ w.sign[k : k + 1]) ^ x.sign[:, k : k + 1]
-        halves[2 * k // rule.step] += term >> jnp.minimum(lowest - exponents[k], 31)
+        halves[2 * k // rule.step] += term >> _at_most_31(lowest - exponents[k])
     one, two = halves
     total = one + two  # may leave 32 bits by one: then both halves have its sign
     sign = ((one & two) | ((one | two) & total)) >> 31

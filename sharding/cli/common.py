@@ -21,6 +21,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -131,16 +132,16 @@ def compare_one(
     expert_shares: Path | None = None,
 ) -> Comparison:
     """Compare a single plan: that given, or the fastest that fits (else nearest)."""
-    return compare(
-        model_in_form(model, mla),
-        machine,
-        request,
-        policy=policy,
-        draft_model=draft_model,
-        draft_plan=None if draft_plan is None else plan_of(draft_plan),
-        plans=None if plan is None else [plan_of(plan)],
-        top=1,
-        expert_shares=read_shares(expert_shares),
+    cfg = model_in_form(model, mla)
+    given: dict[str, Any] = {
+        "draft_plan": None if draft_plan is None else plan_of(draft_plan),
+        "plans": None if plan is None else [plan_of(plan)],
+        "expert_shares": read_shares(expert_shares),
+    }
+    return searching(
+        lambda: compare(
+            cfg, machine, request, policy=policy, draft_model=draft_model, top=1, **given
+        )
     )
 
 
@@ -244,6 +245,17 @@ def emit(as_json: str | None, data: Callable[[], Any], text: Callable[[], str]) 
     if as_json is not None:
         write_file(Path(as_json), json.dumps(data(), indent=1) + "\n")
     print(text())
+
+
+def searching(work: Callable[[], Result]) -> Result:
+    """Search plans; on a terminal with the time that it takes, which nothing foretells."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return work()
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as line:
+        line.add_task("searching plans")
+        return work()
 
 
 def watched(work: Callable[[Watcher], Result]) -> Result:

@@ -8,21 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from lpu_jax.errors import LpuError
+
 from ..rank import compare as comparing
 from ..rank import sensitivity as ranking
-from ..rank.chip_figures import figures_by_system
 from ..rank.comparison import Comparison
-from ..rank.fewest import smallest_part
 from ..request import decode_request
 from ..scenario import (
-    check_policy,
     machine_of,
     policy_of,
     policy_of_values,
     require_values,
-    scenario,
 )
-from ..search.find import INVARIANT
 from .common import (
     NO,
     Acceptance,
@@ -38,6 +35,7 @@ from .common import (
     interruptible,
     model_in_form,
     read_shares,
+    searching,
     watched,
 )
 from .several import (
@@ -177,7 +175,9 @@ def compare(
             min=0, help="Rank again on N machines drawn from the ranges of assumed constants."
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of these draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of these draws. Default: 0.")
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the rows' rates into FILE: .png, .svg or .pdf."),
@@ -189,6 +189,8 @@ def compare(
 ) -> None:
     """Search all legal plans for the best, with memory fit and, with --check, numerical error."""
     out = Outputs(as_json=as_json, csv=csv, plot=plot)
+    if seed is not None and not sensitivity:
+        raise LpuError(f"--seed {seed} is that of the draws of --sensitivity N; give both.")
     cases = Cases(
         model=model_in_form(model, mla),
         systems=split_names(system, drafts=draft_model is not None),
@@ -204,6 +206,7 @@ def compare(
         "invariant": invariant.value,
         "min_rate": min_rate,
         "max_first_token_s": max_first_token,
+        "min_chips": min_chips,
         "chip_watts": figure("--chip-watts", chip_watts),
         "chip_hour_cost": figure("--chip-hour-cost", chip_hour_cost),
     }
@@ -211,14 +214,14 @@ def compare(
         if len(cases) > 1 or (per, shards, shard) != (None, None, None):
             refuse_for_several(cases, check=check, sensitivity=sensitivity)
             out.check_outside(shards)
-            options |= {"top": top, "per": per, "min_chips": min_chips}
+            options |= {"top": top, "per": per}
             part = share_of(shard)
             compare_several(cases, options, out, workers=workers, shards=shards, shard=part)
             return
         if check:
             _require_values(cases)
-        found = _compare_one(cases, options | {"top": top or _TOP}, min_chips=min_chips)
-        _give_one(found, out, check=check, sensitivity=sensitivity, seed=seed)
+        found = _compare_one(cases, options | {"top": top or _TOP})
+        _give_one(found, out, check=check, sensitivity=sensitivity, seed=seed or 0)
 
 
 def _require_values(cases: Cases) -> None:
@@ -228,25 +231,12 @@ def _require_values(cases: Cases) -> None:
     policy_of_values(policy_of(cases.policies[0], cases.model), machine)
 
 
-def _compare_one(cases: Cases, options: Mapping[str, Any], *, min_chips: bool) -> Comparison:
+def _compare_one(cases: Cases, options: Mapping[str, Any]) -> Comparison:
     """Compare plans of the only scenario."""
     (system,), (policy,), (batch,) = cases.systems, cases.policies, cases.batches
     request = replace(cases.request, batch=batch)
-    machine = machine_of(system)
-    given = (options["chip_watts"], options["chip_hour_cost"])
-    figures = figures_by_system([machine.name], *given)[machine.name]
-    if min_chips:
-        beside = {name: options[name] for name in ("draft_model", "expert_shares")}
-        asked = scenario(cases.model, machine, request, policy=policy, **beside)
-        check_policy(asked.policy, asked.model, asked.system)
-        # Where it fits nowhere, the whole machine says by how much.
-        machine = smallest_part(asked, INVARIANT[options["invariant"]]) or machine
-    return comparing.compare(
-        cases.model,
-        machine,
-        request,
-        policy=policy,
-        **{**options, **vars(figures)},
+    return searching(
+        lambda: comparing.compare(cases.model, system, request, policy=policy, **options)
     )
 
 

@@ -21,6 +21,7 @@ from .common import (
     check_outputs,
     draw,
     emit,
+    searching,
 )
 
 
@@ -47,13 +48,9 @@ def curve(
     check_outputs(json=as_json, plot=plot)
     if plot is not None:
         picture_format(plot)
-    found = curves.curve(
-        model,
-        system,
-        decode_request(context=context, draft_tokens=draft_tokens, acceptance=acceptance),
-        policy=policy,
-        batches=None if batches is None else _whole_numbers(batches),
-    )
+    request = decode_request(context=context, draft_tokens=draft_tokens, acceptance=acceptance)
+    sizes = None if batches is None else _whole_numbers(batches)
+    found = searching(lambda: curves.curve(model, system, request, policy=policy, batches=sizes))
     draw(plot, found.plot, fits=bool(found.points))
     emit(as_json, found.as_dict, found.table)
     if not found.points:

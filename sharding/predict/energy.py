@@ -2,15 +2,19 @@
 
 Upper: every chip of the plan draws its maximum all the time, idle stages too. Lower: each draws
 its average power, and that only while its busiest unit works; idle chips draw nothing. Where the
-power of a chip is not public there is no figure. Not modelled: power of links' far ends, hosts,
-cooling and conversion, of chips that the plan leaves unused, and how power follows the data.
+power of a chip is not public there is no figure. Of a mixed system the chips of both pools count,
+each with its own power; where GPUs only take prompts in, the LPUs alone. Not modelled: power of
+links' far ends, hosts, cooling and conversion, of chips that the plan leaves unused, and how power
+follows the data.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
-from lpu_jax.machine.mixed import Machine, MixedSystem
+from lpu_jax.machine.mixed import Machine, Split
+from lpu_jax.machine.system import System
 from models.blocks import BLOCK_KINDS, Kind, block_chain
 
 from ..plan import FFN_PARTS
@@ -43,28 +47,65 @@ def energy(evaluation: Evaluation) -> Energy:
 
     Fidelity: approximate.
     """
-    scenario, request = evaluation.scenario, evaluation.scenario.request
-    chip = scenario.system.chip
-    most_w, average_w = chip.power_max_w, chip.power_average_w
-    if scenario.mixed is not None:
-        most_w, average_w = None, None
+    request = evaluation.scenario.request
     kept = request.batch * request.kept_tokens
-    all_chips = np.array([plan.n_chips for plan in evaluation.plans])
-    busy_chip_s = _busy_chip_s(evaluation)
-    if (drafting := evaluation.drafting) is not None:
-        all_chips = all_chips + np.array([plan.n_chips for plan in drafting.evaluation.plans])
-        busy_chip_s = busy_chip_s + drafting.n_drafts * _busy_chip_s(drafting.evaluation)
+    lower, most_w = _busy_j(evaluation), _most_w(evaluation)
 
-    def joules(power_w: int | float | None, chip_s: Numbers) -> Numbers | None:
-        return None if power_w is None else np.asarray(power_w * chip_s / kept)
+    def joules(seconds: Numbers) -> Numbers | None:
+        return None if most_w is None else np.asarray(most_w * seconds / kept)
 
     return Energy(
-        lower_j_per_token=joules(average_w, busy_chip_s),
-        upper_j_per_token=joules(
-            most_w, all_chips * evaluation.cycles_per_batch / evaluation.clock_hz
-        ),
-        upper_alone_j_per_token=joules(most_w, all_chips * evaluation.latency_s),
+        lower_j_per_token=None if lower is None else np.asarray(lower / kept),
+        upper_j_per_token=joules(evaluation.cycles_per_batch / evaluation.clock_hz),
+        upper_alone_j_per_token=joules(evaluation.latency_s),
     )
+
+
+def decoding_machines(machine: Machine) -> tuple[System, ...]:
+    """List the machines whose chips a step of decoding takes; GPUs before LPUs."""
+    if isinstance(machine, System):
+        return (machine,)
+    if machine.split is Split.PREFILL_DECODE:
+        return (machine.lpus,)
+    return machine.gpus, machine.lpus
+
+
+def _most_w(evaluation: Evaluation) -> Numbers | None:
+    """Watts that all chips of each plan draw at most; None where they are not public."""
+    machines = decoding_machines(evaluation.scenario.machine)
+    found = np.zeros(len(evaluation.plans))
+    for system, chips in zip(machines, _chips(evaluation), strict=True):
+        if system.chip.power_max_w is None:
+            return None
+        found = found + system.chip.power_max_w * chips
+    return found
+
+
+def _chips(evaluation: Evaluation) -> list[Int[np.ndarray, " plans"]]:
+    """Chips of each plan, and of its draft model, on each of `decoding_machines`."""
+    asked, table, drafting = evaluation.scenario, evaluation.plans, evaluation.drafting
+    if asked.crosses:
+        return [table.stages * table.group_chips, table.ffn_stages * table.ffn_chips]
+    drafts = np.zeros(len(table), np.int64)
+    if drafting is not None:
+        drafts = np.array([plan.n_chips for plan in drafting.evaluation.plans])
+    if len(decoding_machines(asked.machine)) == 1:
+        return [table.n_chips + drafts]
+    return [table.n_chips, drafts]
+
+
+def _busy_j(evaluation: Evaluation) -> Numbers | None:
+    """Joules that busy chips draw on average in a step; None where their power is not public."""
+    machines = decoding_machines(evaluation.scenario.machine)
+    if len(machines) > 1:  # the average power of GPUs is not public
+        return None
+    average_w = machines[0].chip.power_average_w
+    if average_w is None:
+        return None
+    busy_chip_s = _busy_chip_s(evaluation)
+    if (drafting := evaluation.drafting) is not None:
+        busy_chip_s = busy_chip_s + drafting.n_drafts * _busy_chip_s(drafting.evaluation)
+    return np.asarray(average_w * busy_chip_s)
 
 
 def _busy_chip_s(evaluation: Evaluation) -> Numbers:
@@ -109,18 +150,34 @@ def one(bounds: Numbers | None, i: int) -> float | None:
 
 def unknown_reason(machine: Machine) -> str | None:
     """Say in one sentence why a bound is missing; None if both are known."""
-    if isinstance(machine, MixedSystem):
-        return f"No energy: that of two machines is not added up, which {machine.name} is."
-    if machine.chip.power_max_w is None:
-        return f"No energy: the power of {machine.chip.title} is not public."
-    if machine.chip.power_average_w is None:
-        return f"No lower bound of energy: the average power of {machine.chip.title} is not public."
+    chips = [system.chip for system in decoding_machines(machine)]
+    for chip in chips:
+        if chip.power_max_w is None:
+            return f"No energy: the power of {chip.title} is not public."
+    for chip in chips:
+        if chip.power_average_w is None:
+            return f"No lower bound of energy: the average power of {chip.title} is not public."
+    return None
+
+
+def cannot_order(machine: Machine) -> str | None:
+    """Say in one sentence why plans cannot be ordered by energy; None if they can."""
+    systems = decoding_machines(machine)
+    if any(system.chip.power_max_w is None for system in systems):
+        return unknown_reason(machine)
+    if len({system.chip.power_max_w for system in systems}) > 1:
+        names = " and ".join(system.name for system in systems)
+        return (
+            f"chips of {names} draw different power, and plans are searched by chips alone; "
+            "give --objective per-chip, whose rows tell the energy."
+        )
     return None
 
 
 def knows_energy(machine: Machine) -> bool:
     """Whether at least one bound is known."""
-    return not isinstance(machine, MixedSystem) and (
-        machine.chip.power_max_w,
-        machine.chip.power_average_w,
-    ) != (None, None)
+    chips = [system.chip for system in decoding_machines(machine)]
+    return any(
+        all(getattr(chip, power) is not None for chip in chips)
+        for power in ("power_max_w", "power_average_w")
+    )

@@ -2,14 +2,18 @@
 
 Counted are the chips of a plan, its draft model's too, all the time; chips that it leaves unused
 are not. What the watts and the cost include (host, cooling, network, power of the hall) is the
-user's to decide.
+user's to decide. Of a mixed system each pool has figures of its own, by the name of its machine;
+where GPUs only take prompts in, the chips that decode are the LPUs.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
+from lpu_jax.machine.mixed import Machine, MixedSystem
 from lpu_jax.predicates import is_number
 
 _SECONDS_PER_HOUR = 3600
@@ -59,46 +63,109 @@ class ChipFigures:
 
     @property
     def in_words(self) -> str:
-        """What was given and what is counted, in a sentence; empty if nothing was."""
+        """What was given, in a few words; empty if nothing was."""
         told = []
         if self.chip_watts is not None:
             told.append(f"{self.chip_watts:g} W a chip")
         if self.chip_hour_cost is not None:
             told.append(f"{self.chip_hour_cost:g} for an hour of a chip")
-        given = " and ".join(told)
-        return (
-            given and f"given: {given}, for the chips of a plan; those it leaves are not counted."
-        )
+        return " and ".join(told)
 
 
-NO_FIGURES = ChipFigures()
-#: Their names.
-FIGURES = tuple(vars(NO_FIGURES))
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Figures of the chips of a machine."""
+
+    #: by the name of the machine; of a mixed system by those of its GPUs and of its LPUs
+    by_machine: Mapping[str, ChipFigures]
+
+    def over(self, chips: Sequence[int]) -> ChipFigures:
+        """Average over the chips of a plan; what some of them lack is not known of all.
+
+        Args:
+            chips: how many there are of each machine, in order.
+        """
+        counted = [(n, own) for n, own in zip(chips, self.by_machine.values(), strict=True) if n]
+        if len(counted) == 1:
+            return counted[0][1]
+
+        def mean(name: str) -> float | None:
+            values = [getattr(own, name) for _, own in counted]
+            if None in values:
+                return None
+            return float(np.average(values, weights=[n for n, _ in counted]))
+
+        return ChipFigures(**{name: mean(name) for name in _NAMES})
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures that were given; those of pools are named `gpus.chip_watts` and so on."""
+        if len(self.by_machine) == 1:
+            (own,) = self.by_machine.values()
+            return own.as_dict()
+        return {
+            f"{pool}.{name}": value
+            for pool, own in zip(MixedSystem.POOLS, self.by_machine.values(), strict=True)
+            for name, value in own.as_dict().items()
+        }
+
+    @property
+    def in_words(self) -> str:
+        """What was given and what is counted, in a sentence; empty if nothing was."""
+        told = {name: own.in_words for name, own in self.by_machine.items()}
+        if not any(told.values()):
+            return ""
+        each = [f"{words} of {name}" for name, words in told.items() if words]
+        words = ", ".join(each) if len(set(told.values())) > 1 else next(iter(told.values()))
+        return f"given: {words}, for the chips of a plan; those it leaves are not counted."
+
+
+_NAMES = tuple(vars(ChipFigures()))
+#: What they are called in rows.
+FIGURES = (*_NAMES, *(f"{pool}.{name}" for pool in MixedSystem.POOLS for name in _NAMES))
 
 
 def figures_by_system(
-    systems: Sequence[str], chip_watts: Figure, chip_hour_cost: Figure
-) -> dict[str, ChipFigures]:
+    machines: Sequence[Machine], chip_watts: Figure, chip_hour_cost: Figure
+) -> dict[str, Figures]:
     """Give each system its figures: one number is that of all, a mapping has them by name.
+
+    Names are those of the systems, and of the machines of mixed ones.
 
     Raises:
         LpuError: a figure is no positive number, or of a system that is not among them.
     """
+    named = {machine.name: _names_of(machine) for machine in machines}
+    known = dict.fromkeys(
+        name for names in named.values() for own in names.values() for name in own
+    )
     for name, given in (("chip_watts", chip_watts), ("chip_hour_cost", chip_hour_cost)):
-        if isinstance(given, Mapping):
-            for system in given:
-                if system not in systems:
-                    raise LpuError(
-                        f"{name} was given for {described(system)}; systems are "
-                        f"{', '.join(systems)}."
-                    )
+        for system in given if isinstance(given, Mapping) else ():
+            if system not in known:
+                raise LpuError(
+                    f"{name} was given for {described(system)}; systems are {', '.join(known)}."
+                )
     return {
-        system: ChipFigures(
-            chip_watts=_of(chip_watts, system), chip_hour_cost=_of(chip_hour_cost, system)
+        machine: Figures(
+            by_machine={
+                part: ChipFigures(
+                    chip_watts=_of(chip_watts, own), chip_hour_cost=_of(chip_hour_cost, own)
+                )
+                for part, own in names.items()
+            }
         )
-        for system in systems
+        for machine, names in named.items()
     }
 
 
-def _of(given: Figure, system: str) -> float | None:
-    return given.get(system) if isinstance(given, Mapping) else given
+def _names_of(machine: Machine) -> dict[str, tuple[str, ...]]:
+    """List by which names each machine of a system may be given its figures, its own first."""
+    if not isinstance(machine, MixedSystem):
+        return {machine.name: (machine.name,)}
+    both = dict.fromkeys((machine.name, machine.name.removesuffix(f":{machine.split}")))
+    return {part.name: (part.name, *both) for part in machine.pools.values()}
+
+
+def _of(given: Figure, names: Sequence[str]) -> float | None:
+    if not isinstance(given, Mapping):
+        return given
+    return next((given[name] for name in names if name in given), None)

@@ -21,18 +21,19 @@ from ..predict.evaluate import Evaluation
 from ..request import NEXT_TOKEN, Request, check_prompt
 from ..scenario import Scenario, scenario
 from ..search.drafts import draft_plans, find_with_drafts
+from ..search.fewest import smallest_part
 from ..search.find import INVARIANT, Searched, find_plans
 from ..search.first_token import find_first_tokens
 from ..search.goals import FRONTS
 from ..search.nearest import nearest_plans
 from ..space.plan_table import PlanTable
-from .chip_figures import NO_FIGURES, ChipFigures
+from .chip_figures import Figure, Figures, figures_by_system
 from .comparison import Comparison
 from .first_token import first_tokens
 from .limits import Limits
 from .ranking import Objective, Rates, best_first
 from .row import reason_of, rows_of, with_figures
-from .wanted import Wanted, check_asked
+from .wanted import Wanted, check_asked, check_min_chips
 
 
 def compare(
@@ -51,8 +52,9 @@ def compare(
     invariant: str = "off",
     min_rate: float | None = None,
     max_first_token_s: float | None = None,
-    chip_watts: float | None = None,
-    chip_hour_cost: float | None = None,
+    min_chips: bool = False,
+    chip_watts: Figure = None,
+    chip_hour_cost: Figure = None,
 ) -> Comparison:
     """Rank plans; nothing of the model is allocated.
 
@@ -77,8 +79,9 @@ def compare(
             only plans that give those of one chip that adds so, whatever their number of chips.
         min_rate: tokens/s of one user, at least.
         max_first_token_s: time to the first token of the prompt, at most.
-        chip_watts: of a chip, for tokens/s per MW.
-        chip_hour_cost: of a chip, in any currency, for the cost of a million tokens.
+        min_chips: on the smallest part of the machine on which something fits.
+        chip_watts: of a chip, for tokens/s per MW; of a mixed system by its machines' names.
+        chip_hour_cost: of a chip, in any currency, for the cost of a million tokens: the same.
 
     Returns:
         The ranked rows, and what was searched.
@@ -103,7 +106,12 @@ def compare(
         prompt=check_prompt(prompt, request),
     )
     wanted = Wanted(objective=objective, top=top, invariant=invariant, limits=limits)
-    figures = ChipFigures(chip_watts=chip_watts, chip_hour_cost=chip_hour_cost)
+    figures = figures_by_system([asked.machine], chip_watts, chip_hour_cost)[asked.machine.name]
+    check_min_chips(min_chips)
+    if min_chips:
+        check_asked(asked, wanted)
+        # Where it fits nowhere, the whole machine says by how much.
+        asked = asked.on(smallest_part(asked, INVARIANT[invariant]) or asked.machine)
     return compare_in(asked, wanted, plans, figures)
 
 
@@ -111,7 +119,7 @@ def compare_in(
     asked: Scenario,
     wanted: Wanted,
     plans: Sequence[Plan] | None = None,
-    figures: ChipFigures = NO_FIGURES,
+    figures: Figures | None = None,
 ) -> Comparison:
     """Rank plans of a scenario.
 
@@ -119,7 +127,7 @@ def compare_in(
         asked: the model, the machine, the request, the formats and who drafts.
         wanted: which plans are wanted.
         plans: as for `compare`.
-        figures: of a chip, as they were given.
+        figures: of the chips; None: none were given.
 
     Raises:
         LpuError: as `compare`.
@@ -132,6 +140,8 @@ def compare_in(
     else:
         check_plans(plans, asked)
         evaluation = evaluate_with_drafts(plans, asked, drafts)
+    if figures is None:
+        figures = figures_by_system([asked.machine], None, None)[asked.machine.name]
     return _comparison(evaluation, searched, drafts, wanted, binding, figures)
 
 
@@ -213,7 +223,7 @@ def _comparison(
     drafts: Sequence[Plan],
     wanted: Wanted,
     limits: Limits,
-    figures: ChipFigures,
+    figures: Figures,
 ) -> Comparison:
     """Rank what was evaluated, by the limits that bind."""
     objective, top = wanted.objective, wanted.top
@@ -229,7 +239,8 @@ def _comparison(
     unfit = Counter(reason_of(evaluation, int(i), memory) for i in np.flatnonzero(~fits))
     shown = best[:top] if fits.any() else nearest[:top]
     chosen = [*shown, *nearest[:1]]
-    rows = [with_figures(row, figures) for row in rows_of(evaluation, chosen, limits.prompt)]
+    found = rows_of(evaluation, chosen, limits.prompt)
+    rows = [with_figures(row, figures, asked.machine) for row in found]
     return Comparison(
         scenario=asked,
         prompt_tokens=limits.prompt,

@@ -1,7 +1,7 @@
 """The result of a comparison: ranked rows, as plain values and as text."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -9,7 +9,7 @@ from typing import Any, overload
 from rich.table import Table
 
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.mixed import Machine
+from lpu_jax.machine.mixed import Machine, MixedSystem, Split
 from lpu_jax.provenance import Constant
 from lpu_jax.quantities import format_bytes, format_count, format_seconds
 from models.params import n_parameters
@@ -28,7 +28,7 @@ from ..scenario import Scenario
 from ..search.find import Searched
 from ..search.goals import FRONTS
 from . import exports
-from .chip_figures import ChipFigures
+from .chip_figures import Figures
 from .draft_row import DraftRow, draft_note, draft_table
 from .limits import Limits
 from .ranking import Objective
@@ -56,7 +56,7 @@ class Comparison:
     searched: Searched | None  #: what was searched; None: plans were given
     excluded: str | None  #: which limit leaves no plan, though some fit
     drafts: tuple[Plan, ...]  #: plans that the draft model could get
-    figures: ChipFigures  #: of a chip, as they were given
+    figures: Figures  #: of the chips, as they were given
     assumed: tuple[Constant, ...] = field(repr=False)
     evaluation: Evaluation = field(repr=False, compare=False)  #: all plans that were ranked
 
@@ -214,6 +214,7 @@ def comparison_text(comparison: Comparison) -> str:
         *dict.fromkeys(
             row.prefill_elsewhere.in_words for row in c.rows if row.prefill_elsewhere is not None
         ),
+        *lone_micro_batches((row, system) for row in c.rows),
         *serving_notes(request, system, None if asked.draft is None else asked.draft.model.name),
         f"{len(c.assumed)} of the {len(system.constants())} numbers and rules of {system.name} are "
         "assumed: --json lists them, --sensitivity N draws them from their ranges. Over constants: "
@@ -226,6 +227,23 @@ def comparison_text(comparison: Comparison) -> str:
     elif not c.fitting and c.nearest is not None:
         lines += ["No plan fits.", *memory_maps(c.nearest, memory)]
     return report.render(*lines)
+
+
+def lone_micro_batches(rows: Iterable[tuple[Row, Machine]]) -> Iterator[str]:
+    """Say what it costs where one micro-batch alone goes to and fro between two machines.
+
+    Args:
+        rows: in order, each with its machine.
+    """
+    for number, (row, machine) in enumerate(rows, 1):
+        is_split = isinstance(machine, MixedSystem) and machine.split is Split.ATTENTION_FFN
+        if is_split and row.fits and row.in_flight == 1:
+            yield (
+                f"row {number}: one micro-batch in flight, so that GPUs and LPUs wait for one "
+                f"another: of the {format_seconds(row.decode_latency_s)} of a token its busiest "
+                f"stage or lane works {format_seconds(row.busiest_s)}; were there more, the rate "
+                f"of all would be up to {row.decode_latency_s / row.busiest_s:.3g} times as high."
+            )
 
 
 def legend(memory: str = "SRAM") -> str:

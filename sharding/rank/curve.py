@@ -15,7 +15,7 @@ import numpy as np
 
 from lpu_jax.arguments import described
 from lpu_jax.errors import LpuError
-from lpu_jax.machine.mixed import Machine, Split
+from lpu_jax.machine.mixed import Machine, MixedSystem, Split
 from lpu_jax.predicates import is_whole
 from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_seconds
@@ -209,13 +209,13 @@ def curve(
     if not given:
         raise LpuError("no system was given; at least one is needed.")
     machines = splits_of([machine_of(one_of) for one_of in given], drafts=False)
-    asked = [scenario(model, machine, request, policy=policy) for machine in machines]
-    for each in asked:
-        if each.mixed is not None and each.mixed.split is Split.DRAFT_VERIFY:
+    for machine in machines:
+        if isinstance(machine, MixedSystem) and machine.split is Split.DRAFT_VERIFY:
             raise LpuError(
-                f"curve: {each.mixed.name} needs a draft model, which a curve has none of; "
+                f"curve: {machine.name} needs a draft model, which a curve has none of; "
                 f"allowed are {Split.ATTENTION_FFN} and {Split.PREFILL_DECODE}."
             )
+    asked = [scenario(model, machine, request, policy=policy) for machine in machines]
     names = [each.machine.name for each in asked]
     if len(set(names)) < len(names):
         raise LpuError(f"systems are {', '.join(names)}; each may be given once.")

@@ -1,29 +1,27 @@
 """The smallest part of a machine on which a model fits, as a machine of its own."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num
 
 from lpu_jax.errors import LpuError, unknown
-from lpu_jax.machine.system import System
+from lpu_jax.machine.mixed import Machine
 from lpu_jax.quantities import format_bytes
 from models.config import ModelConfig
 from models.policy import Policy
 
 from ..plan import Plan
 from ..request import NEXT_TOKEN, Request
-from ..scenario import Scenario, check_policy, scenario
-from ..search.fewest import fewest_chips
+from ..scenario import check_policy, scenario
+from ..search.fewest import smallest_part
 from ..search.find import INVARIANT
-from ..space.cores import Choices
 
 
 def on_fewest_chips(
     model: str | Path | ModelConfig,
-    system: str | Path | System,
+    system: str | Path | Machine,
     request: Request = NEXT_TOKEN,
     *,
     policy: str | Policy = "fp16",
@@ -31,7 +29,7 @@ def on_fewest_chips(
     draft_plan: Plan | None = None,
     expert_shares: Sequence[float] | Num[np.ndarray, " experts"] | None = None,
     invariant: str = "off",
-) -> System:
+) -> Machine:
     """Find the smallest part of a machine on which some plan fits.
 
     Args:
@@ -45,7 +43,7 @@ def on_fewest_chips(
         invariant: as for `compare`: only such plans count.
 
     Returns:
-        The machine's first chips, as few as are enough.
+        The machine's first chips, as few as are enough; of a mixed system those of either.
 
     Raises:
         LpuError: an unknown name or an impossible number, or not even the whole machine is enough.
@@ -64,27 +62,10 @@ def on_fewest_chips(
         raise unknown("invariant", str(invariant), INVARIANT)
     part = smallest_part(asked, INVARIANT[invariant])
     if part is None:
-        whole = asked.system
+        whole = asked.machine
         beside = "" if asked.draft is None else f" beside draft model {asked.draft.model.name}"
         raise LpuError(
             f"{asked.model.name} fits{beside} on no number of the {whole.n_chips} chips of "
-            f"{whole.name}, {format_bytes(whole.memory_bytes)} of {whole.chip.memory_name} in all."
+            f"{whole.name}, {format_bytes(whole.memory_bytes)} of {whole.memory_name} in all."
         )
     return part
-
-
-def smallest_part(asked: Scenario, choices: Choices) -> System | None:
-    """Find the smallest part of a scenario's machine on which some plan fits.
-
-    Args:
-        asked: the scenario.
-        choices: what plans may be.
-
-    Returns:
-        The machine's first chips, as few as are enough; None: not even all of them are.
-    """
-    asked.require_one_machine("fewest chips")
-    n_chips = fewest_chips(asked, choices)
-    if n_chips is None:
-        return None
-    return replace(asked.system, n_chips=n_chips, name=f"{n_chips} of {asked.system.name}")

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from lpu_jax.machine.mixed import Machine, MixedSystem, Split
+
 from ..plan import Plan
 from ..plan_file import plan_from_dict
 from ..predict.energy import energy, one
 from ..predict.evaluate import Evaluation
 from ..predict.latency_range import latency_ranges_s
 from ..predict.slot_reading import SlotReading, slot_readings
-from .chip_figures import ChipFigures
+from .chip_figures import Figures
 from .draft_row import DraftRow, draft_row, draft_row_from_dict
 from .first_token import (
     PrefillElsewhere,
@@ -42,6 +44,7 @@ class Row:
     in_flight: int  #: micro-batches of a copy
     copies: int  #: of the plan, side by side on the machine
     users_in_flight: int  #: of all copies
+    busiest_s: float  #: of a micro-batch on the slowest stage, or on its lanes into a network
     total_bound_by: str  #: `slowest stage`, `draft model` or `users in flight`
     reserve_limit_fraction: float  #: part of the memory that may be reserved until it fits no more
     hand_over_s: float
@@ -108,13 +111,27 @@ def row_from_dict(data: Mapping[str, Any]) -> Row:
     )
 
 
-def with_figures(row: Row, figures: ChipFigures) -> Row:
-    """Add what figures of a chip make of a row's rate: of the chips of a copy, no others."""
+def with_figures(row: Row, figures: Figures, machine: Machine) -> Row:
+    """Add what figures of chips make of a row's rate: of the chips of a copy, no others."""
+    own = figures.over(_chips_on(row, machine))
     return replace(
         row,
-        tokens_per_s_per_mw=figures.tokens_per_s_per_mw(row.tokens_per_s_per_chip),
-        cost_per_million_tokens=figures.cost_per_million_tokens(row.tokens_per_s_per_chip),
+        tokens_per_s_per_mw=own.tokens_per_s_per_mw(row.tokens_per_s_per_chip),
+        cost_per_million_tokens=own.cost_per_million_tokens(row.tokens_per_s_per_chip),
     )
+
+
+def _chips_on(row: Row, machine: Machine) -> list[int]:
+    """Count the chips of a row: of a mixed system those that are GPUs, and those that are LPUs."""
+    if not isinstance(machine, MixedSystem):
+        return [row.n_chips]
+    match machine.split:
+        case Split.ATTENTION_FFN:
+            return [pool.n_chips for pool in row.plan.pools]
+        case Split.PREFILL_DECODE:
+            return [0, row.n_chips]
+        case Split.DRAFT_VERIFY:
+            return [row.plan.n_chips, row.n_chips - row.plan.n_chips]
 
 
 def reason_of(evaluation: Evaluation, i: int, memory: str) -> str:
@@ -178,6 +195,7 @@ def rows_of(evaluation: Evaluation, chosen: Sequence[int], prompt_tokens: int) -
             in_flight=int(evaluation.in_flight[i]),
             copies=int(evaluation.copies[i]),
             users_in_flight=int(evaluation.copies[i] * evaluation.in_flight[i]) * request.batch,
+            busiest_s=float(evaluation.slowest_stage_cycles[i] / evaluation.clock_hz),
             total_bound_by=_total_bound_by(evaluation, i),
             reserve_limit_fraction=float(evaluation.largest_reserve_fraction[i]),
             hand_over_s=float(evaluation.hand_over_cycles[i] / evaluation.clock_hz),

@@ -35,7 +35,7 @@ from .ranking import Objective
 from .shards import Shards
 from .sweep_result import Case, Sweep, SweepInterrupted
 from .task import Answer, Task, answer, read_answer
-from .wanted import Wanted, check_asked, check_count
+from .wanted import Wanted, check_asked, check_count, check_min_chips
 from .workers import check_executor, results
 
 #: Rows of one case, where all of its front may be wanted.
@@ -89,7 +89,8 @@ def sweep(
         min_rate: as for `compare`.
         max_first_token_s: as for `compare`.
         min_chips: compare on the smallest part of each machine on which something fits.
-        chip_watts: of a chip, for tokens/s per MW: of all systems, or by a system's name.
+        chip_watts: of a chip, for tokens/s per MW: of all systems, or by the name of a system, or
+            of a machine of a mixed one.
         chip_hour_cost: of a chip, in any currency, for the cost of a million tokens: the same.
         executor: where scenarios are compared, any of `concurrent.futures`; None: here.
         shards: a folder that keeps the answer of each scenario, and from which those that are
@@ -118,8 +119,7 @@ def sweep(
     sizes = _batches(batches, request, cfg)
     _check_apart("systems", [one.name for one in machines])
     _check_apart("policies", [one.name for one in held])
-    if not isinstance(min_chips, bool):
-        raise LpuError(f"min_chips is {described(min_chips)}; it must be True or False.")
+    check_min_chips(min_chips)
     for name, number in (("top", top), ("per", per)):
         if number is not None:
             check_count(name, number)
@@ -133,7 +133,7 @@ def sweep(
     )
     most = _WHOLE_FRONT if objective in FRONTS else per or 1
     wanted = Wanted(objective=objective, top=most, invariant=invariant, limits=limits)
-    figures = figures_by_system([one.name for one in machines], chip_watts, chip_hour_cost)
+    figures = figures_by_system(machines, chip_watts, chip_hour_cost)
 
     def asking(system: Machine, policy: str | Policy, batch: int) -> Task:
         asked = scenario(

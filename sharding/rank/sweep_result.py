@@ -25,8 +25,8 @@ from ..predict.energy import MEANING, unknown_reason
 from ..report import versions
 from ..request import Request
 from . import exports
-from .chip_figures import ChipFigures
-from .comparison import legend, serving_notes, serving_table
+from .chip_figures import Figures
+from .comparison import legend, lone_micro_batches, serving_notes, serving_table
 from .ranking import Rates, best_first
 from .row import Row, with_figures
 from .rows_plot import draw_rows, series_name
@@ -99,7 +99,7 @@ class Sweep:
     draft_model: str | None  #: who drafts
     wanted: Wanted
     cases: tuple[Case, ...]  #: each system with each policy and each batch size
-    figures: Mapping[str, ChipFigures]  #: by the name of a system
+    figures: Mapping[str, Figures]  #: by the name of a system
     top: int | None  #: rows that are kept; None: all
     per: int | None  #: rows that a case may have; None: its part of the front
 
@@ -107,7 +107,7 @@ class Sweep:
     def rows(self) -> tuple[SweepRow, ...]:
         """The best plans of all cases by the objective, best first."""
         found = [
-            (case, with_figures(row, self.figures[case.system.name]))
+            (case, with_figures(row, self.figures[case.system.name], case.system))
             for case in self.cases
             if case.answer is not None
             for row in case.answer.rows
@@ -298,7 +298,9 @@ def sweep_text(found: Sweep) -> str:
     """The rows of a sweep as a table, what fits nowhere, and what the figures rest on."""
     lines: list[Any] = [_headline(found)]
     lines += filter(None, [found.wanted.limits.in_words(found.wanted.invariant)])
-    lines += [f"{system.name}: {system.note}" for system in found.systems if system.note]
+    for note in dict.fromkeys(system.note for system in found.systems if system.note):
+        named = ", ".join(system.name for system in found.systems if system.note == note)
+        lines.append(f"{named}: {note}")
     if found.left:
         lines.append(f"PARTIAL: {found.partial}")
     if found.rows:
@@ -389,6 +391,7 @@ def _notes(found: Sweep) -> Iterator[str]:
     is_one = len(set(given.values())) == 1 and len(given) == len(found.systems)
     for name, words in given.items():
         yield words if is_one else f"{name}: {words}"
+    yield from lone_micro_batches((row.row, row.case.system) for row in found.rows)
     for system in found.systems:
         yield from serving_notes(found.request, system, found.draft_model)
     for row in found.rows:

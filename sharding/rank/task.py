@@ -6,17 +6,17 @@ run. Whoever reads it cannot tell which.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lpu_jax.errors import LpuError
 
 from ..report import versions
 from ..scenario import Scenario
+from ..search.fewest import smallest_part
 from ..search.find import INVARIANT
 from .compare import compare_in
 from .contents import code_digest, digest_of, plain
-from .fewest import smallest_part
 from .row import Row, row_from_dict
 from .wanted import Wanted
 
@@ -69,7 +69,7 @@ def answer(task: Task) -> str:
     searched, rows = None, []
     try:
         if task.min_chips and (part := smallest_part(asked, choices)) is not None:
-            asked = replace(asked, system=part)
+            asked = asked.on(part)
         data = compare_in(asked, task.wanted).as_dict()
         searched, rows = data["searched"], data["rows"]
     except LpuError as why:  # such as a draft model that leaves no chips

@@ -7,7 +7,7 @@ from lpu_jax.errors import LpuError, unknown
 from lpu_jax.predicates import is_whole
 
 from ..legal import wide_reason
-from ..predict.energy import unknown_reason
+from ..predict.energy import cannot_order
 from ..scenario import Scenario, check_formats, check_policy
 from ..search.find import INVARIANT
 from .limits import Limits
@@ -46,6 +46,16 @@ def check_count(name: str, number: object) -> None:
         raise LpuError(f"{name} is {described(number)}; it must be a whole number of at least 1.")
 
 
+def check_min_chips(given: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        LpuError: says what was given.
+    """
+    if not isinstance(given, bool):
+        raise LpuError(f"min_chips is {described(given)}; it must be True or False.")
+
+
 def check_asked(asked: Scenario, wanted: Wanted) -> None:
     """Refuse a scenario that no plan can serve, or that does not tell what is wanted.
 
@@ -53,10 +63,8 @@ def check_asked(asked: Scenario, wanted: Wanted) -> None:
         LpuError: formats that the model or the chip cannot take, or energy where no power is
             public.
     """
-    if wanted.objective == "energy" and (
-        asked.mixed is not None or asked.system.chip.power_max_w is None
-    ):
-        raise LpuError(f"objective energy: {unknown_reason(asked.machine)}")
+    if wanted.objective == "energy" and (why := cannot_order(asked.machine)) is not None:
+        raise LpuError(f"objective energy: {why}")
     if wanted.invariant == "wide" and asked.model.moe is not None:
         reason = wide_reason("moe", asked.policy)
         if reason is not None:

@@ -303,6 +303,7 @@ def test_figures_and_shares_as_text() -> None:
     [
         (("--check", "1"), "--check is for the plans of one scenario, without --per, --shards or"),
         (("--sensitivity", "9"), "--shard; scenarios asked for: 4."),
+        (("--seed", "7"), "--seed 7 is that of the draws of --sensitivity N; give both"),
         (("--system", "groq-1"), "systems are groq-1, groq-2, groq-1; each may be given once"),
         (("--system", "groq-mode"), "nearest: groq-node"),
         (("--policy", "int8"), "policies are int8, int8; each may be given once"),

@@ -69,8 +69,11 @@ def _is_one_sentence(result: tuple[int, str, str]) -> str:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--min-chips",), "fewest chips: small:attention-ffn is a mixed system; give one of its"),
-        (("--objective", "energy"), "that of two machines is not added up, which small:att"),
+        (("--objective", "energy"), "No energy: the power of NVIDIA Groq 3 LPU (LP30) is not pub"),
+        (
+            ("--chip-watts", "lpx-1=3"),
+            "chip_watts was given for 'lpx-1'; systems are h100x2, small",
+        ),
         (
             ("--draft-model", "smollm2-135m", "--draft-tokens", "1", "--acceptance", "0.5"),
             "a draft model was given for small:attention-ffn; it drafts in the split draft-verify",
@@ -78,7 +81,7 @@ def _is_one_sentence(result: tuple[int, str, str]) -> str:
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
-def test_what_needs_one_machine_is_refused(
+def test_what_a_mixed_system_cannot_tell_is_refused(
     small: str, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
 ) -> None:
     system = f"{small}:attention-ffn"
@@ -179,6 +182,8 @@ def test_a_plan_of_two_machines_of_their_own_is_refused(
         (FILE.replace("h100x2", "lpx-1"), "MixedSystem.gpus is lpx-1, which is made of LPUs"),
         (FILE.replace("lpx-tray", "vr-lpx-1"), "vr-lpx-1 is a mixed system"),
         (FILE.replace("lpus", "cpus"), "unknown key 'pool.cpus'; allowed: gpus, lpus"),
+        (FILE.replace('"small"', "3"), "wrong.toml: key 'name' must be a string, got 3"),
+        (FILE.replace("small", "a:draft-verify"), "what it ends with names a split, which is"),
         (FILE + '[link]\nlatency = "-3 us"\n', "latency"),
         (FILE + '[link]\nlane = "100 us"\n', "lane"),
         (FILE + "[link]\nlpu_lanes = 60\n", "lanes"),
@@ -192,6 +197,64 @@ def test_files_with_mistakes_are_refused(
     path = tmp_path / "wrong.toml"
     path.write_text(content)
     assert sentence in _is_one_sentence(_run(_compare(str(path)), capsys))
+
+
+@pytest.mark.slow
+def test_the_smallest_part_of_both_machines_and_figures_of_its_chips(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watts = ("--chip-watts", "h100x2=700", "--chip-watts", "lpx-tray=500", "--chip-hour-cost", "2")
+    for split, power in (("attention-ffn", 1200.0), ("prefill-decode", 500.0)):
+        asked = _compare(f"{small}:{split}", "--min-chips", *watts, "--json", "-", top=1)
+        code, out, _ = _run(asked, capsys)
+        assert code == 0
+        data = json.loads(out)
+        assert data["system"]["name"] == f"1 of h100x2 and 1 of lpx-tray:{split}"
+        assert (data["gpus.chip_watts"], data["lpus.chip_watts"]) == (700.0, 500.0)
+        (row,) = data["rows"]
+        rate = row["tokens_per_s_per_chip"] * row["chips"]
+        assert math.isclose(row["tokens_per_s_per_mw"], rate / power * 1e6, rel_tol=1e-12)
+        cost = 2 * row["chips"] / 3600 / rate * 1e6
+        assert math.isclose(row["cost_per_million_tokens"], cost, rel_tol=1e-12)
+
+
+def test_figures_of_one_machine_alone_are_none_of_both(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (*_compare(f"{small}:attention-ffn", top=1), "--chip-watts", "h100x2=700")
+    code, out, _ = _run(asked, capsys)
+    assert code == 0
+    assert "tok/s MW" not in out
+    assert "given: 700 W a chip of h100x2, for the chips of a plan" in out
+
+
+@pytest.mark.parametrize("name", ["{small}:afd", "vr-lpx-9:afd", "VR-LPX-9:afd"])
+def test_unknown_splits_are_refused_with_those_there_are(
+    small: str, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    result = _run(_compare(name.format(small=small)), capsys)
+    assert "unknown split 'afd'; known: attention-ffn, draft-verify, prefill-decode" in (
+        _is_one_sentence(result)
+    )
+
+
+def test_drafts_need_a_model_that_makes_them(
+    small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = _run(_compare(f"{small}:draft-verify"), capsys)
+    assert "small:draft-verify needs a draft model, which drafts on its LPUs" in (
+        _is_one_sentence(result)
+    )
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_a_lone_micro_batch_is_said_to_let_both_machines_wait(small: str, batch: int) -> None:
+    machine, plan = any_system(small), Plan.parse(TWO_POOLS)
+    found = compare("smollm2-135m", machine, Request(batch=batch, context=8192), plans=[plan])
+    (row,) = found.rows
+    assert row.fits
+    says = "row 1: one micro-batch in flight, so that GPUs and LPUs wait" in found.table()
+    assert says is (row.in_flight == 1) is (batch == 256)
 
 
 # --- what is given --------------------------------------------------------------------------------

@@ -12,15 +12,23 @@ from hypothesis import strategies as st
 from legal_plans import legal_plans, shapes
 
 from lpu_jax.errors import ConfigError
-from lpu_jax.machine.catalogue import system
+from lpu_jax.machine.catalogue import any_system, system
 from lpu_jax.machine.lpu_chips import GROQ3_LPU
+from lpu_jax.machine.mixed import MixedSystem, Split
+from lpu_jax.machine.pool_link import PoolLink
 from lpu_jax.machine.system import System
 from lpu_jax.provenance import constants_of
 from models.blocks import block_chain
 from models.policy import POLICIES
 from models.zoo import model
 from sharding.plan import AttentionShard, MlpShard, Plan
-from sharding.predict.energy import busy_cycles, energy, unknown_reason
+from sharding.predict.energy import (
+    busy_cycles,
+    cannot_order,
+    energy,
+    knows_energy,
+    unknown_reason,
+)
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.rank.compare import compare
 from sharding.request import Request, decode_request
@@ -201,3 +209,63 @@ def test_a_user_may_give_the_power(tmp_path: Path) -> None:
 def test_impossible_powers(tmp_path: Path, given: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         _with_power(tmp_path, given)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vr-lpx-1", "No energy: the power of NVIDIA Groq 3 LPU (LP30) is not public."),
+        ("vr-lpx-1:prefill-decode", "No energy: the power of NVIDIA Groq 3 LPU (LP30) is not"),
+    ],
+)
+def test_of_two_machines_the_chip_whose_power_is_not_public_is_named(
+    name: str, reason: str
+) -> None:
+    machine = any_system(name)
+    assert (unknown_reason(machine) or "").startswith(reason)
+    assert not knows_energy(machine)
+
+
+def test_chips_of_two_machines_draw_their_own_power() -> None:
+    mixed = MixedSystem(name="both", gpus=system("h100x2"), lpus=NODE, link=PoolLink())
+    plan = Plan.parse("1x2 a:2r + 1x4 f:4t row")
+    asked = Scenario(SMOLLM, NODE, Request(batch=4, context=64), policy=FP16).on(mixed)
+    found = evaluate([plan], asked)
+    joules = energy(found)
+    assert joules.lower_j_per_token is None
+    assert joules.upper_j_per_token is not None
+    # H100DS: up to 700 W. Two GPUs and four LPUs, for the period of four sequences.
+    all_w = 2 * 700.0 + 4 * MOST_W
+    upper = all_w / float(found.tokens_per_s_of_copy[0])
+    assert joules.upper_j_per_token[0] == pytest.approx(upper, rel=1e-12)
+    assert joules.upper_alone_j_per_token is not None
+    alone = all_w * float(found.latency_s[0]) / 4
+    assert joules.upper_alone_j_per_token[0] == pytest.approx(alone, rel=1e-12)
+    assert "average power of NVIDIA H100" in (unknown_reason(mixed) or "")
+    assert knows_energy(mixed)
+    assert "draw different power" in (cannot_order(mixed) or "")
+
+
+def test_where_gpus_only_take_prompts_in_the_energy_is_that_of_the_lpus() -> None:
+    mixed = MixedSystem(
+        name="both", gpus=system("h100x2"), lpus=NODE, link=PoolLink(), split=Split.PREFILL_DECODE
+    )
+    plan = Plan(group_chips=8, attention=AttentionShard(replica=8), mlp=MlpShard(tensor=8))
+    alone = Scenario(SMOLLM, NODE, Request(context=64), policy=FP16)
+    ours, theirs = (energy(evaluate([plan], asked)) for asked in (alone.on(mixed), alone))
+    assert ours == theirs
+    assert cannot_order(mixed) is None
+
+
+def test_drafts_on_lpus_are_counted_with_the_gpus_that_judge_them() -> None:
+    mixed = MixedSystem(
+        name="both", gpus=system("h100x2"), lpus=NODE, link=PoolLink(), split=Split.DRAFT_VERIFY
+    )
+    request = decode_request(context=64, draft_tokens=2, acceptance=0.5)
+    found = compare("smollm2-135m", mixed, request, draft_model="smollm2-135m", top=1)
+    (row,) = found.rows
+    assert row.draft is not None
+    assert row.energy_j_per_token_upper is not None
+    all_w = 700.0 * row.plan.n_chips + MOST_W * row.draft.plan.n_chips
+    rate = row.tokens_per_s_per_chip * row.n_chips
+    assert row.energy_j_per_token_upper == pytest.approx(all_w / rate, rel=1e-12)
