@@ -29,7 +29,8 @@ class Indexer(nnx.Module):
         """Choose among the keys up to each query; of equal scores the first ones."""
         query = rotate(contract("btq,qnh->btnh", of_query, self.q[...]), self.rope)
         key = contract("btd,dh->bth", normed, self.k[...])
-        key = jax.nn.standardize(key, epsilon=1e-6) * self.gain[...] + self.bias[...]
+        key = jax.nn.standardize(key, epsilon=1e-6)
+        key = key * self.gain[...][None, None] + self.bias[...][None, None]
         scores = jax.nn.relu(contract("btnh,bsh->bnts", query, rotate(key, self.rope)))
         of_heads = contract("btd,dn->btn", normed, self.weights[...]) * self.index.scale
         scores = contract("bnts,btn->bts", scores, of_heads)
