@@ -249,6 +249,7 @@ class ModelConfig:
     recurrent_layers: tuple[int, ...] = ()  #: layers that have it in place of attention, ascending
     multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = "silu"  #: of dense MLPs
+    norms_inputs: bool = True  #: blocks of layers RMS-normalise what they are given
     norms_results: bool = False  #: what a block adds is RMS-normalised before
     scales_layers: bool = False  #: a stored number multiplies the hidden state behind each layer
     logit_cap: float | None = None  #: logits stay within it on either side, as `GqaConfig.cap`
@@ -300,6 +301,7 @@ class ModelConfig:
             ("recurrent", RecurrentConfig | None, "a RecurrentConfig or None"),
             ("recurrent_layers", tuple, "a tuple of layers"),
             ("multipliers", Multipliers, "a Multipliers"),
+            ("norms_inputs", bool, "True or False"),
             ("norms_results", bool, "True or False"),
             ("scales_layers", bool, "True or False"),
         ):
@@ -317,6 +319,7 @@ class ModelConfig:
         named = {
             "activation": self.activation != "silu",
             "norms_results": self.norms_results,
+            "norms_inputs": not self.norms_inputs,
             "scales_layers": self.scales_layers,
         }
         for name in (name for name, is_used in named.items() if is_used and not is_plain):

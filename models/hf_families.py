@@ -105,7 +105,11 @@ _QWEN_3_5 = replace(
     is_scaled=False,
     has_picture_axes=True,
     experts=None,
-    defaults={**_QWEN_NEXT.defaults, "num_key_value_heads": 4},
+    # Weights are always divided by their sum: there is no key.
+    defaults={
+        **{key: v for key, v in _QWEN_NEXT.defaults.items() if key != "norm_topk_prob"},
+        "num_key_value_heads": 4,
+    },
     names=replace(
         _QWEN_NEXT_NAMES,
         embedding="model.language_model.embed_tokens",
@@ -195,7 +199,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             architecture="Qwen3_5MoeForConditionalGeneration",
             experts=ExpertRules(scoring="softmax", is_normalised=True, has_gated_shared=True),
             are_all_layers_mixtures=True,
-            defaults=_QWEN_NEXT.defaults,
+            defaults={**_QWEN_3_5.defaults, "num_key_value_heads": 2},
         ),
         "kimi_linear": FamilyRules(
             family="kimi_linear",
@@ -326,6 +330,36 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 "partial_rotary_factor": 0.5,
                 "use_qk_norm": False,
             },
+        ),
+        "glm4": FamilyRules(
+            family="glm4",
+            architecture="Glm4ForCausalLM",
+            is_partial=True,
+            is_interleaved=True,
+            biases="qkv",
+            norms_results=True,
+            defaults=_ROTATION
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "rms_norm_eps": 1.5625e-7,
+                "partial_rotary_factor": 0.5,
+                "attention_bias": True,
+            },
+            names=TensorNames(
+                attention_result_norm="post_self_attn_layernorm",
+                mlp_result_norm="post_mlp_layernorm",
+                gate_up_down=("gate_up_proj", "down_proj"),
+            ),
+        ),
+        "olmo2": FamilyRules(
+            family="olmo2",
+            architecture="Olmo2ForCausalLM",
+            biases="all",
+            qk_norm="joint",
+            norms_inputs=False,
+            norms_results=True,
+            defaults=_ROTATION | {"rms_norm_eps": 1e-5},
         ),
         "minimax_m2": FamilyRules(
             family="minimax_m2",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float32, Int
 from lpu_jax.errors import ConfigError
 
 from .config import ModelConfig, MoeConfig
-from .reference_parts import Hidden, Params, Result, RmsNorm, contract, param
+from .reference_parts import Hidden, Params, Result, RmsNorm, contract, input_norm, param
 
 
 def swiglu(x: Hidden, gate_up: Float32[Array, "d 2 f"], down: Float32[Array, "f d"]) -> Hidden:
@@ -31,7 +31,7 @@ class Mlp(nnx.Module):
     """Dense block: `x + mlp(norm(x))`."""
 
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
-        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.norm = input_norm(model_cfg, params)
         self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
         self.result = Result(model_cfg, params)
         self.mlp = swiglu if model_cfg.activation == "silu" else geglu

@@ -71,8 +71,9 @@ def is_left_out(model_cfg: ModelConfig, name: str, *, may_be_cut: bool = False) 
 
 def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[tuple[str, Shape]]:
     d_model, attention = model_cfg.d_model, model_cfg.attention_of(model_cfg.attention_kind(layer))
-    yield f"{names.attention_norm}.weight", (d_model,)
-    yield f"{names.mlp_norm}.weight", (d_model,)
+    if model_cfg.norms_inputs:
+        yield f"{names.attention_norm}.weight", (d_model,)
+        yield f"{names.mlp_norm}.weight", (d_model,)
     if model_cfg.norms_results:
         yield f"{names.attention_result_norm}.weight", (d_model,)
         yield f"{names.mlp_result_norm}.weight", (d_model,)

@@ -159,6 +159,11 @@ EXPECTED = {
     "qwen2_moe: softmax weights normalised": 1.16e00,
     "qwen2_moe: shared expert not gated": 1.91e00,
     "mimo: biases dropped": 1.10e00,
+    "glm4: halves turned instead of neighbours": 2.95e00,
+    "glm4: results not normalised": 3.49e00,
+    "glm4: norms behind and before an MLP swapped": 2.70e00,
+    "olmo2: results not normalised": 4.45e00,
+    "olmo2: norms of heads dropped": 3.38e00,
 }
 
 
