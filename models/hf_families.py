@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2
 from .hf_rules import Activation as Activation
-from .hf_rules import ExpertRules, FamilyRules
+from .hf_rules import ExpertRules as ExpertRules
+from .hf_rules import FamilyRules as FamilyRules
 from .hf_rules import Scoring as Scoring
 from .tensor_names import TensorNames
 
