@@ -149,7 +149,10 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             architecture="Qwen2MoeForCausalLM",
             windows="none",
             experts=ExpertRules(scoring="softmax", has_gated_shared=True),
-            defaults=_ROTATION | _NORM | {"num_key_value_heads": 16, "norm_topk_prob": False},
+            defaults=_ROTATION
+            | _NORM
+            | _QWEN_WINDOWS
+            | {"num_key_value_heads": 16, "max_window_layers": 28, "norm_topk_prob": False},
             names=TensorNames(shared="mlp.shared_expert."),
         ),
         # Qwen2's network (`MiMoForCausalLM` of its files is a Qwen2 with prediction layers).
