@@ -304,6 +304,7 @@ class ModelConfig:
     following_layers: tuple[int, ...] = ()
     multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = "silu"  #: of dense MLPs
+    norms_inputs: bool = True  #: blocks of layers RMS-normalise what they are given
     norms_results: bool = False  #: what a block adds is RMS-normalised before
     scales_layers: bool = False  #: a stored number multiplies the hidden state behind each layer
     logit_cap: float | None = None  #: logits stay within it on either side, as `GqaConfig.cap`
@@ -357,6 +358,7 @@ class ModelConfig:
             ("single_blocks", tuple, "a tuple of kinds"),
             ("following_layers", tuple, "a tuple of layers"),
             ("multipliers", Multipliers, "a Multipliers"),
+            ("norms_inputs", bool, "True or False"),
             ("norms_results", bool, "True or False"),
             ("scales_layers", bool, "True or False"),
         ):
@@ -373,6 +375,7 @@ class ModelConfig:
         is_plain = isinstance(self.attention, GqaConfig) and not has_experts
         named = {
             "norms_results": self.norms_results,
+            "norms_inputs": not self.norms_inputs,
             "scales_layers": self.scales_layers,
         }
         for name in (name for name, is_used in named.items() if is_used and not is_plain):

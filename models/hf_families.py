@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2
 from .hf_rules import Activation as Activation
-from .hf_rules import ExpertRules
+from .hf_rules import ExpertRules as ExpertRules
 from .hf_rules import FamilyRules as FamilyRules
 from .hf_rules import Scoring as Scoring
 from .hf_rules import up_matrices as up_matrices
@@ -108,7 +108,11 @@ _QWEN_3_5 = replace(
     is_scaled=False,
     has_picture_axes=True,
     experts=None,
-    defaults={**_QWEN_NEXT.defaults, "num_key_value_heads": 4},
+    # Weights are always divided by their sum: there is no key.
+    defaults={
+        **{key: v for key, v in _QWEN_NEXT.defaults.items() if key != "norm_topk_prob"},
+        "num_key_value_heads": 4,
+    },
     names=replace(
         _QWEN_NEXT_NAMES,
         embedding="model.language_model.embed_tokens",
@@ -147,7 +151,10 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             architecture="Qwen2MoeForCausalLM",
             windows="none",
             experts=ExpertRules(scoring="softmax", has_gated_shared=True),
-            defaults=_ROTATION | _NORM | {"num_key_value_heads": 16, "norm_topk_prob": False},
+            defaults=_ROTATION
+            | _NORM
+            | _QWEN_WINDOWS
+            | {"num_key_value_heads": 16, "max_window_layers": 28, "norm_topk_prob": False},
             names=TensorNames(shared="mlp.shared_expert."),
         ),
         # Qwen2's network (`MiMoForCausalLM` of its files is a Qwen2 with prediction layers).
@@ -198,7 +205,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             architecture="Qwen3_5MoeForConditionalGeneration",
             experts=ExpertRules(scoring="softmax", is_normalised=True, has_gated_shared=True),
             are_all_layers_mixtures=True,
-            defaults=_QWEN_NEXT.defaults,
+            defaults={**_QWEN_3_5.defaults, "num_key_value_heads": 2},
         ),
         "kimi_linear": FamilyRules(
             family="kimi_linear",
@@ -343,6 +350,36 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 "partial_rotary_factor": 0.5,
                 "use_qk_norm": False,
             },
+        ),
+        "glm4": FamilyRules(
+            family="glm4",
+            architecture="Glm4ForCausalLM",
+            is_partial=True,
+            is_interleaved=True,
+            biases="qkv",
+            norms_results=True,
+            defaults=_ROTATION
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "rms_norm_eps": 1.5625e-7,
+                "partial_rotary_factor": 0.5,
+                "attention_bias": True,
+            },
+            names=TensorNames(
+                attention_result_norm="post_self_attn_layernorm",
+                mlp_result_norm="post_mlp_layernorm",
+                gate_up_down=("gate_up_proj", "down_proj"),
+            ),
+        ),
+        "olmo2": FamilyRules(
+            family="olmo2",
+            architecture="Olmo2ForCausalLM",
+            biases="all",
+            qk_norm="joint",
+            norms_inputs=False,
+            norms_results=True,
+            defaults=_ROTATION | {"rms_norm_eps": 1e-5},
         ),
         "minimax_m2": FamilyRules(
             family="minimax_m2",

@@ -89,6 +89,8 @@ class FamilyRules:
     activation: Activation = "silu"
     #: Gemma: embeddings are multiplied by the root of their width, results of blocks normalised.
     is_gemma: bool = False
+    norms_inputs: bool = True  #: blocks normalise what they are given
+    norms_results: bool = False  #: and, as Gemma's, what they add
     #: The scores' multiplier is one over the root of `query_pre_attn_scalar`.
     has_query_scalar: bool = False
     #: Whether `final_logit_softcapping` and `attn_logit_softcapping` may cap logits and scores.

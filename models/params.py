@@ -152,7 +152,12 @@ def _attention(model_cfg: ModelConfig, kind: Kind = "attention") -> dict[str, Pa
     if isinstance(attention, MlaConfig):
         return _latent_attention(model_cfg.d_model, attention)
     params = _grouped_attention(model_cfg.d_model, attention)
-    return params | _of_result(model_cfg)
+    return _of_input(model_cfg) | params | _of_result(model_cfg)
+
+
+def _of_input(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    """Describe the norm of what a block is given, where the model has one."""
+    return {"norm": _norm(model_cfg.d_model)} if model_cfg.norms_inputs else {}
 
 
 def _of_result(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
@@ -182,7 +187,6 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
     kv_heads, per_kv = (gqa.n_kv_heads, "kv_heads"), (gqa.q_per_kv, "q_per_kv")
     head_dim, both = gqa.head_dim, 1 if gqa.are_values_keys else 2
     params = {
-        "norm": _norm(d_model),
         "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
         "kv": _matrix("attention", d_model, kv_heads, both, head_dim),
     }
@@ -334,7 +338,7 @@ def _following(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
 def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model, d_ff = model_cfg.d_model, model_cfg.d_ff
     return {
-        "norm": _norm(d_model),
+        **_of_input(model_cfg),
         "gate_up": _matrix("dense", d_model, up_matrices(model_cfg.activation), (d_ff, "mlp")),
         "down": _matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
         **_of_layer(model_cfg),

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from .config import GqaConfig, MlaConfig, ModelConfig
-from .reference_parts import Hidden, Params, Result, RmsNorm, capped, contract, param
+from .reference_parts import Hidden, Params, Result, RmsNorm, capped, contract, input_norm, param
 from .rope import RopeConfig
 
 
@@ -92,7 +92,7 @@ class GqaAttention(nnx.Module):
         window: int | None,
         rope: RopeConfig | None,
     ) -> None:
-        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.norm = input_norm(model_cfg, params)
         self.q, self.kv, self.o = (param(params, name) for name in ("q", "kv", "o"))
         if gqa.gated:
             self.gate = param(params, "gate")

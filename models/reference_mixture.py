@@ -13,7 +13,7 @@ from lpu_jax.errors import ConfigError
 
 from .config import ModelConfig, MoeConfig
 from .hf_families import Activation
-from .reference_parts import Hidden, Params, Result, RmsNorm, contract, param
+from .reference_parts import Hidden, Params, Result, RmsNorm, contract, input_norm, param
 
 
 def activated(both: Float32[Array, "b t n f"], activation: Activation) -> Float32[Array, "b t f"]:
@@ -42,7 +42,7 @@ class Mlp(nnx.Module):
     """Dense block: `x + mlp(norm(x))`."""
 
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
-        self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.norm = input_norm(model_cfg, params)
         self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
         self.result = Result(model_cfg, params)
         self.activation = model_cfg.activation

@@ -4,7 +4,7 @@ No model and no block; nothing of the emulated layers is used, so that a mistake
 repeated here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,3 +73,10 @@ class RmsNorm(nnx.Module):
         mean_square = jnp.mean(jnp.square(x), axis=tuple(range(-weight.ndim, 0)), keepdims=True)
         weight = weight.reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
         return x * jax.lax.rsqrt(mean_square + self.eps) * weight
+
+
+def input_norm(model_cfg: ModelConfig, params: Params) -> Callable[[Hidden], Hidden]:
+    """Return the norm of what a block is given; a model without has none."""
+    if not model_cfg.norms_inputs:
+        return lambda x: x
+    return RmsNorm(params, "norm", model_cfg.norm_eps)

@@ -1,4 +1,4 @@
-"""Wrong conventions of models whose layers see near keys but for some that see all.
+"""Wrong conventions of models whose layers see near keys but for some, and of plain cousins.
 
 A part of `wrong_conventions`, which says what they are.
 """
@@ -95,4 +95,20 @@ MISTAKES: dict[str, Mistake] = {
         model="qwen2_moe", config=in_part("moe", gated_shared=False)
     ),
     "mimo: biases dropped": Mistake(model="mimo", config=in_part("attention", qkv_bias=False)),
+    "glm4: halves turned instead of neighbours": Mistake(
+        model="glm4", config=in_part("rope", interleaved=False)
+    ),
+    "glm4: results not normalised": Mistake(model="glm4", config=in_model(norms_results=False)),
+    "glm4: norms behind and before an MLP swapped": Mistake(
+        model="glm4",
+        arrays=lambda arrays: (
+            arrays | {"norm": arrays["result_norm"], "result_norm": arrays["norm"]}
+            if "gate_up" in arrays
+            else arrays
+        ),
+    ),
+    "olmo2: results not normalised": Mistake(model="olmo2", config=in_model(norms_results=False)),
+    "olmo2: norms of heads dropped": Mistake(
+        model="olmo2", config=in_part("attention", qk_norm=False, is_qk_norm_joint=False)
+    ),
 }

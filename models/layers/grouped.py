@@ -31,7 +31,7 @@ from .linear import (
     project_out,
     scaled_by,
 )
-from .norm import joint_rms_norm, rms_norm
+from .norm import input_norm, joint_rms_norm, rms_norm
 from .rotary import rotate_first
 from .softmax import Cache, Held, attend
 
@@ -79,7 +79,7 @@ def grouped_attention(
     g = weights["q"].shape[2]
     positions = mem.take_share(positions, share.reshape(()), b)
     mine = mem.take_share(x, share.reshape(()), b)
-    y = rms_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
+    y = input_norm(vxm.to_fp32(mine.reshape(b * t, d)), weights, cfg.norm_eps)
     y = operand_rows(y, policy, "attention")
     turn = {name: mem.rows_from(table, positions, t) for name, table in tables.items()}
 

@@ -13,7 +13,7 @@ from ..hf_families import Activation
 from ..leaves import rows_of_leaf
 from ..policy import Policy
 from .linear import Split, add_residual, linear, operand_rows, project_out
-from .norm import rms_norm
+from .norm import input_norm
 
 
 def activated(
@@ -104,7 +104,7 @@ def dense_mlp(
         The new hidden state, replicated.
     """
     b, t, d = x.shape
-    y = rms_norm(vxm.to_fp32(x.reshape(b * t, d)), weights["norm"], cfg.norm_eps)
+    y = input_norm(vxm.to_fp32(x.reshape(b * t, d)), weights, cfg.norm_eps)
     y = linear(operand_rows(y, policy, "dense"), weights["gate_up"], policy=policy)
     h = activated(y, weights["gate_up"].shape[2], cfg.activation)
     h = operand_rows(h, policy, "dense")

@@ -1,6 +1,8 @@
 """Norms: RMS, of rows that a chip has whole or that chips share out by heads, and LayerNorm."""
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float32
@@ -21,6 +23,16 @@ def rms_norm(
     scale = vxm.rsqrt(vxm.add(mean, eps))
     normed = vxm.mul(x, scale)
     return normed if weight is None else vxm.mul(normed, weight.reshape(1, d_model))
+
+
+def input_norm(
+    x: Float32[Array, "m d"], weights: Mapping[str, Any], eps: float
+) -> Float32[Array, "m d"]:
+    """Normalise what a block is given; a model without such norms has rows as they are.
+
+    Fidelity: see `rms_norm`.
+    """
+    return rms_norm(x, weights["norm"], eps) if "norm" in weights else x
 
 
 def joint_rms_norm(

@@ -81,7 +81,8 @@ def _block(
 ) -> Iterator[tuple[str, Shape]]:
     d_model, attention = model_cfg.d_model, model_cfg.attention_of(kind)
     is_mlp = kind in ("dense", "moe")
-    yield f"{names.mlp_norm if is_mlp else names.attention_norm}.weight", (d_model,)
+    if model_cfg.norms_inputs:
+        yield f"{names.mlp_norm if is_mlp else names.attention_norm}.weight", (d_model,)
     if model_cfg.norms_results:
         norm = names.mlp_result_norm if is_mlp else names.attention_result_norm
         yield f"{norm}.weight", (d_model,)

@@ -117,10 +117,11 @@ class HfTensors:
             case "dense":
                 specs = block_params(self.config, "dense")
                 arrays = self._mlp(prefix + self._names.mlp, self._names.gate_up_down, specs)
-                return {"norm": self._mlp_norm(prefix), **arrays, **self._of_layer(prefix)}
+                norm = self._of_input(prefix + self._names.mlp_norm)
+                return {**norm, **arrays, **self._of_layer(prefix)}
             case "moe":
-                arrays = self._mixture(prefix)
-                return {"norm": self._mlp_norm(prefix), **arrays, **self._of_layer(prefix)}
+                norm = self._of_input(prefix + self._names.mlp_norm)
+                return {**norm, **self._mixture(prefix), **self._of_layer(prefix)}
             case _:
                 return {"norm": self._norm(self._names.final_norm), "out": self._head()}
 
@@ -172,8 +173,9 @@ class HfTensors:
         weight = self._vector(f"{name}.weight")
         return weight + np.float32(1) if self._names.are_norms_centred else weight
 
-    def _mlp_norm(self, prefix: str) -> np.ndarray:
-        return self._norm(prefix + self._names.mlp_norm)
+    def _of_input(self, name: str) -> Weights:
+        """Read the norm of what a block is given, where the model has one."""
+        return {"norm": self._norm(name)} if self.config.norms_inputs else {}
 
     def _head(self) -> Weight:
         spec = block_params(self.config, "head")["out"]
@@ -194,15 +196,15 @@ class HfTensors:
 
     def _attention(self, kind: str, prefix: str) -> Weights:
         attention = self.config.attention_of(kind)
-        norm = self._norm(prefix + self._names.attention_norm)
+        norm = self._of_input(prefix + self._names.attention_norm)
         if isinstance(attention, MlaConfig):
-            arrays = {"norm": norm, **self._latent_attention(prefix, attention)}
+            arrays = {**norm, **self._latent_attention(prefix, attention)}
             readers = self._matrix, self._vector
             return arrays | index_weights(self.config, kind, prefix, *readers)
         specs = block_params(self.config, kind)
         arrays = self._grouped_attention(prefix, attention, specs)
         result = self._of_result(prefix + self._names.attention_result_norm)
-        return {"norm": norm, **arrays, **result}
+        return {**norm, **arrays, **result}
 
     def _grouped_attention(
         self, prefix: str, gqa: GqaConfig, specs: Mapping[str, ParamSpec]

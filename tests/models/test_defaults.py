@@ -14,6 +14,8 @@ CLASSES = {
     "qwen2": "Qwen2",
     "qwen2_moe": "Qwen2Moe",
     "mimo": "Qwen2",
+    "glm4": "Glm4",
+    "olmo2": "Olmo2",
     "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3Moe",
     "qwen3_vl_text": "Qwen3VLText",

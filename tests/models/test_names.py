@@ -31,6 +31,8 @@ FAMILIES = {
     "qwen2": "qwen2",
     "qwen2_moe": "qwen2_moe",
     "mimo": "mimo",
+    "glm4": "glm4",
+    "olmo2": "olmo2",
     "phi3": "phi3",
     "smollm3": "smollm3",
     "granite": "granite",

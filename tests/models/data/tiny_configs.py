@@ -92,6 +92,18 @@ MIMO_V2: Fields = GROUPED | {
         for kind, theta in (("full_attention", 5e6), ("sliding_attention", 1e4))
     },
 }
+#: Neighbours of the first half of a head turn; norms before and behind blocks.
+GLM4: Fields = GROUPED | {
+    "head_dim": 16,
+    "attention_bias": True,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+    },
+}
+#: No norm before a block, one of all heads together, and one behind a block.
+OLMO2: Fields = GROUPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
 MISTRAL: Fields = GROUPED | {
     "head_dim": 16,
     "sliding_window": 5,
@@ -538,6 +550,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen2_moe": ("Qwen2Moe", QWEN2_MOE, "f32"),
     "mimo": ("Qwen2", MIMO, "f32"),
     "mimo_v2_flash": ("MiMoV2Flash", MIMO_V2, "f32"),
+    "glm4": ("Glm4", GLM4, "f32"),
+    "olmo2": ("Olmo2", OLMO2, "f32"),
     "phi3": ("Phi3", PHI3, "f32"),
     "smollm3": ("SmolLM3", SMOLLM3, "f32"),
     "granite": ("Granite", GRANITE, "f32"),
