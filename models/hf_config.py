@@ -143,6 +143,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         recurrent=recurrent,
         recurrent_layers=recurrent_layers,
         single_blocks=single_blocks,
+        following_layers=following_layers,
         multipliers=_read_multipliers(keys, rules),
         activation=rules.activation,
         norms_inputs=rules.norms_inputs,
