@@ -4,8 +4,9 @@ Legality is about shapes only: whether a legal plan fits is `placement`'s questi
 `evaluate`'s.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from lpu_jax.datapath.mem import POSITIONS_STEP
 from lpu_jax.errors import PlanError
@@ -99,7 +100,7 @@ def check_parts(plan: Plan, cfg: ModelConfig) -> None:
 def reasons(shard: Shard, scenario: Scenario) -> Iterator[Reason | None]:
     """Why a part of a plan is illegal; None for each rule it obeys."""
     for axis in shard.axes:
-        yield axis_reason(shard.part, axis, getattr(shard, axis.name), scenario)
+        yield axis_rule(shard.part, axis, scenario)(getattr(shard, axis.name))
         if shard.split is Split.TREE:
             yield tree_reason(shard.part, axis, getattr(shard, axis.name))
     if shard.split is Split.WIDE:
@@ -108,32 +109,27 @@ def reasons(shard: Shard, scenario: Scenario) -> Iterator[Reason | None]:
         yield from _moe_reasons(shard, scenario)
 
 
-def axis_reason(
-    part: str,
-    axis: PlanAxis,
-    ways: int,
-    scenario: Scenario,
-) -> Reason | None:
-    """Why an axis of a part of a plan cannot have that many chips; None if it can.
+def axis_rule(part: str, axis: PlanAxis, scenario: Scenario) -> Callable[[int], Reason | None]:
+    """Return what says why an axis of a part of a plan cannot have so many chips; None if it can.
 
     An axis without a rule of its own has as many chips as its first logical axis has pieces.
     """
     cfg, request = scenario.model, scenario.request
     match part, axis.name:
         case "attention", "tensor":
-            return attention_reason(cfg, ways)
+            return partial(attention_reason, cfg)
         case "attention", "data":
-            return data_reason(ways, request.batch)
+            return lambda ways: data_reason(ways, request.batch)
         case "attention", "context":
-            return context_reason(ways, request.context)
+            return lambda ways: context_reason(ways, request.context)
         case "moe", "expert":
-            return _experts_reason(cfg, ways)
+            return partial(_experts_reason, cfg)
     for kind in block_kinds(cfg):
         if BLOCK_KINDS[kind].part == part and axis.splits:
             length = axis_lengths(cfg, kind)[axis.splits[0]]
             piece = granules(cfg, kind, scenario.policy).get(axis.splits[0], 1)
-            return columns_reason(part, axis.name, ways, length, piece)
-    return None
+            return lambda ways: columns_reason(part, axis.name, ways, length, piece)
+    return lambda ways: None
 
 
 def most_ways(part: str, axis: PlanAxis, scenario: Scenario) -> int:

@@ -261,7 +261,7 @@ class BestPlaced:
         frames = np.ceil(np.asarray(payload_bytes) / frame_bytes).astype(np.int64)
         key = np.int64(frames) * (self.system.n_chips + 1) + n_chips
         known = self._prices.setdefault((kind, algorithm), _Prices())
-        missing = np.setdiff1d(key, known.keys)
+        missing = np.unique(known.without(np.asarray(key)))
         if len(missing):
             of_frames, n = np.divmod(missing, self.system.n_chips + 1)
             known.add(missing, self._priced(kind, algorithm, n, of_frames * float(frame_bytes)))
@@ -311,6 +311,14 @@ class _Prices:
     cycles: Float[np.ndarray, "5 known"] = field(
         default_factory=lambda: np.zeros((len(_OF_PASSAGE), 0))
     )
+
+    def without(self, keys: Int[np.ndarray, "*rows"]) -> Int[np.ndarray, " new"]:
+        """Keep those of some numbers that have no passage yet."""
+        keys = keys.reshape(-1)
+        if not len(self.keys):
+            return keys
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.asarray(keys[self.keys[place] != keys])
 
     def add(self, keys: Int[np.ndarray, " new"], cycles: Float[np.ndarray, "5 new"]) -> None:
         """Remember more."""

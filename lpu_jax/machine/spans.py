@@ -175,7 +175,8 @@ def worst_spans(
         The worst of each measure over all runs of each kind, as integer arrays.
     """
     repeat = period(units)
-    residues = [np.unique(first % repeat) for first in bases]
+    # Those of `Placements` are ascending residues, and there are thousands of these.
+    residues = [own if own[-1] < repeat else np.unique(own % repeat) for own in bases]
     n_residues = np.array([len(found) for found in residues])[group]
     offset = np.cumsum([0, *(len(found) for found in residues)])[group]
     n_runs = np.minimum(group_chips // n, repeat // np.gcd(n, repeat))

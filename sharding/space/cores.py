@@ -16,7 +16,7 @@ from models.blocks import BLOCK_KINDS, block_kinds
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 
-from ..legal import axis_reason, most_ways, tree_reason, wide_reason
+from ..legal import axis_rule, most_ways, tree_reason, wide_reason
 from ..plan import AXES, PARTS
 from ..scenario import Scenario
 from .shard_table import DISPATCHES, SPLITS, Column, ShardTable, orders_of
@@ -66,9 +66,12 @@ def cores(
         if axis.name == COPIES:
             continue
         ways = []
-        most = min(most_chips, most_ways(part, axis, scenario))
+        rule, most = (
+            axis_rule(part, axis, scenario),
+            min(most_chips, most_ways(part, axis, scenario)),
+        )
         for n in range(1, (1 if axis.moves and not choices.moves else most) + 1):
-            reason = axis_reason(part, axis, n, scenario)
+            reason = rule(n)
             if reason is None:
                 ways.append(n)
             else:
