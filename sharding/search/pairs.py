@@ -95,7 +95,7 @@ class Pairing:
     def pairs(self) -> Pairs:
         """Pair branches that leave each other enough chips; keep what may be wanted."""
         first, second = self.pools
-        left = self.sought.n_chips - (0 if self.is_mixed else first.chips)
+        left = self.sought.n_chips - (0 if self.is_mixed else 1) * first.chips
         n_others = np.searchsorted(np.sort(second.chips), left, side="right")
         order = np.argsort(first.cycles[0], kind="stable")
         order = order[(n_others > 0)[order] & self._may_be_wanted()[order]]

@@ -35,9 +35,10 @@ N_TRIPLES = len(MODELS)
 #: Families whose blocks are those of others, under other names, but for layers without rotation
 #: and constants that scale values.
 ALIKE = {"mistral", "qwen2", "mimo", "qwen3_vl", "phi3", "smollm3", "granite"}
-#: Families that are not drawn: no triple has states, or experts in a narrower space, and these last
-#: have no named model.
+#: Families that are not drawn: no triple has states, experts in a narrower space, or an index, and
+#: the last have no named model.
 NOT_DRAWN = {
+    *("deepseek_v32", "glm_moe_dsa"),
     *("qwen3_next", "qwen3_5", "kimi_linear", "nemotron_h"),
     *("gemma2", "glm4", "olmo2", "qwen2_moe", "mimo_v2_flash"),
 }

@@ -72,7 +72,7 @@ def test_a_decoder_reads_the_last_token_of_each_prompt_and_counts_those_that_gro
         best = hidden[np.arange(len(hidden)), block.arguments[2], 0].astype(np.int32)
         return best[:, None], np.zeros((len(hidden), cfg.vocab_size), np.float32)
 
-    def run_attention(cfg, block, hidden, cache, positions, counts, execution):
+    def run_attention(cfg, block, hidden, cache, positions, counts, relay, execution):
         begun.append(np.asarray(positions).tolist())
         counted.append(np.asarray(counts).tolist())
         return hidden, cache

@@ -80,7 +80,7 @@ def test_no_plan_is_the_fastest(small: MixedSystem) -> None:
     ("name", "plan", "policy", "sentence"),
     [
         ("vr-lpx-1:prefill-decode", PLAN, "fp16", "those of one of its machines alone; give lpx-1"),
-        ("vr-lpx-1:draft-verify", PLAN, "fp16", "those of one of its machines alone; give lpx-1"),
+        ("vr-lpx-1:draft-verify", PLAN, "fp16", "vr-lpx-1:draft-verify needs a draft model"),
         ("vr-nvl72", PLAN, "fp16", "vr-nvl72 is a GPU roofline without values"),
         ("vr-lpx-1", PLAN, "int8", "tensor cores multiply float16 rows"),
         ("vr-lpx-1", Plan.parse("1x2 a:2r f:2t column"), "fp16", "the plan has one pool"),
