@@ -44,6 +44,7 @@ def test_a_whole_model_equals_its_blocks_one_at_a_time():
     np.testing.assert_array_equal(Transformer(weights)(tokens), stream(weights, tokens))
 
 
+@pytest.mark.slow
 def test_the_expanded_form_of_latent_attention_is_the_same_model():
     absorbed = checkpoint("deepseek_v3")
     attention = dataclasses.replace(absorbed.config.attention, form="expanded")

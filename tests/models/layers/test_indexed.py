@@ -117,6 +117,7 @@ def alone() -> tuple[np.ndarray, np.ndarray]:
     return told(ONE)
 
 
+@pytest.mark.slow
 def test_a_token_attends_to_as_many_positions_as_it_may(alone: Any) -> None:
     chosen = alone[1]
     assert chosen.shape == (BATCH, TOKENS, TOP_K)
@@ -166,7 +167,8 @@ def test_decode_is_prefill_and_a_longer_cache_moves_no_bit(alone: Any) -> None:
     np.testing.assert_array_equal(np.concatenate(made, axis=1), alone[0])
 
 
-@pytest.mark.parametrize("top_k", [CONTEXT, pytest.param(HELD + TOKENS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("top_k", [CONTEXT, HELD + TOKENS])
 def test_where_all_is_chosen_the_bits_are_those_of_attention_to_all(top_k: int) -> None:
     cfg = sparse(top_k)
     found, expected = (Chips(ONE, own).run(X) for own in (cfg, dense(cfg)))
@@ -178,6 +180,7 @@ def test_what_is_left_out_matters(alone: Any) -> None:
     assert np.abs(Chips(ONE, dense(CFG)).run(X) - alone[0]).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ways", [{"tensor": 3}, {"context": 3}])
 def test_of_equal_scores_the_first_positions_are_taken(ways: dict[str, int]) -> None:
     """Weights of heads that are zero make all scores so."""

@@ -40,6 +40,7 @@ def run(
     return runner(TINY_NEMOTRON, block, way, {"expert": 4})(x, *block.arguments[1:])
 
 
+@pytest.mark.slow
 def test_a_block_is_that_of_the_reference() -> None:
     x = np.asarray(hidden(64, 1, TINY_NEMOTRON.d_model)[:BATCH], np.float32)
     source = SyntheticWeights(TINY_NEMOTRON)

@@ -55,7 +55,13 @@ def trace_of(case: str) -> Traced:
     return plan, text, json.loads(text)["traceEvents"]
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(
+    params=[
+        pytest.param("kimi", marks=pytest.mark.slow),
+        pytest.param("llama", marks=pytest.mark.slow),
+        "one chip",
+    ]
+)
 def traced(request: pytest.FixtureRequest) -> Traced:
     return trace_of(request.param)
 
@@ -132,6 +138,7 @@ def test_live_values_come_and_go(traced: Traced) -> None:
     assert 0 < max(counted) <= peak
 
 
+@pytest.mark.slow
 def test_stages_are_processes_and_links_have_names() -> None:
     plan, _, events = trace_of("kimi")
     processes = [e["args"]["name"] for e in events if e["name"] == "process_name"]
@@ -148,6 +155,7 @@ def test_stages_are_processes_and_links_have_names() -> None:
         assert plan.scenario.system.topology.links_between(src, dst)
 
 
+@pytest.mark.slow
 def test_transfers_of_a_collective_lie_inside_it() -> None:
     plan, _, events = trace_of("llama")
     names = tracks(events)
@@ -168,10 +176,12 @@ def test_the_same_plan_gives_the_same_bytes() -> None:
     assert plan_trace(scheduled(*CASES["llama"])).to_json() == trace_of("llama")[1]
 
 
+@pytest.mark.slow
 def test_a_trillion_parameters_are_a_reasonable_file() -> None:
     assert 1e6 < len(trace_of("kimi")[1]) < 60e6
 
 
+@pytest.mark.slow
 def test_a_trace_says_what_it_shows_and_what_it_rests_on() -> None:
     about = json.loads(trace_of("kimi")[1])["otherData"]
     assert (about["model"], about["system"], about["plan"]) == ("kimi-k2", "lpx-9", KIMI.name)

@@ -206,6 +206,7 @@ def test_json_has_every_case() -> None:
     assert data["versions"] == alone["versions"]
 
 
+@pytest.mark.slow
 def test_csv_and_dataframe_have_the_columns_of_comparisons() -> None:
     found, alone = _swept(), _compared(*CASES[0], "latency", 1)
     read = list(csv.DictReader(io.StringIO(found.to_csv()), strict=True))
