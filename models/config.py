@@ -8,6 +8,7 @@ these is refused, because a reader that skips an unknown key miscounts the model
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 from lpu_jax.arguments import described
@@ -406,7 +407,7 @@ class ModelConfig:
         has_experts = self.moe is not None and self.moe.is_in_layer(layer)
         return mixes, "moe" if has_experts else "dense"
 
-    @property
+    @cached_property
     def kind_counts(self) -> Mapping[str, int]:
         """How many blocks of each kind the layers have."""
         return Counter(kind for layer in range(self.n_layers) for kind in self.layer_kinds(layer))
