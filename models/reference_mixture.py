@@ -110,20 +110,28 @@ class Moe(nnx.Module):
             Qwen3-MoE: softmax over all experts, the largest taken. gpt-oss: the largest logits,
             softmax over those alone. Llama 4: likewise, sigmoids.
         """
-        return self._choose(self._of_router(x), None)
+        return self._choose(self.of_router(x), None)
 
     def __call__(self, x: Hidden, forced_ids: Int[Array, "b t k"] | None = None) -> Hidden:
         """Run the block; `forced_ids` replaces the router's choice, not its weights."""
-        normed = self.norm(x)
-        ids, weights = self._choose(self._of_router(x), forced_ids)
-        of_experts = self.expert_norm(x) if self.moe.has_own_norms else normed
-        routed = self._routed(of_experts, ids, weights)
-        if self.moe.has_own_norms:
-            shared = self.shared_result_norm(self._shared(normed))
-            return self.result(x, self.expert_result_norm(routed) + shared)
-        return self.result(x, routed + self._shared(normed) if self.moe.n_shared else routed)
+        return self.finished(x, self.routed(x, forced_ids))
 
-    def _of_router(self, x: Hidden) -> Hidden:
+    def routed(self, x: Hidden, forced_ids: Int[Array, "b t k"] | None = None) -> Hidden:
+        """Add the weighted results of the experts held, as they are before any norm of the sum."""
+        ids, weights = self._choose(self.of_router(x), forced_ids)
+        of_experts = self.expert_norm(x) if self.moe.has_own_norms else self.norm(x)
+        return self._routed(of_experts, ids, weights)
+
+    def finished(self, x: Hidden, routed: Hidden) -> Hidden:
+        """Add the sum over all experts, and shared ones, to the hidden state before the block."""
+        if self.moe.has_own_norms:
+            shared = self.shared_result_norm(self._shared(self.norm(x)))
+            return self.result(x, self.expert_result_norm(routed) + shared)
+        if self.moe.n_shared:
+            routed = routed + self._shared(self.norm(x))
+        return self.result(x, routed)
+
+    def of_router(self, x: Hidden) -> Hidden:
         """Normalise what the router is given."""
         return self.router_norm(x) if self.moe.has_own_norms else self.norm(x)
 

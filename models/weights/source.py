@@ -372,12 +372,17 @@ class HfTensors:
     def _own_norms(self, prefix: str) -> Weights:
         """Read the norms of experts and router, and what scales an expert's weight."""
         names, root = self._names, np.float32(self.config.d_model**0.5)
+        scale = self._vector(prefix + names.expert_scale)
+        if np.any(scale < 0):  # a weight of 0 or less stands for an expert that is not used
+            raise WeightsError(
+                f"{self._where}: tensor {quoted(prefix + names.expert_scale)} must not be below 0."
+            )
         return {
             "router_norm": self._vector(prefix + names.router_norm) / root,
             "expert_norm": self._norm(prefix + names.expert_norm),
             "shared_result_norm": self._norm(prefix + names.shared_result_norm),
             "expert_result_norm": self._norm(prefix + names.expert_result_norm),
-            "expert_scale": self._vector(prefix + names.expert_scale),
+            "expert_scale": scale,
         }
 
     def _refuse_unknown_tensors(self, may_be_cut: bool) -> None:

@@ -342,7 +342,7 @@ class Step:
         return [
             _Passed(
                 hidden=output,
-                reference=reference.totals[key],
+                reference=reference.total(key),
                 used=ids,
                 flips=n_flips,
                 margin=margin,

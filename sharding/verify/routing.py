@@ -8,7 +8,7 @@ reference's own state. Not here: the emulated experts (`emulate`).
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from models.reference_mixture import Moe
 #: "forced": the reference uses the experts that the emulated router chose. "free": its own.
 Routing = Literal["forced", "free"]
 #: Parameters of a mixture that its router reads.
-_OF_ROUTER = ("norm", "router", "router_offset", "router_bias")
+_OF_ROUTER = ("norm", "router_norm", "router", "router_offset", "router_bias", "expert_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,9 @@ class MixtureReference:
         """Take a model and a block's parameters without its routed experts."""
         assert cfg.moe is not None
         self.cfg, self.moe, self.values = cfg, cfg.moe, values
-        self.totals: dict[str, Float32[np.ndarray, "tokens d"]] = {}
         self._inputs: dict[str, tuple[Any, Any]] = {}
-        # an expert's own share: the block without shared experts, holding this expert alone
-        self._alone = replace(cfg, moe=replace(cfg.moe, n_shared=0))
-        self._base = self._module(cfg, (), values)
+        self._routed: dict[str, Any] = {}  #: sums over experts
+        self._base = self._module((), values)
 
     def own_routes(self, hidden: Float32[np.ndarray, "tokens d"]) -> Int[np.ndarray, "tokens k"]:
         """Choose experts by the reference alone."""
@@ -89,17 +87,17 @@ class MixtureReference:
 
     def margin(self, hidden: Float32[np.ndarray, "tokens d"]) -> float:
         """Return how firmly the reference makes its choice, see `router_margin`."""
-        normed = np.asarray(self._base.norm(jnp.asarray(hidden)[None])[0], np.float64)
+        normed = np.asarray(self._base.of_router(jnp.asarray(hidden)[None])[0], np.float64)
         return router_margin(normed, self.values, self.moe)
 
     def begin(
         self, key: str, hidden: Float32[np.ndarray, "tokens d"], ids: Int[np.ndarray, "tokens k"]
     ) -> None:
-        """Run everything but the routed experts; tokens will use the experts `ids`."""
-        if key not in self.totals:
+        """Begin with a state whose tokens will use the experts `ids`."""
+        if key not in self._inputs:
             x = jnp.asarray(hidden)[None]
             self._inputs[key] = x, jnp.asarray(ids)[None]
-            self.totals[key] = np.asarray(self._base(x)[0])
+            self._routed[key] = jnp.zeros_like(x)
 
     @property
     def needed(self) -> set[int]:
@@ -109,17 +107,21 @@ class MixtureReference:
     def add(self, number: int, values: dict[str, Float32[np.ndarray, "..."]]) -> None:
         """Add one expert's share; it is zero for tokens that do not use it."""
         stacked = {name: value[None] for name, value in values.items()}
-        module = self._module(self._alone, (number,), self.values | stacked)
+        module = self._module((number,), self.values | stacked)
         for key, (x, ids) in self._inputs.items():
-            share = module(x, ids) - x
-            self.totals[key] = self.totals[key] + np.asarray(share[0])
+            self._routed[key] = self._routed[key] + module.routed(x, ids)
 
-    def _module(self, cfg: ModelConfig, held: tuple[int, ...], params: dict[str, Any]) -> Moe:
+    def total(self, key: str) -> Float32[np.ndarray, "tokens d"]:
+        """Return the state behind the block, once all experts that are used were added."""
+        x, _ = self._inputs[key]
+        return np.asarray(self._base.finished(x, self._routed[key])[0])
+
+    def _module(self, held: tuple[int, ...], params: dict[str, Any]) -> Moe:
         empty = {
             name: np.zeros((0, *spec.shape[1:]), np.float32)
-            for name, spec in expert_params(cfg.d_model, self.moe).items()
+            for name, spec in expert_params(self.cfg.d_model, self.moe).items()
         }
-        module = reference_block(cfg, "moe", empty | params, held)
+        module = reference_block(self.cfg, "moe", empty | params, held)
         assert isinstance(module, Moe)
         return module
 
@@ -149,8 +151,8 @@ def router_margin(
         moe: the router's rules.
 
     Returns:
-        In units of what is ranked: corrected scores, or logits where the softmax comes afterwards;
-        infinity where nothing is left out.
+        In units of what is ranked: corrected scores, or logits where softmax or sigmoid come
+        afterwards; infinity where nothing is left out.
     """
     smallest = math.inf
     for row in _ranking(normed, values, moe):
@@ -183,7 +185,7 @@ def _ranking(
         case "softmax":
             powers = np.exp(logits - logits.max(-1, keepdims=True))
             ranking = powers / powers.sum(-1, keepdims=True)
-        case "softmax_after_top_k":
+        case "softmax_after_top_k" | "sigmoid_after_top_k":
             ranking = logits
     if "router_bias" in values:
         ranking = ranking + values["router_bias"][None, :]
