@@ -201,7 +201,7 @@ class MoeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer with RMS norms and SwiGLU MLPs.
+    """A decoder-only transformer with RMS norms.
 
     `released_format` is a hint: the format of the published weight matrices ("bf16", "fp16",
     "fp8" e4m3 in 128x128 blocks, "int4" in groups of 32, "mxfp4", "nvfp4", or the file's own
@@ -311,8 +311,8 @@ class ModelConfig:
         }
         for name in (name for name, is_used in named.items() if is_used and not is_plain):
             raise ConfigError(
-                f"{self.name}: {name} is about dense layers with grouped attention; this model has "
-                "experts or latent attention."
+                f"{self.name}: {name} is about layers with grouped attention and without experts, or "
+                "with experts that have norms of their own."
             )
 
     def _check_rotation(self) -> None:

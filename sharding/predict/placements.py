@@ -31,10 +31,6 @@ class Placements:
             bases = np.unique(bases % self.system.lpus[1].period_chips)
         return self._numbered(Groups(group_chips, bases))
 
-    def of_stages(self, stages: int, group_chips: int) -> int:
-        """Number the placement of a plan with so many stages."""
-        return self.number(group_chips, self.system.stage_bases(stages, group_chips))
-
     def machine(self, placement: Int[np.ndarray, " rows"]) -> Placed:
         """View the machine as rows with these placements do."""
         used, own = np.unique(placement, return_inverse=True)
