@@ -311,8 +311,8 @@ class ModelConfig:
         }
         for name in (name for name, is_used in named.items() if is_used and not is_plain):
             raise ConfigError(
-                f"{self.name}: {name} is about layers with grouped attention and without experts, or "
-                "with experts that have norms of their own."
+                f"{self.name}: {name} is about layers with grouped attention, without experts or "
+                "with some that have norms of their own."
             )
 
     def _check_rotation(self) -> None:
