@@ -77,6 +77,7 @@ ROW_TYPES = {
     "tokens_per_step": float,
     "in_flight": int,
     "copies": int,
+    "busiest_s": float,
     "users_in_flight": int,
     "total_bound_by": str,
     "reserve_limit_fraction": float,
