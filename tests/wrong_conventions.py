@@ -229,7 +229,9 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "attention: the next token is seen": Mistake(
         model="llama",
-        reference=((causal_softmax, "(distance >= 0) & (distance <", "(distance >= -1) & (distance <"),),
+        reference=(
+            (causal_softmax, "(distance >= 0) & (distance <", "(distance >= -1) & (distance <"),
+        ),
         layers=(((masks, "causal_mask"), "(scores, positions,", "(scores, positions + 1,"),),
     ),
     "attention: multiplier taken for the root of a head": Mistake(
