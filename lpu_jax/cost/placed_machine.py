@@ -6,6 +6,7 @@ Not modelled: two collectives at once; programs are in order, so there is one at
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -261,11 +262,13 @@ class BestPlaced:
         frames = np.ceil(np.asarray(payload_bytes) / frame_bytes).astype(np.int64)
         key = np.int64(frames) * (self.system.n_chips + 1) + n_chips
         known = self._prices.setdefault((kind, algorithm), _Prices())
-        missing = np.unique(known.without(np.asarray(key)))
-        if len(missing):
-            of_frames, n = np.divmod(missing, self.system.n_chips + 1)
-            known.add(missing, self._priced(kind, algorithm, n, of_frames * float(frame_bytes)))
-        found = known.cycles[:, np.searchsorted(known.keys, key)]
+        with known.lock:  # threads that search share this machine
+            missing = np.unique(known.without(np.asarray(key)))
+            if len(missing):
+                of_frames, n = np.divmod(missing, self.system.n_chips + 1)
+                payloads = of_frames * float(frame_bytes)
+                known.add(missing, self._priced(kind, algorithm, n, payloads))
+            found = known.cycles[:, np.searchsorted(known.keys, key)]
         return Passage(**dict(zip(_OF_PASSAGE, found, strict=True)))
 
     def _priced(
@@ -311,6 +314,7 @@ class _Prices:
     cycles: Float[np.ndarray, "5 known"] = field(
         default_factory=lambda: np.zeros((len(_OF_PASSAGE), 0))
     )
+    lock: Lock = field(default_factory=Lock)
 
     def without(self, keys: Int[np.ndarray, "*rows"]) -> Int[np.ndarray, " new"]:
         """Keep those of some numbers that have no passage yet."""

@@ -5,6 +5,8 @@ chips farther apart than a node each. Every collective is priced over runs of ev
 stride, in every group and at every place that stages have, and compared with the bound.
 """
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
 
@@ -136,3 +138,23 @@ def test_the_bound_is_the_price_of_a_node_that_is_one_run(name: str) -> None:
             kind, "auto", np.array([machine.n_chips]), np.array([1]), np.array([12_345.0])
         )
         assert bound.last == pytest.approx(price.last, rel=ROUNDING)
+
+
+def test_threads_that_share_a_machine_get_the_prices_of_one() -> None:
+    """A switch of threads after every few instructions: prices are looked up while others grow."""
+    shared, runs = BestPlaced(system=system("groq-24")), range(1, 25)
+
+    def priced(machine: BestPlaced, payload: int) -> np.ndarray:
+        n = np.array(runs)
+        return machine.collective_cycles("all_reduce", "auto", n, 1, 320.0 * payload).last
+
+    payloads = [*range(1, 41), *range(1, 41)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as workers:
+            found = list(workers.map(lambda payload: priced(shared, payload), payloads))
+    finally:
+        sys.setswitchinterval(interval)
+    for payload, cycles in zip(payloads, found, strict=True):
+        np.testing.assert_array_equal(cycles, priced(BestPlaced(system=system("groq-24")), payload))
