@@ -69,7 +69,7 @@ def linear_recurrence(
 
 
 class DeltaNet(nnx.Module):
-    """Gated DeltaNet block: `x + recurrence(norm(x))`."""
+    """Gated DeltaNet or Kimi Delta Attention block: `x + recurrence(norm(x))`."""
 
     def __init__(self, model_cfg: ModelConfig, net: RecurrentConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)

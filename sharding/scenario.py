@@ -437,13 +437,14 @@ def check_formats(policy: Policy, cfg: ModelConfig, system: System) -> None:
     ):
         system.chip.check_operand("fp8")
     kinds = [kind for kind in block_kinds(cfg) if BLOCK_KINDS[kind].part == "attention"]
-    for spec in (spec for kind in kinds for spec in block_params(cfg, kind).values()):
+    for kind, spec in ((kind, spec) for kind in kinds for spec in block_params(cfg, kind).values()):
         scheme = policy.scheme(spec)
         if scheme is None or spec.rows < 2:
             continue
         width = spec.shape[spec.batch + spec.rows - 1]
         if width % scheme.row_granule:
+            head = "recurrent head width" if BLOCK_KINDS[kind].is_recurrent else "head width"
             raise LpuError(
                 f"policy {policy.name} shares a scale between {scheme.row_granule} rows, "
-                f"which does not divide the head width {width} of {cfg.name}."
+                f"which does not divide the {head} {width} of {cfg.name}."
             )
