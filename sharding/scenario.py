@@ -436,8 +436,8 @@ def check_formats(policy: Policy, cfg: ModelConfig, system: System) -> None:
         for role, rows in policy.rows.items()
     ):
         system.chip.check_operand("fp8")
-    kinds = [kind for kind in block_kinds(cfg) if BLOCK_KINDS[kind].part == "attention"]
-    for kind, spec in ((kind, spec) for kind in kinds for spec in block_params(cfg, kind).values()):
+    attends = [kind for kind in block_kinds(cfg) if BLOCK_KINDS[kind].part == "attention"]
+    for kind, spec in ((one, spec) for one in attends for spec in block_params(cfg, one).values()):
         scheme = policy.scheme(spec)
         if scheme is None or spec.rows < 2:
             continue
