@@ -42,19 +42,19 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "gemma4: router given what experts are": Mistake(
         model="gemma4_moe",
-        reference=(((Moe, "_of_router"), "self.router_norm(x)", "self.expert_norm(x)"),),
+        reference=(((Moe, "of_router"), "self.router_norm(x)", "self.expert_norm(x)"),),
     ),
     "gemma4: experts given what the dense MLP is": Mistake(
         model="gemma4_moe",
-        reference=(((Moe, "__call__"), "self.expert_norm(x)", "normed"),),
+        reference=(((Moe, "routed"), "self.expert_norm(x)", "self.norm(x)"),),
     ),
     "gemma4: results added before they are normalised": Mistake(
         model="gemma4_moe",
         reference=(
             (
-                (Moe, "__call__"),
+                (Moe, "finished"),
                 "self.expert_result_norm(routed) + shared",
-                "self.expert_result_norm(routed + self._shared(normed))",
+                "self.expert_result_norm(routed + self._shared(self.norm(x)))",
             ),
         ),
     ),

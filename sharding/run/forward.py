@@ -119,8 +119,8 @@ def forward(
     *body, head = block_chain(cfg)
     for done, block in enumerate(body):
         progress(done, len(body) + 1, f"{block.kind} of layer {block.layer}")
-        loaded = placed(block.kind, block.layer, batch, step)
-        pieces = _run(cfg, loaded, pieces, relays, execution)
+        # Without a name, which would keep the block while the next one is read.
+        pieces = _run(cfg, placed(block.kind, block.layer, batch, step), pieces, relays, execution)
     progress(len(body), len(body) + 1, "head")
     rows = jnp.concatenate(pieces, axis=1)[:, :n_tokens].reshape(batch * n_tokens, 1, cfg.d_model)
     last = placed("head", head.layer, min(len(rows), _HEAD_ROWS), 1)
