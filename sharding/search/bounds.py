@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lpu_jax.cost.collectives.closed_form.priced import Schedule
+from lpu_jax.cost.collectives.links import hand_overs_between
 from lpu_jax.cost.timing import hand_over_cycles
 from lpu_jax.machine.system import System
 from models.blocks import Kind, block_chain
@@ -379,34 +381,39 @@ def least_hand_over_cycles(scenario: Scenario, most_chips: int) -> Float[np.ndar
     Returns:
         An entry for every number of chips of a group; infinite for none.
     """
-    return _least_hand_over_cycles(scenario.system, hidden_bytes(scenario), most_chips)
-
-
-@functools.lru_cache(maxsize=64)
-def _least_hand_over_cycles(
-    system: System, payload: float, most_chips: int
-) -> Float[np.ndarray, " chips"]:
-    found = np.full(most_chips + 1, np.inf)
+    system, payload = scenario.system, hidden_bytes(scenario)
     n = np.arange(1, most_chips + 1)
+    found = np.full(most_chips + 1, np.inf)
     if system.lpus is None:
         found[1:] = hand_over_cycles(system, n, np.zeros_like(n), n, payload)
         return found
-    topology = system.lpus[1]
+    every = _hand_overs_anywhere(system, most_chips)
+    np.minimum.at(found, every.n_chips.astype(np.int64), every.cycles(payload))
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _hand_overs_anywhere(system: System, most_chips: int) -> Schedule:
+    """List hand-overs between groups of as many chips that are best placed, each way once."""
+    assert system.lpus is not None
+    chip, topology = system.lpus
     size = topology.node_chips
     units = (size * topology.nodes_per_half_rack, topology.rack_chips)
     n, first, gap = (
-        x.reshape(-1) for x in np.meshgrid(n, np.arange(size), np.arange(size + len(units)))
+        x.reshape(-1)
+        for x in np.meshgrid(
+            np.arange(1, most_chips + 1), np.arange(size), np.arange(size + len(units))
+        )
     )
     second = first + n + gap
     for i, unit in enumerate(units):
         next_unit = -(-(first + n) // unit) * unit
         second = np.where(gap == size + i, next_unit, second)
     exists = second + n <= system.n_chips
-    n, first, second = n[exists], first[exists], second[exists]
-    for giver, taker in ((first, second), (second, first)):
-        np.minimum.at(found, n, hand_over_cycles(system, n, giver, taker, payload))
-    found.flags.writeable = False  # whoever asks again gets it
-    return found
+    n, first, second = (np.tile(x[exists], 2) for x in (n, first, second))
+    back = np.arange(len(n)) >= len(n) // 2
+    givers, takers = np.where(back, second, first), np.where(back, first, second)
+    return hand_overs_between(topology, float(chip.clock_hz), n, givers, takers).distinct()
 
 
 def least_crossing_cycles(

@@ -21,8 +21,8 @@ def passed(
     steps: Sequence[Step],
     vectors: Sequence[Numbers],
     slices: Sequence[Numbers] | None,
-    first: float,
-    last: float,
+    first: Numbers,
+    last: Numbers,
 ) -> tuple[Numbers, Numbers]:
     """Find when the results of a collective are there.
 
@@ -30,16 +30,17 @@ def passed(
         steps: its steps.
         vectors: for each step the vectors on its busiest link.
         slices: the same of one slice; None if each step waits for all of the one before.
-        first: cycle at which the first vector is there; `NEVER` if that holds nothing up.
+        first: cycle at which the first vector is there; `NEVER` if that holds nothing up. Of
+            several cases an array, whose dimension comes before those of the steps.
         last: the same of the last vector.
 
     Returns:
         Cycles at which the first and the last vector of the result are there.
     """
-    ready: Numbers = np.float64(first)  # a first slice is there
+    ready: Numbers = np.asarray(first)  # a first slice is there
     # A first vector is, and the last one.
-    begun: Numbers = np.float64(first)
-    ended: Numbers = np.float64(max(first, last))
+    begun: Numbers = np.asarray(first)
+    ended: Numbers = np.maximum(first, last)
     free: list[Numbers] = [np.float64(NEVER) for _ in LEVELS]
     entered: Numbers = np.bool_(False)
     for step, n, n_slice in zip(steps, vectors, slices or vectors, strict=True):

@@ -4,7 +4,7 @@ Steps follow one another, or overlap slice by slice (`flow`). Not modelled: as i
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import numpy as np
 from ....datapath.work import Passage
 from ....machine.ports import Numbers
 from .flow import NEVER, passed
-from .steps import LEVELS, Step
+from .steps import LEVELS, OF_STEPS, Step
 
+#: Numbers of a schedule that plans have of their own, beside those of its steps.
+_PER_PLAN = ("n_chips", "legal", "exact", "pieces", "slice_vectors")
 # Keeps 49 * (1 / 49) from being rounded up to two vectors.
 _CEIL_SLACK = 1e-9
 
@@ -48,6 +50,22 @@ class Schedule:
     frame_payload_bytes: int
     frame_bytes: int
 
+    def distinct(self) -> "Schedule":
+        """Keep one plan of those whose numbers are all the same; numbers must be of many plans."""
+        own = tuple(name for name in _PER_PLAN if getattr(self, name) is not None)
+        numbers = [getattr(self, name) for name in own]
+        numbers += [getattr(step, name) for step in self.steps for name in OF_STEPS]
+        table = np.stack(np.broadcast_arrays(*numbers), axis=1, dtype=np.float64)
+        table = np.ascontiguousarray(table[:, np.ptp(table, axis=0) > 0])
+        as_bytes = table.view(np.dtype((np.void, table.shape[1] * table.itemsize)))
+        _, rows = np.unique(as_bytes.reshape(-1), return_index=True)
+
+        def kept(of: Any, names: tuple[str, ...]) -> dict[str, Numbers]:
+            return {name: np.broadcast_to(getattr(of, name), len(table))[rows] for name in names}
+
+        steps = tuple(replace(step, **kept(step, OF_STEPS)) for step in self.steps)
+        return replace(self, **kept(self, own), steps=steps)
+
     def _vectors(self, payload_bytes: Numbers, step: Step) -> Numbers:
         """Vectors that a link carries; at least one for each stream, since no frame is cut."""
         return self._on_link(np.ceil(np.asarray(payload_bytes) / self.frame_payload_bytes), step)
@@ -57,7 +75,9 @@ class Schedule:
         each = np.ceil(whole * step.share / step.streams - _CEIL_SLACK)
         return step.streams * np.maximum(1.0, each)
 
-    def _passed(self, payload_bytes: Numbers, first: float, last: float) -> tuple[Numbers, Numbers]:
+    def _passed(
+        self, payload_bytes: Numbers, first: Numbers, last: Numbers
+    ) -> tuple[Numbers, Numbers]:
         vectors = np.ceil(np.asarray(payload_bytes) / self.frame_payload_bytes)
         every = [self._on_link(vectors, step) for step in self.steps]
         slices = None
@@ -112,14 +132,15 @@ class Schedule:
         Returns:
             Cycles, not rounded; the last result never comes where a link does not exist.
         """
-        first, last = self._passed(payload_bytes, 0.0, NEVER)
-        first_behind, last_behind = self._passed(payload_bytes, NEVER, 0.0)
+        plans = np.broadcast_shapes(np.shape(payload_bytes), np.shape(self.legal))
+        at_once = np.array([0.0, NEVER]).reshape(2, *(1 for _ in plans))
+        first, last = self._passed(payload_bytes, at_once, at_once[::-1])
         return Passage(
             hops=self.first_cycles,
-            first=first,
-            last=np.where(self.legal, last, np.inf),
-            first_behind=first_behind,
-            last_behind=last_behind,
+            first=first[0],
+            last=np.where(self.legal, last[0], np.inf),
+            first_behind=first[1],
+            last_behind=last[1],
         )
 
     def busiest_link_cycles(self, payload_bytes: Numbers) -> Numbers:

@@ -4,7 +4,7 @@ Which steps a collective takes is said in `algorithms`; `priced` adds them up. N
 `links`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -41,6 +41,10 @@ class Step:
     fan_out: Numbers
     times: Numbers = 1.0
     streams: Numbers = 1.0
+
+
+#: What steps have of each plan.
+OF_STEPS = tuple(field.name for field in fields(Step) if field.name not in ("name", "level"))
 
 
 @dataclass(frozen=True, kw_only=True)
