@@ -55,13 +55,15 @@ class Schedule:
         own = tuple(name for name in _PER_PLAN if getattr(self, name) is not None)
         numbers = [getattr(self, name) for name in own]
         numbers += [getattr(step, name) for step in self.steps for name in OF_STEPS]
-        table = np.stack(np.broadcast_arrays(*numbers), axis=1, dtype=np.float64)
-        table = np.ascontiguousarray(table[:, np.ptp(table, axis=0) > 0])
-        as_bytes = table.view(np.dtype((np.void, table.shape[1] * table.itemsize)))
-        _, rows = np.unique(as_bytes.reshape(-1), return_index=True)
+        table = np.stack(np.broadcast_arrays(*numbers), dtype=np.float64)
+        varied = table[np.ptp(table, axis=1) > 0]
+        order = np.lexsort(varied)
+        is_new = np.any(np.diff(varied[:, order], prepend=np.nan) != 0, axis=0)
+        rows = np.sort(order[is_new])
 
         def kept(of: Any, names: tuple[str, ...]) -> dict[str, Numbers]:
-            return {name: np.broadcast_to(getattr(of, name), len(table))[rows] for name in names}
+            shape = table.shape[1:]
+            return {name: np.broadcast_to(getattr(of, name), shape)[rows] for name in names}
 
         steps = tuple(replace(step, **kept(step, OF_STEPS)) for step in self.steps)
         return replace(self, **kept(self, own), steps=steps)
