@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..datapath.work import Length, Quantity, Unit, ceil_div, choose, largest
-from .program import WRITES_OVER, Program
+from .program import WRITES_OVER, Operation, Program
 from .schedule import Timing
 
 
@@ -82,13 +82,8 @@ def live_ranges(
             ends[value] = largest(ends.get(value, 0.0), read_until)
         if operation.result_known or same is True:
             continue
-        sizes = operation.result_bytes(symbols)
-        over = WRITES_OVER.get(operation.name)
-        if over is not None and operation.reads[0] not in program.inputs:
-            over = None
-        made = [one for i, one in enumerate(zip(operation.makes, sizes, strict=True)) if i != over]
-        for value, size in reversed(made):
-            stored = ceil_div(size, vector_bytes) * vector_bytes
+        made = _stored(operation, program, symbols, vector_bytes)
+        for value, stored in reversed(made.items()):
             found.append(
                 LiveRange(
                     name=operation.name,
@@ -117,6 +112,42 @@ def peak_bytes(ranges: Sequence[LiveRange]) -> Quantity:
     for instant in start:
         peak = np.maximum(peak, (size * ((start <= instant) & (instant < end))).sum(0))
     return peak if plans else float(peak)
+
+
+def least_peak_bytes(
+    program: Program, timing: Timing, symbols: Mapping[str, Length], vector_bytes: int
+) -> Quantity:
+    """Bound `peak_bytes` from below, whenever operations run: the largest value alone.
+
+    Args:
+        program: the program.
+        timing: any schedule of it, which says what is absent.
+        symbols: a number, or an array with one number per plan, for each symbol.
+        vector_bytes: bytes of a vector.
+    """
+    least: Quantity = 0.0
+    for slot in timing.slots:
+        operation = slot.operation
+        if operation.result_known or slot.work.unit is Unit.FREE:
+            continue
+        for size in _stored(operation, program, symbols, vector_bytes).values():
+            least = largest(least, choose(slot.work.absent, 0.0, size))
+    return least
+
+
+def _stored(
+    operation: Operation, program: Program, symbols: Mapping[str, Length], vector_bytes: int
+) -> dict[int, Quantity]:
+    """Bytes of each value that an operation makes in memory of its own, in whole vectors."""
+    over = WRITES_OVER.get(operation.name)
+    if over is not None and operation.reads[0] not in program.inputs:
+        over = None
+    sizes = operation.result_bytes(symbols)
+    return {
+        value: ceil_div(size, vector_bytes) * vector_bytes
+        for i, (value, size) in enumerate(zip(operation.makes, sizes, strict=True))
+        if i != over
+    }
 
 
 def profile(ranges: Sequence[LiveRange]) -> tuple[tuple[float, float], ...]:

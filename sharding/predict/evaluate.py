@@ -26,7 +26,7 @@ from .block_report import BlockReport, live_bytes, merge
 from .cuts import Chain, Cuts, Stages
 from .hand_overs import hand_over_times, hidden_bytes
 from .kinds import evaluate_kind
-from .placement import dram_room_bytes, usable_bytes
+from .placement import Live, dram_room_bytes, usable_bytes
 from .placements import Placements
 from .pools import (
     CutPools,
@@ -198,7 +198,7 @@ def evaluate(plans: Sequence[Plan], scenario: Scenario) -> Evaluation:
     if len(alike) > 1:
         return _joined(table, alike, [evaluate(table.take(rows), scenario) for rows in alike])
     lie, of_plan = _lie(table, scenario)
-    blocks, slots = _blocks(table, lie, of_plan, scenario, measure_live=True)
+    blocks, slots = _blocks(table, lie, of_plan, scenario, Live.MEASURED)
     copies = copies_of(lie.groups, scenario)
     if table.ffn_stages.any():
         cut = _cut_pools(table, blocks, [lie.groups[i] for i in of_plan], scenario)
@@ -238,7 +238,7 @@ def latencies_cycles(cut: CutPlans, scenario: Scenario) -> Numbers:
     for rows in _by_pools(table):
         own, stage_of_block = table.take(rows), cut.stage_of_block[:, rows]
         lie, of_plan = _lie(own, scenario)
-        blocks, _ = _blocks(own, lie, of_plan, scenario, measure_live=False)
+        blocks, _ = _blocks(own, lie, of_plan, scenario, Live.NONE)
         if own.ffn_stages.any():
             laid_out = [lie.groups[i] for i in of_plan]
             steps = hand_overs_of_plans(stage_of_block, laid_out, scenario)
@@ -295,8 +295,7 @@ def _blocks(
     lie: _Lie,
     of_plan: Int[np.ndarray, " plans"],
     scenario: Scenario,
-    *,
-    measure_live: bool,
+    live: Live,
 ) -> tuple[dict[Kind, BlockReport], tuple[SlotPlan, ...]]:
     """Evaluate each kind of block in every plan, and the slots of mixtures."""
     slots: tuple[SlotPlan, ...] = ()
@@ -312,7 +311,7 @@ def _blocks(
             scenario.pools[is_ffn],
             table.collective,
             table.collectives,
-            measure_live=measure_live,
+            live=live,
         )
         slots = slots or tuple(sized[i] for i in own.tolist())
     return blocks, slots

@@ -30,7 +30,7 @@ from ..scenario import Scenario
 from ..slots.sizes import SlotPlan, slot_plans
 from ..space.shard_table import DISPATCHES, SPLITS, Column, ShardTable
 from .block_report import BlockReport, mean_over_steps, merge, take
-from .placement import bare_bytes, block_bytes, held_bytes
+from .placement import Live, bare_bytes, block_bytes, held_bytes
 from .placements import BestPlacements, Placements
 from .symbolic import symbol_values, trace_block
 
@@ -55,7 +55,7 @@ class ScheduledBlock:
     dram_cycles: Mapping[str, Quantity]
     dram: TrayDram | None  #: where its cache lies; None: in the chip
 
-    def report(self, *, measure_live: bool = True) -> BlockReport:
+    def report(self, live: Live = Live.MEASURED) -> BlockReport:
         """Its time, what it holds and what it sends; see `placement.block_bytes`."""
         sent = (slot.work for slot in self.timing.slots if slot.work.unit is Unit.C2C)
         return BlockReport(
@@ -67,7 +67,7 @@ class ScheduledBlock:
                 self.symbols,
                 self.machine.chip,
                 self.dram,
-                measure_live=measure_live,
+                live=live,
             ),
             wire_bytes=sum((work.moved_bytes for work in sent), 0.0),
             worst_cycles=self.timing.cycles,
@@ -183,7 +183,7 @@ def evaluate_kind(
     collective: Column | None = None,
     collectives: tuple[str, ...] = ("auto",),
     *,
-    measure_live: bool = True,
+    live: Live = Live.MEASURED,
 ) -> tuple[BlockReport, tuple[tuple[SlotPlan, ...], Int[np.ndarray, " slots"]]]:
     """Evaluate a kind of block under ways to split it.
 
@@ -196,7 +196,7 @@ def evaluate_kind(
         scenario: the model, the machine, the request and the formats.
         collective: which of the collectives each entry takes; None: the first.
         collectives: their names.
-        measure_live: whether to measure the memory of live values; else it counts as none.
+        live: how the memory of live values is found. A bound holds for all capacities of slots.
 
     Returns:
         Time, memory and wire of each entry. For mixtures also slots, and which of them each entry
@@ -212,19 +212,26 @@ def evaluate_kind(
         collectives=collectives,
     )
     if kind != "moe":
-        report = _evaluate(kind, distinct, placements, scenario, None, measure_live)
+        report = _evaluate(kind, distinct, placements, scenario, None, live)
         return take(report, back, len(distinct)), ((), np.zeros(0, np.int64))
     sized, of_row = _slot_options(distinct.shards, scenario)
     n_options = np.array([len(options) for options in of_row])
     row = np.repeat(np.arange(len(distinct)), n_options)
     option = np.concatenate(of_row)
-    report = _evaluate(
-        kind, distinct.take(row), placements, scenario, (sized, option), measure_live
-    )
+    report = _evaluate(kind, distinct.take(row), placements, scenario, (sized, option), live)
+    if live is Live.LEAST:
+        report = _with_least_live(report, row)
     cycles = np.broadcast_to(np.asarray(report.timing.cycles), row.shape)
     order = np.lexsort((np.arange(len(row)), cycles, row))
     best = order[np.searchsorted(row, np.arange(len(distinct)))]
     return take(report, best[back], len(row)), (sized, option[best[back]])
+
+
+def _with_least_live(report: BlockReport, row: Column) -> BlockReport:
+    """Give all options of a row the least of their live values: any may be its fastest."""
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    least = np.minimum.reduceat(report.held.activations, starts)
+    return replace(report, held=replace(report.held, activations=least[row]))
 
 
 def stored_bytes(
@@ -283,7 +290,7 @@ def _evaluate(
     placements: Placements | BestPlacements,
     scenario: Scenario,
     slots: tuple[tuple[SlotPlan, ...], Column] | None,
-    measure_live: bool,
+    live: Live,
 ) -> BlockReport:
     """Evaluate rows, each with its slots, program by program."""
     steps = None if slots is None else _Steps(slots[0])
@@ -306,7 +313,7 @@ def _evaluate(
             placements,
             scenario,
             None if steps is None or slots is None else (steps, slots[1][chosen]),
-            measure_live,
+            live,
         )))  # fmt: skip
     return parts[0][1] if len(parts) == 1 else merge(parts, len(rows))
 
@@ -334,7 +341,7 @@ def _evaluate_program(
     placements: Placements | BestPlacements,
     scenario: Scenario,
     sized: "tuple[_Steps, Column] | None",
-    measure_live: bool,
+    live: Live,
 ) -> BlockReport:
     """Evaluate rows of one program; those of a mixture in every way in which a step may run."""
     lengths: dict[str, Any] = {}
@@ -353,7 +360,7 @@ def _evaluate_program(
         collective=rows.collectives[rows.collective[first]],
         dispatch=DISPATCHES[rows.shards.dispatch[first]],
         strides={axis: n[of_step] for axis, n in strides.items()},
-    ).report(measure_live=measure_live)
+    ).report(live)
     if probability is None:
         return take(report, np.arange(len(chosen)), len(chosen))
     return mean_over_steps(report, step_row, probability, len(chosen))

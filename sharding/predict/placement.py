@@ -9,11 +9,12 @@ beside its chips (`System.dram`): they then take room there, and none in the chi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import jax
 
-from lpu_jax.cost.memory import live_ranges, peak_bytes
+from lpu_jax.cost.memory import least_peak_bytes, live_ranges, peak_bytes
 from lpu_jax.cost.program import Program
 from lpu_jax.cost.schedule import Timing
 from lpu_jax.datapath.work import Length, Quantity, product
@@ -21,6 +22,14 @@ from lpu_jax.machine.gpu import Accelerator
 from lpu_jax.machine.system import System
 from lpu_jax.machine.tray_dram import TrayDram
 from models.blocks import Leaf, is_leaf
+
+
+class Live(Enum):
+    """How the memory of values in use is found."""
+
+    MEASURED = "followed over the schedule"
+    LEAST = "bounded from below, wherever the group lies"
+    NONE = "not at all: it counts as none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,7 @@ def block_bytes(
     chip: Accelerator,
     dram: TrayDram | None,
     *,
-    measure_live: bool = True,
+    live: Live = Live.MEASURED,
 ) -> BlockBytes:
     """Measure a block: its arguments as stored, and the values that live over its schedule.
 
@@ -54,23 +63,27 @@ def block_bytes(
         symbols: values of the program's symbols.
         chip: the padding of its memory.
         dram: where its cache lies; None: in the chip.
-        measure_live: whether to follow the values; if not, a block counts as having none.
+        live: how the values are followed.
     """
     cached: Quantity = 0.0
     held = held_bytes(arguments, chip, dram)
     for leaf in jax.tree.leaves(arguments, is_leaf=is_leaf):
         if leaf.kind == "cache" and not leaf.is_copy:
             cached = cached + bare_bytes(leaf)
+    activations: Quantity = 0.0
+    if live is Live.MEASURED:
+        ranges = live_ranges(program, timing, symbols, chip.vector_bytes)
+        activations = peak_bytes(ranges) + held["state"]
+    elif live is Live.LEAST:
+        least = least_peak_bytes(program, timing, symbols, chip.vector_bytes)
+        activations = least + held["state"]
     return BlockBytes(
         weights=held["weights"],
         cache=held["cache"],
         dram_cache=held["dram"],
         cached=cached,
         tables=held["tables"],
-        activations=peak_bytes(live_ranges(program, timing, symbols, chip.vector_bytes))
-        + held["state"]
-        if measure_live
-        else 0.0,
+        activations=activations,
     )
 
 

@@ -232,11 +232,13 @@ def cut_pools(
     pool = pool_of_block(scenario.model)
     cycles = np.stack([costs["cycles"][kind] for kind in kinds])
     if not scenario.crosses:
-        typical = _of_each(laid_out, lambda groups: _typical_hop(groups, scenario))
+        typical = _of_each(laid_out, lambda distinct: _typical_hops(distinct, scenario))
         between = len(kinds) * typical
     else:
         typical = np.zeros(len(table))  # no stage is busy while bytes are on their way
-        between = _of_each(laid_out, lambda groups: _between_machines(groups, scenario))
+        between = _of_each(
+            laid_out, lambda distinct: [_between_machines(own, scenario) for own in distinct]
+        )
     latency = cycles.sum(0) + between + host_cycles
     chains = []
     for number, stages in enumerate((table.stages, table.ffn_stages)):
@@ -322,25 +324,32 @@ def places_of(groups: Sequence[Groups]) -> Places:
 
 
 def _of_each(
-    laid_out: Sequence[tuple[Groups, ...]], of: Callable[[tuple[Groups, ...]], float]
+    laid_out: Sequence[tuple[Groups, ...]],
+    of: Callable[[Sequence[tuple[Groups, ...]]], Sequence[float]],
 ) -> Numbers:
     """Find a number of each plan, once for plans that share their places."""
-    found = {id(groups): of(groups) for groups in {id(own): own for own in laid_out}.values()}
+    distinct = list({id(groups): groups for groups in laid_out}.values())
+    found = dict(zip(map(id, distinct), of(distinct), strict=True))
     return np.array([found[id(groups)] for groups in laid_out])
 
 
-def _typical_hop(groups: tuple[Groups, ...], scenario: Scenario) -> float:
-    """Cycles of the slower way between stages of two pools that lie side by side."""
-    first, second = groups
-    n_first, n_second = len(first.bases), len(second.bases)
-    n = max(n_first, n_second)
-    ends = [
-        (group.bases[np.arange(n) * own // n], np.full(n, group.chips))
-        for group, own in ((first, n_first), (second, n_second))
-    ]
-    there = cycles_between(scenario.system, ends[0], ends[1], hidden_bytes(scenario))
-    back = cycles_between(scenario.system, ends[1], ends[0], hidden_bytes(scenario))
-    return float(max(np.median(there), np.median(back)))
+def _typical_hops(laid_out: Sequence[tuple[Groups, ...]], scenario: Scenario) -> Sequence[float]:
+    """Cycles of the slower way between stages of two pools that lie side by side, of each plan."""
+    n_pairs = np.array([max(len(group.bases) for group in groups) for groups in laid_out])
+    ends = []
+    for number in (0, 1):
+        pools = [groups[number] for groups in laid_out]
+        beside = [
+            pool.bases[np.arange(n) * len(pool.bases) // n]
+            for pool, n in zip(pools, n_pairs.tolist(), strict=True)
+        ]
+        ends.append((np.concatenate(beside), np.repeat([pool.chips for pool in pools], n_pairs)))
+    slower = np.zeros(len(laid_out))
+    for giver, taker in (ends, ends[::-1]):
+        cycles = cycles_between(scenario.system, giver, taker, hidden_bytes(scenario))
+        of_plan = np.split(cycles, np.cumsum(n_pairs)[:-1])
+        slower = np.maximum(slower, [np.median(own) for own in of_plan])
+    return slower.tolist()
 
 
 def _between_machines(groups: tuple[Groups, ...], scenario: Scenario) -> float:

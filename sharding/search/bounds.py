@@ -26,6 +26,7 @@ from ..predict.block_report import BlockReport
 from ..predict.cuts import Chain
 from ..predict.hand_overs import TOKEN_BYTES, hidden_bytes
 from ..predict.kinds import evaluate_kind
+from ..predict.placement import Live, usable_bytes
 from ..predict.placements import BestPlacements, Placements
 from ..scenario import Scenario
 from ..space.shard_table import Column, ShardTable
@@ -33,6 +34,8 @@ from .held import HeldCores, blocks_of, least_by_group, rows_that_may_fit
 
 #: Prices of a byte that are tried, in powers of two around the time of a byte of the whole model.
 _PRICES = np.arange(-10, 9)
+#: Sizes of groups whose hand-overs are listed at once.
+_SIZES_AT_ONCE = 64
 #: Micro-batches in flight for which bounds are made; between two of them the lower one's is taken.
 _FLIGHTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -105,6 +108,11 @@ class PartCosts:
         """Weights and cache of the largest block."""
         return np.asarray(np.max([self.weights[k] + self.cache[k] for k in self.counts], axis=0))
 
+    @property
+    def live_bytes(self) -> Numbers:
+        """Values in use in one block at a time."""
+        return np.asarray(np.max(list(self.activations.values()), axis=0))
+
     def take(self, rows: Column) -> "PartCosts":
         """Keep some ways."""
         columns = {
@@ -131,8 +139,7 @@ def part_costs(
     placement: Column,
     placements: Placements | BestPlacements,
     scenario: Scenario,
-    *,
-    measure_live: bool = True,
+    live: Live = Live.MEASURED,
 ) -> PartCosts:
     """Time and measure the blocks of a part under every way of a table."""
     counts = blocks_of(part, scenario)
@@ -146,7 +153,7 @@ def part_costs(
             placement,
             placements,
             scenario,
-            measure_live=measure_live,
+            live=live,
         )[0]
         for kind in counts
     }
@@ -162,6 +169,7 @@ class PartBounds:
     n_chips: Column
     costs: PartCosts
     all_cycles: Numbers
+    live_bytes: Numbers
     bytes_in_flight: Float[np.ndarray, "flights cores"]
 
     @staticmethod
@@ -173,6 +181,7 @@ class PartBounds:
             n_chips=part.n_chips[rows],
             costs=costs,
             all_cycles=costs.all_cycles,
+            live_bytes=costs.live_bytes,
             bytes_in_flight=costs.bytes_in_flight(flights),
         )
 
@@ -196,6 +205,8 @@ class Bounds:
     bytes_by_part: Mapping[str, Float[np.ndarray, "flights chips"]] = field(repr=False)
     all_bytes: Float[np.ndarray, "flights chips"]  #: weights and caches of all blocks
     largest_bytes: Float[np.ndarray, " chips"]  #: of the largest block, one in flight
+    live_bytes: Float[np.ndarray, " chips"]  #: of values in use in a chip
+    table_bytes: Float[np.ndarray, " chips"]  #: of all kinds of block
     #: of each kind of block
     kind_cycles: Mapping[Kind, Float[np.ndarray, " chips"]] = field(repr=False)
     kind_weights: Mapping[Kind, Float[np.ndarray, " chips"]] = field(repr=False)
@@ -208,20 +219,34 @@ class Bounds:
             flight: which of the flights.
             stages: stages of each plan.
             chips: chips of a group.
-            room: bytes that a chip has for weights and caches.
+            room: bytes that a chip has.
 
         Returns:
             Cycles; infinite where so many in flight have no room.
         """
-        memory = stages * room
+        memory = stages * self.stage_bytes(chips, room)
         least = self.priced_cycles[flight][:, chips]
         found = (least - self.price_per_byte[:, None] * memory).max(0)
         return np.asarray(np.where(self.all_bytes[flight][chips] <= memory, found, np.inf))
 
+    def stage_bytes(
+        self, chips: Whole | int, room: float, live_bytes: Numbers | float = 0.0
+    ) -> Float[np.ndarray, "*plans"]:
+        """Bound what a chip has for weights and caches.
+
+        Args:
+            chips: of a group.
+            room: bytes that a chip has.
+            live_bytes: of values in use, at least.
+        """
+        live = np.maximum(self.live_bytes[chips], live_bytes)
+        return np.asarray(room - live - self.table_bytes[chips])
+
     def holds(self, stages: Whole, chips: Whole, room: float) -> Bool[np.ndarray, " plans"]:
         """Say which plans may have room for all blocks."""
-        has_room = self.all_bytes[0][chips] <= stages * room
-        return np.asarray(has_room & (self.largest_bytes[chips] <= room))
+        most = self.stage_bytes(chips, room)
+        has_room = self.all_bytes[0][chips] <= stages * most
+        return np.asarray(has_room & (self.largest_bytes[chips] <= most))
 
     def chain(
         self,
@@ -244,7 +269,7 @@ class Bounds:
             kinds: of the blocks, in order.
             stages: stages of each plan.
             chips: chips of a group; some core of every part has room in it (`holds`).
-            room: bytes that a chip has for weights and caches.
+            room: bytes that a chip has.
             hop_cycles: of the slowest hand-over between stages, at least.
             after_cycles: in which a stage is busy after each block; None: none.
             latency_cycles: of a token, at least; None: a period is the slowest stage's.
@@ -257,7 +282,7 @@ class Bounds:
             [self.kind_cache[kind][chips] for kind in kinds],
             [self.kind_cycles[kind][chips] + more for kind, more in zip(kinds, after, strict=True)],
             stages,
-            room_bytes=room,
+            room_bytes=self.stage_bytes(chips, room),
             latency_cycles=nothing if latency_cycles is None else latency_cycles,
             hop_cycles=nothing + hop_cycles,
             most_in_flight=None if most_in_flight is None else np.full(len(stages), most_in_flight),
@@ -286,7 +311,7 @@ class LeastCosts:
             table, nowhere = part.cores.take(new), np.zeros(len(new), np.int64)
             pool = int(part.part in FFN_PARTS)
             own, placements = self._scenario.pools[pool], self._placements[pool]
-            more = part_costs(part.part, table, nowhere, placements, own, measure_live=False)
+            more = part_costs(part.part, table, nowhere, placements, own, Live.LEAST)
             every = np.concatenate([known, new])
             order = np.argsort(every)
             known, costs = every[order], costs.and_then(more).take(order)
@@ -307,10 +332,12 @@ def bounds(
     """
     n_chips, n_blocks = scenario.system.n_chips, len(block_chain(scenario.model))
     flights = np.array([f for f in _FLIGHTS if f <= n_blocks] if many_in_flight else [1])
-    parts = tuple(
-        PartBounds.of(part, rows, least.of(part, rows), flights)
-        for part, rows in zip(space, rows_that_may_fit(space, scenario), strict=True)
-    )
+    room, parts = usable_bytes(scenario.system.chip), []
+    for held, rows in zip(space, rows_that_may_fit(space, scenario), strict=True):
+        costs = least.of(held, rows)
+        beside = costs.live_bytes + sum(costs.tables.values())
+        holds = np.flatnonzero(costs.largest_bytes + beside <= room)
+        parts.append(PartBounds.of(held, rows[holds], costs.take(holds), flights))
     typical = sum(float(np.median(part.all_cycles)) for part in parts if len(part.n_chips))
     bytes_then = sum(float(np.median(p.bytes_in_flight[0])) for p in parts if len(p.n_chips))
     prices = np.array([0.0, *(typical / max(bytes_then, 1.0) * np.exp2(_PRICES))])
@@ -333,10 +360,11 @@ def bounds(
             for kind, values in getattr(part.costs, name).items()
         }
 
+    live, tables = (list(least_of_kinds(name).values()) for name in ("activations", "tables"))
     return Bounds(
         scenario=scenario,
         space=tuple(space),
-        parts=parts,
+        parts=tuple(parts),
         flights=flights,
         price_per_byte=prices,
         priced_cycles=np.sum(list(priced.values()), axis=0),
@@ -344,6 +372,8 @@ def bounds(
         bytes_by_part=by_part,
         all_bytes=np.sum(list(by_part.values()), axis=0),
         largest_bytes=np.max([least_of(p.costs.largest_bytes, p) for p in parts], axis=0),
+        live_bytes=np.max(live, axis=0, where=np.isfinite(live), initial=0.0),
+        table_bytes=np.sum(tables, axis=0, where=np.isfinite(tables)),
         kind_cycles=least_of_kinds("cycles"),
         kind_weights=least_of_kinds("weights"),
         kind_cache=least_of_kinds("cache"),
@@ -387,23 +417,28 @@ def least_hand_over_cycles(scenario: Scenario, most_chips: int) -> Float[np.ndar
     if system.lpus is None:
         found[1:] = hand_over_cycles(system, n, np.zeros_like(n), n, payload)
         return found
-    every = _hand_overs_anywhere(system, most_chips)
-    np.minimum.at(found, every.n_chips.astype(np.int64), every.cycles(payload))
+    for every in _hand_overs_anywhere(system, most_chips):
+        np.minimum.at(found, every.n_chips.astype(np.int64), every.cycles(payload))
     return found
 
 
 @functools.lru_cache(maxsize=8)
-def _hand_overs_anywhere(system: System, most_chips: int) -> Schedule:
+def _hand_overs_anywhere(system: System, most_chips: int) -> tuple[Schedule, ...]:
     """List hand-overs between groups of as many chips that are best placed, each way once."""
+    sizes = np.arange(1, most_chips + 1)
+    chunks = range(0, most_chips, _SIZES_AT_ONCE)
+    return tuple(_hand_overs(system, sizes[first : first + _SIZES_AT_ONCE]) for first in chunks)
+
+
+def _hand_overs(system: System, group_chips: Whole) -> Schedule:
+    """List the same for some sizes of groups."""
     assert system.lpus is not None
     chip, topology = system.lpus
     size = topology.node_chips
     units = (size * topology.nodes_per_half_rack, topology.rack_chips)
     n, first, gap = (
         x.reshape(-1)
-        for x in np.meshgrid(
-            np.arange(1, most_chips + 1), np.arange(size), np.arange(size + len(units))
-        )
+        for x in np.meshgrid(group_chips, np.arange(size), np.arange(size + len(units)))
     )
     second = first + n + gap
     for i, unit in enumerate(units):

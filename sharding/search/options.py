@@ -56,8 +56,9 @@ class Options:
 
 def wanted_cores(part: PartBounds, item: Item, bound: Bounds, room: float) -> Column:
     """List the cores that may be part of a plan of an item that fits and is quick enough."""
-    chips, memory, f = item.group_chips, item.stages * room, item.flight
+    chips, f = item.group_chips, item.flight
     rows = np.flatnonzero(chips % part.n_chips == 0)
+    memory = item.stages * bound.stage_bytes(chips, room, part.live_bytes[rows])
     cycles, held = part.all_cycles[rows], part.bytes_in_flight[f][rows]
     others = bound.all_bytes[f, chips] - bound.bytes_by_part[part.part][f, chips]
     rows_that_fit = held + others <= memory * _SLACK

@@ -26,15 +26,22 @@ from sharding.plan import Plan
 from sharding.predict.evaluate import Evaluation, evaluate
 from sharding.predict.hand_overs import hidden_bytes
 from sharding.predict.placement import usable_bytes
+from sharding.predict.placements import Placements
 from sharding.request import Request
 from sharding.scenario import Scenario
-from sharding.search.bounds import Bounds, LeastCosts, bounds, least_hand_over_cycles
+from sharding.search.bounds import (
+    Bounds,
+    LeastCosts,
+    bounds,
+    least_hand_over_cycles,
+    part_costs,
+)
 from sharding.search.goals import GOALS
 from sharding.search.held import held_cores
 from sharding.search.pairs import Pairing
 from sharding.search.records import Best
 from sharding.search.sought import Sought
-from sharding.space.cores import EVERYTHING
+from sharding.space.cores import EVERYTHING, in_group
 
 #: Sums of the same terms in other orders.
 ROUNDING = 1e-9
@@ -129,6 +136,40 @@ def test_a_bound_is_reached_where_nothing_is_in_the_way() -> None:
             0, np.array([1]), np.array([chips]), usable_bytes(scenario.system.chip)
         )
         assert _blocks_cycles(found).min() == pytest.approx(least, rel=ROUNDING)
+
+
+def _check_live(seed: int) -> float:
+    """Hold least live bytes up to cores in every order, somewhere; return the tightest share."""
+    rng = Random(seed)
+    scenario = random_scenario(rng, most_plans=3_000, pools=False)
+    placements, least, tightest = Placements(scenario.system), LeastCosts(scenario), 0.0
+    for part in held_cores(scenario, EVERYTHING):
+        bound = least.of(part, np.arange(len(part.n_chips)))
+        for _ in range(3):
+            chips = rng.randint(1, scenario.system.n_chips)
+            base = np.array([rng.randint(0, scenario.system.n_chips - chips)])
+            rows = np.flatnonzero(chips % part.n_chips == 0)
+            table, core = in_group(part.cores, chips, rows)
+            where = np.full(len(core), placements.number(chips, base))
+            costs = part_costs(part.part, table, where, placements, scenario)
+            for kind, live in costs.activations.items():
+                own = bound.activations[kind][core]
+                assert np.all(own <= live), (part.part, kind)
+                tightest = max(tightest, float(np.max(own / np.maximum(live, 1), initial=0.0)))
+    return tightest
+
+
+@pytest.mark.slow
+def test_no_way_to_split_a_part_has_fewer_live_bytes_than_its_bound() -> None:
+    tight = [_check_live(seed) for seed in range(4)]
+    # A bound far below would hold too, and would leave nothing out.
+    assert min(tight) > 0.5
+
+
+@pytest.mark.long
+def test_no_way_to_split_a_part_of_many_machines_has_fewer_live_bytes_than_its_bound() -> None:
+    for seed in range(300, 400):
+        _check_live(seed)
 
 
 # --- of plans of two pools ----------------------------------------------------------------------
