@@ -79,7 +79,13 @@ class Chain:
         plans = n_stages.shape
 
         def columns(part: Sequence[Quantity]) -> Blocks:
-            return np.stack([np.broadcast_to(x, plans).astype(np.float64) for x in part])
+            # Most chains have many blocks of few kinds.
+            row = {key: i for i, key in enumerate(dict.fromkeys(map(id, part)))}
+            distinct = {id(x): x for x in part}
+            numbers = np.empty((len(row), *plans))
+            for key, i in row.items():
+                numbers[i] = distinct[key]
+            return numbers[[row[id(x)] for x in part]]
 
         kept = columns(cache)
         return Chain(

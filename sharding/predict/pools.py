@@ -240,6 +240,7 @@ def cut_pools(
             laid_out, lambda distinct: [_between_machines(own, scenario) for own in distinct]
         )
     latency = cycles.sum(0) + between + host_cycles
+    busy_cycles = {kind: own + typical for kind, own in costs["cycles"].items()}
     chains = []
     for number, stages in enumerate((table.stages, table.ffn_stages)):
         own = [kind for kind, its in zip(kinds, pool, strict=True) if its == number]
@@ -247,7 +248,7 @@ def cut_pools(
             Chain.of(
                 [costs["weights"][kind] for kind in own],
                 [costs["cache"][kind] for kind in own],
-                [costs["cycles"][kind] + typical for kind in own],
+                [busy_cycles[kind] for kind in own],
                 stages,
                 room_bytes=usable[number] - live_bytes[number],
                 latency_cycles=latency,

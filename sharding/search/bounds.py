@@ -277,10 +277,15 @@ class Bounds:
         """
         nothing = np.zeros(len(stages))
         after = after_cycles or [0.0] * len(kinds)
+        weights, cache, cycles = (
+            {kind: least[kind][chips] for kind in dict.fromkeys(kinds)}
+            for least in (self.kind_weights, self.kind_cache, self.kind_cycles)
+        )
+        busy = {(kind, more): cycles[kind] + more for kind, more in zip(kinds, after, strict=True)}
         return Chain.of(
-            [self.kind_weights[kind][chips] for kind in kinds],
-            [self.kind_cache[kind][chips] for kind in kinds],
-            [self.kind_cycles[kind][chips] + more for kind, more in zip(kinds, after, strict=True)],
+            [weights[kind] for kind in kinds],
+            [cache[kind] for kind in kinds],
+            [busy[block] for block in zip(kinds, after, strict=True)],
             stages,
             room_bytes=self.stage_bytes(chips, room),
             latency_cycles=nothing if latency_cycles is None else latency_cycles,

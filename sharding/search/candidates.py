@@ -123,7 +123,12 @@ class Candidates:
         """
         cycles, hop = self.in_chain("cycles"), self.hop
         if gives is not None:
-            cycles = [own + hop * after for own, after in zip(cycles, gives, strict=True)]
+            own = self.costs["cycles"]
+            busy = {kind: own[kind] + hop for kind in own}
+            cycles = [
+                busy[kind] if after else own[kind]
+                for kind, after in zip(self.chain, gives, strict=True)
+            ]
             hop = np.zeros(len(self))
         return Chain.of(
             self.in_chain("weights"),

@@ -6,7 +6,7 @@ a slot has is tried where the plan leaves it open: the evaluation takes what is 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, expm1, log1p
 
@@ -100,6 +100,8 @@ def slot_plans(shard: MoeShard, scenario: Scenario) -> tuple[SlotPlan, ...]:
     routing = _routing_of(cfg.moe, scenario.request, scenario.expert_shares)
     if isinstance(chip, GpuSpec):
         return (_sized_for_gpu(shard, routing, cfg.n_moe_layers),)
+    if shard.split is not Split.TREE:
+        shard = replace(shard, split=Split.ROW)  # the others have the same slots
     return _sized(shard, routing, cfg.n_moe_layers, chip.branching == "bounded")
 
 
