@@ -26,7 +26,7 @@ from .kernels import Kernel, kernels
 from .placed_machine import Groups
 from .program import Operation, Program
 from .routing import Load
-from .schedule import Slot, Timing
+from .schedule import Limits, Slot, Timing
 
 #: An end of the range of every constant: `best` is the speed of light.
 End = Literal["best", "stated", "worst"]
@@ -98,9 +98,8 @@ def roofline(
             upper = upper + _duration(most, worst)
             busy[kernel.unit] = busy[kernel.unit] + work.busy_cycles
         slots.append(Slot(operation=kernel.operation, work=work, start=begin, first=now, last=now))
-    return Timing(
-        cycles=now, lower_cycles=lower, upper_cycles=upper, busy_cycles=busy, slots=tuple(slots)
-    )
+    limits = Limits(lower_cycles=lower, upper_cycles=upper, busy_cycles=busy)
+    return Timing(cycles=now, slots=tuple(slots), limits=limits)
 
 
 def transfer_cycles(system: System, payload_bytes: float | int) -> float:

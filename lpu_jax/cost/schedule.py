@@ -28,14 +28,41 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
-    """A scheduled program with its bounds, in cycles."""
+class Limits:
+    """Between what the time of a program lies, and how long each unit works, in cycles."""
 
-    cycles: Quantity
     lower_cycles: Quantity  #: every unit perfectly overlapped
     upper_cycles: Quantity  #: nothing overlapped
     busy_cycles: Mapping[Unit, Quantity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A scheduled program, in cycles."""
+
+    cycles: Quantity
     slots: tuple[Slot, ...]
+    limits: Limits | None  #: None if nobody asked
+
+    @property
+    def _limits(self) -> Limits:
+        assert self.limits is not None, "a timing without limits was asked for them"
+        return self.limits
+
+    @property
+    def lower_cycles(self) -> Quantity:
+        """Time with every unit perfectly overlapped."""
+        return self._limits.lower_cycles
+
+    @property
+    def upper_cycles(self) -> Quantity:
+        """Time with nothing overlapped."""
+        return self._limits.upper_cycles
+
+    @property
+    def busy_cycles(self) -> Mapping[Unit, Quantity]:
+        """How long each unit works."""
+        return self._limits.busy_cycles
 
 
 def schedule(
@@ -43,6 +70,8 @@ def schedule(
     machine: Hardware,
     symbols: Mapping[str, Length] | None = None,
     arrivals: Mapping[int, Quantity] | None = None,
+    *,
+    limited: bool = True,
 ) -> Timing:
     """Schedule a program on the units of one chip.
 
@@ -52,6 +81,7 @@ def schedule(
         symbols: a number, or an array with one number per plan, for each symbol of the program.
         arrivals: inputs that come from outside the chip, and the cycle at which the last of each
             is there; all others are in memory.
+        limited: whether to find the limits too.
 
     Returns:
         Cycles: scheduled, and a lower and an upper bound; `lower <= cycles <= upper` always.
@@ -61,6 +91,17 @@ def schedule(
     there.update((arrivals or {}).items())
     slots = _in_order(program, works, machine, there)
     end: Quantity = largest(0.0, *(slot.last for slot in slots))
+    return Timing(
+        cycles=ceil(end),
+        slots=tuple(slots),
+        limits=_limits(program, works, machine, there) if limited else None,
+    )
+
+
+def _limits(
+    program: Program, works: list[Work], machine: Hardware, arrivals: Mapping[int | None, Quantity]
+) -> Limits:
+    """Bound the time of a program from both sides."""
     busy: dict[Unit, Quantity] = {
         unit: _total(work.busy_cycles for work in works if work.unit is unit)
         for unit in Unit
@@ -77,13 +118,11 @@ def schedule(
     )
     # The weight stream is a unit of its own where it runs ahead of the arrays.
     streamed = _total(work.install_cycles for work in works) if _runs_ahead(machine) else 0.0
-    lower = largest(_critical_path(program, works, transit, there), streamed, *busy.values())
-    return Timing(
-        cycles=ceil(end),
-        lower_cycles=lower,
-        upper_cycles=ceil(upper + largest(0.0, *there.values())),
+    longest = _critical_path(program, works, transit, arrivals)
+    return Limits(
+        lower_cycles=largest(longest, streamed, *busy.values()),
+        upper_cycles=ceil(upper + largest(0.0, *arrivals.values())),
         busy_cycles=busy,
-        slots=tuple(slots),
     )
 
 

@@ -64,6 +64,8 @@ def timing(
     machine: Placed | BestPlaced,
     symbols: Mapping[str, Length] | None = None,
     arrivals: Mapping[int, Quantity] | None = None,
+    *,
+    limited: bool = True,
 ) -> Timing:
     """Time a program on one chip of a group.
 
@@ -72,13 +74,14 @@ def timing(
         machine: from `placed`.
         symbols: a number, or an array with one number per plan, for each symbol of the program.
         arrivals: of LPUs, inputs that come from outside the chip; see `schedule`.
+        limited: whether to find limits of the time too; those of a GPU cost nothing.
 
     Returns:
         Cycles of the chip's clock, with bounds; those of a GPU are nanoseconds, or as it says.
     """
     if isinstance(machine, GpuMachine):
         return roofline.roofline(program, machine, symbols)
-    return schedule(program, machine, symbols, arrivals)
+    return schedule(program, machine, symbols, arrivals, limited=limited)
 
 
 def constants_read(

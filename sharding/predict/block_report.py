@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from lpu_jax.cost.schedule import Timing
+from lpu_jax.cost.schedule import Limits, Timing
 from models.blocks import Kind
 
 from .placement import BlockBytes
@@ -32,17 +32,18 @@ def _map(function: Any, *reports: BlockReport) -> BlockReport:
     def of(read: Any) -> Any:
         return function(*(read(report) for report in reports))
 
-    return BlockReport(
-        timing=Timing(
-            cycles=of(lambda r: r.timing.cycles),
+    limits = None
+    if all(report.timing.limits is not None for report in reports):
+        limits = Limits(
             lower_cycles=of(lambda r: r.timing.lower_cycles),
             upper_cycles=of(lambda r: r.timing.upper_cycles),
             busy_cycles={
                 unit: of(lambda r, unit=unit: r.timing.busy_cycles[unit])
                 for unit in reports[0].timing.busy_cycles
             },
-            slots=(),
-        ),
+        )
+    return BlockReport(
+        timing=Timing(cycles=of(lambda r: r.timing.cycles), slots=(), limits=limits),
         held=BlockBytes(
             **{
                 field.name: of(lambda r, name=field.name: getattr(r.held, name))

@@ -85,6 +85,7 @@ def schedule_block(
     collective: str,
     dispatch: Dispatch,
     strides: Mapping[str, Any] | None = None,
+    limited: bool = True,
 ) -> ScheduledBlock:
     """Schedule one kind of block for numbers, or one number per plan, as its degrees.
 
@@ -100,6 +101,7 @@ def schedule_block(
         collective: algorithm of its collectives.
         dispatch: how rows reach the chips of their experts.
         strides: chips from one chip of each axis to the next; None: as `ways` are ordered.
+        limited: whether to find limits of its time too.
     """
     cfg, policy, request = scenario.model, scenario.policy, scenario.request
     program = trace_block(
@@ -126,7 +128,7 @@ def schedule_block(
         symbols=symbols,
         arguments=arguments,
         machine=machine,
-        timing=timing(program, machine, symbols, arrivals),
+        timing=timing(program, machine, symbols, arrivals, limited=limited),
         dram_cycles=dict(reads.values()),
         dram=scenario.system.dram,
     )
@@ -184,6 +186,7 @@ def evaluate_kind(
     collectives: tuple[str, ...] = ("auto",),
     *,
     live: Live = Live.MEASURED,
+    limited: bool = True,
 ) -> tuple[BlockReport, tuple[tuple[SlotPlan, ...], Int[np.ndarray, " slots"]]]:
     """Evaluate a kind of block under ways to split it.
 
@@ -197,6 +200,7 @@ def evaluate_kind(
         collective: which of the collectives each entry takes; None: the first.
         collectives: their names.
         live: how the memory of live values is found. A bound holds for all capacities of slots.
+        limited: whether to find limits of the times too.
 
     Returns:
         Time, memory and wire of each entry. For mixtures also slots, and which of them each entry
@@ -212,13 +216,15 @@ def evaluate_kind(
         collectives=collectives,
     )
     if kind != "moe":
-        report = _evaluate(kind, distinct, placements, scenario, None, live)
+        report = _evaluate(kind, distinct, placements, scenario, None, (live, limited))
         return take(report, back, len(distinct)), ((), np.zeros(0, np.int64))
     sized, of_row = _slot_options(distinct.shards, scenario)
     n_options = np.array([len(options) for options in of_row])
     row = np.repeat(np.arange(len(distinct)), n_options)
     option = np.concatenate(of_row)
-    report = _evaluate(kind, distinct.take(row), placements, scenario, (sized, option), live)
+    report = _evaluate(
+        kind, distinct.take(row), placements, scenario, (sized, option), (live, limited)
+    )
     if live is Live.LEAST:
         report = _with_least_live(report, row)
     cycles = np.broadcast_to(np.asarray(report.timing.cycles), row.shape)
@@ -290,9 +296,9 @@ def _evaluate(
     placements: Placements | BestPlacements,
     scenario: Scenario,
     slots: tuple[tuple[SlotPlan, ...], Column] | None,
-    live: Live,
+    asked: tuple[Live, bool],
 ) -> BlockReport:
-    """Evaluate rows, each with its slots, program by program."""
+    """Evaluate rows, each with its slots, program by program; see `evaluate_kind` for the rest."""
     steps = None if slots is None else _Steps(slots[0])
     ways, strides = rows.shards.mesh(kind, scenario.model)
     moves = _moving(kind, ways)
@@ -313,7 +319,7 @@ def _evaluate(
             placements,
             scenario,
             None if steps is None or slots is None else (steps, slots[1][chosen]),
-            live,
+            asked,
         )))  # fmt: skip
     return parts[0][1] if len(parts) == 1 else merge(parts, len(rows))
 
@@ -341,9 +347,10 @@ def _evaluate_program(
     placements: Placements | BestPlacements,
     scenario: Scenario,
     sized: "tuple[_Steps, Column] | None",
-    live: Live,
+    asked: tuple[Live, bool],
 ) -> BlockReport:
     """Evaluate rows of one program; those of a mixture in every way in which a step may run."""
+    live, limited = asked
     lengths: dict[str, Any] = {}
     step_row, probability = np.arange(len(chosen)), None
     if sized is not None:
@@ -360,6 +367,7 @@ def _evaluate_program(
         collective=rows.collectives[rows.collective[first]],
         dispatch=DISPATCHES[rows.shards.dispatch[first]],
         strides={axis: n[of_step] for axis, n in strides.items()},
+        limited=limited,
     ).report(live)
     if probability is None:
         return take(report, np.arange(len(chosen)), len(chosen))

@@ -154,6 +154,7 @@ def part_costs(
             placements,
             scenario,
             live=live,
+            limited=False,
         )[0]
         for kind in counts
     }
