@@ -1,10 +1,11 @@
 """Lower bounds of every plan with so many chips in a group: what pruning rests on.
 
 Each core is timed on the best-placed machine, where no order of axes and no place of a group can do
-better (`BestPlacements`); its bytes are exact. A group of G chips holds cores whose chips divide G,
-so that the least of every divisor is a bound for the group. The bound of a plan that must fit is
-Lagrange's: time and, at some price, bytes are bounded together, less the price of all the memory
-that there is; every price gives a bound, and the largest of them is taken.
+better (`BestPlacements`); bytes of weights, caches and tables are exact, those of live values are
+of the largest one alone. A group of G chips holds cores whose chips divide G, so that the least of
+every divisor is a bound for the group. The bound of a plan that must fit is Lagrange's: time and,
+at some price, bytes are bounded together, less the price of all the memory that there is; every
+price gives a bound, and the largest of them is taken.
 """
 
 import functools
