@@ -56,7 +56,9 @@ class Schedule:
         numbers = [getattr(self, name) for name in own]
         numbers += [getattr(step, name) for step in self.steps for name in OF_STEPS]
         table = np.stack(np.broadcast_arrays(*numbers), dtype=np.float64)
-        varied = table[np.ptp(table, axis=1) > 0]
+        is_varied = np.ptp(table, axis=1) > 0
+        is_varied[0] = True  # there is always a column to sort by
+        varied = table[is_varied]
         order = np.lexsort(varied)
         is_new = np.any(np.diff(varied[:, order], prepend=np.nan) != 0, axis=0)
         rows = np.sort(order[is_new])
