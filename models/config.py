@@ -51,6 +51,7 @@ class MlaConfig:
     rope_temperature: float = 1.0
     form: LatentForm = "absorbed"
     index: IndexConfig | None = None  #: tokens attend to what it finds, not to all positions
+    gated: bool = False  #: the result of a head is multiplied by a sigmoid of the hidden state
 
     def __post_init__(self) -> None:
         require_positive(

@@ -104,7 +104,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     index, following_layers = read_index(keys, rules, n_layers)
     if rules.is_latent:
         rope = read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
-        attention = _read_mla(keys, rope, index)
+        attention = _read_mla(keys, rules, rope, index)
     else:
         attention = _read_gqa(keys, rules, window)
         local = attention
@@ -343,7 +343,7 @@ def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> 
 def _positions_of(rules: FamilyRules) -> tuple[str, ...]:
     """Return the spellings of the key of positions; elsewhere the other is that of a tokenizer."""
     spellings = ("max_position_embeddings", "model_max_length")
-    return spellings if rules.is_kimi_linear else spellings[:1]
+    return spellings if rules.is_kimi_linear or rules.is_bailing_hybrid else spellings[:1]
 
 
 def _read_multipliers(keys: Keys, rules: FamilyRules) -> Multipliers:
@@ -424,7 +424,9 @@ def _read_head_dim(keys: Keys, n_heads: int) -> int:
     return width // n_heads
 
 
-def _read_mla(keys: Keys, rope: RopeConfig, index: IndexConfig | None) -> MlaConfig:
+def _read_mla(
+    keys: Keys, rules: FamilyRules, rope: RopeConfig, index: IndexConfig | None
+) -> MlaConfig:
     n_heads = keys.integer("num_attention_heads")
     keys.must_be("num_key_value_heads", n_heads)
     keys.must_be("attention_bias", False)
@@ -440,11 +442,13 @@ def _read_mla(keys: Keys, rope: RopeConfig, index: IndexConfig | None) -> MlaCon
         v_head_dim=keys.integer("v_head_dim"),
         rope_temperature=temperature,
         index=index,
+        gated=rules.is_bailing_hybrid,
     )
 
 
 def _read_query_rank(keys: Keys) -> int | None:
     """Return the width of the latent of queries; null says that they have none."""
     keys.read.add("q_lora_rank")
-    is_null = "q_lora_rank" in keys.values and not keys.has("q_lora_rank")
+    is_said = "q_lora_rank" in keys.values or "q_lora_rank" in keys.defaults
+    is_null = is_said and not keys.has("q_lora_rank")
     return None if is_null else keys.integer("q_lora_rank")

@@ -11,6 +11,14 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2
+from .hf_recurrent_families import (
+    BAILING_HYBRID,
+    KIMI_LINEAR,
+    NEMOTRON_H,
+    QWEN_3_5,
+    QWEN_3_5_MOE,
+    QWEN_NEXT,
+)
 from .hf_rules import Activation as Activation
 from .hf_rules import ExpertRules as ExpertRules
 from .hf_rules import FamilyRules as FamilyRules
@@ -76,53 +84,6 @@ _QWEN_VL = FamilyRules(
         expert="mlp.experts.",
         do_columns_alternate=False,
         beside=("model.visual.",),
-    ),
-)
-
-_QWEN_NEXT_NAMES = TensorNames(
-    are_norms_centred=True, shared="mlp.shared_expert.", beside=("mtp.",)
-)
-_QWEN_NEXT = FamilyRules(
-    family="qwen3_next",
-    architecture="Qwen3NextForCausalLM",
-    is_partial=True,
-    qk_norm="yes",
-    has_recurrent_layers=True,
-    experts=ExpertRules(scoring="softmax", has_gated_shared=True),
-    defaults=_ROTATION
-    | _NORM
-    | {
-        "num_key_value_heads": 2,
-        "head_dim": 256,
-        "partial_rotary_factor": 0.25,
-        "full_attention_interval": 4,
-        "norm_topk_prob": True,
-    },
-    names=_QWEN_NEXT_NAMES,
-)
-#: The text part, whose experts are fused.
-_QWEN_3_5 = replace(
-    _QWEN_NEXT,
-    family="qwen3_5",
-    architecture="Qwen3_5ForConditionalGeneration",
-    is_scaled=False,
-    has_picture_axes=True,
-    experts=None,
-    # Weights are always divided by their sum: there is no key.
-    defaults={
-        **{key: v for key, v in _QWEN_NEXT.defaults.items() if key != "norm_topk_prob"},
-        "num_key_value_heads": 4,
-    },
-    names=replace(
-        _QWEN_NEXT_NAMES,
-        embedding="model.language_model.embed_tokens",
-        final_norm="model.language_model.norm",
-        layer="model.language_model.layers.{}.",
-        recurrent=tuple(f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")),
-        expert="mlp.experts.",
-        do_columns_alternate=False,
-        are_fused_turned=True,
-        beside=("mtp.", "model.visual."),
     ),
 )
 
@@ -197,40 +158,11 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             experts=ExpertRules(scoring="softmax", is_normalised=True),
             defaults=_NORM | {"rope_theta": 5e5, "num_key_value_heads": 16},
         ),
-        "qwen3_next": _QWEN_NEXT,
-        "qwen3_5_text": _QWEN_3_5,
-        # Its class divides weights by their sum, whatever `norm_topk_prob` says.
-        "qwen3_5_moe_text": replace(
-            _QWEN_3_5,
-            architecture="Qwen3_5MoeForConditionalGeneration",
-            experts=ExpertRules(scoring="softmax", is_normalised=True, has_gated_shared=True),
-            are_all_layers_mixtures=True,
-            defaults={**_QWEN_3_5.defaults, "num_key_value_heads": 2},
-        ),
-        "kimi_linear": FamilyRules(
-            family="kimi_linear",
-            architecture="KimiLinearForCausalLM",
-            is_latent=True,
-            has_recurrent_layers=True,
-            is_kimi_linear=True,
-            experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True),
-            names=TensorNames(
-                recurrent=tuple(
-                    f"self_attn.{part}_proj"
-                    for part in ("q", "k", "v", "f_a", "f_b", "g_a", "g_b", "b")
-                ),
-                recurrent_taps=tuple(f"self_attn.{part}_conv1d" for part in "qkv"),
-                recurrent_fading="self_attn.A_log",
-                recurrent_fading_bias="self_attn.dt_bias",
-                recurrent_norm="self_attn.o_norm",
-                recurrent_output="self_attn.o_proj",
-                router="block_sparse_moe.gate",
-                correction_bias="block_sparse_moe.gate.e_score_correction_bias",
-                expert="block_sparse_moe.experts.{}.",
-                expert_gate_up_down=("w1", "w3", "w2"),
-                shared="block_sparse_moe.shared_experts.",
-            ),
-        ),
+        "qwen3_next": QWEN_NEXT,
+        "qwen3_5_text": QWEN_3_5,
+        "qwen3_5_moe_text": QWEN_3_5_MOE,
+        "kimi_linear": KIMI_LINEAR,
+        "bailing_hybrid": BAILING_HYBRID,
         "smollm3": FamilyRules(
             family="smollm3",
             architecture="SmolLM3ForCausalLM",
@@ -397,51 +329,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 expert_gate_up_down=("w1", "w3", "w2"),
             ),
         ),
-        "nemotron_h": FamilyRules(
-            family="nemotron_h",
-            architecture="NemotronHForCausalLM",
-            has_single_blocks=True,
-            is_scaled=False,
-            activation="relu2",
-            experts=ExpertRules(scoring="sigmoid", is_nemotron_like=True),
-            defaults=_ROTATION
-            | {
-                "num_key_value_heads": 8,
-                "head_dim": 128,
-                "rms_norm_eps": 1e-5,
-                "n_group": 1,
-                "topk_group": 1,
-                "norm_topk_prob": True,
-                "routed_scaling_factor": 1.0,
-                "n_shared_experts": 1,
-            },
-            names=TensorNames(
-                embedding="backbone.embeddings",
-                final_norm="backbone.norm_f",
-                layer="backbone.layers.{}.",
-                attention_norm="norm",
-                qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
-                output="mixer.o_proj",
-                recurrent=("mixer.in_proj",),
-                recurrent_taps=("mixer.conv1d",),
-                recurrent_fading="mixer.A_log",
-                recurrent_fading_bias="mixer.dt_bias",
-                recurrent_norm="mixer.norm",
-                recurrent_output="mixer.out_proj",
-                recurrent_skip="mixer.D",
-                mlp_norm="norm",
-                mlp="mixer.",
-                gate_up_down=("up_proj", "down_proj"),
-                router="mixer.gate",
-                correction_bias="mixer.gate.e_score_correction_bias",
-                expert="mixer.experts.{}.",
-                expert_gate_up_down=("up_proj", "down_proj"),
-                latent_in="mixer.fc1_latent_proj",
-                latent_out="mixer.fc2_latent_proj",
-                shared="mixer.shared_experts.",
-                beside=("mtp.",),
-            ),
-        ),
+        "nemotron_h": NEMOTRON_H,
         "bailing_moe": _BAILING,
         "bailing_moe_v2": _BAILING,
     }

@@ -86,6 +86,14 @@ class Keys:
             raise self.complain(key, f"a number from {LEAST_NUMBER} to {MOST}")
         return float(value)
 
+    def below_zero(self, key: str) -> float:
+        """Read a number below 0."""
+        _, value = self._take((key,), None)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not LEAST_NUMBER <= -value <= MOST:
+            raise self.complain(key, f"a number from -{MOST} to -{LEAST_NUMBER}")
+        return float(value)
+
     def optional_number(self, *spellings: str) -> float | None:
         """Read a number above 0, or None where the file gives none."""
         _, value = self._take(spellings, None)

@@ -40,6 +40,8 @@ def read_recurrence(
     """
     if rules.is_kimi_linear:
         return _read_kimi_delta(keys, n_layers)
+    if rules.is_bailing_hybrid:
+        return _read_bounded_delta(keys), _read_layers(keys, n_layers, "layer_group_size")
     if rules.has_single_blocks:
         return _read_mamba2(keys), ()
     if not rules.has_recurrent_layers:
@@ -143,9 +145,28 @@ def _read_kimi_delta(keys: Keys, n_layers: int) -> tuple[RecurrentConfig, tuple[
     return net, tuple(sorted(layer - 1 for layer in kda))
 
 
-def _read_layers(keys: Keys, n_layers: int) -> tuple[int, ...]:
+def _read_bounded_delta(keys: Keys) -> RecurrentConfig:
+    """Read the Kimi Delta Attention of Ling 3; transformers 5 writes its sizes by other keys."""
+    n_heads = keys.integer("linear_num_heads", default=keys.integer("num_attention_heads"))
+    # That class writes the width of rotated values as `head_dim`.
+    width = keys.integer("linear_head_dim", default=keys.integer("head_dim"))
+    bound = keys.below_zero("kda_lower_bound")
+    return RecurrentConfig(
+        n_key_heads=n_heads,
+        n_value_heads=n_heads,
+        key_dim=width,
+        value_dim=width,
+        taps=keys.integer("short_conv_kernel_size", "linear_conv_kernel_dim", least=2),
+        is_full_rank=True,
+        decay_bound=bound if keys.boolean("kda_safe_gate") else None,
+    )
+
+
+def _read_layers(
+    keys: Keys, n_layers: int, every: str = "full_attention_interval"
+) -> tuple[int, ...]:
     """Return the recurrent layers: those listed, or all but the last of each interval."""
-    interval = keys.integer("full_attention_interval")
+    interval = keys.integer(every)
     usual = [
         "linear_attention" if (i + 1) % interval else "full_attention" for i in range(n_layers)
     ]
@@ -154,8 +175,8 @@ def _read_layers(keys: Keys, n_layers: int) -> tuple[int, ...]:
         raise keys.complain(
             "layer_types", f"a list of {n_layers} of " + " or ".join(map(repr, _RECURRENT_KINDS))
         )
-    if keys.has("full_attention_interval") and kinds != usual:
-        raise keys.complain("full_attention_interval", "that of 'layer_types'")
+    if keys.has(every) and kinds != usual:
+        raise keys.complain(every, "that of 'layer_types'")
     return tuple(layer for layer, kind in enumerate(kinds) if kind == _RECURRENT_KINDS[0])
 
 

@@ -84,6 +84,9 @@ class FamilyRules:
     has_single_blocks: bool = False
     #: Recurrent layers are Kimi Delta Attention, which the file lists, and nothing is rotated.
     is_kimi_linear: bool = False
+    #: Ling 3: likewise, by matrices of full rank and with a bound of its decays, but for the last
+    #: layer of each group; latent attention is rotated, and gated by head.
+    is_bailing_hybrid: bool = False
     has_multipliers: bool = False  #: of embeddings, results of blocks, logits and attention
     has_window_switch: bool = False  #: windows are used only if `use_sliding_window` is true
     activation: Activation = "silu"

@@ -223,15 +223,16 @@ def _recurrence(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
 
     Of `qk` come queries and keys, of `vz` values and gates, of `ba` rates and decays: narrow, and
     what the whole state is multiplied by, so that formats spare them as they spare routers. With
-    decays of channels, these and gates come through `fg_a`. Mamba2 has no decays of their own, and
-    its rates are columns of the matrix that makes all the rest, which formats take as one.
+    decays of channels, these and gates come through `fg_a`, or decays by `f` alone. Mamba2 has no
+    decays of their own, and its rates are columns of the matrix that makes all the rest, which
+    formats take as one.
     """
     heads, per_key, value_dim = *_heads(net), net.value_dim
     convolved = replace(_bias("attention", heads), std=net.taps**-0.5)
     qk = (net.taps, 2, net.n_key_heads, net.key_dim)
     v = (net.taps, net.n_key_heads, net.value_heads_per_key, value_dim)
     by_channel: tuple[tuple[int, str | None], ...] = ()
-    if net.channel_rank is not None:
+    if net.has_channel_decays:
         by_channel = ((net.key_dim, None),)
     out_norm, of_mamba2 = _norm(value_dim), {}
     if net.rule == "mamba2":
@@ -267,6 +268,12 @@ def _of_gates(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
     vz = _matrix("attention", d_model, 2, heads, per_key, net.value_dim)
     if net.rule == "mamba2":
         return {"vz": vz, "b": _matrix("attention", d_model, heads, per_key)}
+    if net.is_full_rank:
+        return {
+            "vz": vz,
+            "f": _matrix("attention", d_model, heads, per_key, net.key_dim),
+            "b": _matrix("router", d_model, heads, per_key),
+        }
     rank = net.channel_rank
     if rank is None:
         return {"vz": vz, "ba": _matrix("router", d_model, 2, heads, per_key)}
@@ -296,6 +303,7 @@ def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
     if mla.q_lora_rank is not None:
         of_queries = {"q_norm": _norm(mla.q_lora_rank)}
         d_query, narrow = mla.q_lora_rank, mla.q_lora_rank + narrow
+    of_gate = {"gate": _matrix("attention", d_model, heads)} if mla.gated else {}
     return {
         "norm": _norm(d_model),
         "a": _matrix("attention", d_model, narrow),
@@ -303,6 +311,7 @@ def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
         "kv_norm": _norm(latent),
         "q_b": _matrix("attention", d_query, heads, mla.query_head_dim),
         **of_latent,
+        **of_gate,
         "o": _matrix("attention", heads, mla.v_head_dim, (d_model, "d_out"), rows=2),
     }
 

@@ -22,7 +22,8 @@ class RecurrentConfig:
     decay and a rate of its own. Queries, keys and values pass a causal convolution over `taps`
     tokens each. By the rule "delta" it is Gated DeltaNet; with a `channel_rank` Kimi Delta
     Attention: every key channel has a decay of its own, decays and gates come through so many
-    values each, and gates are sigmoids.
+    values each, and gates are sigmoids. If it `is_full_rank`, they come by one matrix each instead,
+    as in Ling 3.
 
     By the rule "mamba2" queries, keys and rates are what its paper calls C, B and steps. A decay
     follows from its step, convolutions have biases, each head adds its value times a number to its
@@ -35,6 +36,9 @@ class RecurrentConfig:
     value_dim: int
     taps: int
     channel_rank: int | None = None
+    is_full_rank: bool = False
+    #: Logarithms of decays are this number, below 0, times a sigmoid: none forgets faster.
+    decay_bound: float | None = None
     rule: RecurrentRule = "delta"
     least_step: float = 0.0  #: steps of Mamba2 are kept from it
     most_step: float | None = None  #: to it, where there is such a limit
@@ -64,6 +68,23 @@ class RecurrentConfig:
             raise ConfigError("limits of steps are about the rule mamba2; this one is delta.")
         if self.rule == "mamba2" and self.channel_rank is not None:
             raise ConfigError("channel_rank is about the rule delta; this one is mamba2.")
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        if self.is_full_rank and (self.rule != "delta" or self.channel_rank is not None):
+            raise ConfigError("is_full_rank is about the rule delta, and has no channel_rank.")
+        bound = self.decay_bound
+        if bound is None:
+            return
+        if not is_number(bound) or not -inf < bound < 0:
+            raise ConfigError(f"decay_bound must be a number below 0, got {described(bound)}.")
+        if not self.has_channel_decays:
+            raise ConfigError("decay_bound is about decays of channels; there are none.")
+
+    @property
+    def has_channel_decays(self) -> bool:
+        """Whether every key channel has a decay of its own, and gates are sigmoids."""
+        return self.is_full_rank or self.channel_rank is not None
 
     @property
     def value_heads_per_key(self) -> int:

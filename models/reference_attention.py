@@ -165,13 +165,18 @@ class MlaAttention(nnx.Module):
             self.kv_b = param(params, "kv_b")
         else:
             self.k_b, self.v_b = param(params, "k_b"), param(params, "v_b")
+        if mla.gated:
+            self.gate = param(params, "gate")
         self.mla, self.rope = mla, rope
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
         normed = self.norm(x)
         of_query, latent, key_rope = self.narrow(normed)
-        return x + self.mixed(of_query, latent, key_rope, None)
+        gate = None
+        if self.mla.gated:
+            gate = jax.nn.sigmoid(contract("btd,dn->btn", normed, self.gate[...]))
+        return x + self.mixed(of_query, latent, key_rope, None, gate)
 
     def narrow(
         self, normed: Hidden
@@ -191,8 +196,9 @@ class MlaAttention(nnx.Module):
         latent: Float32[Array, "b t c"],
         key_rope: Float32[Array, "b t rope"],
         seen: Bool[Array, "b t s"] | None,
+        gate: Float32[Array, "b t n"] | None = None,
     ) -> Hidden:
-        """Attend, to all past keys or to those that are seen alone; project the heads."""
+        """Attend, to all past keys or to those that are seen alone; project the gated heads."""
         mla = self.mla
         query = contract("btq,qne->btne", of_query, self.q_b[...])
         query_nope, query_rope = jnp.split(query, [mla.nope_head_dim], axis=-1)
@@ -209,6 +215,7 @@ class MlaAttention(nnx.Module):
         if seen is not None:
             scores = jnp.where(seen[:, None], scores, -jnp.inf)
         mixed = contract("bnts,bsnv->btnv", causal_softmax(scores), value)
+        mixed = mixed if gate is None else mixed * gate[..., None]
         return contract("btnv,nvd->btd", mixed, self.o[...])
 
     def _of_latent(

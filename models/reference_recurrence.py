@@ -74,7 +74,11 @@ class DeltaNet(nnx.Module):
     def __init__(self, model_cfg: ModelConfig, net: RecurrentConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
         self.out_norm = RmsNorm(params, "out_norm", model_cfg.norm_eps)
-        names = ("vz", "ba") if net.channel_rank is None else ("v", "fg_a", "f_b", "g_b", "b")
+        names: tuple[str, ...] = ("vz", "ba")
+        if net.is_full_rank:
+            names = ("vz", "f", "b")
+        elif net.channel_rank is not None:
+            names = ("v", "fg_a", "f_b", "g_b", "b")
         self.of_gates = nnx.Dict({name: param(params, name) for name in names})
         self.qk = param(params, "qk")
         self.qk_taps, self.v_taps = param(params, "qk_taps"), param(params, "v_taps")
@@ -94,13 +98,12 @@ class DeltaNet(nnx.Module):
         value = jax.nn.silu(convolve(value, self.v_taps[...]))
         inside = self.net.value_heads_per_key
         query, key = (jnp.repeat(unit_length(part), inside, axis=2) for part in (query, key))
-        bias = self.fading_bias[...].reshape(1, 1, *fade.shape[2:])
-        fade = jax.nn.softplus(fade + bias)
+        fade = fade + self.fading_bias[...].reshape(1, 1, *fade.shape[2:])
         read = linear_recurrence(
             query * self.net.key_dim**-0.5,
             key,
             rearrange(value, "b t k g h -> b t (k g) h"),
-            jnp.exp(-self.fading[...].reshape(1, 1, -1, 1) * fade),
+            self._decay(fade),
             jax.nn.sigmoid(rate),
             corrects=True,
         )
@@ -108,19 +111,29 @@ class DeltaNet(nnx.Module):
         out = contract("btkgh,kghd->btd", heads * gate, self.o[...])
         return x + self.multiplier * out
 
+    def _decay(self, fade: Float32[Array, "b t n channels"]) -> Float32[Array, "b t n channels"]:
+        fading, bound = self.fading[...].reshape(1, 1, -1, 1), self.net.decay_bound
+        if bound is None:
+            return jnp.exp(-fading * jax.nn.softplus(fade))
+        return jnp.exp(bound * jax.nn.sigmoid(fading * fade))
+
     def _projected(self, x: Hidden) -> tuple[Array, Array, Array, Array]:
         """Make values and bent gates `[b, t, k, g, h]`, rates and what decays come of."""
         given = {name: values[...] for name, values in self.of_gates.items()}
-        if self.net.channel_rank is None:
+        if "vz" in given:
             value, gate = jnp.moveaxis(contract("btd,dckgh->btckgh", x, given["vz"]), 2, 0)
+        if not self.net.has_channel_decays:
             both = contract("btd,dckg->btckg", x, given["ba"])
             rate, fade = rearrange(both, "b t c k g -> c b t (k g)")
             return value, jax.nn.silu(gate), rate, fade[..., None]
-        of_decay, of_gate = jnp.moveaxis(contract("btd,dcr->btcr", x, given["fg_a"]), 2, 0)
-        fade = contract("btr,rkgh->btkgh", of_decay, given["f_b"])
-        gate = contract("btr,rkgh->btkgh", of_gate, given["g_b"])
+        if self.net.is_full_rank:
+            fade = contract("btd,dkgh->btkgh", x, given["f"])
+        else:
+            value = contract("btd,dkgh->btkgh", x, given["v"])
+            of_decay, of_gate = jnp.moveaxis(contract("btd,dcr->btcr", x, given["fg_a"]), 2, 0)
+            fade = contract("btr,rkgh->btkgh", of_decay, given["f_b"])
+            gate = contract("btr,rkgh->btkgh", of_gate, given["g_b"])
         rate = rearrange(contract("btd,dkg->btkg", x, given["b"]), "b t k g -> b t (k g)")
-        value = contract("btd,dkgh->btkgh", x, given["v"])
         return value, jax.nn.sigmoid(gate), rate, rearrange(fade, "b t k g h -> b t (k g) h")
 
 

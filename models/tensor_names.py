@@ -28,8 +28,9 @@ class TensorNames:
 
     #: The projections of a recurrent layer: queries, keys, values and gates, by key head, then
     #: rates and decays, by key head; or, in four, queries with keys and values, gates, rates,
-    #: decays; or, in eight, queries, keys, values, both of decays, both of gates, rates. Of Mamba2
-    #: one: gates, values, keys, queries, steps.
+    #: decays; or, in eight, queries, keys, values, both of decays, both of gates, rates; or, in
+    #: six, the same with one each of decays and gates. Of Mamba2 one: gates, values, keys, queries,
+    #: steps.
     recurrent: tuple[str, ...] = ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")
     #: Taps of queries, keys and values, together or one by one.
     recurrent_taps: tuple[str, ...] = ("linear_attn.conv1d",)
@@ -46,6 +47,7 @@ class TensorNames:
     kv_a: str = "self_attn.kv_a_proj_with_mqa"
     kv_a_norm: str = "self_attn.kv_a_layernorm"
     kv_b: str = "self_attn.kv_b_proj"
+    latent_gate: str = "self_attn.g_proj"  #: of the heads of latent attention
 
     #: Queries, key, its norm and the heads' weights of an index.
     index_q: str = "self_attn.indexer.wq_b"

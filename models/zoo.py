@@ -173,6 +173,13 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
         "kimi-linear-48b-a3b": _quoted_file(
             "kimi-linear-48b-a3b", "moonshotai/Kimi-Linear-48B-A3B-Instruct"
         ),
+        "ling-3.0-flash": NamedModel(
+            file="ling-3.0-flash.json",
+            source="defaults of BailingHybridConfig in Hugging Face transformers 5.24, which names "
+            "inclusionAI/Ling-3.0-Flash as their checkpoint; that its file says the same is "
+            "assumed",
+            status="assumed",
+        ),
         "ling-1t": NamedModel(
             file="ling-1t.json",
             source="sizes in a load log of ik_llama.cpp issue 873, 4 dense layers and 64 rotated "

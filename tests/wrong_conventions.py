@@ -14,6 +14,7 @@ from changes import in_model as _model
 from changes import in_part as _part
 from mistakes import Arrays, Mistake
 from wrong_indices import OF_INDICES
+from wrong_ling import LING
 from wrong_local_layers import MISTAKES as OF_LOCAL_LAYERS
 from wrong_nemotron import NEMOTRON
 
@@ -479,6 +480,7 @@ MISTAKES: dict[str, Mistake] = {
         arrays=lambda a: a | ({"norm": np.ones_like(a["norm"])} if "out" in a else {}),
     ),
     **NEMOTRON,
+    **LING,
     **OF_LOCAL_LAYERS,
     # the index of sparse attention
     **OF_INDICES,

@@ -237,6 +237,9 @@ def heads_of_latents(
     """Take mixed latents out of the latent space; return the heads side by side."""
     n, m = weights["q_b"].shape[1], rows.b * rows.t
     heads = product(mixed, weights["v_b"], policy=rows.policy)
+    if "gate" in weights:
+        gate = sxm.rearrange(_gates(rows, weights), "m n -> n m", n=n, m=m)
+        heads = vxm.mul(heads, gate.reshape(n, m, 1))
     heads = operand_rows(heads, rows.policy, "attention")
     return sxm.rearrange(heads, "n m v -> m (n v)", n=n, m=m, v=mla.v_head_dim)
 
@@ -278,10 +281,19 @@ def _expanded(
         policy,
         held=held,
     )
+    if "gate" in weights:
+        gate = sxm.rearrange(_gates(rows, weights), "(b t) n -> (b n) t", b=b, t=t, n=n)
+        heads = vxm.mul(heads, gate.reshape(b * n, t, 1))
     heads = sxm.rearrange(
         operand_rows(heads, policy, "attention"), "(b n) t v -> (b t) (n v)", b=b, n=n, t=t, v=v
     )
     return heads, {"keys": new_keys, "values": new_values}
+
+
+def _gates(rows: LatentRows, weights: Mapping[str, Any]) -> Float32[Array, "m n"]:
+    """Make what multiplies the result of every head."""
+    gates: Array = vxm.sigmoid(linear(rows.normed, weights["gate"], policy=rows.policy))
+    return gates
 
 
 def _rotated_key(rows: LatentRows, mla: MlaConfig) -> Float32[Array, "b t rope"]:

@@ -98,7 +98,7 @@ def recurrent_layer(
         heads = _normed_together(heads, weights["out_norm"], sizes, cfg, axes["query"])
     else:
         heads = rms_norm(read.reshape(-1, value_dim), weights["out_norm"], cfg.norm_eps)
-        gate = vxm.silu if net.channel_rank is None else vxm.sigmoid
+        gate = vxm.silu if not net.has_channel_decays else vxm.sigmoid
         heads = vxm.mul(heads, gate(z))
     heads = operand_rows(heads, policy, "attention")
     out = project_out(
@@ -133,13 +133,16 @@ def _projected(
     """Make values, what gates the results, decays and rates."""
     if net.channel_rank is not None:
         v = linear(rows, weights["v"], policy=policy)
-        decay, z = _through_rank(rows, weights, {**sizes, "h": net.key_dim}, policy)
+        decay, z = _through_rank(rows, weights, sizes, net, policy)
         rates = vxm.sigmoid(linear(gate_rows, weights["b"], policy=policy))
         return v, z, decay, _by_token(rates, sizes)
     width = sizes["k"] * sizes["g"] * net.value_dim
     v, z = sxm.split(linear(rows, weights["vz"], policy=policy), (width, width))
     if net.rule == "mamba2":
         decay, rates = _steps(linear(rows, weights["b"], policy=policy), weights, sizes, net)
+    elif net.is_full_rank:
+        decay = _of_channels(linear(rows, weights["f"], policy=policy), weights, sizes, net)
+        rates = _by_token(vxm.sigmoid(linear(gate_rows, weights["b"], policy=policy)), sizes)
     else:
         decay, rates = _gates(linear(gate_rows, weights["ba"], policy=policy), weights, sizes)
     return v, z, decay, rates
@@ -263,7 +266,11 @@ def _by_token(
 
 
 def _through_rank(
-    rows: Float[Array, "m d"], weights: Mapping[str, Any], sizes: Mapping[str, Any], policy: Policy
+    rows: Float[Array, "m d"],
+    weights: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    net: RecurrentConfig,
+    policy: Policy,
 ) -> tuple[Float32[Array, "h t groups"], Float32[Array, "m n"]]:
     """Make the decays of every channel, and what gates the results, from few values each."""
     low = linear(rows, weights["fg_a"], policy=policy)
@@ -271,13 +278,29 @@ def _through_rank(
     of_decay, of_gate = (
         operand_rows(part, policy, "attention") for part in sxm.split(low, (rank, rank))
     )
-    k, g, h = (sizes[name] for name in "kgh")
-    a = linear(of_decay, weights["f_b"], policy=policy)
+    decay = _of_channels(linear(of_decay, weights["f_b"], policy=policy), weights, sizes, net)
+    return decay, linear(of_gate, weights["g_b"], policy=policy)
+
+
+def _of_channels(
+    a: Float32[Array, "m n"],
+    weights: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    net: RecurrentConfig,
+) -> Float32[Array, "h t groups"]:
+    """Make the decay of every key channel: `exp(-fading softplus(a + bias))`.
+
+    With a bound it is `exp(bound sigmoid(fading (a + bias)))`.
+    """
+    k, g, h = sizes["k"], sizes["g"], net.key_dim
     a = vxm.add(a, weights["fading_bias"].reshape(1, k * g * h))
     fading = jnp.broadcast_to(weights["fading"].reshape(1, k * g, 1), (1, k * g, h))
-    lasting = vxm.mul(_softplus(a), fading.reshape(1, k * g * h))
-    decay = sxm.rearrange(vxm.exp(vxm.sub(0.0, lasting)), "(b t) (k g h) -> h t (b k g)", **sizes)
-    return decay, linear(of_gate, weights["g_b"], policy=policy)
+    fading = fading.reshape(1, k * g * h)
+    if net.decay_bound is None:
+        lasting = vxm.sub(0.0, vxm.mul(_softplus(a), fading))
+    else:
+        lasting = vxm.mul(vxm.sigmoid(vxm.mul(a, fading)), float(net.decay_bound))
+    return sxm.rearrange(vxm.exp(lasting), "(b t) (k g h) -> h t (b k g)", **sizes, h=h)
 
 
 def _softplus(x: Float32[Array, "m n"]) -> Float32[Array, "m n"]:

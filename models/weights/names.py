@@ -137,6 +137,8 @@ def _recurrent(
     if rank is not None:
         decays = per_head * net.key_dim
         rows = (keys, keys, values, rank, decays, rank, values, per_head)
+    if net.is_full_rank:
+        rows = (keys, keys, values, per_head * net.key_dim, values, per_head)
     for name, length in zip(names.recurrent, rows, strict=True):
         is_second = rank is not None and "_b_" in name
         yield f"{name}.weight", (length, rank if is_second and rank else d_model)
@@ -144,7 +146,8 @@ def _recurrent(
     for name, length in zip(names.recurrent_taps, parts, strict=True):
         yield f"{name}.weight", (length, 1, net.taps)
     yield names.recurrent_fading, (per_head,) if rank is None else (1, 1, per_head, 1)
-    yield names.recurrent_fading_bias, (per_head if rank is None else per_head * net.key_dim,)
+    n_biases = per_head * net.key_dim if net.has_channel_decays else per_head
+    yield names.recurrent_fading_bias, (n_biases,)
     width = net.value_dim
     if net.rule == "mamba2":
         width = values
@@ -166,6 +169,8 @@ def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[
     yield f"{names.kv_a}.weight", (latent + mla.rope_head_dim, d_model)
     yield f"{names.kv_a_norm}.weight", (latent,)
     yield f"{names.kv_b}.weight", (mla.n_heads * (mla.nope_head_dim + mla.v_head_dim), latent)
+    if mla.gated:
+        yield f"{names.latent_gate}.weight", (mla.n_heads, d_model)
     yield f"{names.output}.weight", (d_model, mla.n_heads * mla.v_head_dim)
 
 

@@ -42,6 +42,8 @@ def recurrent_arrays(
     by_rule = _by_head
     if net.rule == "mamba2":
         by_rule = _by_step
+    elif net.is_full_rank:
+        by_rule = _by_full_rank
     elif net.channel_rank is not None:
         by_rule = _by_channel
     of_mamba2: Weights = {}
@@ -106,6 +108,21 @@ def _by_channel(
         "fg_a": laid_out(low, specs["fg_a"], "two rank d -> d two rank"),
         "f_b": laid_out(f_b, specs["f_b"], "(k g h) rank -> rank k g h", **heads),
         "g_b": laid_out(g_b, specs["g_b"], "(k g h) rank -> rank k g h", **heads),
+        "b": laid_out(b, specs["b"], "(k g) d -> d k g", **heads),
+    }
+
+
+def _by_full_rank(
+    net: RecurrentConfig, specs: Mapping[str, ParamSpec], found: list[Matrix]
+) -> Weights:
+    """Lay out the projections of a recurrence whose decays and gates come by one matrix each."""
+    heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
+    q, k, v, f, z, b = found
+    qk, vz = joined((q, k), np.stack), joined((v, z), np.stack)
+    return {
+        "qk": laid_out(qk, specs["qk"], "two (k h) d -> d two k h", k=heads["k"]),
+        "vz": laid_out(vz, specs["vz"], "two (k g h) d -> d two k g h", **heads),
+        "f": laid_out(f, specs["f"], "(k g h) d -> d k g h", **heads),
         "b": laid_out(b, specs["b"], "(k g) d -> d k g", **heads),
     }
 

@@ -293,6 +293,10 @@ class HfTensors:
             q_b = self._matrix(prefix + names.q_b)
             a = joined((self._matrix(prefix + names.q_a), a), np.concatenate)
             of_queries["q_norm"] = self._norm(prefix + names.q_a_norm)
+        of_gate: Weights = {}
+        if mla.gated:
+            gate = self._matrix(prefix + names.latent_gate)
+            of_gate["gate"] = laid_out(gate, specs["gate"], "n d -> d n")
         kv_b = moved(
             self._matrix(prefix + names.kv_b),
             lambda rows: rearrange(rows, "(n e) c -> n e c", n=n_heads),
@@ -312,6 +316,7 @@ class HfTensors:
             "kv_norm": self._norm(prefix + names.kv_a_norm),
             "q_b": laid_out(q_b, specs["q_b"], "(n e) q -> q n e", n=n_heads),
             **from_latent,
+            **of_gate,
             "o": laid_out(o, specs["o"], "d (n v) -> n v d", n=n_heads),
         }
 

@@ -72,6 +72,7 @@ ROUTED = {
     "nemotron-3-super-120b-a12b": (512, 22, 2, 2688, 0, "sigmoid", 1, 1, True, 5.0),
     "nemotron-3-ultra-550b-a55b": (512, 22, 2, 5120, 0, "sigmoid", 1, 1, True, 5.0),
     "minimax-m2.5": (256, 8, 0, 1536, 0, "sigmoid", 1, 1, True, 1.0),
+    "ling-3.0-flash": (512, 8, 1, 768, 2, "sigmoid", 8, 4, True, 2.5),
     "ling-1t": (256, 8, 1, 2048, 4, "sigmoid", 8, 4, True, 2.5),
 }
 
@@ -211,7 +212,7 @@ def test_latent_softmax_scale_includes_the_squared_temperature(name):
 def test_rotated_pairs_are_neighbours_in_few_families():
     interleaved = {path.stem for path in CONFIGS.glob("*.json") if from_hf(path).rope.interleaved}
     deepseek, kimi = {"deepseek-v3", "deepseek-v3.2"}, {"kimi-k2-instruct", "kimi-k2.5"}
-    others = {"glm-5", "glm-5.2", "llama-4-scout", "llama-4-maverick"}
+    others = {"glm-5", "glm-5.2", "llama-4-scout", "llama-4-maverick", "ling-3.0-flash"}
     assert interleaved == deepseek | kimi | others
 
 

@@ -7,7 +7,7 @@ from models.hf_config import from_hf
 from models.hf_families import FAMILIES
 from models.params import n_parameters
 
-#: Of transformers, by type; DeepSeek's types and Ling's have no row of defaults.
+#: Of transformers, by type; DeepSeek's types and Ling 2's have no row of defaults.
 CLASSES = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -36,6 +36,7 @@ CLASSES = {
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
     "nemotron_h": "NemotronH",
+    "bailing_hybrid": "BailingHybrid",
 }
 #: Keys of which a class has a default that a row must have too; None says nothing.
 KEYS = """

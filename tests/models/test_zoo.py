@@ -31,7 +31,7 @@ def test_a_named_model_is_its_file_but_for_what_is_said(name):
 
 def test_what_is_inferred_is_called_assumed():
     assumed = {name for name, entry in NAMED.items() if entry.status == "assumed"}
-    assert assumed == {"kimi-k2-thinking", "ling-1t"}
+    assert assumed == {"kimi-k2-thinking", "ling-1t", "ling-3.0-flash"}
     assert all("assumed" in NAMED[name].source for name in assumed)
 
 

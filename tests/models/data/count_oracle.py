@@ -4,7 +4,7 @@ Run with torch and transformers installed (made with torch 2.13.0 and transforme
 no weights and no network, because modules are built on torch's meta device. Prints the numbers that
 `tests/models/test_params.py` holds: all parameters with the biases of routers, then those a token
 uses, without and with the input embedding. Kimi K2 is built as DeepSeek-V3, whose code it names;
-Ling has no class.
+Ling 2 has no class.
 """
 
 import json
@@ -46,5 +46,5 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for path in sorted(CONFIGS.glob("*.json")):
         released = json.loads(path.read_text())
-        if not released["model_type"].startswith("bailing"):
+        if released["model_type"] != "bailing_moe_v2":
             print(path.stem, *count(released))

@@ -299,6 +299,28 @@ KIMI_LINEAR: Fields = LATENT | {
     "topk_group": 1,
     "routed_scaling_factor": 2.446,
 }
+#: A dense layer, then experts in groups; the last of each two layers attends, and of its heads some
+#: values turn, which are not as many as a recurrent head has. So slow a fading that early tokens
+#: matter.
+BAILING_HYBRID: Fields = {
+    key: value
+    for key, value in LATENT.items()
+    if key not in ("n_routed_experts", "rope_interleave")
+} | {
+    "num_hidden_layers": 3,
+    "layer_group_size": 2,
+    "head_dim": 10,
+    "kda_lower_bound": -0.8,
+    "q_lora_rank": None,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_experts_per_tok": 3,
+    "num_local_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 6e6},
+}
 GPT_OSS: Fields = GROUPED | {
     "intermediate_size": 16,
     "head_dim": 16,
@@ -397,6 +419,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "kimi_k2": ("DeepseekV3", KIMI, "f32"),
     "kimi_k2_int4": ("DeepseekV3", KIMI_INT4, "int4"),
     "kimi_linear": ("KimiLinear", KIMI_LINEAR, "f32"),
+    "bailing_hybrid": ("BailingHybrid", BAILING_HYBRID, "f32"),
     "gpt_oss": ("GptOss", GPT_OSS, "f32"),
     "gpt_oss_mxfp4": ("GptOss", GPT_OSS_MXFP4, "mxfp4"),
     "glm4_moe": ("Glm4Moe", GLM4_MOE, "f32"),

@@ -28,6 +28,10 @@ ONE = plan("attention", tensor=1)
 CHANNELS = replace(
     TINY_NEXT, recurrent=replace(TINY_NEXT.recurrent, n_key_heads=4, channel_rank=20)
 )
+#: The same from one matrix each, with a bound of decays, and two value heads of each key head.
+BOUNDED = replace(
+    TINY_NEXT, recurrent=replace(TINY_NEXT.recurrent, is_full_rank=True, decay_bound=-0.8)
+)
 
 
 def run(
@@ -58,7 +62,7 @@ def prefilled() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cfg", "layer"), [(TINY_NEXT, 2), (TINY_NEMOTRON, 0)])
+@pytest.mark.parametrize(("cfg", "layer"), [(TINY_NEXT, 2), (TINY_NEMOTRON, 0), (BOUNDED, 2)])
 def test_a_block_is_that_of_the_reference(cfg: ModelConfig, layer: int) -> None:
     x = np.asarray(hidden(BATCH, TOKENS, cfg.d_model), np.float32)
     weights = SyntheticWeights(cfg).block("recurrent", layer)
@@ -106,6 +110,7 @@ def test_a_split_by_columns_moves_no_bit(
             (TINY_NEMOTRON, {"data": 2, "tensor": 2}),
             (CHANNELS, {"tensor": 4}),
             (CHANNELS, {"data": 2, "tensor": 2}),
+            (BOUNDED, {"tensor": 4}),
         ],
         count=1,
     ),

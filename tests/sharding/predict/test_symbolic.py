@@ -46,6 +46,7 @@ TINY_KIMI = dataclasses.replace(
 GPT = zoo.model("gpt-oss-20b")
 NEXT = zoo.model("qwen3-next-80b-a3b")
 KIMI_LINEAR = zoo.model("kimi-linear-48b-a3b")
+LING = zoo.model("ling-3.0-flash")
 ULTRA = zoo.model("nemotron-3-ultra-550b-a55b")
 EXPANDED = KIMI.with_latent_form("expanded")
 #: Policies that a chip can run.
@@ -216,6 +217,8 @@ def check_equal_cycles(case: Case) -> None:
         pytest.param(NEXT, "recurrent", id="recurrent"),
         pytest.param(NEXT, "moe", id="gated shared expert"),
         pytest.param(KIMI_LINEAR, "recurrent", id="decays of channels"),
+        pytest.param(LING, "recurrent", id="bounded decays"),
+        pytest.param(LING, "attention", id="latent, gated by head"),
         pytest.param(ULTRA, "recurrent", id="steps"),
         pytest.param(ULTRA, "moe", id="experts in a narrower space"),
         pytest.param(zoo.model("nemotron-h-56b"), "dense", id="without gates"),
