@@ -98,6 +98,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         window, sliding_layers = read_mimo_windows(keys, n_layers, listed)
     else:
         window, sliding_layers = _read_windows(keys, rules, n_layers)
+    if rules.turns_sliding_alone and keys.optional_integer("sliding_window") is not None:
+        unrotated = tuple(layer for layer in range(n_layers) if layer not in sliding_layers)
     attention: GqaConfig | MlaConfig
     local: GqaConfig | None = None
     sliding_rope = None
@@ -307,12 +309,17 @@ def _read_windows(
         if listed:
             raise keys.complain("layer_types", "full attention only, since no window is in use")
         return None, ()
-    everyone = tuple(range(n_layers))
+    everyone, pattern = tuple(range(n_layers)), "sliding_window_pattern"
     match rules.windows:
         case "even":
             usual = everyone[::2]
+        case "most" if listed is not None and isinstance(keys.values.get(pattern), str):
+            usual = (
+                listed  # EXAONE 4 writes the list as letters, too, which its class does not read
+            )
+            keys.read.add(pattern)
         case "most":
-            every = keys.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+            every = keys.integer(pattern, f"_{pattern}", default=6)
             usual = tuple(layer for layer in everyone if (layer + 1) % every)
         case "late":
             usual = everyone[keys.integer("max_window_layers", least=0) :]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from .hf_local_families import GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2
+from .hf_local_families import EXAONE4, GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2, OLMO3
 from .hf_recurrent_families import (
     BAILING_HYBRID,
     KIMI_LINEAR,
@@ -313,6 +313,8 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
             norms_results=True,
             defaults=_ROTATION | {"rms_norm_eps": 1e-5},
         ),
+        "olmo3": OLMO3,
+        "exaone4": EXAONE4,
         "minimax_m2": FamilyRules(
             family="minimax_m2",
             architecture="MiniMaxM2ForCausalLM",

@@ -151,3 +151,38 @@ MIMO_V2 = FamilyRules(
     },
     names=TensorNames(sinks="self_attn.attention_sink_bias", beside=("model.mtp.",)),
 )
+
+#: OLMo 2 with windows; the rotation of sliding layers has the same base, and is never scaled.
+OLMO3 = FamilyRules(
+    family="olmo3",
+    architecture="Olmo3ForCausalLM",
+    biases="all",
+    qk_norm="joint",
+    windows="most",
+    norms_inputs=False,
+    norms_results=True,
+    has_local_rotation=True,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+    },
+)
+
+EXAONE4 = FamilyRules(
+    family="exaone4",
+    architecture="Exaone4ForCausalLM",
+    qk_norm="yes",
+    windows="most",
+    turns_sliding_alone=True,
+    norms_inputs=False,
+    norms_results=True,
+    defaults={
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+    },
+)

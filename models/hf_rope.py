@@ -17,8 +17,9 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
     """Return the keys of the rotation of layers that see all keys, and of those that slide.
 
     `rope_parameters` has a part for each. On the hub `rope_theta` and `rope_scaling` are about the
-    former, `rope_local_base_freq` or `swa_rope_theta` about the latter, and the part of a head that
-    is rotated, where a type has one, is that of both.
+    former, `rope_local_base_freq` or `swa_rope_theta` about the latter, or `rope_theta` about both
+    where the type has no base for these, and the part of a head that is rotated, where a type has
+    one, is that of both.
 
     Args:
         keys: of the file.
@@ -32,7 +33,9 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
     local: dict[str, Any]
     if modern is None:
         full = {key: keys.values[key] for key in ("rope_theta", "rope_scaling") if keys.has(key)}
-        base = keys.number("rope_local_base_freq", "swa_rope_theta")
+        of_sliding = ("rope_local_base_freq", "swa_rope_theta")
+        has_own = of_sliding[0] in rules.defaults
+        base = keys.number(*(of_sliding if has_own else ("rope_theta",)))
         local = {"rope_theta": base, "rope_scaling": {"rope_type": "default"}}
         keys.read.update(("rope_theta", "rope_scaling"))
         if rules.is_partial:
@@ -50,7 +53,7 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
         modern.finish()
     share = {key: v for key, v in rules.defaults.items() if key == "partial_rotary_factor"}
     usual = (
-        share | {"rope_theta": rules.defaults[key]}
+        share | {"rope_theta": rules.defaults.get(key, rules.defaults["rope_theta"])}
         for key in ("rope_theta", "rope_local_base_freq")
     )
     return (

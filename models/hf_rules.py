@@ -75,6 +75,8 @@ class FamilyRules:
     #: without which it is those from `max_window_layers` on ("late"), every other ("even"), or all
     #: but every sixth, or as `sliding_window_pattern` says ("most").
     windows: Literal["none", "all", "late", "even", "most"] = "none"
+    #: Where the file has a window, layers that do not slide are not rotated.
+    turns_sliding_alone: bool = False
     has_unrotated_layers: bool = False  #: `no_rope_layers`, or the interval, says which
     #: Layers are Gated DeltaNet but for those that `layer_types`, or the interval, says; grouped
     #: attention has a gate for its results.

@@ -111,4 +111,15 @@ MISTAKES: dict[str, Mistake] = {
     "olmo2: norms of heads dropped": Mistake(
         model="olmo2", config=in_part("attention", qk_norm=False, is_qk_norm_joint=False)
     ),
+    "olmo3: sliding layers scaled as the others": Mistake(
+        model="olmo3", config=in_model(sliding_rope=None)
+    ),
+    "olmo3: the other layer slides": Mistake(model="olmo3", config=in_model(sliding_layers=(1,))),
+    "exaone4: every layer turned": Mistake(model="exaone4", config=in_model(unrotated_layers=())),
+    "exaone4: results not normalised": Mistake(
+        model="exaone4", config=in_model(norms_results=False)
+    ),
+    "exaone4: norms of heads dropped": Mistake(
+        model="exaone4", config=in_part("attention", qk_norm=False)
+    ),
 }

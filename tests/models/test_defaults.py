@@ -16,6 +16,8 @@ CLASSES = {
     "mimo": "Qwen2",
     "glm4": "Glm4",
     "olmo2": "Olmo2",
+    "olmo3": "Olmo3",
+    "exaone4": "Exaone4",
     "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3Moe",
     "qwen3_vl_text": "Qwen3VLText",
@@ -124,7 +126,7 @@ def test_the_classes_still_have_these_defaults(kind):
             assert key not in rules.defaults, key
     rotation = made.rope_parameters
     if rules.has_local_rotation:
-        base = rules.defaults["rope_local_base_freq"]
+        base = rules.defaults.get("rope_local_base_freq", rules.defaults["rope_theta"])
         of_sliding = {"rope_type": "default", "rope_theta": base}
         if rules.is_partial:
             of_sliding["partial_rotary_factor"] = rules.defaults["partial_rotary_factor"]

@@ -33,6 +33,8 @@ FAMILIES = {
     "mimo": "mimo",
     "glm4": "glm4",
     "olmo2": "olmo2",
+    "olmo3": "olmo3",
+    "exaone4": "exaone4",
     "phi3": "phi3",
     "smollm3": "smollm3",
     "granite": "granite",
@@ -54,6 +56,7 @@ FAMILIES = {
     "minimax_m2": "minimax_m2",
     "nemotron_h": "nemotron_h",
     "nemotron_h_moe": "nemotron_h",
+    "bailing_hybrid": "bailing_hybrid",
     "ling": "bailing_moe",
 }
 

@@ -6,7 +6,16 @@ clamps, groups of experts of which some are dropped.
 """
 
 from tiny_common import COMMON, GROUPED, WIDE_HEADS, Fields
-from tiny_local import GEMMA2, GEMMA3, GEMMA4, GEMMA4_MOE, LLAMA4, MIMO_V2
+from tiny_local import (
+    EXAONE4,
+    GEMMA2,
+    GEMMA3,
+    GEMMA4,
+    GEMMA4_MOE,
+    LLAMA4,
+    MIMO_V2,
+    OLMO3,
+)
 
 LLAMA: Fields = GROUPED | {
     "rope_parameters": {
@@ -393,6 +402,8 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "mimo_v2_flash": ("MiMoV2Flash", MIMO_V2, "f32"),
     "glm4": ("Glm4", GLM4, "f32"),
     "olmo2": ("Olmo2", OLMO2, "f32"),
+    "olmo3": ("Olmo3", OLMO3, "f32"),
+    "exaone4": ("Exaone4", EXAONE4, "f32"),
     "phi3": ("Phi3", PHI3, "f32"),
     "smollm3": ("SmolLM3", SMOLLM3, "f32"),
     "granite": ("Granite", GRANITE, "f32"),

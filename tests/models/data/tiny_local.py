@@ -163,3 +163,33 @@ LLAMA4: Fields = {
     "eoi_token_index": 63,
     "tie_word_embeddings": False,
 }
+#: A sliding layer, whose rotation is not scaled, and one that sees all keys, whose is.
+OLMO3: Fields = GROUPED | {
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "yarn",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": 64,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+    },
+}
+#: A sliding layer, and one that sees all keys and has no rotation.
+EXAONE4: Fields = GROUPED | {
+    "head_dim": 16,
+    "sliding_window": 5,
+    "sliding_window_pattern": 2,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 1e6,
+        "factor": 16.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
