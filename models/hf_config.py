@@ -176,10 +176,11 @@ def _read_mixture(
 
 
 def _known_types(model_type: str) -> str:
-    """Name the types that are read: those most like another one, or all."""
+    """Name the types that are read: those most like another one, or what lists all."""
     near = nearest(model_type, FAMILIES)
-    named = f"the nearest of {len(FAMILIES)}" if near else "all that are read"
-    return f"one of {', '.join(near or FAMILIES)} ({named})"
+    if not near:
+        return "one of the types that `lpu models --types` lists"
+    return f"one of {', '.join(near)} (the nearest of {len(FAMILIES)})"
 
 
 def _read_prediction_layers(keys: Keys) -> int:
@@ -271,8 +272,8 @@ def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
     if wrapper not in WRAPPERS:
         raise ConfigError(
             f"{where}: a text part of type {format_given(inside)} in a model of type {wrapper!r} "
-            f"is not supported; supported are {', '.join(FAMILIES)}, alone or in one of type "
-            f"{', '.join(WRAPPERS)}."
+            f"is not supported; supported are models of type {', '.join(WRAPPERS)}, and text "
+            "models alone, whose types `lpu models --types` lists."
         )
     outer.read |= {key for key in values if _ABOUT_OTHER_PARTS.fullmatch(str(key))}
     outer.read.update(("text_config", *_ABOUT_THE_WHOLE))

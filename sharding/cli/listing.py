@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lpu_jax.errors import ConfigError, LpuError
 from lpu_jax.machine.catalogue import (
     MIXED_SERIES,
     SERIES,
@@ -18,6 +19,7 @@ from lpu_jax.provenance import assumed
 from lpu_jax.quantities import format_bytes, format_count
 from models import zoo
 from models.config import ModelConfig
+from models.hf_families import FAMILIES, WRAPPERS
 from models.params import n_active, n_parameters
 from models.released import released_bytes
 from models.zoo import NAMED, named_models
@@ -80,9 +82,18 @@ def models(
     model: Annotated[
         str | None, typer.Argument(help="Zoo name, or path of a config.json: describe that one.")
     ] = None,
+    types: Annotated[
+        bool,
+        typer.Option(help="List the types of model (`model_type`) that a config.json may be of."),
+    ] = False,
     as_json: Json = None,
 ) -> None:
     """List the named models, or one: parameters, and the format and bytes it is released in."""
+    if types:
+        if model is not None:
+            raise LpuError(f"--types lists types of model, and describes none; got {model!r} too.")
+        emit(as_json, _types, lambda: _types_text(_types()))
+        return
     listed = [_Listed.of(name) for name in (named_models() if model is None else [model])]
 
     def text() -> str:
@@ -98,6 +109,12 @@ def models(
         notes = (
             [] if model is None else [f"Left out: {', '.join(listed[0].left_out) or 'nothing'}."]
         )
+        notes += [
+            f"Bytes of {one.cfg.name} are not known: no policy holds {one.cfg.released_format}; "
+            "the policies that `--policy` names can be chosen instead."
+            for one in listed
+            if one.bytes_released is None
+        ]
         return report.render(
             made,
             *notes,
@@ -110,6 +127,21 @@ def models(
         return [one.as_dict() for one in listed] if model is None else listed[0].as_dict()
 
     emit(as_json, data, text)
+
+
+def _types() -> list[dict[str, Any]]:
+    """List the types that are read, and those whose text part is one of them."""
+    return [
+        *({"model_type": name, "class": rules.architecture} for name, rules in FAMILIES.items()),
+        *({"model_type": name, "class": None} for name in WRAPPERS),
+    ]
+
+
+def _types_text(rows: list[dict[str, Any]]) -> str:
+    made = report.table(("model_type", "left"), ("class", "left"))
+    for row in rows:
+        made.add_row(row["model_type"], row["class"] or "its text part, of a type above")
+    return report.render(made)
 
 
 @dataclass(frozen=True)
@@ -131,6 +163,14 @@ class _Listed:
         return _Listed(cfg, status, source, zoo.left_out(name_or_path))
 
     @property
+    def bytes_released(self) -> float | None:
+        """Bytes of the weights as released; None where no policy holds their format."""
+        try:
+            return released_bytes(self.cfg)
+        except ConfigError:
+            return None
+
+    @property
     def cells(self) -> tuple[str, ...]:
         cfg = self.cfg
         return (
@@ -139,7 +179,7 @@ class _Listed:
             format_count(n_parameters(cfg), digits=4),
             format_count(n_active(cfg), digits=4),
             cfg.released_format,
-            format_bytes(released_bytes(cfg)),
+            "-" if self.bytes_released is None else format_bytes(self.bytes_released),
             self.status,
         )
 
@@ -151,7 +191,7 @@ class _Listed:
             "parameters": n_parameters(cfg),
             "active_parameters": n_active(cfg),
             "released_format": cfg.released_format,
-            "released_bytes": released_bytes(cfg),
+            "released_bytes": self.bytes_released,
             "bytes_16_bit": 2 * n_parameters(cfg),
             "cache_bytes_per_token_16_bit": cfg.kv_bytes_per_token(),
             "state_bytes_per_sequence": cfg.state_bytes_per_sequence(),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -317,6 +318,34 @@ def test_one_model_says_what_its_file_holds_beside_it(run: Run, tmp_path: Path) 
     refused = run("models", str(folder))
     _is_one_sentence(refused)
     assert "key 'n_streams' = 4 is not known" in refused.err
+
+
+def test_a_format_that_no_policy_holds_has_a_row_and_no_bytes(run: Run, tmp_path: Path) -> None:
+    fields = json.loads((TINY / "qwen3" / "config.json").read_text())
+    narrow = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"quantization_config": narrow}))
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(fields))
+    listed = run("models", str(tmp_path))
+    assert listed.code == 0
+    assert "no policy holds modelopt MIXED_PRECISION" in listed.out
+    assert re.search(r"modelopt MIXED_PRECISION +- +as given", listed.out)
+    found, plain = (
+        json.loads(run("models", str(folder), "--json", "-").out)
+        for folder in (tmp_path, tmp_path / "plain")
+    )
+    assert found["released_bytes"] is None
+    assert plain["released_bytes"] > 0
+    assert found["parameters"] == plain["parameters"]
+
+
+def test_the_types_of_model_are_listed(run: Run) -> None:
+    rows = json.loads(run("models", "--types", "--json", "-").out)
+    assert {"model_type": "olmo3", "class": "Olmo3ForCausalLM"} in rows
+    assert {"model_type": "qwen3_vl", "class": None} in rows
+    text = run("models", "--types").out
+    assert all(row["model_type"] in text for row in rows)
+    _is_one_sentence(run("models", "llama-3.1-8b", "--types"))
 
 
 def test_a_mixed_system_is_listed_and_described_and_not_one_machine(run: Run) -> None:
