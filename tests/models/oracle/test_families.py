@@ -114,16 +114,19 @@ def test_a_family_under_a_plan_equals_transformers(name, plan, phase):
 
 
 @pytest.mark.parametrize(
-    ("plan", "phase"),
+    ("name", "plan", "phase"),
     some_slow(
-        [(plan, phase) for plan in ("rows", "columns", "positions", "one chip") for phase in STEPS],
+        [
+            (name, plan, phase)
+            for name in ("deepseek_v3", "bailing_hybrid")
+            for plan in ("rows", "columns", "positions", "one chip")
+            for phase in STEPS
+        ],
         count=1,
     ),
 )
-def test_expanded_latent_attention_equals_transformers(plan, phase):
-    absorbed = checkpoint("deepseek_v3")
+def test_expanded_latent_attention_equals_transformers(name, plan, phase):
+    absorbed = checkpoint(name)
     attention = dataclasses.replace(absorbed.config.attention, form="expanded")
     expanded = absorbed.with_config(dataclasses.replace(absorbed.config, attention=attention))
-    assert (
-        difference(logits(expanded.weights, "deepseek_v3", plan, phase), "deepseek_v3") < HF_BOUND
-    )
+    assert difference(logits(expanded.weights, name, plan, phase), name) < HF_BOUND
