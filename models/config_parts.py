@@ -70,6 +70,7 @@ class GqaConfig:
     window: int | None = None  #: keys that a query of a sliding layer sees, its own included
     scale: float | None = None  #: what multiplies q·k; None: one over the root of `head_dim`
     gated: bool = False  #: results of heads are multiplied by the sigmoid of a projection
+    head_gated: bool = False  #: likewise, by one number for a whole head
     cap: float | None = None  #: scores stay within it on either side: `cap * tanh(score / cap)`
     value_dim: int | None = None  #: width of values where it is not that of keys
     value_scale: float = 1.0  #: multiplies values
@@ -92,6 +93,8 @@ class GqaConfig:
         require_positive(self, *given)
         if self.gated and self.qkv_bias:
             raise ConfigError("gated attention must have no qkv_bias, got True.")
+        if self.gated and self.head_gated:
+            raise ConfigError("heads must have a gate for each value or one for all, not both.")
         if self.value_dim is not None and (self.gated or self.are_values_keys):
             raise ConfigError("values of another width must have no gate, and be no keys.")
         if self.is_chunked and self.window is None:

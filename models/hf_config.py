@@ -34,6 +34,7 @@ from .hf_mimo import read_mimo_heads, read_mimo_windows
 from .hf_recurrence import read_recurrence, read_single_blocks
 from .hf_rope import read_rope, rotation_parts
 from .hf_rules import ExpertRules, FamilyRules
+from .hf_step import read_step_heads, read_step_rotations, read_step_windows
 from .index_config import IndexConfig
 from .rope import RopeConfig, YarnScaling
 
@@ -78,7 +79,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         raise keys.complain("model_type", _known_types(model_type))
     rules = FAMILIES[model_type]
     keys.defaults = rules.defaults
-    if rules.architecture not in (keys.texts("architectures") or (rules.architecture,)):
+    known = {rules.architecture, *rules.other_architectures}
+    if known.isdisjoint(keys.texts("architectures") or known):
         raise keys.complain("architectures", f"[{rules.architecture!r}] for a {model_type!r} model")
     for key in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
         keys.must_be(key, _ACTIVATIONS[rules.activation])
@@ -96,6 +98,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     elif rules.is_mimo_v2:
         listed = _listed_as_sliding(keys, rules, n_layers)
         window, sliding_layers = read_mimo_windows(keys, n_layers, listed)
+    elif rules.is_step:
+        window, sliding_layers = read_step_windows(keys, n_layers)
     else:
         window, sliding_layers = _read_windows(keys, rules, n_layers)
     if rules.turns_sliding_alone and keys.optional_integer("sliding_window") is not None:
@@ -114,8 +118,13 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
             attention = read_global_heads(keys, local, n_layers, sliding_layers)
         if rules.is_mimo_v2:
             attention, local = read_mimo_heads(keys, local)
+        if rules.is_step:
+            attention, local = read_step_heads(keys, local, n_layers, sliding_layers)
         if rules.has_local_rotation:
-            full, sliding = rotation_parts(keys, rules)
+            if rules.is_step:
+                full, sliding = read_step_rotations(keys, rules, n_layers, sliding_layers)
+            else:
+                full, sliding = rotation_parts(keys, rules)
             rope = read_rope(full, rules, attention.head_dim)
             sliding_rope = read_rope(sliding, rules, local.head_dim)
         else:
@@ -385,7 +394,7 @@ def _read_gqa(keys: Keys, rules: FamilyRules, window: int | None) -> GqaConfig:
     has_bias = _read_biases(keys, rules)
     attention = GqaConfig(
         n_heads=n_heads,
-        n_kv_heads=keys.integer("num_key_value_heads", default=n_heads),
+        n_kv_heads=keys.integer("num_key_value_heads", "num_attention_groups", default=n_heads),
         head_dim=_read_head_dim(keys, n_heads),
         qkv_bias=has_bias,
         o_bias=has_bias and rules.biases == "all",

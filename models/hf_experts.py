@@ -7,9 +7,15 @@ are refused.
 from .config import MoeConfig
 from .hf_keys import Keys
 from .hf_rules import Activation, ExpertRules
+from .hf_step import read_step_dense_layers
 
 #: Spellings of how many experts a token uses.
-_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts")
+_TOP_K = (
+    *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts"),
+    "moe_top_k",
+)
+#: Spellings of how many there are.
+_EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 
 
 def read_experts(
@@ -50,7 +56,7 @@ def read_experts(
         keys.must_be("norm_topk_prob", False)
         n_shared = 1
     if rules.has_gated_shared:
-        n_shared = _shared_of_own_width(keys, d_expert)
+        n_shared = _shared_of_own_width(keys, d_expert, "shared_expert_intermediate_size")
     if rules.is_nemotron_like:
         keys.must_be("n_shared_experts", 1)
         n_shared = _shared_of_own_width(keys, d_expert, "moe_shared_expert_intermediate_size")
@@ -58,11 +64,13 @@ def read_experts(
         keys.must_be("topk_method", "noaux_tc")
     if rules.has_own_norms:
         n_shared = _shared_of_own_width(keys, d_expert, "intermediate_size")
+    if rules.is_step:
+        n_shared = _shared_of_own_width(keys, d_expert, "share_expert_dim", "share_expert_dims")
     if rules.is_corrected:
         keys.must_be("use_routing_bias", True)
     is_corrected = is_like and keys.boolean("moe_router_enable_expert_bias", default=True)
     return MoeConfig(
-        n_experts=keys.integer("n_routed_experts", "num_local_experts", "num_experts"),
+        n_experts=keys.integer(*_EXPERTS),
         top_k=keys.integer(*_TOP_K),
         n_shared=n_shared,
         d_expert=d_expert,
@@ -73,7 +81,7 @@ def read_experts(
         n_dense_layers=n_dense_layers,
         interval=_interval(keys, rules, n_layers),
         scoring=rules.scoring,
-        correction_bias=rules.is_corrected or is_corrected,
+        correction_bias=rules.is_corrected or rules.is_step or is_corrected,
         router_offset=rules.has_biases,
         expert_bias=rules.has_biases,
         swiglu_limit=keys.number("swiglu_limit") if rules.is_clamped else None,
@@ -89,6 +97,8 @@ def read_experts(
 
 def _scaling(keys: Keys, rules: ExpertRules) -> float:
     """Return what multiplies weights; MiMo-V2's null is 1."""
+    if rules.is_step:
+        return keys.number("moe_router_scaling_factor")
     if not (rules.is_deepseek_like or rules.is_nemotron_like):
         return 1.0
     if rules.is_mimo_v2:
@@ -96,13 +106,11 @@ def _scaling(keys: Keys, rules: ExpertRules) -> float:
     return keys.number("routed_scaling_factor")
 
 
-def _shared_of_own_width(
-    keys: Keys, d_expert: int, key: str = "shared_expert_intermediate_size"
-) -> int:
+def _shared_of_own_width(keys: Keys, d_expert: int, *spellings: str) -> int:
     """Return how many experts the shared one is as wide as."""
-    width = keys.integer(key)
+    width = keys.integer(*spellings)
     if width % d_expert:
-        raise keys.complain(key, f"a multiple of the width of an expert, {d_expert}")
+        raise keys.complain(spellings[0], f"a multiple of the width of an expert, {d_expert}")
     return width // d_expert
 
 
@@ -110,6 +118,8 @@ def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     """Return how many layers, all at the start, have a dense MLP."""
     if rules.is_nemotron_like:
         return 0
+    if rules.is_step:
+        return read_step_dense_layers(keys, n_layers)
     if rules.is_mimo_v2:
         n_dense = _marked_as_dense(keys, n_layers)
     elif rules.is_deepseek_like:

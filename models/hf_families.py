@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from .hf_local_families import EXAONE4, GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2, OLMO3
+from .hf_local_families import EXAONE4, GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2, OLMO3, STEP
 from .hf_recurrent_families import (
     BAILING_HYBRID,
     KIMI_LINEAR,
@@ -196,6 +196,8 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         "gemma4_text": GEMMA4,
         "llama4_text": LLAMA4,
         "mimo_v2_flash": MIMO_V2,
+        "step3p5": STEP,
+        "step3p7": STEP,
         "phi3": FamilyRules(
             family="phi3",
             architecture="Phi3ForCausalLM",
@@ -345,5 +347,5 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
 WRAPPERS = (
     *("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-    *("gemma3", "gemma4", "llama4"),
+    *("gemma3", "gemma4", "llama4", "step3p7"),
 )

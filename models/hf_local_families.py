@@ -186,3 +186,36 @@ EXAONE4 = FamilyRules(
         "sliding_window_pattern": 4,
     },
 )
+
+#: The text part, whose experts are fused in three tensors; see `hf_step`. The planner's files have
+#: it alone, under the name of the whole.
+STEP = FamilyRules(
+    family="step3p7",
+    architecture="Step3p7ForConditionalGeneration",
+    other_architectures=("Step3p7FlashForCausalLM",),
+    is_partial=True,
+    qk_norm="yes",
+    has_local_rotation=True,
+    is_step=True,
+    experts=ExpertRules(scoring="sigmoid", is_normalised=True, is_step=True),
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "partial_rotary_factor": 1.0,
+        "moe_router_scaling_factor": 1.0,
+    },
+    names=TensorNames(
+        are_norms_centred=True,
+        router="moe.gate",
+        correction_bias="moe.router_bias",
+        expert="moe.",
+        fused_gate_up_down=("gate_proj.weight", "up_proj.weight", "down_proj.weight"),
+        do_columns_alternate=False,
+        are_fused_turned=True,
+        shared="share_expert.",
+        beside=("vision_model.", "vit_large_projector."),
+    ),
+)

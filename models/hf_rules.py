@@ -35,6 +35,9 @@ class ExpertRules:
     #: some dense layers: the file must say each of the numbers.
     is_deepseek_like: bool = False
     is_mimo_v2: bool = False  #: DeepSeek's, without shared ones; the file marks dense layers
+    #: Step: chosen by scores plus a bias, scaled, beside a shared one of a width of its own; the
+    #: file lists the layers that have them.
+    is_step: bool = False
     has_biases: bool = False  #: router and experts have biases
     is_corrected: bool = False  #: chosen by scores plus a bias, in one group
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
@@ -55,6 +58,7 @@ class FamilyRules:
 
     family: str  #: types of one family name their tensors alike
     architecture: str  #: the class that the rules are read off; a file must not name another
+    other_architectures: tuple[str, ...] = ()  #: what files call it beside
     is_latent: bool = False
     has_index: bool = False  #: latent attention is sparse: to what an index finds
     has_followers: bool = False  #: the file may say which layers have no index of their own
@@ -111,6 +115,9 @@ class FamilyRules:
     #: MiMo-V2: sliding layers have twice the heads of keys, sinks and a rotation of their own;
     #: values are narrower than keys, and scaled.
     is_mimo_v2: bool = False
+    #: Step 3.7: sliding layers have query heads and a rotation of their own, and every head has a
+    #: gate; lists go on with the kinds of layers that predict.
+    is_step: bool = False
     experts: ExpertRules | None = None
     are_all_layers_mixtures: bool = False  #: there is no width of dense ones
     #: What the class takes for a key that the file leaves out. No width, depth or number of

@@ -194,6 +194,8 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
         params["kv"] = _matrix("attention", d_model, kv_heads, head_dim + gqa.value_dim)
     if gqa.gated:
         params["gate"] = _matrix("attention", d_model, kv_heads, per_kv, head_dim)
+    if gqa.head_gated:
+        params["head_gate"] = _matrix("router", d_model, kv_heads, per_kv)  # narrow, as routers are
     if gqa.qkv_bias:
         params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
         columns = params["kv"].shape[2:]

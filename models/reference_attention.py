@@ -96,6 +96,8 @@ class GqaAttention(nnx.Module):
         self.q, self.kv, self.o = (param(params, name) for name in ("q", "kv", "o"))
         if gqa.gated:
             self.gate = param(params, "gate")
+        if gqa.head_gated:
+            self.gate = param(params, "head_gate")
         if gqa.qkv_bias:
             self.q_bias, self.kv_bias = param(params, "q_bias"), param(params, "kv_bias")
         if gqa.qk_norm:
@@ -139,6 +141,9 @@ class GqaAttention(nnx.Module):
         mixed = contract("bkgts,bskh->btkgh", seen, value)
         if gqa.gated:
             mixed = mixed * jax.nn.sigmoid(contract("btd,dkgh->btkgh", normed, self.gate[...]))
+        if gqa.head_gated:
+            gate = jax.nn.sigmoid(contract("btd,dkg->btkg", normed, self.gate[...]))
+            mixed = mixed * gate[..., None]
         out = contract("btkgh,kghd->btd", mixed, self.o[...])
         return self.result(x, out + self.o_bias[None] if gqa.o_bias else out)
 

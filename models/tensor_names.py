@@ -22,6 +22,7 @@ class TensorNames:
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
     sinks: str = "self_attn.sinks"
+    head_gate: str = "self_attn.g_proj"  #: of each head one number
     output: str = "self_attn.o_proj"
     #: Weights of norms are stored as their distance from one, but for those of a recurrence.
     are_norms_centred: bool = False
@@ -64,9 +65,9 @@ class TensorNames:
     router: str = "mlp.gate"
     correction_bias: str = "mlp.gate.e_score_correction_bias"
     #: `{}` is the expert's number. Without it all experts of a layer lie in two tensors
-    #: `[experts, in, out]`.
+    #: `[experts, in, out]`, or in three.
     expert: str = "mlp.experts.{}."
-    fused_gate_up_down: tuple[str, str] = ("gate_up_proj", "down_proj")
+    fused_gate_up_down: tuple[str, ...] = ("gate_up_proj", "down_proj")
     #: In such a tensor, gate and up columns alternate, or the gate's stand before all of the up's.
     do_columns_alternate: bool = True
     are_fused_turned: bool = False  #: such tensors are `[experts, out, in]`

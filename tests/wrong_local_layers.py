@@ -88,6 +88,29 @@ MISTAKES: dict[str, Mistake] = {
     "mimo: correction ignored": Mistake(
         model="mimo_v2_flash", config=in_part("moe", correction_bias=False)
     ),
+    "step: gates of heads dropped": Mistake(
+        model="step3p7", config=in_part("attention", head_gated=False)
+    ),
+    "step: gates of heads grouped the other way": Mistake(
+        model="step3p7",
+        arrays=in_array("head_gate", lambda x: x.reshape(x.shape[0], -1, 2).swapaxes(1, 2)),
+    ),
+    "step: sliding layers turned as the others": Mistake(
+        model="step3p7", config=in_model(sliding_rope=None)
+    ),
+    "step: whole heads turned": Mistake(model="step3p7", config=in_part("rope", dim=16)),
+    "step: slow pairs not slowed": Mistake(model="step3p7", config=in_part("rope", scaling=None)),
+    "step: window one longer": Mistake(
+        model="step3p7", config=in_part("sliding_attention", window=6)
+    ),
+    "step: correction ignored": Mistake(
+        model="step3p7", config=in_part("moe", correction_bias=False)
+    ),
+    "step: scaling dropped": Mistake(model="step3p7", config=in_part("moe", routed_scaling=1.0)),
+    "step: no shared expert": Mistake(model="step3p7", config=in_part("moe", n_shared=0)),
+    "step: gate after up": Mistake(
+        model="step3p7", arrays=in_array("gate_up", lambda x: x[:, ::-1])
+    ),
     "qwen2_moe: softmax weights normalised": Mistake(
         model="qwen2_moe", config=in_part("moe", normalise=True)
     ),

@@ -127,6 +127,10 @@ def grouped_attention(
         gate = vxm.sigmoid(linear(y, weights["gate"], policy=policy))
         gate = sxm.rearrange(gate, "(b t) (k g h) -> (b k) (g t) h", b=b, t=t, k=k, g=g, h=h)
         heads = vxm.mul(heads, gate)
+    elif "head_gate" in weights:
+        gate = vxm.sigmoid(linear(y, weights["head_gate"], policy=policy))
+        gate = sxm.rearrange(gate, "(b t) (k g) -> (b k) (g t)", b=b, t=t, k=k, g=g)
+        heads = vxm.mul(heads, gate.reshape(b * k, g * t, 1))
     heads = sxm.rearrange(
         operand_rows(heads, policy, "attention"),
         "(b k) (g t) v -> (b t) (k g v)",

@@ -119,6 +119,8 @@ def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple
         yield f"{names.k_norm}.weight", (n_kv if gqa.is_qk_norm_joint else gqa.head_dim,)
     if gqa.sinks:
         yield names.sinks, (gqa.n_heads,)
+    if gqa.head_gated:
+        yield f"{names.head_gate}.weight", (gqa.n_heads, d_model)
     yield f"{names.output}.weight", (d_model, gqa.n_heads * gqa.value_width)
     if gqa.o_bias:
         yield f"{names.output}.bias", (d_model,)
@@ -226,9 +228,13 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
 
 
 def _fused_experts(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple[str, Shape]]:
-    gate_up, down = (names.expert + part for part in names.fused_gate_up_down)
-    for name, k, n in ((gate_up, d_model, 2 * moe.d_expert), (down, moe.d_expert, d_model)):
+    *gate_up, down = (names.expert + part for part in names.fused_gate_up_down)
+    before = 2 * moe.d_expert // len(gate_up)
+    for name, k, n in (
+        *((name, d_model, before) for name in gate_up),
+        (down, moe.d_expert, d_model),
+    ):
         yield name, (moe.n_experts, *((n, k) if names.are_fused_turned else (k, n)))
     if moe.expert_bias:
-        yield f"{gate_up}_bias", (moe.n_experts, 2 * moe.d_expert)
+        yield f"{gate_up[0]}_bias", (moe.n_experts, 2 * moe.d_expert)
         yield f"{down}_bias", (moe.n_experts, d_model)

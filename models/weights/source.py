@@ -218,6 +218,9 @@ class HfTensors:
         if gqa.gated:
             q, gate = self._halves(q, gqa)
             of_gate = {"gate": laid_out(gate, specs["gate"], "(k g h) d -> d k g h", **heads)}
+        if gqa.head_gated:
+            gate = self._matrix(prefix + names.head_gate)
+            of_gate = {"head_gate": laid_out(gate, specs["head_gate"], "(k g) d -> d k g", **heads)}
         arrays: Weights = {
             "q": laid_out(q, specs["q"], "(k g h) d -> d k g h", **heads),
             "kv": self._keys_and_values(kv_parts, gqa, specs["kv"]),
@@ -331,11 +334,11 @@ class HfTensors:
         }
 
     def _fused_expert(self, prefix: str, expert_id: int, specs: Mapping[str, ParamSpec]) -> Weights:
-        gate_up, down = (prefix + name for name in self._names.fused_gate_up_down)
+        *gate_up, down = (prefix + name for name in self._names.fused_gate_up_down)
         is_turned = self._names.are_fused_turned
         read, shapes = partial(self._stored.fused_matrix, is_turned=is_turned), self._shapes
         columns = "(f two)" if self._names.do_columns_alternate else "(two f)"
-        both = read(gate_up, shapes[gate_up], expert_id)
+        both = joined([read(name, shapes[name], expert_id) for name in gate_up], np.concatenate)
         lowering = read(down, shapes[down], expert_id)
         arrays: Weights = {
             "gate_up": laid_out(both, specs["gate_up"], f"{columns} d -> d two f", two=2),
@@ -344,7 +347,7 @@ class HfTensors:
         if "gate_up_bias" in specs:
             both_biases, bias = (
                 self._stored.fused_vector(name, shapes[name], expert_id)
-                for name in (f"{gate_up}_bias", f"{down}_bias")
+                for name in (f"{gate_up[0]}_bias", f"{down}_bias")
             )
             arrays["gate_up_bias"] = packed(both_biases, f"{columns} -> two f", two=2)
             arrays["down_bias"] = bias[None]

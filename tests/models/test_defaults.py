@@ -35,6 +35,8 @@ CLASSES = {
     "gemma4_text": "Gemma4Text",
     "llama4_text": "Llama4Text",
     "mimo_v2_flash": "MiMoV2Flash",
+    "step3p5": "Step3p7Text",
+    "step3p7": "Step3p7Text",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
     "nemotron_h": "NemotronH",
@@ -48,7 +50,7 @@ query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
 attention_k_eq_v hidden_size_per_layer_input no_rope_layer_interval
 embedding_multiplier residual_multiplier attention_multiplier logits_scaling
 attention_chunk_size floor_scale attn_scale interleave_moe_layer_step
-v_head_dim attention_value_scale
+v_head_dim attention_value_scale moe_router_scaling_factor
 """
 #: What holds here where a row says nothing.
 UNSAID = {
@@ -125,16 +127,20 @@ def test_the_classes_still_have_these_defaults(kind):
         else:
             assert key not in rules.defaults, key
     rotation = made.rope_parameters
+    if rules.is_step:  # of a kind of layer where there are some, and of none by default
+        rotation = rotation | {"sliding_attention": rotation["full_attention"]}
     if rules.has_local_rotation:
         base = rules.defaults.get("rope_local_base_freq", rules.defaults["rope_theta"])
         of_sliding = {"rope_type": "default", "rope_theta": base}
         if rules.is_partial:
             of_sliding["partial_rotary_factor"] = rules.defaults["partial_rotary_factor"]
-        assert rotation["sliding_attention"] == of_sliding
+        whole = {"partial_rotary_factor": 1.0} if rules.is_step else {}
+        assert whole | rotation["sliding_attention"] == of_sliding
         rotation = rotation["full_attention"]
     assert rules.defaults["rope_theta"] == rotation["rope_theta"]
     if not rules.has_global_heads:
-        assert rules.defaults.get("partial_rotary_factor") == rotation.get("partial_rotary_factor")
+        share = rotation.get("partial_rotary_factor", 1.0 if rules.is_step else None)
+        assert rules.defaults.get("partial_rotary_factor") == share
     scaling = {key: rotation[key] for key in rotation if key != "rope_theta"}
     if not rules.has_global_heads:
         scaling.pop("partial_rotary_factor", None)

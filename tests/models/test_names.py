@@ -53,6 +53,7 @@ FAMILIES = {
     "gemma4_moe": "gemma4",
     "llama4": "llama4",
     "mimo_v2_flash": "mimo_v2_flash",
+    "step3p7": "step3p7",
     "minimax_m2": "minimax_m2",
     "nemotron_h": "nemotron_h",
     "nemotron_h_moe": "nemotron_h",

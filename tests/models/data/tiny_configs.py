@@ -15,6 +15,7 @@ from tiny_local import (
     LLAMA4,
     MIMO_V2,
     OLMO3,
+    STEP,
 )
 
 LLAMA: Fields = GROUPED | {
@@ -400,6 +401,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "qwen2_moe": ("Qwen2Moe", QWEN2_MOE, "f32"),
     "mimo": ("Qwen2", MIMO, "f32"),
     "mimo_v2_flash": ("MiMoV2Flash", MIMO_V2, "f32"),
+    "step3p7": ("Step3p7", STEP, "f32"),
     "glm4": ("Glm4", GLM4, "f32"),
     "olmo2": ("Olmo2", OLMO2, "f32"),
     "olmo3": ("Olmo3", OLMO3, "f32"),

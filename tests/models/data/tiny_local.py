@@ -193,3 +193,44 @@ EXAONE4: Fields = GROUPED | {
         "original_max_position_embeddings": 64,
     },
 }
+#: A tower for pictures, which is left out. A dense layer that sees all keys, a sliding one with
+#: more query heads, and one more that sees all, both with experts; half of a head turns, slowed, in
+#: those that see all.
+STEP: Fields = {
+    "text_config": WIDE_HEADS
+    | {
+        "num_hidden_layers": 3,
+        "num_sliding_attention_heads": 8,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "moe_intermediate_size": 8,
+        "share_expert_dim": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_router_scaling_factor": 3.0,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "partial_rotary_factor": 0.5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "vision_config": {
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 8,
+        "patch_size": 4,
+        "mlp_ratio": 1.0,
+        "max_position_embeddings": 4,
+    },
+    "image_token_id": 61,
+    "tie_word_embeddings": False,
+}
