@@ -197,6 +197,35 @@ def sparse_cache(
     return {"latents": latents, "index_keys": keys}
 
 
+def blocked_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
+    """Describe keys and values, which are read by address and so lie in rows, and index keys.
+
+    Args:
+        cfg: a model with an index of blocks.
+        policy: format of all.
+        sizes: lengths of one chip.
+    """
+    gqa = cfg.attention
+    assert isinstance(gqa, GqaConfig)
+    batch: Dimension = (sizes.local["batch_local"], "batch_local")
+    positions: Dimension = (sizes.local["kv_length"], "kv_length")
+    heads = sizes.share("kv_heads", gqa.n_kv_heads)
+    keys = Leaf(
+        dimensions=(batch, heads, positions, (gqa.head_dim, None)),
+        dtype=policy.cache_dtype,
+        kind="cache",
+        bits=policy.cache_bits,
+        batch=2,
+        rows=1,
+    )
+    of_index = (batch, (cfg.block_index.head_dim, None), positions)
+    return {
+        "key_rows": keys,
+        "value_rows": replace(keys, dimensions=(batch, heads, positions, (gqa.value_width, None))),
+        "index_keys": replace(keys, dimensions=of_index, batch=1),
+    }
+
+
 def chosen_positions(cfg: ModelConfig, sizes: Sizes) -> Leaf:
     """Describe the positions that each new token of a chip's sequences attends to."""
     whole = sizes.local["kv_length"] * sizes.ways.get("kv_length", 1)

@@ -14,20 +14,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from lpu_jax.numerics.quantized import QuantizedArray
-from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
-
+from .block_leaves import Leaf as Leaf
+from .block_leaves import Sizes as Sizes
 from .block_leaves import (
-    Dimension,
     attention_cache,
+    blocked_cache,
     chosen_positions,
     recurrent_cache,
     sparse_cache,
     warming_table,
 )
-from .block_leaves import Leaf as Leaf
-from .block_leaves import Sizes as Sizes
 from .config import MlaConfig, ModelConfig
+from .layers.blocked import blocked_attention
 from .layers.dispatch import Dispatch, exchanged_mixture
 from .layers.grouped import grouped_attention
 from .layers.indexed import following_attention, indexed_attention
@@ -37,9 +35,10 @@ from .layers.mlp import dense_mlp
 from .layers.moe import ExpertSizes, mixture
 from .layers.recurrent import recurrent_layer
 from .layers.vocabulary import embed, head
-from .params import OUTPUT_AXES, ParamSpec, block_params
 from .params import Kind as Kind
+from .params import block_params
 from .policy import Policy
+from .weight_leaves import weight_leaf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,8 @@ def block_arguments(
         dispatch: how rows reach the chips of their experts.
     """
     weights = {
-        name: _weight(spec, policy, split, sizes) for name, spec in block_params(cfg, kind).items()
+        name: weight_leaf(spec, policy, split, sizes)
+        for name, spec in block_params(cfg, kind).items()
     }
     variant = _Variant(cfg=cfg, policy=policy, split=split, dispatch=dispatch)
     first, *others = BLOCK_KINDS[kind].arguments(variant, sizes)
@@ -201,6 +201,11 @@ def _sparse_arguments(variant: _Variant, sizes: Sizes, *, has_index: bool) -> tu
         _number("first row", "index_length") if has_index else chosen_positions(cfg, sizes),
         *([_number("first row", "kv_length")] if sizes.splits_context else []),
     )
+
+
+def _blocked_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:
+    hidden, _, *others = _attention_arguments(variant, sizes)
+    return hidden, blocked_cache(variant.cfg, variant.policy, sizes), *others
 
 
 def _recurrent_program(variant: _Variant) -> Callable[..., Any]:
@@ -331,6 +336,16 @@ BLOCK_KINDS: Mapping[Kind, BlockKind] = MappingProxyType(
             has_tables=True,
             positions="told",
         ),
+        "blocked": BlockKind(
+            title="blocked",
+            result="block-sparse attention output",
+            part="attention",
+            program=lambda variant: partial(blocked_attention, **variant.projects),
+            arguments=_blocked_arguments,
+            inputs=(0, 2, 4),
+            has_cache=True,
+            has_tables=True,
+        ),
         "dense": BlockKind(
             title="dense",
             result="dense MLP output",
@@ -382,96 +397,6 @@ def _state(dtype: Any, *lengths: Any) -> Leaf:
         dtype=dtype,
         kind="state",
         bits=8 * jnp.dtype(dtype).itemsize,
-    )
-
-
-def _weight(spec: ParamSpec, policy: Policy, split: Split, sizes: Sizes) -> Any:
-    """Describe a weight; one with an output axis is split as the plan says."""
-    is_output = not OUTPUT_AXES.isdisjoint(spec.axes)
-    dimensions = [
-        _output_share(axis, length, spec, split, sizes) if is_output else sizes.share(axis, length)
-        for axis, length in zip(spec.axes, spec.shape, strict=True)
-    ]
-    scheme = policy.scheme(spec)
-    leaf = partial(Leaf, kind="weights", batch=spec.batch, rows=spec.rows)
-    if scheme is None:
-        return leaf(dimensions=tuple(dimensions), dtype=jnp.float32, bits=policy.bits(spec))
-    if scheme == FP16_PLAIN:
-        return leaf(dimensions=tuple(dimensions), dtype=jnp.float16, bits=16)
-    return _quantized(tuple(dimensions), spec, scheme)
-
-
-def _output_share(
-    axis: str | None, length: int, spec: ParamSpec, split: Split, sizes: Sizes
-) -> Dimension:
-    """Say what a chip holds of a dimension of an output projection, or of its bias.
-
-    By columns it holds all rows; else its rows, and all columns. A bias is added to the whole sum,
-    on every chip, but that of experts under `WIDE`, which is part of the sum. Under `TREE` the
-    results of experts are whole on shares of their columns.
-    """
-    if axis in OUTPUT_AXES:
-        if split is Split.COLUMN:
-            return sizes.share(axis, length)
-        if split is Split.TREE and spec.role in ("expert", "shared") and axis != "alone_d_out":
-            return sizes.gathered("d_out") if spec.rows else sizes.share("d_out", length)
-        return (length, None)
-    if axis == "once" and (split is Split.TREE or (split is Split.WIDE and spec.role != "expert")):
-        return (length, None)
-    if split is Split.COLUMN and axis is not None and axis in sizes.ways.keys() - {"experts"}:
-        return sizes.gathered(axis)
-    return sizes.share(axis, length)
-
-
-def _quantized(dimensions: tuple[Dimension, ...], spec: ParamSpec, scheme: Scheme) -> Any:
-    """Describe codes and scales of a weight, each in the dimensions of the weight."""
-    first_column = spec.batch + spec.rows
-    matrices = dimensions[: spec.batch]
-    rows, columns = dimensions[spec.batch : first_column], dimensions[first_column:]
-    return QuantizedArray(
-        codes=Leaf(
-            dimensions=dimensions,
-            dtype=scheme.code_dtype,
-            kind="weights",
-            bits=scheme.bits_per_value,
-            batch=spec.batch,
-            rows=spec.rows,
-        ),
-        scales=_scales(matrices, rows, columns, scheme),
-        tensor_scale=Leaf(
-            dimensions=(*matrices, *((1, None),) * (len(rows) + len(columns))),
-            dtype=jnp.float32,
-            kind="weights",
-            bits=32,
-        )
-        if scheme.is_two_level
-        else None,
-        scheme=scheme,
-    )
-
-
-def _scales(
-    matrices: tuple[Dimension, ...],
-    rows: tuple[Dimension, ...],
-    columns: tuple[Dimension, ...],
-    scheme: Scheme,
-) -> Leaf | None:
-    """Describe the scales of a weight; those of blocks are counted with the codes."""
-    if scheme.scale_format is None:
-        return None
-    is_counted = scheme.block_rows is None or scheme.block_columns is None
-    if scheme.block_rows is None:
-        rows = ((1, None),) * len(rows)
-    else:
-        *outer, (length, axis) = rows
-        rows = (*outer, (-(-length // scheme.block_rows), axis))
-    if scheme.block_columns is None:
-        columns = ((1, None),) * len(columns)
-    return Leaf(
-        dimensions=(*matrices, *rows, *columns),
-        dtype=scheme.scale_dtype,
-        kind="weights" if is_counted else "scales",
-        bits=scheme.scale_format.bits if is_counted else 0,
     )
 
 

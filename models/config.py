@@ -1,8 +1,8 @@
 """One frozen description of a transformer, from a Hugging Face `config.json` or written by hand.
 
 Holds sizes and rules only, never a tensor. Not described: vision towers, multi-token-prediction
-blocks (used for speculation only), sparse attention but to latents. A file that asks for one of
-these is refused, because a reader that skips an unknown key miscounts the model.
+blocks (used for speculation only), sparse attention but to latents or blocks. A file that asks for
+one of these is refused, because a reader that skips an unknown key miscounts the model.
 """
 
 from collections import Counter
@@ -14,11 +14,12 @@ from typing import Literal, get_args
 from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
 
+from .config_parts import BlockIndexConfig as BlockIndexConfig
 from .config_parts import GqaConfig as GqaConfig
 from .config_parts import Multipliers as Multipliers
 from .config_parts import require_positive
 from .hf_families import TENSOR_NAMES, Activation, Scoring
-from .index_config import IndexConfig, check_index
+from .index_config import IndexConfig, check_block_index, check_index
 from .recurrent_config import RecurrentConfig as RecurrentConfig
 from .rope import RopeConfig
 
@@ -26,8 +27,9 @@ from .rope import RopeConfig
 LatentForm = Literal["absorbed", "expanded"]
 #: Kinds of block that a layer may have, as `models.params` calls them.
 LayerKind = Literal[
-    "attention", "sliding", "unrotated", "recurrent", "indexed", "following", "dense", "moe"
-]
+    "attention", "sliding", "unrotated", "recurrent", "indexed", "following", "blocked",
+    "dense", "moe",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +113,10 @@ class MoeConfig:
     `n_dense_layers` layers have a dense MLP instead, and so have all but each `interval`-th. The
     defaults are the router of DeepSeek-V3 ("noaux_tc").
 
-    `swiglu_limit` makes experts compute `(up + 1) * gate * sigmoid(swiglu_alpha * gate)` with gate
-    at most the limit and up between minus and plus the limit, as gpt-oss does; None is plain
-    SwiGLU. With a `d_latent` routed experts take and give rows of so many values: one matrix before
-    them makes these of the hidden state, one behind their sum is its way back.
+    `swiglu_limit` makes experts, shared ones too, compute `(up + 1) * gate * sigmoid(swiglu_alpha *
+    gate)` with gate at most the limit and up between minus and plus the limit, as gpt-oss does;
+    None is plain SwiGLU. With a `d_latent` routed experts take and give rows of so many values: one
+    matrix before them makes these of the hidden state, one behind their sum is its way back.
     """
 
     n_experts: int
@@ -234,8 +236,10 @@ class ModelConfig:
     single_blocks: tuple[LayerKind, ...] = ()
     #: Layers without an index of their own: they attend where the last layer with one does.
     following_layers: tuple[int, ...] = ()
+    blocked_layers: tuple[int, ...] = ()  #: layers that attend to blocks of positions, ascending
     multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = "silu"  #: of dense MLPs
+    clamps_dense: bool = False  #: these are clamped as the experts are
     norms_inputs: bool = True  #: blocks of layers RMS-normalise what they are given
     norms_results: bool = False  #: what a block adds is RMS-normalised before
     scales_layers: bool = False  #: a stored number multiplies the hidden state behind each layer
@@ -265,6 +269,8 @@ class ModelConfig:
         _check_activation(self.name, self.activation)
         if self.logit_cap is not None:
             require_positive(self, "logit_cap")
+        if self.clamps_dense and (self.moe is None or self.moe.swiglu_limit is None):
+            raise ConfigError(f"{self.name}: clamps_dense needs experts that are clamped.")
         self._check_results()
         self._check_rotation()
         self._check_windows()
@@ -272,6 +278,8 @@ class ModelConfig:
         index = getattr(self.attention, "index", None)
         others = self.sliding_layers + self.unrotated_layers + self.recurrent_layers
         check_index(self.name, index, self.following_layers, others, self.rope.dim)
+        of_blocks = getattr(self.attention, "block_index", None)
+        check_block_index(self.name, of_blocks, self.blocked_layers, others, self.rope.dim)
 
     def _check_types(self) -> None:
         for name, kind, allowed in (
@@ -289,7 +297,9 @@ class ModelConfig:
             ("recurrent_layers", tuple, "a tuple of layers"),
             ("single_blocks", tuple, "a tuple of kinds"),
             ("following_layers", tuple, "a tuple of layers"),
+            ("blocked_layers", tuple, "a tuple of layers"),
             ("multipliers", Multipliers, "a Multipliers"),
+            ("clamps_dense", bool, "True or False"),
             ("norms_inputs", bool, "True or False"),
             ("norms_results", bool, "True or False"),
             ("scales_layers", bool, "True or False"),
@@ -339,7 +349,8 @@ class ModelConfig:
             raise ConfigError(f"{self.name}: no layer slides, so none has an attention of its own.")
         if self.recurrent_layers and self.recurrent is None:
             raise ConfigError(f"{self.name}: recurrent layers need a RecurrentConfig.")
-        for name in ("sliding_layers", "unrotated_layers", "recurrent_layers", "following_layers"):
+        kinds = ("sliding", "unrotated", "recurrent", "following", "blocked")
+        for name in (f"{kind}_layers" for kind in kinds):
             layers = getattr(self, name)
             if list(layers) != sorted(set(layers)) or not set(layers) <= set(range(self.n_layers)):
                 raise ConfigError(
@@ -367,7 +378,8 @@ class ModelConfig:
                 f"{self.name}: single_blocks must be {self.n_layers} of "
                 f"{', '.join(get_args(LayerKind))}, got {kinds}."
             )
-        if self.sliding_layers or self.unrotated_layers or self.recurrent_layers:
+        others = self.unrotated_layers + self.recurrent_layers + self.blocked_layers
+        if self.sliding_layers or others:
             raise ConfigError(f"{self.name}: single_blocks alone must say what layers are.")
         parts = {"recurrent": self.recurrent, "moe": self.moe}
         for kind in (kind for kind, part in parts.items() if kind in kinds and part is None):
@@ -405,6 +417,8 @@ class ModelConfig:
             mixes = "recurrent"
         elif layer in self.sliding_layers:
             mixes = "sliding"
+        elif layer in self.blocked_layers:
+            mixes = "blocked"
         has_experts = self.moe is not None and self.moe.is_in_layer(layer)
         return mixes, "moe" if has_experts else "dense"
 
@@ -419,6 +433,13 @@ class ModelConfig:
         assert isinstance(self.attention, MlaConfig)
         assert self.attention.index is not None
         return self.attention.index
+
+    @property
+    def block_index(self) -> BlockIndexConfig:
+        """The index of the layers that attend to blocks."""
+        assert isinstance(self.attention, GqaConfig)
+        assert self.attention.block_index is not None
+        return self.attention.block_index
 
     def followed_layer(self, layer: int) -> int:
         """Return the layer whose index says where a layer attends, or itself."""
@@ -462,6 +483,8 @@ class ModelConfig:
         )
         if n_indexed := self.kind_counts.get("indexed", 0):
             values += n_indexed * self.index.head_dim
+        if self.blocked_layers:
+            values += len(self.blocked_layers) * self.block_index.head_dim
         return float(values * bytes_per_value)
 
     def state_bytes_per_sequence(self, bytes_per_value: int | float = 2) -> float:

@@ -53,6 +53,30 @@ class Warming:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockIndexConfig:
+    """The index of sparse grouped attention: a token attends to `top_blocks` blocks of positions.
+
+    Every head of keys and values has a query of the index, all of them one index key of each
+    position, of `head_dim` values each. A block of `block_size` positions is as good as the best
+    product of its positions; the token's own block and those before it, `local_blocks` in all, are
+    always among the chosen.
+    """
+
+    head_dim: int
+    block_size: int
+    top_blocks: int
+    local_blocks: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "head_dim", "block_size", "top_blocks", "local_blocks")
+        if self.local_blocks > self.top_blocks:
+            raise ConfigError(
+                f"BlockIndexConfig.local_blocks must be at most top_blocks, {self.top_blocks}, got "
+                f"{self.local_blocks}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GqaConfig:
     """Grouped-query attention: `n_heads` query heads share `n_kv_heads` key and value heads.
 
@@ -82,6 +106,7 @@ class GqaConfig:
     is_chunked: bool = False
     norms_rotated: bool = False  #: rotated queries and keys are RMS-normalised, without weights
     warming: Warming | None = None  #: of queries, in layers without rotation
+    block_index: BlockIndexConfig | None = None  #: of layers that attend to blocks it finds
 
     def __post_init__(self) -> None:
         require_positive(self, "n_heads", "n_kv_heads", "head_dim", "value_scale")
@@ -97,6 +122,12 @@ class GqaConfig:
             raise ConfigError("heads must have a gate for each value or one for all, not both.")
         if self.value_dim is not None and (self.gated or self.are_values_keys):
             raise ConfigError("values of another width must have no gate, and be no keys.")
+        if self.block_index is not None and (
+            self.sinks or self.gated or self.head_gated or self.value_dim is not None
+        ):
+            raise ConfigError(
+                "attention to blocks must have no sinks, no gates and values as wide as keys."
+            )
         if self.is_chunked and self.window is None:
             raise ConfigError("is_chunked is about the window of sliding layers: it needs one.")
         if self.is_qk_norm_joint and not self.qk_norm:

@@ -18,7 +18,7 @@ from lpu_jax.quantities import format_given
 
 from .config import GqaConfig, LayerKind, MlaConfig, ModelConfig, MoeConfig, Multipliers
 from .hf_experts import read_experts
-from .hf_families import FAMILIES, WRAPPERS
+from .hf_families import FAMILIES, TYPES_INSIDE, WRAPPERS
 from .hf_formats import read_released_format
 from .hf_index import read_index
 from .hf_keys import MOST_LAYERS, Keys
@@ -31,6 +31,7 @@ from .hf_layers import (
     read_warming,
 )
 from .hf_mimo import read_mimo_heads, read_mimo_windows
+from .hf_minimax import read_blocks
 from .hf_recurrence import read_recurrence, read_single_blocks
 from .hf_rope import read_rope, rotation_parts
 from .hf_rules import ExpertRules, FamilyRules
@@ -45,8 +46,8 @@ _ABOUT_THE_WHOLE = (
     *("bos_token_id", "eos_token_id"),
 )
 _ABOUT_OTHER_PARTS = re.compile(
-    r"(vision|image|video|audio|media|mm|projector)_\w+|\w+_token_(id|index)|ignore_index"
-    r"|text_hidden_size|use_unified_vision_chunk"
+    r"(vision|image|img|video|audio|media|mm|multimodal|projector)_\w+|\w+_token_(id|index)"
+    r"|ignore_index|text_hidden_size|merged_hidden_size|use_unified_vision_chunk|process_image_mode"
 )
 #: A model's name on the hub, alone or behind its owner's; a path is none.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -83,7 +84,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     if known.isdisjoint(keys.texts("architectures") or known):
         raise keys.complain("architectures", f"[{rules.architecture!r}] for a {model_type!r} model")
     for key in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
-        keys.must_be(key, _ACTIVATIONS[rules.activation])
+        clamped = ("swigluoai",) if rules.is_minimax_m3 else ()
+        keys.must_be(key, _ACTIVATIONS[rules.activation], *clamped)
     keys.must_be("mlp_bias", False)
     keys.must_be("use_rmsnorm", True)
     single_blocks = read_single_blocks(keys) if rules.has_single_blocks else ()
@@ -107,6 +109,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     attention: GqaConfig | MlaConfig
     local: GqaConfig | None = None
     sliding_rope = None
+    blocked_layers: tuple[int, ...] = ()
     index, following_layers = read_index(keys, rules, n_layers)
     if rules.is_latent:
         rope = read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
@@ -118,6 +121,9 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
             attention = read_global_heads(keys, local, n_layers, sliding_layers)
         if rules.is_mimo_v2:
             attention, local = read_mimo_heads(keys, local)
+        if rules.is_minimax_m3:
+            attention, blocked_layers = read_blocks(keys, local, n_layers)
+            local = attention
         if rules.is_step:
             attention, local = read_step_heads(keys, local, n_layers, sliding_layers)
         if rules.has_local_rotation:
@@ -131,8 +137,11 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
             rope = read_rope(keys, rules, attention.head_dim)
     moe = _read_mixture(keys, rules, n_layers, single_blocks)
     bos_token_ids = keys.token_ids("bos_token_id")
+    indexed_layers = blocked_layers or tuple(
+        i for i in range(n_layers) if rules.has_index and i not in following_layers
+    )
     released_format, released_roles = read_released_format(
-        keys, rules, n_layers, moe, recurrent_layers, single_blocks, following_layers
+        keys, rules, n_layers, moe, recurrent_layers, single_blocks, indexed_layers
     )
     model_cfg = ModelConfig(
         name=_name(keys, source, model_type),
@@ -155,13 +164,15 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         recurrent_layers=recurrent_layers,
         single_blocks=single_blocks,
         following_layers=following_layers,
+        blocked_layers=blocked_layers,
         multipliers=_read_multipliers(keys, rules),
         activation=rules.activation,
+        clamps_dense=rules.is_minimax_m3,
         norms_inputs=rules.norms_inputs,
         norms_results=rules.is_gemma or rules.norms_results,
         scales_layers=rules.has_global_heads,
         logit_cap=read_cap(keys, rules, "logits"),
-        n_prediction_layers=_read_prediction_layers(keys),
+        n_prediction_layers=_read_prediction_layers(keys, rules),
         released_format=released_format,
         released_roles=released_roles,
         bos_token_id=bos_token_ids[0] if bos_token_ids else None,
@@ -192,19 +203,22 @@ def _known_types(model_type: str) -> str:
     return f"one of {', '.join(near)} (the nearest of {len(FAMILIES)})"
 
 
-def _read_prediction_layers(keys: Keys) -> int:
+def _read_prediction_layers(keys: Keys, rules: FamilyRules) -> int:
     """Return how many layers the files have beyond those of the model: they predict tokens ahead.
 
     `use_mtp` may switch them off; of several layers per prediction this program knows nothing.
     """
     keys.must_be("mtp_transformer_layers", 1)
     keys.read.update(("mtp_layers_block_type", "mtp_hybrid_override_pattern"))  # their blocks
-    spellings = (
+    spellings: tuple[str, ...] = (
         "num_nextn_predict_layers",
         "num_mtp_layers",
         "num_mtp_modules",
         "mtp_num_hidden_layers",
     )
+    if rules.is_minimax_m3 and keys.has(spellings[0]):
+        keys.read.add("num_mtp_modules")  # a copy of its file counts otherwise by it
+        spellings = spellings[:1]
     n_layers = keys.integer(*spellings, default=0, least=0, most=MOST_LAYERS)
     return n_layers if keys.boolean("use_mtp", default=True) else 0
 
@@ -288,6 +302,8 @@ def _unwrap(values: Mapping[str, Any], where: str) -> Keys:
     outer.read.update(("text_config", *_ABOUT_THE_WHOLE))
     outer.finish()
     whole = {key: values[key] for key in _ABOUT_THE_WHOLE if outer.has(key)}
+    if wrapper in TYPES_INSIDE:
+        whole["model_type"] = TYPES_INSIDE[wrapper]
     return Keys({**whole, **inner}, f"{where}, text_config")
 
 
@@ -350,6 +366,8 @@ def _read_dense_width(keys: Keys, rules: FamilyRules, moe: MoeConfig | None) -> 
     """Return the width of dense layers; that of an expert where the type has none."""
     if rules.is_llama4:
         return keys.integer("intermediate_size_mlp")
+    if rules.is_minimax_m3:
+        return keys.integer("dense_intermediate_size")
     if moe is None or not rules.are_all_layers_mixtures:
         return keys.integer("intermediate_size")
     if moe.n_dense_layers:
@@ -379,7 +397,8 @@ def _listed_as_sliding(keys: Keys, rules: FamilyRules, n_layers: int) -> tuple[i
     """Return the sliding layers of `layer_types`; None where the file has no such list."""
     kinds = keys.texts("layer_types")
     # None of these slides.
-    if rules.has_recurrent_layers or rules.has_single_blocks or rules.has_index:
+    none = rules.has_recurrent_layers or rules.has_single_blocks or rules.has_index
+    if none or rules.is_minimax_m3:
         return None
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise keys.complain("layer_types", 'a list of "full_attention" or "sliding_attention"')

@@ -66,6 +66,11 @@ def read_experts(
         n_shared = _shared_of_own_width(keys, d_expert, "intermediate_size")
     if rules.is_step:
         n_shared = _shared_of_own_width(keys, d_expert, "share_expert_dim", "share_expert_dims")
+    if rules.is_minimax_m3:
+        for key in ("n_shared_experts", "num_shared_experts"):
+            keys.must_be(key, 1)
+        keys.must_be("moe_intermediate_size", d_expert)
+        n_shared = _shared_of_own_width(keys, d_expert, "shared_intermediate_size")
     if rules.is_corrected:
         keys.must_be("use_routing_bias", True)
     is_corrected = is_like and keys.boolean("moe_router_enable_expert_bias", default=True)
@@ -99,7 +104,7 @@ def _scaling(keys: Keys, rules: ExpertRules) -> float:
     """Return what multiplies weights; MiMo-V2's null is 1."""
     if rules.is_step:
         return keys.number("moe_router_scaling_factor")
-    if not (rules.is_deepseek_like or rules.is_nemotron_like):
+    if not (rules.is_deepseek_like or rules.is_nemotron_like or rules.is_minimax_m3):
         return 1.0
     if rules.is_mimo_v2:
         return keys.optional_number("routed_scaling_factor") or 1.0
@@ -120,8 +125,9 @@ def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
         return 0
     if rules.is_step:
         return read_step_dense_layers(keys, n_layers)
-    if rules.is_mimo_v2:
-        n_dense = _marked_as_dense(keys, n_layers)
+    if rules.is_mimo_v2 or rules.is_minimax_m3:
+        n_dense = _marked_as_dense(keys, n_layers, usual=int(rules.is_mimo_v2))
+        keys.must_be("first_k_dense_replace", n_dense)
     elif rules.is_deepseek_like:
         n_dense = keys.integer("first_k_dense_replace", least=0, most=n_layers)
     else:
@@ -136,11 +142,11 @@ def _dense_layers(keys: Keys, rules: ExpertRules, n_layers: int) -> int:
     return n_dense
 
 
-def _marked_as_dense(keys: Keys, n_layers: int) -> int:
-    """Return how many layers MiMo-V2 marks as dense, from the first; by default it alone."""
+def _marked_as_dense(keys: Keys, n_layers: int, usual: int) -> int:
+    """Return how many layers a file marks as dense, from the first; without marks the usual."""
     kinds = [int(kind == "sparse") for kind in keys.texts("mlp_layer_types")]
-    usual = kinds or [0] + [1] * (n_layers - 1)
-    return [*keys.integers("moe_layer_freq", default=usual), 1].index(1)
+    marks = kinds or [0] * usual + [1] * (n_layers - usual)
+    return [*keys.integers("moe_layer_freq", default=marks), 1].index(1)
 
 
 def _interval(keys: Keys, rules: ExpertRules, n_layers: int) -> int:

@@ -1,16 +1,26 @@
 """What a Hugging Face model type fixes without saying so in its `config.json`, names included.
 
 One row per model type, read off the code that the type names: a type of known parts needs no more.
-Holds no size. Not here: types with sparse layers other than those of an index over latents, or with
-recurrent ones other than Gated DeltaNet, Kimi Delta Attention and Mamba2, which this program does
-not model.
+Holds no size. Not here: types with sparse layers other than those of an index over latents or over
+blocks, or with recurrent ones other than Gated DeltaNet, Kimi Delta Attention and Mamba2, which
+this program does not model.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from .hf_local_families import EXAONE4, GEMMA2, GEMMA3, GEMMA4, LLAMA4, MIMO_V2, OLMO3, STEP
+from .hf_local_families import (
+    EXAONE4,
+    GEMMA2,
+    GEMMA3,
+    GEMMA4,
+    LLAMA4,
+    MIMO_V2,
+    MINIMAX_M3,
+    OLMO3,
+    STEP,
+)
 from .hf_recurrent_families import (
     BAILING_HYBRID,
     KIMI_LINEAR,
@@ -333,6 +343,8 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
                 expert_gate_up_down=("w1", "w3", "w2"),
             ),
         ),
+        "minimax_m3": MINIMAX_M3,
+        "minimax_m3_vl_text": MINIMAX_M3,
         "nemotron_h": NEMOTRON_H,
         "bailing_moe": _BAILING,
         "bailing_moe_v2": _BAILING,
@@ -347,5 +359,7 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
 WRAPPERS = (
     *("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-    *("gemma3", "gemma4", "llama4", "step3p7"),
+    *("gemma3", "gemma4", "llama4", "step3p7", "minimax_m3_vl"),
 )
+#: What is inside of wrappers whose text part may not say it.
+TYPES_INSIDE: Mapping[str, str] = MappingProxyType({"minimax_m3_vl": "minimax_m3_vl_text"})

@@ -37,7 +37,7 @@ def read_released_format(
     moe: MoeConfig | None,
     recurrent_layers: tuple[int, ...] = (),
     single_blocks: tuple[LayerKind, ...] = (),
-    following_layers: tuple[int, ...] = (),
+    indexed_layers: tuple[int, ...] = (),
 ) -> tuple[str, tuple[str, ...] | None]:
     """Read the format of the weights.
 
@@ -48,7 +48,7 @@ def read_released_format(
         moe: its experts.
         recurrent_layers: those that do not attend.
         single_blocks: the kind of each layer, where it is one block.
-        following_layers: those without an index of their own, in a model with one.
+        indexed_layers: those with an index of their own.
 
     Returns:
         "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", "nvfp4", or words for anything else; and the
@@ -79,7 +79,7 @@ def read_released_format(
     if found not in USUAL_ROLES:
         return found, None
     layers = _layers_of_kinds(n_layers, moe, recurrent_layers, single_blocks)
-    layers["indexed"] = [i for i in range(n_layers) if i not in following_layers]
+    layers["indexed"] = list(indexed_layers)
     modules = _modules(rules, layers, moe, has_query_latent=keys.has("q_lora_rank"))
     narrow = []
     for role in (role for role in roles if role in modules):
@@ -251,7 +251,7 @@ def _modules(
         return tuple(names.layer.format(i) + module for i in layers for module in modules)
 
     # The weights of an index's heads are never narrow.
-    index = (names.index_q, names.index_k) if rules.has_index else ()
+    index = (names.index_q, names.index_k)
     found = {
         "attention": of(layers["attention"], attention)
         + of(layers["recurrent"], recurrent)

@@ -1,4 +1,4 @@
-"""Rows of `hf_families` whose layers see near keys but for some that see all.
+"""Rows of `hf_families` of which some layers see near keys, or blocks of keys, and others all.
 
 Both kinds of layer may differ in heads and rotation; tables of `hf_families` say what rules mean.
 """
@@ -217,5 +217,52 @@ STEP = FamilyRules(
         are_fused_turned=True,
         shared="share_expert.",
         beside=("vision_model.", "vit_large_projector."),
+    ),
+)
+
+#: The text part; see `hf_minimax`. Files of it call their class by several names.
+MINIMAX_M3 = FamilyRules(
+    family="minimax_m3",
+    architecture="MiniMaxM3SparseForConditionalGeneration",
+    other_architectures=(
+        *("MiniMaxM3ForCausalLM", "MiniMaxM3SparseForCausalLM"),
+        "MiniMaxM3VLForCausalLM",
+    ),
+    is_partial=True,
+    qk_norm="yes",
+    is_minimax_m3=True,
+    experts=ExpertRules(
+        scoring="sigmoid",
+        width="intermediate_size",
+        is_normalised=True,
+        is_corrected=True,
+        is_clamped=True,
+        is_minimax_m3=True,
+    ),
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5e6,
+        "routed_scaling_factor": 2.0,
+        "swiglu_limit": 7.0,
+        "swiglu_alpha": 1.702,
+        "index_head_dim": 128,
+        "index_block_size": 128,
+        "index_topk_blocks": 16,
+        "index_local_blocks": 1,
+    },
+    names=TensorNames(
+        are_norms_centred=True,
+        index_q="self_attn.index_q_proj",
+        index_k="self_attn.index_k_proj",
+        index_q_norm="self_attn.index_q_norm",
+        index_k_norm="self_attn.index_k_norm",
+        router="block_sparse_moe.gate",
+        correction_bias="block_sparse_moe.e_score_correction_bias",
+        expert="block_sparse_moe.experts.{}.",
+        expert_gate_up_down=("w1", "w3", "w2"),
+        shared="block_sparse_moe.shared_experts.",
+        beside=("patch_merge_mlp.", "mtp.", "model.mtp."),
     ),
 )

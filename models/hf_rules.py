@@ -38,6 +38,8 @@ class ExpertRules:
     #: Step: chosen by scores plus a bias, scaled, beside a shared one of a width of its own; the
     #: file lists the layers that have them.
     is_step: bool = False
+    #: MiniMax-M3: scaled, beside a shared one of a width of its own; the file marks dense layers.
+    is_minimax_m3: bool = False
     has_biases: bool = False  #: router and experts have biases
     is_corrected: bool = False  #: chosen by scores plus a bias, in one group
     is_clamped: bool = False  #: the SwiGLU of experts is clamped as in gpt-oss
@@ -118,6 +120,9 @@ class FamilyRules:
     #: Step 3.7: sliding layers have query heads and a rotation of their own, and every head has a
     #: gate; lists go on with the kinds of layers that predict.
     is_step: bool = False
+    #: MiniMax-M3: some layers attend to blocks of positions that an index finds; dense MLPs are
+    #: clamped as experts are.
+    is_minimax_m3: bool = False
     experts: ExpertRules | None = None
     are_all_layers_mixtures: bool = False  #: there is no width of dense ones
     #: What the class takes for a key that the file leaves out. No width, depth or number of

@@ -1,10 +1,10 @@
-"""The index of sparse latent attention: its sizes, and which layers have one."""
+"""Indexes of sparse attention, of positions or of blocks of them, and which layers have one."""
 
 from dataclasses import dataclass
 
 from lpu_jax.errors import ConfigError
 
-from .config_parts import require_positive
+from .config_parts import BlockIndexConfig, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,40 @@ def check_index(
             f"rotation; {other_layers[0]} has another kind."
         )
     if rotary_dim > index.head_dim:
+        raise ConfigError(
+            f"{name}: rope.dim must be at most the width of an index head {index.head_dim}, got "
+            f"{rotary_dim}."
+        )
+
+
+def check_block_index(
+    name: str,
+    index: BlockIndexConfig | None,
+    blocked_layers: tuple[int, ...],
+    other_layers: tuple[int, ...],
+    rotary_dim: int,
+) -> None:
+    """Refuse layers that attend to blocks without an index of them, and the reverse.
+
+    Args:
+        name: of the model.
+        index: of its grouped attention, None for a model without.
+        blocked_layers: layers that attend to what it finds.
+        other_layers: those that slide, do not rotate or do not attend.
+        rotary_dim: values of a head that are rotated.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if (index is None) != (not blocked_layers):
+        raise ConfigError(f"{name}: layers that attend to blocks need an index, and it needs them.")
+    both = sorted(set(blocked_layers) & set(other_layers))
+    if both:
+        raise ConfigError(
+            f"{name}: layers that attend to blocks must be neither sliding nor recurrent ones, nor "
+            f"without rotation, got {both}."
+        )
+    if index is not None and rotary_dim > index.head_dim:
         raise ConfigError(
             f"{name}: rope.dim must be at most the width of an index head {index.head_dim}, got "
             f"{rotary_dim}."

@@ -21,10 +21,10 @@ Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embe
 #: "sliding" is attention over the last keys only, "unrotated" one without rotation; the latter has
 #: the parameters of "attention", the former those of `ModelConfig.sliding_attention` if it has one.
 #: "recurrent" stands in the place of attention. "indexed" attends to positions that an index of its
-#: own finds, "following" to those of the last indexed one.
+#: own finds, "following" to those of the last indexed one, "blocked" to blocks of positions.
 Kind = Literal[
     "embed", "attention", "sliding", "unrotated", "recurrent", "indexed", "following",
-    "dense", "moe", "head",
+    "blocked", "dense", "moe", "head",
 ]  # fmt: skip
 
 #: Logical axes of the columns of output projections: "alone" where no other sum of the block has as
@@ -346,6 +346,21 @@ def _following(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     return _latent_attention(model_cfg.d_model, mla)
 
 
+def _blocked(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
+    """Describe grouped attention with its index of blocks: a query for each head of keys."""
+    gqa, d_model = model_cfg.attention, model_cfg.d_model
+    if not isinstance(gqa, GqaConfig) or gqa.block_index is None:
+        raise ConfigError(f"{model_cfg.name} has no index of blocks.")
+    h = gqa.block_index.head_dim
+    return {
+        **_attention(model_cfg),
+        "index_q": _matrix("attention", d_model, (gqa.n_kv_heads, "kv_heads"), h),
+        "index_k": _matrix("attention", d_model, h),
+        "index_q_norm": _norm(h),
+        "index_k_norm": _norm(h),
+    }
+
+
 def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model, d_ff = model_cfg.d_model, model_cfg.d_ff
     return {
@@ -409,6 +424,7 @@ _PARAMS: Mapping[str, Callable[[ModelConfig], dict[str, ParamSpec]]] = {
     "recurrent": _recurrent,
     "indexed": _indexed,
     "following": _following,
+    "blocked": _blocked,
     "dense": _dense,
     "moe": _mixture,
     "head": _head,

@@ -18,7 +18,7 @@ from lpu_jax.errors import ConfigError
 from .config import GqaConfig, MlaConfig, ModelConfig
 from .params import Kind, block_params, expert_params
 from .reference_attention import GqaAttention, MlaAttention
-from .reference_index import Seen, SparseAttention
+from .reference_index import BlockedAttention, Seen, SparseAttention
 from .reference_mixture import Mlp, Moe
 from .reference_parts import Hidden, Params, RmsNorm, capped, contract, param
 from .reference_recurrence import DeltaNet, Mamba2
@@ -106,6 +106,8 @@ def reference_block(
             window = attention.window if kind == "sliding" else None
             rope = None if kind == "unrotated" else model_cfg.rope_of(kind)
             return GqaAttention(model_cfg, attention, params, window=window, rope=rope)
+        case "blocked" if isinstance(attention, GqaConfig):
+            return BlockedAttention(model_cfg, attention, params)
         case "recurrent" if model_cfg.recurrent is not None:
             if model_cfg.recurrent.rule == "mamba2":
                 return Mamba2(model_cfg, model_cfg.recurrent, params)

@@ -135,7 +135,7 @@ class GqaAttention(nnx.Module):
             warmth = jnp.asarray(gqa.warming.factors(x.shape[1]), jnp.float32)
             query = query * warmth[None, :, None, None, None]
         scores = contract("btkgh,bskh->bkgts", query, key) * gqa.softmax_scale
-        scores = capped(scores, gqa.cap)
+        scores = self.chosen(capped(scores, gqa.cap), normed)
         sinks = self.sinks[...] if gqa.sinks else None
         seen = causal_softmax(scores, self.window, sinks, is_chunked=gqa.is_chunked)
         mixed = contract("bkgts,bskh->btkgh", seen, value)
@@ -146,6 +146,13 @@ class GqaAttention(nnx.Module):
             mixed = mixed * gate[..., None]
         out = contract("btkgh,kghd->btd", mixed, self.o[...])
         return self.result(x, out + self.o_bias[None] if gqa.o_bias else out)
+
+    def chosen(
+        self, scores: Float32[Array, "b k g t s"], normed: Hidden
+    ) -> Float32[Array, "b k g t s"]:
+        """Leave of all scores those of keys that an index chooses; here there is none."""
+        del normed
+        return scores
 
     def _unweighted(self, heads: Float32[Array, "*rows h"]) -> Float32[Array, "*rows h"]:
         """RMS-normalise every head, without weights."""

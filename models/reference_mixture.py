@@ -27,15 +27,15 @@ def activated(both: Float32[Array, "b t n f"], activation: Activation) -> Float3
     return product
 
 
-def mlp(
-    x: Hidden,
-    gate_up: Float32[Array, "d n f"],
-    down: Float32[Array, "f d"],
-    activation: Activation,
-) -> Hidden:
-    """Return `activated(x gate, x up) down`."""
-    both = contract("btd,dcf->btcf", x, gate_up)
-    return contract("btf,fd->btd", activated(both, activation), down)
+def of_experts(both: Float32[Array, "b t n f"], moe: MoeConfig) -> Float32[Array, "b t f"]:
+    """Return that, or `(up + 1) * gate * sigmoid(alpha * gate)` of experts that are clamped."""
+    if moe.swiglu_limit is None:
+        return activated(both, moe.activation)
+    gate, up = rearrange(both, "b t c f -> c b t f")
+    gate = jnp.minimum(gate, moe.swiglu_limit)
+    up = jnp.clip(up, -moe.swiglu_limit, moe.swiglu_limit)
+    clamped: Array = (up + 1.0) * gate * jax.nn.sigmoid(moe.swiglu_alpha * gate)
+    return clamped
 
 
 class Mlp(nnx.Module):
@@ -46,11 +46,16 @@ class Mlp(nnx.Module):
         self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
         self.result = Result(model_cfg, params)
         self.activation = model_cfg.activation
+        self.clamped = model_cfg.moe if model_cfg.clamps_dense else None
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on every token."""
-        added = mlp(self.norm(x), self.gate_up[...], self.down[...], self.activation)
-        return self.result(x, added)
+        both = contract("btd,dcf->btcf", self.norm(x), self.gate_up[...])
+        if self.clamped is None:
+            hidden = activated(both, self.activation)
+        else:
+            hidden = of_experts(both, self.clamped)
+        return self.result(x, contract("btf,fd->btd", hidden, self.down[...]))
 
 
 class Moe(nnx.Module):
@@ -136,7 +141,8 @@ class Moe(nnx.Module):
         return self.router_norm(x) if self.moe.has_own_norms else self.norm(x)
 
     def _shared(self, normed: Hidden) -> Hidden:
-        shared = mlp(normed, self.shared_gate_up[...], self.shared_down[...], self.moe.activation)
+        both = contract("btd,dcf->btcf", normed, self.shared_gate_up[...])
+        shared = contract("btf,fd->btd", of_experts(both, self.moe), self.shared_down[...])
         if not self.moe.gated_shared:
             return shared
         return jax.nn.sigmoid(contract("btd,dc->btc", normed, self.shared_gate[...])) * shared
@@ -164,14 +170,7 @@ class Moe(nnx.Module):
         both = contract("btd,dcf->btcf", x, self.gate_up[slot])
         if moe.expert_bias:
             both = both + self.gate_up_bias[slot][None, None]
-        if moe.swiglu_limit is None:
-            hidden = activated(both, moe.activation)
-        else:
-            gate, up = rearrange(both, "b t c f -> c b t f")
-            gate = jnp.minimum(gate, moe.swiglu_limit)
-            up = jnp.clip(up, -moe.swiglu_limit, moe.swiglu_limit)
-            hidden = (up + 1.0) * gate * jax.nn.sigmoid(moe.swiglu_alpha * gate)
-        out = contract("btf,fd->btd", hidden, self.down[slot])
+        out = contract("btf,fd->btd", of_experts(both, moe), self.down[slot])
         return out + self.down_bias[slot][None] if moe.expert_bias else out
 
     def _choose(

@@ -53,6 +53,7 @@ class TensorNames:
     #: Queries, key, its norm and the heads' weights of an index.
     index_q: str = "self_attn.indexer.wq_b"
     index_k: str = "self_attn.indexer.wk"
+    index_q_norm: str = "self_attn.indexer.q_norm"
     index_k_norm: str = "self_attn.indexer.k_norm"
     index_weights: str = "self_attn.indexer.weights_proj"
     is_index_halved: bool = False  #: its rotation turns halves, though that of heads neighbours

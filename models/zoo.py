@@ -132,6 +132,12 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
         "minimax-m2.5": NamedModel(
             file="minimax-m2.5.json", source=_AICONFIGURATOR + ", file of MiniMaxAI/MiniMax-M2.5"
         ),
+        "minimax-m3": NamedModel(
+            file="minimax-m3.json",
+            source=_AICONFIGURATOR + ", file of MiniMaxAI/MiniMax-M3; the text part in that of "
+            "nvidia/MiniMax-M3-NVFP4 differs in layers that predict only",
+            status="second-hand",
+        ),
         "glm-4.5": NamedModel(
             file="glm-4.6.json",
             source=_GLM + "; 4.5 with fewer positions",

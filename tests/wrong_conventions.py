@@ -22,7 +22,7 @@ from lpu_jax.datapath import masks
 from models.config import ModelConfig
 from models.layers import grouped, mlp, recurrent, rotary, router
 from models.reference_attention import GqaAttention, causal_softmax, rotate
-from models.reference_mixture import Moe
+from models.reference_mixture import Moe, of_experts
 from models.reference_recurrence import (
     DeltaNet,
     convolve,
@@ -173,8 +173,8 @@ MISTAKES: dict[str, Mistake] = {
             ),
         ),
         layers=(
-            (grouped._heads, 'if "q_norm" in weights', "if False"),
-            (grouped._heads, 'if "k_norm" in weights', "if False"),
+            (grouped.new_heads, 'if "q_norm" in weights', "if False"),
+            (grouped.new_heads, 'if "k_norm" in weights', "if False"),
             (
                 grouped.grouped_attention,
                 "rotated(q, 1, 1)",
@@ -415,14 +415,14 @@ MISTAKES: dict[str, Mistake] = {
     "experts: alpha of one": Mistake(model="gpt_oss", config=_part("moe", swiglu_alpha=1.0)),
     "experts: up without the one": Mistake(
         model="gpt_oss",
-        reference=(((Moe, "_expert"), "(up + 1.0) * gate", "up * gate"),),
+        reference=((of_experts, "(up + 1.0) * gate", "up * gate"),),
         layers=((mlp.clamped_swiglu, "vxm.add(up, 1.0)", "up"),),
     ),
     "experts: gate clamped from below too": Mistake(
         model="gpt_oss",
         reference=(
             (
-                (Moe, "_expert"),
+                of_experts,
                 "jnp.minimum(gate, moe.swiglu_limit)",
                 "jnp.clip(gate, -moe.swiglu_limit, moe.swiglu_limit)",
             ),

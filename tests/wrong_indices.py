@@ -1,13 +1,17 @@
-"""Wrong conventions of the index of sparse attention; the rest are in `wrong_conventions`."""
+"""Wrong conventions of indices of sparse attention, and of models with one of blocks.
+
+The rest are in `wrong_conventions`.
+"""
 
 import dataclasses
 
 import numpy as np
+from changes import in_array, in_model, in_part
 from mistakes import Arrays, Mistake
 
 from models.config import ModelConfig
-from models.layers import indexed, norm
-from models.reference_index import Indexer, SparseAttention
+from models.layers import blocked, indexed, norm
+from models.reference_index import BlockedAttention, Indexer, SparseAttention
 
 #: The rotated values of an index head of the tiny models.
 _ROTARY = 8
@@ -17,6 +21,15 @@ def _index(**changes: int) -> object:
     def change(cfg: ModelConfig) -> ModelConfig:
         index = dataclasses.replace(cfg.attention.index, **changes)
         return dataclasses.replace(cfg, attention=dataclasses.replace(cfg.attention, index=index))
+
+    return change
+
+
+def _blocks(**changes: int) -> object:
+    def change(cfg: ModelConfig) -> ModelConfig:
+        index = dataclasses.replace(cfg.attention.block_index, **changes)
+        attention = dataclasses.replace(cfg.attention, block_index=index)
+        return dataclasses.replace(cfg, attention=attention)
 
     return change
 
@@ -105,6 +118,77 @@ OF_INDICES: dict[str, Mistake] = {
                 "narrowed(q, policy)",
             ),
         ),
+    ),
+    "blocks: all positions attended to": Mistake(model="minimax_m3", config=_blocks(top_blocks=8)),
+    "blocks: one block fewer": Mistake(model="minimax_m3", config=_blocks(top_blocks=1)),
+    "blocks: of half the positions": Mistake(
+        model="minimax_m3", config=_blocks(block_size=2, top_blocks=4)
+    ),
+    "blocks: one more at the token": Mistake(model="minimax_m3", config=_blocks(local_blocks=2)),
+    "blocks: all heads choose as the first": Mistake(
+        model="minimax_m3",
+        arrays=in_array("index_q", lambda q: np.broadcast_to(q[:, :1], q.shape)),
+    ),
+    "blocks: heads of the index swapped": Mistake(
+        model="minimax_m3", arrays=in_array("index_q", lambda q: q[:, ::-1])
+    ),
+    "blocks: the mean of a block counts": Mistake(
+        model="minimax_m3",
+        reference=(
+            (
+                (BlockedAttention, "chosen"),
+                ".max(-1)",
+                ".mean(-1, where=jnp.isfinite(found.reshape(*found.shape[:3], n_blocks, "
+                "index.block_size)))",
+            ),
+        ),
+    ),
+    "blocks: queries not rotated": Mistake(
+        model="minimax_m3",
+        reference=(
+            (
+                (BlockedAttention, "chosen"),
+                "query, key = rotate(query, self.rope), rotate(key, self.rope)",
+                "key = rotate(key, self.rope)",
+            ),
+        ),
+        layers=(
+            (
+                blocked._scores,
+                "narrowed(_rotated(q, turn, cfg.rope), policy)",
+                "narrowed(q, policy)",
+            ),
+        ),
+    ),
+    "blocks: index keys not normalised": Mistake(
+        model="minimax_m3",
+        reference=(
+            (
+                (BlockedAttention, "chosen"),
+                'self.index_k_norm(contract("btd,di->bti", normed, self.index_k[...]))',
+                'contract("btd,di->bti", normed, self.index_k[...])',
+            ),
+        ),
+        layers=(
+            (
+                blocked._scores,
+                'rms_norm(linear(y, weights["index_k"], policy=policy), weights["index_k_norm"], '
+                "eps)",
+                'linear(y, weights["index_k"], policy=policy)',
+            ),
+        ),
+    ),
+    "minimax_m3: dense layer not clamped": Mistake(
+        model="minimax_m3", config=in_model(clamps_dense=False)
+    ),
+    "minimax_m3: no expert clamped": Mistake(
+        model="minimax_m3", config=in_part("moe", swiglu_limit=7.0)
+    ),
+    "minimax_m3: scaling dropped": Mistake(
+        model="minimax_m3", config=in_part("moe", routed_scaling=1.0)
+    ),
+    "minimax_m3: a quarter of heads turned": Mistake(
+        model="minimax_m3", config=in_part("rope", dim=4)
     ),
     "index: layers that follow attend to all": Mistake(
         model="glm_moe_dsa",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32, Num
 
-from ..arguments import Count, check_not_empty, check_within, checked
+from ..arguments import Count, Positive, check_not_empty, check_within, checked
 from ..errors import LpuError
 from ..numerics import elementary
 from ..predicates import exceeds, shorter
@@ -154,6 +154,129 @@ def best_positions(scores: Float32[Array, "*rows s"], k: Count) -> Int32[Array, 
             f"must be 1 to {scores.shape[-1]}."
         )
     return _best_positions(scores, k=k)  # type: ignore[no-any-return]
+
+
+def _new_token(positions: Array, groups: int, rows: int, n_new: int) -> Array:
+    """Return the position of the token of each row, `[groups, rows]`."""
+    at = positions[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :] % n_new
+    return jnp.repeat(at, groups // positions.shape[0], axis=0)
+
+
+def _block_scores_meaning(
+    scores: Array, positions: Array, *, n_new: int, block: int, n_local: int
+) -> Array:
+    groups, rows, s = scores.shape
+    n_blocks = -(-s // block)
+    behind = ((0, 0), (0, 0), (0, n_blocks * block - s))
+    scores = jnp.pad(scores, behind, constant_values=-jnp.inf)
+    best = scores.reshape(groups, rows, n_blocks, block).max(-1)
+    own = (_new_token(positions, groups, rows, n_new) // block)[..., None]
+    number = jnp.arange(n_blocks, dtype=jnp.int32)[None, None]
+    return jnp.where((number <= own) & (number > own - n_local), jnp.inf, best)
+
+
+def _block_scores_cost(machine: Hardware, call: Call) -> Work:
+    """Fold the lanes of each block, of all blocks of a vector at once (assumed).
+
+    A step rotates every vector and compares it with itself; then blocks near the token are raised.
+    """
+    chip = machine.chip
+    scores = call.operands[0]
+    total = product(scores.shape[:-1]) * ceil_div(scores.shape[-1], chip.lanes)
+    steps = math.ceil(math.log2(call.params["block"]))
+    made = vectors(call.results[0], chip)
+    limits = {
+        "ALUs": (steps * total + 3 * made) / chip.vxm_alus_per_lane,
+        "rotations": steps * total / chip.sxm_vectors_per_cycle,
+    }
+    return Work(
+        unit=Unit.VXM,
+        busy_cycles=sum(limits.values()),
+        limits=limits,
+        latency_cycles=chip.vxm_entry_cycles + chip.alu_cycles,
+        result_is_last=True,
+    )
+
+
+_block_scores = primitive(
+    "vxm_block_scores",
+    abstract=lambda scores, positions, *, n_new, block, n_local: jax.ShapeDtypeStruct(
+        (*scores.shape[:-1], -(-scores.shape[-1] // block)), scores.dtype
+    ),
+    meaning=_block_scores_meaning,
+    cost=_block_scores_cost,
+)
+
+
+@checked
+def block_scores(
+    scores: Float32[Array, "groups rows s"],
+    positions: Int32[Array, " b"],
+    n_new: Count,
+    block: Positive,
+    n_local: Positive,
+) -> Float32[Array, "groups rows blocks"]:
+    """Take the largest score of each block of positions; infinity in blocks near the token.
+
+    Args:
+        scores: `groups` is a multiple of the batch, sequence by sequence; row `r` of a group is
+            new token `r % n_new`. Minus infinity where a token sees no key.
+        positions: position of the first new token of each sequence.
+        n_new: new tokens per sequence.
+        block: positions of a block; the last one may have fewer.
+        n_local: blocks that are near: the token's own and those before it.
+
+    Fidelity: exact.
+
+    Source:
+        `MiniMaxM3VLIndexer` of Hugging Face transformers 5.24.
+    """
+    return _block_scores(  # type: ignore[no-any-return]
+        scores, positions, n_new=n_new, block=block, n_local=n_local
+    )
+
+
+def _positions_of_blocks_meaning(
+    blocks: Array, positions: Array, *, n_new: int, block: int
+) -> Array:
+    groups, rows, k = blocks.shape
+    at = blocks[..., None] * block + jnp.arange(block, dtype=jnp.int32)[None, None, None]
+    last = _new_token(positions, groups, rows, n_new)[..., None, None]
+    seen = jnp.where((blocks[..., None] >= 0) & (at <= last), at, -1)
+    return seen.reshape(groups, rows, k * block)
+
+
+_positions_of_blocks = primitive(
+    "vxm_positions_of_blocks",
+    abstract=lambda blocks, positions, *, n_new, block: jax.ShapeDtypeStruct(
+        (*blocks.shape[:-1], blocks.shape[-1] * block), jnp.int32
+    ),
+    meaning=_positions_of_blocks_meaning,
+    # A product and a sum, two comparisons, both, a selection.
+    cost=partial(small_cost, operations=6),
+)
+
+
+@checked
+def positions_of_blocks(
+    blocks: Int32[Array, "groups rows k"],
+    positions: Int32[Array, " b"],
+    n_new: Count,
+    block: Positive,
+) -> Int32[Array, "groups rows n"]:
+    """List the positions of blocks up to the token's own, ascending, -1 behind the last.
+
+    Args:
+        blocks: numbers of blocks that begin at or before the token, ascending, -1 behind the last.
+        positions: as for `block_scores`.
+        n_new: likewise.
+        block: likewise.
+
+    Fidelity: exact. Takes the same time wherever the blocks lie.
+    """
+    return _positions_of_blocks(  # type: ignore[no-any-return]
+        blocks, positions, n_new=n_new, block=block
+    )
 
 
 def _held_addresses_meaning(positions: Array, first: Array, *, n: int, n_kept: int) -> Array:

@@ -117,7 +117,7 @@ def exchanged_mixture(
     h = None
     if gate_up is not None:  # while rows are on their way
         gate_rows = operand_rows(y, policy, "router") if "shared_gate" in weights else None
-        h = shared_activations(shared, gate_rows, weights, policy, moe.activation)
+        h = shared_activations(shared, gate_rows, weights, policy, moe)
     if is_latent:
         beside = None if h is None else shared_alone(h, weights, **how, split=split)
     elif h is not None:

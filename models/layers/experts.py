@@ -18,7 +18,7 @@ from lpu_jax.datapath.axis import Axis
 from ..config import MoeConfig
 from ..policy import Policy
 from .linear import Split, operand_rows, product
-from .mlp import activated, clamped_swiglu
+from .mlp import expert_activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,7 @@ def activations(
     h = biased(h, bias, held.addresses)
     if moe.weighs_rows:
         h = weighted(h, held.gates)
-    if moe.swiglu_limit is None:
-        return activated(h, gate_up.shape[3], moe.activation)
-    return clamped_swiglu(h, gate_up.shape[3], limit=moe.swiglu_limit, alpha=moe.swiglu_alpha)
+    return expert_activations(h, gate_up.shape[3], moe)
 
 
 def biased(

@@ -84,7 +84,7 @@ def grouped_attention(
     turn = {name: mem.rows_from(table, positions, t) for name, table in tables.items()}
 
     lengths = {"b": b, "t": t, "k": k, "g": g, "h": h, "v": v}
-    q, key, value = _heads(y, weights, cfg, gqa, policy, lengths, axes)
+    q, key, value = new_heads(y, weights, cfg, gqa, policy, lengths, axes)
 
     def rotated(x: Array, *ones: int) -> Array:
         if "cos" not in turn:
@@ -140,6 +140,34 @@ def grouped_attention(
         t=t,
         v=v,
     )
+    out = with_heads(x, heads, weights, cfg, policy, split=split, axes=axes, kind=kind)
+    return out, {"keys": new_keys, "values": new_values}
+
+
+def with_heads(
+    x: Float[Array, "b t d"],
+    heads: Float[Array, "m heads_v"],
+    weights: Mapping[str, Any],
+    cfg: ModelConfig,
+    policy: Policy,
+    *,
+    split: Split,
+    axes: Mapping[str, Axis],
+    kind: Kind,
+) -> Float[Array, "b t d"]:
+    """Project a chip's heads out, bring sequences together, and add the hidden state.
+
+    Args:
+        x: hidden state of all sequences.
+        heads: results of this chip's heads, side by side, of each token of its sequences.
+        weights: `o`, and `o_bias` where the model has it.
+        cfg: the model.
+        policy: formats, and how products are made.
+        split: how the projection is split.
+        axes: as for `grouped_attention`.
+        kind: of the block.
+    """
+    _, t, d = x.shape
     out = project_out(
         heads,
         weights["o"],
@@ -151,11 +179,11 @@ def grouped_attention(
         leaf=rows_of_leaf(cfg, kind, policy, "o"),
         bias=weights.get("o_bias"),
     )
-    out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    return add_residual(x, out, cfg, policy, weights), {"keys": new_keys, "values": new_values}
+    out = c2c.all_gather(out.reshape(-1, t, d), axes["data"], dim=-3)
+    return add_residual(x, out, cfg, policy, weights)
 
 
-def _heads(
+def new_heads(
     y: Float[Array, "m d"],
     weights: Mapping[str, Any],
     cfg: ModelConfig,

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Float32
 from lpu_jax.datapath import sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
-from ..config import ModelConfig
+from ..config import ModelConfig, MoeConfig
 from ..hf_families import Activation
 from ..leaves import rows_of_leaf
 from ..policy import Policy
@@ -54,12 +54,21 @@ def clamped_swiglu(
     return vxm.mul(vxm.add(up, 1.0), vxm.mul(gate, vxm.sigmoid(vxm.mul(gate, alpha))))
 
 
+def expert_activations(
+    gate_up: Float32[Array, "*rows n_f"], width: Any, moe: MoeConfig
+) -> Float32[Array, "*rows f"]:
+    """Combine projections as the experts of a mixture do: `clamped_swiglu`, or `activated`."""
+    if moe.swiglu_limit is None:
+        return activated(gate_up, width, moe.activation)
+    return clamped_swiglu(gate_up, width, limit=moe.swiglu_limit, alpha=moe.swiglu_alpha)
+
+
 def shared_activations(
     gate_up: Float32[Array, "m n_f"],
     rows: Any,
     weights: Mapping[str, Any],
     policy: Policy,
-    activation: Activation,
+    moe: MoeConfig,
 ) -> Float[Array, "m f"]:
     """Make the rows that multiply the shared experts' `down`.
 
@@ -68,13 +77,13 @@ def shared_activations(
         rows: normalised rows in the router's format, of a model that gates the shared experts.
         weights: `shared_gate_up`, and `shared_gate` where the model has it.
         policy: formats, and how products are made.
-        activation: of the shared experts.
+        moe: the experts' activation.
 
     Fidelity:
-        As `activated`. A gate, the same for a whole row, multiplies before `down` instead of after
-        it.
+        As `expert_activations`. A gate, the same for a whole row, multiplies before `down` instead
+        of after it.
     """
-    h = activated(gate_up, weights["shared_gate_up"].shape[2], activation)
+    h = expert_activations(gate_up, weights["shared_gate_up"].shape[2], moe)
     if "shared_gate" in weights:
         h = vxm.mul(h, vxm.sigmoid(linear(rows, weights["shared_gate"], policy=policy)))
     found: Array = operand_rows(h, policy, "shared")
@@ -106,7 +115,11 @@ def dense_mlp(
     b, t, d = x.shape
     y = input_norm(vxm.to_fp32(x.reshape(b * t, d)), weights, cfg.norm_eps)
     y = linear(operand_rows(y, policy, "dense"), weights["gate_up"], policy=policy)
-    h = activated(y, weights["gate_up"].shape[2], cfg.activation)
+    width = weights["gate_up"].shape[2]
+    if cfg.clamps_dense and cfg.moe is not None:
+        h = expert_activations(y, width, cfg.moe)
+    else:
+        h = activated(y, width, cfg.activation)
     h = operand_rows(h, policy, "dense")
     out = project_out(
         h,

@@ -79,7 +79,7 @@ def mixture(
     ids, gate_weights = route(logits, weights, moe)
     h, beside = None, None
     if shared is not None:
-        h = shared_activations(shared, router_rows, weights, policy, moe.activation)
+        h = shared_activations(shared, router_rows, weights, policy, moe)
     if h is not None and (moe.d_latent is not None or moe.has_own_norms):  # needs no route either
         beside = shared_alone(h, weights, **how, split=split, across=across)
         h = None

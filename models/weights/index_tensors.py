@@ -52,6 +52,31 @@ def index_weights(
     }
 
 
+def block_index_weights(
+    cfg: ModelConfig,
+    prefix: str,
+    matrix: Callable[[str], Matrix],
+    norm: Callable[[str], np.ndarray],
+) -> dict[str, Weight]:
+    """Read the index of blocks of a layer.
+
+    Args:
+        cfg: the model.
+        prefix: of the names of the layer's tensors.
+        matrix: reads a matrix of a name without `.weight`.
+        norm: reads the weights of a norm, as what multiplies.
+    """
+    names, specs = TENSOR_NAMES[cfg.family], block_params(cfg, "blocked")
+    q, k = matrix(prefix + names.index_q), matrix(prefix + names.index_k)
+    n_heads = specs["index_q"].shape[1]
+    return {
+        "index_q": laid_out(q, specs["index_q"], "(n h) d -> d n h", n=n_heads),
+        "index_k": laid_out(k, specs["index_k"], "h d -> d h"),
+        "index_q_norm": norm(prefix + names.index_q_norm),
+        "index_k_norm": norm(prefix + names.index_k_norm),
+    }
+
+
 def _as_they_are(rows: np.ndarray, *, n_heads: int) -> np.ndarray:
     del n_heads
     return rows

@@ -101,6 +101,8 @@ def _block(
             yield from _index(model_cfg, names, attention)
     else:
         yield from _grouped(d_model, names, attention)
+        if kind == "blocked":
+            yield from _block_index(model_cfg, names, attention)
 
 
 def _grouped(d_model: int, names: TensorNames, gqa: GqaConfig) -> Iterator[tuple[str, Shape]]:
@@ -185,6 +187,16 @@ def _index(
     yield f"{names.index_k_norm}.weight", (index.head_dim,)
     yield f"{names.index_k_norm}.bias", (index.head_dim,)
     yield f"{names.index_weights}.weight", (index.n_heads, d_model)
+
+
+def _block_index(
+    model_cfg: ModelConfig, names: TensorNames, gqa: GqaConfig
+) -> Iterator[tuple[str, Shape]]:
+    width = model_cfg.block_index.head_dim
+    yield f"{names.index_q}.weight", (gqa.n_kv_heads * width, model_cfg.d_model)
+    yield f"{names.index_k}.weight", (width, model_cfg.d_model)
+    yield f"{names.index_q_norm}.weight", (width,)
+    yield f"{names.index_k_norm}.weight", (width,)
 
 
 def _mlp(

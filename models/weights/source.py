@@ -22,7 +22,7 @@ from ..config import GqaConfig, MlaConfig, ModelConfig
 from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
-from .index_tensors import index_weights
+from .index_tensors import block_index_weights, index_weights
 from .names import file_tensors, is_left_out
 from .protocol import WeightSource as WeightSource
 from .protocol import check_block, check_expert
@@ -110,7 +110,7 @@ class HfTensors:
         match kind:
             case "embed":
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
-            case "attention" | "sliding" | "unrotated" | "indexed" | "following":
+            case "attention" | "sliding" | "unrotated" | "indexed" | "following" | "blocked":
                 return self._attention(kind, prefix)
             case "recurrent":
                 return self._recurrent(prefix)
@@ -203,6 +203,8 @@ class HfTensors:
             return arrays | index_weights(self.config, kind, prefix, *readers)
         specs = block_params(self.config, kind)
         arrays = self._grouped_attention(prefix, attention, specs)
+        if kind == "blocked":
+            arrays |= block_index_weights(self.config, prefix, self._matrix, self._norm)
         result = self._of_result(prefix + self._names.attention_result_norm)
         return {**norm, **arrays, **result}
 

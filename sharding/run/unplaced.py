@@ -28,7 +28,14 @@ from .execute import on_chips
 from .load import LoadedBlock, StoredBlock, place_block
 
 #: Which dimension of a cache counts positions; that of a sliding layer is a ring.
-_POSITIONS_AXIS = {"keys": -1, "values": -2, "latents": -2, "index_keys": -1}
+_POSITIONS_AXIS = {
+    "keys": -1,
+    "values": -2,
+    "latents": -2,
+    "key_rows": -2,
+    "value_rows": -2,
+    "index_keys": -1,
+}
 #: The arrays of a cache: by position, or what recurrent layers keep.
 CACHE_NAMES = (*_POSITIONS_AXIS, "state", "qk_inputs", "v_inputs")
 

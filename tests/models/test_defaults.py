@@ -39,6 +39,8 @@ CLASSES = {
     "step3p7": "Step3p7Text",
     "glm4_moe": "Glm4Moe",
     "minimax_m2": "MiniMaxM2",
+    "minimax_m3": "MiniMaxM3VLText",
+    "minimax_m3_vl_text": "MiniMaxM3VLText",
     "nemotron_h": "NemotronH",
     "bailing_hybrid": "BailingHybrid",
 }
@@ -51,6 +53,7 @@ attention_k_eq_v hidden_size_per_layer_input no_rope_layer_interval
 embedding_multiplier residual_multiplier attention_multiplier logits_scaling
 attention_chunk_size floor_scale attn_scale interleave_moe_layer_step
 v_head_dim attention_value_scale moe_router_scaling_factor
+index_head_dim index_block_size index_topk_blocks index_local_blocks
 """
 #: What holds here where a row says nothing.
 UNSAID = {

@@ -55,6 +55,7 @@ FAMILIES = {
     "mimo_v2_flash": "mimo_v2_flash",
     "step3p7": "step3p7",
     "minimax_m2": "minimax_m2",
+    "minimax_m3": "minimax_m3",
     "nemotron_h": "nemotron_h",
     "nemotron_h_moe": "nemotron_h",
     "bailing_hybrid": "bailing_hybrid",

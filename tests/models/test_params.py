@@ -39,6 +39,7 @@ COUNTED = {
     "gpt-oss-120b": (116_829_156_672, 5_132_849_472, 5_711_982_912),
     "glm-4.6": (352_797_829_024, 32_856_319_904, 33_632_266_144),
     "minimax-m2.5": (228_689_764_864, 10_415_956_480, 11_030_553_088),
+    "minimax-m3": (426_174_572_928, 24_733_280_640, 25_962_473_856),
     "gemma-4-26b-a4b": (25_233_141_790, 3_822_530_590, 3_822_530_590),
     "gemma-4-31b": (30_697_345_340, 30_697_345_340, 30_697_345_340),
     "gemma-3-27b": (27_009_346_304, 27_009_346_304, 27_009_346_304),
@@ -160,6 +161,7 @@ def test_specs_are_consistent(name):
         "recurrent": not model_cfg.recurrent,
         "indexed": not has_index,
         "following": not has_index,
+        "blocked": not model_cfg.blocked_layers,
     }
     for kind in (kind for kind in get_args(Kind) if not absent.get(kind)):
         for spec in block_params(model_cfg, kind).values():

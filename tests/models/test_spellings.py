@@ -44,11 +44,18 @@ first_k_dense_replace partial_rotary_factor rotary_dim use_qk_norm swiglu_limit 
 FIXED = {
     ("bailing_moe_v2", "norm_topk_prob"),
     ("minimax_m2", "use_qk_norm"),
+    ("minimax_m3", "use_qk_norm"),
+    ("minimax_m3", "n_shared_experts"),
+    ("minimax_m3", "moe_intermediate_size"),  # its class has `intermediate_size` alone
+    ("minimax_m3", "first_k_dense_replace"),  # as the file marks
     ("nemotron_h", "num_hidden_layers"),  # as many as it lists
     ("nemotron_h", "partial_rotary_factor"),  # of no layer
 } | {(kind, key) for kind, rules in FAMILIES.items() for key in rules.defaults}
 #: Several spellings of these stand side by side in some files.
-DOUBLE = {("gpt_oss", "num_experts_per_tok")}
+DOUBLE = {
+    ("gpt_oss", "num_experts_per_tok"),
+    *(("minimax_m3", key) for key in ("partial_rotary_factor", "rotary_dim")),
+}
 
 
 def modern(fields: dict) -> dict:

@@ -54,6 +54,45 @@ def test_chips_hold_every_chosen_position_once(data, n_chips, run):
     assert held == chosen
 
 
+def blocks_in_python(
+    row: list[float], last: int, block: int, n_local: int, k: int
+) -> tuple[list[float], list[int]]:
+    """Scores of blocks, and the positions of the best ones that a token sees."""
+    parts = [row[i : i + block] for i in range(0, len(row), block)]
+    own = last // block
+    scores = [
+        float("inf") if own - n_local < i <= own else max(part) for i, part in enumerate(parts)
+    ]
+    chosen = best(scores, k)
+    found = [i * block + j for i in chosen if i >= 0 for j in range(block)]
+    seen = [at for at in found if at <= last]
+    return scores, seen + [-1] * (k * block - len(seen))
+
+
+@settings(max_examples=60)
+@given(data=st.data(), block=st.integers(1, 7), n_new=st.integers(1, 3), groups=st.integers(1, 2))
+def test_blocks_are_those_of_plain_python(data, block, n_new, groups):
+    """Two sequences at different positions, with one or two heads each, two rows of each token."""
+    n = data.draw(st.integers(n_new, 40))
+    starts = [data.draw(st.integers(0, n - n_new)) for _ in range(2)]
+    n_blocks = -(-n // block)
+    k = data.draw(st.integers(1, n_blocks))
+    n_local = data.draw(st.integers(1, k))
+    scores = np.full((2 * groups, 2 * n_new, n), -np.inf, np.float32)
+    for group, row in np.ndindex(scores.shape[:2]):
+        last = starts[group // groups] + row % n_new
+        drawn = data.draw(st.lists(SCORES, min_size=last + 1, max_size=last + 1))
+        scores[group, row, : last + 1] = drawn
+    positions = jnp.asarray(starts, jnp.int32)
+    of_blocks = sparse.block_scores(jnp.asarray(scores), positions, n_new, block, n_local)
+    chosen = sparse.best_positions(of_blocks, k)
+    found = sparse.positions_of_blocks(chosen, positions, n_new, block)
+    for group, row in np.ndindex(scores.shape[:2]):
+        last = starts[group // groups] + row % n_new
+        told = blocks_in_python(scores[group, row].tolist(), last, block, n_local, k)
+        assert (of_blocks[group, row].tolist(), found[group, row].tolist()) == told
+
+
 def test_gathered_entries_are_those_at_the_addresses():
     cache = np.arange(2 * 7 * 3, dtype=np.float32).reshape(2, 7, 3)
     at = np.array([[[0, 3, -1], [6, -1, -1]], [[1, 2, 5], [0, 4, 6]]], np.int32)
@@ -112,6 +151,22 @@ def test_choosing_takes_longer_among_more_and_as_long_for_any_scores():
     assert times == sorted(set(times))
     # At least each score is read once for every four bits of a threshold: 8 passes.
     assert times[-1] > 8 * 131072 / 320 / NODE.chip.vxm_stream_groups
+
+
+def test_blocks_take_longer_among_more_and_as_long_wherever_the_token_is():
+    def choice(scores, positions):
+        blocks = sparse.best_positions(sparse.block_scores(scores, positions, 1, 128, 1), 2)
+        return sparse.positions_of_blocks(blocks, positions, 1, 128)
+
+    times = [
+        cycles(choice, ((4, 1, s), jnp.float32), ((1,), jnp.int32)) for s in (320, 4096, 131072)
+    ]
+    assert times == sorted(set(times))
+    # Seven steps fold 128 lanes, each a rotation of every vector.
+    assert times[-1] > 7 * 4 * 131072 / 320 / NODE.chip.sxm_vectors_per_cycle
+    # Choosing among blocks is cheaper than among their positions.
+    alone = cycles(lambda x: sparse.best_positions(x, 256), ((4, 1, 131072), jnp.float32))
+    assert times[-1] < alone
 
 
 def test_impossible_choices_are_refused():

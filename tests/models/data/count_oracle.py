@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+#: Types that transformers calls otherwise.
+UNLIKE = {"kimi_k2": "deepseek_v3", "minimax_m3": "minimax_m3_vl_text"}
 CONFIGS = Path(__file__).parents[3] / "models" / "configs"
 
 
@@ -24,7 +26,7 @@ def count(fields: dict[str, Any]) -> tuple[int, int, int]:
     for key in ("quantization_config", "auto_map"):
         fields.pop(key, None)
     model_type = fields.pop("model_type")
-    config = AutoConfig.for_model({"kimi_k2": "deepseek_v3"}.get(model_type, model_type), **fields)
+    config = AutoConfig.for_model(UNLIKE.get(model_type, model_type), **fields)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     # Buffers that are stored, as the biases of routers are, but not tables of angles.

@@ -43,6 +43,9 @@ ROTARY_CLASSES = {
     "glm4_moe": "Glm4Moe",
 }
 
+#: Prefixes of models' classes that are not those of their configurations.
+UNLIKE = {"MiniMaxM3VL": "MiniMaxM3Sparse"}
+
 #: A tensor as it is stored, under one or more names, and the values that it stands for.
 Stored = tuple[dict[str, Any], Any]
 
@@ -368,7 +371,7 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
     config = getattr(transformers, family + "Config")(**fields)
     text = fields.get("text_config", fields)
     does = "ForCausalLM" if text is fields else "ForConditionalGeneration"
-    model_class = getattr(transformers, family + does)
+    model_class = getattr(transformers, UNLIKE.get(family, family) + does)
     model = model_class(config).eval().float()
     randomise_constants(model)
     # The last words of a model with pictures stand for these.

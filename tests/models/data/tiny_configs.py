@@ -14,6 +14,7 @@ from tiny_local import (
     GEMMA4_MOE,
     LLAMA4,
     MIMO_V2,
+    MINIMAX_M3,
     OLMO3,
     STEP,
 )
@@ -436,6 +437,7 @@ CASES: dict[str, tuple[str, Fields, str]] = {
     "gpt_oss": ("GptOss", GPT_OSS, "f32"),
     "gpt_oss_mxfp4": ("GptOss", GPT_OSS_MXFP4, "mxfp4"),
     "glm4_moe": ("Glm4Moe", GLM4_MOE, "f32"),
+    "minimax_m3": ("MiniMaxM3VL", MINIMAX_M3, "f32"),
     "minimax_m2": ("MiniMaxM2", MINIMAX_M2, "f32"),
     "ling": ("Glm4Moe", LING, "f32"),
 }

@@ -234,3 +234,45 @@ STEP: Fields = {
     "image_token_id": 61,
     "tie_word_embeddings": False,
 }
+#: A tower for pictures, which is left out. A dense layer that sees all keys, then two with experts
+#: that see two of up to five blocks, of four keys each: the token's own and another.
+MINIMAX_M3: Fields = {
+    "text_config": WIDE_HEADS
+    | {
+        "num_hidden_layers": 3,
+        "intermediate_size": 8,
+        "dense_intermediate_size": 24,
+        "shared_intermediate_size": 16,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "routed_scaling_factor": 2.0,
+        "swiglu_limit": 0.5,
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+        "index_local_blocks": 1,
+        "rotary_dim": 8,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "vision_config": {
+        "hidden_size": 4,
+        "intermediate_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 8,
+        "patch_size": 4,
+        "temporal_patch_size": 1,
+        "spatial_merge_size": 1,
+    },
+    "projector_hidden_size": 8,
+    "image_token_index": 61,
+    "video_token_index": 62,
+    "tie_word_embeddings": False,
+}

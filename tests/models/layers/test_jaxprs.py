@@ -34,6 +34,7 @@ WAYS: dict[Kind, dict[str, int]] = {
     "unrotated": {"replica": 4, "data": 64, "context": 1, "tensor": 8, "query": 1},
     "indexed": {"replica": 4, "data": 32, "context": 2, "tensor": 8, "query": 1},
     "following": {"replica": 4, "data": 32, "context": 2, "tensor": 8, "query": 1},
+    "blocked": {"replica": 4, "data": 32, "context": 2, "tensor": 4, "query": 2},
     "recurrent": {"replica": 4, "data": 32, "context": 1, "tensor": 8, "query": 2},
     "dense": {"replica": 16, "tensor": 128},
     "moe": {"replica": 1, "expert": 384, "tensor": 8},
@@ -65,6 +66,10 @@ BLOCKS += [
     pytest.param(zoo.model("ling-3.0-flash"), "recurrent", id="ling-3-recurrent"),
     pytest.param(zoo.model("deepseek-v3.2"), "indexed", id="deepseek-v3.2-indexed"),
     pytest.param(zoo.model("glm-5.2"), "following", id="glm-5.2-following"),
+    *(
+        pytest.param(zoo.model("minimax-m3"), kind, id=f"minimax-m3-{kind}")
+        for kind in ("blocked", "dense", "moe")
+    ),
     *(pytest.param(NEXT, kind, id=f"{NEXT.name}-{kind}") for kind in ("recurrent", "moe")),
 ]
 

@@ -54,6 +54,7 @@ def test_the_axes_of_every_kind() -> None:
         "recurrent": ATTENTION,
         "indexed": ATTENTION,
         "following": ATTENTION,
+        "blocked": ATTENTION,
         "dense": ("replica", "tensor"),
         "moe": ("replica", "expert", "tensor"),
         "head": ("replica", "tensor"),
@@ -69,6 +70,7 @@ def test_what_each_axis_shares_out() -> None:
         "recurrent": HEADS,
         "indexed": {**HEADS, **POSITIONS},
         "following": {**HEADS, **POSITIONS},
+        "blocked": {**HEADS, **POSITIONS},
         "dense": {"mlp": ("tensor",), "d_out": ("tensor",)},
         "moe": {
             "experts": ("expert",),
@@ -95,14 +97,16 @@ def test_letters_tell_the_axes_of_a_part_apart() -> None:
 
 def test_every_kind_has_a_row_and_the_cache_is_attentions() -> None:
     assert tuple(BLOCK_KINDS) == get_args(Kind)
-    attend = {"attention", "sliding", "unrotated", "indexed", "following"}
+    attend = {"attention", "sliding", "unrotated", "indexed", "following", "blocked"}
     assert attend | {"recurrent"} == CACHING_KINDS
 
 
-@pytest.mark.parametrize("name", ["kimi-k2", "llama-3.1-8b", "gpt-oss-20b", "glm-5.2"])
+@pytest.mark.parametrize(
+    "name", ["kimi-k2", "llama-3.1-8b", "gpt-oss-20b", "glm-5.2", "minimax-m3"]
+)
 def test_the_inputs_of_a_kind_are_what_comes_and_goes(name: str) -> None:
     """Everything else a program takes is placed once: weights, tables, numbers of shares."""
-    cfg = model(name)
+    cfg, caches = model(name), {"keys", "latents", "key_rows"}
     for kind in block_kinds(cfg):
         one = sizes(cfg, kind, FP16, dict.fromkeys(MESH_AXES[kind], 1), Request())
         arguments = block_arguments(cfg, kind, FP16, Split.ROW, one)
@@ -110,7 +114,7 @@ def test_the_inputs_of_a_kind_are_what_comes_and_goes(name: str) -> None:
             number
             for number, argument in enumerate(arguments)
             if (isinstance(argument, Leaf) and argument.kind == "state")
-            or (isinstance(argument, dict) and not {"keys", "latents"}.isdisjoint(argument))
+            or (isinstance(argument, dict) and not caches.isdisjoint(argument))
         }
         assert comes == set(BLOCK_KINDS[kind].inputs), kind
 
@@ -133,7 +137,7 @@ def test_degrees_are_those_of_the_part_in_its_order() -> None:
 def test_splits_of_the_kinds() -> None:
     assert [split_of(PLAN, kind) for kind in BLOCK_KINDS] == [
         # embedding and head have no output projection
-        *(Split.COLUMN, *(Split.ROW,) * 6, Split.COLUMN, Split.ROW, Split.COLUMN)
+        *(Split.COLUMN, *(Split.ROW,) * 7, Split.COLUMN, Split.ROW, Split.COLUMN)
     ]
 
 

@@ -52,7 +52,7 @@ EXPANDED = KIMI.with_latent_form("expanded")
 #: Policies that a chip can run.
 HELD = [name for name, policy in POLICIES.items() if policy is policy.on_chip]
 MODELS = {"llama": LLAMA, "tiny llama": TINY_LLAMA, "kimi": KIMI, "tiny kimi": TINY_KIMI}
-#: Of each of 18 kinds of block.
+#: Of each of 20 kinds of block.
 PLANS_PER_KIND, MANY_PLANS = 3, 30
 GROQ_CHIPS = 576
 SYSTEMS = ("lpx-4", f"groq-{GROQ_CHIPS}")
@@ -225,6 +225,8 @@ def check_equal_cycles(case: Case) -> None:
         pytest.param(KIMI_LINEAR, "unrotated", id="latent, not rotated"),
         pytest.param(zoo.model("glm-5.2"), "indexed", id="an index"),
         pytest.param(zoo.model("glm-5.2"), "following", id="positions of another layer's index"),
+        pytest.param(zoo.model("minimax-m3"), "blocked", id="an index of blocks"),
+        pytest.param(zoo.model("minimax-m3"), "moe", id="clamped, a shared one too"),
     ],
 )
 def test_every_attention_has_one_program_for_all_plans(cfg: ModelConfig, kind: Kind) -> None:
