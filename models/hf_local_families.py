@@ -187,7 +187,7 @@ EXAONE4 = FamilyRules(
     },
 )
 
-#: The text part, whose experts are fused in three tensors; see `hf_step`. The planner's files have
+#: The text part, whose experts are fused in three tensors; see `hf_step`. Copies of its file have
 #: it alone, under the name of the whole.
 STEP = FamilyRules(
     family="step3p7",

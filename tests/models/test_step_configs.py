@@ -117,7 +117,7 @@ def test_counts_equal_those_of_transformers():
     assert n_parameters(hub) == n_parameters(flash) + more == 196_956_130_368
 
 
-def test_layers_of_the_planner_s_file_have_the_defaults_of_the_class():
+def test_what_a_file_leaves_out_is_that_of_the_class():
     cfg = from_hf(FLASH)
     full, local = cfg.attention_of("attention"), cfg.attention_of("sliding")
     assert isinstance(full, GqaConfig)
