@@ -1,8 +1,9 @@
 """The arithmetic of tensor cores, by the rules of `tensor_core_rules`, bit for bit.
 
-Whole matrices, in blocks of columns; `tensor_core_steps` is what one step does. These are meanings:
-they run inside `jax.enable_x64(True)` where operands are fp4 with block scales. Zeros appended to K
-change no bit: a product that is zero is aligned to nothing. Not modelled: see `tensor_core_rules`.
+Whole matrices, in blocks of columns; `tensor_core_steps` is what one step does, and
+`tensor_core_plain` a faster form for exponents that allow it. These are meanings: they run inside
+`jax.enable_x64(True)` where operands are fp4 with block scales. Zeros appended to K change no bit:
+a product that is zero is aligned to nothing. Not modelled: see `tensor_core_rules`.
 """
 
 from collections.abc import Callable
@@ -21,18 +22,20 @@ from . import quantized
 from .formats import BF16, E2M1, E4M3FN, E5M2, E8M0, FP16, Format
 from .quantized import QuantizedArray
 from .schemes import Scheme
+from .tensor_core_plain import is_plain, plain_sums
 from .tensor_core_rules import Generation, Kind, Rule, rule_of
 from .tensor_core_steps import (
     INF_BITS,
     MAGNITUDE,
     NAN_BITS,
     Side,
-    bit_patterns,
     group_step,
     groups,
     has_specials,
+    over_rows,
     product_step,
     products,
+    side_of,
 )
 
 _FORMATS: dict[str, Format] = {
@@ -115,7 +118,7 @@ def matmul(
     """
     rule = rule_of(generation, kind_of(x.dtype, w.dtype))
     start = _start(c, x.shape[0], w.shape[1])
-    one, two = (Side(bit_patterns(v), _FORMATS[v.dtype.name]) for v in (x, w))
+    one, two = (side_of(v, _FORMATS[v.dtype.name]) for v in (x, w))
     return _sums(start, one, two, rule)
 
 
@@ -151,13 +154,7 @@ def scaled_matmul(
     rule = rule_of(generation, scaled_kind_of(x.scheme, w.scheme))
     start = _start(c, x.codes.shape[0], w.codes.shape[1])
     one, two = (
-        Side(
-            bit_patterns(q.codes),
-            q.scheme.format,
-            bit_patterns(q.scales),
-            q.scheme.scale_format or E8M0,
-        )
-        for q in (x, w)
+        side_of(q.codes, q.scheme.format, q.scales, q.scheme.scale_format or E8M0) for q in (x, w)
     )
     return _sums(start, one, two, rule)
 
@@ -189,17 +186,30 @@ def _start(c: Array | None, m: int, n: int) -> Int32[Array, "m n"]:
 
 def _sums(start: Int32[Array, "m n"], x: Side, w: Side, rule: Rule) -> Float32[Array, "m n"]:
     """Add all steps to the sums that the accumulators begin with."""
+    bits = start
+    if x.codes.size and w.codes.size:
+        of_x, of_w = (over_rows(jnp.maximum, side.codes, side.fmt) for side in (x, w))
+        is_finite = ~has_specials(x, of_x) & ~has_specials(w, of_w)
+        plain = jnp.bool_(False)
+        if rule.group == 1:
+            plain = is_finite & is_plain(start, x, w, (of_x, of_w))
+            bits = plain_sums(start, x, w, rule, plain)
+        bits = _any_sums(bits, x, w, rule, is_finite, ~plain)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _any_sums(
+    start: Int32[Array, "m n"], x: Side, w: Side, rule: Rule, is_finite: Array, is_wanted: Array
+) -> Int32[Array, "m n"]:
+    """Add all steps to the sums that the accumulators begin with, or none if it is not wanted."""
     prepare: Callable[[Side, int, Rule], Any] = products if rule.group == 1 else groups
-    is_finite = jnp.all((start & MAGNITUDE) < INF_BITS)
-    for side in (x, w):
-        is_finite &= ~has_specials(side)
+    is_finite &= jnp.all((start & MAGNITUDE) < INF_BITS)
     step = partial(product_step if rule.group == 1 else group_step, rule=rule, is_finite=is_finite)
 
     def of_columns(first: Any, count: int) -> Any:
         return prepare(w.columns(first, count), -2, rule)
 
-    bits = _over_columns(start, prepare(x, -1, rule), of_columns, step)
-    return lax.bitcast_convert_type(bits, jnp.float32)
+    return _over_columns(start, prepare(x, -1, rule), of_columns, step, is_wanted)
 
 
 def _over_columns(
@@ -207,6 +217,7 @@ def _over_columns(
     rows: Any,
     of_columns: Callable[[Any, int], Any],
     step: Callable[[Array, Any, Any], Array],
+    is_wanted: Array,
 ) -> Int32[Array, "m n"]:
     """Run all steps for blocks of columns, whose operands stay in a core's cache.
 
@@ -214,8 +225,6 @@ def _over_columns(
     """
     m, n = start.shape
     steps = jax.tree.leaves(rows)[0].shape[0]
-    if not m or not n or not steps:
-        return start
     count = min(n, max(_COLUMNS, _TURN // m))
 
     def block(i: Array, sums: Array) -> Array:
@@ -230,5 +239,6 @@ def _over_columns(
         part = lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, part)
         return lax.dynamic_update_slice_in_dim(sums, part, first, axis=1)
 
-    sums: Array = lax.fori_loop(jnp.int32(0), jnp.int32(-(-n // count)), block, start)
+    turns = jnp.where(is_wanted, jnp.int32(-(-n // count)), jnp.int32(0))
+    sums: Array = lax.fori_loop(jnp.int32(0), turns, block, start)
     return sums

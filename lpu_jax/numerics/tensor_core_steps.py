@@ -12,6 +12,7 @@ Truncation towards zero of negative terms is an arithmetic shift of the one's co
 one less; the count of negative terms is added back (`Products.signs`).
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -28,16 +29,18 @@ INF_BITS, NAN_BITS, MAGNITUDE = 0x7F800000, 0x7FFFFFFF, 0x7FFFFFFF
 #: Exponent of an infinite sum: everything added to it vanishes.
 _INFINITE = 1 << 20
 #: Exponent of a zero factor: below all others, so that it is aligned to nothing.
-_NOTHING = -(1 << 12)
+NOTHING = -(1 << 12)
 #: fp4 values are halves of whole numbers; significands of their block scales are eighths.
 _GROUP_FRACTION_BITS = 2 + 6
 _USED = 0.125
 #: Exponent that marks a block scale that is NaN.
 _NAN = 1 << 12
+#: Rows of codes that are compared with others at once.
+_RUN = 64
 
 
 class Side(NamedTuple):
-    """One operand: bit patterns of its elements and of its block scales, and their formats."""
+    """One operand: its elements and block scales, bit patterns or fp16, and their formats."""
 
     codes: Array
     fmt: Format
@@ -54,12 +57,18 @@ class Side(NamedTuple):
 # --- operands in parts ----------------------------------------------------------------------------
 
 
+class Factors(NamedTuple):
+    """Numbers in parts."""
+
+    significand: Any  #: magnitude in [0, 2), fp32
+    exponent: Any  #: subnormals have the smallest one, zeros a far smaller one
+    sign: Any  #: 0, or -1 for negative ones
+
+
 class Products(NamedTuple):
     """Factors of single products: `[steps, m, step]` of rows, `[steps, step, n]` of columns."""
 
-    significand: Any  #: magnitude in [0, 2), fp32
-    exponent: Any
-    sign: Any  #: 0, or -1 for negative ones
+    factors: Factors
     signs: Any  #: the signs of a step as bits of one number
     special: Any  #: infinity, NaN, or the sign of a finite factor
 
@@ -76,6 +85,19 @@ class Groups(NamedTuple):
     scales: Any
 
 
+def side_of(
+    codes: Array, fmt: Format, scales: Array | None = None, scale_fmt: Format = E8M0
+) -> Side:
+    """Return an operand.
+
+    fp16 is left as it is: its bit patterns are taken of a part at a time, without a copy of the
+    whole. Slices of other floats are slow on a CPU, where XLA widens them first.
+    """
+    if codes.dtype != jnp.float16:
+        codes = bit_patterns(codes)
+    return Side(codes, fmt, None if scales is None else bit_patterns(scales), scale_fmt)
+
+
 def bit_patterns(x: Array) -> Array:
     """Return bit patterns in unsigned integers of their width; they are widened where used."""
     if not jnp.issubdtype(x.dtype, jnp.integer):
@@ -83,17 +105,46 @@ def bit_patterns(x: Array) -> Array:
     return x
 
 
-def has_specials(side: Side) -> Bool[Array, ""]:
-    """Whether any element or block scale is infinity or NaN."""
-    found = _is_special(side.codes, side.fmt).any()
-    return found if side.scales is None else found | _is_special(side.scales, side.scale_fmt).any()
+def has_specials(side: Side, largest: Array) -> Bool[Array, ""]:
+    """Whether any element, of which the largest code is given, or block scale is not finite."""
+    found = is_special(largest, side.fmt)
+    if side.scales is not None:
+        found |= is_special(over_rows(jnp.maximum, side.scales, side.scale_fmt), side.scale_fmt)
+    return found
 
 
-def _is_special(codes: Array, fmt: Format) -> Bool[Array, "..."]:
+def over_rows(
+    join: Callable[[Array, Array], Array], values: Array, fmt: Format, less: int = 0
+) -> Array:
+    """Return the largest or smallest code of magnitudes, less a number; values are not empty.
+
+    Runs of rows are joined first, which is one pass at the speed of memory; XLA's own reduction is
+    ten times slower.
+    """
+    run = min(len(values), _RUN)
+
+    def magnitudes(first: Array) -> Array:
+        rows = lax.dynamic_slice_in_dim(values, first, run)
+        return without_sign(bit_patterns(rows), fmt) - jnp.asarray(less, bit_patterns(rows).dtype)
+
+    def body(i: Array, total: Array) -> Array:
+        return join(total, magnitudes(jnp.minimum(i * run, len(values) - run)))
+
+    runs = jnp.int32(-(-len(values) // run))
+    total = lax.fori_loop(jnp.int32(1), runs, body, magnitudes(jnp.int32(0)))
+    found: Array = total.max() if join is jnp.maximum else total.min()
+    return found
+
+
+def without_sign(codes: Array, fmt: Format) -> Array:
+    """Return the codes of magnitudes, in the same type."""
+    mask = codes.dtype.type((1 << (fmt.bits - fmt.is_signed)) - 1)
+    return jnp.bitwise_and(codes, mask)
+
+
+def is_special(codes: Array, fmt: Format) -> Bool[Array, "..."]:
     """Whether codes are infinity or NaN: those beyond the largest number."""
-    magnitude = (1 << (fmt.bits - fmt.is_signed)) - 1
-    mask, most = (codes.dtype.type(v) for v in (magnitude, fmt.max_code))
-    beyond: Array = (codes & mask) > most
+    beyond: Array = without_sign(codes, fmt) > codes.dtype.type(fmt.max_code)
     return beyond
 
 
@@ -107,12 +158,30 @@ def _special_values(codes: Array, fmt: Format) -> Float32[Array, "..."]:
     return jnp.where(codes >> (fmt.bits - 1) & 1 > 0, -value, value)
 
 
-def _significand_and_exponent(codes: Array, fmt: Format) -> tuple[Array, Array]:
+def significand_and_exponent(codes: Array, fmt: Format) -> tuple[Array, Array]:
     """Return significands as whole numbers, and exponents; subnormals have the smallest one."""
     field = codes >> fmt.mantissa_bits & ((1 << fmt.exponent_bits) - 1)
     fraction = codes & ((1 << fmt.mantissa_bits) - 1)
     significand = fraction + (jnp.minimum(field, 1) << fmt.mantissa_bits)
     return significand, jnp.maximum(field, 1) - fmt.bias
+
+
+def factors(codes: Int32[Array, "..."], fmt: Format) -> Factors:
+    """Take codes apart."""
+    whole, exponent = significand_and_exponent(codes, fmt)
+    return Factors(
+        significand=whole.astype(jnp.float32) * jnp.float32(2.0**-fmt.mantissa_bits),
+        exponent=jnp.where(whole == 0, NOTHING, exponent),
+        sign=-(codes >> (fmt.bits - 1) & 1),
+    )
+
+
+def sign_bits(sign: Int32[Array, "..."], axis: int) -> Int32[Array, "..."]:
+    """Return the signs along an axis, that of a step, as bits of one number."""
+    shape = [1] * sign.ndim
+    shape[axis] = -1
+    place = jnp.arange(sign.shape[axis], dtype=jnp.int32).reshape(shape)
+    return (-sign << place).sum(axis, keepdims=True, dtype=jnp.int32)
 
 
 def _in_steps(values: Array, axis: int, size: int) -> Array:
@@ -129,24 +198,14 @@ def _in_steps(values: Array, axis: int, size: int) -> Array:
 def products(side: Side, axis: int, rule: Rule) -> Products:
     """Take codes apart into factors of products, block scales (powers of two) included."""
     codes, fmt, scales, _ = side
-    codes = _in_steps(codes.astype(jnp.int32), axis, rule.step)
-    whole, exponent = _significand_and_exponent(codes, fmt)
-    exponent = jnp.where(whole == 0, _NOTHING, exponent)
+    codes = _in_steps(bit_patterns(codes).astype(jnp.int32), axis, rule.step)
+    parts = factors(codes, fmt)
     special = _special_values(codes, fmt)
     if scales is not None:  # a step is a block
         scales = _in_steps(scales.astype(jnp.int32), axis, 1)
-        exponent = exponent + (scales - E8M0.bias)
+        parts = parts._replace(exponent=parts.exponent + (scales - E8M0.bias))
         special = jnp.where(scales == E8M0.nan_code, jnp.float32(jnp.nan), special)
-    sign = -(codes >> (fmt.bits - 1) & 1)
-    place = jnp.arange(rule.step, dtype=jnp.int32)
-    place = place[None, :, None] if axis == -2 else place[None, None]
-    return Products(
-        significand=whole.astype(jnp.float32) * jnp.float32(2.0**-fmt.mantissa_bits),
-        exponent=exponent,
-        sign=sign,
-        signs=(-sign << place).sum(axis, keepdims=True, dtype=jnp.int32),
-        special=special,
-    )
+    return Products(parts, sign_bits(parts.sign, axis), special)
 
 
 def groups(side: Side, axis: int, rule: Rule) -> Groups:
@@ -157,24 +216,24 @@ def groups(side: Side, axis: int, rule: Rule) -> Groups:
 
     def in_groups(values: Array, size: int) -> Array:
         # [steps, m, groups size] or [steps, groups size, n] -> [steps, groups, ...]
-        values = _in_steps(values.astype(jnp.int32), axis, n_groups * size)
+        values = _in_steps(bit_patterns(values).astype(jnp.int32), axis, n_groups * size)
         if axis == -2:
             return values.reshape(len(values), n_groups, size, -1)
         return values.reshape(*values.shape[:2], n_groups, size).transpose(0, 2, 1, 3)
 
     codes = in_groups(codes, rule.group)
-    whole, exponent = _significand_and_exponent(codes, fmt)
+    whole, exponent = significand_and_exponent(codes, fmt)
     doubled = (whole << exponent).astype(jnp.float32)  # exponents are 0 to 2
     doubled = jnp.where(codes >> (fmt.bits - 1) & 1 > 0, -doubled, doubled)
     is_used = jnp.where(whole > 0, jnp.float32(_USED), jnp.float32(0))
     scales = jnp.repeat(scales.astype(jnp.int32), rule.block // rule.group, axis=axis)
     scales = _in_steps(scales, axis, n_groups)
-    is_nan = _is_special(scales, scale_fmt)
+    is_nan = is_special(scales, scale_fmt)
     if scale_fmt == E8M0:
         eighths, exponent = jnp.full_like(scales, 8), scales - E8M0.bias
     else:  # without its sign, which the chip ignores
         unsigned = scales & ((1 << (scale_fmt.bits - 1)) - 1)
-        eighths, exponent = _significand_and_exponent(unsigned, scale_fmt)
+        eighths, exponent = significand_and_exponent(unsigned, scale_fmt)
     exponent = jnp.where(is_nan, _NAN, exponent)
     return Groups(
         values=jnp.concatenate([doubled, is_used], axis=axis),
@@ -195,7 +254,7 @@ def _decoded(bits: Array, rule: Rule) -> tuple[Array, Array, Array]:
     return (magnitude & 0x7FFFFF) + (jnp.minimum(field, 1) << 23), exponent, bits >> 31
 
 
-def _at_most_31(shift: Array) -> Array:
+def at_most_31(shift: Array) -> Array:
     """Bound counts of bits that are not negative by what a shift may take.
 
     As unsigned numbers: the shift of x86 takes any count, and LLVM then leaves the bound out.
@@ -226,28 +285,58 @@ def _packed(significand: Array, exponent: Array, sign: Array, rule: Rule) -> Arr
     return bits | jnp.where(bits == 0, 0, sign << 31)
 
 
+def term(x: Factors, w: Factors) -> Array:
+    """Return a product in units of 2**-29, which fits 32 bits; its complement if negative."""
+    raised = x.significand * w.significand + jnp.float32(8)
+    magnitude = lax.bitcast_convert_type(raised, jnp.int32) << 9
+    signed: Array = (magnitude ^ w.sign) ^ x.sign
+    return signed
+
+
+def sum_of_terms(
+    kept: Array, terms: Sequence[Array], exponents: Sequence[Array], lowest: Array
+) -> tuple[Array, Array]:
+    """Add products, cut to the unit of a step, to what is kept of the sum before.
+
+    Args:
+        kept: the sum before in units, and what complements lack.
+        terms: products in units of 2**-29 of their power of two.
+        exponents: of the products.
+        lowest: exponent of a product that is not shifted.
+
+    Returns:
+        Magnitudes, and 0 or -1 for signs. Terms and sums of half a step fit 32 bits.
+    """
+    halves = [kept, jnp.zeros_like(kept)]
+    for k, (one, exponent) in enumerate(zip(terms, exponents, strict=True)):
+        halves[2 * k // len(terms)] += one >> at_most_31(lowest - exponent)
+    first, second = halves
+    total = first + second  # may leave 32 bits by one: then both halves have its sign
+    sign = ((first & second) | ((first | second) & total)) >> 31
+    return (total ^ sign) - sign, sign
+
+
 def product_step(
     bits: Int32[Array, "m n"], x: Products, w: Products, *, rule: Rule, is_finite: Array
 ) -> Int32[Array, "m n"]:
-    """Add the products of a step to sums; terms and sums of half a step fit 32 bits."""
+    """Add the products of a step to sums."""
     magnitude, exponent, sign = _decoded(bits, rule)
-    exponents = [x.exponent[:, k : k + 1] + w.exponent[k : k + 1] for k in range(rule.step)]
+    pairs = [
+        (
+            Factors(*(part[:, k : k + 1] for part in x.factors)),
+            Factors(*(part[k : k + 1] for part in w.factors)),
+        )
+        for k in range(rule.step)
+    ]
+    exponents = [a.exponent + b.exponent for a, b in pairs]
     largest = reduce(jnp.maximum, exponents, exponent)
     kept = magnitude << rule.alignment_bits - 23 if rule.alignment_bits >= 23 else magnitude
     below = largest - exponent + max(0, 23 - rule.alignment_bits)
-    kept = lax.shift_right_logical(kept, jnp.minimum(below, 31))
+    kept = lax.shift_right_logical(kept, jnp.minimum(below, 31)) ^ sign
     negatives = lax.population_count(x.signs ^ w.signs) - sign
-    halves = [(kept ^ sign) + negatives, jnp.zeros_like(bits)]
-    lowest = largest + (29 - rule.alignment_bits)  # a product of 1 is 2**29
-    for k in range(rule.step):
-        raised = x.significand[:, k : k + 1] * w.significand[k : k + 1] + jnp.float32(8)
-        term = lax.bitcast_convert_type(raised, jnp.int32) << 9
-        term = (term ^ w.sign[k : k + 1]) ^ x.sign[:, k : k + 1]
-        halves[2 * k // rule.step] += term >> _at_most_31(lowest - exponents[k])
-    one, two = halves
-    total = one + two  # may leave 32 bits by one: then both halves have its sign
-    sign = ((one & two) | ((one | two) & total)) >> 31
-    total = (total ^ sign) - sign
+    terms = [term(*pair) for pair in pairs]
+    lowest = largest + (29 - rule.alignment_bits)
+    total, sign = sum_of_terms(kept + negatives, terms, exponents, lowest)
     zeros = lax.clz(total)
     leading = lax.shift_right_logical(total << jnp.minimum(zeros, 31), jnp.int32(8))
     after = _packed(leading, largest + (31 - rule.alignment_bits) - zeros, sign, rule)
@@ -262,8 +351,8 @@ def product_step(
 
 def _with_specials(after: Array, before: Array, special: Array) -> Array:
     """Let infinities and NaN among the terms, or in the sum before, decide."""
-    is_special = (before & MAGNITUDE) >= INF_BITS
-    value = lax.bitcast_convert_type(jnp.where(is_special, before, 0), jnp.float32)
+    was_special = (before & MAGNITUDE) >= INF_BITS
+    value = lax.bitcast_convert_type(jnp.where(was_special, before, 0), jnp.float32)
     special = special + value
     bits = lax.bitcast_convert_type(special, jnp.int32)
     bits = jnp.where(jnp.isnan(special), NAN_BITS, bits)
@@ -304,7 +393,7 @@ def _group_sums(bits: Array, sums: Array, x: Array, w: Array, rule: Rule) -> Arr
         whole = lax.floor(sums[i])
         scale = x[:, i : i + 1] * w[i : i + 1]
         of_scale = x[:, j : j + 1] + w[j : j + 1]
-        one = jnp.where((sums[i] > whole) & (scale > 0), of_scale, _NOTHING)
+        one = jnp.where((sums[i] > whole) & (scale > 0), of_scale, NOTHING)
         largest = jnp.maximum(largest, one)
         terms.append((whole * scale.astype(jnp.float32), one))
 

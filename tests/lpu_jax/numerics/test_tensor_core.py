@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensor_core_products
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_core_blocks import CASES, CLASSES, STEPS, operands
@@ -17,7 +18,7 @@ from tensor_core_products import array_of, product, quantized
 from tensor_core_reference import output
 
 from lpu_jax.errors import LpuError
-from lpu_jax.numerics import tensor_core
+from lpu_jax.numerics import tensor_core, tensor_core_plain
 from lpu_jax.numerics.schemes import MXFP4
 from lpu_jax.numerics.tensor_core_rules import RULES, Rule, rule_of
 
@@ -131,6 +132,22 @@ def test_an_output_does_not_depend_on_its_neighbours():
     whole = product(CASES[0], made)
     one = {"a": made["a"][2:3], "b": made["b"][:, 150:298], "c": made["c"][2:3, 150:298]}
     np.testing.assert_array_equal(product(CASES[0], one), whole[2:3, 150:298])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("i", [0, 2, 5, 11])
+def test_plain_sums_are_those_of_every_sum(monkeypatch, i):
+    # The same bits: both forms add the same terms. Several turns, the last moved back to fit.
+    rng = np.random.default_rng(4)
+    made = operands(CASES[i], "near-one", 6, 300, 5 * STEPS[CASES[i][0]], rng)
+    found = []
+    for is_plain in (False, True):
+        monkeypatch.setattr(tensor_core, "is_plain", lambda *_, given=is_plain: jnp.bool_(given))
+        monkeypatch.setattr(tensor_core_plain, "_OUTPUTS", 1)
+        tensor_core_products._compiled.cache_clear()
+        found.append(product(CASES[i], made))
+    tensor_core_products._compiled.cache_clear()
+    np.testing.assert_array_equal(found[1], found[0])
 
 
 def test_without_products_the_sum_is_what_it_began_with():
