@@ -44,8 +44,9 @@ _FORMATS: dict[str, Format] = {
     "float8_e4m3fn": E4M3FN,
     "float8_e5m2": E5M2,
 }
-#: Outputs of one turn of the loop at least, and columns at most that stay in a core's cache.
-_TURN, _COLUMNS = 1 << 13, 128
+#: Outputs of one turn of the loop at least, and columns at most that stay in a core's cache: of
+#: single products, and of groups, which are fewer.
+_TURN, _COLUMNS, _GROUP_COLUMNS = 1 << 13, 128, 512
 
 
 @checked
@@ -209,7 +210,8 @@ def _any_sums(
     def of_columns(first: Any, count: int) -> Any:
         return prepare(w.columns(first, count), -2, rule)
 
-    return _over_columns(start, prepare(x, -1, rule), of_columns, step, is_wanted)
+    count = _COLUMNS if rule.group == 1 else _GROUP_COLUMNS
+    return _over_columns(start, prepare(x, -1, rule), of_columns, step, count, is_wanted)
 
 
 def _over_columns(
@@ -217,6 +219,7 @@ def _over_columns(
     rows: Any,
     of_columns: Callable[[Any, int], Any],
     step: Callable[[Array, Any, Any], Array],
+    count: int,
     is_wanted: Array,
 ) -> Int32[Array, "m n"]:
     """Run all steps for blocks of columns, whose operands stay in a core's cache.
@@ -225,7 +228,7 @@ def _over_columns(
     """
     m, n = start.shape
     steps = jax.tree.leaves(rows)[0].shape[0]
-    count = min(n, max(_COLUMNS, _TURN // m))
+    count = min(n, max(count, _TURN // m))
 
     def block(i: Array, sums: Array) -> Array:
         first = jnp.minimum(i * count, n - count)
