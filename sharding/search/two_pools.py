@@ -29,8 +29,6 @@ from .sought import Sought
 
 #: Cycles and cores of none.
 _NO_WAYS = np.zeros(0), np.zeros(0, np.int64)
-#: Of a branch, that nobody looked for room.
-_UNKNOWN = -1
 #: Stages that hold anything.
 _ENDLESS = 1 << 40
 Numbers = Float[np.ndarray, " plans"]
@@ -63,16 +61,18 @@ class TwoPools:
         self.apart = tuple(part for pool in self.pools for part in told_apart(pool.bound))
         self.plans = PairPlans(sought, self.apart)
         self._places: dict[int, tuple[tuple[Groups, Groups], int]] = {}
-        #: Whether each branch of a pool has room for some way, or `_UNKNOWN`.
-        self._has_room = tuple(np.full(len(pool.stages), _UNKNOWN) for pool in self.pools)
+        #: Of each pool, whether a branch at a placement has room for some way.
+        self._has_room: tuple[dict[tuple[int, int], bool], ...] = ({}, {})
+        #: Of each pool, branches that have none, wherever they lie.
+        self._is_full = tuple(np.zeros(len(pool.stages), bool) for pool in self.pools)
         self._least_of_all = [pool.cycles[0].min(initial=np.inf) for pool in self.pools]
         self._least_rest = 0.0
-        # FFNs on the machine of attention lie behind it, in every pair elsewhere.
+        # On one machine the stages of both pools lie among each other, in every pair elsewhere.
         self._seen = tuple(
             SeenBranches(pool.cycles[0], pool.stages, pool.group_chips)
-            if number == 0 or sought.scenario.crosses
+            if sought.scenario.crosses
             else None
-            for number, pool in enumerate(self.pools)
+            for pool in self.pools
         )
 
     def run(self) -> list[Found]:
@@ -86,7 +86,7 @@ class TwoPools:
             self.sought.most_cycles,
             lambda rows, latency: self._look_at(pairs, rows, latency),
             known_stretch=np.inf,
-            raised=lambda rows: self._raised(pairs, rows),
+            raised=(lambda rows: self._raised(pairs, rows)) if self.scenario.crosses else None,
         )
         self.counts.pairs, self.counts.evaluated = pairs.n_all, self.plans.n_evaluated
         self.counts.beyond = pairs.n_all - len(pairs.bounds.latency) + left
@@ -104,7 +104,7 @@ class TwoPools:
         It is infinite of pairs that are known to have no room.
         """
         own, other = (branch[rows] for branch in pairs.branch)
-        full = (self._has_room[0][own] == 0) | (self._has_room[1][other] == 0)
+        full = self._is_full[0][own] | self._is_full[1][other]
         least = np.full(len(rows), np.inf)
         if not full.all():
             least[~full] = self._least_new(pairs, rows[~full])
@@ -167,19 +167,29 @@ class TwoPools:
 
     def _with_room(self, pairs: Pairs, rows: Whole) -> Bool[np.ndarray, " pairs"]:
         """Say which pairs have room in both pools for some way, however slow."""
-        left = np.arange(len(rows))
+        places, left = self._place(pairs, rows), np.arange(len(rows))
         for number, known in enumerate(self._has_room):
-            branches = pairs.branch[number][rows[left]]
-            new, first = np.unique(branches, return_index=True)
-            unknown = known[new] == _UNKNOWN
-            if unknown.any():
-                asked = rows[left[first[unknown]]]
-                looked_at = self._looked_at(pairs, asked, np.full(len(asked), np.inf))
-                known[new[unknown]] = self._some_fit(number, looked_at)
-            left = left[known[branches] == 1]
+            branches = pairs.branch[number][rows]
+            keys = [
+                (int(branches[i]), self._placement(number, places[i][0][number]))
+                for i in left.tolist()
+            ]
+            asked = {key: i for key, i in zip(keys, left.tolist(), strict=True) if key not in known}
+            if asked:
+                of_asked = rows[list(asked.values())]
+                looked_at = self._looked_at(pairs, of_asked, np.full(len(asked), np.inf))
+                known.update(zip(asked, self._some_fit(number, looked_at), strict=True))
+            has_room = np.array([known[key] for key in keys], bool)
+            if self.scenario.crosses:  # a branch lies alike in all its pairs
+                self._is_full[number][branches[left[~has_room]]] = True
+            left = left[has_room]
         found = np.zeros(len(rows), bool)
         found[left] = True
         return found
+
+    def _placement(self, number: int, groups: Groups) -> int:
+        """Number where the stages of a pool lie."""
+        return self.placements[number].number(groups.chips, groups.bases)
 
     def _some_fit(self, number: int, looked_at: Sequence[LookedAt]) -> list[bool]:
         """Say of one pool of each pair whether some way to split it fits, however slow."""
@@ -289,7 +299,7 @@ class TwoPools:
         return Item(
             stages=len(groups.bases),
             group_chips=groups.chips,
-            placement=self.placements[number].number(groups.chips, groups.bases),
+            placement=self._placement(number, groups),
             most_cycles=float(one.most_cycles - self._beside(number, one)),
             most_period=one.most_period,
             flight=int(np.searchsorted(pool.bound.flights, one.n_flying, side="right") - 1),

@@ -25,6 +25,7 @@ from lpu_jax.machine.gpu import GpuSpec
 from models.layers.linear import Split
 from models.policy import POLICIES
 from models.zoo import model
+from sharding.plan import Plan
 from sharding.predict.evaluate import evaluate
 from sharding.request import Request
 from sharding.scenario import Scenario
@@ -35,6 +36,10 @@ seeds, objectives = st.integers(0, 10_000), st.sampled_from(OBJECTIVES)
 #: Searches of scenarios as small as these take a tenth of a second.
 MOST_PLANS = 3_000
 few, many = settings(max_examples=2), settings(max_examples=60)
+
+#: A quick plan of GLM-5 whose stages lie otherwise among each other than those of other plans of
+#: the same branch of attention, which were looked at before it.
+AMONG_EACH_OTHER = "28x12 a:6t>2d + 77x24 f:4t·6r m:12e·2t row"
 
 
 def _best(
@@ -195,3 +200,16 @@ def test_two_searches_find_the_same_plans() -> None:
         assert once is not None
         assert again is not None
         assert list(once) == list(again)
+
+
+@pytest.mark.slow
+def test_no_plan_is_lost_whose_stages_lie_otherwise_among_each_other():
+    request = Request(batch=2, context=65536)
+    scenario = Scenario(model("glm-5"), system("lpx-9"), request, policy=POLICIES["fp8"])
+    known = evaluate([Plan.parse(AMONG_EACH_OTHER)], scenario)
+    assert known.fits.all()
+    plans, _ = find_plans(scenario, top=7)
+    assert plans is not None
+    # The rows are the best of seven forms: it is one of them, or all of them are better.
+    slowest = evaluate(plans, scenario).latency_cycles.max()
+    assert slowest <= known.latency_cycles[0] * (1 + CLOSE)
