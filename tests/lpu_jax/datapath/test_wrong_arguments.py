@@ -44,6 +44,7 @@ INNER = {
     "portable",
     "repair",
     "residues",
+    "tensor_core_plain",
     "tensor_core_rules",
     "tensor_core_steps",
     "tiles",
