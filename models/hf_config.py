@@ -340,10 +340,7 @@ def _read_windows(
         case "even":
             usual = everyone[::2]
         case "most" if listed is not None and isinstance(keys.values.get(pattern), str):
-            usual = (
-                listed  # EXAONE 4 writes the list as letters, too, which its class does not read
-            )
-            keys.read.add(pattern)
+            usual = _spelled_windows(keys, pattern, listed, n_layers)
         case "most":
             every = keys.integer(pattern, f"_{pattern}", default=6)
             usual = tuple(layer for layer in everyone if (layer + 1) % every)
@@ -355,6 +352,18 @@ def _read_windows(
     if rules.windows == "all" and sliding != everyone:
         raise keys.complain("layer_types", "sliding attention only, as this type of model has it")
     return (window, sliding) if sliding else (None, ())
+
+
+def _spelled_windows(
+    keys: Keys, name: str, listed: tuple[int, ...], n_layers: int
+) -> tuple[int, ...]:
+    """Let letters repeat the list of layers that slide, as EXAONE 4's do; its class reads none."""
+    letters = keys.values[name]
+    keys.read.add(name)
+    spelled = tuple(i for i in range(n_layers) if letters and letters[i % len(letters)] == "L")
+    if not set(letters) <= {"L", "G"} or spelled != listed:
+        raise keys.complain(name, 'the layers of layer_types, "L" for those that slide, else "G"')
+    return listed
 
 
 def _has_experts(keys: Keys, rules: ExpertRules) -> bool:

@@ -133,7 +133,7 @@ def _types() -> list[dict[str, Any]]:
     """List the types that are read, and those whose text part is one of them."""
     return [
         *({"model_type": name, "class": rules.architecture} for name, rules in FAMILIES.items()),
-        *({"model_type": name, "class": None} for name in WRAPPERS),
+        *({"model_type": name, "class": None} for name in WRAPPERS if name not in FAMILIES),
     ]
 
 

@@ -145,7 +145,14 @@ def test_exaone_without_a_window_turns_every_layer():
     cfg = from_hf(EXAONE | full | {"sliding_window": None, "sliding_window_pattern": None})
     assert (cfg.unrotated_layers, cfg.sliding_layers) == ((), ())
     # To its class a window that no layer has still takes the rotation away.
-    assert len(from_hf(EXAONE | full).unrotated_layers) == 64
+    windowed = EXAONE | full | {"sliding_window_pattern": "G"}
+    assert len(from_hf(windowed).unrotated_layers) == 64
+
+
+@pytest.mark.parametrize("letters", ["LLG", "GLLL", "LLLX", ""])
+def test_letters_that_contradict_the_list_of_layers_are_refused(letters):
+    with pytest.raises(ConfigError, match="'sliding_window_pattern' must be the layers of layer_t"):
+        from_hf(EXAONE | {"sliding_window_pattern": letters})
 
 
 def test_letters_without_a_list_of_layers_are_refused():

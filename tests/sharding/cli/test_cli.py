@@ -343,6 +343,7 @@ def test_the_types_of_model_are_listed(run: Run) -> None:
     rows = json.loads(run("models", "--types", "--json", "-").out)
     assert {"model_type": "olmo3", "class": "Olmo3ForCausalLM"} in rows
     assert {"model_type": "qwen3_vl", "class": None} in rows
+    assert len({row["model_type"] for row in rows}) == len(rows)
     text = run("models", "--types").out
     assert all(row["model_type"] in text for row in rows)
     _is_one_sentence(run("models", "llama-3.1-8b", "--types"))
