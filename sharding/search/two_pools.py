@@ -24,7 +24,7 @@ from .options import Combinations, Item, Options, Timer, combined, told_apart, w
 from .pair_plans import LookedAt, LookedAtWays, PairPlans, Plans, PoolWays, shared_latency
 from .pairs import Pairing, Pairs
 from .records import Found, two_cores
-from .seen_branches import ANY_CORE, SeenBranches, Ways
+from .seen_branches import SeenBranches
 from .sought import Sought
 
 #: Cycles and cores of none.
@@ -117,7 +117,10 @@ class TwoPools:
         rest = self.pairing.rest((there, back), own)
         if self.record.goal.needs_period:
             return np.asarray(self._least(0, own) + self._least(1, other) + rest)
-        first, second = self._quickest(0, own), self._quickest(1, other)
+        seen, seen_other = self._seen
+        assert seen is not None  # nothing is raised on one machine
+        assert seen_other is not None
+        first, second = seen.ways(own), seen_other.ways(other)
         cycles = first.cycles[:, :, None] + second.cycles[:, None, :] + rest[:, None, None]
         form = two_cores(*np.broadcast_arrays(first.core[:, :, None], second.core[:, None, :]))
         latency = cycles.reshape(-1)
@@ -125,14 +128,6 @@ class TwoPools:
         cost = self.record.goal.cost(latency, np.zeros_like(latency), shape)
         is_new = self.record.improves(form.reshape(-1), cost, shape.chips)
         return np.asarray(np.where(is_new, latency, np.inf).reshape(cycles.shape).min((1, 2)))
-
-    def _quickest(self, number: int, branches: Whole) -> Ways:
-        """List the quickest ways of a pool's branches, as far as they are known."""
-        seen = self._seen[number]
-        if seen is not None:
-            return seen.ways(branches)
-        anything = np.full((len(branches), 1), ANY_CORE)
-        return Ways(cycles=self._least(number, branches)[:, None], core=anything)
 
     def _look_at(self, pairs: Pairs, rows: Whole, latency: Numbers) -> Numbers:
         """Keep the best plans of pairs up to a latency; return up to which they were seen."""

@@ -43,7 +43,7 @@ NOT_DRAWN = {
     *("gemma2", "glm4", "olmo2", "olmo3", "exaone4", "qwen2_moe", "mimo_v2_flash", "step3p7"),
 }
 #: Triples whose every block is held against one chip, for each of the splits that promise it.
-FEW_SPLITS, MANY_SPLITS = 2, 200
+FEW_SPLITS, MANY_SPLITS = 4, 200
 
 COLLECTIVES: dict[str, tuple[Callable[[jax.Array, Axis], jax.Array], P]] = {
     "all_reduce": (c2c.all_reduce, P()),
