@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from ..datapath.work import Length, Quantity, Unit, ceil_div, choose, largest
 from .program import WRITES_OVER, Operation, Program
-from .schedule import Timing
+from .schedule import Slot, Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,22 +118,111 @@ def peak_bytes(ranges: Sequence[LiveRange]) -> Quantity:
 def least_peak_bytes(
     program: Program, timing: Timing, symbols: Mapping[str, Length], vector_bytes: int
 ) -> Quantity:
-    """Bound `peak_bytes` from below, whenever operations run: the largest value alone.
+    """Bound `peak_bytes` from below, wherever the group lies: by who reads whose result.
 
     Args:
         program: the program.
-        timing: any schedule of it, which says what is absent.
+        timing: a schedule of it: what is absent, and what each operation takes but over links,
+            holds for all.
         symbols: a number, or an array with one number per plan, for each symbol.
         vector_bytes: bytes of a vector.
     """
-    least: Quantity = 0.0
-    for slot in timing.slots:
+    makers: list[int] = []
+    values: list[int | None] = []
+    sizes: list[Quantity] = []
+    for i, slot in enumerate(timing.slots):
         operation = slot.operation
         if operation.result_known or slot.work.unit is Unit.FREE:
             continue
-        for size in _stored(operation, program, symbols, vector_bytes).values():
-            least = largest(least, choose(slot.work.absent, 0.0, size))
-    return least
+        for value, size in _stored(operation, program, symbols, vector_bytes).items():
+            makers.append(i)
+            values.append(value)
+            sizes.append(choose(slot.work.absent, 0.0, size))
+    if not sizes:
+        return 0.0
+    gives = [_gives_while_it_takes(slot) for slot in timing.slots]
+    plans = np.broadcast_shapes(*map(np.shape, [*sizes, *gives]))
+    bytes_of = np.stack([np.broadcast_to(size, plans) for size in sizes])
+    made_by = np.array(makers)[None] == np.arange(len(gives))[:, None]
+    held, outlive = _held(timing.slots, np.array(makers), values, program.outputs)
+    least = np.zeros(plans)
+    for live in _not_within_others(np.concatenate([held, outlive | made_by])):
+        least = np.maximum(least, bytes_of[live].sum(0))
+    for live, overlap in zip(held | made_by, gives, strict=True):
+        if np.any(overlap):
+            least = np.maximum(least, np.where(overlap, bytes_of[live].sum(0), 0.0))
+    return least if plans else float(least)
+
+
+def _gives_while_it_takes(slot: Slot) -> bool | Bool[np.ndarray, " plans"]:
+    """Say where an operation gives its first result before it has read its last, in any schedule.
+
+    What is sent over links takes longer elsewhere; kernels of a GPU give all at their end.
+    """
+    work = slot.work
+    if work.unit in (Unit.FREE, Unit.C2C):
+        return False
+    streams = (work.lead_cycles < work.busy_cycles) & (work.lead_behind_cycles < work.rest_cycles)
+    if work.stationary is not None:  # its weights may come last
+        streams &= work.lead_cycles + work.drain_cycles < work.busy_cycles
+    return streams & (slot.first < slot.last)
+
+
+def _held(
+    slots: Sequence[Slot],
+    makers: Int[np.ndarray, " values"],
+    values: Sequence[int | None],
+    outputs: Sequence[int | None],
+) -> tuple[Bool[np.ndarray, "slots values"], Bool[np.ndarray, "slots values"]]:
+    """Say which values are live in every schedule when an operation ends, and which outlive it.
+
+    These are made by what it needs, itself or in turn, and read by it, or by what needs it.
+    """
+    n_slots = len(slots)
+    # A GPU's kernel may read what layout makes of its own result: no maker is known by then.
+    maker_of: dict[int | None, int] = {}
+    needs = np.zeros((n_slots, n_slots), bool)
+    for i, slot in enumerate(slots):
+        for value in slot.operation.reads:
+            if (maker := maker_of.get(value)) is not None:
+                needs[i] |= needs[maker]
+                needs[i, maker] = True
+        maker_of.update(dict.fromkeys(slot.operation.makes, i))
+    readers = _readers(slots, outputs)
+    nobody = np.zeros(n_slots + 1, bool)
+    read_by = np.stack([readers.get(value, nobody) for value in values], axis=1)
+    read_by, leaves = read_by[:n_slots], read_by[n_slots]
+    made_before = needs[:, makers]
+    read_later = (needs[:, :, None] & read_by[:, None]).any(0)
+    outlive = made_before & read_later
+    return outlive | (made_before & (read_by | leaves)), outlive
+
+
+def _readers(
+    slots: Sequence[Slot], outputs: Sequence[int | None]
+) -> dict[int | None, Bool[np.ndarray, " readers"]]:
+    """Say who reads each value, itself or under another name: operations, and last the caller."""
+    n = len(slots)
+    readers: dict[int | None, Any] = {}
+    for value in outputs:
+        readers[value] = np.arange(n + 1) == n
+    for i, slot in reversed(list(enumerate(slots))):
+        own = np.arange(n + 1) == i
+        if slot.work.unit is Unit.FREE or slot.work.absent is True:
+            for value in slot.operation.makes:
+                own = own | readers.get(value, False)
+        for value in slot.operation.reads:
+            readers[value] = readers.get(value, False) | own
+    return readers
+
+
+def _not_within_others(
+    sets: Bool[np.ndarray, "sets values"],
+) -> Bool[np.ndarray, "kept values"]:
+    """Keep sets of which no other has all."""
+    sets = np.unique(sets, axis=0)
+    within = (sets[:, None] <= sets[None]).all(2)
+    return np.asarray(sets[within.sum(1) == 1])
 
 
 def _stored(
