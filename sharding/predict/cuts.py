@@ -22,6 +22,8 @@ from lpu_jax.datapath.work import Quantity
 Blocks = Float[np.ndarray, "blocks plans"]
 Numbers = Float[np.ndarray, " plans"]
 Stages = Int[np.ndarray, "blocks plans"]
+#: Numbers of plans.
+Rows = Int[np.ndarray, " plans"]
 
 #: Searches for a number end at one part in so many.
 _PRECISION = 1e-9
@@ -148,21 +150,27 @@ class Chain:
     def shortest_period(self) -> Numbers:
         """The shortest period of plans that fit, to one part in 10^9."""
         longest = self.longest_period
-        return self._smallest(self._by_time, np.minimum(self.least_period, longest), longest)
+        return self._smallest(
+            lambda period, rows: self.take(rows)._by_time(period),
+            np.minimum(self.least_period, longest),
+            longest,
+        )
 
     @cached_property
     def _balanced(self) -> Stages:
         """The cut with the least in the fullest stage: in DRAM, where it has too little room."""
-        balanced = self._least(self.held_bytes, self._by_bytes)
+        balanced = self._least(self.held_bytes, lambda most, rows: self.take(rows)._by_bytes(most))
         if self._has_dram.all():
             return balanced
-        in_dram = self._least(self.dram_bytes, lambda most: _fill([(self.dram_bytes, most)]))
+        in_dram = self._least(
+            self.dram_bytes, lambda most, rows: _fill([(self.dram_bytes[:, rows], most)])
+        )
         return np.where(self._has_dram, balanced, in_dram)
 
-    def _least(self, held: Blocks, fill: Callable[[Numbers], "_Filling"]) -> Stages:
+    def _least(self, held: Blocks, fill: "_Fill") -> Stages:
         """Find the cut whose fullest stage holds least of something."""
         low = np.maximum(held.max(0), held.sum(0) / self.n_stages)
-        return fill(self._smallest(fill, low, held.sum(0))).stage
+        return fill(self._smallest(fill, low, held.sum(0)), np.arange(len(low))).stage
 
     @cached_property
     def least_bytes(self) -> Numbers:
@@ -217,17 +225,22 @@ class Chain:
         period = np.maximum(self.shortest_period, at_least)
         by_time, *in_flight = self._limits(period)
 
-        def filled(most: Numbers) -> "_Filling":
-            return _fill([(self.cycles, most), *in_flight])
+        def some(limits: list[tuple[Blocks, Numbers]], rows: Rows) -> list[tuple[Blocks, Numbers]]:
+            return [(values[:, rows], most[rows]) for values, most in limits]
+
+        def filled(most: Numbers, rows: Rows) -> "_Filling":
+            return _fill([(self.cycles[:, rows], most), *some(in_flight, rows)])
 
         shortest = np.maximum(self.cycles.max(0), self.cycles.sum(0) / self.n_stages)
         slowest = self._smallest(filled, np.minimum(shortest, by_time[1]), by_time[1])
 
-        def held(most: Numbers) -> "_Filling":
-            return _fill([(self.held_bytes, most), (self.cycles, slowest), *in_flight])
+        def held(most: Numbers, rows: Rows) -> "_Filling":
+            others = some([(self.cycles, slowest), *in_flight], rows)
+            return _fill([(self.held_bytes[:, rows], most), *others])
 
-        most = stage_sums(self.held_bytes, filled(slowest).stage).max(0)
-        return held(self._smallest(held, np.minimum(least_bytes, most), most)).stage
+        every = np.arange(len(slowest))
+        most = stage_sums(self.held_bytes, filled(slowest, every).stage).max(0)
+        return held(self._smallest(held, np.minimum(least_bytes, most), most), every).stage
 
     @property
     def _latest(self) -> Stages:
@@ -268,9 +281,7 @@ class Chain:
     def _enough(self, filling: "_Filling") -> Bool[np.ndarray, " plans"]:
         return np.asarray(filling.stage[-1] < self.n_stages)
 
-    def _smallest(
-        self, fill: Callable[[Numbers], "_Filling"], low: Numbers, high: Numbers
-    ) -> Numbers:
+    def _smallest(self, fill: "_Fill", low: Numbers, high: Numbers) -> Numbers:
         """Find the smallest limit for which a filling needs no more stages than there are.
 
         A plan gets the same limit alone as among others.
@@ -280,16 +291,16 @@ class Chain:
             low: no smaller limit will do.
             high: this one does.
         """
-        filling = fill(low)
+        filling = fill(low, np.arange(len(low)))
         high = np.where(self._enough(filling), low, high)
         low = np.minimum(np.maximum(low, filling.beyond), high)
-        while np.any(is_open := high - low > _PRECISION * high):
-            middle = (low + high) / 2
-            filling = fill(middle)
-            enough = self._enough(filling)
-            high = np.where(is_open & enough, np.minimum(middle, filling.least), high)
-            beyond = np.minimum(np.maximum(middle, filling.beyond), high)
-            low = np.where(is_open & ~enough, beyond, low)
+        while len(rows := np.flatnonzero(high - low > _PRECISION * high)):
+            middle = (low[rows] + high[rows]) / 2
+            filling = fill(middle, rows)
+            enough = filling.stage[-1] < self.n_stages[rows]
+            high[rows] = np.where(enough, np.minimum(middle, filling.least), high[rows])
+            beyond = np.minimum(np.maximum(middle, filling.beyond), high[rows])
+            low[rows] = np.where(enough, low[rows], beyond)
         return high
 
 
@@ -300,6 +311,10 @@ class _Filling:
     stage: Stages
     least: Numbers  #: no smaller one fills stages so
     beyond: Numbers  #: no smaller one fills them with more
+
+
+#: Puts blocks of some plans into stages under a limit of each.
+_Fill = Callable[[Numbers, Rows], _Filling]
 
 
 def _fill(limits: Sequence[tuple[Blocks, Numbers]]) -> _Filling:

@@ -31,8 +31,6 @@ _ROWS_WITH_POOLS = 20
 _OF_POOLS = (
     f"plans of two pools beyond the best {_ROWS_WITH_POOLS} rows",
     "groups of different sizes in one pool, and more than two pools",
-    "of two pools, ways to split a part that take no less and hold no less than another that has "
-    "the same degrees",
 )
 _NO_POOLS = ("groups of different sizes",)
 

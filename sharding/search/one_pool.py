@@ -190,6 +190,8 @@ class OnePool:
         rows = []
         for i, (item, own, place) in enumerate(zip(items, options, places, strict=True)):
             if own is None:
+                if self.timer.has_none(item):
+                    seen[i] = np.inf
                 continue
             n_flying = int(self.bound.flights[item.flight])
             found = combined(own, item, n_flying, self.room)

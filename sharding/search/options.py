@@ -76,8 +76,20 @@ def wanted_cores(part: PartBounds, item: Item, bound: Bounds, room: float) -> Co
 class Timer:
     """Times ways to split parts where they lie, each once for all branches that want it."""
 
-    def __init__(self, bound: Bounds, room: float, placements: Placements) -> None:
+    def __init__(
+        self, bound: Bounds, room: float, placements: Placements, *, keeps_beaten: bool = False
+    ) -> None:
+        """Begin with nothing timed.
+
+        Args:
+            bound: of the plans of a pool.
+            room: bytes that a chip has.
+            placements: where groups lie.
+            keeps_beaten: whether options that are no better than another count too, because it
+                matters which blocks share a stage.
+        """
         self.bound, self.room, self.placements = bound, room, placements
+        self._choose = distinct if keeps_beaten else undominated
         self.n_timed = 0
         self._timed: dict[tuple[int, str], set[int]] = {}
         self._options: dict[tuple[int, str], Options] = {}
@@ -87,7 +99,7 @@ class Timer:
 
         Returns:
             For each branch the options of each part, or nothing if a part has none. Options that
-            another one equals or beats in everything are dropped, if rows do not tell them apart.
+            another one equals (or beats) in everything are dropped, if rows do not tell them apart.
         """
         wanted = [
             {
@@ -113,14 +125,21 @@ class Timer:
             for item, is_hopeful in zip(items, hopeful, strict=True)
         ]
 
+    def has_none(self, item: Item) -> bool:
+        """Whether no plan of a branch may fit, however slow."""
+        return not all(len(self._that_fit(part, item)) for part in self.bound.parts)
+
+    def _that_fit(self, part: PartBounds, item: Item) -> Column:
+        """List the cores that may be part of a plan of an item that fits, however slow."""
+        anyone = replace(item, most_cycles=np.inf, most_period=np.inf)
+        return wanted_cores(part, anyone, self.bound, self.room)
+
     def has_all(self, item: Item) -> bool:
         """Whether all plans of a branch that may fit are combinations of what is timed by now."""
         slowest = 0.0
         for part in self.bound.parts:
             key = item.placement, part.part
-            anyone = replace(item, most_cycles=np.inf, most_period=np.inf)
-            wanted = wanted_cores(part, anyone, self.bound, self.room)
-            if not self._timed[key].issuperset(wanted.tolist()):
+            if not self._timed[key].issuperset(self._that_fit(part, item).tolist()):
                 return False
             slowest += float(self._options[key].costs.all_cycles.max())
         return bool(slowest <= item.most_cycles)
@@ -145,18 +164,33 @@ class Timer:
             found = every.take(np.flatnonzero(placement == place))
             if (known := self._options.get((place, part.part))) is not None:
                 found = known.and_then(found)
-            self._options[place, part.part] = found.take(undominated(found, part, self.bound))
+            self._options[place, part.part] = found.take(self._choose(found, part, self.bound))
 
 
 def undominated(options: Options, part: PartBounds, bound: Bounds) -> Column:
     """Keep the options that no other of the same form equals or beats in everything."""
-    form = options.core if part.part in told_apart(bound) else np.zeros(len(options.core), np.int64)
-    costs = np.stack([values for name in COSTS for values in getattr(options.costs, name).values()])
+    form, costs = _forms_and_costs(options, part, bound)
     kept = np.zeros(len(form), bool)
     order = np.lexsort((np.arange(len(form)), costs.sum(0), form))
     for rows in np.split(order, np.flatnonzero(np.diff(form[order])) + 1):
         kept[_front(costs[:, rows], rows)] = True
     return np.flatnonzero(kept)
+
+
+def distinct(options: Options, part: PartBounds, bound: Bounds) -> Column:
+    """Keep the first of the options of a form that are equal in everything."""
+    form, costs = _forms_and_costs(options, part, bound)
+    _, first = np.unique(np.vstack([form, costs]), axis=1, return_index=True)
+    return np.sort(first)
+
+
+def _forms_and_costs(
+    options: Options, part: PartBounds, bound: Bounds
+) -> tuple[Column, Float[np.ndarray, "costs options"]]:
+    """Return what rows tell apart of each option, and all that it takes and holds."""
+    form = options.core if part.part in told_apart(bound) else np.zeros(len(options.core), np.int64)
+    costs = [values for name in COSTS for values in getattr(options.costs, name).values()]
+    return form, np.stack(costs)
 
 
 def _front(costs: Float[np.ndarray, "costs rows"], rows: Column) -> Int[np.ndarray, " kept"]:

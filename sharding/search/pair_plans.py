@@ -15,7 +15,7 @@ from .records import Found, Record, Spec, table_of, two_cores
 from .sought import Sought
 
 #: Plans that are evaluated at once.
-_AT_ONCE = 256
+_AT_ONCE = 1024
 #: Combinations of two pools' ways that are looked at together.
 _MOST_PAIRS = 1 << 20
 #: What rounding may add to a sum.
