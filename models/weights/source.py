@@ -52,6 +52,7 @@ class HfTensors:
         where: str | None = None,
         *,
         may_be_cut: bool = True,
+        are_norms_whole: bool = False,
     ) -> None:
         self.config = model_cfg
         self._tensors = tensors
@@ -59,11 +60,14 @@ class HfTensors:
         self._names = TENSOR_NAMES[model_cfg.family]
         self._shapes = file_tensors(model_cfg)
         self._stored = StoredTensors(tensors, self._where)
+        self._are_norms_whole = are_norms_whole
         self._refuse_unknown_tensors(may_be_cut)
 
     def with_config(self, model_cfg: ModelConfig) -> "HfTensors":
         """Return a source of the same tensors for another reading of them, such as fewer layers."""
-        return HfTensors(model_cfg, self._tensors, self._where)
+        return HfTensors(
+            model_cfg, self._tensors, self._where, are_norms_whole=self._are_norms_whole
+        )
 
     def check_all(self) -> None:
         """Check shapes and types of all tensors of the model, reading none.
@@ -171,7 +175,8 @@ class HfTensors:
     def _norm(self, name: str) -> np.ndarray:
         """Read the weights of a norm, as what multiplies."""
         weight = self._vector(f"{name}.weight")
-        return weight + np.float32(1) if self._names.are_norms_centred else weight
+        is_centred = self._names.are_norms_centred and not self._are_norms_whole
+        return weight + np.float32(1) if is_centred else weight
 
     def _of_input(self, name: str) -> Weights:
         """Read the norm of what a block is given, where the model has one."""
@@ -416,6 +421,7 @@ def from_hf_tensors(
     where: str | None = None,
     *,
     may_be_cut: bool = True,
+    are_norms_whole: bool = False,
 ) -> HfTensors:
     """Return a weight source over tensors under their Hugging Face names.
 
@@ -424,8 +430,12 @@ def from_hf_tensors(
         tensors: name to tensor as in a checkpoint, a Linear weight being `[out, in]`; may be lazy.
         where: the file that messages name for arrays in memory; the model's name if not given.
         may_be_cut: the model may have fewer layers than the tensors.
+        are_norms_whole: weights of norms are what multiplies, also where a family's checkpoints
+            hold their distance from one.
 
     Raises:
         WeightsError: if a tensor belongs to a feature or a layer that the model does not have.
     """
-    return HfTensors(model_cfg, tensors, where, may_be_cut=may_be_cut)
+    return HfTensors(
+        model_cfg, tensors, where, may_be_cut=may_be_cut, are_norms_whole=are_norms_whole
+    )

@@ -1,0 +1,460 @@
+"""GGUF files of Gemma 3 and DeepSeek-V3, written from tiny checkpoints as llama.cpp does.
+
+What the converter does to tensors and keys is restated here from `conversion/gemma.py`,
+`conversion/deepseek.py` and `conversion/base.py` of llama.cpp; the checkpoints themselves, which
+are compared with transformers elsewhere, are the oracle.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gguf
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gguf_files import set_keys
+from safetensors.numpy import load_file
+from tiny_models import HF_BOUND, TINY, difference, oracle
+
+from lpu_jax.errors import WeightsError
+from models.config import ModelConfig
+from models.hf_config import from_hf
+from models.reference import stream
+from models.weights.gguf import GgufModel, load_gguf
+from models.weights.gguf_config import config_keys
+from models.weights.gguf_metadata import Metadata
+from models.weights.source import from_hf_tensors
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+OF_ALL = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+GEMMA3_PARTS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+DEEPSEEK_PARTS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+EXPERT_PARTS = ("gate", "up", "down")
+
+
+def write(path: Path, architecture: str, keys: Mapping[str, Any], tensors: Mapping[str, Any]):
+    writer = gguf.GGUFWriter(path, architecture)
+    set_keys(writer, architecture, {key: v for key, v in keys.items() if v is not None})
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def place(name: str) -> tuple[str, str]:
+    """Return the number of a layer and the module of a tensor in it."""
+    layer, _, module = name.removeprefix("model.layers.").partition(".")
+    return layer, module.removesuffix(".weight")
+
+
+# --- Gemma 3 --------------------------------------------------------------------------------------
+
+
+def gemma3_source():
+    """The tiny Gemma 3, its queries scaled by the width of a head: files cannot say otherwise."""
+    keys = json.loads((TINY / "gemma3" / "config.json").read_text())
+    keys["text_config"]["query_pre_attn_scalar"] = keys["text_config"]["head_dim"]
+    config = from_hf(keys)
+    tensors = load_file(TINY / "gemma3" / "model.safetensors")
+    texts = {
+        name.removeprefix("language_model.").replace("model.language_model.", "model."): tensor
+        for name, tensor in tensors.items()
+        if "vision" not in name and "projector" not in name
+    }
+    return from_hf_tensors(config, texts), texts
+
+
+def gemma3_keys(config: ModelConfig) -> dict[str, Any]:
+    gqa = config.attention
+    return {
+        "context_length": config.max_position,
+        "embedding_length": config.d_model,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.d_ff,
+        "attention.head_count": gqa.n_heads,
+        "attention.head_count_kv": gqa.n_kv_heads,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.key_length": gqa.head_dim,
+        "attention.value_length": gqa.head_dim,
+        "attention.sliding_window": gqa.window,
+        "attention.sliding_window_pattern": 3,
+        "rope.freq_base": 1e6,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 8.0,
+        "vocab_size": config.vocab_size,
+        "tokenizer.ggml.bos_token_id": config.bos_token_id,
+        "tokenizer.ggml.eos_token_id": config.eos_token_ids[0],
+    }
+
+
+def write_gemma3(path: Path, keys: Mapping[str, Any] = NONE, shift: float = 1.0) -> Path:
+    source, texts = gemma3_source()
+    tensors = {}
+    for name, values in texts.items():
+        layer, module = place(name)
+        target = OF_ALL.get(name) or f"blk.{layer}.{GEMMA3_PARTS[module]}.weight"
+        is_norm = name.endswith("norm.weight")
+        tensors[target] = values.astype(np.float32) + np.float32(shift) if is_norm else values
+    return write(path, "gemma3", gemma3_keys(source.config) | dict(keys), tensors)
+
+
+def logits(source: Any, name: str) -> np.ndarray:
+    return np.asarray(stream(source, jnp.asarray(oracle(name)[0])))
+
+
+def assert_same_blocks(found: GgufModel, expected: Any) -> None:
+    """Compare all arrays of all layers, bit for bit."""
+    config = expected.config
+    for layer in range(config.n_layers):
+        for kind in config.layer_kinds(layer):
+            wanted = expected.block(kind, layer)
+            for name, array in found.weights.block(kind, layer).items():
+                np.testing.assert_array_equal(array, wanted[name], err_msg=f"{layer} {name}")
+    for kind in ("embed", "head"):
+        for name, array in found.weights.block(kind, 0).items():
+            np.testing.assert_array_equal(array, expected.block(kind, 0)[name], err_msg=name)
+
+
+def test_gemma3_is_the_same_model(tmp_path):
+    found, (expected, _) = load_gguf(write_gemma3(tmp_path / "gemma.gguf")), gemma3_source()
+    assert found.config == dataclasses.replace(
+        expected.config, name="gemma", released_format="f32", released_roles=None
+    )
+    assert_same_blocks(found, expected)
+
+
+@pytest.mark.slow
+def test_gemma3_has_the_same_logits_and_wrong_norms_are_seen(tmp_path):
+    expected = logits(gemma3_source()[0], "gemma3")
+    right = load_gguf(write_gemma3(tmp_path / "right.gguf")).weights
+    np.testing.assert_array_equal(logits(right, "gemma3"), expected)
+    for wrong in (
+        {"shift": 0.0},
+        {"keys": {"rope.freq_base_swa": 1e6}},
+        {"keys": {"attention.sliding_window_pattern": 2}},
+        {"keys": {"rope.scaling.factor": None}},
+    ):
+        source = load_gguf(write_gemma3(tmp_path / "wrong.gguf", **wrong)).weights
+        assert np.max(np.abs(logits(source, "gemma3") - expected)) > 50 * HF_BOUND, wrong
+
+
+def test_gemma3_has_the_defaults_of_llama_cpp(tmp_path):
+    """A full layer of each six, the bases 10,000, no scaling; without a window none slides."""
+    bare = ("sliding_window_pattern", "key_length", "value_length", "head_count_kv")
+    keys: dict[str, Any] = {f"attention.{key}": None for key in bare}
+    keys |= {"rope.freq_base": None, "rope.scaling.type": None, "rope.scaling.factor": None}
+    _, texts = gemma3_source()
+    width = 32 // 4  # of a head: a share of the model's width
+
+    def cut(name: str, values: np.ndarray) -> np.ndarray:
+        if "_norm.weight" in name and "self_attn" in name:
+            return values[:width]
+        if "self_attn" in name:
+            rows = 4 * width
+            return values[:, :rows] if "o_proj" in name else np.resize(values, (rows, 32))
+        return values
+
+    tensors = {}
+    for name, values in texts.items():
+        layer, module = place(name)
+        target = OF_ALL.get(name) or f"blk.{layer}.{GEMMA3_PARTS[module]}.weight"
+        tensors[target] = cut(name, values)
+    base = gemma3_keys(gemma3_source()[0].config) | keys
+    config = load_gguf(write(tmp_path / "bare.gguf", "gemma3", base, tensors)).config
+    assert config.sliding_layers == (0, 1, 2)
+    assert (config.attention.n_kv_heads, config.attention.head_dim) == (4, width)
+    assert config.rope.theta == config.sliding_rope.theta == 10_000.0
+    assert config.rope.scaling is None
+    full = load_gguf(write_gemma3(tmp_path / "full.gguf", {"attention.sliding_window": 0})).config
+    assert full.sliding_layers == ()
+    assert full.attention.window is None
+
+
+def test_the_27b_model_scales_queries_by_its_width(tmp_path):
+    """llama.cpp knows it by 62 layers; 5376 / 32 is Google's `query_pre_attn_scalar` of 168."""
+    config = gemma3_source()[0].config
+    keys = gemma3_keys(config) | {
+        "block_count": 62,
+        "embedding_length": 5376,
+        "attention.head_count": 32,
+        "attention.head_count_kv": 16,
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+    }
+    path = write(tmp_path / "big.gguf", "gemma3", keys, {})
+    metadata = Metadata(gguf.GGUFReader(path), path)
+    found = from_hf(config_keys("gemma3", metadata, is_tied=True, divisors=None))
+    assert found.attention.scale == pytest.approx(168**-0.5, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("final_logit_softcapping", 30.0),
+        ("attn_logit_softcapping", 50.0),
+        ("attention.value_length", 8),
+        ("attention.scale", 0.5),
+        ("attention.causal", False),
+        ("rope.dimension_count", 8),
+        ("rope.scaling.type", "yarn"),
+        ("rope.scaling.attn_factor", 0.5),
+        ("rope.scale_linear", 4.0),
+        ("expert_count", 4),
+        ("pooling_type", 1),
+    ],
+)
+def test_a_key_of_gemma3_that_is_not_modelled_is_refused(tmp_path, key, value):
+    path = write_gemma3(tmp_path / "odd.gguf", {key: value})
+    with pytest.raises(WeightsError, match=rf"odd\.gguf: key 'gemma3\.{key}'") as said:
+        load_gguf(path)
+    assert "\n" not in str(said.value)
+
+
+# --- DeepSeek-V3 and Kimi K2 ----------------------------------------------------------------------
+
+
+def deepseek2_keys(config: ModelConfig, is_split: bool) -> dict[str, Any]:
+    mla, moe, yarn = config.attention, config.moe, config.rope.scaling
+    keys = {
+        "context_length": config.max_position,
+        "embedding_length": config.d_model,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.d_ff,
+        "attention.head_count": mla.n_heads,
+        "attention.head_count_kv": 1 if is_split else mla.n_heads,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.q_lora_rank": mla.q_lora_rank,
+        "attention.kv_lora_rank": mla.kv_lora_rank,
+        "rope.dimension_count": mla.rope_head_dim,
+        "rope.freq_base": config.rope.theta,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": yarn.factor,
+        "rope.scaling.original_context_length": yarn.original_max_position,
+        "rope.scaling.yarn_log_multiplier": 0.1 * yarn.mscale_all_dim,
+        "rope.scaling.yarn_beta_fast": yarn.beta_fast,
+        "rope.scaling.yarn_beta_slow": yarn.beta_slow,
+        "expert_count": moe.n_experts,
+        "expert_used_count": moe.top_k,
+        "expert_shared_count": moe.n_shared,
+        "expert_feed_forward_length": moe.d_expert,
+        "expert_group_count": moe.n_groups,
+        "expert_group_used_count": moe.topk_groups,
+        "expert_weights_scale": moe.routed_scaling,
+        "expert_weights_norm": moe.normalise or None,
+        "expert_gating_func": 2,
+        "leading_dense_block_count": moe.n_dense_layers,
+        "vocab_size": config.vocab_size,
+        "tokenizer.ggml.bos_token_id": config.bos_token_id,
+        "tokenizer.ggml.eos_token_id": config.eos_token_ids[0],
+    }
+    if is_split:
+        lengths = {
+            "attention.key_length": mla.kv_lora_rank + mla.rope_head_dim,
+            "attention.value_length": mla.kv_lora_rank,
+            "attention.key_length_mla": mla.query_head_dim,
+            "attention.value_length_mla": mla.v_head_dim,
+        }
+    else:
+        lengths = {
+            "attention.key_length": mla.query_head_dim,
+            "attention.value_length": mla.v_head_dim,
+        }
+    return keys | lengths
+
+
+def deepseek2_tensors(folder: str, config: ModelConfig, is_split: bool) -> dict[str, np.ndarray]:
+    stored = load_file(TINY / folder / "model.safetensors")
+    mla, tensors = config.attention, {}
+    for name, values in stored.items():
+        layer, module = place(name)
+        if name in OF_ALL:
+            tensors[OF_ALL[name]] = values
+        elif int(layer) >= config.n_layers or ".experts." in module:
+            continue
+        elif module.endswith("e_score_correction_bias"):
+            tensors[f"blk.{layer}.exp_probs_b.bias"] = values
+        elif module == "self_attn.kv_b_proj" and is_split:
+            both = values.reshape(mla.n_heads, mla.nope_head_dim + mla.v_head_dim, -1)
+            keys, heads = np.split(both, [mla.nope_head_dim], axis=1)
+            tensors[f"blk.{layer}.attn_k_b.weight"] = keys.swapaxes(1, 2)
+            tensors[f"blk.{layer}.attn_v_b.weight"] = heads
+        else:
+            tensors[f"blk.{layer}.{DEEPSEEK_PARTS[module]}.weight"] = values
+    for layer in range(config.moe.n_dense_layers, config.n_layers):
+        for part in EXPERT_PARTS:
+            names = (
+                f"model.layers.{layer}.mlp.experts.{i}.{part}_proj.weight"
+                for i in range(config.moe.n_experts)
+            )
+            tensors[f"blk.{layer}.ffn_{part}_exps.weight"] = np.stack([stored[n] for n in names])
+    return tensors
+
+
+def write_deepseek2(
+    path: Path,
+    folder: str = "deepseek_v3",
+    *,
+    is_split: bool = True,
+    keys: Mapping[str, Any] = NONE,
+    tensors: Mapping[str, Any] = NONE,
+) -> Path:
+    """Write a tiny DeepSeek-V3; tensors given replace its own, and None leaves one out."""
+    config = from_hf(TINY / folder)
+    stored = deepseek2_tensors(folder, config, is_split) | dict(tensors)
+    stored = {name: values for name, values in stored.items() if values is not None}
+    return write(path, "deepseek2", deepseek2_keys(config, is_split) | dict(keys), stored)
+
+
+@pytest.mark.parametrize("is_split", [True, False], ids=["split", "whole"])
+@pytest.mark.parametrize("folder", ["deepseek_v3", "deepseek_v3_plain_queries", "kimi_k2"])
+def test_deepseek2_is_the_same_model(tmp_path, folder, is_split):
+    found = load_gguf(write_deepseek2(tmp_path / "deep.gguf", folder, is_split=is_split))
+    config = from_hf(TINY / folder)
+    assert found.config == dataclasses.replace(
+        config, name="deep", released_format="f32", released_roles=None, n_prediction_layers=0
+    )
+    stored = load_file(TINY / folder / "model.safetensors")
+    expected = from_hf_tensors(config, stored)
+    assert_same_blocks(found, expected)
+    for expert in range(config.moe.n_experts):
+        wanted = expected.expert(config.n_layers - 1, expert)
+        for name, array in found.weights.expert(config.n_layers - 1, expert).items():
+            np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_deepseek2_has_the_logits_of_transformers_and_mistakes_are_seen(tmp_path):
+    config = from_hf(TINY / "deepseek_v3")
+    right = load_gguf(write_deepseek2(tmp_path / "right.gguf")).weights
+    assert difference(logits(right, "deepseek_v3"), "deepseek_v3") < HF_BOUND
+    mla = config.attention
+    both = deepseek2_tensors("deepseek_v3", config, True)
+    turned = both["blk.1.attn_k_b.weight"]
+    pairs = both["blk.1.attn_q_b.weight"].reshape(mla.n_heads, mla.query_head_dim, -1).copy()
+    rotated = pairs[:, mla.nope_head_dim :]
+    pairs[:, mla.nope_head_dim :] = (
+        rotated.reshape(mla.n_heads, 2, -1, rotated.shape[-1]).swapaxes(1, 2).reshape(rotated.shape)
+    )
+    mistakes: dict[str, dict[str, Any]] = {
+        "log multiplier not divided by a tenth": {
+            "keys": {"rope.scaling.yarn_log_multiplier": 0.01}
+        },
+        "groups ignored": {"keys": {"expert_group_count": 1, "expert_group_used_count": 1}},
+        "rotated rows permuted": {"tensors": {"blk.1.attn_q_b.weight": pairs.reshape(-1, 24)}},
+        "keys not transposed": {
+            "tensors": {"blk.1.attn_k_b.weight": turned.swapaxes(1, 2).reshape(turned.shape)}
+        },
+        "weights not divided by their sum": {"keys": {"expert_weights_norm": None}},
+    }
+    for name, wrong in mistakes.items():
+        source = load_gguf(write_deepseek2(tmp_path / "wrong.gguf", **wrong)).weights
+        assert difference(logits(source, "deepseek_v3"), "deepseek_v3") > 50 * HF_BOUND, name
+
+
+def test_deepseek2_has_the_defaults_of_llama_cpp(tmp_path):
+    """No groups, no scale, weights as they are, betas of 32 and 1, the context as the original."""
+    absent = (
+        *("expert_group_count", "expert_group_used_count", "expert_weights_scale"),
+        *("expert_weights_norm", "rope.freq_base", "rope.scaling.yarn_beta_fast"),
+        *("rope.scaling.yarn_beta_slow", "rope.scaling.original_context_length"),
+    )
+    path = write_deepseek2(tmp_path / "bare.gguf", keys=dict.fromkeys(absent))
+    config = load_gguf(path).config
+    assert (config.moe.n_groups, config.moe.topk_groups) == (1, 1)
+    assert (config.moe.routed_scaling, config.moe.normalise) == (1.0, False)
+    yarn = config.rope.scaling
+    assert (config.rope.theta, yarn.beta_fast, yarn.beta_slow) == (10_000.0, 32.0, 1.0)
+    assert yarn.original_max_position == config.max_position
+    plain = {"rope.scaling.type": "none", "rope.scaling.factor": None}
+    path = write_deepseek2(tmp_path / "plain.gguf", keys=plain)
+    assert load_gguf(path).config.rope.scaling is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expert_gating_func", 1),
+        ("expert_gating_func", None),
+        ("attention.head_count_kv", 4),
+        ("attention.key_length", 16),
+        ("attention.value_length", 12),
+        ("attention.key_length_mla", 8),
+        ("rope.scaling.yarn_log_multiplier", None),
+        ("rope.scaling.yarn_attn_factor", 0.5),
+        ("rope.scaling.yarn_ext_factor", 0.5),
+        ("rope.scaling.type", "longrope"),
+        ("attention.temperature_scale", 0.1),
+        ("attention.causal", False),
+        ("nextn_predict_layers", 1),
+        ("expert_count", 0),
+        ("expert_shared_count", 0),
+    ],
+)
+def test_a_key_of_deepseek2_that_is_not_modelled_is_refused(tmp_path, key, value):
+    path = write_deepseek2(tmp_path / "odd.gguf", keys={key: value})
+    with pytest.raises(WeightsError, match=rf"odd\.gguf: key 'deepseek2\.{key}'") as said:
+        load_gguf(path)
+    assert "\n" not in str(said.value)
+
+
+def test_tensors_that_are_missing_or_too_many_are_named(tmp_path):
+    def refused(match: str, **changes: Any) -> None:
+        with pytest.raises(WeightsError, match=match):
+            load_gguf(write_deepseek2(tmp_path / "odd.gguf", tensors=changes))
+
+    refused(r"'blk\.1\.exp_probs_b\.bias' is missing", **{"blk.1.exp_probs_b.bias": None})
+    refused(r"'blk\.0\.attn_v_b\.weight' is missing", **{"blk.0.attn_v_b.weight": None})
+    refused(r"'blk\.0\.attn_k_b\.weight' is missing", **{"blk.0.attn_k_b.weight": None})
+    whole = np.zeros((80, 16), np.float32)
+    refused(r"layer 0 must have attn_kv_b\.weight or", **{"blk.0.attn_kv_b.weight": whole})
+    heads = np.zeros((4, 12, 8), np.float32)
+    refused(r"must have shapes of heads, latent, keys", **{"blk.0.attn_v_b.weight": heads})
+    flat = np.zeros((48, 16), np.float32)
+    refused(r"must have shapes of heads, latent, keys", **{"blk.0.attn_v_b.weight": flat})
+    table = np.ones(4, np.float32)
+    refused(r"'rope_freqs\.weight' does not go with", **{"rope_freqs.weight": table})
+    gate = np.zeros((4, 32), np.float32)
+    refused(r"'blk\.0\.attn_gate\.weight' is not part", **{"blk.0.attn_gate.weight": gate})
