@@ -2,11 +2,14 @@
 
 Read are e4m3 codes with a scale per 128x128 block (DeepSeek, Kimi K2), per row or per matrix; 4-bit
 integers with a scale per group of a row (compressed-tensors, Kimi K2 Thinking and K2.5); MXFP4
-(gpt-oss). Not read: zero points, codes of other widths, reordered groups; each is refused.
+(gpt-oss); NVFP4 (NVIDIA ModelOpt). Scales of activations beside them (`input_scale`, and of cached
+keys and values `k_scale` and `v_scale`) are known and not used: policies say how rows and caches
+are held. Not read: zero points, codes of other widths, reordered groups; each is refused.
 
 Source: DeepSeek-V3's `inference/kernel.py` (a block times its `weight_scale_inv`);
 `pack_to_int32` of vllm-project/compressed-tensors (the earliest code in the lowest bits, codes
-counted from -8); `convert_moe_packed_tensors` in transformers' `integrations/mxfp4.py`.
+counted from -8); `convert_moe_packed_tensors` in transformers' `integrations/mxfp4.py`;
+`ModelOptNvFp4W4A16LinearMethod` in vLLM (what `weight_scale` and `weight_scale_2` are of).
 """
 
 from collections.abc import Mapping
@@ -19,21 +22,25 @@ from jaxtyping import Float32, Int
 
 from lpu_jax.errors import WeightsError
 from lpu_jax.numerics.formats import FP16, FP32
-from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4, Scheme
+from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4, NVFP4, Scheme
 
 from .stored import Coded, Matrix, float32_values
 from .tensor import ArrayTensor, Tensor, quoted, unpacked
 
 #: What follows "weight" in the names of tensors that belong to a quantised matrix `<name>.weight`,
 #: and what follows the name of all experts' matrices of a layer.
-_COMPANIONS = ("_scale_inv", "_scale", "_packed", "_shape")
+_COMPANIONS = ("_scale_inv", "_scale", "_scale_2", "_packed", "_shape")
 _FUSED = ("_blocks", "_scales")
+#: What follows the name of a module: scales of what it is given, and of the cache of what it makes.
+_OF_INPUT = "input_scale"
+_OF_ROWS = (_OF_INPUT, "k_scale", "v_scale")
 
 _PLAIN = ("float16", "bfloat16", "float32", "float64")
 _SCALES = (*_PLAIN, "float8_e8m0fnu")
 _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _FP8_NAN = 0x7F  #: of either sign; e4m3fn has no infinity
 _FP8_BLOCK = 128
+_NVFP4_GROUP = 16
 _CODES_PER_WORD = 8
 _MXFP4_BLOCK_BYTES = 16
 
@@ -43,6 +50,9 @@ _CHUNK = 1 << 20
 
 def owner(name: str) -> str:
     """Return the name of the matrix to which a tensor of codes or scales belongs, or its own."""
+    module, _, last = name.rpartition(".")
+    if last in _OF_ROWS:
+        return f"{module}.weight"
     matrix, found, after = name.rpartition(".weight")
     if found and after in _COMPANIONS:
         return f"{matrix}.weight"
@@ -75,6 +85,8 @@ class StoredTensors:
             self._mxfp4(name, shape)
         elif len(shape) == 2 and self._is_fp8(name):
             self._fp8(name, shape)
+        elif len(shape) == 2 and self._is_nvfp4(name):
+            self._nvfp4(name, shape)
         else:
             self._plain(name, shape)
 
@@ -88,13 +100,16 @@ class StoredTensors:
             return self._read_int4(name, shape)
         if self._is_fp8(name):
             return self._read_fp8(name, shape)
+        if self._is_nvfp4(name):
+            return self._read_nvfp4(name, shape)
         return _finite(self._plain(name, shape), name)
 
     def rows(
         self, name: str, shape: tuple[int, ...], numbers: Int[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n columns"]:
         """Read some rows of a matrix as float32; of plain numbers, runs of neighbours at once."""
-        if self._is_fp8(name) or f"{name}_packed" in self._tensors:
+        is_coded = self._is_fp8(name) or self._is_nvfp4(name)
+        if is_coded or f"{name}_packed" in self._tensors:
             chosen: np.ndarray = float32_values(self.matrix(name, shape))[numbers]
             return chosen
         tensor = self._plain(name, shape)
@@ -123,16 +138,19 @@ class StoredTensors:
         """Read one of the vectors that lie in one tensor, as float32."""
         return float32_values(_finite(self._plain(name, shape).rows(index, index + 1), name)[0])
 
-    # Each of the next four finds a form's tensors and checks their shapes and types.
+    # Each of the next five finds a form's tensors and checks their shapes and types.
 
     def _plain(self, name: str, shape: tuple[int, ...]) -> Tensor:
         self._refuse_beside(name, _COMPANIONS)
+        if name.endswith(".weight"):
+            self._refuse_beside(name.removesuffix("weight"), (_OF_INPUT,), name)
         return self._find(name, shape, _PLAIN)
 
     def _fp8(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
         """Return codes, scales and the suffix of the scales' name."""
         codes = self._find(name, shape, (_FP8.name,))
-        self._refuse_beside(name, ("_packed", "_shape"))
+        self._refuse_beside(name, ("_packed", "_shape", "_scale_2"))
+        self._check_scales_of_rows(name)
         if f"{name}_scale" not in self._tensors:
             blocks = tuple(-(-length // _FP8_BLOCK) for length in shape)
             return codes, self._find(f"{name}_scale_inv", blocks, _SCALES), "_scale_inv"
@@ -142,7 +160,7 @@ class StoredTensors:
         return codes, self._find(f"{name}_scale", allowed, _SCALES), "_scale"
 
     def _int4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        self._refuse_beside(name, ("", "_scale_inv"), f"{name}_packed")
+        self._refuse_beside(name, ("", "_scale_inv", "_scale_2"), f"{name}_packed")
         rows, columns = shape
         words = -(-columns // _CODES_PER_WORD)
         packed = self._find(f"{name}_packed", (rows, words), ("int32",))
@@ -156,6 +174,16 @@ class StoredTensors:
             )
         self._find(f"{name}_shape", (2,), ("int32", "int64"))
         return packed, scales
+
+    def _nvfp4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes, scales of groups of a row, and the scale of the matrix."""
+        self._refuse_beside(name, ("_packed", "_shape", "_scale_inv"))
+        self._check_scales_of_rows(name)
+        rows, columns = shape
+        codes = self._find(name, (rows, -(-columns // 2)), ("uint8",))
+        groups = (rows, -(-columns // _NVFP4_GROUP))
+        scales = self._find(f"{name}_scale", groups, (_FP8.name,))
+        return codes, scales, self._one_number(f"{name}_scale_2")
 
     def _mxfp4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         self._refuse_beside(name, ("",), f"{name}_blocks")
@@ -175,6 +203,15 @@ class StoredTensors:
             of_rows = np.repeat(factors, _FP8_BLOCK, axis=0)[: shape[0]]
             return Coded(codes=values, scales=of_rows, scheme=FP8_BLOCK128)
         return values.astype(np.float32) * factors
+
+    def _read_nvfp4(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        packed, scales, scale = self._nvfp4(name, shape)
+        factors, factor = scales.read(), np.float32(scale.read().reshape(()))
+        _refuse_scales(factors, NVFP4, scales, f"{name}_scale")
+        with np.errstate(over="ignore", invalid="ignore"):
+            _refuse_scales(factors.astype(np.float32) * factor, NVFP4, scale, f"{name}_scale_2")
+        codes = unpacked(packed.read())[:, : shape[1]]
+        return Coded(codes=codes, scales=factors, scheme=NVFP4, tensor_scale=float(factor))
 
     def _read_int4(self, name: str, shape: tuple[int, ...]) -> Matrix:
         packed, scales = self._int4(name, shape)
@@ -207,6 +244,20 @@ class StoredTensors:
                     f"{where}: tensor {quoted(name + suffix)} does not go with "
                     f"{quoted(given or name)}, which is stored in another form."
                 )
+
+    def _is_nvfp4(self, name: str) -> bool:
+        has_scales = any(f"{name}{suffix}" in self._tensors for suffix in ("_scale", "_scale_2"))
+        return has_scales and name in self._tensors and self._tensor(name).dtype == np.uint8
+
+    def _one_number(self, name: str) -> Tensor:
+        """Find a tensor of one number in float32."""
+        given = self._tensor(name).shape
+        return self._find(name, given if given in ((), (1,)) else (), ("float32",))
+
+    def _check_scales_of_rows(self, name: str) -> None:
+        """Check the scale of what a narrow matrix is given, if it has one."""
+        if (of_input := name.removesuffix("weight") + _OF_INPUT) in self._tensors:
+            self._one_number(of_input)
 
     def _is_fp8(self, name: str) -> bool:
         return name in self._tensors and self._tensor(name).dtype == _FP8

@@ -25,10 +25,12 @@ class Coded:
     codes: np.ndarray
     scales: np.ndarray  #: `[*batch, out, groups]`
     scheme: Scheme
+    tensor_scale: float | None = None  #: of the whole matrix, for two-level schemes
 
     def values(self) -> np.ndarray:
         """Return the values in float32: code times scale, rounded once where it must be."""
-        return _values(self.codes, self.scales, self.scheme, axis=-1)
+        values = _values(self.codes, self.scales, self.scheme, axis=-1)
+        return values if self.tensor_scale is None else values * np.float32(self.tensor_scale)
 
 
 #: Plain numbers in the type of the file, or codes.
@@ -50,13 +52,18 @@ def moved(matrix: Matrix, move: Callable[[np.ndarray], np.ndarray]) -> Matrix:
 def joined(
     matrices: Sequence[Matrix], join: Callable[[Sequence[np.ndarray]], np.ndarray]
 ) -> Matrix:
-    """Stack matrices or concatenate their rows; they become plain unless stored in one scheme."""
+    """Stack matrices or concatenate their rows; they become plain unless stored in one scheme.
+
+    Nor may they have different scales of a whole matrix.
+    """
     coded = [matrix for matrix in matrices if isinstance(matrix, Coded)]
-    if len(coded) == len(matrices) and len({matrix.scheme for matrix in coded}) == 1:
+    kinds = {(matrix.scheme, matrix.tensor_scale) for matrix in coded}
+    if len(coded) == len(matrices) and len(kinds) == 1:
         return Coded(
             codes=join([matrix.codes for matrix in coded]),
             scales=join([matrix.scales for matrix in coded]),
             scheme=coded[0].scheme,
+            tensor_scale=coded[0].tensor_scale,
         )
     arrays = [matrix.values() if isinstance(matrix, Coded) else matrix for matrix in matrices]
     if len({array.dtype for array in arrays}) > 1:
@@ -82,7 +89,7 @@ def laid_out(matrix: Matrix, spec: ParamSpec, pattern: str, **sizes: int) -> Wei
     """
     if isinstance(matrix, Coded) and _groups_fit(spec, matrix.scheme):
         codes = packed(matrix.codes, pattern, **sizes)
-        return _quantised(codes, packed(matrix.scales, pattern, **sizes), matrix.scheme, spec)
+        return _quantised(codes, packed(matrix.scales, pattern, **sizes), matrix, spec)
     return packed(float32_values(matrix), pattern, **sizes)
 
 
@@ -95,7 +102,7 @@ def laid_across(matrix: Matrix, spec: ParamSpec, pattern: str) -> Weight:
     if scales is None or not isinstance(matrix, Coded):
         return packed(float32_values(matrix), pattern)
     codes = packed(matrix.codes, pattern)
-    return _quantised(codes, packed(scales, pattern), matrix.scheme, spec)
+    return _quantised(codes, packed(scales, pattern), matrix, spec)
 
 
 def _scales_across(matrix: Coded) -> np.ndarray | None:
@@ -111,10 +118,13 @@ def _scales_across(matrix: Coded) -> np.ndarray | None:
 
 
 def _quantised(
-    codes: np.ndarray, scales: np.ndarray, scheme: Scheme, spec: ParamSpec
+    codes: np.ndarray, scales: np.ndarray, matrix: Coded, spec: ParamSpec
 ) -> QuantizedArray:
+    """Return codes and scales in the dimensions of a parameter, of a matrix that was laid out."""
+    scheme, factor = matrix.scheme, matrix.tensor_scale
     assert (codes.shape, scales.shape) == (spec.shape, scales_shape(spec, scheme))
-    return QuantizedArray(codes=codes, scales=scales, scheme=scheme)
+    whole = None if factor is None else np.full(ones_shape(spec), factor, np.float32)
+    return QuantizedArray(codes=codes, scales=scales, tensor_scale=whole, scheme=scheme)
 
 
 def packed(array: np.ndarray, pattern: str, **sizes: int) -> np.ndarray:
@@ -141,6 +151,11 @@ def scales_shape(spec: ParamSpec, scheme: Scheme) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def ones_shape(spec: ParamSpec) -> tuple[int, ...]:
+    """Shape of one number per matrix in the dimensions of the weight."""
+    return (*spec.shape[: spec.batch], *(1,) * (len(spec.shape) - spec.batch))
+
+
 def one_of_batch(spec: ParamSpec) -> ParamSpec:
     """Describe one of the matrices that a parameter's first dimension counts."""
     return replace(spec, shape=spec.shape[1:], axes=spec.axes[1:], batch=spec.batch - 1)
@@ -156,14 +171,15 @@ def dequantised(weight: Weight) -> np.ndarray:
         weight: float32, returned as it is, or codes and scales as a file stores them.
 
     Fidelity:
-        Exact for MXFP4 and for int4 with 16-bit scales; fp8 is rounded once (RNE).
+        Exact for MXFP4 and for int4 with 16-bit scales; fp8 and NVFP4 are rounded once (RNE).
     """
     if not isinstance(weight, QuantizedArray):
         return weight
     codes, scales = np.asarray(weight.codes), np.asarray(weight.scales)
     lengths = enumerate(zip(codes.shape, scales.shape, strict=True))
     axis = next((axis for axis, (values, groups) in lengths if values != groups), 0)
-    return _values(codes, scales, weight.scheme, axis)
+    values = _values(codes, scales, weight.scheme, axis)
+    return values if weight.tensor_scale is None else values * np.asarray(weight.tensor_scale)
 
 
 def _values(codes: np.ndarray, scales: np.ndarray, scheme: Scheme, axis: int) -> np.ndarray:

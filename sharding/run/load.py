@@ -28,7 +28,7 @@ from models.layers.moe import ExpertSizes
 from models.params import ParamSpec, block_params, expert_params
 from models.policy import Policy
 from models.weights.source import WeightSource
-from models.weights.stored import dequantised, one_of_batch, scales_shape
+from models.weights.stored import dequantised, one_of_batch, ones_shape, scales_shape
 
 from ..axes import (
     chip_mesh,
@@ -205,7 +205,7 @@ def store_weight(
         stored,
         codes=np.asarray(stored.codes).reshape(spec.shape),
         scales=_reshaped(stored.scales, scales_shape(spec, scheme)),
-        tensor_scale=_reshaped(stored.tensor_scale, _ones_shape(spec)),
+        tensor_scale=_reshaped(stored.tensor_scale, ones_shape(spec)),
     )
 
 
@@ -216,11 +216,6 @@ _dequantize = jax.jit(dequantize)
 
 def _reshaped(leaf: Any, shape: tuple[int, ...]) -> Any:
     return None if leaf is None else np.asarray(leaf).reshape(shape)
-
-
-def _ones_shape(spec: ParamSpec) -> tuple[int, ...]:
-    """Shape of one number per matrix in the dimensions of the weight."""
-    return (*spec.shape[: spec.batch], *(1,) * (len(spec.shape) - spec.batch))
 
 
 def _as_matrices(weight: QuantizedArray, spec: ParamSpec) -> QuantizedArray:
