@@ -20,6 +20,7 @@ _PLAIN = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 USUAL_ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "fp8": ("attention", "dense", "expert", "shared"),
+        "fp8-column": ("attention", "dense", "expert", "shared"),
         "int4": ("expert",),
         "mxfp4": ("expert",),
         "nvfp4": ("attention", "dense", "expert", "shared"),
@@ -51,8 +52,8 @@ def read_released_format(
         indexed_layers: those with an index of their own.
 
     Returns:
-        "bf16", "fp16", "fp32", "fp8", "int4", "mxfp4", "nvfp4", or words for anything else; and the
-        roles that are narrow where they are not the usual ones of the format.
+        "bf16", "fp16", "fp32", "fp8", "fp8-column", "int4", "mxfp4", "nvfp4", or words for anything
+        else; and the roles that are narrow where they are not the usual ones of the format.
 
     Raises:
         ConfigError: a key of the wrong type, or a pattern that is not a regular expression.
@@ -143,7 +144,7 @@ def _modelopt(block: Keys) -> tuple[str, _Spares]:
         case "NVFP4" if weights.integer("group_size", default=16) == 16:
             return "nvfp4", spares
         case "FP8":
-            return "fp8 e4m3 with a scale of a whole matrix", spares
+            return "fp8-column", spares
     return f"modelopt {algorithm}".strip(), spares
 
 

@@ -32,6 +32,7 @@ from lpu_jax.numerics.accumulate import Carry
 from lpu_jax.numerics.schemes import (
     BF16_PLAIN,
     FP8_BLOCK128,
+    FP8_COLUMN,
     FP16_PLAIN,
     INT4_GROUP32,
     INT8_COLUMN,
@@ -246,6 +247,13 @@ FP8_ROWS = Policy(
     source="as fp8, with e4m3 rows, as DeepSeek-V3 multiplies (technical report, section 3.3); "
     "that rows have no scale of their own is assumed",
 )
+#: Of released files only.
+FP8_COLUMNS = Policy(
+    name="fp8-column",
+    weights=dict.fromkeys(_MATRICES, FP8_COLUMN),
+    source="NVIDIA ModelOpt's FP8: e4m3 with a scale per matrix, held as one per column; "
+    "embedding, head and router, released as bf16, are held as fp16",
+)
 INT8 = Policy(
     name="int8",
     weights=dict.fromkeys((*_MATRICES, "head"), INT8_COLUMN),
@@ -295,11 +303,18 @@ _BY_RELEASED_FORMAT = {
     "fp16": FP16,
     "bf16": BF16,
     "fp8": FP8,
+    "fp8-column": FP8_COLUMNS,
     "int4": INT4,
     "mxfp4": GPT_OSS,
     "nvfp4": NV4,
 }
-_RELEASED_SCHEMES = {"fp8": FP8_BLOCK128, "int4": INT4_GROUP32, "mxfp4": MXFP4, "nvfp4": NVFP4}
+_RELEASED_SCHEMES = {
+    "fp8": FP8_BLOCK128,
+    "fp8-column": FP8_COLUMN,
+    "int4": INT4_GROUP32,
+    "mxfp4": MXFP4,
+    "nvfp4": NVFP4,
+}
 
 
 def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:

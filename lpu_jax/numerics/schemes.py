@@ -294,6 +294,9 @@ INT4_GROUP32 = Scheme(name="int4", format=_INT4_SYMMETRIC, block_rows=32, scale_
 FP8_BLOCK128 = Scheme(
     name="fp8", format=E4M3FN, block_rows=128, block_columns=128, scale_format=FP32
 )
+#: Source: the released form of NVIDIA ModelOpt's FP8 (e4m3, an fp32 scale per matrix). A scale per
+#: column holds it too, of matrices that lie side by side, and one per row of a released matrix.
+FP8_COLUMN = Scheme(name="fp8_column", format=E4M3FN, scale_format=FP32)
 MXFP8_E4M3 = _mx("mxfp8_e4m3", E4M3FN)
 MXFP8_E5M2 = _mx("mxfp8_e5m2", E5M2)
 MXFP6_E3M2 = _mx("mxfp6_e3m2", E3M2)
@@ -319,6 +322,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
             INT8_TENSOR,
             INT4_GROUP32,
             FP8_BLOCK128,
+            FP8_COLUMN,
             MXFP8_E4M3,
             MXFP8_E5M2,
             MXFP6_E3M2,

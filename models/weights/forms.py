@@ -22,7 +22,7 @@ from jaxtyping import Float32, Int
 
 from lpu_jax.errors import WeightsError
 from lpu_jax.numerics.formats import FP16, FP32
-from lpu_jax.numerics.schemes import FP8_BLOCK128, INT4_GROUP32, MXFP4, NVFP4, Scheme
+from lpu_jax.numerics.schemes import FP8_BLOCK128, FP8_COLUMN, INT4_GROUP32, MXFP4, NVFP4, Scheme
 
 from .stored import Coded, Matrix, float32_values
 from .tensor import ArrayTensor, Tensor, quoted, unpacked
@@ -202,7 +202,8 @@ class StoredTensors:
         if suffix == "_scale_inv":
             of_rows = np.repeat(factors, _FP8_BLOCK, axis=0)[: shape[0]]
             return Coded(codes=values, scales=of_rows, scheme=FP8_BLOCK128)
-        return values.astype(np.float32) * factors
+        of_each_row = np.broadcast_to(factors.reshape(-1, 1), (shape[0], 1))
+        return Coded(codes=values, scales=np.ascontiguousarray(of_each_row), scheme=FP8_COLUMN)
 
     def _read_nvfp4(self, name: str, shape: tuple[int, ...]) -> Matrix:
         packed, scales, scale = self._nvfp4(name, shape)

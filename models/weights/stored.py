@@ -20,7 +20,10 @@ from ..params import ParamSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """A quantised matrix `[*batch, out, in]`: a scale per row and group of `scheme.block_rows`."""
+    """A quantised matrix `[*batch, out, in]`: a scale per row and group of `scheme.block_rows`.
+
+    Without such groups a row has one scale.
+    """
 
     codes: np.ndarray
     scales: np.ndarray  #: `[*batch, out, groups]`
@@ -89,8 +92,17 @@ def laid_out(matrix: Matrix, spec: ParamSpec, pattern: str, **sizes: int) -> Wei
     """
     if isinstance(matrix, Coded) and _groups_fit(spec, matrix.scheme):
         codes = packed(matrix.codes, pattern, **sizes)
-        return _quantised(codes, packed(matrix.scales, pattern, **sizes), matrix, spec)
+        return _quantised(codes, _packed_scales(matrix, spec, pattern, **sizes), matrix, spec)
     return packed(float32_values(matrix), pattern, **sizes)
+
+
+def _packed_scales(matrix: Coded, spec: ParamSpec, pattern: str, **sizes: int) -> np.ndarray:
+    """Bring scales into the dimensions of a parameter; those of a whole row belong to no part."""
+    if matrix.scheme.block_rows is not None:
+        return packed(matrix.scales, pattern, **sizes)
+    of_all = rearrange(np.broadcast_to(matrix.scales, matrix.codes.shape), pattern, **sizes)
+    first = (slice(None),) * spec.batch + (slice(1),) * spec.rows
+    return np.ascontiguousarray(of_all[first])
 
 
 def laid_across(matrix: Matrix, spec: ParamSpec, pattern: str) -> Weight:
@@ -191,6 +203,8 @@ def _values(codes: np.ndarray, scales: np.ndarray, scheme: Scheme, axis: int) ->
     # Taking values out of a table is much faster than converting 8-bit floating point numbers.
     of_code = np.arange(256, dtype=np.uint8).view(codes.dtype).astype(np.float32)
     values: np.ndarray = of_code[codes.view(np.uint8)]
+    if scheme.block_rows is None:
+        return values * scales.astype(np.float32)
     factors = np.moveaxis(scales.astype(np.float32), axis, 0)
     rows = np.moveaxis(values, axis, 0)
     block = 1 if len(factors) == len(rows) else scheme.row_granule

@@ -1,4 +1,4 @@
-"""Checkpoints of NVIDIA ModelOpt: NVFP4 kept bit for bit, decoded as the format's definition says.
+"""Checkpoints of NVIDIA ModelOpt: kept bit for bit, decoded as the definition of each form says.
 
 The decode here is `ml_dtypes`' and NumPy's, of bytes taken apart in Python.
 """
@@ -16,12 +16,12 @@ from safetensors.numpy import save_file
 
 from lpu_jax.errors import LpuError, WeightsError
 from lpu_jax.numerics.quantized import QuantizedArray, check
-from lpu_jax.numerics.schemes import NVFP4
-from models.params import expert_params
+from lpu_jax.numerics.schemes import FP8_COLUMN, NVFP4
+from models.params import block_params, expert_params
 from models.policy import policy_named
 from models.weights.checkpoint import open_checkpoint
 from models.weights.stored import dequantised, one_of_batch
-from sharding.run.load import store_expert, stored_values
+from sharding.run.load import store_block, store_expert, stored_values
 
 E4M3 = ml_dtypes.float8_e4m3fn
 D_MODEL, D_EXPERT, N_EXPERTS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 64, 32, 2, 4, 2, 16, 48
@@ -291,3 +291,97 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path, whole, wher
         for name, weight in expected.items():
             np.testing.assert_array_equal(dequantised(found[name]), dequantised(weight))
     assert "\n" not in said
+
+
+# --- FP8: e4m3 codes with a scale per matrix ------------------------------------------------------
+
+
+def with_fp8() -> dict[str, np.ndarray]:
+    """The checkpoint with all matrices of its layer in e4m3, each with a scale of its own."""
+    generator = np.random.default_rng(6)
+    found = tensors()
+    attention = {f"model.layers.0.self_attn.{part}_proj" for part in "qkvo"}
+    for name in (*sorted(attention), *matrices()):
+        rows, columns = matrices().get(name) or found[f"{name}.weight"].shape
+        codes = generator.integers(0, 256, (rows, columns), dtype=np.uint8)
+        codes[codes & 0x7F == 0x7F] = 0x7E  # NaN
+        found |= {
+            f"{name}.weight": codes.view(E4M3),
+            f"{name}.weight_scale": np.array(generator.uniform(1e-4, 1e-2), np.float32),
+            f"{name}.input_scale": np.array(0.01, np.float32),
+        }
+        found.pop(f"{name}.weight_scale_2", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fp8(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("modelopt") / "fp8"
+    folder.mkdir()
+    words = {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(words))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file(with_fp8(), folder / "model.safetensors")
+    return folder
+
+
+def test_fp8_codes_and_scales_are_kept_bit_for_bit(fp8):
+    checkpoint, found = open_checkpoint(fp8), with_fp8()
+    config = checkpoint.config
+    assert (config.released_format, config.released_roles) == ("fp8-column", None)
+    policy = policy_named("released", config)
+    stored = store_expert(checkpoint.weights, 0, 1, policy)
+    attention = store_block(checkpoint.weights, "attention", 0, policy).weights
+
+    def same(weight: Any, name: str, codes: np.ndarray, scales: np.ndarray) -> None:
+        """Compare a matrix `[out, in]` and the scales of its rows with the file's."""
+        assert isinstance(weight, QuantizedArray)
+        assert weight.scheme == FP8_COLUMN
+        whole = found[f"{name}.weight"]
+        np.testing.assert_array_equal(codes.view(np.uint8), whole.view(np.uint8))
+        assert set(scales.ravel().tolist()) == {float(found[f"{name}.weight_scale"])}
+        assert scales.size == whole.shape[0]
+
+    expert = "model.layers.0.mlp.experts.1."
+    both, down = stored["gate_up"], stored["down"]
+    same(both, f"{expert}gate_proj", both.codes[:, 0].T, both.scales[:, 0])
+    same(both, f"{expert}up_proj", both.codes[:, 1].T, both.scales[:, 1])
+    same(down, f"{expert}down_proj", down.codes.T, down.scales)
+    q, kv, o = (attention[name] for name in ("q", "kv", "o"))
+    heads = "model.layers.0.self_attn."
+    same(q, f"{heads}q_proj", q.codes.reshape(D_MODEL, -1).T, q.scales)
+    same(o, f"{heads}o_proj", o.codes.reshape(-1, D_MODEL).T, o.scales)
+    for i, part in enumerate("kv"):
+        of_part = kv.codes[:, :, i].reshape(D_MODEL, -1).T
+        same(kv, f"{heads}{part}_proj", of_part, kv.scales[:, :, i])
+
+
+def test_fp8_values_are_those_of_the_definition(fp8):
+    """Code times scale in float64, rounded once: also what the emulator makes of them."""
+    checkpoint, found = open_checkpoint(fp8), with_fp8()
+    policy = policy_named("released", checkpoint.config)
+    specs = block_params(checkpoint.config, "attention")
+
+    def values_of(name: str) -> np.ndarray:
+        exact = found[f"{name}.weight"].astype(np.float64) * float(found[f"{name}.weight_scale"])
+        return exact.astype(np.float32)
+
+    expected = values_of("model.layers.0.self_attn.o_proj").T
+    read = checkpoint.weights.block("attention", 0)["o"]
+    np.testing.assert_array_equal(dequantised(read).reshape(expected.shape), expected)
+    stored = store_block(checkpoint.weights, "attention", 0, policy).weights["o"]
+    np.testing.assert_array_equal(
+        stored_values(stored, specs["o"]).reshape(expected.shape), expected
+    )
+    plain = store_block(checkpoint.weights, "attention", 0, policy_named("float32")).weights["o"]
+    np.testing.assert_array_equal(plain.reshape(expected.shape), expected)
+
+
+def test_an_fp8_matrix_without_its_scale_is_refused(fp8, tmp_path):
+    for name in ("config.json", "hf_quant_config.json"):
+        (tmp_path / name).write_bytes((fp8 / name).read_bytes())
+    found = with_fp8()
+    del found[f"{DOWN}.weight_scale"]
+    save_file(found, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"down_proj\.weight_scale_inv' is missing"):
+        open_checkpoint(tmp_path)

@@ -228,7 +228,7 @@ def test_a_second_file_about_formats_is_not_overlooked(tmp_path):
     cfg = from_hf(tmp_path)
     assert (cfg.released_format, cfg.released_roles) == ("nvfp4", None)
     beside.write_text('{"quantization": {"quant_algo": "FP8"}}')
-    assert from_hf(tmp_path).released_format == "fp8 e4m3 with a scale of a whole matrix"
+    assert from_hf(tmp_path).released_format == "fp8-column"
     for text, message in (
         ('{"a": 1}', "'quantization' must be an object"),
         ("[1]", "must hold a JSON object"),
@@ -267,7 +267,7 @@ def test_nvfp4_of_modelopt_spares_what_its_patterns_name():
 def test_modelopt_is_known_by_its_algorithm():
     block = {"quant_algo": "FP8", "producer": {"name": "modelopt"}}
     fields = fields_of("llama-3.1-8b")
-    words = "fp8 e4m3 with a scale of a whole matrix"
+    words = "fp8-column"
     assert from_hf(fields | {"quantization_config": block}).released_format == words
     block |= {"quant_algo": "MIXED_PRECISION"}
     words = "modelopt MIXED_PRECISION"

@@ -45,7 +45,8 @@ def test_named_schemes_are_the_published_ones(name: str) -> None:
 def test_codes_lie_in_their_natural_types() -> None:
     types = {name: scheme.code_dtype.name for name, scheme in SCHEMES.items()}
     assert types == {
-        **{"fp16": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn"},
+        **{"fp16": "float16", "bf16": "bfloat16"},
+        **dict.fromkeys(("fp8", "fp8_column"), "float8_e4m3fn"),
         **dict.fromkeys(("int8", "int8_row", "int8_tensor", "int4", "mxint8"), "int8"),
         **dict.fromkeys(("msfp12", "msfp16"), "int8"),
         **{"mxfp8_e4m3": "float8_e4m3fn", "mxfp8_e5m2": "float8_e5m2"},
