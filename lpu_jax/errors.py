@@ -63,5 +63,7 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownNameError:
 
 
 def nearest(given: str, known: Iterable[str]) -> list[str]:
-    """Find the few known names that are most like one; none where none is near."""
-    return difflib.get_close_matches(given.lower(), sorted(known), n=_NEAREST_SHOWN, cutoff=0.5)
+    """Find the few known names that are most like one, in any case; none where none is near."""
+    by_lower = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(given.lower(), by_lower, n=_NEAREST_SHOWN, cutoff=0.5)
+    return [by_lower[name] for name in near]

@@ -6,6 +6,7 @@ and rules only; no weights. Text models only: of Kimi K2.5 the language part.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,10 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from lpu_jax.errors import ConfigError, unknown
+from lpu_jax.errors import ConfigError, nearest, unknown
 
 from .config import ModelConfig
 from .hf_config import from_hf, parts_left_out
+from .hub_ids import HUB_IDS, NAMES
 
 #: "published": the model's own file. "second-hand": fields that others report. "assumed": some
 #: fields are nowhere to be found and are inferred.
@@ -24,6 +26,8 @@ Status = Literal["published", "second-hand", "assumed"]
 
 _WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".gguf")
 _ALLOWED = "a model is a name, a config.json, or a folder that holds one"
+#: A model on the hub, behind its owner.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _CONFIGS = Path(__file__).parent / "configs"
 _AICONFIGURATOR = "config.json shipped in the PyPI package aiconfigurator-core 0.12.0 (NVIDIA)"
 
@@ -206,12 +210,13 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
     """Return a named model, or read a Hugging Face `config.json`.
 
     Args:
-        name_or_path: a key of `NAMED` (in any case), or the path of a `config.json` or of the
-            folder that holds one. A `Path`, and a word with a folder separator or ending in
-            `.json`, is always a path.
+        name_or_path: a key of `NAMED` or an id in `HUB_IDS` (in any case), or the path of a
+            `config.json` or of the folder that holds one. What exists is read, but for a key. A
+            `Path`, and a word that ends in `.json`, is always a path, and one with a folder
+            separator unless it is, or is like, an id.
 
     Raises:
-        UnknownNameError: if it is neither; the message has the nearest names.
+        UnknownNameError: if it is none of these; the message has the nearest names.
         ConfigError: if the file cannot be understood.
     """
     if not isinstance(name_or_path, str | os.PathLike):
@@ -219,16 +224,34 @@ def model(name_or_path: str | os.PathLike[str]) -> ModelConfig:
             f"model is of type {type(name_or_path).__name__}; it must be a name or a path."
         )
     text = os.fspath(name_or_path)
+    if (name := known_name(name_or_path)) is not None:
+        return _named(name)
     is_path = not isinstance(name_or_path, str) or os.sep in text or text.endswith(".json")
-    if not is_path and text.lower() in NAMED:
-        return _named(text.lower())
     if text.endswith(_WEIGHT_FILES):
         raise ConfigError(f"{text}: holds weights; {_ALLOWED}.")
     if os.path.isdir(text) and not os.path.exists(os.path.join(text, "config.json")):
         raise ConfigError(f"{text}: this folder has no config.json; {_ALLOWED}.")
+    if isinstance(name_or_path, str) and _is_like_an_id(text):
+        raise unknown("model", text, [ids[0] for ids in HUB_IDS.values()])
     if is_path or os.path.exists(text):
         return from_hf(text)
     raise unknown("model", text, tuple(NAMED))
+
+
+def known_name(name_or_path: str | os.PathLike[str]) -> str | None:
+    """Return the name of a model that is given by it, or by its id on the hub; None for others."""
+    if not isinstance(name_or_path, str):
+        return None
+    text = name_or_path.lower()
+    if text in NAMED:
+        return text
+    return None if os.path.exists(name_or_path) else NAMES.get(text)
+
+
+def _is_like_an_id(text: str) -> bool:
+    """Whether a word could be an id that was mistyped: it is no path, and an id is near."""
+    is_id = _HUB_ID.fullmatch(text) and not text.endswith(".json")
+    return bool(is_id) and not os.path.exists(text) and bool(nearest(text, NAMES))
 
 
 def left_out(name_or_path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -241,8 +264,8 @@ def left_out(name_or_path: str | os.PathLike[str]) -> tuple[str, ...]:
         UnknownNameError, ConfigError: as `model`.
     """
     n_layers = model(name_or_path).n_prediction_layers
-    own = NAMED.get(name_or_path.lower()) if isinstance(name_or_path, str) else None
-    parts = parts_left_out(name_or_path if own is None else _CONFIGS / own.file)
+    name = known_name(name_or_path)
+    parts = parts_left_out(name_or_path if name is None else _CONFIGS / NAMED[name].file)
     return (*parts, *([f"prediction layers ({n_layers})"] if n_layers else ()))
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def check(
     model: Annotated[
-        str, typer.Argument(help="Zoo name, path of a config.json, or of a checkpoint.")
+        str, typer.Argument(help="Zoo name or hub id, path of a config.json, or of a checkpoint.")
     ],
     system: Annotated[
         str | None,

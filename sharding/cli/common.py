@@ -46,7 +46,7 @@ from ..request import Request
 NO, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Result = TypeVar("Result")
 
-ModelName = Annotated[str, typer.Argument(help="Zoo name, or path of a config.json.")]
+ModelName = Annotated[str, typer.Argument(help="Zoo name, hub id, or path of a config.json.")]
 SystemName = Annotated[str, typer.Option("--system", help="System name, or path of a TOML file.")]
 Json = Annotated[
     str | None, typer.Option("--json", help="Write JSON to FILE; - for standard output alone.")
@@ -89,8 +89,8 @@ Acceptance = Annotated[
 DraftModel = Annotated[
     str | None,
     typer.Option(
-        help="Speculative decoding: zoo name, or path of a config.json, of the model that makes "
-        "the drafts, on chips of its own. Default: drafts cost nothing."
+        help="Speculative decoding: zoo name, hub id, or path of a config.json, of the model that "
+        "makes the drafts, on chips of its own. Default: drafts cost nothing."
     ),
 ]
 

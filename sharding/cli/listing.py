@@ -20,6 +20,7 @@ from lpu_jax.quantities import format_bytes, format_count
 from models import zoo
 from models.config import ModelConfig
 from models.hf_families import FAMILIES, WRAPPERS
+from models.hub_ids import HUB_IDS
 from models.params import n_active, n_parameters
 from models.released import released_bytes
 from models.zoo import NAMED, named_models
@@ -80,7 +81,8 @@ def _row(machine: Machine) -> tuple[str, ...]:
 
 def models(
     model: Annotated[
-        str | None, typer.Argument(help="Zoo name, or path of a config.json: describe that one.")
+        str | None,
+        typer.Argument(help="Zoo name, hub id, or path of a config.json: describe that one."),
     ] = None,
     types: Annotated[
         bool,
@@ -109,6 +111,8 @@ def models(
         notes = (
             [] if model is None else [f"Left out: {', '.join(listed[0].left_out) or 'nothing'}."]
         )
+        if model is not None and listed[0].hub_ids:
+            notes += [f"On the hub: {', '.join(listed[0].hub_ids)}."]
         notes += [
             f"Bytes of {one.cfg.name} are not known: no policy holds {one.cfg.released_format}; "
             "the policies that `--policy` names can be chosen instead."
@@ -151,16 +155,18 @@ class _Listed:
     cfg: ModelConfig
     status: str
     source: str
+    hub_ids: tuple[str, ...]
     left_out: tuple[str, ...]  #: of what its file describes
 
     @staticmethod
     def of(name_or_path: str) -> "_Listed":
         cfg = zoo.model(name_or_path)
-        named = NAMED.get(name_or_path.lower())
-        status, source = (
-            ("as given", name_or_path) if named is None else (named.status, named.source)
-        )
-        return _Listed(cfg, status, source, zoo.left_out(name_or_path))
+        name = zoo.known_name(name_or_path)
+        status, source = "as given", name_or_path
+        if name is not None:
+            status, source = NAMED[name].status, NAMED[name].source
+        ids = HUB_IDS.get(name or "", ())
+        return _Listed(cfg, status, source, ids, zoo.left_out(name_or_path))
 
     @property
     def bytes_released(self) -> float | None:
@@ -198,4 +204,5 @@ class _Listed:
             "left_out": list(self.left_out),
             "status": self.status,
             "source": self.source,
+            "hub_ids": list(self.hub_ids),
         }

@@ -10,7 +10,8 @@ from released_configs import CONFIGS
 
 from lpu_jax.errors import ConfigError, UnknownNameError
 from models.hf_config import from_hf
-from models.zoo import NAMED, model, named_models
+from models.hub_ids import HUB_IDS, NAMES
+from models.zoo import NAMED, known_name, left_out, model, named_models
 
 
 def test_every_file_has_a_name_and_every_name_a_file():
@@ -68,6 +69,49 @@ def test_an_unknown_name_lists_the_nearest():
         model("x" * 300)
     with pytest.raises(UnknownNameError, match=r"unknown model 'kimi-k3'.*kimi-k2"):
         model("kimi-k3")
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_a_model_is_found_by_every_id_it_has_on_the_hub(name):
+    """Case 6.6: what a user has at hand is the id; in any case, as names are."""
+    assert HUB_IDS[name]
+    for hub_id in HUB_IDS[name]:
+        assert known_name(hub_id) == known_name(hub_id.upper()) == name
+        assert model(hub_id) is model(name)
+        assert left_out(hub_id) == left_out(name)
+
+
+def test_an_id_stands_for_one_model():
+    ids = [hub_id.lower() for found in HUB_IDS.values() for hub_id in found]
+    assert len(ids) == len(set(ids)) == len(NAMES)
+    assert HUB_IDS.keys() == NAMED.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("moonshotai/Kimi-K2", "moonshotai/Kimi-K2-Instruct"),
+        ("deepseek-ai/DeepSeek-V4", "deepseek-ai/DeepSeek-V3"),
+        ("deepseek/DeepSeek-V3", "deepseek-ai/DeepSeek-V3"),
+        ("openai/gpt-oss-20B-", "openai/gpt-oss-20b"),
+        ("QWEN/qwen3-32", "Qwen/Qwen3-32B"),
+    ],
+)
+def test_a_wrong_id_names_the_nearest(given, meant):
+    with pytest.raises(UnknownNameError, match=f"unknown model '{given}'; nearest:") as said:
+        model(given)
+    assert meant in str(said.value)
+
+
+def test_a_folder_is_read_even_if_it_is_called_as_an_id(tmp_path, monkeypatch):
+    folder = tmp_path / "deepseek-ai" / "DeepSeek-V3"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes((CONFIGS / "llama-3.1-8b.json").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert model("deepseek-ai/DeepSeek-V3").family == "llama"
+    assert known_name("deepseek-ai/DeepSeek-V3") is None
+    with pytest.raises(ConfigError, match=r"some/where: cannot be read"):
+        model("some/where")
 
 
 def test_a_word_that_looks_like_a_path_is_one():
