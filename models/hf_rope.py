@@ -45,11 +45,11 @@ def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
         for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
             if keys.has(key):
                 raise keys.complain(key, "absent beside 'rope_parameters'")
+        parts = (modern.mapping(kind) for kind in ("full_attention", "sliding_attention"))
         full, local = (
-            {"rope_parameters": modern.values.get(kind) or {"rope_type": "default"}}
-            for kind in ("full_attention", "sliding_attention")
+            {"rope_parameters": {"rope_type": "default"} if part is None else part.values}
+            for part in parts
         )
-        modern.read.update(("full_attention", "sliding_attention"))
         modern.finish()
     share = {key: v for key, v in rules.defaults.items() if key == "partial_rotary_factor"}
     usual = (

@@ -78,6 +78,7 @@ def test_both_spellings_and_the_wrapper_are_one_model():
 
 
 def test_layers_without_marks_attend_to_all():
+    """As transformers 5.24 reads such a file: `layer_types` of its class is full attention."""
     left = {key: v for key, v in M3.items() if key != "sparse_attention_config"}
     cfg = from_hf(left)
     assert (cfg.blocked_layers, cfg.attention.block_index) == ((), None)

@@ -159,3 +159,17 @@ def test_letters_without_a_list_of_layers_are_refused():
     letters = {key: v for key, v in EXAONE.items() if key != "layer_types"}
     with pytest.raises(ConfigError, match="'sliding_window_pattern' must be a whole number"):
         from_hf(letters)
+
+
+@pytest.mark.parametrize("part", [0, "", [], False])
+def test_a_rotation_that_is_no_object_is_refused(part):
+    """Only null and an empty object say as little as a key that is absent."""
+    file = {key: v for key, v in OLMO3.items() if key not in ("rope_theta", "rope_scaling")}
+    base = {"rope_type": "default", "rope_theta": 5e5}
+    absent = from_hf(file | {"rope_parameters": {"sliding_attention": base}})
+    for none in (None, {}):
+        both = {"full_attention": none, "sliding_attention": base}
+        assert from_hf(file | {"rope_parameters": both}) == absent
+    wrong = {"full_attention": part, "sliding_attention": base}
+    with pytest.raises(ConfigError, match="'full_attention' must be an object or null; got"):
+        from_hf(file | {"rope_parameters": wrong})
