@@ -1,7 +1,7 @@
 # Everything runs in .venv, made here with nothing but Python 3.11 or newer, venv and make.
 #   make demo      the main job on a trillion-parameter model
 #   make test      the fast tests          make lint      format, lint, types, import arrows
-#   make weights   fetch SmolLM2-135M      make clean     remove what make made
+#   make weights   fetch SmolLM2-135M, or FETCH_ARGS=gemma-3-270m; make clean removes what make made
 #   make fuzz      random models, plans and policies against every promise of bits, without end
 #   make oracle    fresh tiny models against Hugging Face transformers, tensor-core sums against mmasim
 #                  (fetches torch)
@@ -50,7 +50,7 @@ fuzz: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ_ARGS)
 
 weights: $(VENV)/.installed
-	$(BIN)/python -m models.weights.fetch
+	$(BIN)/python -m models.weights.fetch $(FETCH_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

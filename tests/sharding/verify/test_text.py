@@ -19,8 +19,10 @@ from lpu_jax.errors import LpuError, PlanError
 from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.policy import POLICIES
-from models.reference import Transformer
-from models.weights.fetch import GGUF_NAME
+from models.reference import Transformer, stream
+from models.tokenizer_files import read_tokenizer
+from models.weights.checkpoint import open_checkpoint
+from models.weights.fetch import GEMMA_NAME, GGUF_NAME
 from models.weights.synthetic import SyntheticWeights
 from sharding.cli.main import main
 from sharding.files import read_text
@@ -249,6 +251,31 @@ def test_perplexity_of_the_real_model_is_hugging_faces(tmp_path):
     assert exact["perplexity"] == pytest.approx(PERPLEXITY, abs=1e-4 * PERPLEXITY)
     assert exact["kl_nats"] < 1e-8
     assert 0.001 < int8["weights_kl_nats"] < 0.01 < int8["kl_nats"] < 0.1
+
+
+#: Of transformers 5.24.0 with torch 2.14.1 in float32, whose Gemma 3 was given the tensors of the
+#: file as the `gguf` package decodes them, norms less one, over TEXT.
+GEMMA_PERPLEXITY = 37.378442
+GEMMA = REAL.with_name(GEMMA_NAME)
+ask_for_gemma = "`make weights FETCH_ARGS=gemma-3-270m` fetches it"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not GEMMA.is_file(), reason=f"{GEMMA} is not there; {ask_for_gemma}")
+def test_perplexity_of_a_real_gemma_3_is_hugging_faces():
+    """Windows, both rotations, norms and embedding of a file that llama.cpp's converter made."""
+    checkpoint = open_checkpoint(GEMMA)
+    config = checkpoint.config
+    assert config.sliding_layers == tuple(i for i in range(18) if (i + 1) % 6)
+    assert config.sliding_rope is not None
+    assert (config.rope.theta, config.sliding_rope.theta) == (1e6, 1e4)
+    tokens = read_tokenizer(checkpoint).encode(TEXT)
+    assert len(tokens) == 119
+    logits = np.asarray(stream(checkpoint.weights, jnp.asarray([tokens])))[0, :-1]
+    logits = logits - logits.max(-1, keepdims=True)
+    chosen = logits[np.arange(len(tokens) - 1), tokens[1:]]
+    loss = np.log(np.exp(logits).sum(-1, dtype=np.float64)) - chosen
+    assert math.exp(loss.mean()) == pytest.approx(GEMMA_PERPLEXITY, rel=1e-4)
 
 
 def test_the_gap_between_two_engines_is_that_of_the_next_tokens(monkeypatch):
