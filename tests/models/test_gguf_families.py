@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gguf_files import set_keys
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tiny_models import HF_BOUND, TINY, difference, oracle
 
-from lpu_jax.errors import WeightsError
+from lpu_jax.errors import LpuError, WeightsError
 from models.config import ModelConfig
 from models.hf_config import from_hf
 from models.reference import stream
@@ -458,3 +460,39 @@ def test_tensors_that_are_missing_or_too_many_are_named(tmp_path):
     refused(r"'rope_freqs\.weight' does not go with", **{"rope_freqs.weight": table})
     gate = np.zeros((4, 32), np.float32)
     refused(r"'blk\.0\.attn_gate\.weight' is not part", **{"blk.0.attn_gate.weight": gate})
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[write_gemma3, write_deepseek2])
+def whole(request, tmp_path_factory) -> bytes:
+    return request.param(tmp_path_factory.mktemp("gguf") / "whole.gguf").read_bytes()
+
+
+@settings(
+    max_examples=15, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    where=st.integers(0, 1 << 20),
+    byte=st.integers(0, 255),
+    what=st.sampled_from(("set", "drop", "repeat")),
+)
+def test_damage_is_read_or_refused(tmp_path, whole, where, byte, what):
+    """Before the numbers of the tensors, which have no checksum: any byte, never another error."""
+    stored = bytearray(whole)
+    at = where % (whole.index(b"token_embd.weight") + 4096)
+    size = 1 + byte % 8
+    changed = {"set": bytes([byte]), "drop": b"", "repeat": 2 * stored[at : at + size]}[what]
+    stored[at : at + (1 if what == "set" else size)] = changed
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(stored)
+    try:
+        found = load_gguf(path)
+        for layer in range(found.config.n_layers):
+            for kind in found.config.layer_kinds(layer):
+                found.weights.block(kind, layer)
+        said = ""
+    except LpuError as problem:
+        said = str(problem)
+    assert "\n" not in said

@@ -262,7 +262,7 @@ def test_scales_that_are_not_numbers_are_refused(tmp_path, part):
 
 
 @settings(
-    max_examples=30, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.integers(0, 1 << 20), st.integers(0, 255), st.sampled_from(("set", "cut", "drop")))
 def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path, whole, where, byte, what):
