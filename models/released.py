@@ -29,11 +29,12 @@ def released_bytes(model_cfg: ModelConfig) -> float:
     Fidelity:
         Approximate where matrices do not fill whole blocks: a share of a block's scale is counted.
         Biases that correct a choice of experts are counted at 16 bits; files may hold them in 32.
+        Scales of whole matrices and columns are not counted.
 
     Source:
         Formats of DeepSeek-V3 and Kimi K2 (e4m3, an fp32 scale per 128 x 128 block), Kimi K2.5
-        (int4, a 16-bit scale per 32), gpt-oss (MXFP4) and NVIDIA ModelOpt (NVFP4); what is left out
-        has 16 bits.
+        (int4, a 16-bit scale per 32), gpt-oss (MXFP4) and NVIDIA ModelOpt (NVFP4, FP8); what is
+        left out has 16 bits.
     """
     narrow = _narrow_bits(model_cfg)
 
