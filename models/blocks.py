@@ -26,6 +26,7 @@ from .block_leaves import (
 )
 from .config import MlaConfig, ModelConfig
 from .layers.blocked import blocked_attention
+from .layers.depth import with_depth
 from .layers.dispatch import Dispatch, exchanged_mixture
 from .layers.grouped import grouped_attention
 from .layers.indexed import following_attention, indexed_attention
@@ -91,9 +92,11 @@ def block_program(
     """
     row = BLOCK_KINDS[kind]
     own = policy.of_part(row.part)
-    return row.program(
+    program = row.program(
         _Variant(cfg=cfg, policy=own, split=split, dispatch=dispatch, experts=experts)
     )
+    has_depth = cfg.residual_block is not None and kind not in ("embed", "head")
+    return with_depth(program, cfg, own) if has_depth else program
 
 
 def block_arguments(
@@ -153,7 +156,7 @@ def _number(begins_as: Literal["first row", "chip"], axis: str) -> Leaf:
 
 def _hidden(variant: _Variant, sizes: Sizes) -> Leaf:
     batch, tokens = sizes.local["batch"], sizes.local["tokens"]
-    return _state(variant.policy.dtype, batch, tokens, variant.cfg.d_model)
+    return _state(variant.policy.dtype, batch, tokens, variant.cfg.hidden_width)
 
 
 def _embed_arguments(variant: _Variant, sizes: Sizes) -> tuple[Any, ...]:

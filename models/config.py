@@ -17,9 +17,11 @@ from lpu_jax.errors import ConfigError
 from .config_parts import BlockIndexConfig as BlockIndexConfig
 from .config_parts import GqaConfig as GqaConfig
 from .config_parts import Multipliers as Multipliers
-from .config_parts import require_positive
-from .hf_families import TENSOR_NAMES, Activation, Scoring
+from .config_parts import Situ as Situ
+from .config_parts import check_activation, require_positive
+from .hf_families import TENSOR_NAMES, Activation
 from .index_config import IndexConfig, check_block_index, check_index
+from .moe_config import MoeConfig as MoeConfig
 from .recurrent_config import RecurrentConfig as RecurrentConfig
 from .rope import RopeConfig
 
@@ -54,6 +56,7 @@ class MlaConfig:
     form: LatentForm = "absorbed"
     index: IndexConfig | None = None  #: tokens attend to what it finds, not to all positions
     gated: bool = False  #: the result of a head is multiplied by a sigmoid of the hidden state
+    gates_values: bool = False  #: likewise, each value of it by one of its own
 
     def __post_init__(self) -> None:
         require_positive(
@@ -72,6 +75,8 @@ class MlaConfig:
                 f"MlaConfig.form must be one of {', '.join(get_args(LatentForm))}, got "
                 f"{self.form!r}."
             )
+        if self.gated and self.gates_values:
+            raise ConfigError("heads must have a gate for each value or one for all, not both.")
         if self.index is not None and (self.form == "expanded" or self.q_lora_rank is None):
             raise ConfigError(
                 "sparse latent attention must have a latent of queries and be absorbed: its index "
@@ -94,112 +99,6 @@ class MlaConfig:
         if self.form == "expanded":
             return self.n_heads * (self.query_head_dim + self.v_head_dim)
         return self.kv_lora_rank + self.rope_head_dim
-
-
-def _check_activation(owner: str, activation: str) -> None:
-    if activation not in get_args(Activation):
-        raise ConfigError(
-            f"{owner}: activation must be one of {', '.join(get_args(Activation))}, got "
-            f"{activation!r}."
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MoeConfig:
-    """Mixture of experts and its router.
-
-    Experts lie in `n_groups` equal groups, of which a token may use `topk_groups`. `normalise`
-    divides the chosen scores by their sum; `routed_scaling` multiplies them afterwards. The first
-    `n_dense_layers` layers have a dense MLP instead, and so have all but each `interval`-th. The
-    defaults are the router of DeepSeek-V3 ("noaux_tc").
-
-    `swiglu_limit` makes experts, shared ones too, compute `(up + 1) * gate * sigmoid(swiglu_alpha *
-    gate)` with gate at most the limit and up between minus and plus the limit, as gpt-oss does;
-    None is plain SwiGLU. With a `d_latent` routed experts take and give rows of so many values: one
-    matrix before them makes these of the hidden state, one behind their sum is its way back.
-    """
-
-    n_experts: int
-    top_k: int
-    n_shared: int
-    d_expert: int
-    n_groups: int = 1
-    topk_groups: int = 1
-    routed_scaling: float = 1.0
-    normalise: bool = True
-    n_dense_layers: int = 0
-    interval: int = 1
-    scoring: Scoring = "sigmoid"
-    correction_bias: bool = True  #: added to the scores to choose experts, not to weigh them
-    router_offset: bool = False  #: the router's matrix has a bias of its own
-    expert_bias: bool = False  #: both matrices of every expert have biases
-    swiglu_limit: float | None = None
-    swiglu_alpha: float = 1.702
-    weighs_rows: bool = False  #: weights multiply what experts are given, not their results
-    activation: Activation = "silu"  #: of experts, shared ones too
-    #: Gemma 4: experts, shared ones and the router each have a norm of their own, and so have the
-    #: results of either kind of expert; a stored number scales each expert's weight.
-    has_own_norms: bool = False
-    gated_shared: bool = False  #: the shared experts' result is multiplied by a sigmoid of the row
-    d_latent: int | None = None
-
-    def __post_init__(self) -> None:
-        require_positive(
-            self, "n_experts", "top_k", "d_expert", "n_groups", "topk_groups", "interval"
-        )
-        if self.scoring not in get_args(Scoring):
-            raise ConfigError(
-                f"MoeConfig.scoring must be one of {', '.join(get_args(Scoring))}, got "
-                f"{self.scoring!r}."
-            )
-        if self.d_latent is not None:
-            require_positive(self, "d_latent")
-        if self.swiglu_limit is not None:
-            require_positive(self, "swiglu_limit", "swiglu_alpha")
-        _check_activation("MoeConfig", self.activation)
-        if self.activation != "silu" and (self.swiglu_limit is not None or self.gated_shared):
-            raise ConfigError(
-                f"clamped or gated experts have the activation silu, got {self.activation!r}."
-            )
-        if self.weighs_rows and self.expert_bias:
-            raise ConfigError("experts whose rows are weighed must have no biases, got True.")
-        if self.has_own_norms and not self.n_shared:
-            raise ConfigError("experts with norms of their own must have shared ones beside them.")
-        if self.n_shared < 0 or self.n_dense_layers < 0:
-            raise ConfigError(
-                f"n_shared and n_dense_layers must be 0 or more, got {self.n_shared} and "
-                f"{self.n_dense_layers}."
-            )
-        if self.n_experts % self.n_groups or self.topk_groups > self.n_groups:
-            raise ConfigError(
-                f"n_groups must divide n_experts and be at least topk_groups, got "
-                f"{self.n_experts} experts, {self.n_groups} groups, topk_groups "
-                f"{self.topk_groups}."
-            )
-        if self.n_groups > 1 and self.experts_per_group < 2:
-            raise ConfigError(
-                f"a group is scored by its two best experts, so groups need 2 experts or more, "
-                f"got {self.experts_per_group}."
-            )
-        if self.top_k > self.topk_groups * self.experts_per_group:
-            raise ConfigError(
-                f"top_k must fit in the chosen groups ({self.topk_groups} groups of "
-                f"{self.experts_per_group}), got {self.top_k}."
-            )
-
-    def is_in_layer(self, layer: int) -> bool:
-        """Whether layer `layer` (from 0) of a model has these experts."""
-        return layer >= self.n_dense_layers and not (layer + 1) % self.interval
-
-    @property
-    def experts_per_group(self) -> int:
-        """Experts in one routing group."""
-        return self.n_experts // self.n_groups
-
-    @property
-    def d_shared(self) -> int:
-        """Width of the shared experts together; 0 when there are none."""
-        return self.n_shared * self.d_expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +138,11 @@ class ModelConfig:
     blocked_layers: tuple[int, ...] = ()  #: layers that attend to blocks of positions, ascending
     multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = "silu"  #: of dense MLPs
+    situ: Situ | None = None  #: the numbers of that activation
+    #: Layers of a block of attention residuals: what a block is given is then a mean of the sums
+    #: that finished blocks of layers left and of the running one, weighed by a softmax over them
+    #: (`layers.depth`). None: it is the sum of all that was added.
+    residual_block: int | None = None
     clamps_dense: bool = False  #: these are clamped as the experts are
     norms_inputs: bool = True  #: blocks of layers RMS-normalise what they are given
     norms_results: bool = False  #: what a block adds is RMS-normalised before
@@ -266,7 +170,7 @@ class ModelConfig:
                 f"{self.name}: n_prediction_layers must be 0 or more, got "
                 f"{self.n_prediction_layers}."
             )
-        _check_activation(self.name, self.activation)
+        check_activation(self.name, self.activation, self.situ)
         if self.logit_cap is not None:
             require_positive(self, "logit_cap")
         if self.clamps_dense and (self.moe is None or self.moe.swiglu_limit is None):
@@ -275,6 +179,7 @@ class ModelConfig:
         self._check_rotation()
         self._check_windows()
         self._check_single_blocks()
+        self._check_residuals()
         index = getattr(self.attention, "index", None)
         others = self.sliding_layers + self.unrotated_layers + self.recurrent_layers
         check_index(self.name, index, self.following_layers, others, self.rope.dim)
@@ -324,6 +229,19 @@ class ModelConfig:
             raise ConfigError(
                 f"{self.name}: {name} is about layers with grouped attention, without experts or "
                 "with some that have norms of their own."
+            )
+
+    def _check_residuals(self) -> None:
+        """Refuse attention residuals beside what no model has with them."""
+        if self.residual_block is None:
+            return
+        require_positive(self, "residual_block")
+        attention = self.attention
+        is_plain = isinstance(attention, MlaConfig) and attention.index is None
+        if not is_plain or self.single_blocks or self.multipliers != Multipliers():
+            raise ConfigError(
+                f"{self.name}: residual_block is about models of latent attention to all positions "
+                "whose layers have two blocks each, without multipliers."
             )
 
     def _check_rotation(self) -> None:
@@ -467,6 +385,16 @@ class ModelConfig:
     def n_moe_layers(self) -> int:
         """Layers that hold experts."""
         return self.kind_counts.get("moe", 0)
+
+    @property
+    def n_states(self) -> int:
+        """States that pass from block to block: the embedding and a sum of each block of layers."""
+        return 1 if self.residual_block is None else 1 - -self.n_layers // self.residual_block
+
+    @property
+    def hidden_width(self) -> int:
+        """Values that pass from block to block for each token: all states, side by side."""
+        return self.n_states * self.d_model
 
     @property
     def d_routed(self) -> int:

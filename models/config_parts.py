@@ -1,10 +1,11 @@
-"""Parts of a model's description that stand alone: grouped attention, and constants that scale.
+"""Parts of a model's description that stand alone: grouped attention, constants, activations.
 
 `config` has the others, and the whole.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -12,6 +13,8 @@ from jaxtyping import Float64
 from lpu_jax.arguments import described
 from lpu_jax.errors import ConfigError
 from lpu_jax.predicates import is_number, is_whole
+
+from .hf_rules import Activation
 
 
 def require_positive(owner: object, *fields: str) -> None:
@@ -29,6 +32,42 @@ def require_positive(owner: object, *fields: str) -> None:
             raise ConfigError(f"{name} must be {kind}, got {described(value)}.")
         if value <= 0:
             raise ConfigError(f"{name} must be above 0, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situ:
+    """The activation of Kimi K3's MLPs: both gate and up projection are softly limited.
+
+    `limit * tanh(gate / limit) * sigmoid(gate) * up`, with `up_limit * tanh(up / up_limit)` in
+    place of `up` where there is an `up_limit`.
+
+    Source:
+        `SituAndMul` in vLLM 0.33, `model_executor/layers/activation.py`.
+    """
+
+    limit: float
+    up_limit: float | None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "limit", *(() if self.up_limit is None else ("up_limit",)))
+
+
+def check_activation(owner: str, activation: str, situ: Situ | None) -> None:
+    """Refuse an activation that does not exist, or whose numbers are missing.
+
+    Raises:
+        ConfigError: says which there are.
+    """
+    if activation not in get_args(Activation):
+        raise ConfigError(
+            f"{owner}: activation must be one of {', '.join(get_args(Activation))}, got "
+            f"{activation!r}."
+        )
+    if (activation == "situ") != isinstance(situ, Situ):
+        raise ConfigError(
+            f"{owner}: the activation situ, and no other, goes with a Situ; activation "
+            f"{activation!r} and {described(situ)} were given."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,13 @@ from typing import Any
 from lpu_jax.errors import ConfigError, nearest
 from lpu_jax.quantities import format_given
 
-from .config import GqaConfig, LayerKind, MlaConfig, ModelConfig, MoeConfig, Multipliers
+from .config import GqaConfig, LayerKind, MlaConfig, ModelConfig, MoeConfig, Multipliers, Situ
 from .hf_experts import read_experts
 from .hf_families import FAMILIES, TYPES_INSIDE, WRAPPERS
 from .hf_formats import read_released_format
 from .hf_index import read_index
 from .hf_keys import MOST_LAYERS, Keys
+from .hf_latent import read_mla
 from .hf_layers import (
     read_cap,
     read_chunks,
@@ -36,8 +37,6 @@ from .hf_recurrence import read_recurrence, read_single_blocks
 from .hf_rope import read_rope, rotation_parts
 from .hf_rules import ExpertRules, FamilyRules
 from .hf_step import read_step_heads, read_step_rotations, read_step_windows
-from .index_config import IndexConfig
-from .rope import RopeConfig, YarnScaling
 
 #: Keys that a multimodal file may have beside its language part, about the whole of it, and those
 #: about its other parts: towers, projectors, and where their tokens stand among those of the text.
@@ -52,7 +51,12 @@ _ABOUT_OTHER_PARTS = re.compile(
 #: A model's name on the hub, alone or behind its owner's; a path is none.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: What files call activations.
-_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
+_ACTIVATIONS = {
+    "silu": "silu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu2": "relu2",
+    "situ": "situ",
+}
 #: Spellings of what is added under the root of norms.
 _EPSILON = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon", "layernorm_epsilon")
 #: Where NVIDIA ModelOpt puts what others put into `quantization_config`.
@@ -76,6 +80,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     """
     keys = _open(source)
     model_type = keys.text("model_type")
+    if model_type == "kimi_linear" and keys.has("attn_res_block_size"):
+        model_type = "kimi_k3_text"  # whose files say the type of their predecessor
     if model_type not in FAMILIES:
         raise keys.complain("model_type", _known_types(model_type))
     rules = FAMILIES[model_type]
@@ -113,7 +119,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     index, following_layers = read_index(keys, rules, n_layers)
     if rules.is_latent:
         rope = read_rope(keys, rules, keys.integer("qk_rope_head_dim"))
-        attention = _read_mla(keys, rules, rope, index)
+        attention = read_mla(keys, rules, rope, index)
     else:
         attention = _read_gqa(keys, rules, window)
         local = attention
@@ -135,7 +141,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
             sliding_rope = read_rope(sliding, rules, local.head_dim)
         else:
             rope = read_rope(keys, rules, attention.head_dim)
-    moe = _read_mixture(keys, rules, n_layers, single_blocks)
+    situ = _read_situ(keys, rules)
+    moe = _read_mixture(keys, rules, n_layers, single_blocks, situ)
     bos_token_ids = keys.token_ids("bos_token_id")
     indexed_layers = blocked_layers or tuple(
         i for i in range(n_layers) if rules.has_index and i not in following_layers
@@ -167,6 +174,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
         blocked_layers=blocked_layers,
         multipliers=_read_multipliers(keys, rules),
         activation=rules.activation,
+        situ=situ,
+        residual_block=keys.integer("attn_res_block_size") if rules.is_kimi_k3 else None,
         clamps_dense=rules.is_minimax_m3,
         norms_inputs=rules.norms_inputs,
         norms_results=rules.is_gemma or rules.norms_results,
@@ -182,8 +191,22 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     return model_cfg
 
 
+def _read_situ(keys: Keys, rules: FamilyRules) -> Situ | None:
+    """Return the numbers of the activation SiTU, of a type that has it."""
+    if rules.activation != "situ":
+        return None
+    return Situ(
+        limit=keys.number("activation_situ_beta"),
+        up_limit=keys.optional_number("activation_situ_linear_beta"),
+    )
+
+
 def _read_mixture(
-    keys: Keys, rules: FamilyRules, n_layers: int, single_blocks: tuple[LayerKind, ...]
+    keys: Keys,
+    rules: FamilyRules,
+    n_layers: int,
+    single_blocks: tuple[LayerKind, ...],
+    situ: Situ | None,
 ) -> MoeConfig | None:
     """Return the experts; a file may describe some of which its layers have none."""
     has_none = bool(single_blocks) and "moe" not in single_blocks
@@ -191,7 +214,7 @@ def _read_mixture(
         return None
     if has_none and not keys.has("n_routed_experts"):
         return None
-    moe = read_experts(keys, rules.experts, n_layers, rules.activation)
+    moe = read_experts(keys, rules.experts, n_layers, rules.activation, situ)
     return None if has_none else moe
 
 
@@ -467,33 +490,3 @@ def _read_head_dim(keys: Keys, n_heads: int) -> int:
             "hidden_size", f"a multiple of num_attention_heads ({n_heads}) without a head_dim"
         )
     return width // n_heads
-
-
-def _read_mla(
-    keys: Keys, rules: FamilyRules, rope: RopeConfig, index: IndexConfig | None
-) -> MlaConfig:
-    n_heads = keys.integer("num_attention_heads")
-    keys.must_be("num_key_value_heads", n_heads)
-    keys.must_be("attention_bias", False)
-    temperature = 1.0
-    if isinstance(rope.scaling, YarnScaling) and rope.scaling.mscale_all_dim:
-        temperature = rope.scaling.temperature(rope.scaling.mscale_all_dim)
-    return MlaConfig(
-        n_heads=n_heads,
-        q_lora_rank=_read_query_rank(keys),
-        kv_lora_rank=keys.integer("kv_lora_rank"),
-        nope_head_dim=keys.integer("qk_nope_head_dim"),
-        rope_head_dim=rope.dim,
-        v_head_dim=keys.integer("v_head_dim"),
-        rope_temperature=temperature,
-        index=index,
-        gated=rules.is_bailing_hybrid,
-    )
-
-
-def _read_query_rank(keys: Keys) -> int | None:
-    """Return the width of the latent of queries; null says that they have none."""
-    keys.read.add("q_lora_rank")
-    is_said = "q_lora_rank" in keys.values or "q_lora_rank" in keys.defaults
-    is_null = is_said and not keys.has("q_lora_rank")
-    return None if is_null else keys.integer("q_lora_rank")

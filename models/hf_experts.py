@@ -4,7 +4,7 @@ Experts must fill every layer behind some leading dense ones, or every so-many-t
 are refused.
 """
 
-from .config import MoeConfig
+from .config import MoeConfig, Situ
 from .hf_keys import Keys
 from .hf_rules import Activation, ExpertRules
 from .hf_step import read_step_dense_layers
@@ -19,7 +19,11 @@ _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_exp
 
 
 def read_experts(
-    keys: Keys, rules: ExpertRules, n_layers: int, activation: Activation = "silu"
+    keys: Keys,
+    rules: ExpertRules,
+    n_layers: int,
+    activation: Activation = "silu",
+    situ: Situ | None = None,
 ) -> MoeConfig:
     """Read sizes and router of a mixture of experts.
 
@@ -28,6 +32,7 @@ def read_experts(
         rules: what the type of model fixes.
         n_layers: layers of the model.
         activation: of its MLPs.
+        situ: the numbers of that activation.
 
     Raises:
         ConfigError: a key is missing, of the wrong type, or asks for what is not modelled.
@@ -73,6 +78,8 @@ def read_experts(
         n_shared = _shared_of_own_width(keys, d_expert, "shared_intermediate_size")
     if rules.is_corrected:
         keys.must_be("use_routing_bias", True)
+    if rules.is_kimi_k3:  # of others it is not known whether they come before the norm
+        keys.must_be("routed_scaling_factor", 1.0)
     is_corrected = is_like and keys.boolean("moe_router_enable_expert_bias", default=True)
     return MoeConfig(
         n_experts=keys.integer(*_EXPERTS),
@@ -96,8 +103,17 @@ def read_experts(
         activation=activation,
         has_own_norms=rules.has_own_norms,
         gated_shared=rules.has_gated_shared,
-        d_latent=keys.optional_integer("moe_latent_size") if rules.is_nemotron_like else None,
+        d_latent=_latent_width(keys, rules),
+        latent_norm=rules.is_kimi_k3 and keys.boolean("latent_moe_use_norm", default=False),
+        situ=situ,
     )
+
+
+def _latent_width(keys: Keys, rules: ExpertRules) -> int | None:
+    """Return the width of the rows that experts take, where it is not the model's."""
+    if rules.is_nemotron_like:
+        return keys.optional_integer("moe_latent_size")
+    return keys.optional_integer("routed_expert_hidden_size") if rules.is_kimi_k3 else None
 
 
 def _scaling(keys: Keys, rules: ExpertRules) -> float:

@@ -23,6 +23,7 @@ from .hf_local_families import (
 )
 from .hf_recurrent_families import (
     BAILING_HYBRID,
+    KIMI_K3,
     KIMI_LINEAR,
     NEMOTRON_H,
     QWEN_3_5,
@@ -172,6 +173,7 @@ FAMILIES: Mapping[str, FamilyRules] = MappingProxyType(
         "qwen3_5_text": QWEN_3_5,
         "qwen3_5_moe_text": QWEN_3_5_MOE,
         "kimi_linear": KIMI_LINEAR,
+        "kimi_k3_text": KIMI_K3,
         "bailing_hybrid": BAILING_HYBRID,
         "smollm3": FamilyRules(
             family="smollm3",
@@ -358,7 +360,7 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
 
 #: Model types that wrap a model of the table above in `text_config`, beside a vision tower.
 WRAPPERS = (
-    *("kimi_k25", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("kimi_k25", "kimi_k3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
     *("gemma3", "gemma4", "llama4", "step3p7", "minimax_m3_vl"),
 )
 #: What is inside of wrappers whose text part may not say it.

@@ -27,6 +27,9 @@ USUAL_ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+#: What compressed-tensors calls blocks of 32 values that share a power of two.
+_MXFP4 = "mxfp4-pack-quantized"
+
 #: Whether a scheme leaves a module as it is, by the module's name.
 _Spares = Callable[[str], bool]
 
@@ -170,7 +173,9 @@ def _compressed(block: Keys) -> tuple[str, _Spares]:
         is_target = is_any or any(pattern.match(name) for pattern in targets)
         return not is_target or any(pattern.match(name) for pattern in ignored)
 
-    return _grid(weights), spares
+    grid = _grid(weights)
+    is_mx = _MXFP4 in (block.text("format", default=""), group.text("format", default=""))
+    return ("mxfp4" if is_mx and grid == "float4" else grid), spares
 
 
 def _spares_nothing(name: str) -> bool:
@@ -262,6 +267,7 @@ def _modules(
         "head": (names.head,),
     }
     if moe is not None:
-        latent = () if moe.d_latent is None else (names.latent_in, names.latent_out)
+        is_plain = moe.d_latent is None or (rules.experts is not None and rules.experts.is_kimi_k3)
+        latent = () if is_plain else (names.latent_in, names.latent_out)
         found["shared"] = of(layers["moe"], (*(shared if moe.n_shared else ()), *latent))
     return {role: modules for role, modules in found.items() if modules}

@@ -39,7 +39,7 @@ def read_recurrence(
         ConfigError: a key is missing, of the wrong type, or asks for what is not modelled.
     """
     if rules.is_kimi_linear:
-        return _read_kimi_delta(keys, n_layers)
+        return _read_kimi_delta(keys, rules, n_layers)
     if rules.is_bailing_hybrid:
         return _read_bounded_delta(keys), _read_layers(keys, n_layers, "layer_group_size")
     if rules.has_single_blocks:
@@ -124,7 +124,9 @@ def _read_step_limits(keys: Keys) -> tuple[float, float | None]:
     return least, None if most > _LARGEST else most
 
 
-def _read_kimi_delta(keys: Keys, n_layers: int) -> tuple[RecurrentConfig, tuple[int, ...]]:
+def _read_kimi_delta(
+    keys: Keys, rules: FamilyRules, n_layers: int
+) -> tuple[RecurrentConfig, tuple[int, ...]]:
     part = keys.mapping("linear_attn_config")
     if part is None:
         raise keys.complain("linear_attn_config", "an object")
@@ -133,6 +135,10 @@ def _read_kimi_delta(keys: Keys, n_layers: int) -> tuple[RecurrentConfig, tuple[
     if kda & full or kda | full != set(range(1, n_layers + 1)):
         raise part.complain("kda_layers", f"the layers from 1 to {n_layers} that do not attend")
     n_heads, width = part.integer("num_heads"), part.integer("head_dim")
+    bound = None
+    if rules.is_kimi_k3:
+        part.must_be("use_full_rank_gate", True)
+        bound = part.below_zero("gate_lower_bound") if part.has("gate_lower_bound") else None
     net = RecurrentConfig(
         n_key_heads=n_heads,
         n_value_heads=n_heads,
@@ -140,6 +146,8 @@ def _read_kimi_delta(keys: Keys, n_layers: int) -> tuple[RecurrentConfig, tuple[
         value_dim=width,
         taps=part.integer("short_conv_kernel_size", least=2),
         channel_rank=width,
+        is_gate_full=rules.is_kimi_k3,
+        decay_bound=bound,
     )
     part.finish()
     return net, tuple(sorted(layer - 1 for layer in kda))

@@ -86,6 +86,26 @@ KIMI_LINEAR = FamilyRules(
         shared="block_sparse_moe.shared_experts.",
     ),
 )
+#: Kimi K3's text part, whose files have the type of Kimi Linear. Nothing turns, so that the base of
+#: the rotation that its class has says nothing. Source: `models/kimi_k3` of vLLM 0.33; that no
+#: format narrows the ways into the experts' space and back is read off it too.
+KIMI_K3 = replace(
+    KIMI_LINEAR,
+    family="kimi_k3",
+    is_kimi_k3=True,
+    activation="situ",
+    experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True, is_kimi_k3=True),
+    defaults={"rope_theta": 10_000.0},
+    names=replace(
+        KIMI_LINEAR.names,
+        recurrent=tuple(
+            f"self_attn.{part}_proj" for part in ("q", "k", "v", "f_a", "f_b", "g", "b")
+        ),
+        latent_in="block_sparse_moe.routed_expert_down_proj",
+        latent_norm="block_sparse_moe.routed_expert_norm",
+        latent_out="block_sparse_moe.routed_expert_up_proj",
+    ),
+)
 
 #: Ling 3. Files of Ling 2.5 and 2.6 have this type too, and layers of another recurrence: they name
 #: another class, and keys that are not read. Source of the names: `conversion_mapping` of

@@ -13,8 +13,9 @@ from .tensor_names import TensorNames
 #: softmax over the chosen logits only, or the sigmoid of each.
 Scoring = Literal["sigmoid", "softmax", "softmax_after_top_k", "sigmoid_after_top_k"]
 #: What the gates of MLPs go through: the logistic function times its argument, or GELU in its tanh
-#: form; or there are no gates, and the up projection itself is squared where it is above 0.
-Activation = Literal["silu", "gelu_tanh", "relu2"]
+#: form; or there are no gates, and the up projection itself is squared where it is above 0; or both
+#: are softly limited, as `config_parts.Situ` says.
+Activation = Literal["silu", "gelu_tanh", "relu2", "situ"]
 
 
 def up_matrices(activation: Activation) -> int:
@@ -52,6 +53,9 @@ class ExpertRules:
     #: As `is_deepseek_like`, but the file lists the layers that have experts, experts may work in a
     #: narrower space, and the shared one has a width of its own.
     is_nemotron_like: bool = False
+    #: Experts may work in a narrower space, whose sums may be normalised; a format of the file does
+    #: not narrow the ways into it and back.
+    is_kimi_k3: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,9 @@ class FamilyRules:
     has_single_blocks: bool = False
     #: Recurrent layers are Kimi Delta Attention, which the file lists, and nothing is rotated.
     is_kimi_linear: bool = False
+    #: Kimi K3: likewise; gates come by one matrix, decays have a bound, every value of latent
+    #: attention has a gate, and blocks are given means of what blocks of layers added.
+    is_kimi_k3: bool = False
     #: Ling 3: likewise, by matrices of full rank and with a bound of its decays, but for the last
     #: layer of each group; latent attention is rotated, and gated by head.
     is_bailing_hybrid: bool = False

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from lpu_jax.errors import ConfigError, unknown
 
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
+from .depth import NORM, QUERY, STATES
 from .hf_families import up_matrices
 
 Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
@@ -51,6 +52,7 @@ class ParamSpec:
         batch: how many leading dimensions count separate matrices (experts; heads of k_b, v_b).
         role: what the precision policy calls it.
         std: standard deviation of a random initial value; 0 for norms, which start near 1.
+        is_number: whole numbers that follow from the configuration and count as no parameters.
     """
 
     shape: tuple[int, ...]
@@ -59,11 +61,12 @@ class ParamSpec:
     role: Role
     std: float
     batch: int = 0
+    is_number: bool = False
 
     @property
     def n_values(self) -> int:
         """Number of parameters."""
-        return math.prod(self.shape)
+        return 0 if self.is_number else math.prod(self.shape)
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:
@@ -134,7 +137,22 @@ def block_params(model_cfg: ModelConfig, kind: str) -> Mapping[str, ParamSpec]:
 @cache
 def _params_of(model_cfg: ModelConfig, kind: str) -> Mapping[str, ParamSpec]:
     """Describe the parameters of a block once; whoever asks shares the answer."""
-    return MappingProxyType(_PARAMS[kind](model_cfg))
+    return MappingProxyType(_PARAMS[kind](model_cfg) | _of_depth(model_cfg, kind))
+
+
+def _of_depth(model_cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
+    """Describe what weighs the states that a block reads, in a model with attention residuals.
+
+    The query is a vector, kept in fp32 as norms are.
+    """
+    if model_cfg.residual_block is None or kind == "embed":
+        return {}
+    d_model = model_cfg.d_model
+    query = replace(_bias("attention", (d_model, None)), std=d_model**-0.5)
+    params = {NORM: _norm(d_model), QUERY: query}
+    if kind != "head":
+        params[STATES] = replace(_norm(2), is_number=True)
+    return params
 
 
 def _embed(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
@@ -225,9 +243,9 @@ def _recurrence(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
 
     Of `qk` come queries and keys, of `vz` values and gates, of `ba` rates and decays: narrow, and
     what the whole state is multiplied by, so that formats spare them as they spare routers. With
-    decays of channels, these and gates come through `fg_a`, or decays by `f` alone. Mamba2 has no
-    decays of their own, and its rates are columns of the matrix that makes all the rest, which
-    formats take as one.
+    decays of channels, these and gates come through `fg_a`, or decays alone through `f_a` or by
+    `f`. Mamba2 has no decays of their own, and its rates are columns of the matrix that makes all
+    the rest, which formats take as one.
     """
     heads, per_key, value_dim = *_heads(net), net.value_dim
     convolved = replace(_bias("attention", heads), std=net.taps**-0.5)
@@ -279,6 +297,13 @@ def _of_gates(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
     rank = net.channel_rank
     if rank is None:
         return {"vz": vz, "ba": _matrix("router", d_model, 2, heads, per_key)}
+    if net.is_gate_full:
+        return {
+            "vz": vz,
+            "f_a": _matrix("attention", d_model, rank),
+            "f_b": _matrix("attention", rank, heads, per_key, net.key_dim),
+            "b": _matrix("router", d_model, heads, per_key),
+        }
     return {
         "v": _matrix("attention", d_model, heads, per_key, net.value_dim),
         "fg_a": _matrix("attention", d_model, 2, rank),
@@ -306,6 +331,8 @@ def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
         of_queries = {"q_norm": _norm(mla.q_lora_rank)}
         d_query, narrow = mla.q_lora_rank, mla.q_lora_rank + narrow
     of_gate = {"gate": _matrix("attention", d_model, heads)} if mla.gated else {}
+    if mla.gates_values:
+        of_gate = {"gate": _matrix("attention", d_model, heads, mla.v_head_dim)}
     return {
         "norm": _norm(d_model),
         "a": _matrix("attention", d_model, narrow),
@@ -387,6 +414,8 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     if moe.d_latent is not None:
         # Every row passes them, as it passes the shared expert.
         params["latent_in"] = _matrix("shared", d_model, (moe.d_latent, "latent"))
+        if moe.latent_norm:
+            params["latent_norm"] = _norm(moe.d_latent)
         params["latent_out"] = _matrix("shared", moe.d_latent, (d_model, "latent_d_out"))
     params |= expert_params(d_model, moe)
     if moe.n_shared:

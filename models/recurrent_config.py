@@ -23,7 +23,7 @@ class RecurrentConfig:
     tokens each. By the rule "delta" it is Gated DeltaNet; with a `channel_rank` Kimi Delta
     Attention: every key channel has a decay of its own, decays and gates come through so many
     values each, and gates are sigmoids. If it `is_full_rank`, they come by one matrix each instead,
-    as in Ling 3.
+    as in Ling 3; if it `is_gate_full`, as in Kimi K3, gates alone do.
 
     By the rule "mamba2" queries, keys and rates are what its paper calls C, B and steps. A decay
     follows from its step, convolutions have biases, each head adds its value times a number to its
@@ -37,6 +37,7 @@ class RecurrentConfig:
     taps: int
     channel_rank: int | None = None
     is_full_rank: bool = False
+    is_gate_full: bool = False
     #: Logarithms of decays are this number, below 0, times a sigmoid: none forgets faster.
     decay_bound: float | None = None
     rule: RecurrentRule = "delta"
@@ -73,6 +74,8 @@ class RecurrentConfig:
     def _check_channels(self) -> None:
         if self.is_full_rank and (self.rule != "delta" or self.channel_rank is not None):
             raise ConfigError("is_full_rank is about the rule delta, and has no channel_rank.")
+        if self.is_gate_full and self.channel_rank is None:
+            raise ConfigError("is_gate_full is about gates beside decays that have a channel_rank.")
         bound = self.decay_bound
         if bound is None:
             return

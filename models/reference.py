@@ -18,6 +18,7 @@ from lpu_jax.errors import ConfigError
 from .config import GqaConfig, MlaConfig, ModelConfig
 from .params import Kind, block_params, expert_params
 from .reference_attention import GqaAttention, MlaAttention
+from .reference_depth import Depth, WithDepth, first_states
 from .reference_index import BlockedAttention, Seen, SparseAttention
 from .reference_mixture import Mlp, Moe
 from .reference_parts import Hidden, Params, RmsNorm, capped, contract, param
@@ -31,11 +32,11 @@ class Embed(nnx.Module):
 
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
         self.table = param(params, "table")
-        self.multiplier = model_cfg.multipliers.embedding
+        self.multiplier, self.n_states = model_cfg.multipliers.embedding, model_cfg.n_states
 
     def __call__(self, tokens: Int[Array, "b t"]) -> Hidden:
         """Look up each token."""
-        return self.multiplier * self.table[tokens]
+        return first_states(self.multiplier * self.table[tokens], self.n_states)
 
 
 class Head(nnx.Module):
@@ -43,18 +44,21 @@ class Head(nnx.Module):
 
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
         self.norm = RmsNorm(params, "norm", model_cfg.norm_eps)
+        self.depth = Depth(model_cfg, params)
         self.out = param(params, "out")
         self.divisor, self.cap = model_cfg.multipliers.logits, model_cfg.logit_cap
 
     def __call__(self, x: Hidden) -> Float32[Array, "b t vocab"]:
         """Return the logits of every position."""
-        logits = contract("btd,dv->btv", self.norm(x), self.out[...]) / self.divisor
+        given = self.norm(self.depth.given(x))
+        logits = contract("btd,dv->btv", given, self.out[...]) / self.divisor
         return capped(logits, self.cap)
 
 
 Module = (
     Embed | GqaAttention | MlaAttention | SparseAttention | DeltaNet | Mamba2 | Mlp | Moe | Head
-)
+    | WithDepth
+)  # fmt: skip
 
 
 def advanced(module: Module, x: Array, seen: Seen | None) -> tuple[Array, Seen | None]:
@@ -93,6 +97,23 @@ def reference_block(
     missing = set(block_params(model_cfg, kind)).difference(params)
     if missing:
         raise ConfigError(f"a {kind} block needs parameter {min(missing)!r}; it is missing.")
+    block = bare_block(model_cfg, kind, params, held)
+    if model_cfg.residual_block is None or isinstance(block, Embed | Head):
+        return block
+    return WithDepth(model_cfg, params, block)
+
+
+def bare_block(
+    model_cfg: ModelConfig, kind: str, params: Params, held: tuple[int, ...] | None = None
+) -> Any:
+    """Build a block as `reference_block` does, without attention residuals around it.
+
+    Args:
+        model_cfg: likewise.
+        kind: likewise.
+        params: likewise; none is missing.
+        held: likewise.
+    """
     attention, moe = model_cfg.attention_of(kind), model_cfg.moe
     match kind:
         case "embed":

@@ -177,9 +177,10 @@ class MlaAttention(nnx.Module):
             self.kv_b = param(params, "kv_b")
         else:
             self.k_b, self.v_b = param(params, "k_b"), param(params, "v_b")
-        if mla.gated:
+        if mla.gated or mla.gates_values:
             self.gate = param(params, "gate")
         self.mla, self.rope = mla, rope
+        self.result = Result(model_cfg, params)
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt, causally."""
@@ -187,8 +188,10 @@ class MlaAttention(nnx.Module):
         of_query, latent, key_rope = self.narrow(normed)
         gate = None
         if self.mla.gated:
-            gate = jax.nn.sigmoid(contract("btd,dn->btn", normed, self.gate[...]))
-        return x + self.mixed(of_query, latent, key_rope, None, gate)
+            gate = jax.nn.sigmoid(contract("btd,dn->btn", normed, self.gate[...]))[..., None]
+        if self.mla.gates_values:
+            gate = jax.nn.sigmoid(contract("btd,dnv->btnv", normed, self.gate[...]))
+        return self.result(x, self.mixed(of_query, latent, key_rope, None, gate))
 
     def narrow(
         self, normed: Hidden
@@ -208,7 +211,7 @@ class MlaAttention(nnx.Module):
         latent: Float32[Array, "b t c"],
         key_rope: Float32[Array, "b t rope"],
         seen: Bool[Array, "b t s"] | None,
-        gate: Float32[Array, "b t n"] | None = None,
+        gate: Float32[Array, "b t n _"] | None = None,
     ) -> Hidden:
         """Attend, to all past keys or to those that are seen alone; project the gated heads."""
         mla = self.mla
@@ -227,7 +230,7 @@ class MlaAttention(nnx.Module):
         if seen is not None:
             scores = jnp.where(seen[:, None], scores, -jnp.inf)
         mixed = contract("bnts,bsnv->btnv", causal_softmax(scores), value)
-        mixed = mixed if gate is None else mixed * gate[..., None]
+        mixed = mixed if gate is None else mixed * gate
         return contract("btnv,nvd->btd", mixed, self.o[...])
 
     def _of_latent(

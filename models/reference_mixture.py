@@ -11,17 +11,24 @@ from jaxtyping import Array, Float32, Int
 
 from lpu_jax.errors import ConfigError
 
-from .config import ModelConfig, MoeConfig
+from .config import ModelConfig, MoeConfig, Situ
 from .hf_families import Activation
-from .reference_parts import Hidden, Params, Result, RmsNorm, contract, input_norm, param
+from .reference_parts import Hidden, Params, Result, RmsNorm, capped, contract, input_norm, param
 
 
-def activated(both: Float32[Array, "b t n f"], activation: Activation) -> Float32[Array, "b t f"]:
-    """Return `silu(gate) * up`, `gelu(gate) * up` with GELU in its tanh form, or `max(up, 0)²`."""
+def activated(
+    both: Float32[Array, "b t n f"], activation: Activation, situ: Situ | None = None
+) -> Float32[Array, "b t f"]:
+    """Return `silu(gate) * up`, `gelu(gate) * up` with GELU in its tanh form, or `max(up, 0)²`.
+
+    Of SiTU, whose numbers are given, gate and up have limits: see `Situ`.
+    """
     if activation == "relu2":
         found: Array = jnp.square(jnp.maximum(both[:, :, 0], 0.0))
         return found
     gate, up = rearrange(both, "b t c f -> c b t f")
+    if situ is not None:
+        return capped(gate, situ.limit) * jax.nn.sigmoid(gate) * capped(up, situ.up_limit)
     bent = jax.nn.silu(gate) if activation == "silu" else jax.nn.gelu(gate, approximate=True)
     product: Array = bent * up
     return product
@@ -30,7 +37,7 @@ def activated(both: Float32[Array, "b t n f"], activation: Activation) -> Float3
 def of_experts(both: Float32[Array, "b t n f"], moe: MoeConfig) -> Float32[Array, "b t f"]:
     """Return that, or `(up + 1) * gate * sigmoid(alpha * gate)` of experts that are clamped."""
     if moe.swiglu_limit is None:
-        return activated(both, moe.activation)
+        return activated(both, moe.activation, moe.situ)
     gate, up = rearrange(both, "b t c f -> c b t f")
     gate = jnp.minimum(gate, moe.swiglu_limit)
     up = jnp.clip(up, -moe.swiglu_limit, moe.swiglu_limit)
@@ -45,14 +52,14 @@ class Mlp(nnx.Module):
         self.norm = input_norm(model_cfg, params)
         self.gate_up, self.down = (param(params, name) for name in ("gate_up", "down"))
         self.result = Result(model_cfg, params)
-        self.activation = model_cfg.activation
+        self.activation, self.situ = model_cfg.activation, model_cfg.situ
         self.clamped = model_cfg.moe if model_cfg.clamps_dense else None
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on every token."""
         both = contract("btd,dcf->btcf", self.norm(x), self.gate_up[...])
         if self.clamped is None:
-            hidden = activated(both, self.activation)
+            hidden = activated(both, self.activation, self.situ)
         else:
             hidden = of_experts(both, self.clamped)
         return self.result(x, contract("btf,fd->btd", hidden, self.down[...]))
@@ -88,6 +95,8 @@ class Moe(nnx.Module):
             self.latent_in, self.latent_out = (
                 param(params, name) for name in ("latent_in", "latent_out")
             )
+        if moe.latent_norm:
+            self.latent_norm = RmsNorm(params, "latent_norm", model_cfg.norm_eps)
         if moe.n_shared:
             self.shared_gate_up = param(params, "shared_gate_up")
             self.shared_down = param(params, "shared_down")
@@ -122,13 +131,20 @@ class Moe(nnx.Module):
         return self.finished(x, self.routed(x, forced_ids))
 
     def routed(self, x: Hidden, forced_ids: Int[Array, "b t k"] | None = None) -> Hidden:
-        """Add the weighted results of the experts held, as they are before any norm of the sum."""
+        """Add the weighted results of the experts held, as they are before any norm of the sum.
+
+        Of experts in a narrower space the sum is there: `finished` takes it back.
+        """
         ids, weights = self._choose(self.of_router(x), forced_ids)
         of_experts = self.expert_norm(x) if self.moe.has_own_norms else self.norm(x)
         return self._routed(of_experts, ids, weights)
 
     def finished(self, x: Hidden, routed: Hidden) -> Hidden:
         """Add the sum over all experts, and shared ones, to the hidden state before the block."""
+        if self.moe.latent_norm:
+            routed = self.latent_norm(routed)
+        if self.moe.d_latent is not None:
+            routed = contract("btc,cd->btd", routed, self.latent_out[...])
         if self.moe.has_own_norms:
             shared = self.shared_result_norm(self._shared(self.norm(x)))
             return self.result(x, self.expert_result_norm(routed) + shared)
@@ -161,8 +177,6 @@ class Moe(nnx.Module):
                 total = total + self._expert(rows * weight, slot)
             else:
                 total = total + weight * self._expert(rows, slot)
-        if self.moe.d_latent is not None:
-            total = contract("btc,cd->btd", total, self.latent_out[...])
         return total
 
     def _expert(self, x: Hidden, slot: int) -> Hidden:

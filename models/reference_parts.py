@@ -43,10 +43,11 @@ def capped(x: Array, cap: float | None) -> Array:
 class Result(nnx.Module):
     """What becomes of a block's result: its norm, the addition, a number for the whole layer.
 
-    `multiplier` scales what is added.
+    `multiplier` scales what is added. With attention residuals the result is left as it is.
     """
 
     def __init__(self, model_cfg: ModelConfig, params: Params) -> None:
+        self.adds = model_cfg.residual_block is None
         self.has_norm, self.has_scale = model_cfg.norms_results, "layer_scale" in params
         if self.has_norm:
             self.norm = RmsNorm(params, "result_norm", model_cfg.norm_eps)
@@ -56,6 +57,8 @@ class Result(nnx.Module):
 
     def __call__(self, x: Hidden, result: Hidden) -> Hidden:
         """Add a block's result to the hidden state before it."""
+        if not self.adds:
+            return result
         total = x + self.multiplier * (self.norm(result) if self.has_norm else result)
         return total * self.scale[...].reshape(1, 1, 1) if self.has_scale else total
 

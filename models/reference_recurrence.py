@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 from .config import ModelConfig, RecurrentConfig
-from .reference_parts import Hidden, Params, RmsNorm, contract, param
+from .reference_parts import Hidden, Params, Result, RmsNorm, contract, param
 
 
 def convolve(
@@ -77,6 +77,8 @@ class DeltaNet(nnx.Module):
         names: tuple[str, ...] = ("vz", "ba")
         if net.is_full_rank:
             names = ("vz", "f", "b")
+        elif net.is_gate_full:
+            names = ("vz", "f_a", "f_b", "b")
         elif net.channel_rank is not None:
             names = ("v", "fg_a", "f_b", "g_b", "b")
         self.of_gates = nnx.Dict({name: param(params, name) for name in names})
@@ -85,7 +87,7 @@ class DeltaNet(nnx.Module):
         self.fading, self.fading_bias = param(params, "fading"), param(params, "fading_bias")
         self.o = param(params, "o")
         self.net = net
-        self.multiplier = model_cfg.multipliers.residual
+        self.result = Result(model_cfg, params)
 
     def __call__(self, x: Hidden) -> Hidden:
         """Run the block on a whole prompt."""
@@ -109,7 +111,7 @@ class DeltaNet(nnx.Module):
         )
         heads = rearrange(self.out_norm(read), "b t (k g) h -> b t k g h", g=inside)
         out = contract("btkgh,kghd->btd", heads * gate, self.o[...])
-        return x + self.multiplier * out
+        return self.result(x, out)
 
     def _decay(self, fade: Float32[Array, "b t n channels"]) -> Float32[Array, "b t n channels"]:
         fading, bound = self.fading[...].reshape(1, 1, -1, 1), self.net.decay_bound
@@ -128,6 +130,9 @@ class DeltaNet(nnx.Module):
             return value, jax.nn.silu(gate), rate, fade[..., None]
         if self.net.is_full_rank:
             fade = contract("btd,dkgh->btkgh", x, given["f"])
+        elif self.net.is_gate_full:
+            low = contract("btd,dr->btr", x, given["f_a"])
+            fade = contract("btr,rkgh->btkgh", low, given["f_b"])
         else:
             value = contract("btd,dkgh->btkgh", x, given["v"])
             of_decay, of_gate = jnp.moveaxis(contract("btd,dcr->btcr", x, given["fg_a"]), 2, 0)

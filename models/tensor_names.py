@@ -30,8 +30,8 @@ class TensorNames:
     #: The projections of a recurrent layer: queries, keys, values and gates, by key head, then
     #: rates and decays, by key head; or, in four, queries with keys and values, gates, rates,
     #: decays; or, in eight, queries, keys, values, both of decays, both of gates, rates; or, in
-    #: six, the same with one each of decays and gates. Of Mamba2 one: gates, values, keys, queries,
-    #: steps.
+    #: seven, the same with one of gates; in six, with one each of decays and gates. Of Mamba2 one:
+    #: gates, values, keys, queries, steps.
     recurrent: tuple[str, ...] = ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")
     #: Taps of queries, keys and values, together or one by one.
     recurrent_taps: tuple[str, ...] = ("linear_attn.conv1d",)
@@ -48,7 +48,7 @@ class TensorNames:
     kv_a: str = "self_attn.kv_a_proj_with_mqa"
     kv_a_norm: str = "self_attn.kv_a_layernorm"
     kv_b: str = "self_attn.kv_b_proj"
-    latent_gate: str = "self_attn.g_proj"  #: of the heads of latent attention
+    latent_gate: str = "self_attn.g_proj"  #: of the heads of latent attention, or their values
 
     #: Queries, key, its norm and the heads' weights of an index.
     index_q: str = "self_attn.indexer.wq_b"
@@ -74,6 +74,7 @@ class TensorNames:
     are_fused_turned: bool = False  #: such tensors are `[experts, out, in]`
     latent_in: str = "mlp.latent_in"  #: into the space of experts that work in a narrower one
     latent_out: str = "mlp.latent_out"
+    latent_norm: str = "mlp.latent_norm"  #: of sums over experts before their way back
     shared: str = "mlp.shared_experts."
     shared_gate: str = "mlp.shared_expert_gate"
     #: Norms of what experts and the router are given, and of what shared experts and experts give;
@@ -88,6 +89,11 @@ class TensorNames:
     #: matrix.
     gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     expert_gate_up_down: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    #: Of attention, an MLP and the head: what weighs the states that each is given, a "norm" and a
+    #: "proj" of one row.
+    attention_depth: str = "self_attention_res_"
+    mlp_depth: str = "mlp_res_"
+    final_depth: str = "model.output_attn_res_"
     #: What the names of other parts, which are left out, start with: towers for pictures.
     beside: tuple[str, ...] = ()
 

@@ -21,6 +21,8 @@ def weight_leaf(spec: ParamSpec, policy: Policy, split: Split, sizes: Sizes) -> 
         _output_share(axis, length, spec, split, sizes) if is_output else sizes.share(axis, length)
         for axis, length in zip(spec.axes, spec.shape, strict=True)
     ]
+    if spec.is_number:
+        return Leaf(dimensions=tuple(dimensions), dtype=jnp.int32, kind="tables", bits=32)
     scheme = policy.scheme(spec)
     leaf = partial(Leaf, kind="weights", batch=spec.batch, rows=spec.rows)
     if scheme is None:

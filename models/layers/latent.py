@@ -9,6 +9,7 @@ windows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -238,8 +239,9 @@ def heads_of_latents(
     n, m = weights["q_b"].shape[1], rows.b * rows.t
     heads = product(mixed, weights["v_b"], policy=rows.policy)
     if "gate" in weights:
-        gate = sxm.rearrange(_gates(rows, weights), "m n -> n m", n=n, m=m)
-        heads = vxm.mul(heads, gate.reshape(n, m, 1))
+        v = _width_of_gates(weights)
+        gate = sxm.rearrange(_gates(rows, weights), "m (n v) -> n m v", n=n, m=m, v=v)
+        heads = vxm.mul(heads, gate)
     heads = operand_rows(heads, rows.policy, "attention")
     return sxm.rearrange(heads, "n m v -> m (n v)", n=n, m=m, v=mla.v_head_dim)
 
@@ -282,18 +284,24 @@ def _expanded(
         held=held,
     )
     if "gate" in weights:
-        gate = sxm.rearrange(_gates(rows, weights), "(b t) n -> (b n) t", b=b, t=t, n=n)
-        heads = vxm.mul(heads, gate.reshape(b * n, t, 1))
+        lengths = {"b": b, "t": t, "n": n, "v": _width_of_gates(weights)}
+        gate = sxm.rearrange(_gates(rows, weights), "(b t) (n v) -> (b n) t v", **lengths)
+        heads = vxm.mul(heads, gate)
     heads = sxm.rearrange(
         operand_rows(heads, policy, "attention"), "(b n) t v -> (b t) (n v)", b=b, n=n, t=t, v=v
     )
     return heads, {"keys": new_keys, "values": new_values}
 
 
-def _gates(rows: LatentRows, weights: Mapping[str, Any]) -> Float32[Array, "m n"]:
-    """Make what multiplies the result of every head."""
+def _gates(rows: LatentRows, weights: Mapping[str, Any]) -> Float32[Array, "m n_v"]:
+    """Make what multiplies the result of every head, one number of each or one of each value."""
     gates: Array = vxm.sigmoid(linear(rows.normed, weights["gate"], policy=rows.policy))
     return gates
+
+
+def _width_of_gates(weights: Mapping[str, Any]) -> int:
+    """Count the gates of a head."""
+    return prod(weights["gate"].shape[2:])
 
 
 def _rotated_key(rows: LatentRows, mla: MlaConfig) -> Float32[Array, "b t rope"]:

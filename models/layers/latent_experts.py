@@ -16,6 +16,7 @@ from lpu_jax.datapath.axis import Axis
 from ..config import ModelConfig
 from ..policy import Policy
 from .linear import linear, narrowed, operand_rows
+from .norm import rms_norm
 
 
 def into_latent(
@@ -58,14 +59,18 @@ def out_of_latent(
     Args:
         total: sums in the base format, on every chip.
         beside: the shared expert's result; None without one.
-        weights: `latent_out`, this chip's columns.
+        weights: `latent_out`, this chip's columns; `latent_norm`, where the model has it.
         cfg: the model.
         policy: formats, and how products are made.
         across: the chips that share the columns out.
 
-    Fidelity: see `linear`; one rounding to the base format, one more behind the fp32 addition.
+    Fidelity: see `linear`, and `rms_norm` where sums are normalised; one rounding to the base
+    format, one more behind the fp32 addition.
     """
-    rows = operand_rows(vxm.to_fp32(total), policy, "shared")
+    sums = vxm.to_fp32(total)
+    if "latent_norm" in weights:
+        sums = rms_norm(sums, weights["latent_norm"], cfg.norm_eps)
+    rows = operand_rows(sums, policy, "shared")
     out = narrowed(linear(rows, weights["latent_out"], policy=policy), policy)
     out = c2c.all_gather(out, across, dim=-1, keep=cfg.d_model)
     if beside is None:

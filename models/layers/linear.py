@@ -390,6 +390,9 @@ def add_residual(
 ) -> Float[Array, "b t d"]:
     """Add a block's result to the hidden state, which leaves every block in the base format.
 
+    With attention residuals the result alone is given back, which `depth` adds to one of the
+    states.
+
     Args:
         x: hidden state.
         y: the result.
@@ -401,6 +404,8 @@ def add_residual(
     a model that scales what its blocks add, or the operations of `rms_norm`; between them another
     product, in a model that scales its layers.
     """
+    if cfg.residual_block is not None:
+        return y if y.dtype == policy.dtype else narrowed(y, policy)
     # The hidden state is there first: units work in the order of the program.
     before = vxm.to_fp32(x)
     return with_result(before, vxm.to_fp32(y), cfg, policy, weights)
@@ -414,6 +419,8 @@ def with_result(
     weights: Mapping[str, Any],
 ) -> Float[Array, "*rows d"]:
     """Add rows of a block's result to those of the hidden state; see `add_residual`."""
+    if cfg.residual_block is not None:
+        return narrowed(added, policy)
     if "result_norm" in weights:
         rows = added.reshape(-1, added.shape[-1])
         added = rms_norm(rows, weights["result_norm"], cfg.norm_eps).reshape(added.shape)

@@ -1,4 +1,4 @@
-"""MLPs: gated (SwiGLU, GeGLU) or not, dense or as one matrix of many."""
+"""MLPs: gated (SwiGLU, GeGLU, SiTU) or not, dense or as one matrix of many."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,28 +8,40 @@ from jaxtyping import Array, Float, Float32
 from lpu_jax.datapath import sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
-from ..config import ModelConfig, MoeConfig
+from ..config import ModelConfig, MoeConfig, Situ
 from ..hf_families import Activation
 from ..leaves import rows_of_leaf
 from ..policy import Policy
-from .linear import Split, add_residual, linear, operand_rows, project_out
+from .linear import Split, add_residual, capped, linear, operand_rows, project_out
 from .norm import input_norm
 
 
 def activated(
-    gate_up: Float32[Array, "*rows n_f"], width: Any, activation: Activation
+    gate_up: Float32[Array, "*rows n_f"],
+    width: Any,
+    activation: Activation,
+    situ: Situ | None = None,
 ) -> Float32[Array, "*rows f"]:
     """Combine gate and up projections that lie side by side, `silu(gate) * up`; or bend the latter.
 
     Without gates there are up projections alone, of which the activation is `max(up, 0)²`.
 
-    Fidelity: approximate, see `vxm.silu`, or `vxm.gelu_tanh` for that activation; without gates
-    two operations in fp32.
+    Args:
+        gate_up: the projections.
+        width: columns of each.
+        activation: what gates go through.
+        situ: the numbers of that activation.
+
+    Fidelity: approximate, see `vxm.silu`, or `vxm.gelu_tanh` for that activation, `vxm.tanh` and
+    `vxm.sigmoid` for SiTU; without gates two operations in fp32.
     """
     if activation == "relu2":
         above = vxm.maximum(gate_up, 0.0)
         return vxm.mul(above, above)
     gate, up = sxm.split(gate_up, (width, width))
+    if situ is not None:
+        bent = vxm.mul(capped(gate, situ.limit), vxm.sigmoid(gate))
+        return vxm.mul(bent, capped(up, situ.up_limit))
     return vxm.mul(vxm.silu(gate) if activation == "silu" else vxm.gelu_tanh(gate), up)
 
 
@@ -59,7 +71,7 @@ def expert_activations(
 ) -> Float32[Array, "*rows f"]:
     """Combine projections as the experts of a mixture do: `clamped_swiglu`, or `activated`."""
     if moe.swiglu_limit is None:
-        return activated(gate_up, width, moe.activation)
+        return activated(gate_up, width, moe.activation, moe.situ)
     return clamped_swiglu(gate_up, width, limit=moe.swiglu_limit, alpha=moe.swiglu_alpha)
 
 
@@ -119,7 +131,7 @@ def dense_mlp(
     if cfg.clamps_dense and cfg.moe is not None:
         h = expert_activations(y, width, cfg.moe)
     else:
-        h = activated(y, width, cfg.activation)
+        h = activated(y, width, cfg.activation, cfg.situ)
     h = operand_rows(h, policy, "dense")
     out = project_out(
         h,

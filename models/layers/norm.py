@@ -18,11 +18,14 @@ def rms_norm(
 
     Fidelity: approximate, order-dependent: the sum of squares is in the order of `vxm.sum_lanes`.
     """
-    d_model = x.shape[-1]
-    mean = vxm.mul(vxm.sum_lanes(vxm.mul(x, x)), float(np.float32(1 / d_model)))
-    scale = vxm.rsqrt(vxm.add(mean, eps))
-    normed = vxm.mul(x, scale)
-    return normed if weight is None else vxm.mul(normed, weight.reshape(1, d_model))
+    normed = vxm.mul(x, rms_scale(x, eps))
+    return normed if weight is None else vxm.mul(normed, weight.reshape(1, x.shape[-1]))
+
+
+def rms_scale(x: Float32[Array, "m d"], eps: float) -> Float32[Array, "m 1"]:
+    """Return what normalises each row: `rsqrt(mean(x^2) + eps)`. Fidelity: see `rms_norm`."""
+    mean = vxm.mul(vxm.sum_lanes(vxm.mul(x, x)), float(np.float32(1 / x.shape[-1])))
+    return vxm.rsqrt(vxm.add(mean, eps))
 
 
 def input_norm(

@@ -131,7 +131,7 @@ def _projected(
     Float32[Array, "1 t groups"],
 ]:
     """Make values, what gates the results, decays and rates."""
-    if net.channel_rank is not None:
+    if net.channel_rank is not None and not net.is_gate_full:
         v = linear(rows, weights["v"], policy=policy)
         decay, z = _through_rank(rows, weights, sizes, net, policy)
         rates = vxm.sigmoid(linear(gate_rows, weights["b"], policy=policy))
@@ -140,8 +140,13 @@ def _projected(
     v, z = sxm.split(linear(rows, weights["vz"], policy=policy), (width, width))
     if net.rule == "mamba2":
         decay, rates = _steps(linear(rows, weights["b"], policy=policy), weights, sizes, net)
-    elif net.is_full_rank:
-        decay = _of_channels(linear(rows, weights["f"], policy=policy), weights, sizes, net)
+    elif net.has_channel_decays:
+        if net.is_gate_full:
+            low = operand_rows(linear(rows, weights["f_a"], policy=policy), policy, "attention")
+            fade = linear(low, weights["f_b"], policy=policy)
+        else:
+            fade = linear(rows, weights["f"], policy=policy)
+        decay = _of_channels(fade, weights, sizes, net)
         rates = _by_token(vxm.sigmoid(linear(gate_rows, weights["b"], policy=policy)), sizes)
     else:
         decay, rates = _gates(linear(gate_rows, weights["ba"], policy=policy), weights, sizes)

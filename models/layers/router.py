@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from lpu_jax.datapath import selection, vxm
 
 from ..config import ModelConfig, MoeConfig
+from ..depth import STATES
 from ..policy import Policy
+from .depth import mean_of_states
 from .linear import linear, operand_rows
 from .norm import rms_norm
 
@@ -96,7 +99,12 @@ def choose_experts(
     """
     assert cfg.moe is not None
     norm = weights.get("router_norm", weights["norm"])
-    rows = operand_rows(rms_norm(vxm.to_fp32(hidden), norm, cfg.norm_eps), policy, "router")
+    if cfg.residual_block is None:
+        given = vxm.to_fp32(hidden)
+    else:
+        states = hidden.reshape(-1, cfg.n_states, cfg.d_model)
+        given = mean_of_states(states, weights, cfg, lax.slice_in_dim(weights[STATES], 0, 1))
+    rows = operand_rows(rms_norm(given, norm, cfg.norm_eps), policy, "router")
     return route(router_logits(rows, weights, policy=policy), weights, cfg.moe)
 
 

@@ -10,6 +10,7 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..policy import Policy
+from .depth import first_states, mean_of_states
 from .linear import capped, linear, narrowed, operand_rows, scaled_by
 from .norm import rms_norm
 
@@ -25,6 +26,8 @@ def embed(
 ) -> Float[Array, "b t d"]:
     """Look tokens up: the chip that holds a row sends it to all; the others send zeros.
 
+    With attention residuals the embedding is the first state of those that pass through the model.
+
     Args:
         tokens: token ids.
         weights: `table`, this chip's rows.
@@ -38,7 +41,9 @@ def embed(
     """
     rows = c2c.all_reduce(mem.lookup(weights["table"], tokens, first.reshape(())), axes["tensor"])
     factor = cfg.multipliers.embedding
-    return rows if factor == 1.0 else narrowed(scaled_by(vxm.to_fp32(rows), factor), policy)
+    if factor != 1.0:
+        rows = narrowed(scaled_by(vxm.to_fp32(rows), factor), policy)
+    return rows if cfg.residual_block is None else first_states(rows, cfg)
 
 
 def head(
@@ -55,7 +60,7 @@ def head(
 
     Args:
         x: hidden state.
-        weights: `norm`, and `out` `[d, v]`, this chip's columns.
+        weights: `norm`, and `out` `[d, v]`, this chip's columns; what `depth` takes.
         rows: the row of each sequence that is asked for.
         first: number of the chip's first column.
         cfg: the model.
@@ -66,7 +71,11 @@ def head(
         Token ids (on all chips), and this chip's logits.
     """
     y = mem.take_rows(x, rows)
-    y = rms_norm(vxm.to_fp32(y.reshape(y.shape[0], y.shape[2])), weights["norm"], cfg.norm_eps)
+    if cfg.residual_block is None:
+        y = vxm.to_fp32(y.reshape(y.shape[0], y.shape[2]))
+    else:
+        y = mean_of_states(y.reshape(y.shape[0], cfg.n_states, cfg.d_model), weights, cfg)
+    y = rms_norm(y, weights["norm"], cfg.norm_eps)
     logits = linear(operand_rows(y, policy, "head"), weights["out"], policy=policy)
     if cfg.multipliers.logits != 1.0:
         logits = vxm.div(logits, cfg.multipliers.logits)

@@ -2,13 +2,15 @@
 
 Read are e4m3 codes with a scale per 128x128 block (DeepSeek, Kimi K2), per row or per matrix; 4-bit
 integers with a scale per group of a row (compressed-tensors, Kimi K2 Thinking and K2.5); MXFP4
-(gpt-oss); NVFP4 (NVIDIA ModelOpt). Scales of activations beside them (`input_scale`, and of cached
-keys and values `k_scale` and `v_scale`) are known and not used: policies say how rows and caches
-are held. Not read: zero points, codes of other widths, reordered groups; each is refused.
+(gpt-oss, and that of compressed-tensors, Kimi K3); NVFP4 (NVIDIA ModelOpt). Scales of activations
+beside them (`input_scale`, and of cached keys and values `k_scale` and `v_scale`) are known and not
+used: policies say how rows and caches are held. Not read: zero points, codes of other widths,
+reordered groups; each is refused.
 
 Source: DeepSeek-V3's `inference/kernel.py` (a block times its `weight_scale_inv`);
 `pack_to_int32` of vllm-project/compressed-tensors (the earliest code in the lowest bits, codes
-counted from -8); `convert_moe_packed_tensors` in transformers' `integrations/mxfp4.py`;
+counted from -8) and its `unpack_fp4_from_uint8` (the earlier code in the lower bits);
+`convert_moe_packed_tensors` in transformers' `integrations/mxfp4.py`;
 `ModelOptNvFp4W4A16LinearMethod` in vLLM (what `weight_scale` and `weight_scale_2` are of).
 """
 
@@ -79,7 +81,9 @@ class StoredTensors:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Check a tensor and those that belong to it by their shapes and types, reading none."""
-        if f"{name}_packed" in self._tensors:
+        if self._is_packed_mxfp4(name):
+            self._packed_mxfp4(name, shape)
+        elif f"{name}_packed" in self._tensors:
             self._int4(name, shape)
         elif f"{name}_blocks" in self._tensors:
             self._mxfp4(name, shape)
@@ -96,6 +100,8 @@ class StoredTensors:
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix:
         """Read a matrix `[out, in]`."""
+        if self._is_packed_mxfp4(name):
+            return self._read_packed_mxfp4(name, shape)
         if f"{name}_packed" in self._tensors:
             return self._read_int4(name, shape)
         if self._is_fp8(name):
@@ -192,6 +198,14 @@ class StoredTensors:
         blocks = self._find(f"{name}_blocks", (*groups, _MXFP4_BLOCK_BYTES), ("uint8",))
         return blocks, self._find(f"{name}_scales", groups, ("uint8", "float8_e8m0fnu"))
 
+    def _packed_mxfp4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return codes, two in a byte along a row, and the scales of its blocks."""
+        self._refuse_beside(name, ("", "_scale_inv"), f"{name}_packed")
+        rows, columns = shape
+        packed = self._find(f"{name}_packed", (rows, -(-columns // 2)), ("uint8",))
+        blocks = (rows, -(-columns // MXFP4.row_granule))
+        return packed, self._find(f"{name}_scale", blocks, ("uint8", "float8_e8m0fnu"))
+
     def _read_fp8(self, name: str, shape: tuple[int, ...]) -> Matrix:
         codes, scales, suffix = self._fp8(name, shape)
         values = codes.read()
@@ -236,6 +250,12 @@ class StoredTensors:
         _refuse_scales(factors, scheme, scales, f"{name}_scale")
         return Coded(codes=codes, scales=factors, scheme=scheme)
 
+    def _read_packed_mxfp4(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        packed, scales = self._packed_mxfp4(name, shape)
+        codes, scale_codes = unpacked(packed.read()), scales.read().view(np.uint8)
+        _refuse_scales(scale_codes.view(ml_dtypes.float8_e8m0fnu), MXFP4, scales, f"{name}_scale")
+        return Coded(codes=codes[:, : shape[1]], scales=scale_codes, scheme=MXFP4)
+
     def _refuse_beside(self, name: str, suffixes: tuple[str, ...], given: str = "") -> None:
         """Refuse tensors that contradict the form in which a matrix is stored."""
         for suffix in suffixes:
@@ -259,6 +279,10 @@ class StoredTensors:
         """Check the scale of what a narrow matrix is given, if it has one."""
         if (of_input := name.removesuffix("weight") + _OF_INPUT) in self._tensors:
             self._one_number(of_input)
+
+    def _is_packed_mxfp4(self, name: str) -> bool:
+        packed = f"{name}_packed"
+        return packed in self._tensors and self._tensor(packed).dtype == np.uint8
 
     def _is_fp8(self, name: str) -> bool:
         return name in self._tensors and self._tensor(name).dtype == _FP8

@@ -38,6 +38,7 @@ def file_tensors(model_cfg: ModelConfig) -> Mapping[str, Shape]:
     }
     if not model_cfg.tie_embeddings:
         tensors[f"{names.head}.weight"] = table
+    tensors |= dict(_depth(model_cfg, names.final_depth))
     for layer in range(model_cfg.n_layers):
         prefix = names.layer.format(layer)
         tensors |= {prefix + name: shape for name, shape in _layer(model_cfg, names, layer)}
@@ -76,11 +77,19 @@ def _layer(model_cfg: ModelConfig, names: TensorNames, layer: int) -> Iterator[t
         yield names.layer_scale, (1,)
 
 
+def _depth(model_cfg: ModelConfig, prefix: str) -> Iterator[tuple[str, Shape]]:
+    """List what weighs the states that a block is given, in a model with attention residuals."""
+    if model_cfg.residual_block is not None:
+        yield f"{prefix}norm.weight", (model_cfg.d_model,)
+        yield f"{prefix}proj.weight", (1, model_cfg.d_model)
+
+
 def _block(
     model_cfg: ModelConfig, names: TensorNames, kind: LayerKind
 ) -> Iterator[tuple[str, Shape]]:
     d_model, attention = model_cfg.d_model, model_cfg.attention_of(kind)
     is_mlp = kind in ("dense", "moe")
+    yield from _depth(model_cfg, names.mlp_depth if is_mlp else names.attention_depth)
     if model_cfg.norms_inputs:
         yield f"{names.mlp_norm if is_mlp else names.attention_norm}.weight", (d_model,)
     if model_cfg.norms_results:
@@ -140,7 +149,8 @@ def _recurrent(
         rows = (net.convolved_values, values, per_head, per_head)
     if rank is not None:
         decays = per_head * net.key_dim
-        rows = (keys, keys, values, rank, decays, rank, values, per_head)
+        gates = (values,) if net.is_gate_full else (rank, values)
+        rows = (keys, keys, values, rank, decays, *gates, per_head)
     if net.is_full_rank:
         rows = (keys, keys, values, per_head * net.key_dim, values, per_head)
     for name, length in zip(names.recurrent, rows, strict=True):
@@ -173,8 +183,9 @@ def _latent(d_model: int, names: TensorNames, mla: MlaConfig) -> Iterator[tuple[
     yield f"{names.kv_a}.weight", (latent + mla.rope_head_dim, d_model)
     yield f"{names.kv_a_norm}.weight", (latent,)
     yield f"{names.kv_b}.weight", (mla.n_heads * (mla.nope_head_dim + mla.v_head_dim), latent)
-    if mla.gated:
-        yield f"{names.latent_gate}.weight", (mla.n_heads, d_model)
+    if mla.gated or mla.gates_values:
+        n_gates = mla.n_heads * (mla.v_head_dim if mla.gates_values else 1)
+        yield f"{names.latent_gate}.weight", (n_gates, d_model)
     yield f"{names.output}.weight", (d_model, mla.n_heads * mla.v_head_dim)
 
 
@@ -219,6 +230,8 @@ def _mixture(d_model: int, names: TensorNames, moe: MoeConfig) -> Iterator[tuple
     if moe.d_latent is not None:
         d_row = moe.d_latent
         yield f"{names.latent_in}.weight", (d_row, d_model)
+        if moe.latent_norm:
+            yield f"{names.latent_norm}.weight", (d_row,)
         yield f"{names.latent_out}.weight", (d_model, d_row)
     if moe.has_own_norms:
         for name in (names.expert_norm, names.shared_result_norm, names.expert_result_norm):

@@ -44,6 +44,8 @@ def recurrent_arrays(
         by_rule = _by_step
     elif net.is_full_rank:
         by_rule = _by_full_rank
+    elif net.is_gate_full:
+        by_rule = _by_full_gate
     elif net.channel_rank is not None:
         by_rule = _by_channel
     of_mamba2: Weights = {}
@@ -108,6 +110,22 @@ def _by_channel(
         "fg_a": laid_out(low, specs["fg_a"], "two rank d -> d two rank"),
         "f_b": laid_out(f_b, specs["f_b"], "(k g h) rank -> rank k g h", **heads),
         "g_b": laid_out(g_b, specs["g_b"], "(k g h) rank -> rank k g h", **heads),
+        "b": laid_out(b, specs["b"], "(k g) d -> d k g", **heads),
+    }
+
+
+def _by_full_gate(
+    net: RecurrentConfig, specs: Mapping[str, ParamSpec], found: list[Matrix]
+) -> Weights:
+    """Lay out the projections of a recurrence whose gates alone come by one matrix."""
+    heads = {"k": net.n_key_heads, "g": net.value_heads_per_key}
+    q, k, v, f_a, f_b, z, b = found
+    qk, vz = joined((q, k), np.stack), joined((v, z), np.stack)
+    return {
+        "qk": laid_out(qk, specs["qk"], "two (k h) d -> d two k h", k=heads["k"]),
+        "vz": laid_out(vz, specs["vz"], "two (k g h) d -> d two k g h", **heads),
+        "f_a": laid_out(f_a, specs["f_a"], "rank d -> d rank"),
+        "f_b": laid_out(f_b, specs["f_b"], "(k g h) rank -> rank k g h", **heads),
         "b": laid_out(b, specs["b"], "(k g) d -> d k g", **heads),
     }
 

@@ -19,11 +19,12 @@ from lpu_jax.errors import WeightsError
 from lpu_jax.quantities import format_given
 
 from ..config import GqaConfig, MlaConfig, ModelConfig
+from ..depth import NORM, QUERY, with_states
 from ..hf_families import TENSOR_NAMES
 from ..params import ParamSpec, block_params, expert_params
 from .forms import StoredTensors, owner
 from .index_tensors import block_index_weights, index_weights
-from .names import file_tensors, is_left_out
+from .names import Shape, file_tensors, is_left_out
 from .protocol import WeightSource as WeightSource
 from .protocol import check_block, check_expert
 from .recurrent import recurrent_arrays
@@ -58,10 +59,23 @@ class HfTensors:
         self._tensors = tensors
         self._where = model_cfg.name if where is None else where
         self._names = TENSOR_NAMES[model_cfg.family]
-        self._shapes = file_tensors(model_cfg)
+        self._shapes = {**file_tensors(model_cfg), **self._flat_fadings(tensors)}
         self._stored = StoredTensors(tensors, self._where)
         self._are_norms_whole = are_norms_whole
         self._refuse_unknown_tensors(may_be_cut)
+
+    def _flat_fadings(self, tensors: Mapping[str, Tensor | np.ndarray]) -> dict[str, Shape]:
+        """Return the fadings of heads that a file holds as vectors, as newer ones do.
+
+        Source: the loader of these parameters in vLLM 0.33, `models/kimi_k3`, which takes both.
+        """
+        net = self.config.recurrent
+        if net is None or net.channel_rank is None:
+            return {}
+        layers = map(self._names.layer.format, self.config.recurrent_layers)
+        found = [prefix + self._names.recurrent_fading for prefix in layers]
+        flat = (net.n_value_heads,)
+        return {name: flat for name in found if name in tensors and tensors[name].shape == flat}
 
     def with_config(self, model_cfg: ModelConfig) -> "HfTensors":
         """Return a source of the same tensors for another reading of them, such as fewer layers."""
@@ -110,7 +124,11 @@ class HfTensors:
             WeightsError: if a tensor is missing, has another shape or type, or holds NaN.
         """
         check_block(self.config, kind, layer)
-        prefix = self._names.layer.format(layer)
+        arrays = self._block(kind, self._names.layer.format(layer))
+        return with_states(self.config, kind, layer, arrays)
+
+    def _block(self, kind: str, prefix: str) -> Weights:
+        """Read the parameters of a block of the layer whose tensors' names begin so."""
         match kind:
             case "embed":
                 return {"table": self._vector(f"{self._names.embedding}.weight")}
@@ -122,12 +140,14 @@ class HfTensors:
                 specs = block_params(self.config, "dense")
                 arrays = self._mlp(prefix + self._names.mlp, self._names.gate_up_down, specs)
                 norm = self._of_input(prefix + self._names.mlp_norm)
+                norm |= self._of_depth(prefix + self._names.mlp_depth)
                 return {**norm, **arrays, **self._of_layer(prefix)}
             case "moe":
                 norm = self._of_input(prefix + self._names.mlp_norm)
+                norm |= self._of_depth(prefix + self._names.mlp_depth)
                 return {**norm, **self._mixture(prefix), **self._of_layer(prefix)}
             case _:
-                return {"norm": self._norm(self._names.final_norm), "out": self._head()}
+                return {**self._final(), "out": self._head()}
 
     def of_tokens(self, kind: str, tokens: Int[np.ndarray, " n"]) -> Weights:
         """Return "embed" with the table's rows, or "head" with the columns, of these tokens alone.
@@ -145,8 +165,7 @@ class HfTensors:
         rows = self._stored.rows(name, self._shapes[name], tokens)
         if kind == "embed":
             return {"table": rows}
-        norm = self._norm(self._names.final_norm)
-        return {"norm": norm, "out": np.ascontiguousarray(rows.T)}
+        return {**self._final(), "out": np.ascontiguousarray(rows.T)}
 
     def expert(self, layer: int, expert_id: int) -> Weights:
         """Return one routed expert; see `WeightSource.expert`.
@@ -182,6 +201,18 @@ class HfTensors:
         """Read the norm of what a block is given, where the model has one."""
         return {"norm": self._norm(name)} if self.config.norms_inputs else {}
 
+    def _of_depth(self, prefix: str) -> Weights:
+        """Read what weighs the states that a block is given, in a model with attention residuals."""
+        if self.config.residual_block is None:
+            return {}
+        query = self._vector(f"{prefix}proj.weight").reshape(-1)
+        return {NORM: self._norm(f"{prefix}norm"), QUERY: query}
+
+    def _final(self) -> Weights:
+        """Read what is before the head."""
+        norm = self._norm(self._names.final_norm)
+        return {"norm": norm, **self._of_depth(self._names.final_depth)}
+
     def _head(self) -> Weight:
         spec = block_params(self.config, "head")["out"]
         tied = self.config.tie_embeddings
@@ -202,6 +233,7 @@ class HfTensors:
     def _attention(self, kind: str, prefix: str) -> Weights:
         attention = self.config.attention_of(kind)
         norm = self._of_input(prefix + self._names.attention_norm)
+        norm |= self._of_depth(prefix + self._names.attention_depth)
         if isinstance(attention, MlaConfig):
             arrays = {**norm, **self._latent_attention(prefix, attention)}
             readers = self._matrix, self._vector
@@ -290,7 +322,8 @@ class HfTensors:
             lambda name: self._matrix(prefix + name),
             lambda name: self._vector(prefix + name),
         )
-        return {"norm": self._norm(prefix + self._names.attention_norm), **arrays}
+        of_depth = self._of_depth(prefix + self._names.attention_depth)
+        return {"norm": self._norm(prefix + self._names.attention_norm), **of_depth, **arrays}
 
     def _latent_attention(self, prefix: str, mla: MlaConfig) -> Weights:
         names, specs = self._names, block_params(self.config, "attention")
@@ -307,6 +340,9 @@ class HfTensors:
         if mla.gated:
             gate = self._matrix(prefix + names.latent_gate)
             of_gate["gate"] = laid_out(gate, specs["gate"], "n d -> d n")
+        if mla.gates_values:
+            gate = self._matrix(prefix + names.latent_gate)
+            of_gate["gate"] = laid_out(gate, specs["gate"], "(n v) d -> d n v", n=n_heads)
         kv_b = moved(
             self._matrix(prefix + names.kv_b),
             lambda rows: rearrange(rows, "(n e) c -> n e c", n=n_heads),
@@ -376,6 +412,8 @@ class HfTensors:
         if moe.d_latent is not None:
             for name, stored in (("latent_in", names.latent_in), ("latent_out", names.latent_out)):
                 arrays[name] = laid_out(self._matrix(prefix + stored), specs[name], "n k -> k n")
+        if moe.latent_norm:
+            arrays["latent_norm"] = self._norm(prefix + names.latent_norm)
         if moe.has_own_norms:
             arrays |= self._own_norms(prefix)
         if moe.n_shared:

@@ -18,6 +18,7 @@ from lpu_jax.errors import WeightsError
 from lpu_jax.predicates import is_whole
 
 from ..config import ModelConfig
+from ..depth import with_states
 from ..params import ParamSpec, block_params, expert_params
 from .protocol import check_block, check_expert
 from .source import Arrays
@@ -68,11 +69,12 @@ class SyntheticWeights:
         if "kv_b" in specs:
             absorbed = SyntheticWeights(self.config.with_latent_form("absorbed"), self.seed)
             return _expanded(absorbed.block(kind, layer))
-        return {
+        arrays = {
             name: self._draw(_label(kind, layer, name), spec, spec.shape)
             for name, spec in specs.items()
-            if spec.role != "expert"
+            if spec.role != "expert" and not spec.is_number
         }
+        return with_states(self.config, kind, layer, arrays)
 
     def of_tokens(self, kind: str, tokens: Int[np.ndarray, " n"]) -> Arrays:
         """Return the embedding or the head for some tokens alone.
@@ -103,8 +105,12 @@ class SyntheticWeights:
             rows = self._rows(_label("head", 0, "out"), specs["out"], tokens)
         if kind == "embed":
             return {"table": rows}
-        norm = self._draw(_label("head", 0, "norm"), specs["norm"], specs["norm"].shape)
-        return {"norm": norm, "out": rows.T}
+        arrays = {
+            name: self._draw(_label("head", 0, name), spec, spec.shape)
+            for name, spec in specs.items()
+            if name != "out"
+        }
+        return {**arrays, "out": rows.T}
 
     def expert(self, layer: int, expert_id: int) -> Arrays:
         """Return one routed expert; see `WeightSource.expert`."""

@@ -87,7 +87,7 @@ def crossing_bytes(scenario: Scenario) -> float:
     """Bytes of the hidden state of a step on the network."""
     assert scenario.mixed is not None  # without one there is nothing to cross
     request, bits = scenario.request, scenario.mixed.link.wire_value_bits
-    return request.batch * request.tokens * scenario.model.d_model * bits / 8
+    return request.batch * request.tokens * scenario.model.hidden_width * bits / 8
 
 
 def _crossings(

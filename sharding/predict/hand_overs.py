@@ -21,11 +21,12 @@ POSITION_BYTES = 4
 def hidden_bytes(scenario: Scenario) -> float:
     """Bytes of the hidden state of a step on its way to the next stage.
 
+    With attention residuals all states go along with every hand-over (`models.layers.depth`).
     Where layers follow an index, the positions that it chose go along with every hand-over, as
     int32 (assumed: a stage may begin between it and them).
     """
     request, bits = scenario.request, scenario.system.chip.wire_value_bits
-    hidden = scenario.model.d_model * bits / 8
+    hidden = scenario.model.hidden_width * bits / 8
     if scenario.model.following_layers:
         hidden += POSITION_BYTES * min(scenario.model.index.top_k, request.context)
     return request.batch * request.tokens * hidden

@@ -122,7 +122,7 @@ def forward(
         # Without a name, which would keep the block while the next one is read.
         pieces = _run(cfg, placed(block.kind, block.layer, batch, step), pieces, relays, execution)
     progress(len(body), len(body) + 1, "head")
-    rows = jnp.concatenate(pieces, axis=1)[:, :n_tokens].reshape(batch * n_tokens, 1, cfg.d_model)
+    rows = jnp.concatenate(pieces, axis=1)[:, :n_tokens].reshape(batch * n_tokens, 1, -1)
     last = placed("head", head.layer, min(len(rows), _HEAD_ROWS), 1)
     return _logits(cfg, last, rows, execution).reshape(batch, n_tokens, cfg.vocab_size)
 

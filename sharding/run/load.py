@@ -184,6 +184,8 @@ def store_weight(
     Raises:
         PlanError: a group of rows that share a scale would reach from one head into the next.
     """
+    if spec.is_number:
+        return weight
     scheme = policy.scheme(spec)
     if isinstance(weight, QuantizedArray) and weight.scheme == scheme:
         return weight

@@ -149,7 +149,7 @@ def check(
     chosen = check_layers(cfg, default_layers(cfg) if layers is None else layers)
     check_plans(cfg, machine, plans, policy=formats)
     weights = SyntheticWeights(cfg, seed) if source is None else source
-    start = _hidden_states(tokens, cfg.d_model, seed).astype(formats.dtype)
+    start = _hidden_states(tokens, cfg.hidden_width, seed).astype(formats.dtype)
     runs = [Run(plan=plan, hidden=start, reference=start.astype(np.float32)) for plan in plans]
     blocks = blocks_of(cfg, chosen)
     done = count()
@@ -235,10 +235,10 @@ def blocks_of(cfg: ModelConfig, layers: Sequence[int]) -> list[Block]:
     return [block for layer in layers for block in body if block.layer == layer]
 
 
-def _hidden_states(tokens: int, d_model: int, seed: int) -> Float[np.ndarray, "tokens d"]:
+def _hidden_states(tokens: int, width: int, seed: int) -> Float[np.ndarray, "tokens d"]:
     """Random rows with the spread of an embedding table's."""
-    generator = np.random.default_rng([seed, d_model])
-    return generator.standard_normal((tokens, d_model), dtype=np.float32).astype(np.float16)
+    generator = np.random.default_rng([seed, width])
+    return generator.standard_normal((tokens, width), dtype=np.float32).astype(np.float16)
 
 
 def _result(

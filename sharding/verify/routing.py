@@ -18,16 +18,21 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from models.config import ModelConfig, MoeConfig
+from models.depth import NORM, QUERY, STATES
 from models.layers.router import choose_experts
 from models.params import expert_params
 from models.policy import Policy
-from models.reference import reference_block
+from models.reference import bare_block
+from models.reference_depth import Depth
 from models.reference_mixture import Moe
 
 #: "forced": the reference uses the experts that the emulated router chose. "free": its own.
 Routing = Literal["forced", "free"]
 #: Parameters of a mixture that its router reads.
-_OF_ROUTER = ("norm", "router_norm", "router", "router_offset", "router_bias", "expert_scale")
+_OF_ROUTER = (
+    *("norm", "router_norm", "router", "router_offset", "router_bias", "expert_scale"),
+    *(NORM, QUERY, STATES),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +85,15 @@ class MixtureReference:
         self._inputs: dict[str, tuple[Any, Any]] = {}
         self._routed: dict[str, Any] = {}  #: sums over experts
         self._base = self._module((), values)
+        self._depth = Depth(cfg, values)
 
     def own_routes(self, hidden: Float32[np.ndarray, "tokens d"]) -> Int[np.ndarray, "tokens k"]:
         """Choose experts by the reference alone."""
-        return np.asarray(self._base.route(jnp.asarray(hidden)[None])[0][0])
+        return np.asarray(self._base.route(self._given(hidden))[0][0])
 
     def margin(self, hidden: Float32[np.ndarray, "tokens d"]) -> float:
         """Return how firmly the reference makes its choice, see `router_margin`."""
-        normed = np.asarray(self._base.of_router(jnp.asarray(hidden)[None])[0], np.float64)
+        normed = np.asarray(self._base.of_router(self._given(hidden))[0], np.float64)
         return router_margin(normed, self.values, self.moe)
 
     def begin(
@@ -95,9 +101,9 @@ class MixtureReference:
     ) -> None:
         """Begin with a state whose tokens will use the experts `ids`."""
         if key not in self._inputs:
-            x = jnp.asarray(hidden)[None]
-            self._inputs[key] = x, jnp.asarray(ids)[None]
-            self._routed[key] = jnp.zeros_like(x)
+            self._inputs[key] = jnp.asarray(hidden)[None], jnp.asarray(ids)[None]
+            shape = (1, len(hidden), self.cfg.d_routed)
+            self._routed[key] = jnp.zeros(shape, jnp.float32)
 
     @property
     def needed(self) -> set[int]:
@@ -108,20 +114,26 @@ class MixtureReference:
         """Add one expert's share; it is zero for tokens that do not use it."""
         stacked = {name: value[None] for name, value in values.items()}
         module = self._module((number,), self.values | stacked)
-        for key, (x, ids) in self._inputs.items():
-            self._routed[key] = self._routed[key] + module.routed(x, ids)
+        for key, (states, ids) in self._inputs.items():
+            given = self._depth.given(states)
+            self._routed[key] = self._routed[key] + module.routed(given, ids)
 
     def total(self, key: str) -> Float32[np.ndarray, "tokens d"]:
         """Return the state behind the block, once all experts that are used were added."""
-        x, _ = self._inputs[key]
-        return np.asarray(self._base.finished(x, self._routed[key])[0])
+        states, _ = self._inputs[key]
+        result = self._base.finished(self._depth.given(states), self._routed[key])
+        return np.asarray(self._depth.grown(states, result)[0])
+
+    def _given(self, hidden: Float32[np.ndarray, "tokens d"]) -> Float32[Array, "1 tokens d"]:
+        """Return what the block is given of these states."""
+        return self._depth.given(jnp.asarray(hidden)[None])
 
     def _module(self, held: tuple[int, ...], params: dict[str, Any]) -> Moe:
         empty = {
             name: np.zeros((0, *spec.shape[1:]), np.float32)
             for name, spec in expert_params(self.cfg.d_model, self.moe).items()
         }
-        module = reference_block(self.cfg, "moe", empty | params, held)
+        module = bare_block(self.cfg, "moe", empty | params, held)
         assert isinstance(module, Moe)
         return module
 
