@@ -97,7 +97,7 @@ def reference_block(
     missing = set(block_params(model_cfg, kind)).difference(params)
     if missing:
         raise ConfigError(f"a {kind} block needs parameter {min(missing)!r}; it is missing.")
-    block = bare_block(model_cfg, kind, params, held)
+    block: Module = bare_block(model_cfg, kind, params, held)
     if model_cfg.residual_block is None or isinstance(block, Embed | Head):
         return block
     return WithDepth(model_cfg, params, block)

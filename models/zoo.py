@@ -180,6 +180,9 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(
         "kimi-k2.5": NamedModel(
             file="kimi-k2.5.json", source=_AICONFIGURATOR + ", text part of Kimi-K2.5"
         ),
+        "kimi-k3": NamedModel(
+            file="kimi-k3.json", source=_AICONFIGURATOR + ", text part of moonshotai/Kimi-K3"
+        ),
         "kimi-linear-48b-a3b": _quoted_file(
             "kimi-linear-48b-a3b", "moonshotai/Kimi-Linear-48B-A3B-Instruct"
         ),

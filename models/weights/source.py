@@ -202,7 +202,7 @@ class HfTensors:
         return {"norm": self._norm(name)} if self.config.norms_inputs else {}
 
     def _of_depth(self, prefix: str) -> Weights:
-        """Read what weighs the states that a block is given, in a model with attention residuals."""
+        """Read what weighs the states that a block is given, where a model has several."""
         if self.config.residual_block is None:
             return {}
         query = self._vector(f"{prefix}proj.weight").reshape(-1)

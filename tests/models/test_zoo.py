@@ -67,8 +67,8 @@ def test_a_path_is_read_and_names_the_model():
 def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(UnknownNameError, match="unknown model 'xxx"):  # no file has such a name
         model("x" * 300)
-    with pytest.raises(UnknownNameError, match=r"unknown model 'kimi-k3'.*kimi-k2"):
-        model("kimi-k3")
+    with pytest.raises(UnknownNameError, match=r"unknown model 'kimi-k4'.*kimi-k2"):
+        model("kimi-k4")
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))

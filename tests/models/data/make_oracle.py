@@ -8,7 +8,8 @@ scales of the released files in `models/configs/`.
 
 What the classes initialise to a constant is randomised, or a test would not see it ignored. The
 narrow checkpoints are written in their released layout by code of their own here; their logits are
-those of transformers with the dequantised values.
+those of transformers with the dequantised values. Kimi K3, of which transformers has no class, is
+that of `kimi_k3_oracle`.
 """
 
 import argparse
@@ -456,6 +457,7 @@ def rope_facts(name: str, **scaling: float) -> dict[str, Any]:
 
 def main() -> None:
     """Make what the command line names, by default everything."""
+    import kimi_k3_oracle
     from tiny_configs import CASES
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -464,8 +466,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "tiny")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    for name in given.names or CASES:
-        make(name, given.out, given.seed)
+    for name in given.names or (*CASES, *kimi_k3_oracle.CASES):
+        own = kimi_k3_oracle.make if name in kimi_k3_oracle.CASES else make
+        own(name, given.out, given.seed)
     if not given.names and given.out == HERE / "tiny":
         facts = {name: rope_facts(name) for name in RELEASED}
         said = rope_facts("deepseek-v3", attention_factor=0.75)
