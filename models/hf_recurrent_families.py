@@ -86,16 +86,14 @@ KIMI_LINEAR = FamilyRules(
         shared="block_sparse_moe.shared_experts.",
     ),
 )
-#: Kimi K3's text part, whose files have the type of Kimi Linear. Nothing turns, so that the base of
-#: the rotation that its class has says nothing. Source: `models/kimi_k3` of vLLM 0.33; that no
-#: format narrows the ways into the experts' space and back is read off it too.
+#: Kimi K3's text part, whose files have the type of Kimi Linear. Source: `models/kimi_k3` of vLLM
+#: 0.33; that no format narrows the ways into the experts' space and back is read off it too.
 KIMI_K3 = replace(
     KIMI_LINEAR,
     family="kimi_k3",
     is_kimi_k3=True,
     activation="situ",
     experts=ExpertRules(scoring="sigmoid", is_deepseek_like=True, is_kimi_k3=True),
-    defaults={"rope_theta": 10_000.0},
     names=replace(
         KIMI_LINEAR.names,
         recurrent=tuple(

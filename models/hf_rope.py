@@ -12,6 +12,9 @@ from .rope import LinearScaling, Llama3Scaling, RopeConfig, Scaling, YarnScaling
 #: Rules of the rotation that are modelled; the first scales nothing.
 _SCALINGS = ("default", "llama3", "yarn", "linear")
 
+#: The base of a rotation that turns nothing: the model's files say none.
+_UNTURNED_BASE = 10_000.0
+
 
 def rotation_parts(keys: Keys, rules: FamilyRules) -> tuple[Keys, Keys]:
     """Return the keys of the rotation of layers that see all keys, and of those that slide.
@@ -81,7 +84,8 @@ def read_rope(keys: Keys, rules: FamilyRules, head_dim: int) -> RopeConfig:
     numbers = modern or hub
     if numbers is None and rules.scaling_by_default:
         numbers = Keys(rules.scaling_by_default, f"{keys.where}, rope_scaling by default")
-    theta = _holder("rope_theta", modern, keys).number("rope_theta")
+    unsaid = _UNTURNED_BASE if rules.is_kimi_k3 else None
+    theta = _holder("rope_theta", modern, keys).number("rope_theta", default=unsaid)
     keys.must_be("rope_theta", theta)
     if rules.has_global_heads and numbers is not None and _has_still_pairs(numbers):
         return _proportional_rope(numbers, theta, head_dim)

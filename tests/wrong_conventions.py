@@ -14,6 +14,7 @@ from changes import in_model as _model
 from changes import in_part as _part
 from mistakes import Arrays, Mistake
 from wrong_indices import OF_INDICES
+from wrong_kimi_k3 import KIMI_K3
 from wrong_ling import LING
 from wrong_local_layers import MISTAKES as OF_LOCAL_LAYERS
 from wrong_nemotron import NEMOTRON
@@ -481,6 +482,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     **NEMOTRON,
     **LING,
+    **KIMI_K3,
     **OF_LOCAL_LAYERS,
     # the index of sparse attention
     **OF_INDICES,

@@ -74,27 +74,24 @@ def mean_of_states(
         last: the last state that is read; None: all are.
 
     Fidelity:
-        Approximate, order-dependent: scores are sums in the order of `vxm.sum_lanes`, and weighted
-        states are added in their order, from the first on, in fp32; see `vxm.softmax`.
+        Approximate, order-dependent: scores are sums in the order of `vxm.sum_lanes`; see
+        `vxm.softmax` and `vxm.weighted_sum`, which adds from the first state on.
 
     Source:
         "Attention Residuals" (arXiv 2603.15031), in blocks; `ops/attn_res.py` of Kimi K3 in vLLM
         0.33.
     """
     m, n, d = states.shape
-    wide = vxm.to_fp32(states).reshape(m * n, d)
+    wide = vxm.to_fp32(sxm.rearrange(states, "m n d -> n m d", m=m, n=n, d=d))
+    rows = wide.reshape(n * m, d)
     query = vxm.mul(weights[NORM], weights[QUERY]).reshape(1, d)
-    scores = vxm.mul(vxm.sum_lanes(vxm.mul(wide, query)), rms_scale(wide, cfg.norm_eps))
-    scores = scores.reshape(1, m, n)
+    scores = vxm.mul(vxm.sum_lanes(vxm.mul(rows, query)), rms_scale(rows, cfg.norm_eps))
+    scores = sxm.rearrange(scores.reshape(n, m), "n m -> m n", m=m, n=n).reshape(1, m, n)
     if last is not None:
         scores = masks.causal_mask(scores, last, 1)
-    shares = sxm.split(vxm.softmax(scores).reshape(m, n), (1,) * n)
-    wide = wide.reshape(m, n, d)
-    of_state = [lax.slice_in_dim(wide, i, i + 1, axis=1).reshape(m, d) for i in range(n)]
-    total = vxm.mul(of_state[0], shares[0])
-    for state, share in zip(of_state[1:], shares[1:], strict=True):
-        total = vxm.fma(state, share, total)
-    return total
+    shares = sxm.rearrange(vxm.softmax(scores).reshape(m, n), "m n -> n m", m=m, n=n)
+    mean: Array = vxm.weighted_sum(wide, shares.reshape(n, m, 1))
+    return mean
 
 
 def first_states(

@@ -159,7 +159,10 @@ def _recurrent(
     parts = (net.convolved_values,) if len(names.recurrent_taps) == 1 else (keys, keys, values)
     for name, length in zip(names.recurrent_taps, parts, strict=True):
         yield f"{name}.weight", (length, 1, net.taps)
-    yield names.recurrent_fading, (per_head,) if rank is None else (1, 1, per_head, 1)
+    yield (
+        names.recurrent_fading,
+        (per_head,) if rank is None or net.is_gate_full else (1, 1, per_head, 1),
+    )
     n_biases = per_head * net.key_dim if net.has_channel_decays else per_head
     yield names.recurrent_fading_bias, (n_biases,)
     width = net.value_dim

@@ -59,23 +59,25 @@ class HfTensors:
         self._tensors = tensors
         self._where = model_cfg.name if where is None else where
         self._names = TENSOR_NAMES[model_cfg.family]
-        self._shapes = {**file_tensors(model_cfg), **self._flat_fadings(tensors)}
+        self._shapes = {**file_tensors(model_cfg), **self._fadings(tensors)}
         self._stored = StoredTensors(tensors, self._where)
         self._are_norms_whole = are_norms_whole
         self._refuse_unknown_tensors(may_be_cut)
 
-    def _flat_fadings(self, tensors: Mapping[str, Tensor | np.ndarray]) -> dict[str, Shape]:
-        """Return the fadings of heads that a file holds as vectors, as newer ones do.
+    def _fadings(self, tensors: Mapping[str, Tensor | np.ndarray]) -> dict[str, Shape]:
+        """Return the shapes in which a file holds the fadings of heads with decays of channels.
 
-        Source: the loader of these parameters in vLLM 0.33, `models/kimi_k3`, which takes both.
+        Older files have two more dimensions in front and one behind. Source: the loader of these
+        parameters in vLLM 0.33, `models/kimi_k3`, which takes both.
         """
         net = self.config.recurrent
         if net is None or net.channel_rank is None:
             return {}
+        allowed = ((net.n_value_heads,), (1, 1, net.n_value_heads, 1))
         layers = map(self._names.layer.format, self.config.recurrent_layers)
-        found = [prefix + self._names.recurrent_fading for prefix in layers]
-        flat = (net.n_value_heads,)
-        return {name: flat for name in found if name in tensors and tensors[name].shape == flat}
+        names = [prefix + self._names.recurrent_fading for prefix in layers]
+        found = {name: tensors[name].shape for name in names if name in tensors}
+        return {name: shape for name, shape in found.items() if shape in allowed}
 
     def with_config(self, model_cfg: ModelConfig) -> "HfTensors":
         """Return a source of the same tensors for another reading of them, such as fewer layers."""

@@ -39,7 +39,7 @@ ALIKE = {"mistral", "qwen2", "mimo", "qwen3_vl", "phi3", "smollm3", "granite"}
 #: the last have no named model.
 NOT_DRAWN = {
     *("deepseek_v32", "glm_moe_dsa", "minimax_m3"),
-    *("qwen3_next", "qwen3_5", "kimi_linear", "bailing_hybrid", "nemotron_h"),
+    *("qwen3_next", "qwen3_5", "kimi_linear", "kimi_k3", "bailing_hybrid", "nemotron_h"),
     *("gemma2", "glm4", "olmo2", "olmo3", "exaone4", "qwen2_moe", "mimo_v2_flash", "step3p7"),
 }
 #: Triples whose every block is held against one chip, for each of the splits that promise it.

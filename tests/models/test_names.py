@@ -59,6 +59,7 @@ FAMILIES = {
     "nemotron_h": "nemotron_h",
     "nemotron_h_moe": "nemotron_h",
     "bailing_hybrid": "bailing_hybrid",
+    "kimi_k3": "kimi_k3",
     "ling": "bailing_moe",
 }
 
@@ -98,9 +99,10 @@ def test_every_parameter_of_every_block_is_there(folder):
         assert {name: weight.shape for name, weight in found.items()} == {
             name: spec.shape for name, spec in specs.items()
         }
-        values = [dequantised(weight) for weight in found.values()]
-        assert all(value.dtype == np.float32 for value in values)
-        assert all(value.flags.c_contiguous for value in values)
+        values = {name: dequantised(weight) for name, weight in found.items()}
+        for name, value in values.items():
+            assert value.dtype == (np.int32 if specs[name].is_number else np.float32)
+        assert all(value.flags.c_contiguous for value in values.values())
 
 
 def heads_of(folder: str) -> tuple[GqaConfig, dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -64,6 +64,10 @@ BLOCKS += [
     pytest.param(zoo.model("nemotron-h-56b"), "dense", id="nemotron-h-56b-dense"),
     pytest.param(zoo.model("kimi-linear-48b-a3b"), "unrotated", id="kimi-linear-unrotated"),
     pytest.param(zoo.model("ling-3.0-flash"), "recurrent", id="ling-3-recurrent"),
+    *(
+        pytest.param(zoo.model("kimi-k3"), kind, id=f"kimi-k3-{kind}")
+        for kind in block_kinds(zoo.model("kimi-k3"))
+    ),
     pytest.param(zoo.model("deepseek-v3.2"), "indexed", id="deepseek-v3.2-indexed"),
     pytest.param(zoo.model("glm-5.2"), "following", id="glm-5.2-following"),
     *(

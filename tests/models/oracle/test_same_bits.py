@@ -24,7 +24,7 @@ def columns(tensor: int) -> Plan:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["minimax_m2", "gemma4", "bailing_hybrid", "step3p7"])
+@pytest.mark.parametrize("name", ["minimax_m2", "gemma4", "bailing_hybrid", "kimi_k3", "step3p7"])
 def test_no_number_of_chips_moves_a_bit(name):
     tokens, weights = oracle(name)[0], checkpoint(name).weights
     one, two, four = (
@@ -35,7 +35,7 @@ def test_no_number_of_chips_moves_a_bit(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["gemma4_moe", "llama4"])
+@pytest.mark.parametrize("name", ["gemma4_moe", "kimi_k3", "llama4"])
 @pytest.mark.parametrize("split", [Split.TREE, Split.WIDE, Split.COLUMN])
 def test_no_split_of_experts_moves_a_bit(name, split):
     tokens, weights = oracle(name)[0], checkpoint(name).weights
@@ -55,7 +55,9 @@ def test_no_split_of_experts_moves_a_bit(name, split):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["gemma3", "gemma4", "llama4", "bailing_hybrid", "step3p7"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", "gemma4", "llama4", "bailing_hybrid", "kimi_k3", "step3p7"]
+)
 def test_decoding_gives_the_bits_of_prefill(name):
     tokens, weights = oracle(name)[0], checkpoint(name).weights
     options = {"policy": FP16, "context": 24}

@@ -47,6 +47,7 @@ GPT = zoo.model("gpt-oss-20b")
 NEXT = zoo.model("qwen3-next-80b-a3b")
 KIMI_LINEAR = zoo.model("kimi-linear-48b-a3b")
 LING = zoo.model("ling-3.0-flash")
+KIMI_K3 = zoo.model("kimi-k3")
 ULTRA = zoo.model("nemotron-3-ultra-550b-a55b")
 EXPANDED = KIMI.with_latent_form("expanded")
 #: Policies that a chip can run.
@@ -219,6 +220,9 @@ def check_equal_cycles(case: Case) -> None:
         pytest.param(KIMI_LINEAR, "recurrent", id="decays of channels"),
         pytest.param(LING, "recurrent", id="bounded decays"),
         pytest.param(LING, "attention", id="latent, gated by head"),
+        pytest.param(KIMI_K3, "recurrent", id="attention residuals"),
+        pytest.param(KIMI_K3, "unrotated", id="latent, a gate for each value"),
+        pytest.param(KIMI_K3, "moe", id="sums over experts normalised"),
         pytest.param(ULTRA, "recurrent", id="steps"),
         pytest.param(ULTRA, "moe", id="experts in a narrower space"),
         pytest.param(zoo.model("nemotron-h-56b"), "dense", id="without gates"),
