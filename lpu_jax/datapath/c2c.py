@@ -9,9 +9,10 @@ algorithm fixes both. Not modelled: runs that begin in the middle of a node are 
 if they began at its first chip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,16 +20,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, BFloat16, Float16, Float32, Int32
 
-from ..arguments import Count, check_not_empty, checked
+from ..arguments import Count, check_not_empty, checked, described
 from ..errors import CostError, LpuError, MeshError
 from ..machine.chip import ChipSpec
 from ..predicates import divides, exceeds
 from .axis import Axis, steps_of
 from .chip_sums import OWN_ORDERS as OWN_ORDERS
-from .chip_sums import Sums, cut, laid_out, share_totals, total
+from .chip_sums import Sums, WireFormat, cut, laid_out, share_totals, total
 from .primitive import primitive
 from .work import Call, Hardware, Operand, Quantity, Work
 
+#: Bits of a value on the links.
+_WIRE_BITS: Mapping[WireFormat, int] = MappingProxyType({"bf16": 16, "fp8": 8})
 #: What chips add: other types have no room for sums.
 Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
 
@@ -98,8 +101,14 @@ def _own_tiers(axis: Axis) -> tuple[int, ...]:
 
 
 @checked
-def all_reduce(x: Addends, axis: Axis) -> Addends:
+def all_reduce(x: Addends, axis: Axis, *, wire: WireFormat | None = None) -> Addends:
     """Add the partial sums of all chips of `axis`; every chip gets the sum, in the operand's type.
+
+    Args:
+        x: the partial sums.
+        axis: the chips.
+        wire: the format of the values of `x`, in fp32, on the links (`wires.all_reduce`); None: the
+            operand's type.
 
     Fidelity:
         Order-dependent, the order is fixed: fp32 additions by ascending chip number within each
@@ -110,7 +119,7 @@ def all_reduce(x: Addends, axis: Axis) -> Addends:
         CostError: the algorithm has an order of its own and the run is longer than a node.
     """
     _check_order(axis, "c2c.all_reduce")
-    return _bind(_all_reduce, "c2c.all_reduce", x, axis, sums="chips")
+    return _bind(_all_reduce, "c2c.all_reduce", x, axis, sums="chips", **_in_wire(x, wire))
 
 
 @checked
@@ -168,7 +177,7 @@ def all_gather(x: Array, axis: Axis, *, dim: int, keep: Count | None = None) -> 
 
 
 @checked
-def reduce_scatter(x: Addends, axis: Axis, *, dim: int) -> Addends:
+def reduce_scatter(x: Addends, axis: Axis, *, dim: int, wire: WireFormat | None = None) -> Addends:
     """Add partial sums as `all_reduce` does and leave each chip its share along `dim` (negative).
 
     Fidelity: order-dependent, the order is fixed, as for `all_reduce`; a `ring` sums the
@@ -179,7 +188,8 @@ def reduce_scatter(x: Addends, axis: Axis, *, dim: int) -> Addends:
     """
     _check_order(axis, "c2c.reduce_scatter")
     dim = _shared("c2c.reduce_scatter", x, axis, dim)
-    return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=dim, sums="chips")
+    how = {"sums": "chips", **_in_wire(x, wire)}
+    return _bind(_reduce_scatter, "c2c.reduce_scatter", x, axis, dim=dim, **how)
 
 
 @checked
@@ -205,6 +215,17 @@ def all_to_all(x: Array, axis: Axis, *, dim: int) -> Array:
     """
     dim = _shared("c2c.all_to_all", x, axis, dim)
     return _bind(_all_to_all, "c2c.all_to_all", x, axis, dim=dim)
+
+
+def _in_wire(x: Array, wire: WireFormat | None) -> dict[str, Any]:
+    """Say in which format values of fp32 cross; nothing is said of the operand's own type.
+
+    Raises:
+        LpuError: an operand of another type.
+    """
+    if wire is not None and x.dtype != jnp.float32:
+        raise LpuError(f"c2c: wire={wire!r} was given for {described(x)}; it must be float32.")
+    return {} if wire is None else {"wire": wire}
 
 
 def _check_order(axis: Axis, caller: str) -> None:
@@ -291,10 +312,11 @@ def _all_reduce_meaning(
     tiers: Any,
     algorithm: str,
     sums: Sums,
+    wire: WireFormat | None = None,
     **_: Any,
 ) -> Array:
     parts = _parts(x, names, stacked, size)
-    return total(parts, sums=sums, tiers=tiers, algorithm=algorithm)
+    return total(parts, sums=sums, tiers=tiers, algorithm=algorithm, wire=wire)
 
 
 def _all_gather_meaning(
@@ -314,10 +336,11 @@ def _reduce_scatter_meaning(
     dim: int,
     algorithm: str,
     sums: Sums,
+    wire: WireFormat | None = None,
     **_: Any,
 ) -> Array:
     parts = _parts(x, names, stacked, size)
-    shares = share_totals(parts, sums=sums, tiers=tiers, algorithm=algorithm, dim=dim)
+    shares = share_totals(parts, sums=sums, tiers=tiers, algorithm=algorithm, dim=dim, wire=wire)
     return _own_share(shares, names, stacked)
 
 
@@ -391,9 +414,10 @@ def _named_axis_rule(
     return out, [None if replicated else 0]
 
 
-def _sent_bytes(operand: Operand, chip: ChipSpec) -> Quantity:
+def _sent_bytes(operand: Operand, wire: WireFormat | None, chip: ChipSpec) -> Quantity:
     """Bytes of an operand on the links: 16-bit values take what the chip sends them in."""
-    bits = chip.wire_value_bits if operand.bits == 16 else operand.bits
+    bits = operand.bits if wire is None else _WIRE_BITS[wire]
+    bits = chip.wire_value_bits if bits == 16 else bits
     return operand.size * bits / 8
 
 
@@ -401,7 +425,7 @@ def _collective(kind: str, shape: Any, meaning: Any, *, replicated: bool) -> Any
     def cost(machine: Hardware, call: Call) -> Work:
         params = call.params
         # the full vector: what each chip holds before a reduction, or after a gather
-        whole_bytes = _sent_bytes(call.operands[0], machine.chip)
+        whole_bytes = _sent_bytes(call.operands[0], params.get("wire"), machine.chip)
         if kind == "all_gather":
             whole_bytes = whole_bytes * params["size"]
         passage = machine.collective_cycles(

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ..numerics import elementary, rounding, wide
+from ..numerics.formats import BF16, E4M3FN
 from .axis import steps_of
 
 #: How partial sums of chips are added. `chips`: in fp32 by ascending number within each level, or
@@ -23,7 +24,36 @@ from .axis import steps_of
 Sums = Literal["chips", "tree", "whole", "wide"]
 
 
-def total(parts: Array, *, sums: Sums, tiers: tuple[int, ...], algorithm: str) -> Array:
+#: Formats of values in fp32 on their way; all else crosses in the type of the operand.
+WireFormat = Literal["bf16", "fp8"]
+#: Rounds sums to what crosses the links.
+Rounded = Callable[[Array], Array]
+
+
+def to_wire(x: Array, wire: WireFormat) -> Array:
+    """Round fp32 numbers to the values of a format: e4m3 saturates, bf16 overflows to infinity.
+
+    By integer arithmetic: a compiler may drop a conversion to bf16 and back.
+    """
+    if wire == "fp8":
+        return rounding.round_to(x, E4M3FN)
+    return rounding.round_to(x, BF16, overflow="ieee")
+
+
+def _rounded_to(dtype: Any, wire: WireFormat | None) -> Rounded:
+    if wire is not None:
+        return lambda x: to_wire(x, wire)
+    return lambda x: rounding.to_fp16(x) if dtype == jnp.float16 else x.astype(dtype)
+
+
+def total(
+    parts: Array,
+    *,
+    sums: Sums,
+    tiers: tuple[int, ...],
+    algorithm: str,
+    wire: WireFormat | None = None,
+) -> Array:
     """Add what all chips hold, `[n, ...]`, for every chip."""
     if parts.shape[0] == 1:
         return parts[0]
@@ -36,71 +66,75 @@ def total(parts: Array, *, sums: Sums, tiers: tuple[int, ...], algorithm: str) -
         case "wide":
             return wide.sum_leading(parts)
     own_order = OWN_ORDERS.get(steps_of(algorithm))
-    return _tiered_sum(parts, tiers) if own_order is None else own_order.whole(parts)
+    to = _rounded_to(parts.dtype, wire)
+    return _tiered_sum(parts, tiers, to) if own_order is None else own_order.whole(parts, to)
 
 
 def share_totals(
-    parts: Array, *, sums: Sums, tiers: tuple[int, ...], algorithm: str, dim: int
+    parts: Array,
+    *,
+    sums: Sums,
+    tiers: tuple[int, ...],
+    algorithm: str,
+    dim: int,
+    wire: WireFormat | None = None,
 ) -> Array:
     """Add what all chips hold: share i of `dim` (negative) for chip i, `[n, ..., c, ...]`."""
     own_order = OWN_ORDERS.get(steps_of(algorithm))
     n_chips = parts.shape[0]
     if own_order is not None and sums == "chips" and n_chips > 1:
-        return own_order.shares(parts, dim)
-    return cut(total(parts, sums=sums, tiers=tiers, algorithm=algorithm), n_chips, dim)
+        return own_order.shares(parts, dim, _rounded_to(parts.dtype, wire))
+    whole = total(parts, sums=sums, tiers=tiers, algorithm=algorithm, wire=wire)
+    return cut(whole, n_chips, dim)
 
 
-def _round_to_wire(x: Array, dtype: Any) -> Array:
-    return rounding.to_fp16(x) if dtype == jnp.float16 else x.astype(dtype)
-
-
-def _ordered_sum(parts: Array, dtype: Any, axis: int = 0) -> Array:
+def _ordered_sum(parts: Array, to: Rounded, axis: int = 0) -> Array:
     """Add parts in ascending order in fp32."""
     parts = jnp.moveaxis(parts, axis, 0).astype(jnp.float32)
-    return _round_to_wire(elementary.sum_chips(parts), dtype)
+    return to(elementary.sum_chips(parts))
 
 
-def _tiered_sum(parts: Array, tiers: tuple[int, ...]) -> Array:
-    n_chips, dtype = parts.shape[0], parts.dtype
+def _tiered_sum(parts: Array, tiers: tuple[int, ...], to: Rounded) -> Array:
+    n_chips = parts.shape[0]
     if n_chips == 1:
         return parts[0]
     if not tiers or n_chips <= tiers[0]:
-        return _ordered_sum(parts, dtype)
+        return _ordered_sum(parts, to)
     # All whole runs in one scan: a scan for each run would take long to compile.
     n_whole = n_chips // tiers[0]
     whole = parts[: n_whole * tiers[0]].reshape(n_whole, tiers[0], *parts.shape[1:])
-    runs = _ordered_sum(whole, dtype, axis=1)
+    runs = _ordered_sum(whole, to, axis=1)
     if n_chips % tiers[0]:
-        rest = _tiered_sum(parts[n_whole * tiers[0] :], ())
+        rest = _tiered_sum(parts[n_whole * tiers[0] :], (), to)
         runs = jnp.concatenate([runs, rest[None]])
-    return _tiered_sum(runs, tuple(level // tiers[0] for level in tiers[1:]))
+    return _tiered_sum(runs, tuple(level // tiers[0] for level in tiers[1:]), to)
 
 
-def _ring_sums(parts: Array, dim: int) -> Array:
+def _ring_sums(parts: Array, dim: int, to: Rounded) -> Array:
     """Sum share i of `dim` (negative) from chip i + 1 all the way round: `[n, ..., c, ...]`."""
-    n_chips, dtype = parts.shape[0], parts.dtype
+    n_chips = parts.shape[0]
     shares = cut(parts, n_chips, dim)  # [share, chip, ...]
     share, hop_number = np.meshgrid(np.arange(n_chips), np.arange(n_chips))
     hops = shares[share, (share + 1 + hop_number) % n_chips]  # [hop, share, ...]
 
     def hop(total: Array, own: Array) -> tuple[Array, None]:
-        return _ordered_sum(jnp.stack([total, own]), dtype), None
+        return _ordered_sum(jnp.stack([total, own]), to), None
 
     total: Array = lax.scan(hop, hops[0], hops[1:])[0]
     return total
 
 
-def _ring_sum(parts: Array) -> Array:
+def _ring_sum(parts: Array, to: Rounded) -> Array:
     """Sum as a ring does: the last dimension is cut into one share per chip.
 
     Share i starts at chip i + 1 and travels round to chip i; each chip on the way adds its own in
-    fp32 and rounds to the operand's type. The last shares may be shorter.
+    fp32 and rounds to what crosses the links. The last shares may be shorter.
     """
     if parts.ndim == 1:
-        return _ring_sum(parts[:, None])[0]
+        return _ring_sum(parts[:, None], to)[0]
     length = parts.shape[-1]
     padding = [(0, 0)] * (parts.ndim - 1) + [(0, -length % parts.shape[0])]
-    return laid_out(_ring_sums(jnp.pad(parts, padding), -1), -1)[..., :length]
+    return laid_out(_ring_sums(jnp.pad(parts, padding), -1, to), -1)[..., :length]
 
 
 @dataclass(frozen=True)
@@ -110,8 +144,8 @@ class SumOrder:
     `whole` sums `[n, ...]`; `shares` sums share i of a dimension for chip i, `[n, ..., c, ...]`.
     """
 
-    whole: Callable[[Array], Array]
-    shares: Callable[[Array, int], Array]
+    whole: Callable[[Array, Rounded], Array]
+    shares: Callable[[Array, int, Rounded], Array]
 
 
 #: By algorithm: those that do not add chip by chip within each level, as all others do.

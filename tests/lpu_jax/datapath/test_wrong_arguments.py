@@ -142,6 +142,7 @@ def special() -> dict[str, dict[str, Any]]:
             "x": jnp.ones((2, 4), jnp.float16),
             "w": jnp.ones((4, 3), jnp.float16),
         },
+        "wires.reduce_scatter": {"dim": 0},
         "tensor_core.scaled_kind_of": {"x": NVFP4, "w": NVFP4},
     }
 
@@ -226,7 +227,7 @@ def call(name: str, arguments: Mapping[str, Any]) -> Any:
     if name.startswith(("accumulate.", "fused.")):
         with jax.enable_x64(True):
             return bound()
-    if name.startswith("c2c.") and name != "c2c.joined":
+    if name.startswith(("c2c.", "wires.")) and name != "c2c.joined":
         chips = jnp.zeros(N_CHIPS)
         return jax.vmap(lambda _: bound(), axis_name="chip")(chips)
     return bound()
