@@ -52,10 +52,10 @@ def matmul(
         x: activations: float16 with weights of float16, float8 or int8; float8_e4m3fn or
             float8_e5m2 with either; int8 with int8. Mixed with float16, a narrower type is widened
             at the array, which is exact.
-        w: weights, or a `QuantizedArray` of a narrower storage format with blocks along `k`,
-            widened to float16 at the array. What its scales leave for the products is the caller's
-            (`quantized.output_scale`): the scale of a whole matrix, and the column scales of int8
-            codes that multiply int8 activations.
+        w: weights, or a `QuantizedArray` of a narrower storage format, widened to float16 at the
+            array, with blocks along `k`, or along `n` as cached values have them. What its scales
+            leave for the products is the caller's (`quantized.output_scale`): the scale of a whole
+            matrix, and the column scales of int8 codes that multiply int8 activations.
         rows: addresses of matrices in `w`; one beyond its last is refused where they are known. In
             a program, where they are not, it counts as the last.
         rounding: of an exact sum to fp32: "rne", or "rz" (a patent of the vendor's says truncation;
@@ -138,10 +138,10 @@ def _multiplied(
     weight_bits = None
     if isinstance(w, QuantizedArray):
         quantized.check_operand(w)
-        if w.axis != -2:
+        if w.axis != -2 and w.scheme.multiplies_bare:
             raise LpuError(
-                f"{caller}: weights with blocks along axis {w.axis} were given; they must run "
-                "along axis -2, the contraction."
+                f"{caller}: int8 codes with scales along axis {w.axis} were given; scales of codes "
+                "that multiply bare must run along axis -2, the contraction."
             )
         weight_bits = w.bits_per_value
         # int8 codes are multiplied bare: their scales are per column, for the caller to apply
