@@ -6,13 +6,14 @@ states, and of what multiplies queries.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from lpu_jax.numerics.quantized import QuantizedArray
 from lpu_jax.predicates import shorter
 
+from .cache_formats import cache_scheme, stored_bits
 from .config import GqaConfig, MlaConfig, ModelConfig
 from .policy import Policy
 from .rope import RopeConfig
@@ -80,7 +81,7 @@ class Sizes:
 
 def attention_cache(
     cfg: ModelConfig, policy: Policy, sizes: Sizes, *, is_sliding: bool
-) -> dict[str, Leaf]:
+) -> dict[str, Any]:
     """Describe keys and values in the layouts that the matrix unit installs.
 
     Args:
@@ -103,20 +104,60 @@ def attention_cache(
     else:
         lead = (batch,)
         key_dim, value_dim = attention.cached_values_per_token, attention.kv_lora_rank
-    leaf = partial(
-        Leaf,
-        dtype=policy.cache_dtype,
-        kind="cache",
-        bits=policy.cache_bits,
-        batch=len(lead),
-        rows=1,
-    )
-    # A latent is key and value at once, and lies in both layouts.
+    # A latent is key and value at once, and lies in both layouts, with the scales of both.
     is_latent = not isinstance(attention, GqaConfig) and attention.form != "expanded"
     return {
-        "keys": leaf(dimensions=(*lead, (key_dim, None), context)),
-        "values": leaf(dimensions=(*lead, context, (value_dim, None)), is_copy=is_latent),
+        "keys": vectors_leaf(policy, lead, context, key_dim, axis=-2),
+        "values": vectors_leaf(
+            policy, lead, context, value_dim, is_copy=is_latent, whole=key_dim if is_latent else 0
+        ),
     }
+
+
+def vectors_leaf(
+    policy: Policy,
+    lead: tuple[Dimension, ...],
+    positions: Dimension,
+    width: int,
+    *,
+    axis: int = -1,
+    is_copy: bool = False,
+    whole: int = 0,
+) -> Any:
+    """Describe cached vectors: values, or codes and scales, which are counted with the codes.
+
+    Args:
+        policy: their format.
+        lead: sequences, and heads where they have vectors of their own.
+        positions: of a chip.
+        width: values of a vector.
+        axis: where they lie, -2 for columns and -1 for rows.
+        is_copy: as in `Leaf`.
+        whole: values of the vectors of which these are the first ones; 0: these are all.
+    """
+
+    def leaf(n: int, dtype: Any, bits: float | int) -> Leaf:
+        last: tuple[Dimension, ...] = (positions, (n, None))
+        return Leaf(
+            dimensions=(*lead, *(last if axis == -1 else last[::-1])),
+            dtype=dtype,
+            kind="cache",
+            bits=bits,
+            batch=len(lead),
+            rows=1,
+            is_copy=is_copy,
+        )
+
+    scheme = cache_scheme(policy.cache, whole or width)
+    if scheme is None:
+        return leaf(width, policy.cache_dtype, policy.cache_bits)
+    n_scales = -(-width // scheme.row_granule)
+    return QuantizedArray(
+        codes=leaf(width, scheme.code_dtype, stored_bits(scheme, width)),
+        scales=leaf(n_scales, scheme.scale_dtype, 0),
+        scheme=scheme,
+        axis=axis,
+    )
 
 
 def recurrent_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
@@ -169,7 +210,7 @@ def warming_table(cfg: ModelConfig, sizes: Sizes) -> dict[str, Leaf]:
 
 def sparse_cache(
     cfg: ModelConfig, policy: Policy, sizes: Sizes, *, has_index: bool
-) -> dict[str, Leaf]:
+) -> dict[str, Any]:
     """Describe latents, which are read by address and so lie in rows, and the keys of an index.
 
     Args:
@@ -182,22 +223,15 @@ def sparse_cache(
     assert isinstance(attention, MlaConfig)
     batch: Dimension = (sizes.local["batch_local"], "batch_local")
     positions: Dimension = (sizes.local["kv_length"], "kv_length")
-    latents = Leaf(
-        dimensions=(batch, positions, (attention.cached_values_per_token, None)),
-        dtype=policy.cache_dtype,
-        kind="cache",
-        bits=policy.cache_bits,
-        batch=1,
-        rows=1,
-    )
+    latents = vectors_leaf(policy, (batch,), positions, attention.cached_values_per_token)
     if not has_index:
         return {"latents": latents}
     positions = (sizes.local["index_length"], "index_length")
-    keys = replace(latents, dimensions=(batch, (cfg.index.head_dim, None), positions))
+    keys = vectors_leaf(policy, (batch,), positions, cfg.index.head_dim, axis=-2)
     return {"latents": latents, "index_keys": keys}
 
 
-def blocked_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Leaf]:
+def blocked_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, Any]:
     """Describe keys and values, which are read by address and so lie in rows, and index keys.
 
     Args:
@@ -210,19 +244,11 @@ def blocked_cache(cfg: ModelConfig, policy: Policy, sizes: Sizes) -> dict[str, L
     batch: Dimension = (sizes.local["batch_local"], "batch_local")
     positions: Dimension = (sizes.local["kv_length"], "kv_length")
     heads = sizes.share("kv_heads", gqa.n_kv_heads)
-    keys = Leaf(
-        dimensions=(batch, heads, positions, (gqa.head_dim, None)),
-        dtype=policy.cache_dtype,
-        kind="cache",
-        bits=policy.cache_bits,
-        batch=2,
-        rows=1,
-    )
-    of_index = (batch, (cfg.block_index.head_dim, None), positions)
+    of_heads = (batch, heads)
     return {
-        "key_rows": keys,
-        "value_rows": replace(keys, dimensions=(batch, heads, positions, (gqa.value_width, None))),
-        "index_keys": replace(keys, dimensions=of_index, batch=1),
+        "key_rows": vectors_leaf(policy, of_heads, positions, gqa.head_dim),
+        "value_rows": vectors_leaf(policy, of_heads, positions, gqa.value_width),
+        "index_keys": vectors_leaf(policy, (batch,), positions, cfg.block_index.head_dim, axis=-2),
     }
 
 

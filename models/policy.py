@@ -7,9 +7,13 @@ widened to fp16. Scores, exponentials, their sums, norms and logits are fp32 in 
 and biases are vectors, held in fp32. The policy "float32" has fp32 where the others have fp16: no
 chip computes so; it is for checking a model's meaning.
 
-A cache may be narrower (`fp16+fp8-cache`): keys, after their rotation, and values are rounded to
-e4m3 where they are made, and are widened to fp16 at the matrix unit. Not built: a cache with scales
-(per tensor, per head, NVFP4, MXFP8), a format of what crosses chips.
+A cache may be narrower (`fp16+fp8-cache`, `fp16+mxfp8-cache`): keys, after their rotation, and
+values are rounded where they are made, and are widened to fp16 at the matrix unit; scales are those
+of one token and head (`cache_formats`). Recurrent states stay as they are. Not built: scales of
+whole tensors that a checkpoint brings.
+
+Partial sums of a split by rows may cross chips in another format (`fp16+bf16-wire`); what is only
+copied (gathered, exchanged, handed from stage to stage) crosses as it is.
 
 A policy may have parts of a model multiplied by the tensor cores of a GPU instead of the matrix
 unit (`fp16@blackwell`, or `fp16@blackwell:attention` for the parts that GPUs beside LPUs have).
@@ -17,7 +21,7 @@ Formats stay the same, and everything else is computed as on an LPU: no GPU's ow
 sums are modelled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -43,6 +47,7 @@ from lpu_jax.numerics.schemes import (
 )
 from lpu_jax.numerics.tensor_core_rules import Generation
 
+from .cache_formats import CacheFormat, WireFormat, cache_scheme
 from .config import ModelConfig
 from .params import ParamSpec, Role
 
@@ -58,8 +63,6 @@ RowFormat = Literal["fp16", "fp8"]
 #: Format of everything that a policy does not name: unnamed matrices and rows, the hidden state and
 #: what crosses chips; usually the cache too.
 BaseFormat = Literal["fp16", "fp32"]
-#: Format of cached keys and values; "fp8" is e4m3fn without a scale, saturating.
-CacheFormat = Literal["base", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class Policy:
     base: BaseFormat = "fp16"
     #: Format of cached keys and values.
     cache: CacheFormat = "base"
+    #: Format in which partial sums of `Split.ROW` cross chips, and are added.
+    wire: WireFormat = "base"
     #: How products are computed, see `mxm.matmul`; changes bits, never time.
     fidelity: Fidelity = "faithful"
     #: Whose tensor cores make the products of a part of a plan; the matrix unit does the others.
@@ -117,8 +122,8 @@ class Policy:
         if self.tensor_cores and not self._suits_tensor_cores:
             raise ConfigError(
                 f"policy {self.name}: tensor cores multiply float16 rows by weights widened to "
-                "float16; int8 weights, fp8 rows, an fp8 cache and a base of fp32 are not built "
-                "for them."
+                "float16; int8 weights, fp8 rows, a narrower cache and a base of fp32 are not "
+                "built for them."
             )
         for role, scheme in self.weights.items():
             if not isinstance(scheme, Scheme):
@@ -136,6 +141,7 @@ class Policy:
             ("carry", self.carry, get_args(Carry)),
             ("base", self.base, get_args(BaseFormat)),
             ("cache", self.cache, get_args(CacheFormat)),
+            ("wire", self.wire, get_args(WireFormat)),
             ("fidelity", self.fidelity, get_args(Fidelity)),
         ):
             if chosen not in allowed:
@@ -143,7 +149,7 @@ class Policy:
                     f"policy {self.name}: {what} {chosen!r} was given; allowed are "
                     f"{', '.join(allowed)}."
                 )
-        narrows = bool(self.weights or self.rows or self.cache != "base")
+        narrows = bool(self.weights or self.rows) or (self.cache, self.wire) != ("base", "base")
         if self.base == "fp32" and (narrows or self.fidelity != "fast"):
             raise ConfigError(
                 f"policy {self.name}: a base of fp32 goes with fast products and no other formats."
@@ -153,7 +159,8 @@ class Policy:
         """Hash the fields: traces of layers are kept by policy."""
         formats = frozenset(self.weights.items()), frozenset(self.rows.items())
         cores = frozenset(self.tensor_cores.items()), self.generation
-        return hash((self.name, *formats, self.carry, self.base, self.cache, self.fidelity, *cores))
+        chosen = self.carry, self.base, self.cache, self.wire, self.fidelity
+        return hash((self.name, *formats, *chosen, *cores))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the formats as dicts: a mapping that cannot change has no pickled form."""
@@ -173,13 +180,18 @@ class Policy:
 
     @property
     def cache_dtype(self) -> Any:
-        """Array type of cached keys and values."""
+        """Array type of cached keys and values in a format without scales."""
         return jnp.float8_e4m3fn if self.cache == "fp8" else self.dtype
 
     @property
     def cache_bits(self) -> int:
-        """Bits of a cached value."""
+        """Bits of a cached value in a format without scales."""
         return 8 if self.cache == "fp8" else self.base_bits
+
+    @property
+    def has_scaled_cache(self) -> bool:
+        """Whether cached vectors have scales."""
+        return cache_scheme(self.cache, 1) is not None
 
     @property
     def products(self) -> dict[str, Any]:
@@ -294,8 +306,13 @@ FLOAT32 = Policy(name="float32", base="fp32", fidelity="fast", source="for check
 
 _ALL = (FP16, BF16, INT8, FP8, FP8_ROWS, INT4, MX4, NV4, GPT_OSS, TRUEPOINT, FLOAT32)
 POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
-#: What stands behind the name of a policy whose cache is narrower.
-_FP8_CACHE = "+fp8-cache"
+#: What may stand behind the name of a policy: a format of its cache, one of its wire.
+_CACHE_WORDS: Mapping[str, CacheFormat] = MappingProxyType(
+    {f"{name}-cache": name for name in get_args(CacheFormat) if name != "base"}
+)
+_WIRE_WORDS: Mapping[str, WireFormat] = MappingProxyType(
+    {f"{name}-wire": name for name in get_args(WireFormat) if name != "base"}
+)
 #: The name of whatever the checkpoint ships.
 RELEASED = "released"
 #: Policies by `ModelConfig.released_format`, for the usual roles, and the scheme of narrow ones.
@@ -322,21 +339,23 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
 
     Args:
         name: of a policy, or "released" for the format in which the model's weights are published;
-            behind it may stand `+fp8-cache` for cached keys and values as e4m3, or whose tensor
+            behind it may stand a format of cached keys and values, as in `fp16+fp8-head-cache`, and
+            one of partial sums between chips, as in `fp16+fp8-cache+bf16-wire`; or whose tensor
             cores multiply, as in `fp16@blackwell`, and there what they multiply, as in
             `fp16@blackwell:attention`: attention, embedding and head.
         cfg: the model; "released" needs it.
 
     Raises:
-        UnknownNameError: if there is no such policy.
-        LpuError: if "released" is asked for without a model.
+        UnknownNameError: if there is no such policy, or no such format of a cache or a wire.
+        LpuError: if two formats of a cache or a wire are given, or "released" without a model.
         ConfigError: if the model is released in a format that no policy holds.
     """
     base, at, cores = name.partition("@") if isinstance(name, str) else (name, "", "")
     if at:
         return on_tensor_cores(policy_named(base, cfg), cores)
-    if base.endswith(_FP8_CACHE) and not base.endswith(2 * _FP8_CACHE):
-        return _with_fp8_cache(policy_named(base.removesuffix(_FP8_CACHE), cfg))
+    if isinstance(name, str) and "+" in name:
+        base, *words = name.split("+")
+        return _with_words(policy_named(base, cfg), words, name)
     if name == RELEASED:
         if cfg is None:
             raise LpuError(f"policy {RELEASED} is that of a model; give the model too.")
@@ -353,14 +372,24 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
     return POLICIES[name]
 
 
-def _with_fp8_cache(policy: Policy) -> Policy:
-    """Round cached keys and values to e4m3."""
-    return replace(
-        policy,
-        name=f"{policy.name}{_FP8_CACHE}",
-        cache="fp8",
-        source=f"{policy.source}; cache as e4m3 without a scale (assumed)",
-    )
+def _with_words(policy: Policy, words: Sequence[str], name: str) -> Policy:
+    """Have a policy's cache, or what crosses its chips, in the formats of the words of a name."""
+    known = (*_CACHE_WORDS, *_WIRE_WORDS)
+    for word in words:
+        if word not in known:
+            raise unknown("format of a cache or a wire", word, known)
+        if policy.cache != "base" and word in _CACHE_WORDS:
+            raise LpuError(f"policy {name} names two formats of the cache; give one.")
+        if policy.wire != "base" and word in _WIRE_WORDS:
+            raise LpuError(f"policy {name} names two formats of the wire; give one.")
+        policy = replace(
+            policy,
+            name=f"{policy.name}+{word}",
+            cache=_CACHE_WORDS.get(word, policy.cache),
+            wire=_WIRE_WORDS.get(word, policy.wire),
+            source=f"{policy.source}; {word.replace('-', ' ')} (assumed)",
+        )
+    return policy
 
 
 def on_tensor_cores(policy: Policy, cores: str) -> Policy:

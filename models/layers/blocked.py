@@ -20,8 +20,9 @@ from lpu_jax.predicates import shorter
 from ..config import BlockIndexConfig, GqaConfig, ModelConfig
 from ..policy import Policy
 from ..rope import RopeConfig
+from .caching import Entries, cached, gathered, turned
 from .grouped import new_heads, with_heads
-from .linear import Split, cached, linear, multiplied, narrowed, operand_rows
+from .linear import Split, linear, multiplied, narrowed, operand_rows
 from .norm import input_norm, rms_norm
 from .rotary import rotate_first
 from .softmax import Cache, Held, attend
@@ -30,7 +31,7 @@ from .softmax import Cache, Held, attend
 def blocked_attention(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     tables: Mapping[str, Array],
     positions: Int32[Array, " b"],
     share: Int32[Array, " 1"],
@@ -90,17 +91,16 @@ def blocked_attention(
 
     q, key, value = new_heads(y, weights, cfg, gqa, policy, lengths, axes)
     q = narrowed(vxm.mul(_rotated(q, turn, cfg.rope), gqa.softmax_scale), policy)
-    key = cached(_rotated(key, turn, cfg.rope), policy)
-    key_rows, _ = held.append(cache["key_rows"], key, positions, axis=2)
+    new = cached(_rotated(key, turn, cfg.rope), policy)
+    key_rows, _ = held.append(cache["key_rows"], new, positions, axis=2)
     value_rows, _ = held.append(cache["value_rows"], cached(value, policy), positions, axis=2)
 
     if held.first is not None:
         chosen = sparse.held_addresses(chosen, held.first, s)
     m, n = b * k * t, chosen.shape[-1]
     # Every token has keys of its own for each head of keys: they are installed for its queries.
-    keys = sparse.gather(key_rows.reshape(b * k, s, h), chosen).reshape(m, n, h)
-    values = sparse.gather(value_rows.reshape(b * k, s, v), chosen).reshape(m, n, v)
-    keys = sxm.rearrange(keys, "m n h -> m h n", m=m, n=n, h=h)
+    keys, values = (gathered(rows, chosen, b * k) for rows in (key_rows, value_rows))
+    keys = turned(keys, "m n h -> m h n", m=m, n=n)
     q = sxm.rearrange(q, "b k g t h -> (b k t) g h", b=b, k=k, g=g, t=t, h=h)
     own = Held(addresses=chosen.reshape(m, n), context=held.context)
     heads = attend(q, keys, values, positions, t, policy, held=own, cap=gqa.cap)
@@ -120,7 +120,7 @@ def blocked_attention(
 def _scores(
     y: Float[Array, "m d"],
     weights: Mapping[str, Any],
-    index_keys: Float[Array, "b i s"],
+    index_keys: Entries,
     positions: Int32[Array, " b"],
     turn: Mapping[str, Array],
     held: Held,
@@ -128,14 +128,14 @@ def _scores(
     cfg: ModelConfig,
     policy: Policy,
     k: Any,
-) -> tuple[Float[Array, "b i s"], Float32[Array, "groups t s"]]:
+) -> tuple[Entries, Float32[Array, "groups t s"]]:
     """Score a chip's positions for its heads of keys; return the new index keys before that."""
     b, i, s = index_keys.shape
     t, eps = turn["cos"].shape[1], cfg.norm_eps
     key = rms_norm(linear(y, weights["index_k"], policy=policy), weights["index_k_norm"], eps)
-    key = cached(_rotated(key.reshape(b, t, i), turn, cfg.rope), policy)
-    key = sxm.rearrange(key, "b t i -> b i t", b=b, t=t, i=i)
-    index_keys, keys = held.append(index_keys, key, positions, axis=2)
+    new = cached(_rotated(key.reshape(b, t, i), turn, cfg.rope), policy)
+    new = turned(new, "b t i -> b i t", b=b, t=t)
+    index_keys, keys = held.append(index_keys, new, positions, axis=2)
     q = linear(y, weights["index_q"], policy=policy)
     q = rms_norm(q.reshape(b * t * k, i), weights["index_q_norm"], eps)
     q = sxm.rearrange(q, "(b t k) i -> b k t i", b=b, t=t, k=k, i=i)

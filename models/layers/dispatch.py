@@ -5,13 +5,13 @@ As many places as a share has rows leave none out: as many bytes as gathering al
 Shorter lists are the plan's choice, with a probability that they overflow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
-from jaxtyping import Array, Float, Int32, Num
+from jaxtyping import Array, Float, Float32, Int32, Num
 
-from lpu_jax.datapath import c2c, expert_slots, mem, vxm
+from lpu_jax.datapath import c2c, expert_slots, mem, vxm, wires
 from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
@@ -19,7 +19,7 @@ from ..policy import Policy
 from .expert_rows import joined_results, normed_rows, rounded, shared_alone
 from .experts import ExpertSizes, in_slots, local_experts, sum_of_experts
 from .latent_experts import into_latent, out_of_latent
-from .linear import Split, add_residual, linear, narrowed, operand_rows, with_result
+from .linear import Split, add_residual, linear, narrowed, operand_rows, summed, with_result
 from .mlp import shared_activations
 from .router import route, router_logits
 
@@ -61,13 +61,13 @@ def exchanged_mixture(
 
     Fidelity:
         Order-dependent, the order is fixed. The chips of a row's experts add their results by
-        ascending expert id in fp32, round them to the base format, add those of the tensor axis in
-        chip order (`c2c.all_reduce`) and send them back. The row's owner adds what came back in
-        ascending order of the expert axis in fp32, then the shared expert's result, then the
-        hidden state, and rounds once. The shared expert's partial sums are rounded to the base
-        format and added in chip order over the expert axis (`c2c.reduce_scatter`; with `ring` by
-        `c2c.all_reduce`, so that no row's place in the batch decides its order), then over the
-        tensor axis. With a latent, sums over experts are
+        ascending expert id in fp32, round them to the format of the wire, add those of the tensor
+        axis in chip order (`linear.summed`) and send them back. The row's owner adds what came back
+        in ascending order of the expert axis in fp32, then the shared expert's result, then the
+        hidden state, and rounds once. The shared expert's partial sums are rounded to the format
+        of the wire and added in chip order over the expert axis (`c2c.reduce_scatter`; with `ring`
+        by `c2c.all_reduce`, so that no row's place in the batch decides its order), then over the
+        tensor axis; without rounding over both at once. With a latent, sums over experts are
         rounded and gathered, and taken back on all chips (`latent_experts`). The choice of experts
         is that of `moe.mixture`.
     """
@@ -121,16 +121,12 @@ def exchanged_mixture(
     if is_latent:
         beside = None if h is None else shared_alone(h, weights, **how, split=split)
     elif h is not None:
-        partial_sums = narrowed(linear(h, weights["shared_down"], policy=policy), policy)
-        if among.algorithm == "ring":  # whose order for a share is that of the share's owner
-            own_sums = own(c2c.all_reduce(partial_sums, among))
-        else:
-            own_sums = c2c.reduce_scatter(whole_shares(partial_sums), among, dim=-2)
-        shared_out = vxm.to_fp32(c2c.all_reduce(own_sums, axes["tensor"]))
+        partial_sums = linear(h, weights["shared_down"], policy=policy)
+        shared_out = _shared_sums(partial_sums, own, whole_shares, axes, across, policy)
     held = in_slots(*arrived, placement, moe=moe, sizes=sizes)
     parts = local_experts(held, weights, moe=moe, policy=policy, split=split, axes=axes)
-    summed = sum_of_experts(parts, arrived[1], placement["first_expert"].reshape(()), sizes)
-    results = c2c.all_reduce(narrowed(summed, policy), axes["tensor"])
+    total = sum_of_experts(parts, arrived[1], placement["first_expert"].reshape(()), sizes)
+    results = summed(total, axes["tensor"], policy)
     returned = mem.lookup(c2c.all_to_all(results, among, dim=-2), places)
     total = vxm.sum_leading(vxm.to_fp32(returned))
     if is_latent:
@@ -141,6 +137,33 @@ def exchanged_mixture(
         total = joined_results(total, shared_out, weights, cfg)
     out = with_result(x_own, total, cfg, policy, weights)
     return c2c.all_gather(out, among, dim=-2, keep=m).reshape(b, t, d)
+
+
+def _shared_sums(
+    y: Float32[Array, "m d"],
+    own: Callable[[Array], Array],
+    whole_shares: Callable[[Array], Array],
+    axes: Mapping[str, Axis],
+    across: Axis,
+    policy: Policy,
+) -> Float32[Array, "m_own d"]:
+    """Add the shared expert's partial sums over both axes, for the rows of a chip's share."""
+    among, tensor = axes["expert"], axes["tensor"]
+    if policy.wire == "exact":  # wide numbers have no reduce-scatter
+        everywhere = wires.all_reduce(y, across, wire="exact")
+        return vxm.to_fp32(narrowed(own(everywhere), policy))
+    if policy.wire == "base":
+        rounded = narrowed(y, policy)
+        if among.algorithm == "ring":  # whose order for a share is that of the share's owner
+            own_sums = own(c2c.all_reduce(rounded, among))
+        else:
+            own_sums = c2c.reduce_scatter(whole_shares(rounded), among, dim=-2)
+        return vxm.to_fp32(c2c.all_reduce(own_sums, tensor))
+    if among.algorithm == "ring":
+        own_sums = own(wires.all_reduce(y, among, wire=policy.wire))
+    else:
+        own_sums = wires.reduce_scatter(whole_shares(y), among, dim=-2, wire=policy.wire)
+    return vxm.to_fp32(summed(own_sums, tensor, policy))
 
 
 def _exchanged(

@@ -21,10 +21,10 @@ from ..config import GqaConfig, ModelConfig
 from ..leaves import rows_of_leaf
 from ..params import Kind
 from ..policy import Policy
+from .caching import Entries, cached, in_groups, turned
 from .linear import (
     Split,
     add_residual,
-    cached,
     linear,
     narrowed,
     operand_rows,
@@ -39,7 +39,7 @@ from .softmax import Cache, Held, attend
 def grouped_attention(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     tables: Mapping[str, Array],
     positions: Int32[Array, " b"],
     share: Int32[Array, " 1"],
@@ -98,7 +98,7 @@ def grouped_attention(
     if "warming" in turn:
         q = vxm.mul(q, turn["warming"].reshape(b, 1, 1, t, 1))
     q = narrowed(vxm.mul(q, gqa.softmax_scale), policy)
-    key = cached(rotated(key, 1), policy)
+    new = cached(rotated(key, 1), policy)
     window = gqa.window if kind == "sliding" else None
     held = Held.of(
         positions,
@@ -108,14 +108,14 @@ def grouped_attention(
         first=first,
         context=axes["context"],
     )
-    key = sxm.rearrange(key, "b k t h -> b k h t", b=b, k=k, t=t, h=h)
-    new_keys, keys = held.append(cache["keys"], key, positions, axis=3)
+    new = turned(new, "b k t h -> b k h t", b=b, k=k, t=t)
+    new_keys, keys = held.append(cache["keys"], new, positions, axis=3)
     new_values, values = held.append(cache["values"], cached(value, policy), positions, axis=2)
 
     heads = attend(
         q.reshape(b * k, g * t, h),
-        keys.reshape(b * k, h, s),
-        values.reshape(b * k, s, v),
+        in_groups(keys, b * k),
+        in_groups(values, b * k),
         positions,
         t,
         policy,

@@ -12,13 +12,14 @@ from typing import Any
 
 from jaxtyping import Array, Float, Float32, Int32
 
-from lpu_jax.datapath import c2c, masks, mem, sparse, sxm, vxm
+from lpu_jax.datapath import c2c, masks, sparse, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.predicates import shorter
 
 from ..config import MlaConfig, ModelConfig
 from ..index_config import IndexConfig
 from ..policy import Policy
+from .caching import Entries, cached, first_columns, gathered, turned
 from .latent import (
     LatentRows,
     heads_of_latents,
@@ -28,7 +29,7 @@ from .latent import (
     query_latent,
     with_heads,
 )
-from .linear import Split, cached, linear, multiplied, narrowed, operand_rows
+from .linear import Split, linear, multiplied, narrowed, operand_rows
 from .norm import layer_norm
 from .rotary import rotate_first
 from .softmax import Cache, Held, attend
@@ -40,7 +41,7 @@ _KEY_NORM_EPS = 1e-6
 def indexed_attention(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     tables: Mapping[str, Array],
     positions: Int32[Array, " b"],
     share: Int32[Array, " 1"],
@@ -97,7 +98,7 @@ def indexed_attention(
 def following_attention(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     tables: Mapping[str, Array],
     positions: Int32[Array, " b"],
     share: Int32[Array, " 1"],
@@ -141,7 +142,7 @@ def following_attention(
 def _begun(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     tables: Mapping[str, Array],
     positions: Int32[Array, " b"],
     share: Int32[Array, " 1"],
@@ -149,14 +150,14 @@ def _begun(
     cfg: ModelConfig,
     policy: Policy,
     axes: Mapping[str, Axis],
-) -> tuple[LatentRows, Held, Float[Array, "b_local s whole"]]:
+) -> tuple[LatentRows, Held, Entries]:
     """Make the rows of a chip's tokens, and write their latents into the cache."""
     mla, latents = cfg.attention, cache["latents"]
     assert isinstance(mla, MlaConfig)
     b, s, _ = latents.shape
     rows = latent_rows(x, weights, tables, positions, share, n_sequences=b, cfg=cfg, policy=policy)
     held = Held.of(rows.positions, s, window=None, first=first, context=axes["context"])
-    new = new_latents(rows, cached(rows.kv_low, policy), mla)
+    new, _ = new_latents(rows, mla)
     latents, _ = held.append(latents, new, rows.positions, axis=1)
     return rows, held, latents
 
@@ -165,18 +166,18 @@ def _scores(
     rows: LatentRows,
     q_low: Float[Array, "m q_rank"],
     weights: Mapping[str, Any],
-    index_keys: Float[Array, "b h s"],
+    index_keys: Entries,
     first_key: Int32[Array, " 1"],
     index: IndexConfig,
-) -> tuple[Float32[Array, "b t s"], Float[Array, "b h s"]]:
+) -> tuple[Float32[Array, "b t s"], Entries]:
     """Score the positions whose keys a chip holds; return the new keys too."""
     b, t, policy, n, h = rows.b, rows.t, rows.policy, index.n_heads, index.head_dim
     s = index_keys.shape[-1]
     key = linear(rows.normed, weights["index_k"], policy=policy)
     key = layer_norm(key, weights["index_k_norm"], weights["index_k_bias"], _KEY_NORM_EPS)
-    key = cached(_rotated_first(key.reshape(b, t, h), rows, 0), policy)
-    key = sxm.rearrange(key, "b t h -> b h t", b=b, t=t, h=h)
-    keys = mem.append_run(index_keys, key, rows.positions, first_key, axis=2)
+    new = cached(_rotated_first(key.reshape(b, t, h), rows, 0), policy)
+    new = turned(new, "b t h -> b h t", b=b, t=t)
+    _, keys = Held(first=first_key).append(index_keys, new, rows.positions, axis=2)
 
     q = linear(q_low, weights["index_q"], policy=policy)
     q = sxm.rearrange(q, "(b t) (n h) -> b n t h", b=b, t=t, n=n, h=h)
@@ -202,7 +203,7 @@ def _attended(
     rows: LatentRows,
     q_low: Float[Array, "m q_rank"],
     weights: Mapping[str, Any],
-    latents: Float[Array, "b s whole"],
+    latents: Entries,
     chosen: Int32[Array, "b t k"],
     held: Held,
     mla: MlaConfig,
@@ -214,9 +215,9 @@ def _attended(
         chosen = sparse.held_addresses(chosen, held.first, latents.shape[1])
     k = chosen.shape[-1]
     # Every token has keys of its own: they are installed for its heads alone.
-    read = sparse.gather(latents, chosen).reshape(m, k, whole)
-    keys = sxm.rearrange(read, "m k c -> m c k", m=m, k=k, c=whole)
-    values = sxm.keep_columns(read, latent)
+    read = gathered(latents, chosen, rows.b)
+    keys = turned(read, "m k c -> m c k", m=m, k=k)
+    values = first_columns(read, latent)
 
     q = latent_queries(rows, q_low, weights, mla)
     q = sxm.rearrange(q, "n m c -> m n c", n=n, m=m, c=whole)

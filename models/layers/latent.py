@@ -21,10 +21,10 @@ from lpu_jax.datapath.axis import Axis
 from ..config import MlaConfig, ModelConfig
 from ..leaves import rows_of_leaf
 from ..policy import Policy
+from .caching import Entries, bare, cached, first_columns, in_groups, turned
 from .linear import (
     Split,
     add_residual,
-    cached,
     linear,
     narrowed,
     operand_rows,
@@ -55,7 +55,7 @@ class LatentRows:
 def latent_attention(
     x: Float[Array, "b t d"],
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     tables: Mapping[str, Array],
     positions: Int32[Array, " b"],
     share: Int32[Array, " 1"],
@@ -186,7 +186,7 @@ def with_heads(
 def _absorbed(
     rows: LatentRows,
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     held: Held,
     mla: MlaConfig,
 ) -> tuple[Float[Array, "m heads_v"], Cache]:
@@ -194,13 +194,10 @@ def _absorbed(
     b, t, policy = rows.b, rows.t, rows.policy
     latent, rope = mla.kv_lora_rank, mla.rope_head_dim
     n = weights["q_b"].shape[1]
-    kv_low = cached(rows.kv_low, policy)
-    new = new_latents(rows, kv_low, mla)
-    new = sxm.rearrange(new, "b t c -> b c t", b=b, t=t, c=latent + rope)
+    new, new_values = new_latents(rows, mla)
+    new = turned(new, "b t c -> b c t", b=b, t=t)
     new_keys, keys = held.append(cache["keys"], new, rows.positions, axis=2)
-    new_values, values = held.append(
-        cache["values"], kv_low.reshape(b, t, latent), rows.positions, axis=1
-    )
+    new_values, values = held.append(cache["values"], new_values, rows.positions, axis=1)
 
     q = latent_queries(rows, query_latent(rows, weights, mla), weights, mla)
     q = sxm.rearrange(q, "n (b t) c -> b (n t) c", n=n, b=b, t=t, c=latent + rope)
@@ -211,12 +208,25 @@ def _absorbed(
     return heads_of_latents(mixed, rows, weights, mla), {"keys": new_keys, "values": new_values}
 
 
-def new_latents(
-    rows: LatentRows, kv_low: Float[Array, "m latent"], mla: MlaConfig
-) -> Float[Array, "b t whole"]:
-    """Put the latent of each new token, in the format of the cache, beside its rotated key."""
-    latent = kv_low.reshape(rows.b, rows.t, mla.kv_lora_rank)
-    return sxm.join(latent, cached(_rotated_key(rows, mla), rows.policy))
+def new_latents(rows: LatentRows, mla: MlaConfig) -> tuple[Entries, Entries]:
+    """Put the latent of each new token beside its rotated key, in the format of the cache.
+
+    A format with scales takes both for one vector.
+
+    Args:
+        rows: the new tokens.
+        mla: lengths.
+
+    Returns:
+        Latents with keys, `[b, t, latent + rope]`, and the latents of these alone.
+    """
+    policy, latent = rows.policy, mla.kv_lora_rank
+    if policy.has_scaled_cache:
+        low = rows.kv_low.reshape(rows.b, rows.t, latent)
+        both = cached(sxm.join(low, _rotated_key(rows, mla)), policy)
+        return both, first_columns(both, latent)
+    low = bare(rows.kv_low, policy).reshape(rows.b, rows.t, latent)
+    return sxm.join(low, bare(_rotated_key(rows, mla), policy)), low
 
 
 def latent_queries(
@@ -249,26 +259,19 @@ def heads_of_latents(
 def _expanded(
     rows: LatentRows,
     weights: Mapping[str, Any],
-    cache: Mapping[str, Array],
+    cache: Mapping[str, Entries],
     held: Held,
     mla: MlaConfig,
 ) -> tuple[Float[Array, "m heads_v"], Cache]:
     """Make keys and values of every head and attend; return heads side by side, and the cache."""
     b, t, policy = rows.b, rows.t, rows.policy
-    nope, rope, v = mla.nope_head_dim, mla.rope_head_dim, mla.v_head_dim
+    nope, v = mla.nope_head_dim, mla.v_head_dim
     n, c = weights["q_b"].shape[1], mla.query_head_dim
-    s = cache["keys"].shape[-1]
     kv = linear(operand_rows(rows.kv_low, policy, "attention"), weights["kv_b"], policy=policy)
     kv = sxm.rearrange(kv, "(b t) (n h) -> b n t h", b=b, t=t, n=n, h=nope + v)
     key_nope, value = sxm.split(kv, (nope, v))
-    # All heads share one rotated part.
-    key_rope = cached(_rotated_key(rows, mla), policy).reshape(b, 1, t, rope)
-    key = sxm.join(
-        cached(key_nope, policy),
-        jnp.broadcast_to(key_rope, (b, n, t, rope)),
-    )
-    key = sxm.rearrange(key, "b n t c -> b n c t", b=b, n=n, t=t, c=c)
-    new_keys, keys = held.append(cache["keys"], key, rows.positions, axis=3)
+    new = turned(_expanded_keys(rows, key_nope, mla), "b n t c -> b n c t", b=b, n=n, t=t)
+    new_keys, keys = held.append(cache["keys"], new, rows.positions, axis=3)
     new_values, values = held.append(cache["values"], cached(value, policy), rows.positions, axis=2)
 
     q_low = query_latent(rows, weights, mla)
@@ -276,8 +279,8 @@ def _expanded(
     q = sxm.rearrange(q, "n (b t) c -> (b n) t c", n=n, b=b, t=t, c=c)
     heads = attend(
         q,
-        keys.reshape(b * n, c, s),
-        values.reshape(b * n, s, v),
+        in_groups(keys, b * n),
+        in_groups(values, b * n),
         rows.positions,
         t,
         policy,
@@ -291,6 +294,21 @@ def _expanded(
         operand_rows(heads, policy, "attention"), "(b n) t v -> (b t) (n v)", b=b, n=n, t=t, v=v
     )
     return heads, {"keys": new_keys, "values": new_values}
+
+
+def _expanded_keys(
+    rows: LatentRows, key_nope: Float32[Array, "b n t nope"], mla: MlaConfig
+) -> Entries:
+    """Put the rotated part, which all heads share, beside each head's own, as they are cached."""
+    b, n, t, _ = key_nope.shape
+    policy, shape = rows.policy, (b, n, t, mla.rope_head_dim)
+    key_rope = _rotated_key(rows, mla)
+    if policy.has_scaled_cache:
+        shared = jnp.broadcast_to(key_rope.reshape(b, 1, *shape[2:]), shape)
+        return cached(sxm.join(key_nope, shared), policy)
+    key_rope = bare(key_rope, policy).reshape(b, 1, *shape[2:])
+    both: Array = sxm.join(bare(key_nope, policy), jnp.broadcast_to(key_rope, shape))
+    return both
 
 
 def _gates(rows: LatentRows, weights: Mapping[str, Any]) -> Float32[Array, "m n_v"]:

@@ -25,6 +25,7 @@ from lpu_jax.datapath import (
     tree_sums,
     vxm,
     wide_sums,
+    wires,
 )
 from lpu_jax.datapath.axis import Axis
 from lpu_jax.datapath.scaled import fp8_product, int8_product, wide_fp8_product
@@ -85,14 +86,6 @@ def narrowed(x: Float32[Array, "..."], policy: Policy) -> Float[Array, "..."]:
     Fidelity: one rounding (RNE) to fp16, overflow to infinity; none for a base of fp32.
     """
     return vxm.to_fp16(x) if policy.base == "fp16" else x
-
-
-def cached(x: Float32[Array, "..."], policy: Policy) -> Float[Array, "..."]:
-    """Round to the format of the cache.
-
-    Fidelity: one rounding (RNE): e4m3 saturates; else as `narrowed`.
-    """
-    return vxm.to_fp8(x) if policy.cache == "fp8" else narrowed(x, policy)
 
 
 def operand_rows(x: Float32[Array, "*rows k"], policy: Policy, *roles: Role) -> Any:
@@ -356,10 +349,10 @@ def project_out(
 
     Fidelity:
         `COLUMN`: the same bits for any number of chips. `ROW`: order-dependent, partial sums are
-        rounded to the base format for the wire and added in chip order. `TREE`: order-dependent,
-        leaves are added in fp32 by a binary tree on chips and across them; the same bits for every
-        power of two of chips. `WIDE`: exact sums; the same bits for any number of chips. Both
-        round once to the base format, after the bias.
+        rounded for the wire and added in chip order (`summed`). `TREE`: order-dependent, leaves
+        are added in fp32 by a binary tree on chips and across them; the same bits for every power
+        of two of chips. `WIDE`: exact sums; the same bits for any number of chips. Both round once
+        to the base format, after the bias.
     """
     if split is Split.COLUMN:
         x = c2c.all_gather(x, axis, dim=-1)
@@ -372,13 +365,27 @@ def project_out(
         y = linear(x, w, policy=policy, rows=rows)
     if bias is not None:
         y = vxm.add(y, lax.slice_in_dim(bias, 0, 1))
+    if split is Split.ROW:
+        return summed(y, axis, policy)
     y = narrowed(y, policy)
-    match split:
-        case Split.ROW:
-            return c2c.all_reduce(y, axis)
-        case Split.COLUMN:
-            return c2c.all_gather(y, axis, dim=-1, keep=d_model)
-    return y
+    return c2c.all_gather(y, axis, dim=-1, keep=d_model) if split is Split.COLUMN else y
+
+
+def summed(y: Float32[Array, "m d"], axis: Axis, policy: Policy) -> Float[Array, "m d"]:
+    """Add the partial sums of chips as they cross in the format of a policy's wire.
+
+    Args:
+        y: of one chip.
+        axis: the chips.
+        policy: formats of the wire, and of the result.
+
+    Fidelity:
+        The base format: partial sums are rounded to it, and sums by `c2c.all_reduce`. Another: that
+        of `wires.all_reduce`, then one rounding to the base format; on one chip that one alone.
+    """
+    if policy.wire == "base":
+        return c2c.all_reduce(narrowed(y, policy), axis)
+    return narrowed(wires.all_reduce(y, axis, wire=policy.wire), policy)
 
 
 def add_residual(

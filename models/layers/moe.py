@@ -21,7 +21,7 @@ from .expert_sums import summed_by_tree, summed_exactly
 from .experts import ExpertSizes as ExpertSizes
 from .experts import InSlots, in_slots, local_experts, sum_of_experts
 from .latent_experts import into_latent, out_of_latent
-from .linear import Split, add_residual, linear, narrowed, project_out
+from .linear import Split, add_residual, linear, narrowed, project_out, summed
 from .mlp import shared_activations
 from .router import route, router_logits
 
@@ -57,8 +57,8 @@ def mixture(
     Fidelity:
         Order-dependent, the order is fixed. A chip adds its experts' results by ascending expert
         id, then the shared expert's, in fp32; with a latent the shared expert's are a sum of their
-        own (`latent_experts`). `ROW`: its sum is rounded to the base format and
-        added in chip order (`c2c.all_reduce`). `TREE` and `WIDE` have orders of their own, or none.
+        own (`latent_experts`). `ROW`: its sum is rounded to the format of the wire and
+        added in chip order (`linear.summed`). `TREE` and `WIDE` have orders of their own, or none.
         The hidden state is added last. Where either kind of expert has norms of its own, their
         results cross chips apart, and are normalised and added in fp32.
     """
@@ -156,8 +156,7 @@ def _summed_in_order(
     out = sum_of_experts(parts, ids, first, sizes, n_chips)
     if shared_out is not None:
         out = vxm.add(out, shared_out)
-    out = narrowed(out, policy)
-    return c2c.all_reduce(out, across) if split is Split.ROW else out
+    return summed(out, across, policy) if split is Split.ROW else narrowed(out, policy)
 
 
 def _gathered(

@@ -112,7 +112,7 @@ def recurrent_layer(
         leaf=rows_of_leaf(cfg, "recurrent", policy, "o"),
     )
     out = c2c.all_gather(out.reshape(b, t, d), axes["data"], dim=-3)
-    kept = {"state": state.reshape(cache["state"].shape)}
+    kept: Cache = {"state": state.reshape(cache["state"].shape)}
     kept |= {"qk_inputs": qk_inputs, "v_inputs": v_inputs}
     return add_residual(x, out, cfg, policy), kept
 

@@ -8,6 +8,7 @@ softmax in pieces of one chip's positions (the scores of a step are held whole).
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -15,12 +16,13 @@ from lpu_jax.datapath import c2c, masks, mem, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..policy import Policy
+from .caching import Entries, of_each
 from .linear import capped, multiplied, narrowed
 
 #: Stands for the largest score of a row that sees no key of a chip.
 _LOWEST = float(np.finfo(np.float32).min)
 
-Cache = dict[str, Array]
+Cache = dict[str, Entries]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +64,30 @@ class Held:
 
     def append(
         self,
-        cache: Float[Array, "b ..."],
-        new: Float[Array, "b ..."],
+        cache: Entries,
+        new: Entries,
         positions: Int32[Array, " b"],
         axis: int,
-    ) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
+    ) -> tuple[Entries, Entries]:
         """Write new entries along an axis; return the cache, and what attention reads of it."""
-        if self.window is not None:
-            assert self.first is not None
-            cache = mem.append_ring(cache, new, positions, axis=axis)
-            return cache, mem.ring_view(cache, self.first, axis=axis)
-        if self.first is not None:
-            cache = mem.append_run(cache, new, positions, self.first, axis=axis)
-        else:
-            cache = mem.append(cache, new, positions, axis=axis)
-        return cache, cache
+
+        def written(cache: Array, new: Array) -> Array:
+            if self.window is not None:
+                return mem.append_ring(cache, new, positions, axis=axis)
+            if self.first is not None:
+                return mem.append_run(cache, new, positions, self.first, axis=axis)
+            return mem.append(cache, new, positions, axis=axis)
+
+        first, cache = self.first, jax.tree.map(written, cache, new)
+        if self.window is None or first is None:
+            return cache, cache
+        return cache, of_each(lambda x: mem.ring_view(x, first, axis=axis), cache)
 
 
 def attend(
     q: Float[Array, "groups rows h"],
-    keys: Float[Array, "groups h s"],
-    values: Float[Array, "groups s v"],
+    keys: Entries,
+    values: Entries,
     positions: Int32[Array, " b"],
     n_new: Any,
     policy: Policy,
@@ -95,8 +100,8 @@ def attend(
 
     Args:
         q: rows; row `r` of a group is new token `r % n_new`.
-        keys: of the positions that are held.
-        values: likewise.
+        keys: of the positions that are held, `[groups, h, s]`.
+        values: likewise, `[groups, s, v]`.
         positions: position of the first new token of each sequence.
         n_new: new tokens per sequence.
         policy: formats, and how products are made.
@@ -131,7 +136,7 @@ def attend(
 
 def _merged(
     scores: Float32[Array, "groups rows s"],
-    values: Float[Array, "groups s v"],
+    values: Entries,
     policy: Policy,
     context: Axis,
     sinks: Float32[Array, "groups rows 1"] | None,

@@ -138,7 +138,7 @@ def _dram_cycles(arguments: Any, system: System) -> dict[int, tuple[str, Quantit
     """Find when each part of a cache that lies in DRAM is in the chip, by its place and its name.
 
     Parts come one after another, beginning with the block, and pass into the matrix unit as they
-    come: they take no room in the chip (assumed).
+    come: they take no room in the chip (assumed). Scales come with their codes.
     """
     if system.dram is None:
         return {}
@@ -150,7 +150,10 @@ def _dram_cycles(arguments: Any, system: System) -> dict[int, tuple[str, Quantit
         if leaf.kind == "cache" and not leaf.stays:
             n_bytes = n_bytes + bare_bytes(leaf)
             cycles = ceil(system.dram.read_s(n_bytes) * clock_hz)
-            found[place] = path[-1].key, cycles if np.ndim(cycles) else float(cycles)
+            name = next(
+                part.key for part in reversed(path) if isinstance(part, jax.tree_util.DictKey)
+            )
+            found[place] = name, cycles if np.ndim(cycles) else float(cycles)
     return found
 
 

@@ -36,6 +36,9 @@ _POSITIONS_AXIS = {
     "value_rows": -2,
     "index_keys": -1,
 }
+#: Scales lie as their codes do; `keys.scales` are those of `keys`.
+_SCALES = ".scales"
+_POSITIONS_AXIS |= {f"{name}{_SCALES}": axis for name, axis in _POSITIONS_AXIS.items()}
 #: The arrays of a cache: by position, or what recurrent layers keep.
 CACHE_NAMES = (*_POSITIONS_AXIS, "state", "qk_inputs", "v_inputs")
 
@@ -46,9 +49,10 @@ class BlockState:
 
     layer: int
     stored: StoredBlock
-    #: entries in order of position, such as `keys` and `values`; None if no later token can see
-    #: any. Of a recurrent layer its states and the last inputs of its convolutions
-    cache: Mapping[str, Float[np.ndarray, "..."]] | None = None
+    #: entries in order of position, such as `keys` and `values`, codes apart from `keys.scales`;
+    #: None if no later token can see any. Of a recurrent layer its states and the last inputs of
+    #: its convolutions
+    cache: Mapping[str, Shaped[np.ndarray, "..."]] | None = None
 
 
 def block_state(
@@ -91,9 +95,10 @@ def block_state(
             "and positions."
         )
     _check_room(block, layer, positions, block.request)
-    shapes = cache_leaves(
-        cfg, block.kind, block.policy, replace(block.request, batch=len(positions))
+    shapes = _arrays(
+        cache_leaves(cfg, block.kind, block.policy, replace(block.request, batch=len(positions)))
     )
+    cache = _arrays(cache)
     if BLOCK_KINDS[block.kind].is_recurrent:
         spans = {name: tuple(map(slice, leaf.shape)) for name, leaf in shapes.items()}
         states = {name: np.asarray(cache[name])[span] for name, span in spans.items()}
@@ -193,23 +198,41 @@ def restored_block(
 
 def _placed_cache(
     state: BlockState, empty: Mapping[str, Any], positions: Int[np.ndarray, " b"]
-) -> dict[str, Float[np.ndarray, "..."]]:
+) -> dict[str, Any]:
     """Write what a later token can see into the empty cache of a placed block."""
     assert state.cache is not None
     if BLOCK_KINDS[state.stored.kind].is_recurrent:
         return {name: _padded(values, empty[name]) for name, values in state.cache.items()}
     at, is_kept = _kept_positions(state.stored.cfg, state.stored.kind, positions)
     sequence, column = np.nonzero(is_kept)
-    placed = {}
+    placed = _arrays(empty)
     for name, values in state.cache.items():
-        cache = np.zeros(empty[name].shape, empty[name].dtype)
+        cache = np.zeros(placed[name].shape, placed[name].dtype)
         by_position = np.moveaxis(cache, _POSITIONS_AXIS[name], 1)
         kept = np.moveaxis(values, _POSITIONS_AXIS[name], 1)
         inside = tuple(slice(length) for length in kept.shape[2:])
         slot = at[sequence, column] % by_position.shape[1]
         by_position[(sequence, slot, *inside)] = kept[sequence, column]
         placed[name] = cache
-    return placed
+    return {name: _joined(name, entries, placed) for name, entries in empty.items()}
+
+
+def _arrays(cache: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arrays of a cache, or their descriptions: scales apart from their codes."""
+    found = {}
+    for name, entries in cache.items():
+        if isinstance(entries, QuantizedArray):
+            found[name], found[f"{name}{_SCALES}"] = entries.codes, entries.scales
+        else:
+            found[name] = entries
+    return found
+
+
+def _joined(name: str, entries: Any, arrays: Mapping[str, Any]) -> Any:
+    """Put the arrays of a cache's entries together again, as an empty one has them."""
+    if not isinstance(entries, QuantizedArray):
+        return arrays[name]
+    return replace(entries, codes=arrays[name], scales=arrays[f"{name}{_SCALES}"])
 
 
 def _padded(values: Float[np.ndarray, "..."], empty: Any) -> Float[np.ndarray, "..."]:
@@ -265,9 +288,9 @@ def weight_leaves(
     return leaves
 
 
-def cache_leaves(cfg: ModelConfig, kind: Kind, policy: Policy, request: Request) -> dict[str, Leaf]:
+def cache_leaves(cfg: ModelConfig, kind: Kind, policy: Policy, request: Request) -> dict[str, Any]:
     """Describe the whole cache of an attention block."""
-    leaves: dict[str, Leaf] = _arguments(cfg, kind, policy, request)[2]
+    leaves: dict[str, Any] = _arguments(cfg, kind, policy, request)[2]
     return leaves
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lpu_jax.errors import ConfigError, UnknownNameError
+from lpu_jax.errors import ConfigError, LpuError, UnknownNameError
 from lpu_jax.numerics.schemes import MXFP4, NVFP4, block_floating_point
 from models import zoo
 from models.blocks import block_kinds
@@ -122,8 +122,17 @@ def test_unknown_names_and_formats_are_refused() -> None:
         policy_named("msfp8", LLAMA)
     with pytest.raises(UnknownNameError, match="released"):
         policy_named("release", LLAMA)
-    for name in ("+fp8-cache", "fp16+fp8-cache+fp8-cache", "fp16+nvfp4-cache"):
-        with pytest.raises(UnknownNameError, match="unknown precision policy"):
+    with pytest.raises(UnknownNameError, match="unknown precision policy"):
+        policy_named("+fp8-cache", LLAMA)
+    for name, nearest in (("fp16+mxfp6-cache", "mxfp8-cache"), ("fp16+fp16-wire", "bf16-wire")):
+        message = f"unknown format of a cache or a wire '{name[5:]}'; nearest: .*{nearest}"
+        with pytest.raises(UnknownNameError, match=message):
+            policy_named(name, LLAMA)
+    for what, name in (
+        ("cache", "fp16+fp8-cache+nvfp4-cache"),
+        ("wire", "int4+fp8-wire+bf16-wire"),
+    ):
+        with pytest.raises(LpuError, match=f"names two formats of the {what}; give one"):
             policy_named(name, LLAMA)
     odd = dataclasses.replace(LLAMA, released_format="gptq")
     with pytest.raises(ConfigError, match="is released in gptq, which no policy holds; choose one"):
@@ -138,14 +147,19 @@ def test_unknown_names_and_formats_are_refused() -> None:
         ({"rows": {"norm": "fp8"}}, "rows of 'norm' were given a format"),
         ({"weights": {"dense": "mxfp4"}}, "weights of dense were given 'mxfp4'; it must be a Sch"),
         ({"rows": {"dense": "e4m3fn"}}, "rows of dense were given 'e4m3fn'; allowed are fp16, fp8"),
-        ({"cache": "fp4"}, "cache 'fp4' was given; allowed are base, fp8"),
+        ({"cache": "fp4"}, "'fp4' was given; allowed are base, fp8, fp8-head, mxfp8, nvfp4"),
+        ({"wire": "fp16"}, "'fp16' was given; allowed are base, bf16, fp8, fp32, exact"),
+        (
+            {"wire": "bf16", "base": "fp32", "fidelity": "fast"},
+            "goes with fast products and no oth",
+        ),
         (
             {"cache": "fp8", "base": "fp32", "fidelity": "fast"},
             "goes with fast products and no oth",
         ),
         (
             {"cache": "fp8", "tensor_cores": {"moe": "hopper"}},
-            "an fp8 cache and a base of fp32 are",
+            "a narrower cache and a base of fp32 are",
         ),
         ({"carry": "fp64"}, "carry 'fp64' was given; allowed are fp32, exact"),
         ({"tensor_cores": "hopper"}, "tensor_cores is 'hopper'; it must be a dict of gen"),
@@ -171,6 +185,18 @@ def check_fields(**fields: Any) -> None:
 def test_the_embedding_is_looked_up_not_multiplied() -> None:
     table = block_params(LLAMA, "embed")["table"]
     assert BF16.scheme(table) == FP16.scheme(table)
+
+
+def test_words_of_a_name_are_a_cache_and_a_wire() -> None:
+    for cache in ("fp8", "fp8-head", "mxfp8", "nvfp4"):
+        for wire in ("bf16", "fp8", "fp32", "exact"):
+            found = policy_named(f"int4+{cache}-cache+{wire}-wire", KIMI)
+            assert (found.cache, found.wire) == (cache, wire)
+            assert found.name == f"int4+{cache}-cache+{wire}-wire"
+            assert pickle.loads(pickle.dumps(found)) == found
+            plain = dataclasses.replace(found, wire="base")
+            assert len({found, policy_named("int4"), plain}) == 3
+    assert (FP16.cache, FP16.wire) == ("base", "base")
 
 
 def test_any_policy_may_have_a_narrower_cache() -> None:
