@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpu_jax.mesh import run_devices, run_nested, run_virtual
+from lpu_jax.numerics.quantized import QuantizedArray, quantize
 from models.blocks import CACHING_KINDS, Block, Kind, block_chain, block_program
 from models.config import GqaConfig
 from models.weights.source import Arrays
@@ -139,7 +141,7 @@ class Subject:
                 self.triple.cfg,
                 loaded,
                 self.block.layer,
-                cache={name: np.asarray(values)[:batch] for name, values in arguments[2].items()},
+                cache=jax.tree.map(lambda values: np.asarray(values)[:batch], arguments[2]),
                 positions=after,
                 stored=self.stored,
             )
@@ -224,9 +226,15 @@ def _past(
     )
     past = {}
     for name, axis in (("keys", -1), ("values", -2)):
-        shape = list(leaves[name].shape)
+        leaf = leaves[name]
+        shape = list(leaf.shape)
         shape[axis] = n_kept
-        past[name] = rng.normal(size=shape).astype(np.float16)
+        values = rng.normal(size=shape).astype(np.float16)
+        if isinstance(leaf, QuantizedArray):
+            made = quantize(jnp.asarray(values, jnp.float32), leaf.scheme, leaf.axis)
+            past |= {name: np.asarray(made.codes), f"{name}.scales": np.asarray(made.scales)}
+        else:
+            past[name] = values
     return past
 
 

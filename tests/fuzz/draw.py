@@ -7,7 +7,7 @@ degrees and everything that is not a length are free.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from small_machines import tiered
@@ -19,6 +19,7 @@ from lpu_jax.errors import LpuError
 from lpu_jax.machine.catalogue import system
 from lpu_jax.machine.system import System
 from models import zoo
+from models.cache_formats import CacheFormat, WireFormat
 from models.config import GqaConfig, MlaConfig, ModelConfig, MoeConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
@@ -78,7 +79,8 @@ class Triple:
         return (
             f"seed {self.seed}: {self.cfg.name} [{self.cfg.attention}{moe}, d_ff {self.cfg.d_ff}, "
             f"vocabulary {self.cfg.vocab_size}] | plan {self.plan.name} on {self.system.name} "
-            f"{self.system.topology.tiers} | policy {self.policy.name}"
+            f"{self.system.topology.tiers} | policy {self.policy.name}, cache {self.policy.cache}, "
+            f"wire {self.policy.wire}"
         )
 
 
@@ -103,9 +105,24 @@ def triple(seed: int, rule: Split | None = None) -> Triple:
         seed=seed,
         cfg=cfg,
         plan=plan,
-        policy=policy,
+        policy=_in_words(policy, cfg, seed),
         system=node if plan.collective == "ring" else _one(rng, *SYSTEMS),
         widen_once=bool(rng.integers(2)),
+    )
+
+
+def _in_words(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
+    """Have the cache of every other triple, and the wire, in formats of their own.
+
+    They are drawn apart, so that plans stay those of their seeds. Rows that travel may leave those
+    that are everywhere by roundings to fp16 alone (`promises.DISPATCH_BOUND`).
+    """
+    rng = np.random.default_rng([seed, len(policy.name)])
+    lossless: list[WireFormat] = ["base", "fp32", "exact"]
+    return replace(
+        policy,
+        cache=_one(rng, "base", *get_args(CacheFormat)),
+        wire=_one(rng, *(get_args(WireFormat) if cfg.moe is None else lossless)),
     )
 
 

@@ -159,8 +159,9 @@ def _row(subject: Subject, whole: Results, row: int) -> Results:
 def _as_long(expected: Results, found: Results) -> Results:
     """Append zeros to a cache up to the length of that of the longest sequence in a batch."""
     padded = dict(found)
-    for name, axis in (("keys", -1), ("values", -2)):
-        if name in found:
+    for name in found:
+        axis = {"keys": -1, "values": -2}.get(name.removesuffix(".scales"))
+        if axis is not None:
             widths = [(0, 0)] * found[name].ndim
             widths[axis] = (0, expected[name].shape[axis] - found[name].shape[axis])
             padded[name] = np.pad(found[name], widths)
