@@ -33,7 +33,7 @@ def _meaning(x: Array, *, scheme: Scheme) -> tuple[Array, Array]:
     return made.codes.reshape(x.shape), made.scales.reshape(*x.shape[:-1], -1)
 
 
-def _cost(machine: Hardware, call: Call) -> Work:
+def quantize_cost(machine: Hardware, call: Call) -> Work:
     """Cost the fold of every vector's blocks, and the ALUs of what each value passes then.
 
     A fold takes the larger of a lane and of one half a block away, and so on, over two hemispheres,
@@ -62,7 +62,9 @@ def _cost(machine: Hardware, call: Call) -> Work:
     )
 
 
-_quantize_rows = primitive("vxm_quantize_rows", abstract=_shapes, meaning=_meaning, cost=_cost)
+_quantize_rows = primitive(
+    "vxm_quantize_rows", abstract=_shapes, meaning=_meaning, cost=quantize_cost
+)
 
 
 @checked

@@ -23,6 +23,7 @@ from jaxtyping import Array, BFloat16, Float16, Float32, Int32
 from ..arguments import Count, check_not_empty, checked, described
 from ..errors import CostError, LpuError, MeshError
 from ..machine.chip import ChipSpec
+from ..numerics.schemes import MXFP8_E4M3
 from ..predicates import divides, exceeds
 from .axis import Axis, steps_of
 from .chip_sums import OWN_ORDERS as OWN_ORDERS
@@ -31,7 +32,9 @@ from .primitive import primitive
 from .work import Call, Hardware, Operand, Quantity, Work
 
 #: Bits of a value on the links.
-_WIRE_BITS: Mapping[WireFormat, int] = MappingProxyType({"bf16": 16, "fp8": 8})
+_WIRE_BITS: Mapping[WireFormat, float] = MappingProxyType(
+    {"bf16": 16, "fp8": MXFP8_E4M3.bits_per_value}
+)
 #: What chips add: other types have no room for sums.
 Addends = Float16[Array, "..."] | BFloat16[Array, "..."] | Float32[Array, "..."]
 
@@ -416,7 +419,7 @@ def _named_axis_rule(
 
 def _sent_bytes(operand: Operand, wire: WireFormat | None, chip: ChipSpec) -> Quantity:
     """Bytes of an operand on the links: 16-bit values take what the chip sends them in."""
-    bits = operand.bits if wire is None else _WIRE_BITS[wire]
+    bits: float = operand.bits if wire is None else _WIRE_BITS[wire]
     bits = chip.wire_value_bits if bits == 16 else bits
     return operand.size * bits / 8
 

@@ -15,7 +15,9 @@ from jax import lax
 from jaxtyping import Array
 
 from ..numerics import elementary, rounding, wide
-from ..numerics.formats import BF16, E4M3FN
+from ..numerics.formats import BF16
+from ..numerics.quantized import dequantize, quantize
+from ..numerics.schemes import MXFP8_E4M3
 from .axis import steps_of
 
 #: How partial sums of chips are added. `chips`: in fp32 by ascending number within each level, or
@@ -31,12 +33,14 @@ Rounded = Callable[[Array], Array]
 
 
 def to_wire(x: Array, wire: WireFormat) -> Array:
-    """Round fp32 numbers to the values of a format: e4m3 saturates, bf16 overflows to infinity.
+    """Round fp32 numbers to the values of a format; bf16 overflows to infinity.
 
-    By integer arithmetic: a compiler may drop a conversion to bf16 and back.
+    `fp8` has a scale for each 32 values of the last axis, those of MXFP8. By integer arithmetic: a
+    compiler may drop a conversion to bf16 and back.
     """
     if wire == "fp8":
-        return rounding.round_to(x, E4M3FN)
+        rows = x.reshape(-1, x.shape[-1])
+        return dequantize(quantize(rows, MXFP8_E4M3, axis=-1)).reshape(x.shape)
     return rounding.round_to(x, BF16, overflow="ieee")
 
 

@@ -2,10 +2,11 @@
 
 What it computes: operands in fp32 are rounded to the format of the wire on the vector unit, added
 in the orders of `c2c`, and rounded to it again after each level. What it costs: a conversion, and
-the links for as many bits. On one chip nothing crosses, and nothing is rounded. Not modelled: codes
-with scales on the wire.
+the links for as many bits, scales included. On one chip nothing crosses, and nothing is rounded.
+Not modelled: conversions between levels, like all that chips do on the way.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -13,13 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from ..arguments import checked
+from ..numerics.schemes import MXFP8_E4M3
 from . import c2c, wide_sums
 from .alu import ALU
 from .axis import Axis
-from .chip_sums import to_wire
+from .block_scales import quantize_cost
+from .chip_sums import WireFormat, to_wire
 from .primitive import primitive
 
-#: `bf16`, and `fp8`: e4m3fn without a scale, saturating; `fp32`; `exact`: wide numbers of 16 bytes.
+#: `bf16`; `fp8`: e4m3 codes with a power of two for 32 values of a row, as MXFP8; `fp32`; `exact`:
+#: wide numbers of 16 bytes.
 Wire = Literal["bf16", "fp8", "fp32", "exact"]
 SharedWire = Literal["bf16", "fp8", "fp32"]
 
@@ -28,12 +32,24 @@ def _to_wire_meaning(x: Array, *, wire: Any, size: Any) -> Array:
     return x if size == 1 else to_wire(x, wire)
 
 
+def _same_shape(x: Any, **_: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32)
+
+
 #: Values of the wire's format, in fp32: the type is the same where nothing crosses.
 _to_wire = primitive(
     "vxm_to_wire",
-    abstract=lambda x, **_: jax.ShapeDtypeStruct(x.shape, jnp.float32),
+    abstract=_same_shape,
     meaning=_to_wire_meaning,
     chain=lambda params: ALU["convert"],
+)
+_to_scaled_wire = primitive(
+    "vxm_to_scaled_wire",
+    abstract=_same_shape,
+    meaning=_to_wire_meaning,
+    cost=lambda machine, call: quantize_cost(
+        machine, replace(call, params={"scheme": MXFP8_E4M3, **call.params})
+    ),
 )
 
 
@@ -65,8 +81,7 @@ def all_reduce(
             return c2c.all_reduce(x, axis)
         case "exact":
             return _exact(x, axis)
-    rounded = _to_wire(x, wire=wire, size=axis.size)
-    return c2c.all_reduce(rounded, axis, wire=wire)
+    return c2c.all_reduce(_rounded(x, axis, wire), axis, wire=wire)
 
 
 @checked
@@ -88,8 +103,13 @@ def reduce_scatter(
     """
     if wire == "fp32":
         return c2c.reduce_scatter(x, axis, dim=dim)
-    rounded = _to_wire(x, wire=wire, size=axis.size)
-    return c2c.reduce_scatter(rounded, axis, dim=dim, wire=wire)
+    return c2c.reduce_scatter(_rounded(x, axis, wire), axis, dim=dim, wire=wire)
+
+
+def _rounded(x: Array, axis: Axis, wire: WireFormat) -> Array:
+    bind = _to_scaled_wire if wire == "fp8" else _to_wire
+    found: Array = bind(x, wire=wire, size=axis.size)
+    return found
 
 
 def _exact(x: Array, axis: Axis) -> Array:

