@@ -58,8 +58,9 @@ PlanText = Annotated[
 _POLICY = typer.Option(
     "--policy",
     "--weights-format",
-    help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships); with "
-    "+fp8-cache behind it for keys and values as e4m3.",
+    help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships); behind "
+    "it a format of the cache (+fp8-cache, +fp8-head-cache, +mxfp8-cache, +nvfp4-cache) and one of "
+    "partial sums between chips (+bf16-wire, +fp8-wire, +fp32-wire, +exact-wire).",
 )
 PolicyName = Annotated[str, _POLICY]
 PolicyNames = Annotated[list[str] | None, _POLICY]
