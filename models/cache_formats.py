@@ -12,8 +12,8 @@ from typing import Literal
 from lpu_jax.numerics.formats import E4M3FN, FP32
 from lpu_jax.numerics.schemes import MXFP8_E4M3, NVFP4, Scheme
 
-#: Format of cached keys and values. `fp8` is e4m3fn without a scale, saturating: a scale of one for
-#: the whole tensor, which is what a serving engine takes for a checkpoint without any.
+#: Format of cached keys and values. `fp8` is e4m3fn, saturating, under one scale of all tensors
+#: (`Policy.cache_scale`): 1 is what a serving engine takes for a checkpoint without any.
 CacheFormat = Literal["base", "fp8", "fp8-head", "mxfp8", "nvfp4"]
 #: Format in which partial sums cross chips to be added.
 WireFormat = Literal["base", "bf16", "fp8", "fp32", "exact"]
@@ -31,6 +31,9 @@ def _fp8_head(width: int) -> Scheme:
 #: NVFP4 without the scale of a whole tensor, which a growing cache does not have. Source: the
 #: latents of vLLM's `nvfp4_ds_mla` caches, e2m1 with one e4m3 scale `amax / 6` for 16 values.
 _NVFP4_CACHE = replace(NVFP4, name="nvfp4-cache", is_two_level=False)
+
+#: Codes under a scale of the whole tensor that is not 1.
+FP8_TENSOR = Scheme(name="fp8-tensor", format=E4M3FN, block_columns=None, scale_format=FP32)
 
 _SCHEMES: Mapping[CacheFormat, Callable[[int], Scheme]] = MappingProxyType(
     {

@@ -9,8 +9,8 @@ chip computes so; it is for checking a model's meaning.
 
 A cache may be narrower (`fp16+fp8-cache`, `fp16+mxfp8-cache`): keys, after their rotation, and
 values are rounded where they are made, and are widened to fp16 at the matrix unit; scales are those
-of one token and head (`cache_formats`). Recurrent states stay as they are. Not built: scales of
-whole tensors that a checkpoint brings.
+of one token and head (`cache_formats`), or a given one of all tensors (`fp16+fp8x0.25-cache`).
+Recurrent states stay as they are. Not built: scales of each tensor that a checkpoint brings.
 
 Partial sums of a split by rows may cross chips in another format (`fp16+bf16-wire`); what is only
 copied (gathered, exchanged, handed from stage to stage) crosses as it is.
@@ -21,6 +21,7 @@ Formats stay the same, and everything else is computed as on an LPU: no GPU's ow
 sums are modelled.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -84,6 +85,8 @@ class Policy:
     base: BaseFormat = "fp16"
     #: Format of cached keys and values.
     cache: CacheFormat = "base"
+    #: What `fp8` codes are multiplied by: the scale of every cached tensor, of all layers.
+    cache_scale: float = 1.0
     #: Format in which partial sums of `Split.ROW` cross chips, and are added.
     wire: WireFormat = "base"
     #: How products are computed, see `mxm.matmul`; changes bits, never time.
@@ -149,6 +152,12 @@ class Policy:
                     f"policy {self.name}: {what} {chosen!r} was given; allowed are "
                     f"{', '.join(allowed)}."
                 )
+        is_scale = isinstance(self.cache_scale, float | int) and 2**-64 <= self.cache_scale <= 2**64
+        if not is_scale or (self.cache_scale != 1 and self.cache != "fp8"):
+            raise ConfigError(
+                f"policy {self.name}: cache_scale {self.cache_scale!r} was given with cache "
+                f"{self.cache}; it must be a number from 2**-64 to 2**64, and 1 but for fp8."
+            )
         narrows = bool(self.weights or self.rows) or (self.cache, self.wire) != ("base", "base")
         if self.base == "fp32" and (narrows or self.fidelity != "fast"):
             raise ConfigError(
@@ -159,7 +168,7 @@ class Policy:
         """Hash the fields: traces of layers are kept by policy."""
         formats = frozenset(self.weights.items()), frozenset(self.rows.items())
         cores = frozenset(self.tensor_cores.items()), self.generation
-        chosen = self.carry, self.base, self.cache, self.wire, self.fidelity
+        chosen = self.carry, self.base, self.cache, self.cache_scale, self.wire, self.fidelity
         return hash((self.name, *formats, *chosen, *cores))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -310,6 +319,8 @@ POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for polic
 _CACHE_WORDS: Mapping[str, CacheFormat] = MappingProxyType(
     {f"{name}-cache": name for name in get_args(CacheFormat) if name != "base"}
 )
+#: A cache whose codes have a scale: `fp8x0.25-cache`.
+_FP8_SCALED = re.compile(r"fp8x(\d+(?:\.\d+)?(?:e-?\d+)?)-cache")
 _WIRE_WORDS: Mapping[str, WireFormat] = MappingProxyType(
     {f"{name}-wire": name for name in get_args(WireFormat) if name != "base"}
 )
@@ -339,7 +350,8 @@ def policy_named(name: str, cfg: ModelConfig | None = None) -> Policy:
 
     Args:
         name: of a policy, or "released" for the format in which the model's weights are published;
-            behind it may stand a format of cached keys and values, as in `fp16+fp8-head-cache`, and
+            behind it may stand a format of cached keys and values, as in `fp16+fp8-head-cache` or,
+            for codes under a scale of all tensors, `fp16+fp8x0.25-cache`, and
             one of partial sums between chips, as in `fp16+fp8-cache+bf16-wire`; or whose tensor
             cores multiply, as in `fp16@blackwell`, and there what they multiply, as in
             `fp16@blackwell:attention`: attention, embedding and head.
@@ -376,17 +388,20 @@ def _with_words(policy: Policy, words: Sequence[str], name: str) -> Policy:
     """Have a policy's cache, or what crosses its chips, in the formats of the words of a name."""
     known = (*_CACHE_WORDS, *_WIRE_WORDS)
     for word in words:
-        if word not in known:
+        scaled = _FP8_SCALED.fullmatch(word)
+        kind = "fp8-cache" if scaled else word
+        if kind not in known:
             raise unknown("format of a cache or a wire", word, known)
-        if policy.cache != "base" and word in _CACHE_WORDS:
+        if policy.cache != "base" and kind in _CACHE_WORDS:
             raise LpuError(f"policy {name} names two formats of the cache; give one.")
-        if policy.wire != "base" and word in _WIRE_WORDS:
+        if policy.wire != "base" and kind in _WIRE_WORDS:
             raise LpuError(f"policy {name} names two formats of the wire; give one.")
         policy = replace(
             policy,
             name=f"{policy.name}+{word}",
-            cache=_CACHE_WORDS.get(word, policy.cache),
-            wire=_WIRE_WORDS.get(word, policy.wire),
+            cache=_CACHE_WORDS.get(kind, policy.cache),
+            cache_scale=float(scaled[1]) if scaled else policy.cache_scale,
+            wire=_WIRE_WORDS.get(kind, policy.wire),
             source=f"{policy.source}; {word.replace('-', ' ')} (assumed)",
         )
     return policy

@@ -20,7 +20,7 @@ from lpu_jax.predicates import shorter
 from ..config import BlockIndexConfig, GqaConfig, ModelConfig
 from ..policy import Policy
 from ..rope import RopeConfig
-from .caching import Entries, cached, gathered, turned
+from .caching import Entries, as_read, cached, gathered, turned
 from .grouped import new_heads, with_heads
 from .linear import Split, linear, multiplied, narrowed, operand_rows
 from .norm import input_norm, rms_norm
@@ -140,7 +140,7 @@ def _scores(
     q = rms_norm(q.reshape(b * t * k, i), weights["index_q_norm"], eps)
     q = sxm.rearrange(q, "(b t k) i -> b k t i", b=b, t=t, k=k, i=i)
     q = narrowed(_rotated(q, turn, cfg.rope), policy)
-    scores = multiplied(q.reshape(b, k * t, i), keys, policy)
+    scores = multiplied(q.reshape(b, k * t, i), as_read(keys, policy), policy)
     return index_keys, scores.reshape(b * k, t, s)
 
 

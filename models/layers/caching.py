@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, Num
 
 from lpu_jax.datapath import block_scales, sparse, sxm, vxm
 from lpu_jax.numerics.quantized import QuantizedArray
 
-from ..cache_formats import cache_scheme
+from ..cache_formats import FP8_TENSOR, cache_scheme
 from ..policy import Policy
 from .linear import narrowed
 
@@ -34,15 +35,30 @@ def cached(x: Float32[Array, "*rows n"], policy: Policy) -> Entries:
     Returns:
         Values; for a format with scales codes and scales, with blocks along axis -1.
 
-    Fidelity: one rounding (RNE), as `bare`; with scales that of `block_scales.quantize_rows`.
+    Fidelity: that of `bare`; with scales that of `block_scales.quantize_rows`.
     """
     scheme = cache_scheme(policy.cache, x.shape[-1])
     return bare(x, policy) if scheme is None else block_scales.quantize_rows(x, scheme)
 
 
 def bare(x: Float32[Array, "..."], policy: Policy) -> Float[Array, "..."]:
-    """Round to the format of a cache without scales: e4m3, saturating, or the base format."""
-    return vxm.to_fp8(x) if policy.cache == "fp8" else narrowed(x, policy)
+    """Round to the format of a cache whose vectors have no scales: e4m3, or the base format.
+
+    Fidelity: one rounding (RNE): e4m3 saturates, else as `narrowed`; before it a division by the
+        scale of all tensors, unless that is 1.
+    """
+    if policy.cache != "fp8":
+        return narrowed(x, policy)
+    return vxm.to_fp8(x if policy.cache_scale == 1 else vxm.div(x, policy.cache_scale))
+
+
+def as_read(entries: Entries, policy: Policy) -> Entries:
+    """Give a cache to the matrix unit: codes under the scale of all tensors with that scale."""
+    if isinstance(entries, QuantizedArray) or policy.cache != "fp8" or policy.cache_scale == 1:
+        return entries
+    one = jnp.full((1,) * entries.ndim, policy.cache_scale, jnp.float32)
+    scales = jnp.broadcast_to(one, (*entries.shape[:-2], 1, 1))
+    return QuantizedArray(codes=entries, scales=scales, scheme=FP8_TENSOR)
 
 
 def of_each(change: Callable[[Array], Array], entries: Entries) -> Entries:

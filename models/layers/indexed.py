@@ -19,7 +19,7 @@ from lpu_jax.predicates import shorter
 from ..config import MlaConfig, ModelConfig
 from ..index_config import IndexConfig
 from ..policy import Policy
-from .caching import Entries, cached, first_columns, gathered, turned
+from .caching import Entries, as_read, cached, first_columns, gathered, turned
 from .latent import (
     LatentRows,
     heads_of_latents,
@@ -182,7 +182,7 @@ def _scores(
     q = linear(q_low, weights["index_q"], policy=policy)
     q = sxm.rearrange(q, "(b t) (n h) -> b n t h", b=b, t=t, n=n, h=h)
     q = narrowed(_rotated_first(q, rows, 1), policy)
-    per_head = multiplied(q.reshape(b, n * t, h), keys, policy).reshape(b, n, t, s)
+    per_head = multiplied(q.reshape(b, n * t, h), as_read(keys, policy), policy).reshape(b, n, t, s)
     importance = vxm.mul(linear(rows.normed, weights["index_weights"], policy=policy), index.scale)
     importance = sxm.rearrange(importance, "(b t) n -> b n t", b=b, t=t, n=n)
     scores = sparse.index_scores(per_head, importance.reshape(b, n, t, 1))

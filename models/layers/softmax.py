@@ -16,7 +16,7 @@ from lpu_jax.datapath import c2c, masks, mem, sxm, vxm
 from lpu_jax.datapath.axis import Axis
 
 from ..policy import Policy
-from .caching import Entries, of_each
+from .caching import Entries, as_read, of_each
 from .linear import capped, multiplied, narrowed
 
 #: Stands for the largest score of a row that sees no key of a chip.
@@ -115,6 +115,7 @@ def attend(
         320 positions. A sink is added last to the sum of the exponentials. A split of the positions
         moves roundings: see `_merged`.
     """
+    keys, values = as_read(keys, policy), as_read(values, policy)
     scores = capped(multiplied(q, keys, policy), cap)
     if held.addresses is not None:
         scores = masks.address_mask(scores, held.addresses)

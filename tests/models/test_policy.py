@@ -148,6 +148,8 @@ def test_unknown_names_and_formats_are_refused() -> None:
         ({"weights": {"dense": "mxfp4"}}, "weights of dense were given 'mxfp4'; it must be a Sch"),
         ({"rows": {"dense": "e4m3fn"}}, "rows of dense were given 'e4m3fn'; allowed are fp16, fp8"),
         ({"cache": "fp4"}, "'fp4' was given; allowed are base, fp8, fp8-head, mxfp8, nvfp4"),
+        ({"cache_scale": 2.0}, "cache_scale 2.0 was given with cache base; it must be a number fr"),
+        ({"cache": "fp8", "cache_scale": float("nan")}, "cache_scale nan was given with cache fp8"),
         ({"wire": "fp16"}, "'fp16' was given; allowed are base, bf16, fp8, fp32, exact"),
         (
             {"wire": "bf16", "base": "fp32", "fidelity": "fast"},
@@ -197,6 +199,17 @@ def test_words_of_a_name_are_a_cache_and_a_wire() -> None:
             plain = dataclasses.replace(found, wire="base")
             assert len({found, policy_named("int4"), plain}) == 3
     assert (FP16.cache, FP16.wire) == ("base", "base")
+
+
+def test_a_cache_may_have_a_scale_of_all_tensors() -> None:
+    found = policy_named("int4+fp8x0.25-cache", KIMI)
+    assert (found.name, found.cache, found.cache_scale) == ("int4+fp8x0.25-cache", "fp8", 0.25)
+    assert len({found, policy_named("int4+fp8-cache")}) == 2
+    for scale in ("x", "x-2", "xone"):
+        with pytest.raises(UnknownNameError, match="unknown format of a cache or a wire 'fp8x"):
+            policy_named(f"fp16+fp8{scale}-cache")
+    with pytest.raises(ConfigError, match=r"cache_scale 0\.0 was given with cache fp8; it must be"):
+        policy_named("fp16+fp8x0-cache")
 
 
 def test_any_policy_may_have_a_narrower_cache() -> None:

@@ -69,6 +69,22 @@ def test_vectors_are_rounded_once_and_nothing_else(name: str) -> None:
     assert sqnr_db(exact, found) > (25 if name != "nvfp4" else 12)
 
 
+@pytest.mark.slow
+def test_a_scale_of_all_tensors_is_divided_by_and_multiplied_with() -> None:
+    """Values above 448 / 1024 saturate: far from exact, and 10 dB nearer to the oracle's."""
+    small = run(TINY_LLAMA, policy="fp16+fp8x0.0009765625-cache", tokens=4)
+    x = np.asarray(hidden(2, 4, TINY_LLAMA.d_model), np.float64)
+    weights = SyntheticWeights(TINY_LLAMA).block("attention", 0)
+
+    def kept(v: Values) -> Values:
+        codes = np.clip(v * 1024, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+        return codes.astype(np.float64) / 1024
+
+    oracle, exact = (attention(TINY_LLAMA, weights, x, None, r) for r in (kept, np.array))
+    found = np.asarray(small, np.float64) - x
+    assert sqnr_db(oracle, found) > sqnr_db(exact, found) + 10
+
+
 #: Steps of several lengths, a longer cache, chips that share out sequences, heads, and both.
 CASES: list[tuple[str, ModelConfig, Kind]] = [
     ("fp8-head", SMALL, "attention"),
