@@ -105,24 +105,25 @@ def triple(seed: int, rule: Split | None = None) -> Triple:
         seed=seed,
         cfg=cfg,
         plan=plan,
-        policy=_in_words(policy, cfg, seed),
+        policy=_in_words(policy, cfg, seed, rule),
         system=node if plan.collective == "ring" else _one(rng, *SYSTEMS),
         widen_once=bool(rng.integers(2)),
     )
 
 
-def _in_words(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
+def _in_words(policy: Policy, cfg: ModelConfig, seed: int, rule: Split | None) -> Policy:
     """Have the cache of every other triple, and the wire, in formats of their own.
 
     They are drawn apart, so that plans stay those of their seeds. Rows that travel may leave those
-    that are everywhere by roundings to fp16 alone (`promises.DISPATCH_BOUND`).
+    that are everywhere by roundings to fp16 alone (`promises.DISPATCH_BOUND`); splits of a rule
+    have a wire of their own.
     """
     rng = np.random.default_rng([seed, len(policy.name)])
     lossless: list[WireFormat] = ["base", "fp32", "exact"]
     return replace(
         policy,
         cache=_one(rng, "base", *get_args(CacheFormat)),
-        wire=_one(rng, *(get_args(WireFormat) if cfg.moe is None else lossless)),
+        wire="base" if rule else _one(rng, *(lossless if cfg.moe else get_args(WireFormat))),
     )
 
 
