@@ -60,7 +60,8 @@ _POLICY = typer.Option(
     "--weights-format",
     help=f"Precision policy: {', '.join((*POLICIES, RELEASED))} (as the checkpoint ships); behind "
     "it a format of the cache (+fp8-cache, +fp8x0.25-cache, +fp8-head-cache, +mxfp8-cache, "
-    "+nvfp4-cache) and one of partial sums between chips (+bf16-wire, +fp8-wire, +fp32-wire, +exact-wire).",
+    "+nvfp4-cache) and one of partial sums between chips (+bf16-wire, +fp8-wire, +fp32-wire, "
+    "+exact-wire).",
 )
 PolicyName = Annotated[str, _POLICY]
 PolicyNames = Annotated[list[str] | None, _POLICY]
