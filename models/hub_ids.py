@@ -65,6 +65,7 @@ HUB_IDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kimi-k2": ("moonshotai/Kimi-K2-Instruct",),
         "kimi-k2-thinking": ("moonshotai/Kimi-K2-Thinking",),
         "kimi-k2.5": ("moonshotai/Kimi-K2.5",),
+        "kimi-k3": ("moonshotai/Kimi-K3",),
         "kimi-linear-48b-a3b": ("moonshotai/Kimi-Linear-48B-A3B-Instruct",),
         "ling-3.0-flash": ("inclusionAI/Ling-3.0-Flash",),
         "ling-1t": ("inclusionAI/Ling-1T",),

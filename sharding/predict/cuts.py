@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -23,7 +24,7 @@ Blocks = Float[np.ndarray, "blocks plans"]
 Numbers = Float[np.ndarray, " plans"]
 Stages = Int[np.ndarray, "blocks plans"]
 #: Numbers of plans.
-Rows = Int[np.ndarray, " plans"]
+Rows = Int[np.ndarray, " some"]
 
 #: Searches for a number end at one part in so many.
 _PRECISION = 1e-9
@@ -225,17 +226,14 @@ class Chain:
         period = np.maximum(self.shortest_period, at_least)
         by_time, *in_flight = self._limits(period)
 
-        def some(limits: list[tuple[Blocks, Numbers]], rows: Rows) -> list[tuple[Blocks, Numbers]]:
-            return [(values[:, rows], most[rows]) for values, most in limits]
-
         def filled(most: Numbers, rows: Rows) -> "_Filling":
-            return _fill([(self.cycles[:, rows], most), *some(in_flight, rows)])
+            return _fill([(self.cycles[:, rows], most), *_some(in_flight, rows)])
 
         shortest = np.maximum(self.cycles.max(0), self.cycles.sum(0) / self.n_stages)
         slowest = self._smallest(filled, np.minimum(shortest, by_time[1]), by_time[1])
 
         def held(most: Numbers, rows: Rows) -> "_Filling":
-            others = some([(self.cycles, slowest), *in_flight], rows)
+            others = _some([(self.cycles, slowest), *in_flight], rows)
             return _fill([(self.held_bytes[:, rows], most), *others])
 
         every = np.arange(len(slowest))
@@ -338,6 +336,11 @@ def _fill(limits: Sequence[tuple[Blocks, Numbers]]) -> _Filling:
         least = np.maximum(least, filled[0])
         stage[i] = current = current + over
     return _Filling(stage, least, beyond)
+
+
+def _some(limits: Sequence[tuple[Blocks, Numbers]], rows: Rows) -> list[tuple[Any, Any]]:
+    """Take limits of some plans."""
+    return [(values[:, rows], most[rows]) for values, most in limits]
 
 
 def stage_sums(values: Blocks, stage: Stages) -> Float[np.ndarray, "stages plans"]:

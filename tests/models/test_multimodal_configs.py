@@ -36,7 +36,7 @@ def test_a_text_part_in_an_unknown_model_is_refused_by_its_type():
         from_hf({"model_type": "llama5", "text_config": {"model_type": "llama5_text"}})
     assert "a text part of type 'llama5_text' in a model of type 'llama5'" in str(problem.value)
     assert "and text models alone, whose types `lpu models --types` lists" in str(problem.value)
-    assert "supported are models of type kimi_k25, qwen3_vl, " in str(problem.value)
+    assert "supported are models of type kimi_k25, kimi_k3, qwen3_vl, " in str(problem.value)
     with pytest.raises(ConfigError, match="type 'qwen3' in a model of type 'deep_vision'"):
         from_hf({"model_type": "deep_vision", "text_config": inner})
     with pytest.raises(ConfigError, match="type None in a model of type 'deep_vision'"):

@@ -166,7 +166,7 @@ def test_specs_are_consistent(name):
     for kind in (kind for kind in get_args(Kind) if not absent.get(kind)):
         for spec in block_params(model_cfg, kind).values():
             assert len(spec.axes) == len(spec.shape) >= spec.rows + spec.batch
-            assert np.prod(spec.matrix_shape) == spec.n_values
+            assert np.prod(spec.matrix_shape) * (not spec.is_number) == spec.n_values
 
 
 def test_kinds_that_are_not_there_are_refused():

@@ -90,7 +90,7 @@ def test_an_id_stands_for_one_model():
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("moonshotai/Kimi-K2", "moonshotai/Kimi-K2-Instruct"),
+        ("moonshotai/Kimi-K2-Instuct", "moonshotai/Kimi-K2-Instruct"),
         ("deepseek-ai/DeepSeek-V4", "deepseek-ai/DeepSeek-V3"),
         ("deepseek/DeepSeek-V3", "deepseek-ai/DeepSeek-V3"),
         ("openai/gpt-oss-20B-", "openai/gpt-oss-20b"),

@@ -108,10 +108,11 @@ def test_16_bit_values_cross_links_in_the_bits_of_the_wire(bits: int, vectors: i
     from lpu_jax.datapath.work import Operand
 
     where = machine(wire_value_bits=bits)
-    sent = _sent_bytes(Operand(shape=(1, 320), dtype="float16"), where.chip)
+    sent = _sent_bytes(Operand(shape=(1, 320), dtype="float16"), None, where.chip)
     assert sent == vectors * 320
     last = where.collective_cycles("all_reduce", "one_shot", 8, 1, sent).last
     cycles_per_vector = 328 / 12.5e9 * 0.9e9
     assert float(last) == pytest.approx(722e-9 * 0.9e9 + (vectors - 1) * cycles_per_vector, abs=1)
     # Statistics of a softmax are fp32 whatever the wire.
-    assert _sent_bytes(Operand(shape=(1, 320), dtype="float32"), where.chip) == 4 * 320
+    statistics = Operand(shape=(1, 320), dtype="float32")
+    assert _sent_bytes(statistics, None, where.chip) == 4 * 320

@@ -231,7 +231,7 @@ def test_blocks_that_do_not_run_along_the_contraction_are_refused() -> None:
     w = jax.jit(functools.partial(quantize, scheme="int8", axis=-1))(
         fp16_array(K, N).astype(jnp.float32)
     )
-    with pytest.raises(LpuError, match="blocks along axis -1 were given"):
+    with pytest.raises(LpuError, match="scales along axis -1 were given"):
         mxm.matmul(int8_array(M, K), w)
 
 

@@ -305,7 +305,7 @@ def test_bits_per_value():
         **{"fp16": 16, "bf16": 16, "int8": 8, "int8_row": 8, "int8_tensor": 8, "int4": 4.5},
         **{"fp8": 8 + 32 / 128**2, "mxfp8_e4m3": 8.25, "mxfp8_e5m2": 8.25, "mxint8": 8.25},
         **{"mxfp6_e3m2": 6.25, "mxfp6_e2m3": 6.25, "mxfp4": 4.25, "nvfp4": 4.5},
-        **{"msfp12": 4.5, "msfp16": 8.5},
+        **{"msfp12": 4.5, "msfp16": 8.5, "fp8_column": 8},
     }
 
 
