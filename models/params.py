@@ -4,9 +4,8 @@ The one list that the layers, the weight sources, the placement and the paramete
 Holds no values and no formats: which role is stored in which format is the precision policy's job.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -16,8 +15,8 @@ from lpu_jax.errors import ConfigError, unknown
 from .config import GqaConfig, MlaConfig, ModelConfig, MoeConfig, RecurrentConfig
 from .depth import NORM, QUERY, STATES
 from .hf_families import up_matrices
+from .param_spec import ParamSpec, bias, matrix, norm
 
-Role = Literal["attention", "dense", "expert", "shared", "router", "norm", "embedding", "head"]
 #: Kinds of block, in the order a token meets them; what each is `blocks.BLOCK_KINDS` says.
 #: "sliding" is attention over the last keys only, "unrotated" one without rotation; the latter has
 #: the parameters of "attention", the former those of `ModelConfig.sliding_attention` if it has one.
@@ -34,84 +33,6 @@ OUTPUT_AXES = frozenset({"d_out", "shared_d_out", "alone_d_out"})
 
 #: Norms of what router and experts are given, and of what shared experts and experts give.
 _OWN_NORMS = ("router_norm", "expert_norm", "shared_result_norm", "expert_result_norm")
-
-#: Spread of random biases: small against what they are added to, yet large enough to see.
-_BIAS_STD = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParamSpec:
-    """One parameter, seen as `batch` leading dimensions, then `rows`, then columns.
-
-    Attributes:
-        shape: sizes, outermost first.
-        axes: the logical axis of each dimension; None where a dimension is never split.
-        rows: how many dimensions after the batch ones form the contraction (K) side of the
-            matrix. The rest are its columns. 0 for vectors that are added or multiplied. The axis
-            "once" of a bias has length one: of the chips whose sums it joins, the first holds it.
-        batch: how many leading dimensions count separate matrices (experts; heads of k_b, v_b).
-        role: what the precision policy calls it.
-        std: standard deviation of a random initial value; 0 for norms, which start near 1.
-        is_number: whole numbers that follow from the configuration and count as no parameters.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    rows: int
-    role: Role
-    std: float
-    batch: int = 0
-    is_number: bool = False
-
-    @property
-    def n_values(self) -> int:
-        """Number of parameters."""
-        return 0 if self.is_number else math.prod(self.shape)
-
-    @property
-    def matrix_shape(self) -> tuple[int, int, int]:
-        """`(matrices, k, n)`: how many matrices there are and the size of each."""
-        first_column = self.batch + self.rows
-        return (
-            math.prod(self.shape[: self.batch]),
-            math.prod(self.shape[self.batch : first_column]),
-            math.prod(self.shape[first_column:]),
-        )
-
-
-def _matrix(
-    role: Role,
-    *dims: tuple[int, str | None] | int,
-    rows: int = 1,
-    batch: int = 0,
-) -> ParamSpec:
-    """Describe a matrix; a bare size is a dimension without a logical axis."""
-    pairs = [dim if isinstance(dim, tuple) else (dim, None) for dim in dims]
-    shape = tuple(size for size, _ in pairs)
-    fan_in = math.prod(shape[batch : batch + rows])
-    return ParamSpec(
-        shape=shape,
-        axes=tuple(axis for _, axis in pairs),
-        rows=rows,
-        batch=batch,
-        role=role,
-        std=fan_in**-0.5,
-    )
-
-
-def _bias(role: Role, *dims: tuple[int, str | None], batch: int = 0) -> ParamSpec:
-    return ParamSpec(
-        shape=tuple(size for size, _ in dims),
-        axes=tuple(axis for _, axis in dims),
-        rows=0,
-        batch=batch,
-        role=role,
-        std=_BIAS_STD,
-    )
-
-
-def _norm(*dims: tuple[int, str | None] | int) -> ParamSpec:
-    return replace(_matrix("norm", *dims, rows=0), std=0.0)
 
 
 def block_params(model_cfg: ModelConfig, kind: str) -> Mapping[str, ParamSpec]:
@@ -148,10 +69,10 @@ def _of_depth(model_cfg: ModelConfig, kind: str) -> dict[str, ParamSpec]:
     if model_cfg.residual_block is None or kind == "embed":
         return {}
     d_model = model_cfg.d_model
-    query = replace(_bias("attention", (d_model, None)), std=d_model**-0.5)
-    params = {NORM: _norm(d_model), QUERY: query}
+    query = replace(bias("attention", (d_model, None)), std=d_model**-0.5)
+    params = {NORM: norm(d_model), QUERY: query}
     if kind != "head":
-        params[STATES] = replace(_norm(2), is_number=True)
+        params[STATES] = replace(norm(2), is_number=True)
     return params
 
 
@@ -161,8 +82,8 @@ def _embed(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
 
 def _head(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model = model_cfg.d_model
-    out = _matrix("head", d_model, (model_cfg.vocab_size, "vocab"))
-    return {"norm": _norm(d_model), "out": out}
+    out = matrix("head", d_model, (model_cfg.vocab_size, "vocab"))
+    return {"norm": norm(d_model), "out": out}
 
 
 def _attention(model_cfg: ModelConfig, kind: Kind = "attention") -> dict[str, ParamSpec]:
@@ -175,17 +96,17 @@ def _attention(model_cfg: ModelConfig, kind: Kind = "attention") -> dict[str, Pa
 
 def _of_input(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     """Describe the norm of what a block is given, where the model has one."""
-    return {"norm": _norm(model_cfg.d_model)} if model_cfg.norms_inputs else {}
+    return {"norm": norm(model_cfg.d_model)} if model_cfg.norms_inputs else {}
 
 
 def _of_result(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     """Describe the norm of what a block adds, where the model has one."""
-    return {"result_norm": _norm(model_cfg.d_model)} if model_cfg.norms_results else {}
+    return {"result_norm": norm(model_cfg.d_model)} if model_cfg.norms_results else {}
 
 
 def _of_layer(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     """Describe that norm, and what scales the hidden state behind a layer's last block."""
-    scale = {"layer_scale": _norm(1)} if model_cfg.scales_layers else {}
+    scale = {"layer_scale": norm(1)} if model_cfg.scales_layers else {}
     return _of_result(model_cfg) | scale
 
 
@@ -205,30 +126,30 @@ def _grouped_attention(d_model: int, gqa: GqaConfig) -> dict[str, ParamSpec]:
     kv_heads, per_kv = (gqa.n_kv_heads, "kv_heads"), (gqa.q_per_kv, "q_per_kv")
     head_dim, both = gqa.head_dim, 1 if gqa.are_values_keys else 2
     params = {
-        "q": _matrix("attention", d_model, kv_heads, per_kv, head_dim),
-        "kv": _matrix("attention", d_model, kv_heads, both, head_dim),
+        "q": matrix("attention", d_model, kv_heads, per_kv, head_dim),
+        "kv": matrix("attention", d_model, kv_heads, both, head_dim),
     }
     if gqa.value_dim is not None:  # keys and values of a head lie side by side
-        params["kv"] = _matrix("attention", d_model, kv_heads, head_dim + gqa.value_dim)
+        params["kv"] = matrix("attention", d_model, kv_heads, head_dim + gqa.value_dim)
     if gqa.gated:
-        params["gate"] = _matrix("attention", d_model, kv_heads, per_kv, head_dim)
+        params["gate"] = matrix("attention", d_model, kv_heads, per_kv, head_dim)
     if gqa.head_gated:
-        params["head_gate"] = _matrix("router", d_model, kv_heads, per_kv)  # narrow, as routers are
+        params["head_gate"] = matrix("router", d_model, kv_heads, per_kv)  # narrow, as routers are
     if gqa.qkv_bias:
-        params["q_bias"] = _bias("attention", kv_heads, per_kv, (head_dim, None))
+        params["q_bias"] = bias("attention", kv_heads, per_kv, (head_dim, None))
         columns = params["kv"].shape[2:]
-        params["kv_bias"] = _bias("attention", kv_heads, *((n, None) for n in columns))
+        params["kv_bias"] = bias("attention", kv_heads, *((n, None) for n in columns))
     if gqa.is_qk_norm_joint:
-        params["q_norm"] = _norm(kv_heads, per_kv, (head_dim, None))
-        params["k_norm"] = _norm(kv_heads, (head_dim, None))
+        params["q_norm"] = norm(kv_heads, per_kv, (head_dim, None))
+        params["k_norm"] = norm(kv_heads, (head_dim, None))
     elif gqa.qk_norm:
-        params |= {"q_norm": _norm(head_dim), "k_norm": _norm(head_dim)}
+        params |= {"q_norm": norm(head_dim), "k_norm": norm(head_dim)}
     if gqa.sinks:
-        params["sinks"] = _bias("attention", kv_heads, per_kv)
+        params["sinks"] = bias("attention", kv_heads, per_kv)
     values = gqa.value_width
-    params["o"] = _matrix("attention", kv_heads, per_kv, values, (d_model, "d_out"), rows=3)
+    params["o"] = matrix("attention", kv_heads, per_kv, values, (d_model, "d_out"), rows=3)
     if gqa.o_bias:
-        params["o_bias"] = _bias("attention", (1, "once"), (d_model, "d_out"))
+        params["o_bias"] = bias("attention", (1, "once"), (d_model, "d_out"))
     return params
 
 
@@ -248,32 +169,32 @@ def _recurrence(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
     the rest, which formats take as one.
     """
     heads, per_key, value_dim = *_heads(net), net.value_dim
-    convolved = replace(_bias("attention", heads), std=net.taps**-0.5)
+    convolved = replace(bias("attention", heads), std=net.taps**-0.5)
     qk = (net.taps, 2, net.n_key_heads, net.key_dim)
     v = (net.taps, net.n_key_heads, net.value_heads_per_key, value_dim)
     by_channel: tuple[tuple[int, str | None], ...] = ()
     if net.has_channel_decays:
         by_channel = ((net.key_dim, None),)
-    out_norm, of_mamba2 = _norm(value_dim), {}
+    out_norm, of_mamba2 = norm(value_dim), {}
     if net.rule == "mamba2":
-        out_norm = _norm(heads, per_key, value_dim)
+        out_norm = norm(heads, per_key, value_dim)
         of_mamba2 = {
-            "qk_taps_bias": _bias("attention", (2, None), heads, (net.key_dim, None)),
-            "v_taps_bias": _bias("attention", heads, per_key, (value_dim, None)),
-            "skip": replace(_bias("norm", heads, per_key), std=0.0),
+            "qk_taps_bias": bias("attention", (2, None), heads, (net.key_dim, None)),
+            "v_taps_bias": bias("attention", heads, per_key, (value_dim, None)),
+            "skip": replace(bias("norm", heads, per_key), std=0.0),
         }
     return {
-        "norm": _norm(d_model),
-        "qk": _matrix("attention", d_model, 2, heads, net.key_dim),
+        "norm": norm(d_model),
+        "qk": matrix("attention", d_model, 2, heads, net.key_dim),
         **_of_gates(d_model, net),
         "qk_taps": replace(convolved, shape=qk, axes=(None, None, "kv_heads", None)),
         "v_taps": replace(convolved, shape=v, axes=(None, "kv_heads", "q_per_kv", None)),
         # How fast a head forgets: positive, as norms are.
-        "fading": replace(_bias("norm", heads, per_key), std=0.0),
-        "fading_bias": _bias("attention", heads, per_key, *by_channel),
+        "fading": replace(bias("norm", heads, per_key), std=0.0),
+        "fading_bias": bias("attention", heads, per_key, *by_channel),
         **of_mamba2,
         "out_norm": out_norm,
-        "o": _matrix("attention", heads, per_key, value_dim, (d_model, "d_out"), rows=3),
+        "o": matrix("attention", heads, per_key, value_dim, (d_model, "d_out"), rows=3),
     }
 
 
@@ -285,31 +206,31 @@ def _heads(net: RecurrentConfig) -> tuple[tuple[int, str], tuple[int, str]]:
 def _of_gates(d_model: int, net: RecurrentConfig) -> dict[str, ParamSpec]:
     """Describe what makes the values of a recurrence, its gates, rates and decays."""
     heads, per_key = _heads(net)
-    vz = _matrix("attention", d_model, 2, heads, per_key, net.value_dim)
+    vz = matrix("attention", d_model, 2, heads, per_key, net.value_dim)
     if net.rule == "mamba2":
-        return {"vz": vz, "b": _matrix("attention", d_model, heads, per_key)}
+        return {"vz": vz, "b": matrix("attention", d_model, heads, per_key)}
     if net.is_full_rank:
         return {
             "vz": vz,
-            "f": _matrix("attention", d_model, heads, per_key, net.key_dim),
-            "b": _matrix("router", d_model, heads, per_key),
+            "f": matrix("attention", d_model, heads, per_key, net.key_dim),
+            "b": matrix("router", d_model, heads, per_key),
         }
     rank = net.channel_rank
     if rank is None:
-        return {"vz": vz, "ba": _matrix("router", d_model, 2, heads, per_key)}
+        return {"vz": vz, "ba": matrix("router", d_model, 2, heads, per_key)}
     if net.is_gate_full:
         return {
             "vz": vz,
-            "f_a": _matrix("attention", d_model, rank),
-            "f_b": _matrix("attention", rank, heads, per_key, net.key_dim),
-            "b": _matrix("router", d_model, heads, per_key),
+            "f_a": matrix("attention", d_model, rank),
+            "f_b": matrix("attention", rank, heads, per_key, net.key_dim),
+            "b": matrix("router", d_model, heads, per_key),
         }
     return {
-        "v": _matrix("attention", d_model, heads, per_key, net.value_dim),
-        "fg_a": _matrix("attention", d_model, 2, rank),
-        "f_b": _matrix("attention", rank, heads, per_key, net.key_dim),
-        "g_b": _matrix("attention", rank, heads, per_key, net.value_dim),
-        "b": _matrix("router", d_model, heads, per_key),
+        "v": matrix("attention", d_model, heads, per_key, net.value_dim),
+        "fg_a": matrix("attention", d_model, 2, rank),
+        "f_b": matrix("attention", rank, heads, per_key, net.key_dim),
+        "g_b": matrix("attention", rank, heads, per_key, net.value_dim),
+        "b": matrix("router", d_model, heads, per_key),
     }
 
 
@@ -317,31 +238,29 @@ def _latent_attention(d_model: int, mla: MlaConfig) -> dict[str, ParamSpec]:
     heads, latent = (mla.n_heads, "heads"), mla.kv_lora_rank
     if mla.form == "expanded":
         # One matrix makes keys without position and values of every head from the latent.
-        of_latent = {
-            "kv_b": _matrix("attention", latent, heads, mla.nope_head_dim + mla.v_head_dim)
-        }
+        of_latent = {"kv_b": matrix("attention", latent, heads, mla.nope_head_dim + mla.v_head_dim)}
     else:
         # k_b takes a query into the latent space, v_b takes the latent out of it.
         of_latent = {
-            "k_b": _matrix("attention", heads, mla.nope_head_dim, latent, batch=1),
-            "v_b": _matrix("attention", heads, latent, mla.v_head_dim, batch=1),
+            "k_b": matrix("attention", heads, mla.nope_head_dim, latent, batch=1),
+            "v_b": matrix("attention", heads, latent, mla.v_head_dim, batch=1),
         }
     of_queries, d_query, narrow = {}, d_model, latent + mla.rope_head_dim
     if mla.q_lora_rank is not None:
-        of_queries = {"q_norm": _norm(mla.q_lora_rank)}
+        of_queries = {"q_norm": norm(mla.q_lora_rank)}
         d_query, narrow = mla.q_lora_rank, mla.q_lora_rank + narrow
-    of_gate = {"gate": _matrix("attention", d_model, heads)} if mla.gated else {}
+    of_gate = {"gate": matrix("attention", d_model, heads)} if mla.gated else {}
     if mla.gates_values:
-        of_gate = {"gate": _matrix("attention", d_model, heads, mla.v_head_dim)}
+        of_gate = {"gate": matrix("attention", d_model, heads, mla.v_head_dim)}
     return {
-        "norm": _norm(d_model),
-        "a": _matrix("attention", d_model, narrow),
+        "norm": norm(d_model),
+        "a": matrix("attention", d_model, narrow),
         **of_queries,
-        "kv_norm": _norm(latent),
-        "q_b": _matrix("attention", d_query, heads, mla.query_head_dim),
+        "kv_norm": norm(latent),
+        "q_b": matrix("attention", d_query, heads, mla.query_head_dim),
         **of_latent,
         **of_gate,
-        "o": _matrix("attention", heads, mla.v_head_dim, (d_model, "d_out"), rows=2),
+        "o": matrix("attention", heads, mla.v_head_dim, (d_model, "d_out"), rows=2),
     }
 
 
@@ -358,11 +277,11 @@ def _indexed(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     n, h = mla.index.n_heads, mla.index.head_dim
     return {
         **of_latents,
-        "index_q": _matrix("attention", mla.q_lora_rank, n, h),
-        "index_k": _matrix("attention", d_model, h),
-        "index_k_norm": _norm(h),
-        "index_k_bias": _bias("norm", (h, None)),
-        "index_weights": _matrix("router", d_model, n),
+        "index_q": matrix("attention", mla.q_lora_rank, n, h),
+        "index_k": matrix("attention", d_model, h),
+        "index_k_norm": norm(h),
+        "index_k_bias": bias("norm", (h, None)),
+        "index_weights": matrix("router", d_model, n),
     }
 
 
@@ -381,10 +300,10 @@ def _blocked(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     h = gqa.block_index.head_dim
     return {
         **_attention(model_cfg),
-        "index_q": _matrix("attention", d_model, (gqa.n_kv_heads, "kv_heads"), h),
-        "index_k": _matrix("attention", d_model, h),
-        "index_q_norm": _norm(h),
-        "index_k_norm": _norm(h),
+        "index_q": matrix("attention", d_model, (gqa.n_kv_heads, "kv_heads"), h),
+        "index_k": matrix("attention", d_model, h),
+        "index_q_norm": norm(h),
+        "index_k_norm": norm(h),
     }
 
 
@@ -392,8 +311,8 @@ def _dense(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model, d_ff = model_cfg.d_model, model_cfg.d_ff
     return {
         **_of_input(model_cfg),
-        "gate_up": _matrix("dense", d_model, up_matrices(model_cfg.activation), (d_ff, "mlp")),
-        "down": _matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
+        "gate_up": matrix("dense", d_model, up_matrices(model_cfg.activation), (d_ff, "mlp")),
+        "down": matrix("dense", (d_ff, "mlp"), (d_model, "d_out")),
         **_of_layer(model_cfg),
     }
 
@@ -402,30 +321,30 @@ def _mixture(model_cfg: ModelConfig) -> dict[str, ParamSpec]:
     d_model, moe = model_cfg.d_model, model_cfg.moe
     if moe is None:
         raise ConfigError(f"{model_cfg.name} has no moe block: all its layers are dense.")
-    params = {"norm": _norm(d_model), "router": _matrix("router", d_model, moe.n_experts)}
+    params = {"norm": norm(d_model), "router": matrix("router", d_model, moe.n_experts)}
     if moe.has_own_norms:
-        params |= {name: _norm(d_model) for name in _OWN_NORMS}
-        params["expert_scale"] = _norm(moe.n_experts)
+        params |= {name: norm(d_model) for name in _OWN_NORMS}
+        params["expert_scale"] = norm(moe.n_experts)
     if moe.router_offset:
-        params["router_offset"] = _bias("router", (moe.n_experts, None))
+        params["router_offset"] = bias("router", (moe.n_experts, None))
     if moe.correction_bias:
         # Small against the router's scores (0 to 1), large enough to change which are chosen.
-        params["router_bias"] = replace(_bias("router", (moe.n_experts, None)), std=0.05)
+        params["router_bias"] = replace(bias("router", (moe.n_experts, None)), std=0.05)
     if moe.d_latent is not None:
         # Every row passes them, as it passes the shared expert.
-        params["latent_in"] = _matrix("shared", d_model, (moe.d_latent, "latent"))
+        params["latent_in"] = matrix("shared", d_model, (moe.d_latent, "latent"))
         if moe.latent_norm:
-            params["latent_norm"] = _norm(moe.d_latent)
-        params["latent_out"] = _matrix("shared", moe.d_latent, (d_model, "latent_d_out"))
+            params["latent_norm"] = norm(moe.d_latent)
+        params["latent_out"] = matrix("shared", moe.d_latent, (d_model, "latent_d_out"))
     params |= expert_params(d_model, moe)
     if moe.n_shared:
         shared = (moe.d_shared, "shared_mlp")
         if moe.gated_shared:
-            params["shared_gate"] = _matrix("router", d_model, 1)
-        params["shared_gate_up"] = _matrix("shared", d_model, up_matrices(moe.activation), shared)
+            params["shared_gate"] = matrix("router", d_model, 1)
+        params["shared_gate_up"] = matrix("shared", d_model, up_matrices(moe.activation), shared)
         is_alone = moe.d_latent is not None
         columns = "alone_d_out" if is_alone else "shared_d_out"
-        params["shared_down"] = _matrix("shared", shared, (d_model, columns))
+        params["shared_down"] = matrix("shared", shared, (d_model, columns))
     return params | _of_layer(model_cfg)
 
 
@@ -436,12 +355,12 @@ def expert_params(d_model: int, moe: MoeConfig) -> dict[str, ParamSpec]:
     """
     experts, width = (moe.n_experts, "experts"), (moe.d_expert, "expert_mlp")
     d_row, n_up = d_model if moe.d_latent is None else moe.d_latent, up_matrices(moe.activation)
-    params = {"gate_up": _matrix("expert", experts, d_row, n_up, width, batch=1)}
+    params = {"gate_up": matrix("expert", experts, d_row, n_up, width, batch=1)}
     if moe.expert_bias:
-        params["gate_up_bias"] = _bias("expert", experts, (n_up, None), width, batch=1)
-    params["down"] = _matrix("expert", experts, width, (d_row, "d_out"), batch=1)
+        params["gate_up_bias"] = bias("expert", experts, (n_up, None), width, batch=1)
+    params["down"] = matrix("expert", experts, width, (d_row, "d_out"), batch=1)
     if moe.expert_bias:
-        params["down_bias"] = _bias("expert", experts, (1, "once"), (d_row, "d_out"), batch=1)
+        params["down_bias"] = bias("expert", experts, (1, "once"), (d_row, "d_out"), batch=1)
     return params
 
 

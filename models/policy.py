@@ -50,7 +50,7 @@ from lpu_jax.numerics.tensor_core_rules import Generation
 
 from .cache_formats import CacheFormat, WireFormat, cache_scheme
 from .config import ModelConfig
-from .params import ParamSpec, Role
+from .param_spec import ParamSpec, Role
 
 #: Stored bits of a value of a vector.
 VECTOR_BITS = 32

@@ -5,7 +5,8 @@ what a file holds beside tensors.
 """
 
 from .config import ModelConfig
-from .params import ParamSpec, model_params
+from .param_spec import ParamSpec
+from .params import model_params
 from .policy import RELEASED, policy_named
 
 #: Bits of a value of formats without scales.

@@ -10,7 +10,8 @@ from lpu_jax.numerics.schemes import FP16_PLAIN, Scheme
 
 from .block_leaves import Dimension, Leaf, Sizes
 from .layers.linear import Split
-from .params import OUTPUT_AXES, ParamSpec
+from .param_spec import ParamSpec
+from .params import OUTPUT_AXES
 from .policy import Policy
 
 

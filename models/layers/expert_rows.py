@@ -10,7 +10,7 @@ from lpu_jax.datapath.axis import Axis
 
 from ..config import ModelConfig
 from ..leaves import rows_of_leaf
-from ..params import Role
+from ..param_spec import Role
 from ..policy import Policy
 from .linear import Split, operand_rows, project_out
 from .norm import rms_norm

@@ -34,7 +34,7 @@ from lpu_jax.numerics.quantized import QuantizedArray, output_scale
 from lpu_jax.predicates import may_equal
 
 from ..config import ModelConfig
-from ..params import Role
+from ..param_spec import Role
 from ..policy import Policy
 from .norm import rms_norm
 

@@ -10,7 +10,7 @@ import numpy as np
 from einops import rearrange
 
 from ..config import RecurrentConfig
-from ..params import ParamSpec
+from ..param_spec import ParamSpec
 from ..tensor_names import TensorNames
 from .stored import Matrix, Weight, joined, laid_out, moved, packed
 

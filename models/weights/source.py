@@ -21,7 +21,8 @@ from lpu_jax.quantities import format_given
 from ..config import GqaConfig, MlaConfig, ModelConfig
 from ..depth import NORM, QUERY, with_states
 from ..hf_families import TENSOR_NAMES
-from ..params import ParamSpec, block_params, expert_params
+from ..param_spec import ParamSpec
+from ..params import block_params, expert_params
 from .forms import StoredTensors, owner
 from .index_tensors import block_index_weights, index_weights
 from .names import Shape, file_tensors, is_left_out

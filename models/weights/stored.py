@@ -15,7 +15,7 @@ from lpu_jax.numerics.formats import E2M1
 from lpu_jax.numerics.quantized import QuantizedArray
 from lpu_jax.numerics.schemes import Scheme
 
-from ..params import ParamSpec
+from ..param_spec import ParamSpec
 
 
 @dataclass(frozen=True, kw_only=True)

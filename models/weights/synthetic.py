@@ -19,7 +19,8 @@ from lpu_jax.predicates import is_whole
 
 from ..config import ModelConfig
 from ..depth import with_states
-from ..params import ParamSpec, block_params, expert_params
+from ..param_spec import ParamSpec
+from ..params import block_params, expert_params
 from .protocol import check_block, check_expert
 from .source import Arrays
 

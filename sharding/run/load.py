@@ -25,7 +25,8 @@ from models.config import ModelConfig
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
 from models.layers.moe import ExpertSizes
-from models.params import ParamSpec, block_params, expert_params
+from models.param_spec import ParamSpec
+from models.params import block_params, expert_params
 from models.policy import Policy
 from models.weights.source import WeightSource
 from models.weights.stored import dequantised, one_of_batch, ones_shape, scales_shape

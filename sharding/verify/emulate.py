@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Float32
 from lpu_jax.machine.mixed import Machine
 from models.blocks import CACHING_KINDS, Block
 from models.config import ModelConfig
-from models.params import Kind, ParamSpec, block_params, expert_params
+from models.param_spec import ParamSpec
+from models.params import Kind, block_params, expert_params
 from models.policy import Policy
 from models.reference import advanced, reference_block
 from models.weights.source import WeightSource

@@ -18,7 +18,8 @@ from jaxtyping import Float32, Float64, Int
 from lpu_jax.errors import PlanError
 from lpu_jax.machine.mixed import Machine
 from models.config import ModelConfig
-from models.params import ParamSpec, block_params
+from models.param_spec import ParamSpec
+from models.params import block_params
 from models.policy import Policy
 from models.reference import stream
 from models.weights.source import WeightSource
