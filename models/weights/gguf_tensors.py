@@ -163,15 +163,16 @@ def _of_layer(name: str, whole: _GgufTensor) -> dict[str, Tensor]:
 def _heads_of_latents(by_name: Mapping[str, _GgufTensor], path: Path) -> dict[str, Tensor]:
     """Join keys and values of the heads of latent attention, where a file has them apart."""
     joined: dict[str, Tensor] = {}
-    for name, keys in by_name.items():
-        layer, part = _place(name)
-        if part != SPLIT[0]:
-            continue
+    for layer in sorted({layer for layer, part in map(_place, by_name) if part in SPLIT}):
         if f"blk.{layer}.{WHOLE}" in by_name:
             raise WeightsError(
                 f"{path}: layer {layer} must have {WHOLE} or {SPLIT[0]} and {SPLIT[1]}, got both."
             )
-        values = by_name[f"blk.{layer}.{SPLIT[1]}"]
+        pair = [f"blk.{layer}.{part}" for part in SPLIT]
+        for name in pair:
+            if name not in by_name:
+                raise WeightsError(f"{path}: tensor {quoted(name)} is missing.")
+        keys, values = (by_name[name] for name in pair)
         _check_pair(keys, values)
         joined[f"model.layers.{layer}.{JOINED}"] = _HeadsOfLatent(keys=keys, values=values)
     return joined

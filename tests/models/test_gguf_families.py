@@ -460,6 +460,13 @@ def test_tensors_that_are_missing_or_too_many_are_named(tmp_path):
     refused(r"'rope_freqs\.weight' does not go with", **{"rope_freqs.weight": table})
     gate = np.zeros((4, 32), np.float32)
     refused(r"'blk\.0\.attn_gate\.weight' is not part", **{"blk.0.attn_gate.weight": gate})
+    keys = np.zeros((4, 16, 8), np.float32)  # half a pair, of a layer that there is not
+    refused(r"'blk\.9\.attn_v_b\.weight' is missing", **{"blk.9.attn_k_b.weight": keys})
+    values = np.zeros((4, 12, 16), np.float32)
+    path = tmp_path / "both.gguf"
+    write_deepseek2(path, is_split=False, tensors={"blk.0.attn_v_b.weight": values})
+    with pytest.raises(WeightsError, match=r"layer 0 must have attn_kv_b\.weight or"):
+        load_gguf(path)
 
 
 # --- damage ---------------------------------------------------------------------------------------
