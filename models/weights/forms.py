@@ -200,7 +200,8 @@ class StoredTensors:
 
     def _packed_mxfp4(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return codes, two in a byte along a row, and the scales of its blocks."""
-        self._refuse_beside(name, ("", "_scale_inv"), f"{name}_packed")
+        beside = ("", "_scale_inv", "_scale_2", "_shape")
+        self._refuse_beside(name, beside, f"{name}_packed")
         rows, columns = shape
         packed = self._find(f"{name}_packed", (rows, -(-columns // 2)), ("uint8",))
         blocks = (rows, -(-columns // MXFP4.row_granule))

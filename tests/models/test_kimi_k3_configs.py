@@ -160,6 +160,18 @@ def test_packed_experts_keep_their_codes_and_scales() -> None:
     np.testing.assert_array_equal(dequantised(down), exact.T)
 
 
+@pytest.mark.parametrize("beside", ["_scale_2", "_shape", "_scale_inv", ""])
+def test_what_contradicts_packed_codes_is_refused(beside: str) -> None:
+    opened = checkpoint("kimi_k3_mxfp4").weights
+    file = SafetensorsFile(TINY / "kimi_k3_mxfp4" / "model.safetensors")
+    tensors = {name.removeprefix("language_model."): file[name].read() for name in file}
+    matrix = "model.layers.1.block_sparse_moe.experts.0.w1.weight"
+    tensors[matrix + beside] = np.ones((), np.float32)
+    source = from_hf_tensors(opened.config, tensors)
+    with pytest.raises(WeightsError, match=rf"w1\.weight{beside}' does not go with"):
+        source.expert(1, 0)
+
+
 def test_packed_codes_of_another_width_are_refused() -> None:
     opened = checkpoint("kimi_k3_mxfp4").weights
     file = SafetensorsFile(TINY / "kimi_k3_mxfp4" / "model.safetensors")
