@@ -92,6 +92,8 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> ModelConfig:
     for key in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
         clamped = ("swigluoai",) if rules.is_minimax_m3 else ()
         keys.must_be(key, _ACTIVATIONS[rules.activation], *clamped)
+    if rules.is_kimi_k3:
+        keys.must_say("hidden_act", _ACTIVATIONS[rules.activation])
     keys.must_be("mlp_bias", False)
     keys.must_be("use_rmsnorm", True)
     single_blocks = read_single_blocks(keys) if rules.has_single_blocks else ()

@@ -80,6 +80,12 @@ def read_experts(
         keys.must_be("use_routing_bias", True)
     if rules.is_kimi_k3:  # of others it is not known whether they come before the norm
         keys.must_be("routed_scaling_factor", 1.0)
+    d_latent = _latent_width(keys, rules)
+    has_norm = rules.is_kimi_k3 and keys.boolean("latent_moe_use_norm", default=False)
+    if has_norm and d_latent is None:
+        raise keys.complain(
+            "routed_expert_hidden_size", "a width, as 'latent_moe_use_norm' is true"
+        )
     is_corrected = is_like and keys.boolean("moe_router_enable_expert_bias", default=True)
     return MoeConfig(
         n_experts=keys.integer(*_EXPERTS),
@@ -103,8 +109,8 @@ def read_experts(
         activation=activation,
         has_own_norms=rules.has_own_norms,
         gated_shared=rules.has_gated_shared,
-        d_latent=_latent_width(keys, rules),
-        latent_norm=rules.is_kimi_k3 and keys.boolean("latent_moe_use_norm", default=False),
+        d_latent=d_latent,
+        latent_norm=has_norm,
         situ=situ,
     )
 

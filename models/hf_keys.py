@@ -156,6 +156,12 @@ class Keys:
         what = "the only value supported" if len(allowed) == 1 else "the only values supported"
         raise self.complain(key, f"{' or '.join(json.dumps(one) for one in allowed)}, {what}")
 
+    def must_say(self, key: str, one: object) -> None:
+        """Accept a key that has the one value this program models; left out, it has another."""
+        self.must_be(key, one)
+        if not self.has(key):
+            raise self.complain(key, f"{json.dumps(one)}, the only value supported")
+
     def token_ids(self, key: str) -> tuple[int, ...]:
         """Read a token number, or a list of them."""
         _, value = self._take((key,), [])

@@ -22,7 +22,7 @@ def read_mla(
         ConfigError: a key is missing, of the wrong type, or asks for what is not modelled.
     """
     if rules.is_kimi_k3:
-        keys.must_be("mla_use_output_gate", True)
+        keys.must_say("mla_use_output_gate", True)
     n_heads = keys.integer("num_attention_heads")
     keys.must_be("num_key_value_heads", n_heads)
     keys.must_be("attention_bias", False)

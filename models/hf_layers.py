@@ -44,7 +44,7 @@ def read_unrotated(
         ConfigError: a list of other marks, or of too few.
     """
     if rules.is_kimi_linear:
-        keys.must_be("mla_use_nope", True)
+        keys.must_say("mla_use_nope", True)
         return tuple(layer for layer in range(n_layers) if layer not in recurrent_layers)
     if not rules.has_unrotated_layers:
         return ()

@@ -137,7 +137,7 @@ def _read_kimi_delta(
     n_heads, width = part.integer("num_heads"), part.integer("head_dim")
     bound = None
     if rules.is_kimi_k3:
-        part.must_be("use_full_rank_gate", True)
+        part.must_say("use_full_rank_gate", True)
         bound = part.below_zero("gate_lower_bound") if part.has("gate_lower_bound") else None
     net = RecurrentConfig(
         n_key_heads=n_heads,

@@ -103,6 +103,12 @@ def test_a_block_reads_the_sums_that_are_there() -> None:
     [
         (changed(mla_use_output_gate=False), "'mla_use_output_gate' must be true"),
         (changed(mla_use_nope=False), "'mla_use_nope' must be true"),
+        # Left out, its class takes other values: no gate, rotation, SiLU, a gate through a rank.
+        (changed(mla_use_output_gate=None), "'mla_use_output_gate' must be true.*got None"),
+        (changed(mla_use_nope=None), "'mla_use_nope' must be true.*got None"),
+        (changed(hidden_act=None), "'hidden_act' must be \"situ\".*got None"),
+        (recurrence(use_full_rank_gate=None), "'use_full_rank_gate' must be true.*got None"),
+        (changed(routed_expert_hidden_size=None), "'routed_expert_hidden_size' must be a width"),
         (changed(hidden_act="silu"), "'hidden_act' must be \"situ\""),
         (changed(activation_situ_beta=None), "'activation_situ_beta' must be a number"),
         (changed(routed_scaling_factor=2.0), "'routed_scaling_factor' must be 1.0"),
