@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from ..datapath.c2c import WIRE_BITS
 from ..datapath.work import Length, Quantity, Unit, Work, choose, largest
 from ..errors import CostError
 from ..machine.gpu import GpuSpec, NvlinkDomain
@@ -189,7 +190,7 @@ def _collective(
     """Whether a collective has several GPUs (1 or 0), its vector, and what each GPU sends.
 
     An all-reduce sends its vector almost twice (reduce-scatter, then all-gather); the others almost
-    once, as each GPU keeps its own share.
+    once, as each GPU keeps its own share. Values cross in the format of the wire, if it has one.
     """
     params = operation.numbers(symbols)
     n_chips = params.get("size", params.get("axis_size"))
@@ -205,7 +206,10 @@ def _collective(
         )
     kind = operation.name.removeprefix("c2c_")
     several = choose(n_chips > 1, 1.0, 0.0)
-    whole = operation.operands[0].bind(symbols).size_bytes
+    operand = operation.operands[0].bind(symbols)
+    whole = operand.size_bytes
+    if (wire := operation.params.get("wire")) is not None:
+        whole = operand.size * WIRE_BITS[wire] / 8
     if kind == "all_gather":
         whole = whole * n_chips
     share = (n_chips - 1) / n_chips

@@ -31,8 +31,8 @@ from .chip_sums import Sums, WireFormat, cut, laid_out, share_totals, total
 from .primitive import primitive
 from .work import Call, Hardware, Operand, Quantity, Work
 
-#: Bits of a value on the links.
-_WIRE_BITS: Mapping[WireFormat, float] = MappingProxyType(
+#: Bits of a value in fp32 on the links.
+WIRE_BITS: Mapping[WireFormat, float] = MappingProxyType(
     {"bf16": 16, "fp8": MXFP8_E4M3.bits_per_value}
 )
 #: What chips add: other types have no room for sums.
@@ -419,7 +419,7 @@ def _named_axis_rule(
 
 def _sent_bytes(operand: Operand, wire: WireFormat | None, chip: ChipSpec) -> Quantity:
     """Bytes of an operand on the links: 16-bit values take what the chip sends them in."""
-    bits: float = operand.bits if wire is None else _WIRE_BITS[wire]
+    bits: float = operand.bits if wire is None else WIRE_BITS[wire]
     bits = chip.wire_value_bits if bits == 16 else bits
     return operand.size * bits / 8
 

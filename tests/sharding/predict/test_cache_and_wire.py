@@ -28,6 +28,16 @@ def test_partial_sums_take_the_bytes_of_the_wire(wire: str, size: float) -> None
     assert other.cache_bytes[0] == plain.cache_bytes[0]
 
 
+@pytest.mark.parametrize(
+    ("wire", "size"), [("bf16", 2), ("fp8", 8.25 / 8), ("fp32", 4), ("exact", 16)]
+)
+def test_partial_sums_of_gpus_take_the_bytes_of_the_wire(wire: str, size: float) -> None:
+    """An array that holds fp32 numbers is no wider on NVLink than the format it crosses in."""
+    name = "1x8 a:8t f:8t row"
+    plain, other = (found(name, p, "h100x8") for p in ("int8", f"int8+{wire}-wire"))
+    assert other.wire_bytes[0] - plain.wire_bytes[0] == (size - 2) * SUMS
+
+
 def test_what_is_only_copied_crosses_as_it_is() -> None:
     plain, other = found(COLUMN, "int8"), found(COLUMN, "int8+fp8-wire")
     assert other.wire_bytes[0] == plain.wire_bytes[0]
