@@ -277,7 +277,7 @@ def rounding_moved(
         system: its node and rack sizes fix the order of sums across chips.
         plan: the plan.
         kinds: kinds of block to speak of.
-        policy: its base is the format of partial sums.
+        policy: its wire, or else its base, is the format of partial sums.
         n_tokens: decoded so far; they decide how many chips of a shared context hold positions.
     """
     sentences = []
@@ -301,14 +301,18 @@ def rounding_moved(
                 f"{'any number' if n_chips == 1 else n_chips} ({split} split)"
             )
             continue
+        sums = f"{BLOCK_KINDS[kind].result}: partial sums over {n_chips} chips"
+        if policy.wire == "exact":
+            sentences.append(f"{sums} are rounded to fp32 and added exactly (row split)")
+            continue
         order = "added in chip order"
         if n_chips > node_chips:
             order += f" inside each run of {node_chips} chips, rounded, then across runs"
             if wider and n_chips > wider[0]:
                 order += f" and across racks of {wider[0]}"
         sentences.append(
-            f"{BLOCK_KINDS[kind].result}: partial sums over {n_chips} chips are rounded to "
-            f"{policy.base} and {order} (row split)"
+            f"{sums} are rounded to {policy.base if policy.wire == 'base' else policy.wire} and "
+            f"{order} (row split)"
         )
     return tuple(sentences)
 

@@ -15,7 +15,7 @@ from lpu_jax.machine.catalogue import system
 from models import zoo
 from models.layers.dispatch import Dispatch
 from models.layers.linear import Split
-from models.policy import POLICIES
+from models.policy import POLICIES, policy_named
 from models.reference import reference_block, with_experts
 from models.weights.synthetic import SyntheticWeights
 from sharding.plan import AttentionShard, MlpShard, MoeShard, Plan
@@ -83,6 +83,23 @@ def test_longer_runs_than_a_node_are_added_in_tiers():
     assert "inside each run of 8 chips" in dense
     assert "across racks of 72" in dense
     assert rounding_moved(SIX_HEADS_KIMI, system("groq-576"), wide, ["attention"], n_tokens=1) == ()
+
+
+@pytest.mark.parametrize(
+    ("wire", "said"),
+    [("bf16", "rounded to bf16 and added in chip"), ("exact", "rounded to fp32 and added exactly")],
+)
+def test_partial_sums_are_said_to_cross_in_the_format_of_the_wire(wire, said):
+    wide = plan({"tensor": 1}, {"tensor": 4}, {"expert": 4}, "row", 4)
+    (dense,) = rounding_moved(
+        SIX_HEADS_KIMI,
+        NODE,
+        wide,
+        ["dense"],
+        policy=policy_named(f"fp16+{wire}-wire"),
+        n_tokens=1,
+    )
+    assert said in dense
 
 
 @pytest.mark.slow
