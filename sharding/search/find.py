@@ -33,6 +33,10 @@ _OF_POOLS = (
     "groups of different sizes in one pool, and more than two pools",
 )
 _NO_POOLS = ("groups of different sizes",)
+_BETWEEN_MACHINES = (
+    "between machines, ways to split a part that take no less and hold no less than another (its "
+    "blocks may share stages otherwise, and save a hand-over within a machine)",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +157,11 @@ def found_by(
         counts=one_pool,
         pairs=pairs,
         refused=refused,
-        not_searched=(*NOT_SEARCHED, *(_OF_POOLS if choices.pools else _NO_POOLS)),
+        not_searched=(
+            *NOT_SEARCHED,
+            *(_OF_POOLS if choices.pools else _NO_POOLS),
+            *(_BETWEEN_MACHINES if scenario.crosses else ()),
+        ),
     )
     found = [plan.spec for plan in record.plans()]
     return (table_of(found) if found else None), searched

@@ -55,8 +55,8 @@ class TwoPools:
         self.pairing = Pairing(sought)
         self.pools = self.pairing.pools
         self.timers = [
-            # Which blocks share a stage decides between which chips a token crosses.
-            Timer(pool.bound, room, placements, keeps_beaten=True)
+            # On one machine it matters which blocks share a stage: a token crosses from its chips.
+            Timer(pool.bound, room, placements, keeps_beaten=not sought.scenario.crosses)
             for pool, room, placements in zip(self.pools, sought.room, self.placements, strict=True)
         ]
         self.apart = tuple(part for pool in self.pools for part in told_apart(pool.bound))
