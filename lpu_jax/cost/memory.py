@@ -154,18 +154,18 @@ def least_peak_bytes(
     return least if plans else float(least)
 
 
-def _gives_while_it_takes(slot: Slot) -> bool | Bool[np.ndarray, " plans"]:
+def _gives_while_it_takes(slot: Slot) -> Bool[np.ndarray, "*plans"]:
     """Say where an operation gives its first result before it has read its last, in any schedule.
 
     What is sent over links takes longer elsewhere; kernels of a GPU give all at their end.
     """
     work = slot.work
     if work.unit in (Unit.FREE, Unit.C2C):
-        return False
+        return np.asarray(False)
     streams = (work.lead_cycles < work.busy_cycles) & (work.lead_behind_cycles < work.rest_cycles)
     if work.stationary is not None:  # its weights may come last
         streams &= work.lead_cycles + work.drain_cycles < work.busy_cycles
-    return streams & (slot.first < slot.last)
+    return np.asarray(streams & (slot.first < slot.last))
 
 
 def _held(
