@@ -157,7 +157,8 @@ def test_a_broken_promise_is_seen_and_told_in_one_line(monkeypatch: pytest.Monke
         mlp=MlpShard(tensor=2, split=Split.ROW),
     )
     cfg = replace(triple(0).cfg, attention=replace(triple(0).cfg.attention, n_kv_heads=2))
-    broken = replace(triple(0), seed=1, plan=plan, cfg=cfg)
+    policy = replace(triple(0).policy, wire="base")
+    broken = replace(triple(0), seed=1, plan=plan, cfg=cfg, policy=policy)
     with pytest.raises(promises.BrokenPromiseError, match="one chip's bits") as told:
         promises.check(broken, Counter())
     assert "\n" not in str(told.value)
