@@ -36,6 +36,13 @@ def read() -> ModelConfig:
     return from_hf(hub_fields(NAME))
 
 
+def stored(name: str) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """The configuration and the text tensors of a tiny checkpoint."""
+    file = SafetensorsFile(TINY / name / "model.safetensors")
+    tensors = {name.removeprefix("language_model."): file[name].read() for name in file}
+    return checkpoint(name).weights.config, tensors
+
+
 def test_sizes_and_rules_are_those_of_its_file() -> None:
     cfg = read()
     attends = [layer for layer in range(93) if layer not in cfg.recurrent_layers]
@@ -168,38 +175,30 @@ def test_packed_experts_keep_their_codes_and_scales() -> None:
 
 @pytest.mark.parametrize("beside", ["_scale_2", "_shape", "_scale_inv", ""])
 def test_what_contradicts_packed_codes_is_refused(beside: str) -> None:
-    opened = checkpoint("kimi_k3_mxfp4").weights
-    file = SafetensorsFile(TINY / "kimi_k3_mxfp4" / "model.safetensors")
-    tensors = {name.removeprefix("language_model."): file[name].read() for name in file}
+    config, tensors = stored("kimi_k3_mxfp4")
     matrix = "model.layers.1.block_sparse_moe.experts.0.w1.weight"
     tensors[matrix + beside] = np.ones((), np.float32)
-    source = from_hf_tensors(opened.config, tensors)
+    source = from_hf_tensors(config, tensors)
     with pytest.raises(WeightsError, match=rf"w1\.weight{beside}' does not go with"):
         source.expert(1, 0)
 
 
 def test_packed_codes_of_another_width_are_refused() -> None:
-    opened = checkpoint("kimi_k3_mxfp4").weights
-    file = SafetensorsFile(TINY / "kimi_k3_mxfp4" / "model.safetensors")
-    tensors = {name.removeprefix("language_model."): file[name].read() for name in file}
+    config, tensors = stored("kimi_k3_mxfp4")
     name = "model.layers.1.block_sparse_moe.experts.0.w1.weight_packed"
     tensors[name] = tensors[name][:, 1:]
-    source = from_hf_tensors(opened.config, tensors)
+    source = from_hf_tensors(config, tensors)
     with pytest.raises(WeightsError, match=r"w1\.weight_packed' must have shape \(32, 16\)"):
         source.expert(1, 0)
 
 
 def test_fadings_are_read_in_both_shapes() -> None:
     """Newer files hold a vector, older ones `[1, 1, heads, 1]`: the loader of vLLM takes both."""
-    opened = checkpoint("kimi_k3").weights
-    file = SafetensorsFile(TINY / "kimi_k3" / "model.safetensors")
-    tensors = {name.removeprefix("language_model."): file[name].read() for name in file}
+    config, tensors = stored("kimi_k3")
     old = tensors | {
         name: values.reshape(1, 1, -1, 1)
         for name, values in tensors.items()
         if name.endswith("A_log")
     }
-    new, before = (
-        from_hf_tensors(opened.config, each).block("recurrent", 0) for each in (tensors, old)
-    )
+    new, before = (from_hf_tensors(config, each).block("recurrent", 0) for each in (tensors, old))
     np.testing.assert_array_equal(new["fading"], before["fading"])

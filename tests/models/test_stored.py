@@ -418,7 +418,12 @@ FAULTS = {
     "fp8 without scales": ("fp8", "_scale_inv", None, "is missing"),
     "scales of plain numbers": ("fp8", "", lambda a: a.astype(BF16), "stored in another form"),
     "int4 codes of another width": ("int4", "_packed", lambda a: a[:, :10], "must have shape"),
-    "int4 codes of bytes": ("int4", "_packed", lambda a: a.astype(np.uint8), "stored in another form"),
+    "int4 codes of bytes": (
+        "int4",
+        "_packed",
+        lambda a: a.astype(np.uint8),
+        "stored in another form",
+    ),
     "int4 scale of infinity": ("int4", "_scale", lambda a: a * np.inf, "holds NaN or infinity"),
     "int4 groups that do not fit": ("int4", "_scale", lambda a: a[:, :3], "do not divide its 160"),
     "int4 of another shape": ("int4", "_shape", lambda a: a[::-1], r"must hold \(96, 160\), got"),
